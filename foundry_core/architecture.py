@@ -1,0 +1,175 @@
+"""What core knows of an architecture. Light: importing this, or a descriptor made with it, leaves torch alone.
+
+A plugin's entry point leads to an `Architecture`. A class in a notebook gets one through `register_architecture`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from foundry_core.errors import PluginError
+from foundry_core.objective import Objective
+
+PLUGIN_API_VERSION = 1
+"""Version of what plugins rely on: the names of this module, `Objective`, the hooks, `BaseLanguageModel`."""
+
+
+class ConfigSection(BaseModel):
+    """A section of the YAML: unknown keys are refused, values are not converted, and nothing changes after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class ModelConfig(ConfigSection):
+    """Base of the `model:` section; a plugin's subclass adds the sections that its architecture reads."""
+
+    architecture: str = Field(description="name of an installed architecture: see `foundry plugins list`")
+
+
+Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
+
+
+class TransformerConfig(ConfigSection):
+    """The sizes every transformer shares; `model.transformer` in the YAML."""
+
+    layers: int = Field(4, ge=1, description="number of blocks")
+    embedding_size: int = Field(256, ge=1, description="width of the token embeddings; equal to hidden_size")
+    hidden_size: int = Field(256, ge=1, description="width of the residual stream")
+    intermediate_hidden_size: int = Field(1024, ge=1, description="width inside the feed-forward layers")
+    attention_heads: int = Field(4, ge=1, description="attention heads; they divide hidden_size")
+    activation_function: Activation = Field("gelu", description="gelu is exact, gelu_new is GPT-2's tanh approximation")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on embeddings and after each sub-layer")
+    attention_dropout: float = Field(0.1, ge=0, lt=1, description="on attention probabilities")
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if self.embedding_size != self.hidden_size:
+            raise ValueError(
+                f"embedding_size ({self.embedding_size}) must equal hidden_size ({self.hidden_size}): "
+                "there is no projection between them"
+            )
+        if self.hidden_size % self.attention_heads:
+            raise ValueError(f"attention_heads ({self.attention_heads}) must divide hidden_size ({self.hidden_size})")
+        return self
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a model is built from besides its own settings; made from the tokenizer that exists.
+
+    vocab_size: rows of the embedding, every token id is below it. Token ids are None where the tokenizer has no such
+    token. max_sequence_length: the longest row, in tokens.
+    """
+
+    vocab_size: int
+    max_sequence_length: int
+    objective: Objective
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    unk_token_id: int | None = None
+    mask_token_id: int | None = None
+    cls_token_id: int | None = None
+    sep_token_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an architecture can do *with given settings*: a bidirectional LSTM cannot be trained causally.
+
+    objectives: accepted values of `training.objective`; the first is the default. generation: can produce text when
+    the objective is causal. carried_state: `state` can be handed from one call to the next. padding_sides: where a
+    batch may be padded. longest_sequence: in tokens, None when unbounded.
+    """
+
+    objectives: tuple[str, ...] = ("causal_lm",)
+    generation: bool = True
+    carried_state: bool = False
+    padding_sides: tuple[Literal["left", "right"], ...] = ("right",)
+    gradient_checkpointing: bool = False
+    longest_sequence: int | None = None
+
+
+def _default_capabilities(config: Any) -> Capabilities:
+    return Capabilities()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of model, as its plugin describes it.
+
+    name: the value of `model.architecture`, and the entry point's name. config_class: the schema of `model:`.
+    model_class: the `BaseLanguageModel` subclass, or its import string `"package.module:Class"` (which keeps the
+    descriptor light). capabilities: a function of the validated `model:` section. default_tokenizer: used when the
+    YAML names none. examples: small `model:` sections (without `architecture`) that the checks build.
+    """
+
+    name: str
+    summary: str
+    config_class: type[ModelConfig]
+    model_class: str | type[Any]
+    capabilities: Callable[[Any], Capabilities] = _default_capabilities
+    default_tokenizer: str = "sentencepiece"
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plugin_api_version: int = PLUGIN_API_VERSION
+
+
+M = TypeVar("M", bound=type)
+
+_registered: dict[str, Architecture] = {}
+
+
+def registered_architectures() -> Mapping[str, Architecture]:
+    """Architectures registered in this process with `register_architecture`, by name."""
+    return _registered
+
+
+def register_architecture(
+    name: str,
+    *,
+    config: type[ModelConfig],
+    summary: str = "",
+    capabilities: Callable[[Any], Capabilities] | Capabilities | None = None,
+    default_tokenizer: str = "sentencepiece",
+) -> Callable[[M], M]:
+    """Class decorator: make a `BaseLanguageModel` available as `model.architecture: name` in this process.
+
+    `capabilities` may be a value or a function of the `model:` section; left out, the model is causal and generates.
+    Raises PluginError when the name is taken or the class is not a `BaseLanguageModel`.
+    """
+
+    def register(cls: M) -> M:
+        if not any(base.__module__ == "foundry_core.model" and base.__name__ == "BaseLanguageModel" for base in cls.__mro__):
+            raise PluginError(f"cannot register '{name}': {cls.__name__} is not a BaseLanguageModel")
+        if not (isinstance(config, type) and issubclass(config, ModelConfig)):
+            raise PluginError(f"cannot register '{name}': config must be a subclass of ModelConfig, not {config!r}")
+        taken = _registered.get(name)
+        if taken is not None:
+            raise PluginError(f"the architecture '{name}' is registered already, by {_described(taken.model_class)}")
+        function = capabilities if callable(capabilities) else partial(_same_for_all, capabilities or Capabilities())
+        _registered[name] = Architecture(
+            name=name,
+            summary=summary or (cls.__doc__ or "").strip().split("\n")[0],
+            config_class=config,
+            model_class=cls,
+            capabilities=function,
+            default_tokenizer=default_tokenizer,
+        )
+        return cls
+
+    return register
+
+
+def _same_for_all(capabilities: Capabilities, config: Any) -> Capabilities:
+    return capabilities
+
+
+def _described(model_class: str | type[Any]) -> str:
+    return model_class if isinstance(model_class, str) else f"{model_class.__module__}.{model_class.__qualname__}"

@@ -1,0 +1,222 @@
+"""Checkpoints: a transformers model folder with the optimizer, the position and a manifest beside it.
+
+No pickle, for reading or writing. A checkpoint is published whole or not at all (`storage`), and loaded only when
+every file matches its manifest.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_safetensors
+
+from foundry_core import __version__
+from foundry_core.config import ExperimentConfig
+from foundry_core.errors import CheckpointError
+from foundry_core.export import WEIGHTS, load_weights, read_description, save_model
+from foundry_core.model import BaseLanguageModel
+from foundry_core.objective import Objective
+from foundry_core.storage import publish_folder, read_manifest, remove_folder
+from foundry_core.tokenizers import tokenizer_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)\Z")
+
+# Settings that may differ when a run goes on: where and how often it reports and saves, which changes no weight.
+_FREE = ("logging", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
+
+
+@dataclass
+class TrainState:
+    """Where training stands. samples: rows taken from the ordered stream since the start, which is the position in the
+    data. ledger: running hash over their (epoch, row), the proof that none was lost or seen twice. log: the reports of
+    each logged step and evaluation.
+    """
+
+    step: int = 0
+    samples: int = 0
+    tokens_seen: int = 0
+    words_seen: int = 0
+    epoch: float = 0.0
+    ledger: str = ""
+    data: str = ""
+    schedule: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)
+    wandb_run_id: str | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    found = {"python": sys.version.split()[0], "foundry-core": __version__}
+    return found | {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "sentencepiece")}
+
+
+def checkpoint_tokenizer(tokenizer: PreTrainedTokenizerFast, objective: Objective) -> PreTrainedTokenizerFast:
+    """The tokenizer as a checkpoint carries it: its bos is the token that a document really started with in training.
+
+    In a causal stream that is the separator. Scorers prepend bos; a `<s>` that was never trained would spoil the
+    first prediction.
+    """
+    if objective.layout != "overlap":
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = tokenizer.eos_token if tokenizer.eos_token is not None else tokenizer.sep_token
+    return tokenizer
+
+
+def save_checkpoint(
+    output_dir: Path,
+    model: BaseLanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    *,
+    parent: str | None,
+    ephemeral: bool = False,
+) -> Path:
+    """Publish `checkpoint-<step>`; returns its folder once it is safely on the disk."""
+    target = output_dir / f"checkpoint-{state.step}"
+    if target.exists():
+        remove_folder(target)
+    facts = {"step": state.step, "versions": versions(), "parent": parent, "ephemeral": ephemeral}
+    with publish_folder(target, facts) as sink:
+        save_model(model, sink)
+        for name, data in tokenizer_files(checkpoint_tokenizer(tokenizer, model.context.objective)).items():
+            sink.write(name, data)
+        sink.write(_OPTIMIZER, to_safetensors(_optimizer_tensors(model, optimizer)))
+        facts_of_trainer = {
+            "global_step": state.step,
+            "epoch": state.epoch,
+            "num_input_tokens_seen": state.tokens_seen,
+            "log_history": state.log,
+            "foundry": {key: value for key, value in asdict(state).items() if key != "log"},
+        }
+        sink.write(_STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
+    return target
+
+
+def _optimizer_tensors(model: BaseLanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Optimizer state under `<kind>/<parameter name>`, as plain tensors."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def _load_optimizer(path: Path, model: BaseLanguageModel, optimizer: torch.optim.Optimizer) -> None:
+    parameters = dict(model.named_parameters())
+    with safe_open(str(path), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - a safetensors file is not a dictionary
+            kind, _, name = key.partition("/")
+            if name not in parameters:
+                raise CheckpointError(f"{path} holds {kind} of '{name}', which the model has not")
+            parameter = parameters[name]
+            # A fused optimizer keeps its step counter where the parameter lives.
+            optimizer.state[parameter][kind] = file.get_tensor(key).to(parameter.device)
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest step first; nothing is read."""
+    found = []
+    for path in Path(output_dir).glob("checkpoint-*"):
+        match = _NAME.match(path.name)
+        if match and path.is_dir():
+            found.append((int(match.group(1)), path))
+    return [path for _, path in sorted(found)]
+
+
+def newest_valid(output_dir: str | Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint whose every file matches its manifest, and a line for each newer one passed over.
+
+    Raises CheckpointError when there is none.
+    """
+    passed_over = []
+    for folder in reversed(checkpoints(output_dir)):
+        try:
+            read_manifest(folder)
+        except CheckpointError as error:
+            passed_over.append(f"{folder.name} is passed over: {error}")
+            continue
+        return folder, passed_over
+    reasons = "".join(f"; {line}" for line in passed_over)
+    raise CheckpointError(f"nothing to resume in {output_dir}: it holds no valid checkpoint{reasons}")
+
+
+def load_checkpoint(
+    folder: Path,
+    model: BaseLanguageModel,
+    optimizer: torch.optim.Optimizer,
+    *,
+    config: ExperimentConfig,
+    data: str,
+    allowed: Iterable[str] = (),
+) -> TrainState:
+    """Put a checkpoint into the model and the optimizer that will train on; returns the position.
+
+    Raises CheckpointError when the configuration or the data differ from those it was trained with, listing what
+    differs; `allowed` names keys that may.
+    """
+    read_manifest(folder)
+    differences = config_differences(read_description(folder)["experiment"], config.resolved())
+    barred = [line for key, line in differences.items() if not _covered(key, (*_FREE, *allowed))]
+    if barred:
+        raise CheckpointError(
+            f"{folder} was trained with other settings: {'; '.join(barred)}. Put them back, or allow a key by name: "
+            "--allow KEY"
+        )
+    stored = json.loads((folder / _STATE).read_bytes())
+    state = TrainState(**stored["foundry"], log=stored["log_history"])
+    if state.data != data and not _covered("data", allowed):
+        raise CheckpointError(
+            f"{folder} was trained on other data: the training corpus or the tokenizer changed since. Put them back, or "
+            "allow it: --allow data"
+        )
+    load_weights(model, folder / WEIGHTS)
+    _load_optimizer(folder / _OPTIMIZER, model, optimizer)
+    return state
+
+
+def _covered(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Keys whose values differ, each with a phrase that says how."""
+    found: dict[str, str] = {}
+    for key in sorted({*old, *new}):
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found |= config_differences(before, after, f"{name}.")
+        elif before != after:
+            found[name] = f"{name} was {before!r}, is {after!r}"
+    return found
+
+
+def retire(output_dir: Path, keep: int | None, ephemeral: set[Path], newest: Path) -> list[Path]:
+    """Remove what retention lets go, never the newest: all but the last `keep` permanent checkpoints (step 0 stays),
+    and every ephemeral one but the newest. Returns the ephemeral ones that are left.
+    """
+    permanent = [path for path in checkpoints(output_dir) if path not in ephemeral and path.name != "checkpoint-0"]
+    victims = permanent[:-keep] if keep is not None else []
+    victims += sorted(path for path in ephemeral if path != newest)
+    for victim in victims:
+        if victim != newest and victim.exists():
+            remove_folder(victim)
+    return [path for path in ephemeral if path.exists()]

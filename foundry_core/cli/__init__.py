@@ -1,0 +1,119 @@
+"""The `foundry` command. Light: a verb's module imports what it needs when it is carried out.
+
+Exit code 0 only on success. An error of the user's is one line on stderr (one for each problem of a file), without a
+traceback; `--debug` shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from foundry_core.errors import ConfigError, FoundryError
+
+# Each verb: its module here and its line in `foundry --help`.
+VERBS = {
+    "quickstart": ("quickstart", "train a GPT-2, a BERT and an LSTM on a built-in toy language, and compare them"),
+    "init": ("init", "write a commented YAML for an architecture"),
+    "validate": ("validate", "check a YAML, without training anything"),
+    "plan": ("plan", "what a YAML comes to: parameters, tokens, steps, checkpoints, disk, memory, time"),
+    "tokenizer": ("tokenizer", "train the tokenizer of a YAML"),
+    "data": ("data", "encode the corpora of a YAML"),
+    "train": ("train", "train what a YAML describes"),
+    "evaluate": ("evaluate", "score a checkpoint on a text and on minimal pairs"),
+    "generate": ("generate", "let a checkpoint continue a text"),
+    "migrate": ("migrate", "convert a YAML of the format before model.architecture"),
+    "schema": ("schema", "print the JSON schema of the YAML, for editors"),
+    "plugins": ("plugins", "list the installed architectures"),
+}
+
+_EXAMPLES = """\
+examples:
+  foundry quickstart                        a first look, three minutes on two cores
+  foundry init lstm > lstm.yaml             a configuration to start from
+  foundry plan lstm.yaml                    what it will take
+  foundry train lstm.yaml                   train it
+  foundry train lstm.yaml training.learning_rate=1e-3 experiment_name=faster
+  foundry train lstm.yaml --resume          go on after an interruption
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(arguments)
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "execute"):
+        parser.print_help()
+        return 2
+    try:
+        options.execute(options)
+        sys.stdout.flush()
+    except FoundryError as error:
+        if options.debug:
+            traceback.print_exc()
+        prefix = "" if isinstance(error, ConfigError) else "error: "
+        sys.stderr.write("".join(f"{prefix}{line}\n" for line in str(error).split("\n")))
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # The reader has closed the pipe (`foundry schema | head`): not an error. Point stdout away from it, or Python
+        # complains when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - whatever else happens is a bug of ours, and says so in one line
+        if options.debug:
+            traceback.print_exc()
+        reason = " ".join(str(error).split())
+        sys.stderr.write(f"internal error: {type(error).__name__}: {reason} (--debug shows where; please report it)\n")
+        return 70
+    return 0
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser, with the verb's own options when the command line names one."""
+    from foundry_core import __version__
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", default=False, help="show the traceback of an error")
+    parser = argparse.ArgumentParser(
+        prog="foundry",
+        description="Train small language models of any architecture under equal conditions, from one YAML.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"foundry-core {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", title="verbs")
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, (module_name, summary) in VERBS.items():
+        if name != chosen:
+            verbs.add_parser(name, help=summary)
+            continue
+        module = importlib.import_module(f"foundry_core.cli.{module_name}")
+        verb = verbs.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            epilog=module.EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.configure(verb)
+        # After the verb, too: nobody remembers which side a global option belongs on. SUPPRESS keeps an earlier value.
+        for leaf in _leaves(verb):
+            leaf.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    return parser
+
+
+def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """A verb's parser, or those of its sub-verbs."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return list(action.choices.values())
+    return [parser]

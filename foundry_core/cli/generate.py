@@ -1,0 +1,50 @@
+"""Let a checkpoint continue a text. Without a prompt it starts a new document."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLE = """\
+examples:
+  foundry generate runs/gpt2 --prompt "The keys to the cabinet"
+  foundry generate runs/gpt2 --tokens 100 --temperature 0.8 --samples 3 --seed 1
+  foundry generate runs/gpt2 --prompt "The" --greedy"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder, or a run for its newest one")
+    parser.add_argument("--prompt", default="", help="the text to continue")
+    parser.add_argument("--tokens", type=int, default=40, help="most tokens to add (default 40)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="below 1 sharpens the distribution (default 1)")
+    parser.add_argument("--top-k", type=int, default=0, help="sample from the k most probable tokens (default: all)")
+    parser.add_argument("--greedy", action="store_true", help="the most probable token each time")
+    parser.add_argument("--samples", type=int, default=1, help="how many continuations (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    from foundry_core.errors import UsageError
+
+    if options.tokens < 1 or options.samples < 1 or options.temperature <= 0 or options.top_k < 0:
+        raise UsageError("--tokens and --samples must be at least 1, --temperature above 0, --top-k not negative")
+
+    from foundry_core.cli.checkpoint_argument import find_checkpoint
+    from foundry_core.evaluation import continuations
+    from foundry_core.model import BaseLanguageModel
+    from foundry_core.tokenizers import load_tokenizer
+
+    folder = find_checkpoint(options.checkpoint)
+    model = BaseLanguageModel.from_pretrained(folder)
+    texts = continuations(
+        model,
+        load_tokenizer(folder),
+        options.prompt,
+        tokens=options.tokens,
+        samples=options.samples,
+        seed=options.seed,
+        temperature=0.0 if options.greedy else options.temperature,
+        top_k=options.top_k,
+    )
+    for text in texts:
+        print(text)

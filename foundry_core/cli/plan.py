@@ -1,0 +1,128 @@
+"""What a YAML comes to, before anything is trained: parameters, tokens, steps, checkpoints, disk, memory, time.
+
+Trains the tokenizer and encodes the corpora if that has not been done yet (foundry train uses them as they are), builds
+the model, and times three real steps on a copy that is thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import islice
+from typing import Any
+
+from foundry_core.cli.common import add_config_arguments, read_config
+
+EXAMPLE = "examples:\n  foundry plan configs/gpt2.yaml\n  foundry plan configs/gpt2.yaml data.batch_size=64 --json"
+
+_TIMED_STEPS = 3
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--no-timing", action="store_true", help="do not run the steps that the time is estimated from")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    config = read_config(options)
+    facts = _facts(config, timing=not options.no_timing)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):<{width}}  {_shown(name, value)}")
+
+
+def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
+    from foundry_core.model import create_model
+    from foundry_core.plugins import hook_manager
+    from foundry_core.prepare import experiment_data, experiment_tokenizer, training_corpus
+    from foundry_core.reporting import Notifier
+    from foundry_core.trainer import Trainer
+
+    corpus = training_corpus(config)
+    tokenizer = experiment_tokenizer(config, corpus)
+    data = experiment_data(config, tokenizer, corpus)
+    model = create_model(config, tokenizer)
+    count, footprint = model.get_parameter_count(), model.get_memory_footprint()
+    trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
+    plan = trainer.plan
+    adam = config.training.optimizer == "adamw"
+    checkpoint = footprint.parameters + footprint.buffers + (footprint.optimizer if adam else 0)
+    keep = config.training.checkpoints.keep
+    kept = len(plan.checkpoint_steps) if keep is None else min(len(plan.checkpoint_steps), keep + 1)
+    facts: dict[str, Any] = {
+        "architecture": config.model.architecture,
+        "objective": config.training.objective,
+        "device": str(trainer.device),
+        "precision": trainer.precision.name,
+        "vocabulary": len(tokenizer),
+        "parameters": count.total,
+        "of_which_embeddings": count.embeddings,
+        "corpus_words": plan.words_per_epoch,
+        "corpus_tokens": plan.tokens_per_epoch,
+        "rows": plan.rows,
+        "tokens_per_step": round(plan.samples_per_step * plan.tokens_per_epoch / plan.rows),
+        "steps": plan.total_steps,
+        "of_which_warm_up": plan.warmup_steps,
+        "epochs": round(plan.total_samples / plan.rows, 3),
+        "training_tokens": round(plan.total_samples * plan.tokens_per_epoch / plan.rows),
+        "checkpoints": list(plan.checkpoint_steps),
+        "bytes_of_a_checkpoint": checkpoint,
+        "disk_bytes": kept * checkpoint,
+    }
+    if timing:
+        facts |= _measured(trainer, footprint.total, plan.total_steps)
+    return facts
+
+
+def _measured(trainer: Any, resident: int, steps: int) -> dict[str, Any]:
+    """Memory and time, from real steps."""
+    import torch
+
+    saved: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    accumulation = trainer.config.training.gradient_accumulation_steps
+    batches = trainer.batches()
+    seconds = []
+    for index in range(min(_TIMED_STEPS, steps)):
+        micro_batches = list(islice(batches, accumulation))
+        start = time.perf_counter()
+        if index == 0:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                trainer.take_step(micro_batches)
+        else:
+            trainer.take_step(micro_batches)
+        seconds.append(time.perf_counter() - start)
+    # The addresses of the micro-batches' activations coincide or not as the allocator likes: one at a time is kept.
+    activations = sum(saved.values()) // accumulation
+    return {
+        "memory_bytes": resident + activations,
+        "of_which_activations": activations,
+        "seconds_per_step": round(min(seconds), 4),
+        "seconds": round(min(seconds) * steps, 1),
+    }
+
+
+def _shown(name: str, value: Any) -> str:
+    from foundry_core.reporting import duration
+
+    if name == "checkpoints":
+        steps = ", ".join(map(str, value if len(value) <= 8 else [*value[:5], "...", *value[-2:]]))
+        return f"{len(value)}, at steps {steps}"
+    if name == "seconds":
+        return f"{duration(value)} on this machine, evaluations and saving aside"
+    if name in ("bytes_of_a_checkpoint", "disk_bytes", "memory_bytes", "of_which_activations"):
+        return f"{value / 1e6:,.1f} MB"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,29 @@
+"""Train the tokenizer of a YAML on its training corpus; the test corpus is never looked at."""
+
+from __future__ import annotations
+
+import argparse
+
+from foundry_core.cli.common import add_config_arguments, read_config
+
+EXAMPLE = "example:\n  foundry tokenizer train configs/bert.yaml"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    training = verbs.add_parser("train", help="train it, or find it unchanged", description=__doc__, epilog=EXAMPLE)
+    add_config_arguments(training)
+    training.add_argument("--force", action="store_true", help="replace a tokenizer that was trained from other inputs")
+    training.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    config = read_config(options)
+
+    from foundry_core.prepare import tokenizer_folder, train_tokenizer_from_config
+
+    tokenizer = train_tokenizer_from_config(config, force=options.force)
+    kind = config.tokenizer.tokenizer_type
+    print(f"{kind} tokenizer with {len(tokenizer)} tokens in {tokenizer_folder(config)}")
+    words = "The researcher, in 1998, wrote: naïve learners generalise."
+    print(f"for example: {' '.join(tokenizer.convert_ids_to_tokens(tokenizer(words)['input_ids']))}")

@@ -1,0 +1,40 @@
+"""Train what a YAML describes: tokenizer, token files, model, evaluation, checkpoints.
+
+Everything goes to training.output_dir: checkpoint-<step> folders that transformers opens, metrics.jsonl, config.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from foundry_core.cli.common import add_config_arguments, read_config
+
+EXAMPLE = """\
+examples:
+  foundry train configs/gpt2.yaml
+  foundry train configs/gpt2.yaml training.learning_rate=1e-3
+  foundry train configs/gpt2.yaml --resume
+  foundry train my.yaml --plugin my_architecture.py"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint of output_dir")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="with --resume: a key (training.learning_rate), section, or 'data' that may differ from the checkpoint's",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    config = read_config(options)
+
+    from foundry_core.trainer import run
+
+    state = run(config, resume=options.resume, allowed_changes=options.allow, quiet=options.quiet)
+    print(f"trained {state.step} steps, {state.tokens_seen:,} tokens: {config.training.output_dir}/checkpoint-{state.step}")

@@ -1,0 +1,25 @@
+"""Check a YAML: every key, every rule between sections, the architecture's own settings. Trains nothing.
+
+Every problem is reported at once, as file:line: key: problem. Exit code 2 when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from foundry_core.cli.common import add_config_arguments, read_config
+
+EXAMPLE = "example:\n  foundry validate configs/gpt2.yaml training.epochs=3"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    config = read_config(options)
+    training = config.training
+    budgets = ("epochs", "train_steps", "train_tokens", "train_words")
+    budget = next(f"{key} {value}" for key in budgets if (value := getattr(training, key)) is not None)
+    print(f"{options.config}: valid; {config.model.architecture}, {training.objective}, {budget}")

@@ -1,0 +1,400 @@
+"""The experiment's configuration: one YAML, checked whole when it is read, never written to afterwards. Light.
+
+`load_config` finds the architecture that `model.architecture` names, validates `model:` with the plugin's own class,
+and reports every problem of the file at once as `file:line: key: problem`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+
+from foundry_core.architecture import Architecture, Capabilities, ConfigSection, ModelConfig
+from foundry_core.errors import ConfigError, PluginError, Problem, did_you_mean
+from foundry_core.objective import Objective
+from foundry_core.plugins import active_modules, available_objectives, get_architecture, hook_manager
+from foundry_core.yaml_source import KeyPath, YamlSource
+
+MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def _count(value: Any) -> Any:
+    """`10M` is 10000000; plain integers pass."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kKmMbB])", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    number = float(match.group(1)) * MULTIPLES[match.group(2).lower()]
+    return int(number) if number == int(number) else value
+
+
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+Role = Literal["bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "cls_token", "sep_token"]
+
+
+class DataConfig(ConfigSection):
+    training_corpus: str = Field(min_length=1, description="a file, a folder or a glob; .txt or .jsonl (key text), optionally .gz")
+    test_corpus: str | None = Field(None, min_length=1, description="what is evaluated; never seen in training")
+    documents: Literal["line", "block", "file"] = Field(
+        "line", description="what one document of a .txt file is: a line, a block between blank lines, or the whole file"
+    )
+    max_sequence_length: int = Field(128, ge=4, description="tokens in a row, special tokens included")
+    batch_size: int = Field(32, ge=1, description="sequences per forward pass on one device")
+
+
+class TokenizerConfig(ConfigSection):
+    tokenizer_type: Literal["sentencepiece", "wordpiece", "bpe", "character", "word"] = Field(
+        "sentencepiece", description="sentencepiece, wordpiece, bpe (byte-level), character or word; default: the architecture's"
+    )
+    vocab_size: int = Field(8000, ge=8, description="most tokens, special ones included; for character and word a limit")
+    output_dir: str | None = Field(
+        None, min_length=1, description="where it is kept: trained once, reused while its inputs are unchanged; default: in the run"
+    )
+    special_tokens: dict[Role, str | None] | None = Field(None, description="changes to the default special tokens, by role")
+
+
+class Milestones(ConfigSection):
+    words: Annotated[tuple[Count, ...], Field(strict=False)] = Field((), description="save when so many words were seen")
+    tokens: Annotated[tuple[Count, ...], Field(strict=False)] = Field((), description="save when so many tokens were seen")
+
+
+class CheckpointConfig(ConfigSection):
+    every_steps: int | None = Field(None, ge=1, description="save every so many optimizer steps")
+    log_base: float | None = Field(None, gt=1, description="save at steps 1, b, b^2, b^3, ...")
+    steps: Annotated[tuple[int, ...], Field(strict=False)] = Field((), description="save at these steps")
+    milestones: Milestones = Field(Milestones(), description="save when so many words or tokens were seen")
+    keep: int | None = Field(None, ge=1, description="newest checkpoints to keep, the one of step 0 aside; null keeps all")
+    ephemeral_minutes: float | None = Field(
+        None, gt=0, description="also save after so many minutes, for crash safety only: the newest such one is kept"
+    )
+
+
+class TrainingConfig(ConfigSection):
+    output_dir: str = Field(min_length=1, description="the run's folder: checkpoints, metrics.jsonl, config.yaml")
+    objective: str = Field("causal_lm", description="causal_lm, masked_lm, or one that a plugin adds; default: the architecture's")
+    mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens hidden under masked_lm")
+    learning_rate: float = Field(5e-4, gt=0, description="the peak, after warm-up")
+    epochs: float | None = Field(None, gt=0, description="budget: passes over the training corpus")
+    train_steps: Count | None = Field(None, description="budget: optimizer steps")
+    train_tokens: Count | None = Field(None, description="budget: tokens of the corpus, such as 10M; padding not counted")
+    train_words: Count | None = Field(None, description="budget: white-space separated words, such as 10M")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradient's average")
+    adam_epsilon: float = Field(1e-8, gt=0, description="added to the denominator of the update")
+    sgd_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for sgd")
+    weight_decay_on: Literal["matrices", "all"] = Field(
+        "matrices", description="matrices leaves biases, norms and embeddings out; all does not"
+    )
+    lr_scheduler: Literal["linear", "cosine", "constant", "plateau"] = Field(
+        "linear", description="after warm-up: linear or cosine to 0, constant, or plateau (cut when the test loss stalls)"
+    )
+    plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: multiply the learning rate by this")
+    plateau_patience: int = Field(1, ge=0, description="plateau: evaluations without improvement before a cut")
+    warmup_steps: int | None = Field(None, ge=0, description="optimizer steps of linear warm-up")
+    warmup_ratio: float | None = Field(None, ge=0, le=1, description="warm-up as a share of all steps")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes in one optimizer step")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU that computes in it, fp32 otherwise; weights stay in fp32"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
+    compile: bool = Field(False, description="torch.compile: costs 10 to 40 s once, pays from minutes of training on")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, slower")
+    evaluate_every_steps: int | None = Field(None, ge=1, description="score the test corpus so often; always at the end")
+    num_workers: int = Field(0, ge=0, description="processes that prepare batches; never changes the result")
+    checkpoints: CheckpointConfig = Field(CheckpointConfig(), description="when to save; step 0 and the end always are")
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        budgets = [key for key in ("epochs", "train_steps", "train_tokens", "train_words") if getattr(self, key) is not None]
+        if len(budgets) != 1:
+            given = f"found {' and '.join(budgets)}" if budgets else "found none"
+            raise ValueError(f"give exactly one of epochs, train_steps, train_tokens, train_words: {given}")
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise ValueError("give warmup_steps or warmup_ratio, not both")
+        if self.train_steps is not None and (self.warmup_steps or 0) > self.train_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds train_steps ({self.train_steps})")
+        if any(step < 0 for step in self.checkpoints.steps):
+            raise ValueError("checkpoints.steps must not be negative")
+        return self
+
+
+class LoggingConfig(ConfigSection):
+    log_every_steps: int = Field(10, ge=1, description="optimizer steps between two lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="write TensorBoard events to output_dir/tensorboard")
+    use_wandb: bool = Field(False, description="report to Weights & Biases")
+    wandb_project: str | None = Field(None, description="project there; needed with use_wandb")
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        if self.use_wandb and not self.wandb_project:
+            raise ValueError("use_wandb needs wandb_project")
+        return self
+
+
+class SeedsConfig(ConfigSection):
+    initialisation: int | None = Field(None, ge=0, lt=2**63, description="weights at step 0; default random_seed")
+    data_order: int | None = Field(None, ge=0, lt=2**63, description="order of the rows; default random_seed")
+    masking: int | None = Field(None, ge=0, lt=2**63, description="which tokens are hidden; default random_seed")
+    dropout: int | None = Field(None, ge=0, lt=2**63, description="dropout; default random_seed")
+
+
+class ExperimentConfig(ConfigSection):
+    """A whole, valid experiment. Made by `load_config`; immutable."""
+
+    experiment_name: str = Field(min_length=1, pattern=r"^[^/\\\x00-\x1f]+$", description="names the run in logs and reports")
+    random_seed: int = Field(42, ge=0, lt=2**63, description="seeds every random stream that seeds: does not name")
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: SerializeAsAny[ModelConfig]
+    training: TrainingConfig
+    logging: LoggingConfig = LoggingConfig()
+    seeds: SeedsConfig = SeedsConfig()
+    plugins: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="modules of installed packages whose hooks are active in this run"
+    )
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Descriptor of the architecture in use."""
+        return get_architecture(self.model.architecture)
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What the architecture can do with these settings."""
+        return self.architecture.capabilities(self.model)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """Descriptor of `training.objective`."""
+        return available_objectives(hook_manager(active_modules(self.architecture, self.plugins)))[self.training.objective]
+
+    def seed(self, stream: Literal["initialisation", "data_order", "masking", "dropout"]) -> int:
+        """The seed of a named random stream."""
+        value = getattr(self.seeds, stream)
+        return self.random_seed if value is None else int(value)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key with its value, as plain data: what is stored in a checkpoint and written to config.yaml."""
+        return self.model_dump(mode="json")
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read and check an experiment.
+
+    source: path of a YAML file, or the same content as a mapping. overrides: `section.key=value`, as on the command
+    line. Raises ConfigError with all problems of the file, each as `file:line: key: problem`.
+    """
+    if isinstance(source, Mapping):
+        yaml_source = YamlSource("configuration", _copied(source), {})
+    else:
+        yaml_source = YamlSource.read(source)
+    if not isinstance(yaml_source.data, dict):
+        raise ConfigError([Problem(yaml_source.path, 1, "file", "is empty or not a mapping of sections: see foundry init")])
+    for override in overrides:
+        yaml_source.override(override)
+    return _Check(yaml_source).config()
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class _Check:
+    """One pass over one file: gathers problems, then gives the configuration or raises them all."""
+
+    def __init__(self, source: YamlSource):
+        self.source = source
+        self.data: dict[str, Any] = source.data
+        self.problems: list[Problem] = []
+
+    def config(self) -> ExperimentConfig:
+        if self._is_old_format():
+            path = self.source.path
+            line = self.source.line_of(("model",))
+            message = f"written before model.architecture existed: convert it with: foundry migrate {path}"
+            raise ConfigError([Problem(path, line, "model", message)])
+        architecture = self._architecture()
+        model = self._model(architecture) if architecture is not None else None
+        self._fill_defaults(architecture, model)
+        # A stand-in keeps the other sections' problems coming when `model:` has its own.
+        data = {**self.data, "model": model or ModelConfig.model_construct(architecture="")}
+        try:
+            config = ExperimentConfig.model_validate(data)
+        except ValidationError as error:
+            self._translate(error, ExperimentConfig, ())
+            config = None
+        if config is not None and model is not None:
+            self._cross_rules(config)
+        if self.problems or config is None:
+            raise ConfigError(self.problems)
+        return config
+
+    def _is_old_format(self) -> bool:
+        model = self.data.get("model")
+        return isinstance(model, dict) and "architecture" not in model and "layers" in model
+
+    def _architecture(self) -> Architecture | None:
+        model = self.data.get("model")
+        if not isinstance(model, dict):
+            problem = "missing: give it architecture and its settings" if model is None else "must be a section"
+            self._add(("model",), problem)
+            return None
+        name = model.get("architecture")
+        if not isinstance(name, str):
+            self._add(("model", "architecture"), "missing: name one, see foundry plugins list" if name is None else "must be text")
+            return None
+        try:
+            return get_architecture(name)
+        except PluginError as error:
+            self._add(("model", "architecture"), str(error))
+            return None
+
+    def _model(self, architecture: Architecture) -> ModelConfig | None:
+        try:
+            return architecture.config_class.model_validate(self.data["model"])
+        except ValidationError as error:
+            self._translate(error, architecture.config_class, ("model",))
+            return None
+
+    def _fill_defaults(self, architecture: Architecture | None, model: ModelConfig | None) -> None:
+        """What a YAML leaves open and the architecture decides."""
+        if architecture is None:
+            return
+        tokenizer = self.data.setdefault("tokenizer", {})
+        if isinstance(tokenizer, dict):
+            tokenizer.setdefault("tokenizer_type", architecture.default_tokenizer)
+        training = self.data.get("training")
+        if isinstance(training, dict) and model is not None:
+            training.setdefault("objective", architecture.capabilities(model).objectives[0])
+
+    def _cross_rules(self, config: ExperimentConfig) -> None:
+        """Rules between sections."""
+        try:
+            objectives = available_objectives(hook_manager(active_modules(config.architecture, config.plugins)))
+        except PluginError as error:
+            self._add(("plugins",), str(error))
+            return
+        name = config.training.objective
+        capabilities = config.capabilities
+        accepted = ", ".join(capabilities.objectives)
+        if name not in objectives:
+            self._add(
+                ("training", "objective"),
+                f"unknown objective '{name}'.{did_you_mean(name, objectives)} Available: {', '.join(sorted(objectives))}",
+            )
+            return
+        if name not in capabilities.objectives:
+            self._add(
+                ("training", "objective"),
+                f"{config.model.architecture} with these settings cannot be trained with {name}; it accepts {accepted}",
+            )
+        objective = objectives[name]
+        for role, token in (config.tokenizer.special_tokens or {}).items():
+            if token is None and role in objective.required_tokens:
+                self._add(("tokenizer", "special_tokens", role), f"{name} needs a {role}")
+        tokens = config.tokenizer.special_tokens or {}
+        if tokens.get("pad_token") is not None and tokens.get("pad_token") in (tokens.get("eos_token"), tokens.get("sep_token")):
+            self._add(
+                ("tokenizer", "special_tokens", "pad_token"),
+                "equals the token that ends a document: padding is not learned, so the end of a text never would be",
+            )
+        longest = capabilities.longest_sequence
+        if longest is not None and config.data.max_sequence_length > longest:
+            self._add(("data", "max_sequence_length"), f"{config.model.architecture} takes at most {longest} tokens")
+        if config.training.gradient_checkpointing and not capabilities.gradient_checkpointing:
+            self._add(("training", "gradient_checkpointing"), f"{config.model.architecture} does not support it")
+        needs_test = {
+            "evaluate_every_steps": config.training.evaluate_every_steps is not None,
+            "lr_scheduler": config.training.lr_scheduler == "plateau",
+        }
+        for key, asked in needs_test.items():
+            if asked and config.data.test_corpus is None:
+                self._add(("training", key), "needs data.test_corpus")
+        if config.training.lr_scheduler == "plateau" and config.training.evaluate_every_steps is None:
+            self._add(("training", "lr_scheduler"), "plateau needs training.evaluate_every_steps")
+        if config.data.test_corpus == config.data.training_corpus:
+            self._add(("data", "test_corpus"), "is the training corpus: its loss would say nothing")
+
+    def _add(self, key: KeyPath, message: str) -> None:
+        line = self.source.line_of(key)
+        from_command_line = line == 0 and bool(self.source.lines)
+        path = "command line" if from_command_line else self.source.path
+        self.problems.append(Problem(path, line, ".".join(map(str, key)) or "file", message))
+
+    def _translate(self, error: ValidationError, model: type[BaseModel], prefix: KeyPath) -> None:
+        """pydantic's findings in a user's words, at the line they stand on."""
+        for finding in error.errors(include_url=False):
+            place = tuple(part for part in finding["loc"] if not str(part).startswith("function-"))
+            kind, value = finding["type"], finding.get("input")
+            if prefix == () and place[:1] == ("model",):
+                continue  # already reported, with its own class
+            key = (*prefix, *place)
+            if kind == "missing":
+                message = "missing"
+            elif kind == "extra_forbidden":
+                message = self._unknown_key(str(place[-1]), model, place[:-1])
+            elif kind == "value_error":
+                message = str(finding["ctx"]["error"]) if "ctx" in finding else finding["msg"]
+            elif kind == "literal_error":
+                expected = finding["ctx"]["expected"]
+                message = f"is {value!r}, must be {expected}" + did_you_mean(str(value), re.findall(r"'([^']+)'", expected))
+            elif kind in ("model_type", "model_attributes_type", "dict_type"):
+                message = "is empty: give it its keys" if value is None else f"must be a section, not {value!r}"
+            elif kind.endswith("_type"):
+                message = f"{_lower(finding['msg'])}, not {_shown(value)}"
+            else:
+                message = f"{_lower(finding['msg'])}, not {_shown(value)}"
+            self._add(key, message.replace("\n", " "))
+
+    def _unknown_key(self, name: str, model: type[BaseModel], place: KeyPath) -> str:
+        here = _fields(model, place)
+        message = f"unknown key.{did_you_mean(name, here)}"
+        if not did_you_mean(name, here):
+            homes = [home for home, fields in _sections(ExperimentConfig) if name in fields]
+            if homes:
+                message += f" It belongs under {homes[0] or 'the top level'}."
+            elif here:
+                message += f" Known here: {', '.join(here)}."
+        return message
+
+
+def _lower(text: str) -> str:
+    text = text.replace("Input should be", "must be").replace("a valid ", "a ").replace("String should", "text should")
+    return text[:1].lower() + text[1:]
+
+
+def _shown(value: Any) -> str:
+    shown = "nothing (null)" if value is None else repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _fields(model: type[BaseModel], place: KeyPath) -> list[str]:
+    """Keys of the section at `place` below `model`."""
+    current: type[BaseModel] | None = model
+    for part in place:
+        field = current.model_fields.get(str(part)) if current is not None else None
+        current = _section_class(field.annotation) if field is not None else None
+    return list(current.model_fields) if current is not None else []
+
+
+def _section_class(annotation: Any) -> type[BaseModel] | None:
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Every section with its dotted name and its keys."""
+    yield prefix, list(model.model_fields)
+    for name, field in model.model_fields.items():
+        section = _section_class(field.annotation)
+        if section is not None:
+            yield from _sections(section, f"{prefix}.{name}".strip("."))

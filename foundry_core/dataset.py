@@ -1,0 +1,529 @@
+"""The token file, the rows cut from it, their order, and the batches: stages 4 and 6 of the walk of the data.
+
+    token file   separator d d d separator d d separator ...     flat uint16 or uint32 on disk, memory-mapped
+    Rows         that stream cut into rows of at most max_sequence_length tokens; nothing is dropped
+    SampleOrder  sample number since the start of training -> (epoch, row); any position costs the same
+    Batches      rows in that order, collated, by this process or by workers: the same batches bit for bit
+
+The order is a function of seed and sample number alone, so that resuming is one integer and no replay, and no model,
+batch size or number of workers can change what is trained in which order.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import IO, Any, Literal, NoReturn, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foundry_core import storage
+from foundry_core.corpus import ByteAccount, Corpus
+from foundry_core.errors import DataError
+from foundry_core.streams import derive
+
+Ints: TypeAlias = NDArray[np.int64]
+Batch: TypeAlias = dict[str, Any]
+Collate: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
+
+_FORMAT = 1
+_FLUSH_TOKENS = 1 << 20
+
+
+# The token file
+
+
+@dataclass(frozen=True)
+class TokenInfo:
+    """What a token file holds and what it was made from; the content of its sidecar."""
+
+    format: int
+    digest: str
+    """sha256 (hex) of everything that shaped the file: format, corpus, tokenizer, separator."""
+    corpus_digest: str
+    tokenizer_digest: str
+    separator_id: int
+    dtype: str
+    tokens: int
+    """Length of the stream, separators included: 1 + the sum of (tokens + 1) over the documents."""
+    documents: int
+    words: int
+    text_bytes: int
+    account: dict[str, Any]
+    tokens_bytes: int
+    tokens_sha256: str
+    documents_bytes: int
+    documents_sha256: str
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A tokenized corpus, memory-mapped and read-only.
+
+    `tokens` is the stream: a separator, then of each document its ids and a separator. `documents` (int64) has the
+    index in `tokens` where each document starts, and at the end the length of the stream: document k is
+    `tokens[documents[k] : documents[k + 1] - 1]`.
+    """
+
+    tokens: np.memmap[Any, Any]
+    documents: np.memmap[Any, Any]
+    info: TokenInfo
+
+
+def prepare_tokens(
+    corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Callable[[int], None] | None = None
+) -> TokenFile:
+    """The token file of a corpus, from `folder` if one made from exactly the same inputs is there and whole.
+
+    Otherwise it is built: `<digest>.tokens`, `<digest>.documents` and, last, the sidecar `<digest>.json`. A file whose
+    size or sha256 is not what its sidecar says is built anew. The content is a function of the inputs, therefore two
+    processes may build it at once: either one's files serve both. Memory does not grow with the corpus.
+
+    tokenizer: a fast tokenizer. progress: called now and then with the bytes of the corpus (decompressed) read so far.
+
+    Raises:
+        DataError: the corpus cannot be read, or a token file that is there cannot.
+        StorageError: the folder cannot be written.
+    """
+    from foundry_core.tokenizers import separator_id, tokenizer_digest
+
+    made_from: dict[str, Any] = {
+        "format": _FORMAT,
+        "corpus_digest": corpus.digest,
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+        "separator_id": separator_id(tokenizer),
+    }
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    stem = folder / digest[:16]
+    info = _whole(stem, digest)
+    if info is None:
+        info = TokenInfo(**made_from, digest=digest, **_build(stem, corpus, tokenizer, progress))
+        storage.write_file(stem.with_suffix(".json"), (json.dumps(asdict(info), indent=1) + "\n").encode())
+    return TokenFile(
+        tokens=np.memmap(stem.with_suffix(".tokens"), dtype=info.dtype, mode="r"),
+        documents=np.memmap(stem.with_suffix(".documents"), dtype="<i8", mode="r"),
+        info=info,
+    )
+
+
+def _whole(stem: Path, digest: str) -> TokenInfo | None:
+    """The sidecar's content, if it and both files are complete and undamaged."""
+    try:
+        info = TokenInfo(**json.loads(stem.with_suffix(".json").read_bytes()))
+        for suffix, size, sha256 in (
+            (".tokens", info.tokens_bytes, info.tokens_sha256),
+            (".documents", info.documents_bytes, info.documents_sha256),
+        ):
+            path = stem.with_suffix(suffix)
+            if path.stat().st_size != size or storage.file_digest(path) != sha256:
+                return None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    except OSError as error:
+        raise DataError(f"{error.filename or stem}: cannot be read: {error.strerror}; remove it or mend it.") from error
+    return info if info.digest == digest else None
+
+
+class _Column:
+    """An array that grows on disk, with its size and sha256."""
+
+    def __init__(self, file: IO[bytes], dtype: str):
+        self.file, self.dtype, self.sha256, self.bytes = file, np.dtype(dtype), hashlib.sha256(), 0
+
+    def append(self, values: NDArray[Any]) -> None:
+        data = values.astype(self.dtype).tobytes()
+        self.file.write(data)
+        self.sha256.update(data)
+        self.bytes += len(data)
+
+
+def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Callable[[int], None] | None) -> dict[str, Any]:
+    """Write both files; returns the fields of TokenInfo that were counted on the way."""
+    facts: dict[str, Any] = {}
+
+    def fill(tokens_file: IO[bytes], documents_file: IO[bytes]) -> None:
+        dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
+        tokens, documents = _Column(tokens_file, dtype), _Column(documents_file, "<i8")
+        account = _encode(corpus, tokenizer, tokens, documents, progress)
+        facts.update(
+            dtype=dtype,
+            tokens=tokens.bytes // tokens.dtype.itemsize,
+            documents=account.documents,
+            words=account.words,
+            text_bytes=account.bytes_text,
+            account=asdict(account),
+            tokens_bytes=tokens.bytes,
+            tokens_sha256=tokens.sha256.hexdigest(),
+            documents_bytes=documents.bytes,
+            documents_sha256=documents.sha256.hexdigest(),
+        )
+
+    storage.write_file_with(
+        stem.with_suffix(".tokens"),
+        lambda tokens: storage.write_file_with(
+            stem.with_suffix(".documents"), lambda documents: fill(tokens, documents)
+        ),
+    )
+    return facts
+
+
+def _encode(
+    corpus: Corpus, tokenizer: Any, tokens: _Column, documents: _Column, progress: Callable[[int], None] | None
+) -> ByteAccount:
+    from foundry_core.tokenizers import DocumentEncoder, separator_id
+
+    account = ByteAccount()
+    separator = separator_id(tokenizer)
+    vocabulary = len(tokenizer)
+    waiting: list[NDArray[np.uint32]] = []
+    held = 0
+    written = 1
+    tokens.append(np.array([separator]))
+
+    def flush() -> None:
+        nonlocal written, held
+        lengths = np.fromiter(map(len, waiting), dtype=np.int64, count=len(waiting)) + 1
+        ends = np.cumsum(lengths)
+        ids = np.full(int(ends[-1]), separator, dtype=np.uint32)
+        is_text = np.ones(len(ids), dtype=bool)
+        is_text[ends - 1] = False
+        ids[is_text] = np.concatenate(waiting)
+        assert int(ids.max()) < vocabulary, f"token id {int(ids.max())} in a vocabulary of {vocabulary}"
+        tokens.append(ids)
+        documents.append(written + ends - lengths)
+        written += len(ids)
+        waiting.clear()
+        held = 0
+        if progress is not None:
+            progress(account.bytes_in)
+
+    for ids in DocumentEncoder(tokenizer).encode(corpus.documents(account)):
+        waiting.append(ids)
+        held += len(ids) + 1
+        if held >= _FLUSH_TOKENS:
+            flush()
+    if waiting:
+        flush()
+    documents.append(np.array([written]))
+    assert documents.bytes == 8 * (account.documents + 1), "the encoder lost or added a document"
+    return account
+
+
+# Rows
+
+
+class Rows:
+    """A token stream cut into rows of at most `length` tokens, all of the stream used.
+
+    * "overlap", for predicting the next token: each row begins with the last token of the row before, so that every
+      token but the first of the stream is predicted in exactly one row. The last row is shorter, at least 2 tokens.
+    * "framed", for masked models: `start_id`, `length - 2` tokens of the stream, `end_id`. The stream's leading
+      separator is left out, because a row starts with `start_id` anyway. The last row is shorter, at least 3 tokens.
+
+    Raises:
+        DataError: a length or a stream too short for one row.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[Any],
+        layout: Literal["overlap", "framed"],
+        length: int,
+        *,
+        start_id: int | None = None,
+        end_id: int | None = None,
+    ):
+        assert layout in ("overlap", "framed"), layout
+        assert layout == "overlap" or (start_id is not None and end_id is not None), "framed rows need both ids"
+        self.layout, self.length = layout, length
+        self._frame = None if start_id is None or end_id is None or layout == "overlap" else (start_id, end_id)
+        self._new = length - 1 if self._frame is None else length - 2
+        self._tokens = np.asarray(tokens)  # slicing a np.memmap itself costs several times as much
+        if self._new < 1:
+            raise DataError(
+                f"max_sequence_length {length} is too small: a {layout} row needs at least {length - self._new + 1}."
+            )
+        # In both layouts the first token of the stream is never predicted and all others are consumed once.
+        self.total_tokens = len(tokens) - 1
+        if self.total_tokens < 1:
+            raise DataError(f"the corpus has {len(tokens)} tokens, too few for one row; add text.")
+
+    def __len__(self) -> int:
+        return -(-self.total_tokens // self._new)
+
+    def row(self, index: int) -> Ints:
+        """The token ids of one row: int64, a copy."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        start = index * self._new
+        chunk = self._tokens[start : start + self._new + 1]
+        ids: Ints = chunk.astype(np.int64)
+        if self._frame is None:
+            return ids
+        framed = np.empty(len(ids) + 1, dtype=np.int64)
+        framed[0], framed[-1] = self._frame
+        framed[1:-1] = ids[1:]
+        return framed
+
+    @overload
+    def stream_tokens(self, index: int) -> int: ...
+    @overload
+    def stream_tokens(self, index: Ints) -> Ints: ...
+    def stream_tokens(self, index: int | Ints) -> int | Ints:
+        """How many tokens of the stream a row consumes; summed over all rows this is `total_tokens`."""
+        if isinstance(index, np.ndarray):
+            return np.minimum(self._new, self.total_tokens - index * self._new)
+        return min(self._new, self.total_tokens - index * self._new)
+
+
+# The order
+
+
+class Permutation:
+    """A shuffle of range(size) that is computed, not stored: any position is a few microseconds away.
+
+    A Feistel network on the grid of ceil(sqrt(size)) by ceil(size / that): each round moves one coordinate by a hash of
+    the other, which can be undone, so the whole is one to one. The grid has at most sqrt(size) cells too many; what
+    lands there is sent through the network again until it lands inside.
+    """
+
+    ROUNDS = 8
+
+    def __init__(self, size: int, key: int):
+        assert size >= 1, size
+        self.size = size
+        height = math.isqrt(size - 1) + 1
+        self._height, self._width = np.uint64(height), np.uint64(-(-size // height))
+        self._keys = _splitmix(np.arange(1, self.ROUNDS + 1, dtype=np.uint64) + np.uint64(key))
+
+    def __call__(self, positions: Ints) -> Ints:
+        """Rows (int64) at these positions; both in range(size), any shape."""
+        positions = np.asarray(positions)
+        if positions.size and not (positions.min() >= 0 and positions.max() < self.size):
+            raise IndexError(f"positions {positions.min()} to {positions.max()} of {self.size}")
+        rows = self._network(positions.reshape(-1).astype(np.uint64))
+        outside = np.flatnonzero(rows >= self.size)
+        while outside.size:
+            rows[outside] = self._network(rows[outside])
+            outside = outside[rows[outside] >= self.size]
+        return rows.astype(np.int64).reshape(positions.shape)
+
+    def _network(self, cells: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        y, x = np.divmod(cells, self._width)
+        # 32 bits of the hash, so that the sum cannot wrap around 2**64, which would not be one to one.
+        for key in range(0, self.ROUNDS, 2):
+            y = (y + (_splitmix(x ^ self._keys[key]) >> np.uint64(32))) % self._height
+            x = (x + (_splitmix(y ^ self._keys[key + 1]) >> np.uint64(32))) % self._width
+        return y * self._width + x
+
+
+def _splitmix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The splitmix64 hash (Steele, Lea and Flood 2014) of each value."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def permutation(size: int, seed: int, epoch: int) -> Permutation:
+    """The order of `size` rows in one epoch, a function of the arguments alone."""
+    return Permutation(size, derive(seed, "data order", epoch))
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Which row is trained at each position, counted in samples since the start of training.
+
+    Epoch e is the positions from `e * size` to `(e + 1) * size - 1`, each with its own order.
+    """
+
+    size: int
+    seed: int
+    shuffle: bool = True
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """(epochs, rows) at these positions: int64, shaped like `positions`."""
+        epochs, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.size)
+        if self.shuffle:
+            for epoch in np.unique(epochs):
+                inside = epochs == epoch
+                rows[inside] = permutation(self.size, self.seed, int(epoch))(rows[inside])
+        return epochs, rows
+
+
+# Batches
+
+
+class Batches:
+    """Collated batches of the samples from position `start` to `stop`, `batch_size` each, the last one perhaps fewer.
+
+    `collate` gets a list of `{"input_ids": int64 array, "epoch": int, "row": int}` and must not draw from a global
+    random generator: what it draws has to be a function of epoch and row, or workers would change it.
+
+    With `num_workers` > 0 that many processes prepare batches ahead, for as long as one iteration lasts; worker w makes
+    the batches w, w + num_workers, and so on. They are forked: nothing is imported or copied again, the memory map is
+    shared, and a collator need not be importable (a notebook, `--plugin file.py`). The usual dangers of a fork are kept
+    out: a worker touches numpy and CPU tensors only, with one thread, so that it never needs a thread pool or a device
+    of its parent. Each has its own pipe: no locks or queues that a killed worker could leave in disorder, and its death
+    is seen at once as the end of that pipe. Workers ignore SIGINT, SIGTERM and SIGUSR1, which schedulers send to whole
+    groups: the parent decides when to stop. They end when the parent has gone.
+
+    Raises (while iterating):
+        DataError: a worker died; names it. What `collate` raises comes through as it is, workers or not.
+    """
+
+    _GROUP = 64
+
+    def __init__(
+        self,
+        rows: Rows,
+        order: SampleOrder,
+        collate: Collate,
+        batch_size: int,
+        start: int,
+        stop: int,
+        num_workers: int = 0,
+    ):
+        assert order.size == len(rows), (order.size, len(rows))
+        assert batch_size >= 1, batch_size
+        assert 0 <= start <= stop, (start, stop)
+        self.rows, self.order, self.collate = rows, order, collate
+        self.batch_size, self.start, self.stop, self.num_workers = batch_size, start, stop, num_workers
+        self._group, self._epochs, self._rows = -1, list[int](), list[int]()
+
+    def __len__(self) -> int:
+        return -(-(self.stop - self.start) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.num_workers == 0:
+            return map(self._load, range(len(self)))
+        return self._from_workers()
+
+    def _load(self, index: int) -> Batch:
+        group, within = divmod(index, self._GROUP)
+        if group != self._group:
+            # The order of one batch costs nearly as much as that of 64: it is the calls to numpy that count.
+            first = self.start + group * self._GROUP * self.batch_size
+            positions = np.arange(first, min(first + self._GROUP * self.batch_size, self.stop))
+            epochs, rows = self.order.at(positions)
+            self._group, self._epochs, self._rows = group, epochs.tolist(), rows.tolist()
+        part = slice(within * self.batch_size, (within + 1) * self.batch_size)
+        return self.collate(
+            [
+                {"input_ids": self.rows.row(row), "epoch": epoch, "row": row}
+                for epoch, row in zip(self._epochs[part], self._rows[part], strict=True)
+            ]
+        )
+
+    def _from_workers(self) -> Iterator[Batch]:
+        parent = os.getpid()
+        workers: list[_Worker] = []
+        try:
+            for first in range(self.num_workers):
+                workers.append(_fork(self._load, range(first, len(self), self.num_workers), workers))
+            for index in range(len(self)):
+                yield workers[index % self.num_workers].receive()
+        finally:
+            # A later fork may inherit this generator as garbage; only its owner may end the workers.
+            if os.getpid() == parent:
+                for worker in workers:
+                    worker.end()
+
+
+@dataclass
+class _Worker:
+    pid: int
+    pipe: Connection
+
+    def receive(self) -> Batch:
+        try:
+            result = pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise DataError(
+                f"data worker {self.pid} {self._reap()}; start again, with training.num_workers 0 if it recurs."
+            ) from error
+        if isinstance(result, BaseException):
+            raise result
+        batch: Batch = result
+        return batch
+
+    def end(self) -> None:
+        """Kill the process: it holds nothing that would need an orderly end."""
+        if not self.pipe.closed:
+            os.kill(self.pid, signal.SIGKILL)
+            self._reap()
+
+    def _reap(self) -> str:
+        """Wait for the process, which is ending; says how it ended."""
+        self.pipe.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _fork(load: Callable[[int], Batch], indices: range, earlier: list[_Worker]) -> _Worker:
+    """A process that sends `load(index)` for each index, in order."""
+    receiver, sender = Pipe(duplex=False)
+    with suppress(OSError, AttributeError):  # not allowed or not Linux: a small pipe holds fewer batches ahead
+        fcntl.fcntl(sender.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
+    pid = os.fork()
+    if pid == 0:
+        # Without these copies of the reading ends a worker would not notice that its parent is gone.
+        for pipe in (receiver, *(worker.pipe for worker in earlier)):
+            pipe.close()
+        _serve(load, indices, sender)
+    sender.close()
+    return _Worker(pid, receiver)
+
+
+def _serve(load: Callable[[int], Batch], indices: range, sender: Connection) -> NoReturn:
+    """The life of a worker. It never returns into the code of the parent that was copied into it."""
+    try:
+        for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(ignored, signal.SIG_IGN)
+        import torch
+
+        # OpenMP's threads do not survive a fork: a parallel region in the child would wait for them for ever.
+        torch.set_num_threads(1)
+
+        class Pickler(pickle.Pickler):
+            """Tensors as arrays: by itself pickle goes through torch.save, at many times the cost."""
+
+            def reducer_override(self, value: object) -> Any:
+                if type(value) is torch.Tensor and value.device.type == "cpu" and value.dtype != torch.bfloat16:
+                    return torch.from_numpy, (value.detach().numpy(),)
+                return NotImplemented
+
+        for index in indices:
+            buffer = io.BytesIO()
+            Pickler(buffer, protocol=5).dump(load(index))
+            sender.send_bytes(buffer.getbuffer())
+    except BrokenPipeError:
+        pass
+    except BaseException as error:  # noqa: BLE001 - handed to the parent, whatever it is
+        error.add_note(f"in data worker {os.getpid()}:\n{traceback.format_exc()}")
+        sender.send_bytes(_portable(error))
+    finally:
+        os._exit(0)
+
+
+def _portable(error: BaseException) -> bytes:
+    """The error as bytes; one that cannot be pickled and read back is replaced by its text."""
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+    except Exception:  # noqa: BLE001 - pickling runs foreign code
+        return pickle.dumps(RuntimeError("".join(traceback.format_exception(error))))
+    return data

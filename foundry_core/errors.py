@@ -1,0 +1,82 @@
+"""The errors a user can cause, each with the exit code that the command line ends with.
+
+A `FoundryError` carries one line that says what is wrong and what to do. The command line prints that line on stderr
+and nothing else (`--debug` adds the traceback). Anything that is not a `FoundryError` is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class FoundryError(Exception):
+    """Something the user can mend; `str(error)` is one line, or one line for each problem of a file."""
+
+    exit_code = 1
+
+
+class UsageError(FoundryError):
+    """The command line asks for something that does not exist or cannot be done."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a configuration: where it stands and what it is."""
+
+    path: str
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.key}: {self.message}"
+
+
+class ConfigError(FoundryError):
+    """A configuration that cannot be used; all its problems, in the order of the file."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = sorted(problems, key=lambda problem: (problem.path, problem.line))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class PluginError(FoundryError):
+    """A plugin that is missing, broken or contradicts another one."""
+
+    exit_code = 3
+
+
+class DataError(FoundryError):
+    """A corpus or a token file that cannot be used; the message names the file and, where there is one, the byte."""
+
+    exit_code = 4
+
+
+class TokenizerError(FoundryError):
+    """A tokenizer that cannot be trained, loaded or used for this experiment."""
+
+    exit_code = 5
+
+
+class CheckpointError(FoundryError):
+    """A checkpoint that is missing, damaged or belongs to another experiment."""
+
+    exit_code = 6
+
+
+class TrainingError(FoundryError):
+    """Training that had to stop, with the step and the cause."""
+
+    exit_code = 7
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'lstm'?"` for the nearest known name, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,308 @@
+"""Any language model as a normal transformers folder: config.json, model.safetensors, and the way back.
+
+A model that transformers knows (GPT-2, BERT) is saved under its own keys. Any other is put behind an adapter, a
+`PreTrainedModel` made here for its architecture and registered with the auto classes; the folder then also carries a
+two-line module, so that `AutoModel...from_pretrained(folder, trust_remote_code=True)` opens it in a process that has
+not imported the plugin, and transformers names the package to install when it is missing.
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationMixin
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from foundry_core import __version__
+from foundry_core.architecture import BuildContext
+from foundry_core.config import ExperimentConfig, load_config
+from foundry_core.errors import CheckpointError
+from foundry_core.plugins import get_architecture, import_string, installed
+from foundry_core.storage import FileSink
+
+if TYPE_CHECKING:
+    from foundry_core.model import BaseLanguageModel
+
+WEIGHTS = "model.safetensors"
+_MODULE = "modeling_foundry"
+
+
+def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
+    """What config.json carries under `foundry`: enough to build the model again, as plain data."""
+    facts = asdict(context)
+    facts["objective"] = context.objective.name
+    claims = installed().get(config.model.architecture, [])
+    return {
+        "format": 1,
+        "core": __version__,
+        "plugin": {"distribution": claims[0].distribution, "version": claims[0].version} if claims else None,
+        "experiment": config.resolved(),
+        "context": facts,
+    }
+
+
+def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
+    """A model with fresh weights from what `describe` stored."""
+    config = load_config(description["experiment"])
+    context = BuildContext(**{**description["context"], "objective": config.objective})
+    return build(config, context)
+
+
+def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> BaseLanguageModel:
+    """The model of a configuration, through its plugin."""
+    target = config.architecture.model_class
+    model_class = import_string(target) if isinstance(target, str) else target
+    model: BaseLanguageModel = model_class.from_config(config, context, **kwargs)
+    return model
+
+
+def special_ids(context: BuildContext) -> dict[str, int | None]:
+    """Token ids for a transformers configuration.
+
+    bos is the token that a document starts with in training: in the causal stream the separator that closed the one
+    before, in framed rows the cls token. A scorer that prepends bos then asks what the model was taught.
+    """
+    separator = context.eos_token_id if context.eos_token_id is not None else context.sep_token_id
+    start = context.cls_token_id if context.objective.layout == "framed" else separator
+    return {"pad_token_id": context.pad_token_id, "bos_token_id": start, "eos_token_id": separator}
+
+
+class _ExposedModel(PreTrainedModel):  # type: ignore[misc]
+    """Adapter that gives a `BaseLanguageModel` the surface of transformers."""
+
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _is_stateful = True
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: PreTrainedConfig, model: BaseLanguageModel | None = None):
+        super().__init__(config)
+        self.model = rebuild(config.foundry) if model is None else model
+        self._tied_weights_keys = _ties(self)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The plugin has initialised its weights; transformers' own scheme would replace them."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        state: Any = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if state is not None:
+            kwargs["state"] = state
+        kwargs.pop("logits_to_keep", None)
+        kwargs.pop("past_key_values", None)
+        outputs = self.model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+        return outputs.to_tuple() if return_dict is False else outputs
+
+
+class _ExposedCausalModel(_ExposedModel, GenerationMixin):  # type: ignore[misc]
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, state: Any = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        if state is not None and kwargs.get("use_cache", True):
+            return {"input_ids": input_ids[:, -1:], "state": state}
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("num_beams", 1) > 1:
+            # transformers reorders key-value caches between beams, not a recurrent state: recompute instead.
+            kwargs["use_cache"] = False
+        return super().generate(*args, **kwargs)
+
+
+@cache
+def exposed(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
+    """Configuration class, causal model class and masked model class of an architecture; registered once.
+
+    `AutoConfig` then knows `foundry_<architecture>`, and the auto model classes open its folders.
+    """
+    name = "".join(part.capitalize() for part in architecture.replace("-", "_").split("_"))
+    module = sys.modules[__name__]
+    config_class = type(
+        f"Foundry{name}Config",
+        (PreTrainedConfig,),
+        {
+            "__module__": __name__,
+            "__annotations__": {
+                "foundry": "dict | None",
+                "vocab_size": "int",
+                "max_position_embeddings": "int",
+                "tie_word_embeddings": "bool",
+            },
+            "model_type": f"foundry_{architecture}",
+            "foundry": None,
+            "vocab_size": 0,
+            "max_position_embeddings": 0,
+            "tie_word_embeddings": False,
+        },
+    )
+    classes: list[type[Any]] = [config_class]
+    for suffix, base in (("ForCausalLM", _ExposedCausalModel), ("ForMaskedLM", _ExposedModel)):
+        attributes = {"__module__": __name__, "config_class": config_class}
+        classes.append(type(f"Foundry{name}{suffix}", (base,), attributes))
+    for cls in classes:
+        setattr(module, cls.__name__, cls)  # so that a model can be pickled by reference
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModelForCausalLM.register(config_class, classes[1])
+    AutoModelForMaskedLM.register(config_class, classes[2])
+    return config_class, classes[1], classes[2]
+
+
+def expose(model: BaseLanguageModel) -> PreTrainedModel:
+    """A transformers model around this one, sharing its weights."""
+    config_class, causal, masked = exposed(model.model_type)
+    chosen = causal if model.context.objective.causal else masked
+    config = config_class(
+        foundry=describe(model.config, model.context),
+        vocab_size=model.context.vocab_size,
+        max_position_embeddings=model.context.max_sequence_length,
+        tie_word_embeddings=bool(_ties(model)),
+        architectures=[chosen.__name__],
+        **special_ids(model.context),
+    )
+    return chosen(config, model)
+
+
+def _ties(module: nn.Module) -> dict[str, str]:
+    """Names that share one parameter: each further name with the first."""
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            tied[name] = first[id(parameter)]
+        else:
+            first[id(parameter)] = name
+    return tied
+
+
+def save_model(model: BaseLanguageModel, sink: FileSink) -> None:
+    """Write config.json, model.safetensors, and where they apply generation_config.json and the loading module."""
+    outer = model.to_transformers()
+    config = outer.config.to_dict()
+    config.update(special_ids(model.context), architectures=[type(outer).__name__], dtype="float32")
+    config["foundry"] = describe(model.config, model.context)
+    if isinstance(outer, _ExposedModel):
+        module = _loading_module(model, sink)
+        if module:
+            names = [cls.__name__ for cls in exposed(model.model_type)]
+            config["auto_map"] = {
+                "AutoConfig": f"{module}.{names[0]}",
+                "AutoModelForCausalLM": f"{module}.{names[1]}",
+                "AutoModelForMaskedLM": f"{module}.{names[2]}",
+            }
+            if not model.context.objective.causal:
+                del config["auto_map"]["AutoModelForCausalLM"]
+    sink.write("config.json", (json.dumps(config, indent=1, sort_keys=True, default=str) + "\n").encode())
+    sink.write(WEIGHTS, to_safetensors(_unique_tensors(outer), metadata={"format": "pt"}))
+    if model.supports_generation:
+        generation = {key: value for key, value in special_ids(model.context).items() if value is not None}
+        sink.write("generation_config.json", (json.dumps(generation, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _loading_module(model: BaseLanguageModel, sink: FileSink) -> str | None:
+    """Write the module that `auto_map` names; None for an architecture that no installed package ships."""
+    claims = installed().get(model.model_type, [])
+    if not claims:
+        return None
+    package = claims[0].module.partition(".")[0]
+    names = ", ".join(cls.__name__ for cls in exposed(model.model_type))
+    text = (
+        f"import {package}  # pip install {claims[0].distribution}\n"
+        f"from foundry_core.export import exposed\n\n"
+        f'{names} = exposed("{model.model_type}")\n'
+    )
+    sink.write(f"{_MODULE}.py", text.encode())
+    return _MODULE
+
+
+def _unique_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state with each shared tensor once, contiguous and on the CPU."""
+    tied = _ties(module)
+    return {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items() if name not in tied}
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """The `foundry` part of a folder's config.json. Raises CheckpointError when it has none."""
+    path = Path(folder) / "config.json"
+    try:
+        description = json.loads(path.read_bytes())["foundry"]
+        if description["format"] != 1 or not isinstance(description["experiment"], dict):
+            raise KeyError("format")
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a model folder: it has no config.json") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} was not written by foundry, or is damaged ({type(error).__name__})") from error
+    return dict(description)
+
+
+def load_model(folder: str | Path) -> BaseLanguageModel:
+    """The model of a saved folder, weights included, in evaluation mode."""
+    model = rebuild(read_description(folder))
+    load_weights(model, Path(folder) / WEIGHTS)
+    return model.eval()
+
+
+def load_weights(model: BaseLanguageModel, path: str | Path) -> None:
+    """Copy a weights file into a model. Raises CheckpointError naming the first tensor that does not fit."""
+    outer = model.to_transformers()
+    state = outer.state_dict()
+    tied = _ties(outer)
+    try:
+        with safe_open(str(path), framework="pt") as file, torch.no_grad():
+            stored = set(file.keys())
+            missing = sorted(set(state) - stored - set(tied))
+            unknown = sorted(stored - set(state))
+            if missing or unknown:
+                what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model has not"
+                raise CheckpointError(f"{path} {what}: it belongs to another architecture or setting")
+            for name in sorted(stored):
+                tensor = file.get_tensor(name)
+                if tensor.shape != state[name].shape:
+                    raise CheckpointError(
+                        f"{path}: {name} has shape {tuple(tensor.shape)}, the model {tuple(state[name].shape)}"
+                    )
+                state[name].copy_(tensor)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def exposed_by_plugin(*architectures: str) -> None:
+    """Called at the end of a plugin's model module: `AutoModel` opens its checkpoints from then on."""
+    for name in architectures:
+        exposed(name)
+
+
+__all__ = ["build", "describe", "expose", "exposed", "get_architecture", "load_model", "load_weights", "save_model"]

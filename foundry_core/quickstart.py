@@ -1,0 +1,229 @@
+"""`foundry quickstart`: the toy language, three architectures, one table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from foundry_core.cli.common import table
+from foundry_core.config import load_config
+from foundry_core.errors import UsageError
+from foundry_core.evaluation import read_pairs, score_pairs
+from foundry_core.export import load_model
+from foundry_core.hookspecs import EvaluationReport, StepReport, hookimpl
+from foundry_core.plugins import installed
+from foundry_core.reporting import compact, duration
+from foundry_core.storage import write_file
+from foundry_core.testing.toy_language import ToyCorpus, write_corpus
+from foundry_core.tokenizers import load_tokenizer
+from foundry_core.trainer import run
+
+_MARKER = "quickstart.json"
+_TRAIN_SENTENCES, _TEST_SENTENCES = 120_000, 2_000
+
+_YAML = """\
+# Written by foundry quickstart. Train it again with: foundry train {folder}/{name}.yaml training.output_dir=runs/again
+experiment_name: {name}
+random_seed: {seed}
+data:
+  training_corpus: {folder}/corpus/train.txt   # one sentence, that is one document, a line
+  test_corpus: {folder}/corpus/test.txt
+  max_sequence_length: {length}
+  batch_size: {batch}
+tokenizer:
+  tokenizer_type: word                         # so that the model's tokens are the grammar's words
+  vocab_size: 200
+  output_dir: {folder}/tokenizers/{objective}
+model:
+  architecture: {name}
+{model}
+training:
+  output_dir: {folder}/runs/{name}
+  objective: {objective}
+  learning_rate: {rate}
+  train_tokens: {tokens}
+  warmup_ratio: 0.05
+  lr_scheduler: {scheduler}
+{more}  checkpoints: {{every_steps: 500}}
+logging: {{log_every_steps: 20}}
+"""
+
+_TRANSFORMER = """\
+  transformer: {layers: 2, embedding_size: 128, hidden_size: 128, intermediate_hidden_size: 512, attention_heads: 4,
+                activation_function: gelu, dropout: 0.0, attention_dropout: 0.0}"""
+
+_EXPERIMENTS = {
+    "gpt2": {
+        "model": _TRANSFORMER,
+        "objective": "causal_lm",
+        "rate": "3.0e-3",
+        "tokens": "2M",
+        "batch": 32,
+        "length": 64,
+        "scheduler": "linear",
+        "more": "",
+    },
+    "bert": {
+        "model": _TRANSFORMER,
+        "objective": "masked_lm",
+        "rate": "2.0e-3",
+        "tokens": "3M",
+        "batch": 32,
+        "length": 64,
+        "scheduler": "linear",
+        "more": "  mlm_probability: 0.25\n",
+    },
+    "lstm": {
+        "model": "  rnn: {embedding_size: 128, hidden_size: 128, num_layers: 1, dropout: 0.0}",
+        "objective": "causal_lm",
+        "rate": "5.0e-3",
+        "tokens": "2M",
+        "batch": 32,
+        "length": 64,
+        "scheduler": "linear",
+        "more": "",
+    },
+}
+
+
+@dataclass
+class _Curve:
+    """An observer that keeps what the table and the picture show."""
+
+    tokens: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    test_loss: float = float("nan")
+
+    @hookimpl
+    def foundry_step_ended(self, report: StepReport) -> None:
+        before = self.tokens[-1] if self.tokens else 0
+        self.seconds += (report.tokens_seen - before) / report.tokens_per_second
+        self.tokens.append(report.tokens_seen)
+        self.losses.append(report.loss)
+
+    @hookimpl
+    def foundry_evaluated(self, report: EvaluationReport) -> None:
+        self.test_loss = report.loss
+
+
+def quickstart(folder: str | Path, *, seed: int = 1) -> None:
+    """Write the corpus and the YAMLs into `folder`, train the installed ones of the three, print the table."""
+    started = time.monotonic()
+    folder = Path(folder)
+    _make_room(folder)
+    corpus = write_corpus(
+        folder / "corpus", train_sentences=_TRAIN_SENTENCES, test_sentences=_TEST_SENTENCES, seed=seed
+    )
+    pairs = read_pairs(corpus.minimal_pairs)
+    for name, settings in _EXPERIMENTS.items():
+        text = _YAML.format(name=name, folder=folder, seed=seed, **settings)
+        write_file(folder / f"{name}.yaml", text.encode())
+    names = [name for name in _EXPERIMENTS if name in installed()]
+    for name in sorted(set(_EXPERIMENTS) - set(names)):
+        sys.stderr.write(f"{name} is not installed and left out: pip install foundry-{'rnn' if name == 'lstm' else name}\n")
+    if not names:
+        raise UsageError("no architecture is installed: pip install foundry-gpt2 foundry-bert foundry-rnn")
+    rows, curves, results = [], {}, {}
+    for name in names:
+        config = load_config(folder / f"{name}.yaml")
+        curve = _Curve()
+        state = run(config, extra_observers=[curve])
+        checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"
+        model = load_model(checkpoint)
+        accuracies = [score.accuracy for score in score_pairs(model, load_tokenizer(checkpoint), pairs)]
+        causal = config.objective.causal
+        parameters = model.get_parameter_count().total
+        speed = state.tokens_seen / curve.seconds
+        floor = corpus.entropy_per_token if causal else None
+        rows.append(
+            (
+                name,
+                compact(parameters or 0),
+                compact(speed),
+                f"{curve.test_loss:.3f}",
+                f"{corpus.test_floor:.3f}" if causal else "",
+                *(f"{accuracy:.1%}" for accuracy in accuracies),
+            )
+        )
+        curves[name] = curve
+        results[name] = {
+            "parameters": parameters,
+            "tokens_per_second": speed,
+            "test_loss": curve.test_loss,
+            "entropy_floor": floor,
+            "test_floor": corpus.test_floor if causal else None,
+            "agreement": accuracies,
+        }
+    header = ("model", "parameters", "tokens/s", "test loss", "floor", "0 attractors", "1", "2")
+    sys.stdout.write("\n" + table(header, rows) + "\n\n" + _explanation(corpus) + "\n")
+    picture = _picture(folder / "curves.png", curves, results, corpus)
+    if picture is not None:
+        sys.stdout.write(f"Learning curves: {picture}\n")
+    write_file(folder / _MARKER, (json.dumps({"seed": seed, "results": results}, indent=1) + "\n").encode())
+    example = "gpt2" if "gpt2" in names else names[-1]
+    sys.stdout.write(
+        f"Took {duration(time.monotonic() - started)}. Next: foundry generate {folder}/runs/{example} --samples 5\n"
+    )
+
+
+def _make_room(folder: Path) -> None:
+    """An empty folder, or one that an earlier quickstart filled; anything else is the user's and stays."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / _MARKER).is_file():
+            raise UsageError(f"{folder} exists and is not an earlier quickstart: name another folder")
+        for name in ("corpus", "tokenizers", "runs"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    # Written first, so that a quickstart that was interrupted can be repeated.
+    write_file(folder / _MARKER, b"{}\n")
+
+
+def _explanation(corpus: ToyCorpus) -> str:
+    return (
+        f"Test loss is in nats per word. The floor is what the grammar itself scores on the test text ({corpus.test_floor:.3f};\n"
+        f"{corpus.entropy_per_token:.3f} over all its sentences): no causal model can be better. A masked model is asked another\n"
+        "question, so its loss has no such floor. The last columns are agreement between subject and verb (the keys ... are)\n"
+        "with 0, 1 or 2 nouns of the other number in between; chance is 50 %."
+    )
+
+
+def _picture(path: Path, curves: dict[str, _Curve], results: dict[str, dict[str, object]], corpus: ToyCorpus) -> Path | None:
+    """Learning curves above the floor, and agreement beside them; needs matplotlib, which is an extra."""
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return None
+    import io
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), gridspec_kw={"width_ratios": [3, 2]})
+    colours = {"gpt2": "#3b6fb6", "bert": "#d1802f", "lstm": "#3a8f5c"}
+    for name, curve in curves.items():
+        masked = " (masked)" if results[name]["entropy_floor"] is None else ""
+        left.plot([t / 1e6 for t in curve.tokens], curve.losses, label=name + masked, color=colours[name], linewidth=1.6)
+    left.axhline(corpus.entropy_per_token, color="black", linestyle="--", linewidth=1, label="entropy of the grammar")
+    left.set(xlabel="million words seen", ylabel="training loss (nats per word)", title="Learning the toy language")
+    left.legend(frameon=False)
+    for index, name in enumerate(curves):
+        accuracies = results[name]["agreement"]
+        assert isinstance(accuracies, list)
+        places = [attractors + 0.26 * (index - (len(curves) - 1) / 2) for attractors in range(len(accuracies))]
+        right.bar(places, [100 * a for a in accuracies], width=0.24, color=colours[name], label=name)
+    right.axhline(50, color="black", linestyle=":", linewidth=1)
+    right.set(xticks=[0, 1, 2], ylim=(0, 104), xlabel="attractors", ylabel="agreement right (%)", title="The keys to the cabinet are")
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150)
+    plt.close(figure)
+    write_file(path, buffer.getvalue())
+    return path

@@ -1,0 +1,34 @@
+"""Named random streams: each use of chance draws from its own generator, a function of seed, name and position.
+
+So the order of the data does not depend on how many numbers the model's initialisation took, and resuming needs no
+saved generator state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def derive(seed: int, stream: str, *position: int) -> int:
+    """A 63-bit seed for a named stream at a position, such as `derive(42, "dropout", step)`."""
+    text = ":".join(map(str, (seed, stream, *position)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def mix64(values: np.ndarray) -> np.ndarray:
+    """splitmix64's output function over uint64 (Steele, Lea and Flood 2014): independent-looking bits for each value.
+
+    A function of its input alone, so a random number can be had for any position without drawing those before it.
+    """
+    with np.errstate(over="ignore"):
+        z = values + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def uniform(bits: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1) from the upper 53 bits of uint64."""
+    return (bits >> np.uint64(11)) * 2.0**-53

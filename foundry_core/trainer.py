@@ -1,0 +1,378 @@
+"""Training, from a configuration to a checkpoint. Read `run` first: it is the walk of the data.
+
+A step is an optimizer step. Its loss is the sum over all its micro-batches divided by the number of tokens they
+predict. The rows come in the order of (seed, epoch), the masks from (seed, epoch, row), dropout from (seed, step):
+position and seed are all the state there is, so that stopping, saving and resuming change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+
+from foundry_core.checkpoint import (
+    TrainState,
+    checkpoints,
+    load_checkpoint,
+    newest_valid,
+    retire,
+    save_checkpoint,
+    versions,
+)
+from foundry_core.collators import Batch, get_data_collator
+from foundry_core.config import ExperimentConfig
+from foundry_core.dataset import Batches, SampleOrder
+from foundry_core.errors import CheckpointError, TrainingError, UsageError
+from foundry_core.evaluation import evaluate, to_device
+from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport
+from foundry_core.model import IGNORED, BaseLanguageModel, create_model
+from foundry_core.optim import Schedule, build_optimizer
+from foundry_core.plugins import active_modules, hook_manager
+from foundry_core.prepare import (
+    ExperimentData,
+    RunPlan,
+    data_identity,
+    experiment_data,
+    experiment_tokenizer,
+    training_corpus,
+)
+from foundry_core.reporting import Notifier, observers
+from foundry_core.storage import RunLock, write_file
+from foundry_core.streams import derive
+from foundry_core.tokenizers import tokenizer_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def run(
+    config: ExperimentConfig,
+    *,
+    resume: bool = False,
+    allowed_changes: Iterable[str] = (),
+    extra_observers: Sequence[Any] = (),
+    quiet: bool = False,
+) -> TrainState:
+    """Carry out an experiment: everything from the corpus to the last checkpoint.
+
+    resume: go on from the newest valid checkpoint of `training.output_dir`; without it a folder that holds checkpoints
+    is refused. allowed_changes: configuration keys that may differ from the checkpoint's. extra_observers: objects
+    with hook implementations. Raises FoundryError with one line for whatever the user can mend.
+    """
+    output_dir = Path(config.training.output_dir)
+    with RunLock(output_dir):
+        if not resume and checkpoints(output_dir):
+            raise CheckpointError(
+                f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or choose "
+                "another training.output_dir"
+            )
+        if resume:
+            newest_valid(output_dir)  # nothing to resume is said before anything is prepared
+        corpus = training_corpus(config)
+        tokenizer = experiment_tokenizer(config, corpus)
+        data = experiment_data(config, tokenizer, corpus)
+        model = create_model(config, tokenizer)
+        modules = active_modules(config.architecture, config.plugins)
+        manager = hook_manager([*modules, *observers(config, quiet=quiet), *extra_observers])
+        trainer = Trainer(config, model, tokenizer, data, Notifier(manager))
+        if resume:
+            trainer.resume(allowed_changes)
+        return trainer.train()
+
+
+class Precision:
+    """How the forward pass computes; weights, gradients and optimizer stay in fp32."""
+
+    def __init__(self, asked: str, device: torch.device):
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.name = ("bf16" if bf16 else "fp32") if asked == "auto" else asked
+        if self.name == "fp16" and device.type != "cuda":
+            raise UsageError("training.precision: fp16 needs a GPU; use bf16 or fp32 on a CPU")
+        if self.name == "bf16" and device.type == "cuda" and not bf16:
+            raise UsageError("training.precision: this GPU does not compute in bf16; use fp16 or fp32")
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+        self.autocast: Callable[[], torch.autocast] = partial(
+            torch.autocast, device.type, dtype=dtype, enabled=self.name != "fp32"
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+
+def choose_device(asked: str) -> torch.device:
+    """`auto` takes the GPU when there is one."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError("training.device: cuda was asked for, and torch finds no GPU")
+    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Trainer:
+    """One model on its way through one plan."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        model: BaseLanguageModel,
+        tokenizer: PreTrainedTokenizerFast,
+        data: ExperimentData,
+        notifier: Notifier,
+    ):
+        settings = config.training
+        self.config, self.tokenizer, self.data, self.notifier = config, tokenizer, data, notifier
+        self.output_dir = Path(settings.output_dir)
+        self.plan = RunPlan.of(config, data)
+        self.device = choose_device(settings.device)
+        self.precision = Precision(settings.precision, self.device)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.model = model.to(self.device)
+        self.forward: Callable[..., Any] = torch.compile(model) if settings.compile else model
+        self.optimizer = build_optimizer(model, settings)
+        self.schedule = Schedule(settings, self.plan.total_steps)
+        self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
+        self.collate = get_data_collator(config, tokenizer)
+        self.state = TrainState(
+            data=data_identity(data, tokenizer_digest(tokenizer)),
+            wandb_run_id=uuid.uuid4().hex if config.logging.use_wandb else None,
+        )
+        self._parent: str | None = None
+        self._ephemeral: set[Path] = set()
+
+    def resume(self, allowed_changes: Iterable[str] = ()) -> None:
+        """Go on from the newest valid checkpoint of the run."""
+        folder, passed_over = newest_valid(self.output_dir)
+        for line in passed_over:
+            self.warn(line)
+        self.state = load_checkpoint(
+            folder,
+            self.model,
+            self.optimizer,
+            config=self.config,
+            data=self.state.data,
+            allowed=allowed_changes,
+        )
+        self.schedule.load(self.state.schedule)
+        if self.state.scaler:
+            self.precision.scaler.load_state_dict(self.state.scaler)
+        self._parent = folder.name
+
+    def warn(self, line: str) -> None:
+        import sys
+
+        sys.stderr.write(f"warning: {line}\n")
+
+    def train(self) -> TrainState:
+        """Run the plan from where the state stands to its end."""
+        self._begin()
+        state, plan, settings = self.state, self.plan, self.config.training
+        due = set(plan.checkpoint_steps)
+        if state.step == 0:
+            self._save()
+        watch = _Watch(plan, state)
+        saved_at = time.monotonic()
+        batches = self.batches()
+        try:
+            while state.step < plan.total_steps:
+                report = self.take_step(list(islice(batches, settings.gradient_accumulation_steps)))
+                last = state.step == plan.total_steps
+                if last or state.step % self.config.logging.log_every_steps == 0:
+                    self._log_step(watch.report(state, *report))
+                if self.data.test_rows is not None and (
+                    last or (settings.evaluate_every_steps and state.step % settings.evaluate_every_steps == 0)
+                ):
+                    with watch.paused():
+                        self._evaluate()
+                minutes = settings.checkpoints.ephemeral_minutes
+                overdue = minutes is not None and time.monotonic() - saved_at > 60 * minutes
+                if state.step in due or overdue:
+                    with watch.paused():
+                        self._save(ephemeral=state.step not in due)
+                    saved_at = time.monotonic()
+        finally:
+            self.notifier.tell("foundry_run_ended", step=state.step)
+        return state
+
+    def _begin(self) -> None:
+        facts = {
+            "parameters": self.model.get_parameter_count().total,
+            "device": str(self.device),
+            "precision": self.precision.name,
+            "threads": torch.get_num_threads(),
+            "compile": self.config.training.compile,
+        }
+        environment = {"host": platform.node(), "pid": os.getpid(), "versions": versions(), **facts}
+        record = environment | {"plan": asdict(self.plan), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        write_file(self.output_dir / "run.json", (json.dumps(record, indent=1) + "\n").encode())
+        text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
+        write_file(self.output_dir / "config.yaml", text.encode())
+        self.notifier.tell(
+            "foundry_run_started",
+            run=RunInfo(
+                experiment_name=self.config.experiment_name,
+                output_dir=self.output_dir,
+                config=self.config.resolved(),
+                total_steps=self.plan.total_steps,
+                first_step=self.state.step,
+                facts=facts,
+                wandb_run_id=self.state.wandb_run_id,
+            ),
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """Micro-batches from the present position to the end; the last step may be smaller."""
+        return iter(
+            Batches(
+                self.data.train_rows,
+                self.order,
+                self.collate,
+                self.config.data.batch_size,
+                self.state.samples,
+                self.plan.total_samples,
+                self.config.training.num_workers,
+            )
+        )
+
+    def take_step(self, micro_batches: list[Batch]) -> tuple[float, float, float]:
+        """One optimizer step. Returns its loss, learning rate and gradient norm; moves the state on."""
+        state, settings, scaler = self.state, self.config.training, self.precision.scaler
+        torch.manual_seed(derive(self.config.seed("dropout"), "dropout", state.step))
+        self.model.train()
+        rate = self.schedule.rate(state.step + 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # The number of predictions is needed before the first backward pass: dividing each micro-batch by its own count
+        # would weigh tokens unequally.
+        count = max(sum(self._predictions(batch) for batch in micro_batches), 1)
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for batch in micro_batches:
+            with self.precision.autocast():
+                output = self.forward(**to_device(batch, self.device), reduction="sum", return_logits=False)
+            scaler.scale(output.loss / count).backward()
+            total += output.loss.detach()
+        scaler.unscale_(self.optimizer)
+        limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        loss = float(total) / count
+        # With a gradient scaler an infinite norm only means that the scale was too large: it skips the update itself.
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
+            raise TrainingError(self._not_finite(loss, norm))
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._advance(sum(len(batch["input_ids"]) for batch in micro_batches))
+        return loss, rate, norm
+
+    def _predictions(self, batch: Batch) -> int:
+        labels = batch["labels"][:, 1:] if self.model.context.objective.causal else batch["labels"]
+        return int((labels != IGNORED).sum())
+
+    def _not_finite(self, loss: float, norm: float) -> str:
+        first, last = self.state.samples, self.state.samples + self.plan.samples_per_step - 1
+        culprits = [
+            name for name, p in self.model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())
+        ]
+        where = f", first in the gradient of {culprits[0]}" if culprits else ""
+        return (
+            f"stopped before the update of step {self.state.step + 1}: loss {loss}, gradient norm {norm}{where}; samples "
+            f"{first} to {last}. Lower training.learning_rate, lengthen the warm-up, or use fp32"
+        )
+
+    def _advance(self, samples: int) -> None:
+        state = self.state
+        epochs, rows = self.order.at(np.arange(state.samples, state.samples + samples))
+        state.tokens_seen += int(self.data.train_rows.stream_tokens(rows).sum())
+        seen = np.stack([epochs, rows]).astype("<i8").tobytes()
+        state.ledger = hashlib.sha256(bytes.fromhex(state.ledger) + seen).hexdigest()
+        state.samples += samples
+        state.step += 1
+        state.epoch = state.samples / self.plan.rows
+        state.words_seen = self.plan.words_after(state.tokens_seen)
+
+    def _log_step(self, report: StepReport) -> None:
+        self.state.log.append({"step": report.step, "loss": report.loss, "learning_rate": report.learning_rate})
+        self.notifier.tell("foundry_step_ended", report=report)
+
+    def _evaluate(self) -> EvaluationReport:
+        assert self.data.test is not None
+        assert self.data.test_rows is not None
+        report = evaluate(
+            self.model,
+            self.data.test,
+            self.data.test_rows,
+            self.collate,
+            batch_size=self.config.data.batch_size,
+            step=self.state.step,
+            autocast=self.precision.autocast,
+        )
+        self.schedule.observe(report.loss)
+        self.state.log.append({"step": report.step, "eval_loss": report.loss})
+        self.notifier.tell("foundry_evaluated", report=report)
+        return report
+
+    def _save(self, *, ephemeral: bool = False) -> None:
+        """A checkpoint of the present state. Reads only: saving is invisible to the result."""
+        self.state.schedule = self.schedule.state()
+        self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
+        folder = save_checkpoint(
+            self.output_dir,
+            self.model,
+            self.tokenizer,
+            self.optimizer,
+            self.state,
+            parent=self._parent,
+            ephemeral=ephemeral,
+        )
+        self._parent = folder.name
+        if ephemeral:
+            self._ephemeral.add(folder)
+        self._ephemeral = set(retire(self.output_dir, self.config.training.checkpoints.keep, self._ephemeral, folder))
+        self.notifier.tell("foundry_checkpoint_saved", step=self.state.step, folder=folder)
+
+
+class _Watch:
+    """Speed of training, with evaluations and saves taken out."""
+
+    def __init__(self, plan: RunPlan, state: TrainState):
+        self._plan = plan
+        self._mark = time.perf_counter()
+        self._tokens, self._step = state.tokens_seen, state.step
+
+    def paused(self) -> _Watch:
+        return self
+
+    def __enter__(self) -> None:
+        self._paused_at = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._mark += time.perf_counter() - self._paused_at
+
+    def report(self, state: TrainState, loss: float, rate: float, norm: float) -> StepReport:
+        now = time.perf_counter()
+        elapsed, steps = max(now - self._mark, 1e-9), max(state.step - self._step, 1)
+        speed = (state.tokens_seen - self._tokens) / elapsed
+        self._mark, self._tokens, self._step = now, state.tokens_seen, state.step
+        return StepReport(
+            step=state.step,
+            total_steps=self._plan.total_steps,
+            epoch=state.epoch,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens_seen=state.tokens_seen,
+            words_seen=state.words_seen,
+            tokens_per_second=speed,
+            seconds_left=(self._plan.total_steps - state.step) * elapsed / steps,
+        )

@@ -1,0 +1,46 @@
+"""BERT for foundry: the descriptor. The model is imported when one is built."""
+
+from pydantic import Field
+
+from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, TransformerConfig
+
+
+class BertSection(ConfigSection):
+    """`model.bert`."""
+
+    type_vocab_size: int = Field(2, ge=1, description="segments that token_type_ids can name")
+
+
+class BertModelConfig(ModelConfig):
+    """`model:` for bert."""
+
+    transformer: TransformerConfig = Field(TransformerConfig(), description="sizes of the transformer")
+    bert: BertSection = Field(BertSection(), description="what only BERT has")
+
+
+bert = Architecture(
+    name="bert",
+    summary="bidirectional transformer for masked language modelling (Devlin et al. 2019)",
+    config_class=BertModelConfig,
+    model_class="foundry_bert.model:BertLanguageModel",
+    capabilities=lambda config: Capabilities(
+        objectives=("masked_lm",),
+        generation=False,
+        padding_sides=("right",),
+        gradient_checkpointing=True,
+    ),
+    default_tokenizer="wordpiece",
+    examples={
+        "tiny": {
+            "transformer": {
+                "layers": 2,
+                "embedding_size": 32,
+                "hidden_size": 32,
+                "intermediate_hidden_size": 64,
+                "attention_heads": 2,
+                "dropout": 0.0,
+                "attention_dropout": 0.0,
+            }
+        }
+    },
+)

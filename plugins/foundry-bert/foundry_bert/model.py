@@ -1,0 +1,42 @@
+"""BERT: transformers' own model inside, core's loss outside."""
+
+from typing import Any, Self
+
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from foundry_core import BuildContext, ExperimentConfig, WrappedLanguageModel
+
+
+class BertLanguageModel(WrappedLanguageModel):
+    """BERT of the size that `model.transformer` gives, with segment embeddings and a tied output layer."""
+
+    @classmethod
+    def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
+        settings = config.model.transformer  # type: ignore[attr-defined]
+        inner = BertConfig(
+            vocab_size=context.vocab_size,
+            max_position_embeddings=context.max_sequence_length,
+            num_hidden_layers=settings.layers,
+            hidden_size=settings.hidden_size,
+            intermediate_size=settings.intermediate_hidden_size,
+            num_attention_heads=settings.attention_heads,
+            hidden_act=settings.activation_function,
+            hidden_dropout_prob=settings.dropout,
+            attention_probs_dropout_prob=settings.attention_dropout,
+            type_vocab_size=config.model.bert.type_vocab_size,  # type: ignore[attr-defined]
+            pad_token_id=context.pad_token_id,
+            bos_token_id=context.cls_token_id,
+            eos_token_id=context.sep_token_id,
+            attn_implementation="sdpa",
+        )
+        model = BertForMaskedLM(inner)
+        # BERT's embedding gives the padding id a row that never learns. Padding is masked anyway, and an id taken on
+        # trust has cost others a real token: every row is trained.
+        model.bert.embeddings.word_embeddings.padding_idx = None
+        return cls(config, context, model, **kwargs)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Transform and projection; only the positions with a label pass through either."""
+        logits: torch.Tensor = self.model.cls(hidden)
+        return logits

@@ -1,0 +1,40 @@
+"""GPT-2 for foundry: the descriptor. The model is imported when one is built."""
+
+from pydantic import Field
+
+from foundry_core import Architecture, Capabilities, ModelConfig, TransformerConfig
+
+
+class GPT2ModelConfig(ModelConfig):
+    """`model:` for gpt2."""
+
+    transformer: TransformerConfig = Field(TransformerConfig(), description="sizes of the transformer")
+
+
+gpt2 = Architecture(
+    name="gpt2",
+    summary="causal transformer with learned positions and tied embeddings (Radford et al. 2019)",
+    config_class=GPT2ModelConfig,
+    model_class="foundry_gpt2.model:GPT2LanguageModel",
+    capabilities=lambda config: Capabilities(
+        objectives=("causal_lm",),
+        generation=True,
+        carried_state=True,
+        padding_sides=("left", "right"),
+        gradient_checkpointing=True,
+    ),
+    default_tokenizer="sentencepiece",
+    examples={
+        "tiny": {
+            "transformer": {
+                "layers": 2,
+                "embedding_size": 32,
+                "hidden_size": 32,
+                "intermediate_hidden_size": 64,
+                "attention_heads": 2,
+                "dropout": 0.0,
+                "attention_dropout": 0.0,
+            }
+        }
+    },
+)

@@ -1,0 +1,34 @@
+"""GPT-2: transformers' own model inside, core's loss outside."""
+
+from typing import Any, Self
+
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from foundry_core import BuildContext, ExperimentConfig, WrappedLanguageModel
+
+
+class GPT2LanguageModel(WrappedLanguageModel):
+    """GPT-2 of the size that `model.transformer` gives. State: the key-value cache."""
+
+    @classmethod
+    def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
+        settings = config.model.transformer  # type: ignore[attr-defined]
+        separator = context.eos_token_id
+        inner = GPT2Config(
+            vocab_size=context.vocab_size,
+            n_positions=context.max_sequence_length,
+            n_layer=settings.layers,
+            n_embd=settings.hidden_size,
+            n_inner=settings.intermediate_hidden_size,
+            n_head=settings.attention_heads,
+            activation_function=settings.activation_function,
+            resid_pdrop=settings.dropout,
+            embd_pdrop=settings.dropout,
+            attn_pdrop=settings.attention_dropout,
+            # The library's default ids are those of the published tokenizer (50256), outside a small vocabulary.
+            bos_token_id=separator,
+            eos_token_id=separator,
+            pad_token_id=context.pad_token_id,
+            attn_implementation="sdpa",
+        )
+        return cls(config, context, GPT2LMHeadModel(inner), **kwargs)

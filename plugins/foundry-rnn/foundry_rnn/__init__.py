@@ -1,0 +1,67 @@
+"""LSTM, GRU and plain RNN for foundry: three descriptors of one family. The model is imported when one is built."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
+
+RNNType = Literal["lstm", "gru", "rnn"]
+
+
+class RNNSection(ConfigSection):
+    """`model.rnn`."""
+
+    rnn_type: RNNType | None = Field(None, description="left out, or the same as model.architecture")
+    embedding_size: int = Field(256, ge=1, description="width of the token embeddings")
+    hidden_size: int = Field(256, ge=1, description="width of the recurrent state, in each direction")
+    num_layers: int = Field(2, ge=1, description="recurrent layers on top of each other")
+    bidirectional: bool = Field(False, description="read from both sides; then only masked_lm can be trained")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on embeddings, between layers and before the output")
+    tie_embeddings: bool = Field(False, description="output weights are the input embeddings (Press and Wolf 2017)")
+
+
+class RNNModelConfig(ModelConfig):
+    """`model:` for lstm, gru and rnn."""
+
+    rnn: RNNSection = Field(RNNSection(), description="sizes of the recurrent network")
+
+    @model_validator(mode="after")
+    def _one_cell(self) -> Self:
+        if self.rnn.rnn_type not in (None, self.architecture):
+            raise ValueError(
+                f"rnn.rnn_type is {self.rnn.rnn_type} under architecture: {self.architecture}; leave rnn_type out or make them agree"
+            )
+        return self
+
+
+def _capabilities(config: RNNModelConfig) -> Capabilities:
+    both = config.rnn.bidirectional
+    return Capabilities(
+        objectives=("masked_lm",) if both else ("causal_lm", "masked_lm"),
+        generation=not both,
+        carried_state=not both,
+        padding_sides=("left", "right"),
+    )
+
+
+def _descriptor(name: RNNType, summary: str) -> Architecture:
+    sizes: dict[str, Any] = {"embedding_size": 24, "hidden_size": 32, "num_layers": 2, "dropout": 0.0}
+    return Architecture(
+        name=name,
+        summary=summary,
+        config_class=RNNModelConfig,
+        model_class="foundry_rnn.model:RNNLanguageModel",
+        capabilities=_capabilities,
+        default_tokenizer="sentencepiece",
+        examples={
+            "tiny": {"rnn": sizes},
+            "tiny_tied": {"rnn": {**sizes, "tie_embeddings": True}},
+            "tiny_bidirectional": {"rnn": {**sizes, "bidirectional": True}},
+        },
+    )
+
+
+lstm = _descriptor("lstm", "long short-term memory, one or two directions (Hochreiter and Schmidhuber 1997)")
+gru = _descriptor("gru", "gated recurrent unit, one or two directions (Cho et al. 2014)")
+rnn = _descriptor("rnn", "plain tanh recurrence, one or two directions (Elman 1990)")

@@ -1,0 +1,119 @@
+"""LSTM, GRU and plain RNN language models on torch's own recurrent layers.
+
+Shapes: B batch, T tokens, E embedding width, H state width (both directions together), V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, exposed_by_plugin
+
+_LAYERS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+class RNNLanguageModel(BaseLanguageModel):
+    """Embedding, recurrent layers, output layer. State: the recurrent state after each row's last real token."""
+
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        settings = config.model.rnn  # type: ignore[attr-defined]
+        width = settings.hidden_size * (2 if settings.bidirectional else 1)
+        self.embedding = nn.Embedding(context.vocab_size, settings.embedding_size)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.recurrent = _LAYERS[self.model_type](
+            settings.embedding_size,
+            settings.hidden_size,
+            settings.num_layers,
+            batch_first=True,
+            dropout=settings.dropout if settings.num_layers > 1 else 0.0,
+            bidirectional=settings.bidirectional,
+        )
+        tied = settings.tie_embeddings
+        self.projection = nn.Linear(width, settings.embedding_size) if tied and width != settings.embedding_size else None
+        self.output_layer = nn.Linear(settings.embedding_size if tied else width, context.vocab_size)
+        self._initialise()
+        if tied:
+            self.output_layer.weight = self.embedding.weight
+
+    def _initialise(self) -> None:
+        """Small embeddings and outputs, so that the first loss is ln V; forget gates start open.
+
+        The forget bias of 1 follows Jozefowicz, Zaremba and Sutskever (2015). torch adds two bias vectors: one carries
+        it, the other is 0. Recurrent weights keep torch's uniform(-1/sqrt(H), 1/sqrt(H)).
+        """
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        nn.init.normal_(self.output_layer.weight, std=0.02)
+        nn.init.zeros_(self.output_layer.bias)
+        if isinstance(self.recurrent, nn.LSTM):
+            size = self.recurrent.hidden_size
+            for name, parameter in self.recurrent.named_parameters():
+                if "bias" in name:
+                    nn.init.zeros_(parameter)
+                if "bias_ih" in name:
+                    nn.init.ones_(parameter[size : 2 * size])
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        state: Any = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        embedded_BTE = self.dropout(self.embedding(input_ids))
+        if attention_mask is None or bool(attention_mask.all()):
+            hidden_BTH, state = self.recurrent(embedded_BTE, state)
+        else:
+            hidden_BTH, state = self._over_real_tokens(embedded_BTE, attention_mask, state)
+        hidden_BTH = self.dropout(hidden_BTH)
+        if self.projection is not None:
+            hidden_BTH = self.projection(hidden_BTH)
+        carried = None if self.recurrent.bidirectional else state
+        return self.output(hidden_BTH, self.output_layer, labels, state=carried, **kwargs)
+
+    def _over_real_tokens(
+        self, embedded_BTE: torch.Tensor, attention_mask: torch.Tensor, state: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """The recurrence over each row's real tokens alone, wherever they stand; zeros elsewhere.
+
+        A stable sort moves the real tokens of a row to its front, so that padding on either side, or a masked token in
+        between, touches neither their outputs nor the final state.
+        """
+        real = attention_mask.bool()
+        order = torch.argsort((~real).to(torch.int8), dim=1, stable=True)
+        # A row without any token still needs a length for packing; its output is zeroed below like all padding.
+        lengths = real.sum(dim=1).clamp(min=1).cpu()
+        front = embedded_BTE.gather(1, order.unsqueeze(-1).expand_as(embedded_BTE))
+        packed = pack_padded_sequence(front, lengths, batch_first=True, enforce_sorted=False)
+        packed_output, state = self.recurrent(packed, state)
+        output, _ = pad_packed_sequence(packed_output, batch_first=True, total_length=embedded_BTE.shape[1])
+        back = torch.argsort(order, dim=1)
+        output = output.gather(1, back.unsqueeze(-1).expand_as(output))
+        return output * real.unsqueeze(-1), state
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> None:
+        tied = self.output_layer.weight is self.embedding.weight
+        old = self.embedding
+        kept = min(old.num_embeddings, new_num_tokens)
+        embedding = nn.Embedding(new_num_tokens, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
+        nn.init.normal_(embedding.weight, std=0.1)
+        output = nn.Linear(self.output_layer.in_features, new_num_tokens, device=old.weight.device, dtype=old.weight.dtype)
+        nn.init.normal_(output.weight, std=0.02)
+        nn.init.zeros_(output.bias)
+        with torch.no_grad():
+            embedding.weight[:kept] = old.weight[:kept]
+            output.weight[:kept] = self.output_layer.weight[:kept]
+            output.bias[:kept] = self.output_layer.bias[:kept]
+        self.embedding, self.output_layer = embedding, output
+        if tied:
+            self.output_layer.weight = self.embedding.weight
+        self.note_vocabulary_size(new_num_tokens)
+
+
+exposed_by_plugin("lstm", "gru", "rnn")

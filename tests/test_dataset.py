@@ -1,0 +1,525 @@
+"""Token file, rows, order and batches: nothing lost, nothing twice, nothing stale, any position at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from foundry_core.corpus import ByteAccount, Corpus, DocumentUnit
+from foundry_core.dataset import Batches, Rows, SampleOrder, permutation, prepare_tokens
+from foundry_core.errors import DataError
+
+TEXT = "the cat sat\nthe dog\n\na cat saw the dog sit\nunseen words\n"
+
+
+def word_tokenizer(words: str = "the cat sat dog a saw sit", filler: int = 0) -> PreTrainedTokenizerFast:
+    vocabulary = ["<unk>", "</s>", *words.split(), *(f"filler{number}" for number in range(filler))]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+
+
+def corpus_of(folder: Path, text: str = TEXT, unit: DocumentUnit = "line") -> Corpus:
+    (folder / "corpus.txt").write_text(text)
+    return Corpus.open(folder / "corpus.txt", unit=unit)
+
+
+# The token file
+
+
+def test_the_stream_is_a_separator_and_then_each_document_with_a_separator(tmp_path: Path) -> None:
+    tokenizer = word_tokenizer()
+    corpus = corpus_of(tmp_path)
+    file = prepare_tokens(corpus, tokenizer, tmp_path)
+    expected, starts = [1], []
+    for document in corpus.documents():
+        starts.append(len(expected))
+        expected += [*tokenizer(document)["input_ids"], 1]
+    assert file.tokens.tolist() == expected == [1, 2, 3, 4, 1, 2, 5, 1, 6, 3, 7, 2, 5, 8, 1, 0, 0, 1]
+    assert file.documents.tolist() == [*starts, len(expected)]
+    assert (file.tokens.dtype, file.documents.dtype) == (np.uint16, np.int64)
+    assert not file.tokens.flags.writeable
+
+
+def test_the_sidecar_says_what_was_counted(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path)
+    info = prepare_tokens(corpus, word_tokenizer(), tmp_path).info
+    account = ByteAccount()
+    words = sum(len(document.split()) for document in corpus.documents(account))
+    assert (info.tokens, info.documents, info.words, info.text_bytes) == (18, 4, words, account.bytes_text)
+    assert ByteAccount(**info.account) == account
+    assert (info.corpus_digest, info.separator_id) == (corpus.digest, 1)
+
+
+def test_a_stream_of_many_buffers_is_whole(tmp_path: Path) -> None:
+    """Documents of very different lengths, more than two buffers of 2**20 tokens, and one that fills a buffer."""
+    lengths = [*np.random.default_rng(0).integers(1, 400, 6000).tolist(), 1_100_000, 1, 2]
+    corpus = corpus_of(tmp_path, "".join("cat " * length + "\n" for length in lengths))
+    calls: list[int] = []
+    file = prepare_tokens(corpus, word_tokenizer(), tmp_path, progress=calls.append)
+    assert file.documents.tolist() == np.cumsum([1, *(length + 1 for length in lengths)]).tolist()
+    assert len(file.tokens) == file.info.tokens == file.documents[-1]
+    assert np.flatnonzero(file.tokens == 1).tolist() == [0, *(file.documents[1:] - 1).tolist()]
+    assert len(calls) > 2
+    assert calls == sorted(calls)
+    assert calls[-1] == corpus.bytes
+
+
+@pytest.mark.parametrize(("vocabulary", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
+def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path: Path, vocabulary: int, dtype: type) -> None:
+    tokenizer = word_tokenizer("", filler=vocabulary - 2)
+    last = vocabulary - 1
+    file = prepare_tokens(corpus_of(tmp_path, f"filler{last - 2}\n"), tokenizer, tmp_path)
+    assert file.tokens.dtype == dtype
+    assert file.tokens.tolist() == [1, last, 1]
+
+
+def test_an_unchanged_corpus_is_not_tokenized_again(tmp_path: Path) -> None:
+    first = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
+    calls: list[int] = []
+    # Written anew and opened anew, with a tokenizer built anew: the same content.
+    again = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path, progress=calls.append)
+    assert calls == []
+    assert again.info == first.info
+    assert again.tokens.tolist() == first.tokens.tolist()
+    assert len(list(tmp_path.glob("*.tokens"))) == 1
+
+
+def test_whatever_shapes_the_tokens_gives_a_new_file(tmp_path: Path) -> None:
+    variants: list[tuple[str, DocumentUnit, PreTrainedTokenizerFast]] = [
+        (TEXT, "line", word_tokenizer()),
+        (TEXT + "\n", "line", word_tokenizer()),
+        (TEXT, "block", word_tokenizer()),
+        (TEXT, "line", word_tokenizer("a cat sat dog the saw sit")),
+        (TEXT, "line", word_tokenizer(filler=1)),
+        (TEXT, "line", word_tokenizer()),
+    ]
+    variants[-1][2].eos_token = "sit"
+    files = [prepare_tokens(corpus_of(tmp_path, text, unit), tokenizer, tmp_path) for text, unit, tokenizer in variants]
+    assert len({file.info.digest for file in files}) == len(list(tmp_path.glob("*.tokens"))) == len(variants)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("suffix", ["tokens", "documents", "json"])
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"{}")])
+def test_a_torn_or_damaged_token_file_is_rebuilt(tmp_path: Path, suffix: str, damage: Any) -> None:
+    first = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
+    expected = (first.tokens.tolist(), first.documents.tolist())
+    (path,) = tmp_path.glob(f"*.{suffix}")
+    damage(path)
+    again = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
+    assert (again.tokens.tolist(), again.documents.tolist()) == expected
+    calls: list[int] = []
+    prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path, progress=calls.append)
+    assert calls == []
+
+
+def test_a_corpus_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"the cat\n" * 500_000 + b"\xff\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        prepare_tokens(Corpus.open(tmp_path / "a.txt"), word_tokenizer(), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="Not a directory"):
+        prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path / "file")
+
+
+def test_two_processes_that_prepare_the_same_both_end_well(tmp_path: Path) -> None:
+    corpus_of(tmp_path, TEXT * 20_000)
+    word_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    code = (
+        "import sys; from pathlib import Path; from transformers import AutoTokenizer\n"
+        "from foundry_core.corpus import Corpus; from foundry_core.dataset import prepare_tokens\n"
+        "folder = Path(sys.argv[1]); tokenizer = AutoTokenizer.from_pretrained(folder / 'tokenizer')\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "file = prepare_tokens(Corpus.open(folder / 'corpus.txt'), tokenizer, folder / 'out')\n"
+        "print(file.info.tokens_sha256, int(file.tokens.astype('int64').sum()), flush=True)"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=-1, stdout=-1, text=True) for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert results[0] == results[1] != ""
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".documents", ".json", ".tokens"]
+
+
+# Rows
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 8, 17, 18, 19, 100])
+@pytest.mark.parametrize("size", [2, 3, 5, 17, 18, 33])
+def test_overlapping_rows_predict_every_token_but_the_first_exactly_once(size: int, length: int) -> None:
+    stream = np.arange(size, dtype=np.uint16)
+    rows = Rows(stream, "overlap", length)
+    predicted: Counter[int] = Counter()
+    for index in range(len(rows)):
+        row = rows.row(index)
+        assert 2 <= len(row) <= length
+        assert row.dtype == np.int64
+        assert np.diff(row).tolist() == [1] * (len(row) - 1)
+        assert rows.stream_tokens(index) == len(row) - 1
+        predicted.update(row[1:].tolist())
+    assert predicted == Counter(range(1, size))
+    assert rows.total_tokens == size - 1
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 18, 19, 100])
+@pytest.mark.parametrize("size", [2, 3, 5, 17, 18, 33])
+def test_framed_rows_hold_every_token_once_between_start_and_end(size: int, length: int) -> None:
+    stream = np.arange(size, dtype=np.uint32)
+    rows = Rows(stream, "framed", length, start_id=1000, end_id=1001)
+    content: list[int] = []
+    for index in range(len(rows)):
+        row = rows.row(index)
+        assert 3 <= len(row) <= length
+        assert len(row) == length or index == len(rows) - 1
+        assert (row[0], row[-1], row.dtype) == (1000, 1001, np.int64)
+        assert rows.stream_tokens(index) == len(row) - 2
+        content += row[1:-1].tolist()
+    assert content == list(range(1, size))
+    assert rows.total_tokens == size - 1
+
+
+@pytest.mark.parametrize("layout", ["overlap", "framed"])
+def test_stream_tokens_of_many_rows_at_once_add_up(layout: Any) -> None:
+    rows = Rows(np.arange(1000), layout, 7, start_id=0, end_id=1)
+    counts = rows.stream_tokens(np.arange(len(rows)))
+    assert counts.tolist() == [rows.stream_tokens(index) for index in range(len(rows))]
+    assert counts.sum() == rows.total_tokens
+
+
+def test_a_row_outside_is_an_error() -> None:
+    rows = Rows(np.arange(10), "overlap", 4)
+    for index in (-1, len(rows)):
+        with pytest.raises(IndexError):
+            rows.row(index)
+
+
+@pytest.mark.parametrize(("layout", "length"), [("overlap", 1), ("overlap", 0), ("framed", 2)])
+def test_a_length_without_room_for_a_token_is_refused(layout: Any, length: int) -> None:
+    with pytest.raises(DataError, match="too small"):
+        Rows(np.arange(10), layout, length, start_id=0, end_id=1)
+
+
+@pytest.mark.parametrize("layout", ["overlap", "framed"])
+def test_a_stream_without_a_row_is_refused(layout: Any) -> None:
+    with pytest.raises(DataError, match="too few"):
+        Rows(np.arange(1), layout, 10, start_id=0, end_id=1)
+
+
+def test_changing_a_row_does_not_change_the_stream() -> None:
+    stream = np.arange(10, dtype=np.int64)
+    Rows(stream, "overlap", 4).row(0)[:] = 99
+    assert stream.tolist() == list(range(10))
+
+
+# The order
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 4097])
+@pytest.mark.parametrize("epoch", [0, 1, 17])
+def test_an_order_visits_every_row_once(size: int, epoch: int) -> None:
+    rows = permutation(size, 42, epoch)(np.arange(size))
+    assert rows.dtype == np.int64
+    assert sorted(rows.tolist()) == list(range(size))
+
+
+def test_an_order_does_not_depend_on_how_it_is_asked_for() -> None:
+    order = permutation(4097, 1, 2)
+    whole = order(np.arange(4097))
+    assert [int(order(np.array([position]))[0]) for position in range(0, 4097, 41)] == whole[::41].tolist()
+    assert order(np.arange(12).reshape(3, 4)).tolist() == whole[:12].reshape(3, 4).tolist()
+    assert order(np.arange(0)).tolist() == []
+
+
+def test_the_order_of_a_seed_never_changes() -> None:
+    """Old checkpoints resume only if the order is what it was; a change here must be a decision."""
+    assert permutation(10, 42, 0)(np.arange(10)).tolist() == [6, 4, 8, 5, 2, 3, 0, 1, 7, 9]
+
+
+def test_every_order_of_a_few_rows_occurs_equally_often() -> None:
+    orders = Counter(tuple(permutation(4, seed, 0)(np.arange(4)).tolist()) for seed in range(4800))
+    assert len(orders) == 24
+    assert sum((count - 200) ** 2 / 200 for count in orders.values()) < 60  # chi square, 23 degrees: p about 4e-5
+
+
+@pytest.mark.parametrize("size", [1000, 10_000, 65_536, 99_991])
+def test_an_order_has_no_visible_structure(size: int) -> None:
+    rows = permutation(size, 7, 3)(np.arange(size))
+    noise = 4 / size**0.5
+    assert abs(np.corrcoef(np.arange(size), rows)[0, 1]) < max(0.05, noise)
+    for lag in (1, 2, int(size**0.5), int(size**0.5) + 1):
+        assert abs(np.corrcoef(rows[lag:], rows[:-lag])[0, 1]) < max(0.05, noise)
+    # In a random order two neighbours stay neighbours twice in an epoch, whatever the size.
+    assert (np.abs(np.diff(rows)) == 1).sum() <= 12
+    # A tenth of the positions sees about a tenth of every tenth of the corpus.
+    seen = np.histogram(rows[: size // 10], bins=10, range=(0, size))[0]
+    assert np.abs(seen - size / 100).max() < 5 * (size / 100) ** 0.5
+
+
+def test_epochs_and_seeds_have_unrelated_orders() -> None:
+    orders = [permutation(10_000, seed, epoch)(np.arange(10_000)) for seed in (0, 1, 2**40) for epoch in (0, 1, 2)]
+    for first in range(len(orders)):
+        for second in range(first):
+            assert (orders[first] == orders[second]).sum() < 10
+            assert abs(np.corrcoef(orders[first], orders[second])[0, 1]) < 0.05
+
+
+def test_a_far_position_costs_no_time_and_no_memory() -> None:
+    order = SampleOrder(10**9, 5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    _, rows = order.at(np.array([10**8, 10**8 + 1, 7 * 10**9]))
+    assert time.perf_counter() - started < 0.05
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000
+    assert rows.max() < 10**9
+    assert np.unique(permutation(10**9, 5, 0)(np.arange(10**8, 10**8 + 10**5))).size == 10**5
+
+
+def test_positions_outside_an_order_are_an_error() -> None:
+    for position in (-1, 10):
+        with pytest.raises(IndexError):
+            permutation(10, 0, 0)(np.array([position]))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_epoch_of_the_sample_order_is_every_row_once(shuffle: bool) -> None:
+    order = SampleOrder(13, 3, shuffle)
+    epochs, rows = order.at(np.arange(13 * 5))
+    assert epochs.tolist() == np.repeat(np.arange(5), 13).tolist()
+    for epoch in range(5):
+        inside = rows[epochs == epoch].tolist()
+        expected = permutation(13, 3, epoch)(np.arange(13)).tolist() if shuffle else list(range(13))
+        assert inside == expected
+        assert sorted(inside) == list(range(13))
+
+
+# Batches
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    import torch
+
+    longest = max(len(sample["input_ids"]) for sample in samples)
+    ids = np.full((len(samples), longest), -1, dtype=np.int64)
+    for line, sample in zip(ids, samples, strict=True):
+        line[: len(sample["input_ids"])] = sample["input_ids"]
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "scaled": torch.from_numpy(ids).to(torch.bfloat16),
+        "mask": torch.from_numpy(ids) >= 0,
+        "where": [(sample["epoch"], sample["row"]) for sample in samples],
+    }
+
+
+def batches(
+    start: int, stop: int, num_workers: int = 0, batch_size: int = 4, collator: Any = collate, length: int = 9
+) -> Batches:
+    rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", length)
+    return Batches(rows, SampleOrder(len(rows), 11), collator, batch_size, start, stop, num_workers)
+
+
+def test_batches_are_the_rows_at_their_positions() -> None:
+    made = list(batches(120, 131))
+    rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", 9)
+    epochs, indices = SampleOrder(len(rows), 11).at(np.arange(120, 131))
+    assert [len(batch["where"]) for batch in made] == [4, 4, 3]
+    wheres = [where for batch in made for where in batch["where"]]
+    assert wheres == list(zip(epochs.tolist(), indices.tolist(), strict=True))
+    assert made[0]["input_ids"][0].tolist() == rows.row(int(indices[0])).tolist()
+    assert set(epochs.tolist()) == {0, 1}
+
+
+def test_where_a_run_is_cut_and_how_it_is_batched_does_not_change_the_samples() -> None:
+    def samples(*parts: Batches) -> list[tuple[int, int]]:
+        return [where for part in parts for batch in part for where in batch["where"]]
+
+    whole = samples(batches(0, 900))
+    assert samples(batches(0, 37), batches(37, 500, batch_size=7), batches(500, 900, 2, batch_size=1)) == whole
+    assert samples(batches(0, 900, batch_size=900)) == whole
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_workers_change_nothing(num_workers: int) -> None:
+    import torch
+
+    alone, helped = list(batches(5, 700)), list(batches(5, 700, num_workers))
+    assert len(alone) == len(helped) == len(batches(5, 700)) == 174
+    for one, other in zip(alone, helped, strict=True):
+        assert one.keys() == other.keys()
+        assert one["where"] == other["where"]
+        for key in ("input_ids", "scaled", "mask"):
+            assert one[key].dtype == other[key].dtype
+            assert torch.equal(one[key], other[key])
+
+
+def test_workers_draw_nothing_from_the_global_generators() -> None:
+    import torch
+
+    before = (torch.get_rng_state(), np.random.get_state()[1].tolist())
+    list(batches(0, 40, 2))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+
+
+def test_more_workers_than_batches_and_no_batch_at_all() -> None:
+    assert len(list(batches(0, 4, 3))) == 1
+    assert list(batches(7, 7, 2)) == list(batches(7, 7)) == []
+
+
+def test_batches_can_be_iterated_again_and_side_by_side() -> None:
+    both = batches(0, 50, 2)
+    wheres = [(one["where"], other["where"]) for one, other in zip(both, both, strict=True)]
+    assert wheres == [(batch["where"], batch["where"]) for batch in batches(0, 50)]
+
+
+def with_pid(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"pid": os.getpid(), "filler": b"x" * (1 << 21)}
+
+
+def test_a_killed_worker_is_named_within_a_second() -> None:
+    iterator = iter(batches(0, 1000, 2, collator=with_pid))
+    pids = [next(iterator)["pid"] for _ in range(2)]
+    assert len({*pids, os.getpid()}) == 3
+    os.kill(pids[0], signal.SIGKILL)
+    started = time.perf_counter()
+    with pytest.raises(DataError, match=f"data worker {pids[0]} was killed by SIGKILL"):
+        list(iterator)
+    assert time.perf_counter() - started < 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_worker_that_dies_while_it_is_waited_for_is_noticed_at_once() -> None:
+    parent = os.getpid()
+
+    def die(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        assert os.getpid() != parent
+        os._exit(3)
+
+    with pytest.raises(DataError, match="ended with exit code 3"):
+        list(batches(0, 1000, 2, collator=die))
+
+
+def test_signals_to_the_group_do_not_end_the_workers() -> None:
+    """Schedulers and terminals signal every process of a job; the parent still wants its next checkpoint."""
+    iterator = iter(batches(0, 40, 1, collator=with_pid))
+    pid = next(iterator)["pid"]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(pid, number)
+    assert {batch["pid"] for batch in iterator} == {pid}
+
+
+def test_leaving_early_ends_the_workers() -> None:
+    iterator = iter(batches(0, 1000, 2, collator=with_pid))
+    pids = [next(iterator)["pid"] for _ in range(2)]
+    del iterator
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+class OddError(Exception):
+    """Cannot be read back from its pickle: two arguments, one of them kept."""
+
+    def __init__(self, first: str, second: str):
+        super().__init__(first)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(DataError("row 3 is bad"), DataError), (OddError("row 3 is odd", "x"), RuntimeError)]
+)
+def test_what_the_collator_raises_comes_through(error: Exception, kind: type[Exception]) -> None:
+    def fail(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(type(error), match="row 3 is"):
+        list(batches(0, 10, 0, collator=fail))
+    with pytest.raises(kind, match="row 3 is") as caught:
+        list(batches(0, 10, 2, collator=fail))
+    assert "in fail" in "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+
+
+def test_a_worker_may_use_operations_that_have_threads_in_its_parent() -> None:
+    import torch
+
+    def large(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"total": torch.ones(1 << 22).exp().sum()}
+
+    def hangs(*_: object) -> None:
+        raise TimeoutError("a worker waits for threads that it does not have")
+
+    threads = torch.get_num_threads()
+    before = signal.signal(signal.SIGALRM, hangs)
+    try:
+        torch.set_num_threads(2)
+        alone = [batch["total"] for batch in batches(0, 8, 0, collator=large)]  # starts the threads of the parent
+        signal.alarm(30)
+        assert len([batch["total"] for batch in batches(0, 8, 2, collator=large)]) == len(alone) == 2
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        torch.set_num_threads(threads)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_dataset import batches, with_pid\n"
+        "iterator = iter(batches(0, 1000, 2, collator=with_pid))\n"
+        "print(next(iterator)['pid'], next(iterator)['pid'], flush=True); sys.stdin.readline()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, Path(__file__).parent], stdin=-1, stdout=-1, text=True)
+    assert process.stdout is not None
+    pids = process.stdout.readline().split()
+    assert len(pids) == 2
+    process.kill()
+    # The workers share the pipe of standard output: it ends when the last of them does.
+    watchdog = threading.Timer(5, lambda: [os.kill(int(pid), signal.SIGKILL) for pid in pids])
+    watchdog.start()
+    process.stdout.read()
+    assert watchdog.is_alive()
+    watchdog.cancel()
+    process.wait()
+
+
+def test_importing_the_module_does_not_import_torch() -> None:
+    code = "import sys, foundry_core.dataset; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_sidecar_is_json_that_names_its_inputs(tmp_path: Path) -> None:
+    info = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path).info
+    (path,) = tmp_path.glob("*.json")
+    assert path.stem == info.digest[:16]
+    assert json.loads(path.read_text())["corpus_digest"] == info.corpus_digest

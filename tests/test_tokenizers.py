@@ -1,0 +1,612 @@
+"""The tokenizers: round trips, sizes, determinism, special tokens, and an encoder equal to the plain tokenizer."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from foundry_core.errors import TokenizerError
+from foundry_core.tokenizers import (
+    SENTENCEPIECE_FILE,
+    DocumentEncoder,
+    TokenizerFactory,
+    default_special_tokens,
+    load_tokenizer,
+    save_tokenizer,
+    separator_id,
+    tokenizer_digest,
+    train_tokenizer,
+)
+
+KINDS = ("sentencepiece", "wordpiece", "bpe", "character", "word")
+SIZES = {"sentencepiece": 360, "wordpiece": 300, "bpe": 400, "character": None, "word": 200}
+EXACT = ("sentencepiece", "bpe")
+
+TEXT = (
+    "the a cat dog bird house river runs sleeps sees eats quickly slowly over under near small big red don't won't "
+    "it's naïve café Größe 北京 大学 мир שלום 12 345 U.S. e-mail hello, world. (yes) <tag> [x] ## _a_ what?"
+)
+WORDS = TEXT.split()
+NASTY = [
+    *" \n\t\r\v\f\0\x1c\x1f\x7f\x85\xa0\u2028\u3000\u200b\u200d\ufeff\ufffd\u0301\u0323\u00ad\u2585_#<>[]'.,0x41éèñß",
+    *"abcthe  \n\n",
+    "😀",
+    "👩\u200d👧",
+    "北京",
+    "क्षि",
+    "\U0010ffff",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "[CLS]",
+    "[SEP]",
+    "[UNK]",
+    "<0x41>",
+    "<0x",
+    "the",
+    " the",
+    "  cat",
+    "don't",
+    "##a",
+]
+
+
+def corpus() -> list[str]:
+    rng = random.Random(7)
+    weights = [1 / (rank + 1) for rank in range(len(WORDS))]
+    lines = [" ".join(rng.choices(WORDS, weights, k=rng.randint(3, 14))) for _ in range(600)]
+    # Texts that are spelt like special tokens, often enough to be learned as pieces if nothing kept them from it.
+    return lines + ["a <s> the </s> cat<unk>dog [CLS] [SEP] [UNK] <0x41> </s>"] * 40 + ["two\nlines\n\nhere"] * 20
+
+
+def nasty_texts(count: int, length: int) -> Iterator[str]:
+    for seed in range(count):
+        rng = random.Random(seed)
+        yield "".join(rng.choices(NASTY, k=rng.randint(0, length)))
+
+
+def trained(kind: str, masked: bool = False):
+    return train_tokenizer(kind, corpus, SIZES[kind], default_special_tokens(kind, masked))
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {kind: trained(kind) for kind in KINDS}
+
+
+def encode(tokenizer, *documents: str) -> list[list[int]]:
+    return [ids.tolist() for ids in DocumentEncoder(tokenizer).encode(documents)]
+
+
+def plain(tokenizer, text: str) -> list[int]:
+    """The ids that the whole text gets from the backend at once, special tokens taken for text."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        return backend.encode(text, add_special_tokens=False).ids
+    finally:
+        backend.encode_special_tokens = False
+
+
+# The encoder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_nasty_text(tokenizers, kind):
+    documents = list(nasty_texts(400, 60))
+    assert encode(tokenizers[kind], *documents) == [plain(tokenizers[kind], text) for text in documents]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_a_document_of_several_windows(
+    tokenizers, kind, monkeypatch
+):
+    monkeypatch.setattr(DocumentEncoder, "_WINDOW", 500)
+    monkeypatch.setattr(DocumentEncoder, "_REMEMBERED", 300)
+    document = " ".join(corpus()[:300]) + "".join(nasty_texts(60, 300))
+    empty, long, short = encode(tokenizers[kind], "", document, "the cat")
+    assert empty == []
+    assert long == plain(tokenizers[kind], document)
+    assert short == plain(tokenizers[kind], "the cat")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_windows_of_a_document_never_share_a_token(tokenizers, kind):
+    """A cut at every place where one is allowed, each part encoded by itself."""
+    document = " ".join(corpus()[:40]) + "".join(nasty_texts(40, 80))
+    encoder = DocumentEncoder(tokenizers[kind])
+    (whole,) = encoder.encode([document])
+    encoder._lead = ""  # the parts after the first bring no space along
+    cuts = [i for i in range(1, len(document)) if document[i] in " \n" and not document[i - 1].isspace()]
+    assert len(cuts) > 200
+    spans = itertools.pairwise([0, *cuts, len(document)])
+    parts = [document[start:end] for start, end in spans]
+    if kind == "sentencepiece":
+        parts[0] = " " + parts[0]
+    assert np.concatenate(list(encoder.encode(parts))).tolist() == whole.tolist()
+
+
+def test_the_encoder_yields_one_writable_uint32_array_for_each_document_in_order(tokenizers):
+    documents = ["cat", "", "dog", " ", "cat"]
+    arrays = list(DocumentEncoder(tokenizers["bpe"]).encode(iter(documents)))
+    assert [array.dtype for array in arrays] == [np.uint32] * 5
+    assert [tokenizers["bpe"].decode(array) for array in arrays] == documents
+    arrays[0][:] = 0
+    assert tokenizers["bpe"].decode(arrays[4]) == "cat"
+
+
+def test_the_encoder_does_not_read_far_ahead(tokenizers):
+    taken = 0
+
+    def documents() -> Iterator[str]:
+        nonlocal taken
+        for _ in range(1000):
+            taken += 1
+            yield "the cat " * 20_000
+
+    next(DocumentEncoder(tokenizers["word"]).encode(documents()))
+    assert taken < 20
+
+
+def test_a_long_document_costs_its_ids_and_a_window(tokenizers, monkeypatch):
+    monkeypatch.setattr(DocumentEncoder, "_WINDOW", 10_000)
+    document = " ".join(random.Random(1).choices(WORDS, k=300_000))
+    encoder = DocumentEncoder(tokenizers["word"])
+    tracemalloc.start()
+    (ids,) = encoder.encode([document])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(ids) == 300_000
+    assert peak < 3 * ids.nbytes + 2e6
+
+
+def test_the_encoder_does_not_change_the_tokenizer(tokenizers):
+    tokenizer = tokenizers["sentencepiece"]
+    before = tokenizer.backend_tokenizer.to_str()
+    encode(tokenizer, "the <s> cat")
+    assert tokenizer.backend_tokenizer.to_str() == before
+    assert tokenizer.bos_token_id in tokenizer("the <s> cat")["input_ids"]
+
+
+def test_padding_and_truncation_of_earlier_calls_do_not_reach_the_encoder(tokenizers):
+    tokenizer = trained("bpe")
+    expected = encode(tokenizer, "the cat sees the dog", "a")
+    tokenizer(["the cat sees the dog", "a"], padding=True, truncation=True, max_length=2)
+    assert encode(tokenizer, "the cat sees the dog", "a") == expected
+
+
+def test_a_tokenizer_of_another_origin_is_never_given_part_of_a_document():
+    """Its pre-tokenizer keeps two words together, so that a cut at a space would change the ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a b": 1}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("|", "removed")
+    assert encode(PreTrainedTokenizerFast(tokenizer_object=backend), "a b|a b") == [[1, 1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_added_later_is_found_though_it_holds_a_space(kind):
+    tokenizer = trained(kind)
+    tokenizer.add_tokens(["big cat"])
+    (ids,) = encode(tokenizer, "the big cat sees")
+    assert tokenizer.convert_tokens_to_ids("big cat") in ids
+    assert ids == plain(tokenizer, "the big cat sees")
+
+
+# Text that looks like a special token
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_spelt_like_a_special_token_stays_text(kind, masked):
+    tokenizer = trained(kind, masked)
+    special = {tokenizer.convert_tokens_to_ids(name) for name in tokenizer.special_tokens_map.values()}
+    special.discard(tokenizer.unk_token_id)
+    for name in tokenizer.special_tokens_map.values():
+        for text in (name, f"the {name} cat", f"the{name}{name}cat", f"\t{name}"):
+            assert special.isdisjoint(encode(tokenizer, text)[0]), text
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_text_spelt_like_the_unknown_token_is_not_unknown(tokenizers, kind):
+    (ids,) = encode(tokenizers[kind], "a <unk> b<unk>")
+    assert tokenizers[kind].unk_token_id not in ids
+    assert tokenizers[kind].decode(ids) == "a <unk> b<unk>"
+
+
+def test_text_spelt_like_a_byte_piece_stays_text_where_its_characters_are_unknown():
+    """Only "<0x41>" as a whole would be in this vocabulary: no piece of the corpus has a "<" or a digit."""
+    special = default_special_tokens("sentencepiece", masked=False)
+    tokenizer = train_tokenizer("sentencepiece", lambda: ["мир дом кот лес мир дом кот"] * 50, 272, special)
+    for text in ("<0x41>", "мир<0x41>", "<unk>", "<s>", "<0x<0x41>>"):
+        (ids,) = encode(tokenizer, text)
+        assert len(ids) >= len(text)
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_a_literal_unknown_word_is_the_unknown_token_of_word(tokenizers):
+    assert encode(tokenizers["word"], "the <unk> cat")[0][1] == tokenizers["word"].unk_token_id
+
+
+@pytest.mark.parametrize("kind", ["character", "word", "bpe"])
+def test_a_special_token_that_is_also_an_ordinary_one_is_refused(kind):
+    special = default_special_tokens(kind, masked=False) | {"pad_token": "e"}
+    if kind == "word":
+        tokenizer = train_tokenizer(kind, lambda: ["e f e f"], None, special)
+        assert encode(tokenizer, "e f")[0][0] == tokenizer.unk_token_id
+        return
+    with pytest.raises(TokenizerError, match="'e' is also an ordinary token"):
+        train_tokenizer(kind, corpus, None if kind == "character" else 400, special)
+
+
+# What each type does with text
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "  ",
+        "\n",
+        " \n",
+        "\n ",
+        "x",
+        " x",
+        "  x",
+        "x  ",
+        "a  b",
+        "\ta\t",
+        "\r\n",
+        "é",
+        "e\u0301",
+        "😀👩\u200d👧",
+        "\0",
+        "北京 ",
+    ],
+)
+def test_text_comes_back_exactly(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    assert tokenizer.decode(encode(tokenizer, text)[0]) == text
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_random_nasty_text_comes_back_exactly(tokenizers, kind):
+    texts = list(nasty_texts(400, 40))
+    assert [tokenizers[kind].decode(ids) for ids in encode(tokenizers[kind], *texts)] == texts
+
+
+def test_the_block_character_of_sentencepiece_comes_back_as_a_space(tokenizers):
+    assert tokenizers["sentencepiece"].decode(encode(tokenizers["sentencepiece"], "a▁b")[0]) == "a b"
+
+
+def test_character_has_one_token_for_each_character_newline_included(tokenizers):
+    text = "two\nlines  北京."
+    (ids,) = encode(tokenizers["character"], text)
+    assert len(ids) == len(text)
+    assert tokenizers["character"].decode(ids) == text
+
+
+def test_character_makes_an_unseen_character_unknown(tokenizers):
+    (ids,) = encode(tokenizers["character"], "aŽb")
+    assert ids[1] == tokenizers["character"].unk_token_id
+    assert tokenizers["character"].unk_token_id not in (ids[0], ids[2])
+
+
+def test_character_keeps_the_most_frequent_and_among_equals_the_lowest_code_points():
+    special = default_special_tokens("character", masked=False)
+    tokenizer = train_tokenizer("character", lambda: ["zzz yyy", "cba"], 4 + 3, special)
+    assert set(tokenizer.get_vocab()) - set(special.values()) == {"z", "y", " "}
+    tokenizer = train_tokenizer("character", lambda: ["zzzyyy", "cba"], 4 + 3, special)
+    assert set(tokenizer.get_vocab()) - set(special.values()) == {"z", "y", "a"}
+
+
+def test_word_splits_where_python_splits():
+    text = "a\x1cb\x1fc\u2028d\xa0e\u200bf\x85g\u3000h\ti,j"
+    tokenizer = train_tokenizer("word", lambda: [text], None, default_special_tokens("word", masked=False))
+    (ids,) = encode(tokenizer, text)
+    assert tokenizer.convert_ids_to_tokens(ids) == text.split()
+
+
+def test_word_keeps_the_most_frequent_and_among_equals_the_lowest_code_points():
+    special = default_special_tokens("word", masked=False)
+    tokenizer = train_tokenizer("word", lambda: ["dog dog zebra ant", "bee"], 4 + 2, special)
+    assert set(tokenizer.get_vocab()) - set(special.values()) == {"dog", "ant"}
+
+
+def test_word_ends_every_line_inside_a_document_with_one_separator(tokenizers):
+    tokenizer = tokenizers["word"]
+    eos, the = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("the")
+    assert encode(tokenizer, "the\nthe \n\nthe the\n") == [[the, eos, the, eos, eos, the, the, eos]]
+    assert tokenizer("the\nthe")["input_ids"] == [the, eos, the]
+
+
+def test_word_decodes_with_spaces(tokenizers):
+    assert tokenizers["word"].decode(encode(tokenizers["word"], "the\tcat  sees")[0]) == "the cat sees"
+
+
+def test_wordpiece_keeps_case_and_accents():
+    tokenizer = train_tokenizer(
+        "wordpiece", lambda: ["Größe café NAÏVE"] * 9, 80, default_special_tokens("wordpiece", masked=False)
+    )
+    assert tokenizer.decode(encode(tokenizer, "Größe café NAÏVE")[0]) == "Größe café NAÏVE"
+    assert tokenizer.unk_token_id in encode(tokenizer, "naive")[0]
+
+
+def test_bpe_needs_no_unknown_token():
+    special = {"eos_token": "<|end|>"}
+    tokenizer = train_tokenizer("bpe", corpus, 300, special)
+    assert tokenizer.decode(encode(tokenizer, "\U0010ffff न")[0]) == "\U0010ffff न"
+
+
+def test_sentencepiece_starts_a_document_with_the_pieces_of_a_word_elsewhere(tokenizers):
+    first, later = encode(tokenizers["sentencepiece"], "the", "cat the")
+    assert later[-len(first) :] == first
+
+
+def test_sentencepiece_keeps_the_model_it_was_converted_from(tmp_path, tokenizers):
+    tokenizer = tokenizers["sentencepiece"]
+    save_tokenizer(tokenizer, tmp_path / "one")
+    save_tokenizer(load_tokenizer(tmp_path / "one"), tmp_path / "two")
+    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "two" / SENTENCEPIECE_FILE))
+    text = "the cat runs quickly naïve 北京 ž"
+    assert encode(tokenizer, text)[0] == original.encode(" " + text)
+
+
+@pytest.mark.parametrize("broken", ["\u2585", "\0", "y" * 9000])
+def test_sentencepiece_drops_no_line_for_what_it_holds(broken):
+    """The library drops a whole line for each of these, and with it the only source of the letters q and j."""
+    special = default_special_tokens("sentencepiece", masked=False)
+    documents = [f"qqq jjj {broken} qqq jjj"] * 20 + ["aaa bbb"] * 20
+    tokenizer = train_tokenizer("sentencepiece", lambda: documents, 270, special)
+    assert {"q", "j"} <= set(tokenizer.get_vocab())
+
+
+def test_a_document_without_white_space_trains_every_type():
+    document = "abcdefghij" * 5000
+    for kind in KINDS:
+        special = default_special_tokens(kind, masked=False)
+        tokenizer = train_tokenizer(kind, lambda: [document, "a b c d"], None if SIZES[kind] is None else 271, special)
+        assert encode(tokenizer, "abc")[0]
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "character"])
+def test_the_vocabulary_counts_the_special_tokens_and_keeps_to_its_size(kind, masked):
+    tokenizer = trained(kind, masked)
+    ids = tokenizer.get_vocab().values()
+    assert sorted(ids) == list(range(len(tokenizer)))
+    assert len(tokenizer) <= SIZES[kind]
+    if kind in EXACT:
+        assert len(tokenizer) == SIZES[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_smallest_size_that_an_error_names_works_and_one_less_does_not(kind):
+    special = default_special_tokens(kind, masked=True)
+    for size in (1, 5):
+        with pytest.raises(TokenizerError, match=r"too small.*the smallest that works is") as caught:
+            train_tokenizer(kind, corpus, size, special)
+    smallest = int(str(caught.value).rsplit(" ", 1)[1])
+    assert len(train_tokenizer(kind, corpus, smallest, special)) == smallest
+    with pytest.raises(TokenizerError, match=f"smallest that works is {smallest}$"):
+        train_tokenizer(kind, corpus, smallest - 1, special)
+
+
+def test_the_largest_size_that_an_error_names_works_and_one_more_does_not():
+    special = default_special_tokens("sentencepiece", masked=True)
+    with pytest.raises(TokenizerError, match=r"too large.*the largest that works is") as caught:
+        train_tokenizer("sentencepiece", corpus, 50_000, special)
+    largest = int(str(caught.value).rsplit(" ", 1)[1])
+    assert len(train_tokenizer("sentencepiece", corpus, largest, special)) == largest
+    with pytest.raises(TokenizerError, match=f"largest that works is {largest}$"):
+        train_tokenizer("sentencepiece", corpus, largest + 1, special)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece", "bpe"])
+def test_subword_types_need_a_size(kind):
+    with pytest.raises(TokenizerError, match="needs a vocab_size"):
+        train_tokenizer(kind, corpus, None, default_special_tokens(kind, masked=False))
+
+
+# Special tokens
+
+
+def test_the_defaults_name_the_usual_special_tokens():
+    for kind in ("sentencepiece", "bpe", "character", "word"):
+        assert default_special_tokens(kind, masked=False) == {
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+        }
+        assert default_special_tokens(kind, masked=True).items() >= {
+            ("mask_token", "<mask>"),
+            ("cls_token", "<s>"),
+            ("sep_token", "</s>"),
+        }
+    assert set(default_special_tokens("wordpiece", masked=True).values()) == {
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "[UNK]",
+        "[PAD]",
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_tokenizers_frame_a_text_and_causal_ones_do_not(kind):
+    masked = trained(kind, masked=True)
+    inner = masked("the cat", add_special_tokens=False)["input_ids"]
+    assert masked("the cat")["input_ids"] == [masked.cls_token_id, *inner, masked.sep_token_id]
+    assert masked("the", "cat")["token_type_ids"][-1] == 1
+    assert encode(masked, "the cat") == [inner]
+    if kind != "wordpiece":
+        causal = trained(kind)
+        assert causal("the cat")["input_ids"] == encode(causal, "the cat")[0]
+        assert "token_type_ids" not in causal("the cat")
+
+
+def test_a_document_ends_with_eos_or_else_with_sep(tokenizers):
+    assert separator_id(tokenizers["bpe"]) == tokenizers["bpe"].eos_token_id
+    assert separator_id(tokenizers["wordpiece"]) == tokenizers["wordpiece"].sep_token_id
+    tokenizer = trained("wordpiece")
+    tokenizer.sep_token = None
+    with pytest.raises(TokenizerError, match="neither an eos_token nor a sep_token"):
+        separator_id(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "special", "message"),
+    [
+        ("bpe", {"unk_token": "<unk>"}, "needs an eos_token or a sep_token"),
+        ("bpe", {"eos_token": "<e>", "pad_token": "<e>"}, "the end of a text would never be learned"),
+        ("wordpiece", {"sep_token": "<e>", "unk_token": "[UNK]", "pad_token": "<e>"}, "would never be learned"),
+        ("bpe", {"eos_token": "<e>", "mask_token": "<e>"}, "mask_token '<e>' has a second role"),
+        ("word", {"eos_token": "<e>"}, "a word tokenizer needs an unk_token"),
+        ("character", {"eos_token": "<e>"}, "a character tokenizer needs an unk_token"),
+        ("wordpiece", {"eos_token": "<e>"}, "a wordpiece tokenizer needs an unk_token"),
+        ("wordpiece", {"eos_token": "<e>", "unk_token": "UNK"}, "spelt like a word"),
+        ("sentencepiece", {"eos_token": "<e>", "unk_token": "?"}, "one character"),
+        ("bpe", {"eos_token": "end of text"}, "white space"),
+        ("bpe", {"eos_token": ""}, "must not be empty"),
+        ("bpe", {"eos_tokn": "<e>"}, "Did you mean 'eos_token'"),
+        ("wordpeice", {"eos_token": "<e>"}, "Did you mean 'wordpiece'"),
+    ],
+)
+def test_unusable_special_tokens_and_types_are_refused_in_one_line(kind, special, message):
+    with pytest.raises(TokenizerError, match=message) as caught:
+        train_tokenizer(kind, corpus, 400, special)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_corpus_without_text_is_refused(kind):
+    with pytest.raises(TokenizerError, match="holds no text"):
+        train_tokenizer(kind, lambda: ["", "  \n"], 300, default_special_tokens(kind, masked=False))
+
+
+# Folders, determinism, identity
+
+_FRESH_PROCESS = """
+import json, sys
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+print(json.dumps([tokenizer(text)["input_ids"] for text in json.load(sys.stdin)]))
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_tokenizer_loads_the_folder_in_a_fresh_process_with_identical_ids(tmp_path, kind):
+    tokenizer = trained(kind, masked=kind == "wordpiece")
+    save_tokenizer(tokenizer, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    # The model's own type must not make transformers rebuild the tokenizer as that model's usual one.
+    model_type = "bert" if kind == "wordpiece" else "gpt2"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": len(tokenizer)}))
+    texts = [*corpus()[:20], *nasty_texts(20, 40), "<s> the </s> [MASK]"]
+    command = [sys.executable, "-c", _FRESH_PROCESS, str(tmp_path)]
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [tokenizer(text)["input_ids"] for text in texts]
+
+
+_TRAIN_AND_SAVE = """
+import json, sys
+from pathlib import Path
+from foundry_core.tokenizers import default_special_tokens, save_tokenizer, train_tokenizer
+documents = json.load(sys.stdin)
+for kind, size in json.loads(sys.argv[2]).items():
+    special = default_special_tokens(kind, masked=True)
+    save_tokenizer(train_tokenizer(kind, lambda: documents, size, special), Path(sys.argv[1]) / kind)
+"""
+
+
+def test_the_same_input_gives_the_same_folder_byte_for_byte_in_another_process(tmp_path):
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    for folder in folders:
+        command = [sys.executable, "-c", _TRAIN_AND_SAVE, str(folder), json.dumps(SIZES)]
+        subprocess.run(command, input=json.dumps(corpus()), capture_output=True, text=True, check=True)
+    contents = [
+        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in folders
+    ]
+    assert len(contents[0]) == 2 * len(KINDS) + 1
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_training_writes_nothing_to_the_terminal(capfd):
+    for kind in KINDS:
+        trained(kind)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_digest_survives_saving_loading_and_use(tmp_path, tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    digest = tokenizer_digest(tokenizer)
+    save_tokenizer(tokenizer, tmp_path / "a")
+    loaded = load_tokenizer(tmp_path / "a")
+    loaded(["the cat", "a"], padding=True, truncation=True, max_length=3)
+    save_tokenizer(loaded, tmp_path / "b")
+    assert tokenizer_digest(loaded) == tokenizer_digest(load_tokenizer(tmp_path / "b")) == digest
+    assert encode(loaded, *corpus()[:50]) == encode(tokenizer, *corpus()[:50])
+
+
+def test_the_digest_changes_with_the_vocabulary_and_with_the_special_tokens(tokenizers):
+    special = default_special_tokens("bpe", masked=False)
+    digests = {tokenizer_digest(tokenizers["bpe"])}
+    digests.add(tokenizer_digest(train_tokenizer("bpe", corpus, 399, special)))
+    digests.add(tokenizer_digest(train_tokenizer("bpe", corpus, 400, special | {"sep_token": "</s>"})))
+    assert len(digests) == 3
+
+
+def test_a_folder_without_a_readable_tokenizer_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(TokenizerError, match=r"holds no tokenizer\.json"):
+        load_tokenizer(tmp_path / "missing")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(TokenizerError, match="cannot be read") as caught:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_factory_trains_on_files_and_saves(tmp_path, kind):
+    file = tmp_path / "train.txt"
+    lines = [line for line in corpus() if "\n" not in line]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    train = getattr(TokenizerFactory, f"train_{kind}")
+    tokenizer = train([file], tmp_path / "out", SIZES[kind])
+    expected = train_tokenizer(kind, lambda: lines, SIZES[kind], default_special_tokens(kind, masked=False))
+    assert tokenizer_digest(tokenizer) == tokenizer_digest(expected)
+    assert tokenizer_digest(load_tokenizer(tmp_path / "out")) == tokenizer_digest(expected)
+
+
+def test_the_factory_takes_one_path_no_folder_and_special_tokens(tmp_path):
+    (tmp_path / "train.txt").write_text("one two\nthree\n\nfour\n", encoding="utf-8")
+    special = {"eos_token": "<e>", "unk_token": "<u>"}
+    tokenizer = TokenizerFactory.train_word(str(tmp_path / "train.txt"), special_tokens=special, unit="file")
+    assert set(tokenizer.get_vocab()) == {"one", "two", "three", "four", "<e>", "<u>"}
+    assert [path.name for path in tmp_path.iterdir()] == ["train.txt"]
+
+
+def test_importing_the_module_does_not_import_torch():
+    code = "import sys, foundry_core.tokenizers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
