@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,7 +29,7 @@ def _count(value: Any) -> Any:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kKmMbB])", value) if isinstance(value, str) else None
     if match is None:
         return value
-    number = float(match.group(1)) * MULTIPLES[match.group(2).lower()]
+    number = Decimal(match.group(1)) * MULTIPLES[match.group(2).lower()]
     return int(number) if number == int(number) else value
 
 
@@ -271,10 +272,11 @@ class _Check:
             return
         tokenizer = self.data.setdefault("tokenizer", {})
         if isinstance(tokenizer, dict):
-            tokenizer.setdefault("tokenizer_type", architecture.default_tokenizer)
+            if tokenizer.get("tokenizer_type") is None:
+                tokenizer["tokenizer_type"] = architecture.default_tokenizer
         training = self.data.get("training")
-        if isinstance(training, dict) and model is not None:
-            training.setdefault("objective", architecture.capabilities(model).objectives[0])
+        if isinstance(training, dict) and model is not None and training.get("objective") is None:
+            training["objective"] = next(iter(architecture.capabilities(model).objectives), "causal_lm")
 
     def _cross_rules(self, config: ExperimentConfig) -> None:
         """Rules between sections."""
@@ -368,7 +370,7 @@ class _Check:
 
 
 def _lower(text: str) -> str:
-    text = text.replace("Input should be", "must be").replace("a valid ", "a ").replace("String should", "text should")
+    text = text.replace("Input should be", "must be").replace("a valid integer", "an integer").replace("a valid ", "a ").replace("String should", "text should")
     return text[:1].lower() + text[1:]
 
 

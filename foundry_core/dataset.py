@@ -11,21 +11,13 @@ batch size or number of workers can change what is trained in which order.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import io
 import json
 import math
-import os
-import pickle
-import signal
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn, TypeAlias, overload
+from typing import IO, Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +25,10 @@ from numpy.typing import NDArray
 from foundry_core import storage
 from foundry_core.corpus import ByteAccount, Corpus
 from foundry_core.errors import DataError
-from foundry_core.streams import derive
+from foundry_core.streams import derive, mix64
+from foundry_core.workers import Batch, batches_from_workers
 
 Ints: TypeAlias = NDArray[np.int64]
-Batch: TypeAlias = dict[str, Any]
 Collate: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 
 _FORMAT = 1
@@ -307,7 +299,7 @@ class Permutation:
         self.size = size
         height = math.isqrt(size - 1) + 1
         self._height, self._width = np.uint64(height), np.uint64(-(-size // height))
-        self._keys = _splitmix(np.arange(1, self.ROUNDS + 1, dtype=np.uint64) + np.uint64(key))
+        self._keys = mix64(np.arange(1, self.ROUNDS + 1, dtype=np.uint64) + np.uint64(key))
 
     def __call__(self, positions: Ints) -> Ints:
         """Rows (int64) at these positions; both in range(size), any shape."""
@@ -325,17 +317,9 @@ class Permutation:
         y, x = np.divmod(cells, self._width)
         # 32 bits of the hash, so that the sum cannot wrap around 2**64, which would not be one to one.
         for key in range(0, self.ROUNDS, 2):
-            y = (y + (_splitmix(x ^ self._keys[key]) >> np.uint64(32))) % self._height
-            x = (x + (_splitmix(y ^ self._keys[key + 1]) >> np.uint64(32))) % self._width
+            y = (y + (mix64(x ^ self._keys[key]) >> np.uint64(32))) % self._height
+            x = (x + (mix64(y ^ self._keys[key + 1]) >> np.uint64(32))) % self._width
         return y * self._width + x
-
-
-def _splitmix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The splitmix64 hash (Steele, Lea and Flood 2014) of each value."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def permutation(size: int, seed: int, epoch: int) -> Permutation:
@@ -373,16 +357,10 @@ class Batches:
     `collate` gets a list of `{"input_ids": int64 array, "epoch": int, "row": int}` and must not draw from a global
     random generator: what it draws has to be a function of epoch and row, or workers would change it.
 
-    With `num_workers` > 0 that many processes prepare batches ahead, for as long as one iteration lasts; worker w makes
-    the batches w, w + num_workers, and so on. They are forked: nothing is imported or copied again, the memory map is
-    shared, and a collator need not be importable (a notebook, `--plugin file.py`). The usual dangers of a fork are kept
-    out: a worker touches numpy and CPU tensors only, with one thread, so that it never needs a thread pool or a device
-    of its parent. Each has its own pipe: no locks or queues that a killed worker could leave in disorder, and its death
-    is seen at once as the end of that pipe. Workers ignore SIGINT, SIGTERM and SIGUSR1, which schedulers send to whole
-    groups: the parent decides when to stop. They end when the parent has gone.
+    With `num_workers` > 0 that many processes prepare batches ahead (`workers`), for as long as one iteration lasts.
 
     Raises (while iterating):
-        DataError: a worker died; names it. What `collate` raises comes through as it is, workers or not.
+        DataError: a worker died or failed; says which and why.
     """
 
     _GROUP = 64
@@ -410,7 +388,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         if self.num_workers == 0:
             return map(self._load, range(len(self)))
-        return self._from_workers()
+        return batches_from_workers(self._load, len(self), self.num_workers)
 
     def _load(self, index: int) -> Batch:
         group, within = divmod(index, self._GROUP)
@@ -427,103 +405,3 @@ class Batches:
                 for epoch, row in zip(self._epochs[part], self._rows[part], strict=True)
             ]
         )
-
-    def _from_workers(self) -> Iterator[Batch]:
-        parent = os.getpid()
-        workers: list[_Worker] = []
-        try:
-            for first in range(self.num_workers):
-                workers.append(_fork(self._load, range(first, len(self), self.num_workers), workers))
-            for index in range(len(self)):
-                yield workers[index % self.num_workers].receive()
-        finally:
-            # A later fork may inherit this generator as garbage; only its owner may end the workers.
-            if os.getpid() == parent:
-                for worker in workers:
-                    worker.end()
-
-
-@dataclass
-class _Worker:
-    pid: int
-    pipe: Connection
-
-    def receive(self) -> Batch:
-        try:
-            result = pickle.loads(self.pipe.recv_bytes())
-        except (EOFError, OSError) as error:
-            raise DataError(
-                f"data worker {self.pid} {self._reap()}; start again, with training.num_workers 0 if it recurs."
-            ) from error
-        if isinstance(result, BaseException):
-            raise result
-        batch: Batch = result
-        return batch
-
-    def end(self) -> None:
-        """Kill the process: it holds nothing that would need an orderly end."""
-        if not self.pipe.closed:
-            os.kill(self.pid, signal.SIGKILL)
-            self._reap()
-
-    def _reap(self) -> str:
-        """Wait for the process, which is ending; says how it ended."""
-        self.pipe.close()
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-
-def _fork(load: Callable[[int], Batch], indices: range, earlier: list[_Worker]) -> _Worker:
-    """A process that sends `load(index)` for each index, in order."""
-    receiver, sender = Pipe(duplex=False)
-    with suppress(OSError, AttributeError):  # not allowed or not Linux: a small pipe holds fewer batches ahead
-        fcntl.fcntl(sender.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
-    pid = os.fork()
-    if pid == 0:
-        # Without these copies of the reading ends a worker would not notice that its parent is gone.
-        for pipe in (receiver, *(worker.pipe for worker in earlier)):
-            pipe.close()
-        _serve(load, indices, sender)
-    sender.close()
-    return _Worker(pid, receiver)
-
-
-def _serve(load: Callable[[int], Batch], indices: range, sender: Connection) -> NoReturn:
-    """The life of a worker. It never returns into the code of the parent that was copied into it."""
-    try:
-        for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(ignored, signal.SIG_IGN)
-        import torch
-
-        # OpenMP's threads do not survive a fork: a parallel region in the child would wait for them for ever.
-        torch.set_num_threads(1)
-
-        class Pickler(pickle.Pickler):
-            """Tensors as arrays: by itself pickle goes through torch.save, at many times the cost."""
-
-            def reducer_override(self, value: object) -> Any:
-                if type(value) is torch.Tensor and value.device.type == "cpu" and value.dtype != torch.bfloat16:
-                    return torch.from_numpy, (value.detach().numpy(),)
-                return NotImplemented
-
-        for index in indices:
-            buffer = io.BytesIO()
-            Pickler(buffer, protocol=5).dump(load(index))
-            sender.send_bytes(buffer.getbuffer())
-    except BrokenPipeError:
-        pass
-    except BaseException as error:  # noqa: BLE001 - handed to the parent, whatever it is
-        error.add_note(f"in data worker {os.getpid()}:\n{traceback.format_exc()}")
-        sender.send_bytes(_portable(error))
-    finally:
-        os._exit(0)
-
-
-def _portable(error: BaseException) -> bytes:
-    """The error as bytes; one that cannot be pickled and read back is replaced by its text."""
-    try:
-        data = pickle.dumps(error)
-        pickle.loads(data)
-    except Exception:  # noqa: BLE001 - pickling runs foreign code
-        return pickle.dumps(RuntimeError("".join(traceback.format_exception(error))))
-    return data

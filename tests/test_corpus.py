@@ -126,6 +126,11 @@ def test_what_lies_across_a_block_boundary_reads_the_same(tmp_path: Path, unit: 
     assert found == ([lines, "€€", "y", "z"] if unit == "line" else [lines, "€€\ny", "z"])
 
 
+def test_a_byte_order_mark_is_one_only_at_the_start_of_a_file(tmp_path: Path) -> None:
+    later = "\ufeff" + "x" * MIB  # begins a piece of text, but not the file
+    assert read(written(tmp_path / "a.txt", f"a\n{later}\n".encode()))[0] == ["a", later]
+
+
 def test_a_block_may_be_longer_than_many_reads(tmp_path: Path) -> None:
     line = "word " * 40 + "\n"
     block = (line * (5 * MIB // len(line))).removesuffix("\n")

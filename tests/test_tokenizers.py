@@ -66,7 +66,11 @@ def corpus() -> list[str]:
     weights = [1 / (rank + 1) for rank in range(len(WORDS))]
     lines = [" ".join(rng.choices(WORDS, weights, k=rng.randint(3, 14))) for _ in range(600)]
     # Texts that are spelt like special tokens, often enough to be learned as pieces if nothing kept them from it.
-    return lines + ["a <s> the </s> cat<unk>dog [CLS] [SEP] [UNK] <0x41> </s>"] * 40 + ["two\nlines\n\nhere"] * 20
+    return (
+        lines
+        + ["a <s> the </s> cat<unk>dog [CLS] [SEP] [UNK] <0x41> </s>"] * 40
+        + ["two\nlines\n\nhere    a      b\n\n\n\t\tc"] * 20
+    )
 
 
 def nasty_texts(count: int, length: int) -> Iterator[str]:
@@ -136,6 +140,14 @@ def test_two_windows_of_a_document_never_share_a_token(tokenizers, kind):
     assert np.concatenate(list(encoder.encode(parts))).tolist() == whole.tolist()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_end_between_parts_wherever_the_limit_falls(tokenizers, kind, monkeypatch):
+    document = "the cat   sees \n\n\n  a\t   dog\t\tbird  \xa0   <s>    </s>   "
+    for window in range(1, 40):
+        monkeypatch.setattr(DocumentEncoder, "_WINDOW", window)
+        assert encode(tokenizers[kind], document) == [plain(tokenizers[kind], document)]
+
+
 def test_the_encoder_yields_one_writable_uint32_array_for_each_document_in_order(tokenizers):
     documents = ["cat", "", "dog", " ", "cat"]
     arrays = list(DocumentEncoder(tokenizers["bpe"]).encode(iter(documents)))
@@ -178,11 +190,12 @@ def test_the_encoder_does_not_change_the_tokenizer(tokenizers):
     assert tokenizer.bos_token_id in tokenizer("the <s> cat")["input_ids"]
 
 
-def test_padding_and_truncation_of_earlier_calls_do_not_reach_the_encoder(tokenizers):
+@pytest.mark.parametrize("earlier", [{"padding": True}, {"truncation": True, "max_length": 1}])
+def test_padding_and_truncation_of_earlier_calls_do_not_reach_the_encoder(earlier):
     tokenizer = trained("bpe")
-    expected = encode(tokenizer, "the cat sees the dog", "a")
-    tokenizer(["the cat sees the dog", "a"], padding=True, truncation=True, max_length=2)
-    assert encode(tokenizer, "the cat sees the dog", "a") == expected
+    expected = encode(tokenizer, "quizzical zebras", "a")
+    tokenizer(["quizzical zebras", "a"], **earlier)
+    assert encode(tokenizer, "quizzical zebras", "a") == expected
 
 
 def test_a_tokenizer_of_another_origin_is_never_given_part_of_a_document():
@@ -216,6 +229,15 @@ def test_text_spelt_like_a_special_token_stays_text(kind, masked):
     for name in tokenizer.special_tokens_map.values():
         for text in (name, f"the {name} cat", f"the{name}{name}cat", f"\t{name}"):
             assert special.isdisjoint(encode(tokenizer, text)[0]), text
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece", "bpe"])
+def test_a_frequent_word_spelt_like_a_special_token_is_not_learned_as_one(kind):
+    documents = ["the EOS cat EOSEOS sees"] * 300
+    size = {"sentencepiece": 271, "wordpiece": 60, "bpe": 275}[kind]
+    tokenizer = train_tokenizer(kind, lambda: documents, size, {"eos_token": "EOS", "unk_token": "<unk>"})
+    (ids,) = encode(tokenizer, "the EOS cat EOSEOS sees")
+    assert tokenizer.eos_token_id not in ids
 
 
 @pytest.mark.parametrize("kind", EXACT)
@@ -366,7 +388,7 @@ def test_sentencepiece_keeps_the_model_it_was_converted_from(tmp_path, tokenizer
     assert encode(tokenizer, text)[0] == original.encode(" " + text)
 
 
-@pytest.mark.parametrize("broken", ["\u2585", "\0", "y" * 9000])
+@pytest.mark.parametrize("broken", ["\u2585", "y" * 9000])
 def test_sentencepiece_drops_no_line_for_what_it_holds(broken):
     """The library drops a whole line for each of these, and with it the only source of the letters q and j."""
     special = default_special_tokens("sentencepiece", masked=False)

@@ -1,0 +1,128 @@
+"""Print one JSON schema (draft 2020-12) of the whole YAML, for editors: keys, defaults and meanings while typing.
+
+The section model: is one of the installed architectures, each with its own keys. An editor that speaks the YAML
+language server takes the schema from a comment in the first line of the YAML:
+
+  # yaml-language-server: $schema=foundry.schema.json
+
+What a schema cannot say (heads divide hidden_size, exactly one budget) foundry validate checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from foundry_core.errors import PluginError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from foundry_core.architecture import Architecture
+
+EXAMPLE = "example:\n  foundry schema > foundry.schema.json"
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+COUNT_PATTERN = r"^[0-9]+(\.[0-9]+)?[kKmMbB]$"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="a file that registers an architecture; may be repeated",
+    )
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    from foundry_core.plugins import available_architectures, get_architecture, load_plugin_file
+
+    for path in options.plugin:
+        load_plugin_file(path)
+    usable = []
+    for name in available_architectures():
+        try:
+            architecture = get_architecture(name)
+            schema_of([architecture])
+        except PluginError as error:
+            sys.stderr.write(f"warning: left out: {error}\n")
+        except Exception as error:  # noqa: BLE001 - whatever a plugin's classes do, the other schemas are printed
+            reason = str(error).split("\n")[0]
+            sys.stderr.write(f"warning: left out: '{name}' has no JSON schema: {type(error).__name__}: {reason}\n")
+        else:
+            usable.append(architecture)
+    print(json.dumps(schema_of(usable), indent=1))
+
+
+def schema_of(architectures: list[Architecture]) -> dict[str, Any]:
+    """The schema of a configuration whose `model:` is one of these architectures."""
+    from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+
+    from foundry_core import config
+
+    class Generator(GenerateJsonSchema):
+        """pydantic's, except that a count may be written as 10M and that keys get no title of their own."""
+
+        def generate_inner(self, schema: Any) -> JsonSchemaValue:
+            # The lower bound of a count is checked after it is read, around it.
+            count = schema["schema"] if schema["type"] == "function-after" else schema
+            if count["type"] == "function-before" and count["function"]["function"] is config._count:
+                return {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": COUNT_PATTERN}]}
+            return super().generate_inner(schema)
+
+        def field_title_should_be_set(self, schema: Any) -> bool:
+            return False
+
+    classes: list[type[BaseModel]] = [config.ExperimentConfig, *{each.config_class: None for each in architectures}]
+    references, document = models_json_schema([(each, "validation") for each in classes], schema_generator=Generator)
+    definitions: dict[str, Any] = document["$defs"]
+
+    def definition(model: type[BaseModel]) -> dict[str, Any]:
+        reference = references[(model, "validation")]["$ref"]
+        return dict(definitions[reference.rpartition("/")[2]])
+
+    whole = definition(config.ExperimentConfig)
+    if architectures:
+        variants = [_of_architecture(each, definition(each.config_class)) for each in architectures]
+        whole["properties"] = {**whole["properties"], "model": {"anyOf": variants}}
+    used = _reachable(whole, definitions)
+    return {
+        "$schema": DIALECT,
+        **whole,
+        "title": "foundry experiment",
+        "description": "one YAML for each experiment: foundry train FILE",
+        "$defs": {name: definitions[name] for name in sorted(used)},
+    }
+
+
+def _of_architecture(architecture: Architecture, section: dict[str, Any]) -> dict[str, Any]:
+    """`model:` for one architecture; written out for each, since several may share a class."""
+    name = {**section["properties"]["architecture"], "const": architecture.name}
+    return {
+        **section,
+        "title": architecture.name,
+        "description": architecture.summary,
+        "properties": {**section["properties"], "architecture": name},
+    }
+
+
+def _reachable(schema: Any, definitions: dict[str, Any]) -> set[str]:
+    """Names of the definitions that a schema refers to, directly or not."""
+    found: set[str] = set()
+    waiting = [schema]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            name = str(item.get("$ref", "")).removeprefix("#/$defs/")
+            if name in definitions and name not in found:
+                found.add(name)
+                waiting.append(definitions[name])
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return found

@@ -1,0 +1,268 @@
+"""`foundry init`: what it writes validates as it is, and with every default uncommented, for any architecture."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from foundry_core.architecture import Architecture, Capabilities, ConfigSection, ModelConfig
+from foundry_core.cli import main
+from foundry_core.cli.init import COMMENT_COLUMN, WIDTH, starting_yaml, yaml_scalar
+from foundry_core.config import ExperimentConfig, load_config
+from foundry_core.plugins import available_architectures, get_architecture
+from foundry_core.yaml_source import YamlSource
+
+ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "rnn"]
+
+
+def written(name: str, experiment: str | None = None) -> str:
+    return starting_yaml(get_architecture(name), experiment or name)
+
+
+def uncommented(text: str) -> str:
+    """With the "# " before every hidden key removed; comments in the column of their own stay."""
+    return re.sub(r"(?m)^( {0,8})# ( *[a-z_0-9]+:(?: .*)?)$", r"\1\2", text)
+
+
+def data(text: str) -> Any:
+    return YamlSource.parse(text, "text").data
+
+
+def keys(
+    model: type[BaseModel], prefix: tuple[str, ...] = (), section: type[BaseModel] | None = None
+) -> Iterator[tuple[str, ...]]:
+    """Every key of a configuration; `section` is the class of `model:`."""
+    for name, field in model.model_fields.items():
+        inner = section if (prefix, name) == ((), "model") else field.annotation
+        yield (*prefix, name)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from keys(inner, (*prefix, name))
+
+
+def test_these_are_the_architectures_installed_here() -> None:
+    assert set(ARCHITECTURES) <= set(available_architectures())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_file_validates_as_it_is(name: str) -> None:
+    config = load_config(data(written(name)))
+    assert config.model.architecture == name
+    assert config.data.training_corpus == "corpora/train.txt"
+    assert config.data.test_corpus == "corpora/dev.txt"
+    assert config.training.output_dir == f"runs/{name}"
+    assert config.tokenizer.tokenizer_type == get_architecture(name).default_tokenizer
+    assert config.training.objective == config.capabilities.objectives[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_with_every_default_uncommented_it_is_the_same_experiment(name: str) -> None:
+    text = uncommented(written(name))
+    assert text != written(name)
+    assert load_config(data(text)) == load_config(data(written(name)))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_key_there_is_stands_in_the_file_with_its_meaning(name: str) -> None:
+    source = YamlSource.parse(uncommented(written(name)), "text")
+    expected = set(keys(ExperimentConfig, section=get_architecture(name).config_class))
+    assert {key for key in source.lines if key and all(isinstance(part, str) for part in key)} == expected
+    flat = " ".join(re.sub(r"\n +# ", " ", written(name)).split())
+    for field in get_architecture(name).config_class.model_fields.values():
+        assert (field.description or "") in flat
+    for section in ("data", "training", "logging"):
+        model: Any = ExperimentConfig.model_fields[section].annotation
+        for field in model.model_fields.values():
+            assert f"# {field.description}" in flat
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_lines_are_short_and_comments_stand_in_one_column(name: str) -> None:
+    for line in written(name).split("\n"):
+        assert len(line) <= WIDTH == 110, line
+        assert line == line.rstrip()
+        key, sign, _ = line[COMMENT_COLUMN - 1 :].partition("# ")
+        if sign and not line.startswith("# ") and len(line) > COMMENT_COLUMN:
+            assert key == " ", line
+
+
+def test_what_people_set_is_written_out_and_the_rest_is_hidden() -> None:
+    assert data(written("gpt2")) == {
+        "experiment_name": "gpt2",
+        "random_seed": 42,
+        "data": {
+            "training_corpus": "corpora/train.txt",
+            "test_corpus": "corpora/dev.txt",
+            "max_sequence_length": 128,
+            "batch_size": 32,
+        },
+        "tokenizer": {"tokenizer_type": "sentencepiece", "vocab_size": 8000},
+        "model": {
+            "architecture": "gpt2",
+            "transformer": {
+                "layers": 4,
+                "embedding_size": 256,
+                "hidden_size": 256,
+                "intermediate_hidden_size": 1024,
+                "attention_heads": 4,
+                "activation_function": "gelu",
+                "dropout": 0.1,
+                "attention_dropout": 0.1,
+            },
+        },
+        "training": {
+            "output_dir": "runs/gpt2",
+            "objective": "causal_lm",
+            "learning_rate": 0.0005,
+            "epochs": 10,
+            "warmup_ratio": 0.1,
+            "checkpoints": {"every_steps": 1000},
+        },
+        "logging": {"log_every_steps": 10},
+    }
+
+
+def test_the_share_of_hidden_tokens_is_written_out_only_where_tokens_are_hidden() -> None:
+    assert data(written("bert"))["training"]["mlm_probability"] == 0.15
+    assert "\n  # mlm_probability: 0.15 " in written("gpt2")
+
+
+class _Gates(ConfigSection):
+    decay: float = Field(0.5, description="of a gate")
+    kind: Literal["hard", "soft"] = Field("soft", description="of a gate")
+
+
+class _Foreign(ModelConfig):
+    width: int = Field(ge=1, description="no default: an example must say it")
+    gates: _Gates = Field(_Gates(decay=0.25), description="a section whose default is not its class's")
+    more: _Gates | None = Field(None, description="a section that may be left out")
+    sizes: dict[str, int] = Field(default_factory=lambda: {"a": 1}, description="made anew for each")
+
+
+FOREIGN = Architecture(
+    name="foreign",
+    summary="of a third party",
+    config_class=_Foreign,
+    model_class="nowhere:Model",
+    capabilities=lambda config: Capabilities(
+        objectives=("masked_lm",) if config.width == 12 else (), longest_sequence=64
+    ),
+    default_tokenizer="character",
+    examples={"tiny": {"width": 12}},
+)
+
+
+def test_an_architecture_of_a_third_party_gets_its_own_keys_and_defaults() -> None:
+    text = starting_yaml(FOREIGN, "mine")
+    section = data(text)["model"]
+    assert section == {
+        "architecture": "foreign",
+        "width": 12,
+        "gates": {"decay": 0.25, "kind": "soft"},
+        "sizes": {"a": 1},
+    }
+    assert data(uncommented(text))["model"]["more"] is None
+    assert _Foreign.model_validate(section).gates.decay == 0.25
+    assert data(text)["training"]["objective"] == "masked_lm"
+    assert data(text)["tokenizer"]["tokenizer_type"] == "character"
+    assert data(text)["data"]["max_sequence_length"] == 64
+
+
+ARCHITECTURE_FILE = """\
+from pydantic import Field
+from foundry_core.architecture import ConfigSection, ModelConfig, _registered, Architecture
+
+class Config(ModelConfig):
+    width: int = Field(description="how wide")
+
+_registered["unsized"] = Architecture("unsized", "no example says its width", Config, "nowhere:Model")
+"""
+
+
+def test_a_key_without_default_or_example_is_left_to_fill_in_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foundry_core.architecture import _registered
+
+    plugin = tmp_path / "unsized_plugin.py"
+    plugin.write_text(ARCHITECTURE_FILE)
+    try:
+        assert main(["init", "unsized", "--plugin", str(plugin)]) == 0
+    finally:
+        _registered.pop("unsized", None)
+    out, err = capsys.readouterr()
+    assert "\n  width: null " in out
+    assert err.startswith("to fill in before training: model.width: ")
+
+
+def test_the_file_of_the_command_is_that_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "small.yaml"
+    assert main(["init", "lstm", "--name", "small", "-o", str(target)]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert target.read_text() == written("lstm", "small")
+    assert load_config(target).experiment_name == "small"
+    assert load_config(target).training.output_dir == "runs/small"
+    assert main(["init", "lstm", "--name", "small"]) == 0
+    assert capsys.readouterr().out == target.read_text()
+
+
+def test_an_existing_file_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "mine.yaml"
+    target.write_text("mine")
+    assert main(["init", "gpt2", "-o", str(target)]) == 2
+    assert (
+        capsys.readouterr().err == f"error: {target} exists and is not overwritten: name another file, or remove it\n"
+    )
+    assert target.read_text() == "mine"
+    assert main(["init", "gpt2", "-o", str(tmp_path / "absent" / "x.yaml")]) == 2
+
+
+def test_an_unknown_architecture_is_the_error_of_the_plugins(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "lstn"]) == 3
+    assert capsys.readouterr().err.startswith("error: Unknown architecture: 'lstn'. Did you mean 'lstm'?")
+
+
+def test_a_name_that_cannot_be_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "gpt2", "--name", "a/b"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: --name: ")
+    assert err.count("\n") == 1
+
+
+TEXTS = (
+    "a",
+    "a b",
+    "1e-4",
+    "true",
+    "null",
+    "",
+    " x",
+    "a: b",
+    "a #b",
+    "a\nb",
+    "a, b",
+    "-",
+    "~",
+    "'q'",
+    "\x85",
+    "\x7f",
+    "😀\n",
+)
+
+
+@pytest.mark.parametrize("value", [*TEXTS, 1e-8, 0.1, 10**12, True, None])
+def test_a_value_reads_back_as_itself(value: Any) -> None:
+    text = yaml_scalar(value)
+    assert data(f"key: {text} # comment\nlist: [{text}, {text}]\n") == {"key": value, "list": [value, value]}
+
+
+def test_writing_it_imports_no_torch() -> None:
+    code = "import sys; from foundry_core.cli import main; sys.exit(main(['init', 'rnn']) or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,280 @@
+"""`foundry schema`: editors accept and refuse what loading does, as far as a schema can tell."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundry_core.architecture import Architecture, ConfigSection, ModelConfig, _registered
+from foundry_core.cli import main
+from foundry_core.cli.init import starting_yaml
+from foundry_core.cli.schema import DIALECT, schema_of
+from foundry_core.config import load_config
+from foundry_core.errors import ConfigError
+from foundry_core.plugins import available_architectures, get_architecture
+from foundry_core.yaml_source import YamlSource
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
+ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "rnn"]
+_ANNOTATIONS = {"$schema", "$defs", "title", "description", "default"}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+    """Draft 2020-12, of which the keywords that are used here; an unknown keyword fails the test that meets it."""
+    return all(
+        _holds(key, argument, schema, value, root) for key, argument in schema.items() if key not in _ANNOTATIONS
+    )
+
+
+def _holds(key: str, argument: Any, schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    match key:
+        case "$ref":
+            return accepts(root["$defs"][argument.removeprefix("#/$defs/")], value, root)
+        case "anyOf":
+            return any(accepts(each, value, root) for each in argument)
+        case "const":
+            return bool(value == argument)
+        case "enum":
+            return value in argument
+        case "type":
+            return isinstance(value, _TYPES[argument]) and (argument == "boolean" or not isinstance(value, bool))
+        case "minimum":
+            return not number or value >= argument
+        case "maximum":
+            return not number or value <= argument
+        case "exclusiveMinimum":
+            return not number or value > argument
+        case "exclusiveMaximum":
+            return not number or value < argument
+        case "minLength":
+            return not isinstance(value, str) or len(value) >= argument
+        case "pattern":
+            return not isinstance(value, str) or re.search(argument, value) is not None
+        case "items":
+            return not isinstance(value, list) or all(accepts(argument, item, root) for item in value)
+        case "required":
+            return not isinstance(value, dict) or set(argument) <= set(value)
+        case "properties":
+            items = value.items() if isinstance(value, dict) else ()
+            return all(accepts(argument[name], item, root) for name, item in items if name in argument)
+        case "propertyNames":
+            return not isinstance(value, dict) or all(accepts(argument, name, root) for name in value)
+        case "additionalProperties":
+            items = value.items() if isinstance(value, dict) else ()
+            others = [item for name, item in items if name not in schema.get("properties", {})]
+            return not others if argument is False else all(accepts(argument, item, root) for item in others)
+    raise AssertionError(f"the schema uses {key}, which this test does not know")
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return schema_of([get_architecture(name) for name in ARCHITECTURES])
+
+
+def start(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = YamlSource.parse(starting_yaml(get_architecture(name), name), "text").data
+    return data
+
+
+def changed(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy with one key set, or removed when the value is `...`."""
+    data = copy.deepcopy(data)
+    *sections, last = key.split(".")
+    section = data
+    for name in sections:
+        section = section.setdefault(name, {})
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value
+    return data
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_init_writes_is_accepted(name: str, schema: dict[str, Any]) -> None:
+    assert accepts(schema, start(name), schema)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_whole_resolved_configuration_is_accepted(name: str, schema: dict[str, Any]) -> None:
+    assert accepts(schema, load_config(start(name)).resolved(), schema)
+
+
+def test_every_shipped_configuration_is_accepted(schema: dict[str, Any]) -> None:
+    refused = [path.name for path in CONFIGS if not accepts(schema, YamlSource.read(path).data, schema)]
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "valid"),
+    [
+        ("gpt2", "training.train_tokens", "10M", True),
+        ("gpt2", "training.train_tokens", "2.5B", True),
+        ("gpt2", "training.train_tokens", 100, True),
+        ("gpt2", "training.train_tokens", None, False),
+        ("gpt2", "training.train_tokens", "10MB", False),
+        ("gpt2", "training.train_tokens", 0, False),
+        ("gpt2", "training.train_tokens", 1.5, False),
+    ],
+)
+def test_a_count_may_be_written_short(name: str, key: str, value: Any, valid: bool, schema: dict[str, Any]) -> None:
+    data = changed(changed(start(name), "training.epochs", ...), key, value)
+    # Null is the key left out: no schema of ours says that one budget must be given, loading does.
+    assert accepts(schema, data, schema) == (valid or value is None)
+    assert loads(data) == valid
+
+
+def loads(data: dict[str, Any]) -> bool:
+    try:
+        load_config(data)
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "valid"),
+    [
+        ("gpt2", "training.checkpoints.milestones.words", ["1M", 2000], True),
+        ("gpt2", "training.checkpoints.milestones.words", ["1X"], False),
+        ("gpt2", "training.checkpoints.milestones.words", [0], False),
+        ("gpt2", "training.checkpoints.steps", [0, 10], True),
+        ("gpt2", "training.learning_rate", 1, True),
+        ("gpt2", "training.learning_rate", 0, False),
+        ("gpt2", "training.learning_rate", "fast", False),
+        ("gpt2", "training.learning_rat", 1e-3, False),
+        ("gpt2", "training.optimizer", "adam", False),
+        ("gpt2", "training.max_grad_norm", None, True),
+        ("gpt2", "training.compile", 1, False),
+        ("gpt2", "training.output_dir", ..., False),
+        ("gpt2", "experiment_name", ..., False),
+        ("gpt2", "experiment_name", "a/b", False),
+        ("gpt2", "random_seed", -1, False),
+        ("gpt2", "surprise", 1, False),
+        ("gpt2", "logging", None, False),
+        ("gpt2", "logging", ..., True),
+        ("gpt2", "seeds", {"dropout": 3}, True),
+        ("gpt2", "seeds", {"drop_out": 3}, False),
+        ("gpt2", "tokenizer.special_tokens", {"pad_token": "[PAD]", "mask_token": None}, True),
+        ("gpt2", "tokenizer.special_tokens", {"padding": "[PAD]"}, False),
+        ("gpt2", "plugins", "one", False),
+        ("gpt2", "model", ..., False),
+        ("gpt2", "model.architecture", ..., False),
+        ("gpt2", "model.architecture", "gpt3", False),
+        ("gpt2", "model.architecture", "lstm", False),
+        ("gpt2", "model.bert", {"type_vocab_size": 2}, False),
+        ("bert", "model.bert", {"type_vocab_size": 3}, True),
+        ("bert", "model.bert.type_vocab_size", 0, False),
+        ("gpt2", "model.transformer.layers", 2, True),
+        ("gpt2", "model.transformer.layer", 2, False),
+        ("gpt2", "model.transformer.activation_function", "swish", False),
+        ("lstm", "model.rnn.bidirectional", False, True),
+        ("lstm", "model.rnn.rnn_type", "elman", False),
+        ("lstm", "model.transformer", {"layers": 2}, False),
+        ("gru", "model.architecture", "lstm", True),
+        ("gru", "model.rnn.num_layers", "2", False),
+    ],
+)
+def test_the_schema_accepts_what_loading_accepts(
+    name: str, key: str, value: Any, valid: bool, schema: dict[str, Any]
+) -> None:
+    data = changed(start(name), key, value)
+    assert loads(data) is valid
+    assert accepts(schema, data, schema) is valid
+
+
+def test_the_command_prints_the_schema_of_all_installed_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    assert err == ""
+    assert printed["$schema"] == DIALECT == "https://json-schema.org/draft/2020-12/schema"
+    variants = printed["properties"]["model"]["anyOf"]
+    assert [each["properties"]["architecture"]["const"] for each in variants] == available_architectures()
+    assert all(each["description"] for each in variants)
+
+
+def test_only_keywords_of_the_dialect_and_definitions_that_are_used(schema: dict[str, Any]) -> None:
+    text = json.dumps(schema)
+    assert set(re.findall(r'"#/\$defs/(\w+)"', text)) == set(schema["$defs"])
+    assert '"ge"' not in text
+    assert schema["properties"]["data"] == {"$ref": "#/$defs/DataConfig"}
+
+
+class _Section(ConfigSection):
+    width: int = 1
+
+
+class _Registered(ModelConfig):
+    mine: _Section = _Section()
+
+
+class _Unspeakable(ModelConfig):
+    when: Callable[[int], int]
+
+
+def _descriptor(name: str, section: type[ModelConfig]) -> Architecture:
+    return Architecture(name=name, summary="of a third party", config_class=section, model_class="nowhere:Model")
+
+
+def test_a_registered_architecture_is_in_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(_registered, "mine", _descriptor("mine", _Registered))
+    assert main(["schema"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    data = changed(start("gpt2"), "model", {"architecture": "mine", "mine": {"width": 2}})
+    assert accepts(printed, data, printed)
+    assert not accepts(printed, changed(data, "model.mine.widht", 2), printed)
+
+
+def test_a_plugin_that_fails_is_left_out_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    information = tmp_path / "foundry_broken-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: foundry-broken\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[foundry.architectures]\nbroken = foundry_broken_absent:broken\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(_registered, "unspeakable", _descriptor("unspeakable", _Unspeakable))
+    assert main(["schema"]) == 0
+    out, err = capsys.readouterr()
+    first, second = err.strip().split("\n")
+    assert first.startswith("warning: left out: the plugin foundry-broken 1.0 ")
+    assert second.startswith("warning: left out: 'unspeakable' has no JSON schema: ")
+    variants = json.loads(out)["properties"]["model"]["anyOf"]
+    assert {each["title"] for each in variants} == set(available_architectures()) - {"broken", "unspeakable"}
+
+
+def test_without_any_architecture_the_rest_is_described() -> None:
+    schema = schema_of([])
+    assert not accepts(schema, changed(start("gpt2"), "data.batch", 3), schema)
+
+
+def test_the_help_names_the_comment_that_editors_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["schema", "--help"])
+    assert "# yaml-language-server: $schema=" in capsys.readouterr().out
+
+
+def test_printing_it_imports_no_torch() -> None:
+    code = "import sys; from foundry_core.cli import main; sys.exit(main(['schema']) or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
