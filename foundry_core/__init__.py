@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from foundry_core.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
     from foundry_core.config import ExperimentConfig, load_config
     from foundry_core.errors import FoundryError
-    from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.export import exposed_by_plugin
+    from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.huggingface import WrappedLanguageModel
     from foundry_core.model import BaseLanguageModel, ModelOutput, create_model, create_model_from_config
     from foundry_core.objective import Objective

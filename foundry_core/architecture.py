@@ -22,9 +22,7 @@ PLUGIN_API_VERSION = 1
 class ConfigSection(BaseModel):
     """A section of the YAML: unknown keys are refused, values are not converted, and nothing changes after loading."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(ConfigSection):
@@ -146,7 +144,9 @@ def register_architecture(
     """
 
     def register(cls: M) -> M:
-        if not any(base.__module__ == "foundry_core.model" and base.__name__ == "BaseLanguageModel" for base in cls.__mro__):
+        if not any(
+            base.__module__ == "foundry_core.model" and base.__name__ == "BaseLanguageModel" for base in cls.__mro__
+        ):
             raise PluginError(f"cannot register '{name}': {cls.__name__} is not a BaseLanguageModel")
         if not (isinstance(config, type) and issubclass(config, ModelConfig)):
             raise PluginError(f"cannot register '{name}': config must be a subclass of ModelConfig, not {config!r}")

@@ -185,8 +185,8 @@ def load_checkpoint(
     state = TrainState(**stored["foundry"], log=stored["log_history"])
     if state.data != data and not _covered("data", allowed):
         raise CheckpointError(
-            f"{folder} was trained on other data: the training corpus or the tokenizer changed since. Put them back, or "
-            "allow it: --allow data"
+            f"{folder} was trained on other data: the training corpus or the tokenizer changed since. Put them back, "
+            "or allow it: --allow data"
         )
     load_weights(model, folder / WEIGHTS)
     _load_optimizer(folder / _OPTIMIZER, model, optimizer)
@@ -211,7 +211,7 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
 
 def retire(output_dir: Path, keep: int | None, ephemeral: set[Path], newest: Path) -> list[Path]:
     """Remove what retention lets go, never the newest: all but the last `keep` permanent checkpoints (step 0 stays),
-    and every ephemeral one but the newest. Returns the ephemeral ones that are left.
+    and every ephemeral one but the newest. Returns the ephemeral ones left.
     """
     permanent = [path for path in checkpoints(output_dir) if path not in ephemeral and path.name != "checkpoint-0"]
     victims = permanent[:-keep] if keep is not None else []

@@ -58,8 +58,8 @@ class _Padding:
 class CausalLMDataCollator:
     """Batches for predicting the next token.
 
-    Returns input_ids, attention_mask (1 for real tokens) and labels (B, T): the input ids, with -100 at padding, which is
-    found by the mask and not by the id. The model's loss shifts them. max_length: never padded past it; default the
+    Returns input_ids, attention_mask (1 for real tokens) and labels (B, T): the input ids, with -100 at padding, which
+    is found by the mask and not by the id. The model's loss shifts them. max_length: never padded past it; default the
     tokenizer's model_max_length.
     """
 

@@ -38,10 +38,13 @@ Role = Literal["bos_token", "eos_token", "unk_token", "pad_token", "mask_token",
 
 
 class DataConfig(ConfigSection):
-    training_corpus: str = Field(min_length=1, description="a file, a folder or a glob; .txt or .jsonl (key text), optionally .gz")
+    training_corpus: str = Field(
+        min_length=1, description="a file, a folder or a glob; .txt or .jsonl (key text), optionally .gz"
+    )
     test_corpus: str | None = Field(None, min_length=1, description="what is evaluated; never seen in training")
     documents: Literal["line", "block", "file"] = Field(
-        "line", description="what one document of a .txt file is: a line, a block between blank lines, or the whole file"
+        "line",
+        description="what one document of a .txt file is: a line, a block between blank lines, or the whole file",
     )
     max_sequence_length: int = Field(128, ge=4, description="tokens in a row, special tokens included")
     batch_size: int = Field(32, ge=1, description="sequences per forward pass on one device")
@@ -49,18 +52,29 @@ class DataConfig(ConfigSection):
 
 class TokenizerConfig(ConfigSection):
     tokenizer_type: Literal["sentencepiece", "wordpiece", "bpe", "character", "word"] = Field(
-        "sentencepiece", description="sentencepiece, wordpiece, bpe (byte-level), character or word; default: the architecture's"
+        "sentencepiece",
+        description="sentencepiece, wordpiece, bpe (byte-level), character or word; default: the architecture's",
     )
-    vocab_size: int = Field(8000, ge=8, description="most tokens, special ones included; for character and word a limit")
+    vocab_size: int = Field(
+        8000, ge=8, description="most tokens, special ones included; for character and word a limit"
+    )
     output_dir: str | None = Field(
-        None, min_length=1, description="where it is kept: trained once, reused while its inputs are unchanged; default: in the run"
+        None,
+        min_length=1,
+        description="where it is kept: trained once, reused while its inputs are unchanged; default: in the run",
     )
-    special_tokens: dict[Role, str | None] | None = Field(None, description="changes to the default special tokens, by role")
+    special_tokens: dict[Role, str | None] | None = Field(
+        None, description="changes to the default special tokens, by role"
+    )
 
 
 class Milestones(ConfigSection):
-    words: Annotated[tuple[Count, ...], Field(strict=False)] = Field((), description="save when so many words were seen")
-    tokens: Annotated[tuple[Count, ...], Field(strict=False)] = Field((), description="save when so many tokens were seen")
+    words: Annotated[tuple[Count, ...], Field(strict=False)] = Field(
+        (), description="save when so many words were seen"
+    )
+    tokens: Annotated[tuple[Count, ...], Field(strict=False)] = Field(
+        (), description="save when so many tokens were seen"
+    )
 
 
 class CheckpointConfig(ConfigSection):
@@ -68,7 +82,9 @@ class CheckpointConfig(ConfigSection):
     log_base: float | None = Field(None, gt=1, description="save at steps 1, b, b^2, b^3, ...")
     steps: Annotated[tuple[int, ...], Field(strict=False)] = Field((), description="save at these steps")
     milestones: Milestones = Field(Milestones(), description="save when so many words or tokens were seen")
-    keep: int | None = Field(None, ge=1, description="newest checkpoints to keep, the one of step 0 aside; null keeps all")
+    keep: int | None = Field(
+        None, ge=1, description="newest checkpoints to keep, the one of step 0 aside; null keeps all"
+    )
     ephemeral_minutes: float | None = Field(
         None, gt=0, description="also save after so many minutes, for crash safety only: the newest such one is kept"
     )
@@ -76,12 +92,16 @@ class CheckpointConfig(ConfigSection):
 
 class TrainingConfig(ConfigSection):
     output_dir: str = Field(min_length=1, description="the run's folder: checkpoints, metrics.jsonl, config.yaml")
-    objective: str = Field("causal_lm", description="causal_lm, masked_lm, or one that a plugin adds; default: the architecture's")
+    objective: str = Field(
+        "causal_lm", description="causal_lm, masked_lm, or one that a plugin adds; default: the architecture's"
+    )
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens hidden under masked_lm")
     learning_rate: float = Field(5e-4, gt=0, description="the peak, after warm-up")
     epochs: float | None = Field(None, gt=0, description="budget: passes over the training corpus")
     train_steps: Count | None = Field(None, description="budget: optimizer steps")
-    train_tokens: Count | None = Field(None, description="budget: tokens of the corpus, such as 10M; padding not counted")
+    train_tokens: Count | None = Field(
+        None, description="budget: tokens of the corpus, such as 10M; padding not counted"
+    )
     train_words: Count | None = Field(None, description="budget: white-space separated words, such as 10M")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
@@ -93,7 +113,8 @@ class TrainingConfig(ConfigSection):
         "matrices", description="matrices leaves biases, norms and embeddings out; all does not"
     )
     lr_scheduler: Literal["linear", "cosine", "constant", "plateau"] = Field(
-        "linear", description="after warm-up: linear or cosine to 0, constant, or plateau (cut when the test loss stalls)"
+        "linear",
+        description="after warm-up: linear or cosine to 0, constant, or plateau (cut when the test loss stalls)",
     )
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: multiply the learning rate by this")
     plateau_patience: int = Field(1, ge=0, description="plateau: evaluations without improvement before a cut")
@@ -106,14 +127,20 @@ class TrainingConfig(ConfigSection):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
     compile: bool = Field(False, description="torch.compile: costs 10 to 40 s once, pays from minutes of training on")
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, slower")
-    evaluate_every_steps: int | None = Field(None, ge=1, description="score the test corpus so often; always at the end")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, slower"
+    )
+    evaluate_every_steps: int | None = Field(
+        None, ge=1, description="score the test corpus so often; always at the end"
+    )
     num_workers: int = Field(0, ge=0, description="processes that prepare batches; never changes the result")
     checkpoints: CheckpointConfig = Field(CheckpointConfig(), description="when to save; step 0 and the end always are")
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        budgets = [key for key in ("epochs", "train_steps", "train_tokens", "train_words") if getattr(self, key) is not None]
+        budgets = [
+            key for key in ("epochs", "train_steps", "train_tokens", "train_words") if getattr(self, key) is not None
+        ]
         if len(budgets) != 1:
             given = f"found {' and '.join(budgets)}" if budgets else "found none"
             raise ValueError(f"give exactly one of epochs, train_steps, train_tokens, train_words: {given}")
@@ -149,7 +176,9 @@ class SeedsConfig(ConfigSection):
 class ExperimentConfig(ConfigSection):
     """A whole, valid experiment. Made by `load_config`; immutable."""
 
-    experiment_name: str = Field(min_length=1, pattern=r"^[^/\\\x00-\x1f]+$", description="names the run in logs and reports")
+    experiment_name: str = Field(
+        min_length=1, pattern=r"^[^/\\\x00-\x1f]+$", description="names the run in logs and reports"
+    )
     random_seed: int = Field(42, ge=0, lt=2**63, description="seeds every random stream that seeds: does not name")
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -174,7 +203,9 @@ class ExperimentConfig(ConfigSection):
     @cached_property
     def objective(self) -> Objective:
         """Descriptor of `training.objective`."""
-        return available_objectives(hook_manager(active_modules(self.architecture, self.plugins)))[self.training.objective]
+        return available_objectives(hook_manager(active_modules(self.architecture, self.plugins)))[
+            self.training.objective
+        ]
 
     def seed(self, stream: Literal["initialisation", "data_order", "masking", "dropout"]) -> int:
         """The seed of a named random stream."""
@@ -197,7 +228,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     else:
         yaml_source = YamlSource.read(source)
     if not isinstance(yaml_source.data, dict):
-        raise ConfigError([Problem(yaml_source.path, 1, "file", "is empty or not a mapping of sections: see foundry init")])
+        raise ConfigError(
+            [Problem(yaml_source.path, 1, "file", "is empty or not a mapping of sections: see foundry init")]
+        )
     for override in overrides:
         yaml_source.override(override)
     return _Check(yaml_source).config()
@@ -251,7 +284,10 @@ class _Check:
             return None
         name = model.get("architecture")
         if not isinstance(name, str):
-            self._add(("model", "architecture"), "missing: name one, see foundry plugins list" if name is None else "must be text")
+            self._add(
+                ("model", "architecture"),
+                "missing: name one, see foundry plugins list" if name is None else "must be text",
+            )
             return None
         try:
             return get_architecture(name)
@@ -271,9 +307,8 @@ class _Check:
         if architecture is None:
             return
         tokenizer = self.data.setdefault("tokenizer", {})
-        if isinstance(tokenizer, dict):
-            if tokenizer.get("tokenizer_type") is None:
-                tokenizer["tokenizer_type"] = architecture.default_tokenizer
+        if isinstance(tokenizer, dict) and tokenizer.get("tokenizer_type") is None:
+            tokenizer["tokenizer_type"] = architecture.default_tokenizer
         training = self.data.get("training")
         if isinstance(training, dict) and model is not None and training.get("objective") is None:
             training["objective"] = next(iter(architecture.capabilities(model).objectives), "causal_lm")
@@ -291,7 +326,8 @@ class _Check:
         if name not in objectives:
             self._add(
                 ("training", "objective"),
-                f"unknown objective '{name}'.{did_you_mean(name, objectives)} Available: {', '.join(sorted(objectives))}",
+                f"unknown objective '{name}'.{did_you_mean(name, objectives)} "
+                f"Available: {', '.join(sorted(objectives))}",
             )
             return
         if name not in capabilities.objectives:
@@ -304,7 +340,10 @@ class _Check:
             if token is None and role in objective.required_tokens:
                 self._add(("tokenizer", "special_tokens", role), f"{name} needs a {role}")
         tokens = config.tokenizer.special_tokens or {}
-        if tokens.get("pad_token") is not None and tokens.get("pad_token") in (tokens.get("eos_token"), tokens.get("sep_token")):
+        if tokens.get("pad_token") is not None and tokens.get("pad_token") in (
+            tokens.get("eos_token"),
+            tokens.get("sep_token"),
+        ):
             self._add(
                 ("tokenizer", "special_tokens", "pad_token"),
                 "equals the token that ends a document: padding is not learned, so the end of a text never would be",
@@ -348,7 +387,9 @@ class _Check:
                 message = str(finding["ctx"]["error"]) if "ctx" in finding else finding["msg"]
             elif kind == "literal_error":
                 expected = finding["ctx"]["expected"]
-                message = f"is {value!r}, must be {expected}" + did_you_mean(str(value), re.findall(r"'([^']+)'", expected))
+                message = f"is {value!r}, must be {expected}" + did_you_mean(
+                    str(value), re.findall(r"'([^']+)'", expected)
+                )
             elif kind in ("model_type", "model_attributes_type", "dict_type"):
                 message = "is empty: give it its keys" if value is None else f"must be a section, not {value!r}"
             elif kind.endswith("_type"):
@@ -370,7 +411,12 @@ class _Check:
 
 
 def _lower(text: str) -> str:
-    text = text.replace("Input should be", "must be").replace("a valid integer", "an integer").replace("a valid ", "a ").replace("String should", "text should")
+    text = (
+        text.replace("Input should be", "must be")
+        .replace("a valid integer", "an integer")
+        .replace("a valid ", "a ")
+        .replace("String should", "text should")
+    )
     return text[:1].lower() + text[1:]
 
 

@@ -234,8 +234,12 @@ def continuations(
     ids = torch.tensor([[start, *_ids(tokenizer, prompt)]] * samples)
     room = model.context.max_sequence_length - ids.shape[1]
     if room < 1:
-        raise UsageError(f"the prompt has {ids.shape[1]} tokens; the model was trained on {model.context.max_sequence_length}")
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+        raise UsageError(
+            f"the prompt has {ids.shape[1]} tokens; the model was trained on {model.context.max_sequence_length}"
+        )
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+    )
     with _evaluating(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         output = model.generate(

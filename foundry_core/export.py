@@ -149,7 +149,7 @@ def exposed(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
     """
     name = "".join(part.capitalize() for part in architecture.replace("-", "_").split("_"))
     module = sys.modules[__name__]
-    config_class = type(
+    config_class: Any = type(
         f"Foundry{name}Config",
         (PreTrainedConfig,),
         {

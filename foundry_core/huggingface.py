@@ -82,4 +82,3 @@ class WrappedLanguageModel(BaseLanguageModel):
 
     def to_transformers(self) -> PreTrainedModel:
         return self.model
-

@@ -36,9 +36,9 @@ Reduction = Literal["mean", "sum", "none"]
 class ModelOutput(_MappedOutput):  # type: ignore[misc]
     """What a model returns; attribute, key and tuple access, absent values dropped.
 
-    loss: nats, mean or sum over the predicted tokens as asked. logits: (B, T, V), not normalised. state: hand it to the
-    next call to go on where this one stopped. count: number of predicted tokens. token_losses: (B, T), the loss of the
-    token *at* each position, 0 where nothing is predicted.
+    loss: nats, mean or sum over the predicted tokens as asked. logits: (B, T, V), not normalised. state: hand it to
+    the next call to go on where this one stopped. count: number of predicted tokens. token_losses: (B, T), the loss of
+    the token *at* each position, 0 where nothing is predicted.
     """
 
     loss: torch.Tensor | None = None
@@ -54,24 +54,24 @@ class ModelOutput(_MappedOutput):  # type: ignore[misc]
 class ParameterCount(_MappedOutput):  # type: ignore[misc]
     """Numbers of parameters; a tied tensor counts once. embeddings: in the input embeddings."""
 
-    total: int | None = None
-    trainable: int | None = None
-    embeddings: int | None = None
+    total: int = 0
+    trainable: int = 0
+    embeddings: int = 0
 
 
 @dataclass
 class MemoryFootprint(_MappedOutput):  # type: ignore[misc]
     """Bytes that training holds for the model, activations aside. optimizer: AdamW's two moments in fp32."""
 
-    parameters: int | None = None
-    buffers: int | None = None
-    gradients: int | None = None
-    optimizer: int | None = None
-    total: int | None = None
+    parameters: int = 0
+    buffers: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    total: int = 0
 
 
 class BaseLanguageModel(nn.Module, ABC):
-    """Base of every architecture. A subclass ends its `forward` with `return self.output(hidden, head, labels, ...)`."""
+    """Base of every architecture; a subclass's `forward` ends with `return self.output(hidden, head, labels, ...)`."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__()
@@ -197,7 +197,7 @@ class BaseLanguageModel(nn.Module, ABC):
         """Continue prompts (B, T), padded on the left; takes the arguments of transformers' `generate`."""
         if not self.supports_generation:
             raise FoundryError(
-                f"{self.model_type} with these settings does not generate: it is trained with {self.context.objective.name}"
+                f"this {self.model_type} does not generate: it is trained with {self.context.objective.name}"
             )
         return self.to_transformers().generate(input_ids, **kwargs)
 

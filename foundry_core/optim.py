@@ -19,7 +19,8 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     everything = config.weight_decay_on == "all"
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             decays = everything or (parameter.ndim >= 2 and id(parameter) not in embeddings)

@@ -53,7 +53,9 @@ def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
             if point.group == group:
                 package, version = distribution.metadata["Name"], distribution.version
                 # The same distribution can stand on the path twice (editable beside a build): the first one counts.
-                found.setdefault(point.name, {}).setdefault(package, Installed(point.name, point.value, package, version))
+                found.setdefault(point.name, {}).setdefault(
+                    package, Installed(point.name, point.value, package, version)
+                )
     return {name: list(claims.values()) for name, claims in sorted(found.items())}
 
 
@@ -100,7 +102,7 @@ def _load(point: Installed) -> Architecture:
     attribute = point.target.partition(":")[2]
     try:
         descriptor: Any = getattr(importlib.import_module(point.module), attribute)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin does, it must be named
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"the plugin {point} ('{point.name}' from {point.target}) fails to import: "
             f"{type(error).__name__}: {error}. Upgrade or remove it: pip uninstall {point.distribution}"
@@ -110,7 +112,9 @@ def _load(point: Installed) -> Architecture:
             f"the plugin {point}: {point.target} is a {type(descriptor).__name__}, not an Architecture descriptor"
         )
     if descriptor.name != point.name:
-        raise PluginError(f"the plugin {point}: its entry point '{point.name}' leads to an architecture '{descriptor.name}'")
+        raise PluginError(
+            f"the plugin {point}: its entry point '{point.name}' leads to an architecture '{descriptor.name}'"
+        )
     if descriptor.plugin_api_version != PLUGIN_API_VERSION:
         raise PluginError(
             f"the plugin {point} is made for plugin API {descriptor.plugin_api_version}, this core has "
@@ -156,7 +160,10 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
     """
     modules: dict[str, ModuleType] = {}
     declared = {
-        point.module: point for group in (ARCHITECTURES, EXTENSIONS) for points in installed(group).values() for point in points
+        point.module: point
+        for group in (ARCHITECTURES, EXTENSIONS)
+        for points in installed(group).values()
+        for point in points
     }
     if architecture is not None:
         target = architecture.model_class
@@ -171,7 +178,9 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
             try:
                 modules[name] = importlib.import_module(name)
             except Exception as error:
-                raise PluginError(f"the plugin {declared[name]} fails to import: {type(error).__name__}: {error}") from error
+                raise PluginError(
+                    f"the plugin {declared[name]} fails to import: {type(error).__name__}: {error}"
+                ) from error
         elif getattr(sys.modules.get(name), "__file__", None) and name in _files_loaded():
             modules[name] = sys.modules[name]
         else:

@@ -47,11 +47,12 @@ def tokenizer_folder(config: ExperimentConfig) -> Path:
 def _tokenizer_inputs(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]:
     kind = config.tokenizer.tokenizer_type
     special = default_special_tokens(kind, masked="mask_token" in config.objective.required_tokens)
-    special |= config.tokenizer.special_tokens or {}
+    chosen = config.tokenizer.special_tokens or {}
+    roles: dict[str, str | None] = {**special, **{str(role): token for role, token in chosen.items()}}
     return {
         "tokenizer_type": kind,
         "vocab_size": config.tokenizer.vocab_size,
-        "special_tokens": {role: token for role, token in sorted(special.items()) if token is not None},
+        "special_tokens": {role: token for role, token in sorted(roles.items()) if token is not None},
         "training_corpus": corpus.digest,
     }
 

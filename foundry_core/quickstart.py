@@ -8,8 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from foundry_core.cli.common import table
 from foundry_core.config import load_config
@@ -127,10 +126,13 @@ def quickstart(folder: str | Path, *, seed: int = 1) -> None:
         write_file(folder / f"{name}.yaml", text.encode())
     names = [name for name in _EXPERIMENTS if name in installed()]
     for name in sorted(set(_EXPERIMENTS) - set(names)):
-        sys.stderr.write(f"{name} is not installed and left out: pip install foundry-{'rnn' if name == 'lstm' else name}\n")
+        sys.stderr.write(
+            f"{name} is not installed and left out: pip install foundry-{'rnn' if name == 'lstm' else name}\n"
+        )
     if not names:
         raise UsageError("no architecture is installed: pip install foundry-gpt2 foundry-bert foundry-rnn")
-    rows, curves, results = [], {}, {}
+    rows, curves = [], {}
+    results: dict[str, dict[str, Any]] = {}
     for name in names:
         config = load_config(folder / f"{name}.yaml")
         curve = _Curve()
@@ -186,14 +188,16 @@ def _make_room(folder: Path) -> None:
 
 def _explanation(corpus: ToyCorpus) -> str:
     return (
-        f"Test loss is in nats per word. The floor is what the grammar itself scores on the test text ({corpus.test_floor:.3f};\n"
-        f"{corpus.entropy_per_token:.3f} over all its sentences): no causal model can be better. A masked model is asked another\n"
-        "question, so its loss has no such floor. The last columns are agreement between subject and verb (the keys ... are)\n"
-        "with 0, 1 or 2 nouns of the other number in between; chance is 50 %."
+        "Test loss is in nats per word. The floor is what the grammar itself scores on the test text: no causal model\n"
+        f"does better in the long run (its own entropy is {corpus.entropy_per_token:.3f} a word). A masked model is\n"
+        "asked another question: its loss has no such floor. The last columns are agreement of subject and verb (the\n"
+        "keys to the cabinet are) with 0, 1 or 2 nouns of the other number in between; chance is 50 %."
     )
 
 
-def _picture(path: Path, curves: dict[str, _Curve], results: dict[str, dict[str, object]], corpus: ToyCorpus) -> Path | None:
+def _picture(
+    path: Path, curves: dict[str, _Curve], results: dict[str, dict[str, Any]], corpus: ToyCorpus
+) -> Path | None:
     """Learning curves above the floor, and agreement beside them; needs matplotlib, which is an extra."""
     try:
         import matplotlib as mpl
@@ -208,17 +212,24 @@ def _picture(path: Path, curves: dict[str, _Curve], results: dict[str, dict[str,
     colours = {"gpt2": "#3b6fb6", "bert": "#d1802f", "lstm": "#3a8f5c"}
     for name, curve in curves.items():
         masked = " (masked)" if results[name]["entropy_floor"] is None else ""
-        left.plot([t / 1e6 for t in curve.tokens], curve.losses, label=name + masked, color=colours[name], linewidth=1.6)
+        left.plot(
+            [t / 1e6 for t in curve.tokens], curve.losses, label=name + masked, color=colours[name], linewidth=1.6
+        )
     left.axhline(corpus.entropy_per_token, color="black", linestyle="--", linewidth=1, label="entropy of the grammar")
     left.set(xlabel="million words seen", ylabel="training loss (nats per word)", title="Learning the toy language")
     left.legend(frameon=False)
     for index, name in enumerate(curves):
         accuracies = results[name]["agreement"]
-        assert isinstance(accuracies, list)
         places = [attractors + 0.26 * (index - (len(curves) - 1) / 2) for attractors in range(len(accuracies))]
         right.bar(places, [100 * a for a in accuracies], width=0.24, color=colours[name], label=name)
     right.axhline(50, color="black", linestyle=":", linewidth=1)
-    right.set(xticks=[0, 1, 2], ylim=(0, 104), xlabel="attractors", ylabel="agreement right (%)", title="The keys to the cabinet are")
+    right.set(
+        xticks=[0, 1, 2],
+        ylim=(0, 104),
+        xlabel="attractors",
+        ylabel="agreement right (%)",
+        title="The keys to the cabinet are",
+    )
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

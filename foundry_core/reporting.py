@@ -125,10 +125,17 @@ class Console:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}")]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+        ]
         self._progress = Progress(*columns, console=self._console)
         self._progress.start()
-        self._task = self._progress.add_task(run.experiment_name, total=run.total_steps, completed=run.first_step, line="")
+        self._task = self._progress.add_task(
+            run.experiment_name, total=run.total_steps, completed=run.first_step, line=""
+        )
 
     @hookimpl
     def foundry_step_ended(self, report: StepReport) -> None:

@@ -199,7 +199,9 @@ class RunLock:
             self._file.seek(0)
             owner = self._file.read().strip() or "another process"
             self._file.close()
-            raise StorageError(f"{folder} is in use by {owner}: wait for it, or choose another training.output_dir") from None
+            raise StorageError(
+                f"{folder} is in use by {owner}: wait for it, or choose another training.output_dir"
+            ) from None
         self._file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         self._file.write(f"pid {os.getpid()} on {socket.gethostname()}, started {started}")

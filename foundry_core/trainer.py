@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,8 +79,8 @@ def run(
     with RunLock(output_dir):
         if not resume and checkpoints(output_dir):
             raise CheckpointError(
-                f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or choose "
-                "another training.output_dir"
+                f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "
+                "choose another training.output_dir"
             )
         if resume:
             newest_valid(output_dir)  # nothing to resume is said before anything is prepared
@@ -170,8 +171,6 @@ class Trainer:
         self._parent = folder.name
 
     def warn(self, line: str) -> None:
-        import sys
-
         sys.stderr.write(f"warning: {line}\n")
 
     def train(self) -> TrainState:
@@ -282,12 +281,14 @@ class Trainer:
     def _not_finite(self, loss: float, norm: float) -> str:
         first, last = self.state.samples, self.state.samples + self.plan.samples_per_step - 1
         culprits = [
-            name for name, p in self.model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())
+            name
+            for name, p in self.model.named_parameters()
+            if p.grad is not None and not bool(p.grad.isfinite().all())
         ]
         where = f", first in the gradient of {culprits[0]}" if culprits else ""
         return (
-            f"stopped before the update of step {self.state.step + 1}: loss {loss}, gradient norm {norm}{where}; samples "
-            f"{first} to {last}. Lower training.learning_rate, lengthen the warm-up, or use fp32"
+            f"stopped before the update of step {self.state.step + 1}: loss {loss}, gradient norm {norm}{where}; "
+            f"samples {first} to {last}. Lower training.learning_rate, lengthen the warm-up, or use fp32"
         )
 
     def _advance(self, samples: int) -> None:

@@ -2,8 +2,8 @@
 
 They are forked: nothing is imported or copied again, the memory map is shared, and a collator need not be importable
 (a notebook, `--plugin file.py`). The usual dangers of a fork are kept out: a worker touches numpy and CPU tensors only,
-with one thread, so that it never needs a thread pool or a device of its parent. Each has its own pipe: no locks or queues
-that a killed worker could leave in disorder, and its death is seen at once as the end of that pipe. Batches travel as
+with one thread, so that it never needs a thread pool or a device of its parent. Each has its own pipe: no locks or
+queues that a killed worker could leave in disorder, and its death is seen at once as the end of that pipe. Batches travel as
 a JSON header and raw bytes. Workers ignore SIGINT, SIGTERM and SIGUSR1, which schedulers send to whole groups: the
 parent decides when to stop. They end when the parent has gone.
 """

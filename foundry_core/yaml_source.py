@@ -60,12 +60,15 @@ class YamlSource:
             _refuse_the_unbounded(text, path)
             node = yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
+            mark: Any = error.problem_mark or error.context_mark
+            line = mark.line + 1 if mark is not None else 1
             message = f"not valid YAML: {error.problem or error.context}"
-            raise ConfigError([Problem(path, mark.line + 1 if mark else 0, "syntax", message)]) from error
+            raise ConfigError([Problem(path, line, "syntax", message)]) from error
         except yaml.YAMLError as error:
             line = text.count("\n", 0, getattr(error, "position", 0)) + 1
-            raise ConfigError([Problem(path, line, "syntax", f"not valid YAML: {str(error).splitlines()[0]}")]) from error
+            raise ConfigError(
+                [Problem(path, line, "syntax", f"not valid YAML: {str(error).splitlines()[0]}")]
+            ) from error
         lines: dict[KeyPath, int] = {}
         problems: list[Problem] = []
         data = _construct(node, (), path, lines, problems) if node is not None else None
@@ -104,7 +107,8 @@ def _refuse_the_unbounded(text: str, path: str) -> None:
     """Depth and aliases are checked on the event stream, before any recursion over the content."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        line = event.start_mark.line + 1
+        mark: Any = event.start_mark
+        line = mark.line + 1
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > _MAX_DEPTH:
@@ -113,7 +117,9 @@ def _refuse_the_unbounded(text: str, path: str) -> None:
             depth -= 1
         anchor = getattr(event, "anchor", None)
         if anchor:
-            raise ConfigError([Problem(path, line, "syntax", f"anchor or alias '{anchor}': write the value out instead")])
+            raise ConfigError(
+                [Problem(path, line, "syntax", f"anchor or alias '{anchor}': write the value out instead")]
+            )
 
 
 def _construct(node: yaml.Node, key: KeyPath, path: str, lines: dict[KeyPath, int], problems: list[Problem]) -> Any:
@@ -129,7 +135,9 @@ def _construct(node: yaml.Node, key: KeyPath, path: str, lines: dict[KeyPath, in
             child = (*key, name)
             if name in mapping:
                 problems.append(
-                    Problem(path, line, _dotted(child), f"duplicate key, first on line {lines[child]}: keep one of them")
+                    Problem(
+                        path, line, _dotted(child), f"duplicate key, first on line {lines[child]}: keep one of them"
+                    )
                 )
                 continue
             lines[child] = line

@@ -107,7 +107,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         module.configure(verb)
         # After the verb, too: nobody remembers which side a global option belongs on. SUPPRESS keeps an earlier value.
         for leaf in _leaves(verb):
-            leaf.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+            leaf.add_argument(
+                "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+            )
     return parser
 
 

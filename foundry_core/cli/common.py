@@ -17,7 +17,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the YAML"
     )
     parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="a file that registers an architecture; may be repeated"
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="a file that registers an architecture; may be repeated",
     )
 
 
@@ -36,7 +40,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [list(header), *map(list, rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     numeric = [
-        column > 0 and all(not row[column] or row[column][0] in "0123456789-+." for row in rows) for column in range(len(header))
+        column > 0 and all(not row[column] or row[column][0] in "0123456789-+." for row in rows)
+        for column in range(len(header))
     ]
     lines = []
     for row in cells:

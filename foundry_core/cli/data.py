@@ -14,7 +14,9 @@ EXAMPLE = "example:\n  foundry data prepare configs/gpt2.yaml data.training_corp
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    preparing = verbs.add_parser("prepare", help="encode them, or find them unchanged", description=__doc__, epilog=EXAMPLE)
+    preparing = verbs.add_parser(
+        "prepare", help="encode them, or find them unchanged", description=__doc__, epilog=EXAMPLE
+    )
     add_config_arguments(preparing)
     preparing.set_defaults(execute=execute)
 

@@ -1,8 +1,8 @@
 """Score a checkpoint: loss, perplexity and bits per byte on a text, accuracy on minimal pairs.
 
-Without --corpus and --pairs the test corpus of the checkpoint's own configuration is used. A sentence's score is the sum
-of its tokens' log-probabilities given the document start of training (causal), or its pseudo-log-likelihood with one
-token hidden at a time (masked); a tie counts as wrong.
+Without --corpus and --pairs the test corpus of the checkpoint's own configuration is used. A sentence's score is the
+sum of its tokens' log-probabilities given the document start of training (causal), or its pseudo-log-likelihood with
+one token hidden at a time (masked); a tie counts as wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder, or a run for its newest one")
     parser.add_argument("--corpus", metavar="PATH", help="a file, a folder or a glob, as data.test_corpus")
-    parser.add_argument("--pairs", action="append", default=[], metavar="JSONL", help="minimal pairs in BLiMP's format; may be repeated")
+    parser.add_argument(
+        "--pairs", action="append", default=[], metavar="JSONL", help="minimal pairs in BLiMP's format; may be repeated"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(execute=execute)
 
@@ -42,7 +44,9 @@ def execute(options: argparse.Namespace) -> None:
     results: dict[str, Any] = {"checkpoint": str(folder)}
     corpus = options.corpus or (None if pairs else model.config.data.test_corpus)
     if corpus is None and not pairs:
-        raise UsageError("nothing to score: give --corpus or --pairs; the checkpoint's configuration names no test corpus")
+        raise UsageError(
+            "nothing to score: give --corpus or --pairs; the checkpoint's configuration names no test corpus"
+        )
     if corpus is not None:
         report = evaluate_corpus(model, tokenizer, corpus)
         results["corpus"] = {
@@ -61,7 +65,9 @@ def execute(options: argparse.Namespace) -> None:
     print(f"checkpoint {folder}")
     if corpus is not None:
         bits = f", bits per byte {report.bits_per_byte:.4f}" if report.bits_per_byte is not None else ""
-        print(f"{corpus}: loss {report.loss:.4f}, perplexity {report.perplexity:.2f}{bits}, {report.tokens:,} predictions")
+        print(
+            f"{corpus}: loss {report.loss:.4f}, perplexity {report.perplexity:.2f}{bits}, {report.tokens:,} predictions"
+        )
     if pairs:
         rows = [(score.name, f"{score.accuracy:.3f}", f"{score.pairs}") for score in scores]
         print(table(("minimal pairs", "accuracy", "pairs"), rows))

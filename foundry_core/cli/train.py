@@ -37,4 +37,5 @@ def execute(options: argparse.Namespace) -> None:
     from foundry_core.trainer import run
 
     state = run(config, resume=options.resume, allowed_changes=options.allow, quiet=options.quiet)
-    print(f"trained {state.step} steps, {state.tokens_seen:,} tokens: {config.training.output_dir}/checkpoint-{state.step}")
+    checkpoint = f"{config.training.output_dir}/checkpoint-{state.step}"
+    print(f"trained {state.step} steps, {state.tokens_seen:,} tokens: {checkpoint}")

@@ -30,7 +30,8 @@ class RNNModelConfig(ModelConfig):
     def _one_cell(self) -> Self:
         if self.rnn.rnn_type not in (None, self.architecture):
             raise ValueError(
-                f"rnn.rnn_type is {self.rnn.rnn_type} under architecture: {self.architecture}; leave rnn_type out or make them agree"
+                f"rnn.rnn_type is {self.rnn.rnn_type} under architecture: {self.architecture}; leave rnn_type out "
+                "or make them agree"
             )
         return self
 

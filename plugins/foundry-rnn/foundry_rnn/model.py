@@ -32,7 +32,9 @@ class RNNLanguageModel(BaseLanguageModel):
             bidirectional=settings.bidirectional,
         )
         tied = settings.tie_embeddings
-        self.projection = nn.Linear(width, settings.embedding_size) if tied and width != settings.embedding_size else None
+        self.projection = (
+            nn.Linear(width, settings.embedding_size) if tied and width != settings.embedding_size else None
+        )
         self.output_layer = nn.Linear(settings.embedding_size if tied else width, context.vocab_size)
         self._initialise()
         if tied:
@@ -103,7 +105,9 @@ class RNNLanguageModel(BaseLanguageModel):
         kept = min(old.num_embeddings, new_num_tokens)
         embedding = nn.Embedding(new_num_tokens, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
         nn.init.normal_(embedding.weight, std=0.1)
-        output = nn.Linear(self.output_layer.in_features, new_num_tokens, device=old.weight.device, dtype=old.weight.dtype)
+        output = nn.Linear(
+            self.output_layer.in_features, new_num_tokens, device=old.weight.device, dtype=old.weight.dtype
+        )
         nn.init.normal_(output.weight, std=0.02)
         nn.init.zeros_(output.bias)
         with torch.no_grad():
