@@ -128,8 +128,9 @@ def _load_optimizer(path: Path, model: BaseLanguageModel, optimizer: torch.optim
             if name not in parameters:
                 raise CheckpointError(f"{path} holds {kind} of '{name}', which the model has not")
             parameter = parameters[name]
-            # A fused optimizer keeps its step counter where the parameter lives.
-            optimizer.state[parameter][kind] = file.get_tensor(key).to(parameter.device)
+            # A copy: the file's tensors are a view of the file. A fused optimizer keeps even its step counter where the
+            # parameter lives.
+            optimizer.state[parameter][kind] = file.get_tensor(key).to(parameter.device, copy=True)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:

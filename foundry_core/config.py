@@ -6,12 +6,13 @@ and reports every problem of the file at once as `file:line: key: problem`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
@@ -34,6 +35,7 @@ def _count(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+Section = TypeVar("Section", bound=BaseModel)
 Role = Literal["bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "cls_token", "sep_token"]
 
 
@@ -236,6 +238,14 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     return _Check(yaml_source).config()
 
 
+def default_special_tokens(tokenizer_type: str, masked: bool) -> dict[str, str]:
+    """The special tokens of a tokenizer whose configuration names none; `masked`: the objective hides tokens."""
+    if tokenizer_type == "wordpiece":
+        return {f"{role}_token": f"[{role.upper()}]" for role in ("cls", "sep", "mask", "unk", "pad")}
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return tokens | ({"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"} if masked else {})
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _copied(item) for key, item in value.items()}
@@ -266,8 +276,8 @@ class _Check:
         except ValidationError as error:
             self._translate(error, ExperimentConfig, ())
             config = None
-        if config is not None and model is not None:
-            self._cross_rules(config)
+        if architecture is not None and model is not None:
+            self._cross_rules(architecture, model)
         if self.problems or config is None:
             raise ConfigError(self.problems)
         return config
@@ -313,57 +323,81 @@ class _Check:
         if isinstance(training, dict) and model is not None and training.get("objective") is None:
             training["objective"] = next(iter(architecture.capabilities(model).objectives), "causal_lm")
 
-    def _cross_rules(self, config: ExperimentConfig) -> None:
-        """Rules between sections."""
-        try:
-            objectives = available_objectives(hook_manager(active_modules(config.architecture, config.plugins)))
-        except PluginError as error:
-            self._add(("plugins",), str(error))
-            return
-        name = config.training.objective
-        capabilities = config.capabilities
-        accepted = ", ".join(capabilities.objectives)
-        if name not in objectives:
-            self._add(
-                ("training", "objective"),
-                f"unknown objective '{name}'.{did_you_mean(name, objectives)} "
-                f"Available: {', '.join(sorted(objectives))}",
-            )
-            return
-        if name not in capabilities.objectives:
-            self._add(
-                ("training", "objective"),
-                f"{config.model.architecture} with these settings cannot be trained with {name}; it accepts {accepted}",
-            )
-        objective = objectives[name]
-        for role, token in (config.tokenizer.special_tokens or {}).items():
-            if token is None and role in objective.required_tokens:
-                self._add(("tokenizer", "special_tokens", role), f"{name} needs a {role}")
-        tokens = config.tokenizer.special_tokens or {}
-        if tokens.get("pad_token") is not None and tokens.get("pad_token") in (
-            tokens.get("eos_token"),
-            tokens.get("sep_token"),
-        ):
-            self._add(
-                ("tokenizer", "special_tokens", "pad_token"),
-                "equals the token that ends a document: padding is not learned, so the end of a text never would be",
-            )
+    def _cross_rules(self, architecture: Architecture, model: ModelConfig) -> None:
+        """Rules between sections; those about a section with problems of its own wait until they are mended."""
+        data, tokenizer, training = (
+            self._sound(DataConfig, "data"),
+            self._sound(TokenizerConfig, "tokenizer"),
+            self._sound(TrainingConfig, "training"),
+        )
+        capabilities = architecture.capabilities(model)
         longest = capabilities.longest_sequence
-        if longest is not None and config.data.max_sequence_length > longest:
-            self._add(("data", "max_sequence_length"), f"{config.model.architecture} takes at most {longest} tokens")
-        if config.training.gradient_checkpointing and not capabilities.gradient_checkpointing:
-            self._add(("training", "gradient_checkpointing"), f"{config.model.architecture} does not support it")
+        if data is not None and longest is not None and data.max_sequence_length > longest:
+            self._add(("data", "max_sequence_length"), f"{model.architecture} takes at most {longest} tokens")
+        if data is not None and os.path.normpath(data.test_corpus or "") == os.path.normpath(data.training_corpus):
+            self._add(("data", "test_corpus"), "is the training corpus: its loss would say nothing")
+        if training is None:
+            return
+        if training.gradient_checkpointing and not capabilities.gradient_checkpointing:
+            self._add(("training", "gradient_checkpointing"), f"{model.architecture} does not support it")
+        if training.lr_scheduler == "plateau" and training.evaluate_every_steps is None:
+            self._add(("training", "lr_scheduler"), "plateau needs training.evaluate_every_steps")
         needs_test = {
-            "evaluate_every_steps": config.training.evaluate_every_steps is not None,
-            "lr_scheduler": config.training.lr_scheduler == "plateau",
+            "evaluate_every_steps": training.evaluate_every_steps is not None,
+            "lr_scheduler": training.lr_scheduler == "plateau",
         }
         for key, asked in needs_test.items():
-            if asked and config.data.test_corpus is None:
+            if asked and data is not None and data.test_corpus is None:
                 self._add(("training", key), "needs data.test_corpus")
-        if config.training.lr_scheduler == "plateau" and config.training.evaluate_every_steps is None:
-            self._add(("training", "lr_scheduler"), "plateau needs training.evaluate_every_steps")
-        if config.data.test_corpus == config.data.training_corpus:
-            self._add(("data", "test_corpus"), "is the training corpus: its loss would say nothing")
+        objective = self._objective(architecture, model.architecture, capabilities, training.objective)
+        if objective is not None and tokenizer is not None:
+            self._special_token_rules(tokenizer, objective)
+
+    def _sound(self, section: type[Section], name: str) -> Section | None:
+        """A section by itself; None when it has problems of its own."""
+        try:
+            return section.model_validate(self.data.get(name, {}))
+        except ValidationError:
+            return None
+
+    def _objective(
+        self, architecture: Architecture, shown: str, capabilities: Capabilities, name: str
+    ) -> Objective | None:
+        names = self.data.get("plugins", ())
+        if not (isinstance(names, list | tuple) and all(isinstance(each, str) for each in names)):
+            return None
+        try:
+            objectives = available_objectives(hook_manager(active_modules(architecture, names)))
+        except PluginError as error:
+            self._add(("plugins",), str(error))
+            return None
+        if name not in objectives:
+            message = f"unknown objective '{name}'.{did_you_mean(name, objectives)}"
+            self._add(("training", "objective"), f"{message} Available: {', '.join(sorted(objectives))}")
+            return None
+        if name not in capabilities.objectives:
+            accepted = ", ".join(capabilities.objectives)
+            message = f"{shown} with these settings cannot be trained with {name}; it accepts {accepted}"
+            self._add(("training", "objective"), message)
+        return objectives[name]
+
+    def _special_token_rules(self, tokenizer: TokenizerConfig, objective: Objective) -> None:
+        changes = tokenizer.special_tokens or {}
+        for role, token in changes.items():
+            if token is None and role in objective.required_tokens:
+                self._add(("tokenizer", "special_tokens", role), f"{objective.name} needs a {role}")
+        defaults = default_special_tokens(tokenizer.tokenizer_type, "mask_token" in objective.required_tokens)
+        tokens: dict[str, str | None] = {**defaults, **changes}
+        ends = {role: token for role in ("eos_token", "sep_token") if (token := tokens.get(role)) is not None}
+        if not ends:
+            self._add(("tokenizer", "special_tokens"), "leave no eos_token and no sep_token: one must end a document")
+        if tokens.get("pad_token") in ends.values():
+            role = next(each for each in ("pad_token", *ends) if each in changes)
+            other = "the token that ends a document" if role == "pad_token" else "the pad_token"
+            self._add(
+                ("tokenizer", "special_tokens", role),
+                f"equals {other}: padding is not learned, so the end of a text never would be",
+            )
 
     def _add(self, key: KeyPath, message: str) -> None:
         line = self.source.line_of(key)
@@ -374,7 +408,8 @@ class _Check:
     def _translate(self, error: ValidationError, model: type[BaseModel], prefix: KeyPath) -> None:
         """pydantic's findings in a user's words, at the line they stand on."""
         for finding in error.errors(include_url=False):
-            place = tuple(part for part in finding["loc"] if not str(part).startswith("function-"))
+            # Parts that pydantic adds for a wrapped value and for the key of a mapping name nothing in the file.
+            place = tuple(part for part in finding["loc"] if not str(part).startswith(("function-", "[key]")))
             kind, value = finding["type"], finding.get("input")
             if prefix == () and place[:1] == ("model",):
                 continue  # already reported, with its own class
@@ -382,29 +417,30 @@ class _Check:
             if kind == "missing":
                 message = "missing"
             elif kind == "extra_forbidden":
-                message = self._unknown_key(str(place[-1]), model, place[:-1])
+                message = self._unknown_key(str(place[-1]), model, place[:-1], prefix)
+            elif kind == "literal_error" and finding["loc"][-1] == "[key]":
+                known = re.findall(r"'([^']+)'", finding["ctx"]["expected"])
+                message = f"unknown key.{did_you_mean(str(value), known)} Known here: {', '.join(known)}."
             elif kind == "value_error":
                 message = str(finding["ctx"]["error"]) if "ctx" in finding else finding["msg"]
             elif kind == "literal_error":
                 expected = finding["ctx"]["expected"]
-                message = f"is {value!r}, must be {expected}" + did_you_mean(
-                    str(value), re.findall(r"'([^']+)'", expected)
-                )
+                near = did_you_mean(str(value), re.findall(r"'([^']+)'", expected))
+                message = f"is {_shown(value)}, must be {expected}{'.' if near else ''}{near}"
             elif kind in ("model_type", "model_attributes_type", "dict_type"):
-                message = "is empty: give it its keys" if value is None else f"must be a section, not {value!r}"
-            elif kind.endswith("_type"):
-                message = f"{_lower(finding['msg'])}, not {_shown(value)}"
+                message = "is empty: give it its keys" if value is None else f"must be a section, not {_shown(value)}"
             else:
                 message = f"{_lower(finding['msg'])}, not {_shown(value)}"
-            self._add(key, message.replace("\n", " "))
+            self._add(key, message)
 
-    def _unknown_key(self, name: str, model: type[BaseModel], place: KeyPath) -> str:
+    def _unknown_key(self, name: str, model: type[BaseModel], place: KeyPath, prefix: KeyPath) -> str:
         here = _fields(model, place)
         message = f"unknown key.{did_you_mean(name, here)}"
         if not did_you_mean(name, here):
-            homes = [home for home, fields in _sections(ExperimentConfig) if name in fields]
+            sections = (*_sections(model, ".".join(map(str, prefix))), *_sections(ExperimentConfig))
+            homes = [home for home, fields in sections if name in fields]
             if homes:
-                message += f" It belongs under {homes[0] or 'the top level'}."
+                message += f" It belongs {f'under {homes[0]}' if homes[0] else 'at the top level'}."
             elif here:
                 message += f" Known here: {', '.join(here)}."
         return message
@@ -414,6 +450,7 @@ def _lower(text: str) -> str:
     text = (
         text.replace("Input should be", "must be")
         .replace("a valid integer", "an integer")
+        .replace("a valid tuple", "a list")
         .replace("a valid ", "a ")
         .replace("String should", "text should")
     )

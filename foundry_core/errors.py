@@ -11,6 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
+def _one_line(text: str) -> str:
+    """Control characters written out: what a user's file holds must not break a message into two."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class FoundryError(Exception):
     """Something the user can mend; `str(error)` is one line, or one line for each problem of a file."""
 
@@ -33,7 +38,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.key}: {self.message}"
+        return _one_line(f"{self.path}:{self.line}: {self.key}: {self.message}")
 
 
 class ConfigError(FoundryError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -54,10 +55,11 @@ def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
 
 
 def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
-    """A model with fresh weights from what `describe` stored."""
+    """A model with fresh weights from what `describe` stored; the process's random state is left as it was."""
     config = load_config(description["experiment"])
     context = BuildContext(**{**description["context"], "objective": config.objective})
-    return build(config, context)
+    with torch.random.fork_rng(devices=[]):
+        return build(config, context)
 
 
 def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> BaseLanguageModel:
@@ -123,6 +125,8 @@ class _ExposedModel(PreTrainedModel):  # type: ignore[misc]
         kwargs.pop("logits_to_keep", None)
         kwargs.pop("past_key_values", None)
         outputs = self.model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+        if use_cache is False and "state" in outputs:
+            outputs = type(outputs)(**{key: value for key, value in outputs.items() if key != "state"})
         return outputs.to_tuple() if return_dict is False else outputs
 
 
@@ -130,15 +134,19 @@ class _ExposedCausalModel(_ExposedModel, GenerationMixin):  # type: ignore[misc]
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, state: Any = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        if state is not None and kwargs.get("use_cache", True):
+        if state is not None:
             return {"input_ids": input_ids[:, -1:], "state": state}
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": kwargs.get("use_cache")}
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("num_beams", 1) > 1:
-            # transformers reorders key-value caches between beams, not a recurrent state: recompute instead.
+    def generate(self, inputs: torch.Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        beams = kwargs.get("num_beams") or (generation_config or self.generation_config).num_beams or 1
+        # transformers reorders key-value caches between beams, not a recurrent state: recompute instead.
+        if beams > 1 and generation_config is not None:
+            generation_config = deepcopy(generation_config)
+            generation_config.use_cache = False
+        elif beams > 1:
             kwargs["use_cache"] = False
-        return super().generate(*args, **kwargs)
+        return super().generate(inputs, generation_config, **kwargs)
 
 
 @cache

@@ -62,6 +62,7 @@ class WrappedLanguageModel(BaseLanguageModel):
             inner.last_hidden_state,
             self.head,
             labels,
+            attention_mask=attention_mask,
             hidden_states=inner.get("hidden_states"),
             attentions=inner.get("attentions"),
             state=inner.get("past_key_values"),

@@ -50,24 +50,25 @@ class ModelOutput(_MappedOutput):  # type: ignore[misc]
     token_losses: torch.Tensor | None = None
 
 
+# transformers drops fields that are None and wants None as the default of each; ours are always given.
 @dataclass
 class ParameterCount(_MappedOutput):  # type: ignore[misc]
     """Numbers of parameters; a tied tensor counts once. embeddings: in the input embeddings."""
 
-    total: int = 0
-    trainable: int = 0
-    embeddings: int = 0
+    total: int = None  # type: ignore[assignment]
+    trainable: int = None  # type: ignore[assignment]
+    embeddings: int = None  # type: ignore[assignment]
 
 
 @dataclass
 class MemoryFootprint(_MappedOutput):  # type: ignore[misc]
     """Bytes that training holds for the model, activations aside. optimizer: AdamW's two moments in fp32."""
 
-    parameters: int = 0
-    buffers: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    total: int = 0
+    parameters: int = None  # type: ignore[assignment]
+    buffers: int = None  # type: ignore[assignment]
+    gradients: int = None  # type: ignore[assignment]
+    optimizer: int = None  # type: ignore[assignment]
+    total: int = None  # type: ignore[assignment]
 
 
 class BaseLanguageModel(nn.Module, ABC):
@@ -125,6 +126,7 @@ class BaseLanguageModel(nn.Module, ABC):
         head: Callable[[torch.Tensor], torch.Tensor],
         labels: torch.Tensor | None = None,
         *,
+        attention_mask: torch.Tensor | None = None,
         reduction: Reduction = "mean",
         return_logits: bool = True,
         hidden_states: Any = None,
@@ -134,33 +136,36 @@ class BaseLanguageModel(nn.Module, ABC):
         """The language-model loss, for every architecture.
 
         Cross-entropy in fp32 over the labels that are not -100; for a causal objective position t is scored on label
-        t + 1. Without `return_logits` only positions with a label are projected onto the vocabulary, so a large
+        t + 1, unless attention_mask says that t is padding: nothing is predicted from there. Without `return_logits` only positions with a label are projected onto the vocabulary, so a large
         vocabulary costs memory only where a token is predicted. With no label left the loss is 0 and its gradients
         are 0. head: (..., D) -> (..., V).
         """
         logits_BTV = head(hidden_BTD) if return_logits or labels is None else None
-        output = ModelOutput(logits=logits_BTV, hidden_states=hidden_states, attentions=attentions, state=state)
+        extras = {"logits": logits_BTV, "hidden_states": hidden_states, "attentions": attentions, "state": state}
         if labels is None:
-            return output
+            return ModelOutput(**extras)
         source = hidden_BTD if logits_BTV is None else logits_BTV
         if self.context.objective.causal:
             source, targets = source[:, :-1], labels[:, 1:]
         else:
             targets = labels
         chosen = targets != IGNORED
+        if self.context.objective.causal and attention_mask is not None:
+            chosen &= attention_mask[:, -labels.shape[1] : -1].bool()
         targets_N = targets[chosen]
         logits_NV = head(source[chosen]) if logits_BTV is None else source[chosen]
-        output.count = torch.tensor(targets_N.numel(), device=targets_N.device)
+        count = torch.tensor(targets_N.numel(), device=targets_N.device)
+        # One call with everything: a value that is set later would stand at the end of the tuple, the loss among them.
         if reduction == "none":
             losses_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
             losses = torch.zeros(targets.shape, device=losses_N.device, dtype=losses_N.dtype)
             losses = losses.masked_scatter(chosen, losses_N)
-            output.token_losses = F.pad(losses, (1, 0)) if self.context.objective.causal else losses
-            output.loss = losses_N.sum() / max(targets_N.numel(), 1)
-        else:
-            total = F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
-            output.loss = total if reduction == "sum" else total / max(targets_N.numel(), 1)
-        return output
+            losses = F.pad(losses, (1, 0)) if self.context.objective.causal else losses
+            mean = losses_N.sum() / max(targets_N.numel(), 1)
+            return ModelOutput(loss=mean, **extras, count=count, token_losses=losses)
+        total = F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+        loss = total if reduction == "sum" else total / max(targets_N.numel(), 1)
+        return ModelOutput(loss=loss, **extras, count=count)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass; architectures that declare the capability override this."""

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import io
 import re
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -40,6 +42,9 @@ _BATCH = 1 << 21  # characters that are counted before they are cut further
 _COUNTED = 24 << 20
 _HANDED = 12 << 20
 _ENTRY = 16
+_SEEDS = 500_000  # strings that sentencepiece may make pieces of
+_LONGEST = 16  # characters of a piece of sentencepiece
+_NEWLINE = 10
 
 _CUT = re.compile(r"(?<=\S)(?=[ \n])")
 UNIT = re.compile(r"\s*\S+(?:[^\S \n]\s*\S*)*|\s+")  # what lies between two such cuts; the matches spell the text
@@ -335,37 +340,36 @@ def _sentencepiece_model(order: _Order, unknown: str) -> bytes:
     counts = _count(_batches(texts(), _SENTENCE_PART.findall), _SCRIPT_CHANGE.split)
     counts = _most_frequent(counts, _HANDED)
 
-    def lines() -> Iterator[str]:
-        # Candidates for pieces are ranked by how many lines they are in, whatever their frequency. So a frequent part
-        # comes on several lines, which share its frequency.
-        for part, times in counts.items():
-            for line in range(copies := times.bit_length()):
-                yield f"{part}\t{(times + line) // copies}"
-
     appended = order.size() - order.room(unknown)
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(),
-            input_format="tsv",
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=max(order.room(unknown), 1),
-            character_coverage=0.9995,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            user_defined_symbols=["\n"],
-            unk_id=0,
-            unk_piece=unknown,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            max_sentence_length=8 * _TRAINING_PIECE,
-            num_threads=1,  # the sums of several threads round differently with their number
-            minloglevel=2,
-        )
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", suffix=".tsv") as seeds:
+            seeds.writelines(_seeds(counts))
+            seeds.flush()
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(f"{part}\t{times}" for part, times in counts.items()),
+                input_format="tsv",
+                seed_sentencepieces_file=seeds.name,
+                seed_sentencepiece_size=_SEEDS,
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=max(order.room(unknown), 1),
+                character_coverage=0.9995,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                user_defined_symbols=["\n"],
+                unk_id=0,
+                unk_piece=unknown,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                max_sentencepiece_length=_LONGEST,
+                max_sentence_length=8 * _TRAINING_PIECE,
+                num_threads=1,  # the sums of several threads round differently with their number
+                minloglevel=2,
+            )
     except RuntimeError as error:
         if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
             raise order.too_small(int(found[1]) + appended) from None
@@ -375,7 +379,69 @@ def _sentencepiece_model(order: _Order, unknown: str) -> bytes:
                 f"the largest that works is {int(found[1]) + appended}"
             ) from None
         raise TokenizerError(f"sentencepiece cannot train on this corpus: {error}") from error
-    return model.getvalue()
+    return _without_path(model.getvalue(), seeds.name.encode())
+
+
+def _seeds(counts: Mapping[str, int]) -> Iterator[str]:
+    """Lines with the strings that may become pieces and how often they occur.
+
+    `sentencepiece` would search the whole text for them. They are the strings that occur more than once and are not
+    always followed by the same character; single characters need no line.
+    """
+    text = "".join(f"{part}\n" for part in counts).replace(" ", SPACE)
+    codes = np.frombuffer(text.encode("utf-32-le"), np.int32)
+    lengths = np.fromiter((len(part) + 1 for part in counts), np.int64, len(counts))
+    times = np.repeat(np.fromiter(counts.values(), np.int64, len(counts)), lengths)
+    group = codes.copy()  # which string of the present length starts at a place
+    starts = np.flatnonzero(codes != _NEWLINE)
+    begin, total = starts[:0], starts[:0]
+    found: list[np.ndarray] = []
+    for length in range(2, _LONGEST + 2):
+        starts = starts[codes[starts + length - 1] != _NEWLINE]
+        keys = group[starts].astype(np.int64) << 21 | codes[starts + length - 1]
+        order = np.argsort(keys, kind="stable")
+        keys, starts = keys[order], starts[order]
+        first = np.flatnonzero(np.diff(keys, prepend=-1))
+        sizes = np.diff(first, append=len(keys))
+        longer = np.add.reduceat(times[starts], first)
+        if length > 2:
+            followed = np.zeros_like(total)
+            np.maximum.at(followed, keys[first] >> 21, longer)
+            kept = total > followed
+            found.append(np.stack([begin[kept], np.full(kept.sum(), length - 1), total[kept]]))
+        often = longer > 1
+        group[starts] = np.repeat(np.cumsum(often) - 1, sizes)
+        begin, total = starts[first[often]], longer[often]
+        starts = starts[np.repeat(often, sizes)]
+    place, length_of, total = np.concatenate(found, axis=1)
+    for i in np.argsort(-total * length_of, kind="stable")[:_SEEDS]:
+        yield f"{text[place[i] : place[i] + length_of[i]]}\t{total[i]}\n"
+
+
+def _without_path(model: bytes, path: bytes) -> bytes:
+    """A sentencepiece model less the name of the file of seeds, which differs on every run.
+
+    The model is a protocol buffer of tags, lengths and contents; the trainer's settings are its field 2, the name is
+    field 54 of those.
+    """
+    at = 0
+    while True:
+        tag, start, size = model[at], at + 1, 0
+        for shift in range(0, 35, 7):
+            size |= (model[start] & 127) << shift
+            start += 1
+            if model[start - 1] < 128:
+                break
+        if tag == 2 << 3 | 2:
+            break
+        at = start + size
+    settings = model[start : start + size].replace(b"\xb2\x03" + _varint(len(path)) + path, b"")
+    return model[: at + 1] + _varint(len(settings)) + settings + model[start + size :]
+
+
+def _varint(number: int) -> bytes:
+    low = number & 127
+    return bytes([low]) if number < 128 else bytes([low | 128]) + _varint(number >> 7)
 
 
 def _character_counts(order: _Order) -> Counter[str]:

@@ -89,11 +89,15 @@ class YamlSource:
         if not equals or not all(keys):
             problem = Problem("command line", 0, assignment, "an override is section.key=value")
             raise ConfigError([problem])
-        parsed = YamlSource.parse(value, f"command line: {dotted}").data
+        try:
+            parsed = YamlSource.parse(value, "command line").data
+        except ConfigError as error:
+            raise ConfigError([Problem("command line", 0, dotted, each.message) for each in error.problems]) from error
         section = self.data
         for depth, key in enumerate(keys[:-1]):
             if section.get(key) is None:
                 section[key] = {}
+                self.lines.setdefault(tuple(keys[: depth + 1]), 0)
             section = section[key]
             if not isinstance(section, dict):
                 problem = Problem("command line", 0, dotted, f"{'.'.join(keys[: depth + 1])} is not a section")
@@ -104,7 +108,10 @@ class YamlSource:
 
 
 def _refuse_the_unbounded(text: str, path: str) -> None:
-    """Depth and aliases are checked on the event stream, before any recursion over the content."""
+    """Depth, tags and aliases are checked on the event stream, before any recursion over the content.
+
+    Only there does a tag that the file writes differ from one that the parser infers.
+    """
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         mark: Any = event.start_mark
@@ -120,6 +127,9 @@ def _refuse_the_unbounded(text: str, path: str) -> None:
             raise ConfigError(
                 [Problem(path, line, "syntax", f"anchor or alias '{anchor}': write the value out instead")]
             )
+        tag = getattr(event, "tag", None)
+        if tag:
+            raise ConfigError([Problem(path, line, "syntax", f"YAML tag {tag} is not supported: remove it")])
 
 
 def _construct(node: yaml.Node, key: KeyPath, path: str, lines: dict[KeyPath, int], problems: list[Problem]) -> Any:
@@ -145,15 +155,11 @@ def _construct(node: yaml.Node, key: KeyPath, path: str, lines: dict[KeyPath, in
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*key, index), path, lines, problems) for index, item in enumerate(node.value)]
-    return _scalar(node, key, path, problems)
+    return _scalar(node)
 
 
-def _scalar(node: yaml.Node, key: KeyPath, path: str, problems: list[Problem]) -> Any:
+def _scalar(node: yaml.Node) -> Any:
     text: str = node.value
-    explicit = not node.tag.startswith("tag:yaml.org,2002:")
-    if explicit or node.tag in ("tag:yaml.org,2002:binary", "tag:yaml.org,2002:set") or node.tag.count("python/"):
-        problems.append(Problem(path, node.start_mark.line + 1, _dotted(key), f"YAML tag {node.tag} is not supported"))
-        return None
     if getattr(node, "style", None) in ("'", '"', "|", ">"):
         return text
     if text in _NULLS:

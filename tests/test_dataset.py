@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -332,25 +329,15 @@ def test_each_epoch_of_the_sample_order_is_every_row_once(shuffle: bool) -> None
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    import torch
-
-    longest = max(len(sample["input_ids"]) for sample in samples)
-    ids = np.full((len(samples), longest), -1, dtype=np.int64)
-    for line, sample in zip(ids, samples, strict=True):
-        line[: len(sample["input_ids"])] = sample["input_ids"]
     return {
-        "input_ids": torch.from_numpy(ids),
-        "scaled": torch.from_numpy(ids).to(torch.bfloat16),
-        "mask": torch.from_numpy(ids) >= 0,
-        "where": [(sample["epoch"], sample["row"]) for sample in samples],
+        "input_ids": [sample["input_ids"].tolist() for sample in samples],
+        "where": [[sample["epoch"], sample["row"]] for sample in samples],
     }
 
 
-def batches(
-    start: int, stop: int, num_workers: int = 0, batch_size: int = 4, collator: Any = collate, length: int = 9
-) -> Batches:
-    rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", length)
-    return Batches(rows, SampleOrder(len(rows), 11), collator, batch_size, start, stop, num_workers)
+def batches(start: int, stop: int, num_workers: int = 0, batch_size: int = 4) -> Batches:
+    rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", 9)
+    return Batches(rows, SampleOrder(len(rows), 11), collate, batch_size, start, stop, num_workers)
 
 
 def test_batches_are_the_rows_at_their_positions() -> None:
@@ -359,158 +346,19 @@ def test_batches_are_the_rows_at_their_positions() -> None:
     epochs, indices = SampleOrder(len(rows), 11).at(np.arange(120, 131))
     assert [len(batch["where"]) for batch in made] == [4, 4, 3]
     wheres = [where for batch in made for where in batch["where"]]
-    assert wheres == list(zip(epochs.tolist(), indices.tolist(), strict=True))
-    assert made[0]["input_ids"][0].tolist() == rows.row(int(indices[0])).tolist()
+    assert wheres == np.stack([epochs, indices], axis=1).tolist()
+    ids = [row for batch in made for row in batch["input_ids"]]
+    assert ids == [rows.row(index).tolist() for index in indices.tolist()]
     assert set(epochs.tolist()) == {0, 1}
 
 
 def test_where_a_run_is_cut_and_how_it_is_batched_does_not_change_the_samples() -> None:
-    def samples(*parts: Batches) -> list[tuple[int, int]]:
+    def samples(*parts: Batches) -> list[list[int]]:
         return [where for part in parts for batch in part for where in batch["where"]]
 
     whole = samples(batches(0, 900))
     assert samples(batches(0, 37), batches(37, 500, batch_size=7), batches(500, 900, 2, batch_size=1)) == whole
     assert samples(batches(0, 900, batch_size=900)) == whole
-
-
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
-def test_workers_change_nothing(num_workers: int) -> None:
-    import torch
-
-    alone, helped = list(batches(5, 700)), list(batches(5, 700, num_workers))
-    assert len(alone) == len(helped) == len(batches(5, 700)) == 174
-    for one, other in zip(alone, helped, strict=True):
-        assert one.keys() == other.keys()
-        assert one["where"] == other["where"]
-        for key in ("input_ids", "scaled", "mask"):
-            assert one[key].dtype == other[key].dtype
-            assert torch.equal(one[key], other[key])
-
-
-def test_workers_draw_nothing_from_the_global_generators() -> None:
-    import torch
-
-    before = (torch.get_rng_state(), np.random.get_state()[1].tolist())
-    list(batches(0, 40, 2))
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]
-
-
-def test_more_workers_than_batches_and_no_batch_at_all() -> None:
-    assert len(list(batches(0, 4, 3))) == 1
-    assert list(batches(7, 7, 2)) == list(batches(7, 7)) == []
-
-
-def test_batches_can_be_iterated_again_and_side_by_side() -> None:
-    both = batches(0, 50, 2)
-    wheres = [(one["where"], other["where"]) for one, other in zip(both, both, strict=True)]
-    assert wheres == [(batch["where"], batch["where"]) for batch in batches(0, 50)]
-
-
-def with_pid(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"pid": os.getpid(), "filler": b"x" * (1 << 21)}
-
-
-def test_a_killed_worker_is_named_within_a_second() -> None:
-    iterator = iter(batches(0, 1000, 2, collator=with_pid))
-    pids = [next(iterator)["pid"] for _ in range(2)]
-    assert len({*pids, os.getpid()}) == 3
-    os.kill(pids[0], signal.SIGKILL)
-    started = time.perf_counter()
-    with pytest.raises(DataError, match=f"data worker {pids[0]} was killed by SIGKILL"):
-        list(iterator)
-    assert time.perf_counter() - started < 1
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-def test_a_worker_that_dies_while_it_is_waited_for_is_noticed_at_once() -> None:
-    parent = os.getpid()
-
-    def die(samples: list[dict[str, Any]]) -> dict[str, Any]:
-        assert os.getpid() != parent
-        os._exit(3)
-
-    with pytest.raises(DataError, match="ended with exit code 3"):
-        list(batches(0, 1000, 2, collator=die))
-
-
-def test_signals_to_the_group_do_not_end_the_workers() -> None:
-    """Schedulers and terminals signal every process of a job; the parent still wants its next checkpoint."""
-    iterator = iter(batches(0, 40, 1, collator=with_pid))
-    pid = next(iterator)["pid"]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        os.kill(pid, number)
-    assert {batch["pid"] for batch in iterator} == {pid}
-
-
-def test_leaving_early_ends_the_workers() -> None:
-    iterator = iter(batches(0, 1000, 2, collator=with_pid))
-    pids = [next(iterator)["pid"] for _ in range(2)]
-    del iterator
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-class OddError(Exception):
-    """Cannot be read back from its pickle: two arguments, one of them kept."""
-
-    def __init__(self, first: str, second: str):
-        super().__init__(first)
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"), [(DataError("row 3 is bad"), DataError), (OddError("row 3 is odd", "x"), RuntimeError)]
-)
-def test_what_the_collator_raises_comes_through(error: Exception, kind: type[Exception]) -> None:
-    def fail(samples: list[dict[str, Any]]) -> dict[str, Any]:
-        raise error
-
-    with pytest.raises(type(error), match="row 3 is"):
-        list(batches(0, 10, 0, collator=fail))
-    with pytest.raises(kind, match="row 3 is") as caught:
-        list(batches(0, 10, 2, collator=fail))
-    assert "in fail" in "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
-
-
-def test_a_worker_may_use_operations_that_have_threads_in_its_parent() -> None:
-    import torch
-
-    def large(samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"total": torch.ones(1 << 22).exp().sum()}
-
-    def hangs(*_: object) -> None:
-        raise TimeoutError("a worker waits for threads that it does not have")
-
-    threads = torch.get_num_threads()
-    before = signal.signal(signal.SIGALRM, hangs)
-    try:
-        torch.set_num_threads(2)
-        alone = [batch["total"] for batch in batches(0, 8, 0, collator=large)]  # starts the threads of the parent
-        signal.alarm(30)
-        assert len([batch["total"] for batch in batches(0, 8, 2, collator=large)]) == len(alone) == 2
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-        torch.set_num_threads(threads)
-
-
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_dataset import batches, with_pid\n"
-        "iterator = iter(batches(0, 1000, 2, collator=with_pid))\n"
-        "print(next(iterator)['pid'], next(iterator)['pid'], flush=True); sys.stdin.readline()"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, Path(__file__).parent], stdin=-1, stdout=-1, text=True)
-    assert process.stdout is not None
-    pids = process.stdout.readline().split()
-    assert len(pids) == 2
-    process.kill()
-    # The workers share the pipe of standard output: it ends when the last of them does.
-    watchdog = threading.Timer(5, lambda: [os.kill(int(pid), signal.SIGKILL) for pid in pids])
-    watchdog.start()
-    process.stdout.read()
-    assert watchdog.is_alive()
-    watchdog.cancel()
-    process.wait()
 
 
 def test_importing_the_module_does_not_import_torch() -> None:

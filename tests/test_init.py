@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 
 from foundry_core.architecture import Architecture, Capabilities, ConfigSection, ModelConfig
 from foundry_core.cli import main
-from foundry_core.cli.init import COMMENT_COLUMN, WIDTH, starting_yaml, yaml_scalar
+from foundry_core.cli.common import yaml_scalar
+from foundry_core.cli.init import COMMENT_COLUMN, WIDTH, starting_yaml
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.plugins import available_architectures, get_architecture
 from foundry_core.yaml_source import YamlSource

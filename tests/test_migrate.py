@@ -65,6 +65,7 @@ MEANING: dict[str, Any] = {
         "adam_epsilon": 0.000001,
         "warmup_ratio": 0.1,
         "epochs": 20,
+        "weight_decay_on": "all",
         "precision": "auto",
         "gradient_accumulation_steps": 8,
         "max_grad_norm": 1.0,
@@ -76,7 +77,7 @@ MEANING: dict[str, Any] = {
 }
 
 # What the example did not say and is told as well.
-ADDED = {"tokenizer.tokenizer_type", "model.architecture", "training.objective", "training.weight_decay"}
+ADDED = {"tokenizer.tokenizer_type", "model.architecture", "training.objective", "training.weight_decay_on"}
 
 
 def migrated(text: str) -> Migration:
@@ -105,7 +106,8 @@ def test_the_example_means_the_same_key_by_key() -> None:
 
 def test_the_example_validates_and_what_was_not_said_is_our_default() -> None:
     training = load_config(migrated(EXAMPLE).data).training
-    assert (training.optimizer, training.lr_scheduler, training.weight_decay) == ("adamw", "linear", 0.01)
+    assert (training.optimizer, training.lr_scheduler) == ("adamw", "linear")
+    assert (training.weight_decay, training.weight_decay_on) == (0.01, "all")
     assert training.warmup_steps is None
     assert training.train_steps is None
 
@@ -124,7 +126,7 @@ def test_every_key_that_is_not_simply_the_same_is_told_once_with_a_reason() -> N
     assert sorted(change.key for change in migrated(EXAMPLE).changes) == sorted(other | ADDED)
     assert len(old) - len(other) == 19
     for change in migrated(EXAMPLE).changes:
-        assert change.text.startswith(("dropped: ", "renamed to ", "replaced by ", "added as ", "was not set")), change
+        assert change.text.startswith(("dropped: ", "renamed to ", "replaced by ", "added as ")), change
 
 
 def test_the_yaml_goes_to_stdout_and_reads_back_as_the_same_experiment(
@@ -300,6 +302,69 @@ def test_even_checkpoints_cannot_be_told_without_the_data() -> None:
     assert "training.checkpoints.every_steps" in told
     (line,) = problems(with_change("log_base: 2,", ""))
     assert "training.log_base: missing" in line
+
+
+@pytest.mark.parametrize(("passes", "steps"), [(8, [0, 1, 2, 125]), (1, [0, 1, 8, 9, 1000])])
+def test_a_list_of_checkpoints_is_kept_and_counted_in_optimizer_steps(passes: int, steps: list[int]) -> None:
+    text = with_change("log_base: 2", "log_base: 2, checkpoint_schedule: [0, 1, 8, 9, 1000]")
+    text = text.replace("gradient_accumulation_steps: 8", f"gradient_accumulation_steps: {passes}")
+    data = migrated(text).data
+    assert data["training"]["checkpoints"] == {"steps": steps}
+    assert list(load_config(data).training.checkpoints.steps) == steps
+    told = changes(text)
+    assert told["training.checkpoint_schedule"].startswith("replaced by training.checkpoints.steps")
+    assert ("forward passes" in told["training.checkpoint_schedule"]) == (passes > 1)
+    # The old software generated none when a list was given, of whatever spacing.
+    for key in ("auto_generate_checkpoints", "log_base", "min_checkpoint_interval"):
+        assert told[f"training.{key}"].startswith("dropped: checkpoint_schedule is given")
+    assert migrated(text.replace("subsequent_epochs_spacing: log", "subsequent_epochs_spacing: linear")).data == data
+
+
+def test_a_list_of_checkpoints_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "old.yaml"
+    old.write_text(with_change("log_base: 2", "log_base: 2, checkpoint_schedule: [8, 20]"))
+    assert main(["migrate", str(old)]) == 0
+    assert YamlSource.parse(capsys.readouterr().out, "").data["training"]["checkpoints"] == {"steps": [1, 3]}
+
+
+@pytest.mark.parametrize("value", ["null", "[]"])
+def test_an_empty_list_of_checkpoints_counts_for_nothing(value: str) -> None:
+    text = with_change("log_base: 2", f"log_base: 2, checkpoint_schedule: {value}")
+    assert migrated(text).data == MEANING
+    assert changes(text)["training.checkpoint_schedule"] == "dropped: it was empty"
+
+
+@pytest.mark.parametrize("value", ["often", "[1, x]", "[1.5]", "[true]", "[-9]", "{a: 1}", "7"])
+def test_checkpoints_that_are_no_list_of_steps_are_a_problem(value: str) -> None:
+    (line,) = problems(with_change("log_base: 2", f"log_base: 2, checkpoint_schedule: {value}"))
+    assert line.startswith("old.yaml:10: training.checkpoint_schedule: must be a list of steps")
+
+
+def test_a_linear_interval_counts_only_with_linear_spacing_which_is_refused() -> None:
+    for value in ("null", "500"):
+        text = with_change("log_base: 2", f"log_base: 2, linear_interval: {value}")
+        assert migrated(text).data == MEANING
+        assert changes(text)["training.linear_interval"].startswith("dropped: it was read for linear spacing only")
+        linear = text.replace("subsequent_epochs_spacing: log", "subsequent_epochs_spacing: linear")
+        assert "only log can be told" in problems(linear)[0]
+        none = linear.replace("auto_generate_checkpoints: true", "auto_generate_checkpoints: false")
+        assert changes(none)["training.linear_interval"].startswith("dropped: auto_generate_checkpoints was false")
+
+
+@pytest.mark.parametrize("value", ["null", "false", "true", "models/exp0/checkpoint-9"])
+def test_resuming_is_no_setting_of_the_experiment(value: str) -> None:
+    text = with_change("log_base: 2", f"log_base: 2, resume_from_checkpoint: {value}")
+    assert migrated(text).data == MEANING
+    assert "foundry train --resume" in changes(text)["training.resume_from_checkpoint"]
+
+
+@pytest.mark.parametrize(("level", "folder"), [("null", "null"), ("INFO", "logs"), ("DEBUG", "/var/log/exp0")])
+def test_the_old_log_is_dropped(level: str, folder: str) -> None:
+    text = with_change("use_wandb: true", f"level: {level}, dir: {folder}, use_wandb: true")
+    assert migrated(text).data == MEANING
+    told = changes(text)
+    assert told["logging.level"].startswith("dropped: ")
+    assert "training.output_dir" in told["logging.dir"]
 
 
 def test_an_activation_is_written_as_it_is_known_here() -> None:

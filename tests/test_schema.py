@@ -128,6 +128,7 @@ def test_every_shipped_configuration_is_accepted(schema: dict[str, Any]) -> None
     [
         ("gpt2", "training.train_tokens", "10M", True),
         ("gpt2", "training.train_tokens", "2.5B", True),
+        ("gpt2", "training.train_tokens", "2.01M", True),
         ("gpt2", "training.train_tokens", 100, True),
         ("gpt2", "training.train_tokens", None, False),
         ("gpt2", "training.train_tokens", "10MB", False),
@@ -140,6 +141,11 @@ def test_a_count_may_be_written_short(name: str, key: str, value: Any, valid: bo
     # Null is the key left out: no schema of ours says that one budget must be given, loading does.
     assert accepts(schema, data, schema) == (valid or value is None)
     assert loads(data) == valid
+
+
+def test_a_short_count_is_exact() -> None:
+    data = changed(changed(start("gpt2"), "training.epochs", ...), "training.train_tokens", "2.01M")
+    assert load_config(data).training.train_tokens == 2_010_000
 
 
 def loads(data: dict[str, Any]) -> bool:

@@ -8,14 +8,13 @@ corpora/train.txt and corpora/dev.txt exist.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foundry_core.cli.common import write_answer, yaml_scalar
 from foundry_core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -84,20 +83,6 @@ def execute(options: argparse.Namespace) -> None:
             to_fill_in.append(f"to fill in before training: {problem.key}: {problem.message}\n")
     write_answer(text, options.output)
     sys.stderr.write("".join(to_fill_in))
-
-
-def write_answer(text: str, output: str | None) -> None:
-    """Print a text, or write it to a file that must not exist yet."""
-    if output is None:
-        sys.stdout.write(text)
-        return
-    try:
-        with Path(output).open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UsageError(f"{output} exists and is not overwritten: name another file, or remove it") from error
-    except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error.strerror}") from error
 
 
 def starting_yaml(architecture: Architecture, name: str) -> str:
@@ -254,21 +239,3 @@ def _yaml(value: Any) -> str:
     if isinstance(plain, dict):
         return f"{{{', '.join(f'{key}: {_yaml(item)}' for key, item in plain.items())}}}"
     return yaml_scalar(plain)
-
-
-def yaml_scalar(value: Any) -> str:
-    """A plain value as YAML that `YamlSource` reads back as the same value; text is quoted only where it must be."""
-    from foundry_core.yaml_source import YamlSource
-
-    if not isinstance(value, str):
-        return json.dumps(value)
-    # Both places where it can stand: what is plain after a key need not be plain in a list.
-    try:
-        trial = YamlSource.parse(f"key: {value} # comment\nlist: [{value}, {value}]\n", "").data
-        plain = trial == {"key": value, "list": [value, value]}
-    except ConfigError:
-        plain = False
-    if plain:
-        return value
-    quoted = json.dumps(value, ensure_ascii=False)
-    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in quoted)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from foundry_core.cli.init import write_answer, yaml_scalar
+from foundry_core.cli.common import write_answer, yaml_scalar
 
 EXAMPLE = """\
 examples:

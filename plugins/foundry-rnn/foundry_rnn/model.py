@@ -63,8 +63,10 @@ class RNNLanguageModel(BaseLanguageModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         state: Any = None,
+        use_cache: bool = True,
         **kwargs: Any,
     ) -> ModelOutput:
+        """The state costs nothing here, so it is returned unless `use_cache` is False."""
         embedded_BTE = self.dropout(self.embedding(input_ids))
         if attention_mask is None or bool(attention_mask.all()):
             hidden_BTH, state = self.recurrent(embedded_BTE, state)
@@ -73,8 +75,10 @@ class RNNLanguageModel(BaseLanguageModel):
         hidden_BTH = self.dropout(hidden_BTH)
         if self.projection is not None:
             hidden_BTH = self.projection(hidden_BTH)
-        carried = None if self.recurrent.bidirectional else state
-        return self.output(hidden_BTH, self.output_layer, labels, state=carried, **kwargs)
+        carried = state if use_cache and not self.recurrent.bidirectional else None
+        return self.output(
+            hidden_BTH, self.output_layer, labels, attention_mask=attention_mask, state=carried, **kwargs
+        )
 
     def _over_real_tokens(
         self, embedded_BTE: torch.Tensor, attention_mask: torch.Tensor, state: Any
