@@ -122,8 +122,9 @@ class MaskedLMDataCollator:
         candidates = real & ~self.special[ids]
         keys = self._row_keys(features)
         with np.errstate(over="ignore"):
-            # Three independent numbers for each position, and one for each row.
-            position = np.arange(1, ids.shape[1] + 1, dtype=np.uint64) << np.uint64(2)
+            # Three independent numbers for each token, and one for each row. Real tokens are counted, not columns: the
+            # padding on the left depends on the other rows of the batch.
+            position = real.cumsum(axis=1).astype(np.uint64) << np.uint64(2)
             cells = [mix64(keys[:, None] + position + np.uint64(k)) for k in range(3)]
         available = candidates.sum(axis=1)
         # floor(p n + u) keeps the expected share at p also in rows of a few tokens.

@@ -65,7 +65,7 @@ class TokenizerConfig(ConfigSection):
         min_length=1,
         description="where it is kept: trained once, reused while its inputs are unchanged; default: in the run",
     )
-    special_tokens: dict[Role, str | None] | None = Field(
+    special_tokens: dict[Role, Annotated[str, Field(min_length=1)] | None] | None = Field(
         None, description="changes to the default special tokens, by role"
     )
 
@@ -382,7 +382,7 @@ class _Check:
         return objectives[name]
 
     def _special_token_rules(self, tokenizer: TokenizerConfig, objective: Objective) -> None:
-        changes = tokenizer.special_tokens or {}
+        changes = {str(role): token for role, token in (tokenizer.special_tokens or {}).items()}
         for role, token in changes.items():
             if token is None and role in objective.required_tokens:
                 self._add(("tokenizer", "special_tokens", role), f"{objective.name} needs a {role}")

@@ -57,7 +57,10 @@ def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
 def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
     """A model with fresh weights from what `describe` stored; the process's random state is left as it was."""
     config = load_config(description["experiment"])
-    context = BuildContext(**{**description["context"], "objective": config.objective})
+    try:
+        context = BuildContext(**{**description["context"], "objective": config.objective})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"the foundry part of config.json is damaged: its context {error}") from error
     with torch.random.fork_rng(devices=[]):
         return build(config, context)
 
@@ -92,6 +95,9 @@ class _ExposedModel(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: PreTrainedConfig, model: BaseLanguageModel | None = None):
         super().__init__(config)
         self.model = rebuild(config.foundry) if model is None else model
+        objective = self.model.context.objective
+        if objective.causal != isinstance(self, GenerationMixin):
+            raise CheckpointError(f"a model trained with {objective.name} opens with {objective.auto_class}")
         self._tied_weights_keys = _ties(self)
         self.post_init()
 
@@ -223,14 +229,10 @@ def save_model(model: BaseLanguageModel, sink: FileSink) -> None:
     if isinstance(outer, _ExposedModel):
         module = _loading_module(model, sink)
         if module:
-            names = [cls.__name__ for cls in exposed(model.model_type)]
             config["auto_map"] = {
-                "AutoConfig": f"{module}.{names[0]}",
-                "AutoModelForCausalLM": f"{module}.{names[1]}",
-                "AutoModelForMaskedLM": f"{module}.{names[2]}",
+                "AutoConfig": f"{module}.{type(outer.config).__name__}",
+                model.context.objective.auto_class: f"{module}.{type(outer).__name__}",
             }
-            if not model.context.objective.causal:
-                del config["auto_map"]["AutoModelForCausalLM"]
     sink.write("config.json", (json.dumps(config, indent=1, sort_keys=True, default=str) + "\n").encode())
     sink.write(WEIGHTS, to_safetensors(_unique_tensors(outer), metadata={"format": "pt"}))
     if model.supports_generation:

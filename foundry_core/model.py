@@ -136,9 +136,9 @@ class BaseLanguageModel(nn.Module, ABC):
         """The language-model loss, for every architecture.
 
         Cross-entropy in fp32 over the labels that are not -100; for a causal objective position t is scored on label
-        t + 1, unless attention_mask says that t is padding: nothing is predicted from there. Without `return_logits` only positions with a label are projected onto the vocabulary, so a large
-        vocabulary costs memory only where a token is predicted. With no label left the loss is 0 and its gradients
-        are 0. head: (..., D) -> (..., V).
+        t + 1, unless attention_mask says that t is padding: nothing is predicted from there. Without `return_logits`
+        only positions with a label are projected onto the vocabulary, so a large vocabulary costs memory only where a
+        token is predicted. With no label left the loss is 0 and its gradients are 0. head: (..., D) -> (..., V).
         """
         logits_BTV = head(hidden_BTD) if return_logits or labels is None else None
         extras = {"logits": logits_BTV, "hidden_states": hidden_states, "attentions": attentions, "state": state}

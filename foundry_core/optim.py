@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -46,7 +47,8 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
 def warmup_steps(config: TrainingConfig, total_steps: int) -> int:
     """Optimizer steps of linear warm-up."""
     if config.warmup_ratio is not None:
-        return math.ceil(config.warmup_ratio * total_steps)
+        # The decimal that was written: as a binary float 0.07 of 100 steps would be a little over 7, and 8 rounded up.
+        return math.ceil(Fraction(str(config.warmup_ratio)) * total_steps)
     return config.warmup_steps or 0
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 ARCHITECTURES = "foundry.architectures"
 EXTENSIONS = "foundry.plugins"
 
+_plugin_files: set[str] = set()
+"""Modules that were loaded from a file with `--plugin` in this process."""
+
 
 @dataclass(frozen=True)
 class Installed:
@@ -47,16 +50,13 @@ class Installed:
 
 def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
     """Entry points of a group by name, each name with every distribution that claims it; from metadata alone."""
-    found: dict[str, dict[str, Installed]] = {}
-    for distribution in metadata.distributions():
-        for point in distribution.entry_points:
-            if point.group == group:
-                package, version = distribution.metadata["Name"], distribution.version
-                # The same distribution can stand on the path twice (editable beside a build): the first one counts.
-                found.setdefault(point.name, {}).setdefault(
-                    package, Installed(point.name, point.value, package, version)
-                )
-    return {name: list(claims.values()) for name, claims in sorted(found.items())}
+    found: dict[str, list[Installed]] = {}
+    # The same distribution can stand on the path twice (editable beside a build): entry_points() takes the first one.
+    for point in metadata.entry_points(group=group):
+        assert point.dist is not None
+        claim = Installed(point.name, point.value, point.dist.name, point.dist.version)
+        found.setdefault(point.name, []).append(claim)
+    return dict(sorted(found.items()))
 
 
 def available_architectures() -> list[str]:
@@ -100,20 +100,20 @@ def _load(point: Installed) -> Architecture:
     from foundry_core.architecture import PLUGIN_API_VERSION, Architecture
 
     attribute = point.target.partition(":")[2]
+    way_out = f"Upgrade or remove it: pip uninstall {point.distribution}"
     try:
         descriptor: Any = getattr(importlib.import_module(point.module), attribute)
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"the plugin {point} ('{point.name}' from {point.target}) fails to import: "
-            f"{type(error).__name__}: {error}. Upgrade or remove it: pip uninstall {point.distribution}"
+            f"the plugin {point} ('{point.name}' from {point.target}) fails to import: {_cause(error)}. {way_out}"
         ) from error
     if not isinstance(descriptor, Architecture):
-        raise PluginError(
-            f"the plugin {point}: {point.target} is a {type(descriptor).__name__}, not an Architecture descriptor"
-        )
+        kind = type(descriptor).__name__
+        raise PluginError(f"the plugin {point}: {point.target} is a {kind}, not an Architecture descriptor. {way_out}")
     if descriptor.name != point.name:
         raise PluginError(
-            f"the plugin {point}: its entry point '{point.name}' leads to an architecture '{descriptor.name}'"
+            f"the plugin {point}: its entry point '{point.name}' leads to an architecture '{descriptor.name}'. "
+            f"{way_out}"
         )
     if descriptor.plugin_api_version != PLUGIN_API_VERSION:
         raise PluginError(
@@ -121,6 +121,11 @@ def _load(point: Installed) -> Architecture:
             f"{PLUGIN_API_VERSION}: pip install --upgrade foundry-core {point.distribution}"
         )
     return descriptor
+
+
+def _cause(error: BaseException) -> str:
+    """What was raised, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def import_string(target: str) -> Any:
@@ -137,6 +142,8 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     name = path.stem
     if not name.isidentifier():
         raise PluginError(f"--plugin {path}: the file's name must be a Python module name")
+    if name not in _plugin_files and _is_module(name, path):
+        raise PluginError(f"--plugin {path}: there is another module '{name}', which it would replace: rename the file")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -144,12 +151,21 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         if isinstance(error, PluginError):
             raise
-        raise PluginError(f"--plugin {path} fails: {type(error).__name__}: {error}") from error
+        raise PluginError(f"--plugin {path} fails: {_cause(error)}") from error
+    _plugin_files.add(name)
     return module
+
+
+def _is_module(name: str, path: Path) -> bool:
+    """Whether `import name` gives something else than this file."""
+    if name in sys.modules:
+        return True
+    spec = importlib.util.find_spec(name)
+    return spec is not None and not (spec.origin and Path(spec.origin).resolve() == path.resolve())
 
 
 def active_modules(architecture: Architecture | None, names: Sequence[str] = ()) -> list[ModuleType]:
@@ -177,11 +193,9 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
         if name in declared:
             try:
                 modules[name] = importlib.import_module(name)
-            except Exception as error:
-                raise PluginError(
-                    f"the plugin {declared[name]} fails to import: {type(error).__name__}: {error}"
-                ) from error
-        elif getattr(sys.modules.get(name), "__file__", None) and name in _files_loaded():
+            except (Exception, SystemExit) as error:
+                raise PluginError(f"the plugin {declared[name]} fails to import: {_cause(error)}") from error
+        elif name in _plugin_files:
             modules[name] = sys.modules[name]
         else:
             raise PluginError(
@@ -189,12 +203,6 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
                 f"Declared: {', '.join(sorted(declared)) or 'none'}."
             )
     return list(modules.values())
-
-
-def _files_loaded() -> Iterable[str]:
-    from foundry_core.architecture import registered_architectures
-
-    return {a.model_class.__module__ for a in registered_architectures().values() if not isinstance(a.model_class, str)}
 
 
 def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
@@ -205,12 +213,13 @@ def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
 
     manager = pluggy.PluginManager("foundry")
     manager.add_hookspecs(hookspecs)
-    for module in modules:
-        manager.register(module)
     try:
+        for module in modules:
+            manager.register(module)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        raise PluginError(f"{error}. The hooks are listed in foundry_core/hookspecs.py") from error
+        reason = " ".join(str(error).split())
+        raise PluginError(f"{reason}. The hooks are listed in foundry_core/hookspecs.py") from error
     return manager
 
 
@@ -219,7 +228,11 @@ def available_objectives(manager: pluggy.PluginManager) -> dict[str, Objective]:
     from foundry_core.objective import CORE_OBJECTIVES
 
     objectives = dict(CORE_OBJECTIVES)
-    for offered in manager.hook.foundry_objectives():
+    try:
+        offers = [list(offered) for offered in manager.hook.foundry_objectives()]
+    except Exception as error:
+        raise PluginError(f"the hook foundry_objectives of a plugin fails: {_cause(error)}") from error
+    for offered in offers:
         for objective in offered:
             if objective.name in objectives:
                 raise PluginError(f"two plugins offer the objective '{objective.name}'")

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from foundry_core.cli.common import table
 from foundry_core.config import load_config
 from foundry_core.errors import UsageError
@@ -74,7 +76,7 @@ _EXPERIMENTS = {
         "rate": "3.0e-3",
         "tokens": "1.6M",
         "batch": 32,
-        # Short rows: with 64 tokens it takes BERT over 2M words to leave the unigram plateau, with 24 a quarter of that.
+        # Short rows: with 64 tokens BERT takes over 2M words to leave the unigram plateau, with 24 a quarter of that.
         "length": 24,
         "scheduler": "linear",
         "more": "  mlm_probability: 0.3\n",
@@ -117,6 +119,9 @@ def quickstart(folder: str | Path, *, seed: int = 1) -> None:
     """Write the corpus and the YAMLs into `folder`, train the installed ones of the three, print the table."""
     started = time.monotonic()
     folder = Path(folder)
+    # Models this small gain little from a second thread, and lose tenfold to it when the other core is busy: threads
+    # that wait for each other at every small operation wait for whoever holds that core.
+    torch.set_num_threads(1)
     _make_room(folder)
     corpus = write_corpus(
         folder / "corpus", train_sentences=_TRAIN_SENTENCES, test_sentences=_TEST_SENTENCES, seed=seed

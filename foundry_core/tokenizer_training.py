@@ -1,14 +1,14 @@
 """What each of the five kinds of tokenizer is, and how it is trained, in memory that does not grow with the corpus.
 
 A trainer needs to know which parts of words occur and how often, not the text. One streaming pass counts the distinct
-parts, cut where no token of that kind reaches across: white space for all of them, and for most also punctuation. The
-trainer is given parts and counts.
+parts, cut where no token of that kind reaches across: at white space for all of them, and for the subword kinds also at
+punctuation. The trainer is given parts and counts, which for bpe and wordpiece makes exactly what the text would.
 
-Two bounds keep a corpus of any size within a gigabyte, and text without white space with it. Both are in characters,
-where a distinct part costs `_ENTRY` characters more than it has:
+Two bounds, in characters, keep a corpus of any size and text without white space in less than a gigabyte. A distinct
+part costs `_ENTRY` characters more than it has.
 
 * `_COUNTED`: when the counts grow beyond it, the rarest parts are dropped until half is free. A part seen again later
-  starts at zero, so that its count may be too small by the largest count dropped so far.
+  starts at zero. For words of 8 letters it holds a million of them.
 * `_HANDED`: of what was counted, the trainer of a subword kind gets as many of the most frequent parts as that holds.
 
 Among parts equally frequent a checksum decides: a fair sample of the whole corpus, the same on every run.
@@ -40,9 +40,9 @@ _ALPHABET_LIMIT = 1000  # characters that wordpiece keeps; the limit that `token
 _TRAINING_PIECE = 4000  # characters; longer text without white space is cut for training only
 _BATCH = 1 << 21  # characters that are counted before they are cut further
 _COUNTED = 24 << 20
-_HANDED = 12 << 20
+_HANDED = 6 << 20
 _ENTRY = 16
-_SEEDS = 500_000  # strings that sentencepiece may make pieces of
+_SEEDS = 200_000  # strings that sentencepiece may make pieces of
 _LONGEST = 16  # characters of a piece of sentencepiece
 _NEWLINE = 10
 

@@ -52,7 +52,7 @@ from foundry_core.prepare import (
     experiment_tokenizer,
     training_corpus,
 )
-from foundry_core.reporting import Notifier, observers
+from foundry_core.reporting import Notifier, observers, reading
 from foundry_core.storage import RunLock, write_file
 from foundry_core.streams import derive
 from foundry_core.tokenizers import tokenizer_digest
@@ -86,7 +86,8 @@ def run(
             newest_valid(output_dir)  # nothing to resume is said before anything is prepared
         corpus = training_corpus(config)
         tokenizer = experiment_tokenizer(config, corpus)
-        data = experiment_data(config, tokenizer, corpus)
+        with reading("encoding", corpus.bytes, quiet=quiet) as progress:
+            data = experiment_data(config, tokenizer, corpus, progress=progress)
         model = create_model(config, tokenizer)
         modules = active_modules(config.architecture, config.plugins)
         manager = hook_manager([*modules, *observers(config, quiet=quiet), *extra_observers])

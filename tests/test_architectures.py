@@ -175,7 +175,7 @@ def test_evaluation_draws_no_chance_and_changes_nothing(build: Build, variant: V
 def test_the_first_loss_is_that_of_guessing(build: Build, variant: Variant) -> None:
     for seed in range(5):
         model, ids = build(variant, random_seed=seed), random_ids(8, 16, seed=seed)
-        assert abs(float(model(ids, labels=ids).loss) - math.log(32)) < 0.5
+        assert abs(model(ids, labels=ids).loss.item() - math.log(32)) < 0.5
 
 
 @each(VARIANTS)
@@ -266,7 +266,7 @@ def test_greedy_generation_is_the_argmax_loop_for_each_prompt_alone(build: Build
 def test_a_masked_model_refuses_to_generate_in_one_line(build: Build, variant: Variant) -> None:
     model = build(variant)
     assert not model.supports_generation
-    line = f"^{variant.architecture} with these settings does not generate: it is trained with masked_lm$"
+    line = rf"^[^\n]*{variant.architecture}[^\n]* does not generate: it is trained with masked_lm$"
     with pytest.raises(FoundryError, match=line):
         model.generate(random_ids(1, 4))
 
@@ -277,7 +277,7 @@ def test_a_masked_model_refuses_to_generate_in_one_line(build: Build, variant: V
 def trained_losses(model: BaseLanguageModel, batches: Any, *, below: float = -math.inf) -> list[float]:
     """Losses of a short training; it stops early once three in a row are under `below`."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     losses: list[float] = []
     for batch in batches:
         loss = model(**batch, return_logits=False).loss
@@ -285,7 +285,7 @@ def trained_losses(model: BaseLanguageModel, batches: Any, *, below: float = -ma
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
         if max(losses[-3:]) < below and len(losses) >= 3:
             break
     return losses
@@ -339,7 +339,7 @@ def test_a_masked_model_learns_that_a_neighbour_decides(build: Build, variant: V
 
     def batches() -> Any:
         for step in range(200):
-            known = random_ids(16, 8, seed=step, vocabulary=27)
+            known = random_ids(32, 3, seed=step, vocabulary=27)
             ids = torch.stack([known, (5 * known + 3) % 27], dim=2).flatten(1)
             hidden = torch.zeros_like(ids, dtype=torch.bool)
             hidden[:, 1::2] = True
@@ -360,7 +360,7 @@ def test_a_resized_model_keeps_its_old_logits_and_its_ties(build: Build, variant
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * random_ids(len(parameter)))  # a bias of zeros would hide a lost one
-    before, count = model(ids).logits, model.get_parameter_count()
+    before, count = model(ids).logits.detach(), model.get_parameter_count()
     distinct = len({id(parameter) for parameter in model.parameters()})
     model.resize_token_embeddings(size)
     after = model(ids, labels=ids)

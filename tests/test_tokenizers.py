@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from foundry_core import tokenizer_training
 from foundry_core.errors import TokenizerError
 from foundry_core.tokenizers import (
     SENTENCEPIECE_FILE,
@@ -24,6 +25,7 @@ from foundry_core.tokenizers import (
     save_tokenizer,
     separator_id,
     tokenizer_digest,
+    tokenizer_files,
     train_tokenizer,
 )
 
@@ -522,6 +524,84 @@ def test_unusable_special_tokens_and_types_are_refused_in_one_line(kind, special
 def test_a_corpus_without_text_is_refused(kind):
     with pytest.raises(TokenizerError, match="holds no text"):
         train_tokenizer(kind, lambda: ["", "  \n"], 300, default_special_tokens(kind, masked=False))
+
+
+# Training on counts
+
+
+def random_words(count: int) -> list[str]:
+    rng = random.Random(5)
+    return ["".join(rng.choices("abcdefgh", k=7)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece", "bpe", "word"])
+def test_frequent_words_get_the_tokens_whichever_comes_first(kind):
+    words = random_words(200)
+    special = default_special_tokens(kind, masked=False)
+    for frequent, rare in ((words[:10], words[10:]), (words[-10:], words[:-10])):
+        documents = [" " + " ".join(words)] * 2 + [" " + " ".join(frequent)] * 100
+        size = {"sentencepiece": 285, "wordpiece": 80, "bpe": 330, "word": 15}[kind]
+        tokenizer = train_tokenizer(kind, lambda documents=documents: documents, size, special)
+        lead = "" if kind == "sentencepiece" else " "
+        known = [word for word in words if len(encode(tokenizer, lead + word)[0]) == 1]
+        if kind == "word":
+            known = [word for word in words if word in tokenizer.get_vocab()]
+        assert set(frequent) <= set(known)
+        assert len(set(rare) & set(known)) <= 5
+
+
+def test_counts_stay_bounded_and_keep_what_is_frequent(monkeypatch):
+    monkeypatch.setattr(tokenizer_training, "_COUNTED", 3000)
+    rare = iter(f"{number:05}" for number in range(5000))
+    batches = ({"often": 3} | {next(rare): 1 for _ in range(20)} for _ in range(200))
+    counts = tokenizer_training._count(batches, lambda word: (word,))
+    assert counts["often"] == 600
+    assert 3000 / 2 / (5 + tokenizer_training._ENTRY) - 2 < len(counts) < 3000 / (5 + tokenizer_training._ENTRY)
+    assert min(counts) < "01000" < "03000" < max(counts)  # a sample of all of them, not the first or last ones
+
+
+def test_the_most_frequent_are_chosen_exactly_up_to_the_room():
+    counts = {"rare": 1, "often": 9, "some": 3, "sums": 3}
+    entry = tokenizer_training._ENTRY
+    assert tokenizer_training._most_frequent(counts, 17 + 4 * entry) == counts
+    assert list(tokenizer_training._most_frequent(counts, 13 + 3 * entry)) == ["often", "some", "sums"]
+    assert len(tokenizer_training._most_frequent(counts, 12 + 3 * entry)) == 2
+    assert list(tokenizer_training._most_frequent(counts, 5 + entry)) == ["often"]
+
+
+_BOUNDED = """
+import random, sys
+from foundry_core import tokenizer_training
+from foundry_core.tokenizers import default_special_tokens, tokenizer_digest, train_tokenizer
+tokenizer_training._COUNTED, tokenizer_training._HANDED, tokenizer_training._BATCH = 20000, 10000, 1000
+rng = random.Random(3)
+documents = [" ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(20)) + " the cat" for _ in range(300)]
+for kind in ("sentencepiece", "wordpiece", "bpe", "word"):
+    special = default_special_tokens(kind, masked=False)
+    tokenizer = train_tokenizer(kind, lambda: documents, 300, special)
+    assert " the cat" in tokenizer.decode(tokenizer("a the cat")["input_ids"]), kind
+    print(tokenizer_digest(tokenizer))
+"""
+
+
+def test_a_corpus_beyond_the_bounds_gives_the_same_tokenizer_in_another_process():
+    runs = [
+        subprocess.run([sys.executable, "-c", _BOUNDED], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+    assert len(runs[0].split()) == 4
+
+
+def test_the_seeds_are_the_repeated_strings_with_their_frequencies():
+    seeds = dict(line.rstrip("\n").split("\t") for line in tokenizer_training._seeds({" the": 5, " then": 2, "xy": 1}))
+    assert seeds == {"▁the": "7", "the": "7", "he": "7", "▁then": "2", "then": "2", "hen": "2", "en": "2"}
+
+
+def test_the_file_of_sentencepiece_does_not_name_the_temporary_one(tokenizers):
+    model = tokenizer_files(tokenizers["sentencepiece"])[SENTENCEPIECE_FILE]
+    assert b".tsv" not in model
+    assert len(sentencepiece.SentencePieceProcessor(model_proto=model)) == SIZES["sentencepiece"] - 3
 
 
 # Folders, determinism, identity

@@ -25,10 +25,12 @@ def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
 
     from foundry_core.prepare import experiment_data, experiment_tokenizer, tokenizer_folder, training_corpus
+    from foundry_core.reporting import reading
 
     corpus = training_corpus(config)
     tokenizer = experiment_tokenizer(config, corpus)
-    data = experiment_data(config, tokenizer, corpus)
+    with reading("encoding", corpus.bytes) as progress:
+        data = experiment_data(config, tokenizer, corpus, progress=progress)
     rows = []
     for name, tokens, cut in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
         if tokens is None or cut is None:

@@ -39,6 +39,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from foundry_core.storage import write_file
+
 END_TOKENS_PER_SENTENCE = 1
 """A sentence in a stream of tokens is closed by one end-of-sentence token, which is certain and so costs 0 nats."""
 
@@ -380,11 +382,9 @@ def write_corpus(
         for attractors, exclude in enumerate((frozenset[str](), seen, seen))
         for pair in language.minimal_pairs(attractors, pairs_each, pairs_seed, exclude=exclude)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     contents = {"train.txt": train, "test.txt": test, "minimal_pairs.jsonl": lines}
     for name, content in contents.items():
-        # newline: the files are to have the same bytes on every platform
-        (folder / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8", newline="\n")
+        write_file(folder / name, "".join(f"{line}\n" for line in content).encode())
     nats = -math.fsum(map(language.log_probability, test))
     tokens = sum(len(sentence.split()) + END_TOKENS_PER_SENTENCE for sentence in test)
     return ToyCorpus(

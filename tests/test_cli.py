@@ -1,0 +1,233 @@
+"""The command line, from a YAML to scores and text, and what it says when something is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from foundry_core.cli import VERBS, main
+from foundry_core.testing.toy_language import write_corpus
+
+SIZES = {"rnn": {"embedding_size": 12, "hidden_size": 16, "num_layers": 1}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a corpus, a YAML and a finished run."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("cli")
+    corpus = write_corpus(folder, train_sentences=200, test_sentences=30, seed=3, pairs_each=4)
+    content = {
+        "experiment_name": "cli",
+        "data": {
+            "training_corpus": str(corpus.train),
+            "test_corpus": str(corpus.test),
+            "max_sequence_length": 16,
+            "batch_size": 8,
+        },
+        "tokenizer": {"tokenizer_type": "word", "vocab_size": 200},
+        "model": {"architecture": "lstm", **SIZES},
+        "training": {"output_dir": str(folder / "run"), "learning_rate": 5e-3, "train_steps": 6},
+        "logging": {"log_every_steps": 2},
+    }
+    (folder / "x.yaml").write_text(yaml.safe_dump(content))
+    assert main(["train", str(folder / "x.yaml"), "--quiet"]) == 0
+    return folder
+
+
+def test_training_says_where_the_result_is(trained, tmp_path, capsys):
+    assert main(["train", str(trained / "x.yaml"), f"training.output_dir={tmp_path}"]) == 0
+    captured = capsys.readouterr()
+    assert f"{tmp_path}/checkpoint-6" in captured.out
+    lines = captured.err.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("step") and "left" in line] == ["2/6", "4/6", "6/6"]
+    assert "tokens/s" in lines[1]
+    assert any("test loss" in line and "bits per byte" in line for line in lines)
+
+
+def test_evaluate_repeats_the_figure_of_training(trained, capsys):
+    assert main(["evaluate", str(trained / "run"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["corpus"]
+    records = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = [record for record in records if record["kind"] == "eval"][-1]
+    assert figures["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert figures["bits_per_byte"] == pytest.approx(last["bits_per_byte"], rel=1e-6)
+
+
+def test_minimal_pairs_are_scored_by_paradigm(trained, capsys):
+    assert main(["evaluate", str(trained / "run"), "--pairs", str(trained / "minimal_pairs.jsonl"), "--json"]) == 0
+    pairs = json.loads(capsys.readouterr().out)["pairs"]
+    assert [(entry["name"], entry["pairs"]) for entry in pairs] == [
+        (f"agreement_{attractors}_attractors", 4) for attractors in (0, 1, 2)
+    ]
+    assert all(0 <= entry["accuracy"] <= 1 for entry in pairs)
+
+
+def test_a_tie_counts_as_wrong(trained, tmp_path, capsys):
+    same = {"sentence_good": "the man is old .", "sentence_bad": "the man is old ."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(same) + "\n")
+    assert main(["evaluate", str(trained / "run"), "--pairs", str(tmp_path / "pairs.jsonl"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"][0]["accuracy"] == 0
+
+
+def test_generation_goes_on_from_the_prompt_and_follows_its_seed(trained, capsys):
+    def texts(*options):
+        assert main(["generate", str(trained / "run"), "--prompt", "the man", "--tokens", "6", *options]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    first = texts("--samples", "3", "--seed", "5")
+    assert len(first) == 3
+    assert all(text.startswith("the man") for text in first)
+    assert first == texts("--samples", "3", "--seed", "5") != texts("--samples", "3", "--seed", "6")
+    assert texts("--greedy") == texts("--greedy", "--seed", "9")
+
+
+def test_plan_agrees_with_the_run_it_plans(trained, tmp_path, capsys):
+    assert main(["plan", str(trained / "x.yaml"), f"training.output_dir={tmp_path / 'planned'}", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    record = json.loads((trained / "run" / "run.json").read_bytes())
+    assert plan["parameters"] == record["parameters"]
+    assert plan["steps"] == record["plan"]["total_steps"] == 6
+    assert plan["checkpoints"] == record["plan"]["checkpoint_steps"]
+    files = [
+        (trained / "run" / "checkpoint-6" / name).stat().st_size
+        for name in ("model.safetensors", "optimizer.safetensors")
+    ]
+    assert plan["bytes_of_a_checkpoint"] == pytest.approx(sum(files), rel=0.1)
+    assert plan["seconds"] > 0
+    assert plan["memory_bytes"] > 4 * plan["parameters"] * 4
+    assert not list((tmp_path / "planned").glob("checkpoint-*"))
+
+
+def test_data_prepare_accounts_for_every_byte(trained, tmp_path, capsys):
+    assert main(["data", "prepare", str(trained / "x.yaml"), f"training.output_dir={tmp_path}"]) == 0
+    training = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("training")).split()
+    size, text, separators, skipped = (int(figure.replace(",", "")) for figure in training[1:5])
+    assert size == (trained / "train.txt").stat().st_size == text + separators + skipped
+
+
+def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
+    command = ["tokenizer", "train", str(trained / "x.yaml"), f"tokenizer.output_dir={tmp_path / 'tok'}"]
+    assert main(command) == 0
+    stamp = (tmp_path / "tok" / "tokenizer.json").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (tmp_path / "tok" / "tokenizer.json").stat().st_mtime_ns == stamp
+    assert main([*command, "tokenizer.vocab_size=60"]) == 5
+    assert main([*command, "tokenizer.vocab_size=60", "--force"]) == 0
+    assert (tmp_path / "tok" / "tokenizer.json").stat().st_mtime_ns != stamp
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["train", "{x}"], 6, "go on with --resume"),
+        (["train", "{x}", "data.training_corpus=nowhere.txt", "training.output_dir={tmp}"], 4, "nowhere.txt"),
+        (["train", "{x}", "training.learning_rate=fast"], 2, "command line"),
+        (["train", "missing.yaml"], 2, "missing.yaml"),
+        (["evaluate", "{tmp}/none"], 6, "no such folder"),
+        (["evaluate", "{tmp}"], 6, "neither a checkpoint nor a run"),
+        (["evaluate", "{run}", "--pairs", "{x}"], 4, "not a minimal pair"),
+        (["generate", "{run}", "--tokens", "0"], 2, "at least 1"),
+        (
+            ["generate", "{run}", "--prompt", "the man is old . the man is old . the man is old ."],
+            2,
+            "the prompt has 16",
+        ),
+    ],
+)
+def test_an_error_of_the_user_is_one_line_with_its_exit_code(trained, tmp_path, capsys, arguments, code, says):
+    places = {"x": trained / "x.yaml", "tmp": tmp_path, "run": trained / "run"}
+    capsys.readouterr()
+    assert main([argument.format(**places) for argument in arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_debug_shows_where(tmp_path, capsys):
+    for arguments in (["--debug", "evaluate", str(tmp_path)], ["evaluate", str(tmp_path), "--debug"]):
+        assert main(arguments) == 6
+        assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    assert f"foundry {verb}" in output.split("example", 1)[1]
+    assert len(output) > 300
+
+
+def test_help_names_every_verb_and_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    output = capsys.readouterr().out
+    assert all(f"\n    {verb} " in output for verb in VERBS)
+    assert "foundry train" in output
+
+
+def test_a_closed_pipe_is_not_an_error():
+    code = "import sys; from foundry_core.cli import main; sys.exit(main(['schema']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+def test_tensorboard_gets_the_names_people_expect(trained, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert (
+        main(
+            ["train", str(trained / "x.yaml"), f"training.output_dir={tmp_path}", "logging.tensorboard=true", "--quiet"]
+        )
+        == 0
+    )
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "train/loss",
+        "train/learning_rate",
+        "train/grad_norm",
+        "eval/loss",
+        "eval/perplexity",
+    }
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+
+
+def test_a_terminal_gets_a_progress_bar(trained, tmp_path):
+    import os
+    import pty
+
+    master, slave = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "foundry_core.cli",
+        "train",
+        str(trained / "x.yaml"),
+        f"training.output_dir={tmp_path}",
+    ]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "160"}
+    process = subprocess.Popen(command, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(master, 4096)
+        except OSError:  # the other end is closed: Linux says EIO
+            break
+        if not chunk:
+            break
+        shown += chunk
+    assert process.wait() == 0
+    assert b"6/6" in shown
+    assert "━".encode() in shown
+    assert Path(tmp_path / "checkpoint-6").is_dir()

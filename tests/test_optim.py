@@ -1,0 +1,188 @@
+"""Learning-rate schedules step by step, the steps at which checkpoints are made, and who is decayed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foundry_core import ExperimentConfig, create_model
+from foundry_core.config import TrainingConfig
+from foundry_core.optim import Schedule, build_optimizer, parameter_groups, warmup_steps
+from foundry_core.prepare import RunPlan, experiment_data, experiment_tokenizer, training_corpus
+
+Experiment = Callable[..., ExperimentConfig]
+
+
+def training(**settings: Any) -> TrainingConfig:
+    return TrainingConfig(**{"output_dir": "run", "train_steps": 10, "learning_rate": 0.5, **settings})
+
+
+def rates(steps: int, **settings: Any) -> list[float]:
+    schedule = Schedule(training(**settings), steps)
+    return [schedule.rate(step) for step in range(1, steps + 1)]
+
+
+# Schedules.
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("linear", [0.125, 0.25, 0.375, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        ("constant", [0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]),
+        ("plateau", [0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]),
+        ("cosine", [0.125, 0.25, 0.375, 0.5, *(0.25 * (1 + math.cos(math.pi * k / 5)) for k in range(5))]),
+    ],
+)
+def test_each_schedule_warms_up_to_the_peak_and_goes_its_way(scheduler: str, expected: list[float]) -> None:
+    assert rates(9, lr_scheduler=scheduler, warmup_steps=4) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "constant", "plateau", "cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
+def test_no_step_has_rate_0_and_none_is_above_the_peak(scheduler: str, steps: int) -> None:
+    for warmup in {0, 1, steps // 2, steps}:
+        applied = rates(steps, lr_scheduler=scheduler, warmup_steps=warmup, train_steps=1000)
+        assert min(applied) > 0
+        assert max(applied) == 0.5
+        assert applied[max(warmup - 1, 0)] == 0.5
+        assert applied[:warmup] == sorted(applied[:warmup])
+        assert applied[warmup:] == sorted(applied[warmup:], reverse=True)
+
+
+def test_without_warm_up_the_first_step_has_the_peak() -> None:
+    assert rates(5, lr_scheduler="linear") == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "expected"), [(0.1, 100, 10), (0.1, 101, 11), (0.07, 100, 7), (0.0, 9, 0), (1, 9, 9)]
+)
+def test_a_warm_up_ratio_is_a_share_of_all_steps_rounded_up(ratio: float, steps: int, expected: int) -> None:
+    assert warmup_steps(training(warmup_ratio=ratio), steps) == expected
+
+
+def test_plateau_cuts_after_more_evaluations_without_improvement_than_it_has_patience_for() -> None:
+    schedule = Schedule(training(lr_scheduler="plateau", plateau_factor=0.1, plateau_patience=1), 100)
+    seen = []
+    for loss in (3.0, 2.0, 2.0, 2.5, 1.9, 1.9, 1.9, 1.9, 1.9):
+        schedule.observe(loss)
+        seen.append(schedule.rate(50))
+    assert seen == pytest.approx([0.5, 0.5, 0.5, 0.05, 0.05, 0.05, 0.005, 0.005, 0.0005])
+
+
+def test_a_schedule_goes_on_where_its_state_was_taken() -> None:
+    settings = training(lr_scheduler="plateau", plateau_patience=1)
+    whole, first, second = (Schedule(settings, 100) for _ in range(3))
+    losses = [3.0, 3.0, 3.0, 2.0, 2.0, 2.0]
+    for loss in losses:
+        whole.observe(loss)
+    for loss in losses[:2]:
+        first.observe(loss)
+    second.load(first.state())
+    for loss in losses[2:]:
+        second.observe(loss)
+    assert second.state() == whole.state()
+    assert second.rate(50) == whole.rate(50) == 0.5 * 0.5**2
+
+
+# Checkpoint schedules.
+
+
+@pytest.fixture
+def steps_of(experiment: Experiment, tmp_path: Path) -> Callable[..., tuple[int, ...]]:
+    config = experiment("lstm", tmp_path)
+    corpus = training_corpus(config)
+    data = experiment_data(config, experiment_tokenizer(config, corpus), corpus)
+
+    def make(total: int, **checkpoints: Any) -> tuple[int, ...]:
+        asked = experiment("lstm", tmp_path, training={"train_steps": total, "checkpoints": checkpoints})
+        return RunPlan.of(asked, data).checkpoint_steps
+
+    return make
+
+
+def test_a_log_schedule_multiplies_and_a_linear_one_adds(steps_of: Callable[..., tuple[int, ...]]) -> None:
+    assert steps_of(100, log_base=2) == (0, 1, 2, 4, 8, 16, 32, 64, 100)
+    assert steps_of(100, every_steps=25) == (0, 25, 50, 75, 100)
+    assert steps_of(10, log_base=1.5) == (0, 1, 2, 3, 5, 8, 10)
+    assert steps_of(10, every_steps=4, log_base=10, steps=[3, 11]) == (0, 1, 3, 4, 8, 10)
+
+
+def test_step_0_and_the_last_are_always_kept(steps_of: Callable[..., tuple[int, ...]]) -> None:
+    assert steps_of(7) == (0, 7)
+
+
+# Weight decay.
+
+MODELS = {
+    "gpt2": ("gpt2", "tiny"),
+    "bert": ("bert", "tiny"),
+    "lstm": ("lstm", "tiny"),
+    "tied": ("gru", "tiny_tied"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_biases_norms_embeddings_and_a_tied_output_are_not_decayed(
+    name: str, experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    architecture, example = MODELS[name]
+    model = create_model(experiment(architecture, tmp_path, example=example), letters)
+    decayed, spared = parameter_groups(model, training(weight_decay=0.1))
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    chosen = {id(parameter) for parameter in decayed["params"]}
+    names = {key for key, parameter in model.named_parameters() if id(parameter) in chosen}
+    kinds = ("bias", "embedding", "LayerNorm", "ln_", "wte", "wpe")
+    assert names == {key for key, _ in model.named_parameters() if not any(kind in key for kind in kinds)}
+    assert id(model.get_input_embeddings().weight) not in chosen
+    assert ("output_layer.weight" in names) == (name == "lstm")
+    together = [id(parameter) for group in (decayed, spared) for parameter in group["params"]]
+    assert sorted(together) == sorted(id(parameter) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_decays_every_parameter(name: str, experiment: Experiment, letters: Any, tmp_path: Path) -> None:
+    architecture, example = MODELS[name]
+    model = create_model(experiment(architecture, tmp_path, example=example), letters)
+    (group,) = parameter_groups(model, training(weight_decay_on="all", weight_decay=0.1))
+    assert group["weight_decay"] == 0.1
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
+def test_a_frozen_parameter_is_in_no_group() -> None:
+    model = torch.nn.Linear(3, 2)
+    model.weight.requires_grad = False
+    (group,) = parameter_groups(model, training())
+    assert group["params"] == [model.bias]
+
+
+def test_the_optimizer_takes_the_settings_and_decays_only_what_it_should() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(4, 3), torch.nn.Linear(3, 2))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    settings = training(adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6, weight_decay=0.2)
+    optimizer = build_optimizer(model, settings)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["betas"] == (0.8, 0.95)
+    assert optimizer.defaults["eps"] == 1e-6
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    embedding, weight, bias = (parameter.detach() for parameter in model.parameters())
+    assert torch.equal(embedding, before[0])
+    assert torch.equal(bias, before[2])
+    torch.testing.assert_close(weight, before[1] * (1 - 0.5 * 0.2))
+
+
+def test_sgd_follows_the_gradient_with_momentum() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    start = model.weight.item()
+    optimizer = build_optimizer(model, training(optimizer="sgd", sgd_momentum=0.5, weight_decay=0.0, learning_rate=0.1))
+    for _ in range(2):
+        model.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(start - 0.1 * (1 + 1.5))

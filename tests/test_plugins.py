@@ -1,0 +1,493 @@
+"""Plugins: found from metadata, imported when asked for, and named, with the cause, when they do not work."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from foundry_core import BaseLanguageModel, Objective, hookimpl, load_config, register_architecture
+from foundry_core.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig, _registered
+from foundry_core.cli import main
+from foundry_core.errors import ConfigError, PluginError
+from foundry_core.plugins import (
+    _plugin_files,
+    active_modules,
+    available_architectures,
+    available_objectives,
+    get_architecture,
+    hook_manager,
+    installed,
+    load_plugin_file,
+)
+
+Install = Callable[..., None]
+
+DESCRIPTOR = """\
+from foundry_core import Architecture, ModelConfig
+{name} = Architecture(name="{name}", summary="of a test", config_class=ModelConfig, model_class="{name}_model:Model")
+"""
+YAML = """\
+experiment_name: trial
+data: {{training_corpus: corpora/train.txt}}
+model: {{architecture: {name}}}
+training: {{output_dir: runs/trial, train_steps: 10}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    """What a test imports or registers is gone after it."""
+    modules, registered, files = set(sys.modules), dict(_registered), set(_plugin_files)
+    yield
+    for name in set(sys.modules) - modules:
+        if not name.startswith(("foundry_core", "torch", "transformers", "numpy")):
+            del sys.modules[name]
+    _registered.clear()
+    _registered.update(registered)
+    _plugin_files.clear()
+    _plugin_files.update(files)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts a distribution on the path: the `*.dist-info` that an installer would leave, and its modules."""
+
+    def put(
+        distribution: str,
+        architectures: Mapping[str, str] | None = None,
+        modules: Mapping[str, str] | None = None,
+        version: str = "1.0",
+        extensions: Mapping[str, str] | None = None,
+        place: str = "site",
+    ) -> None:
+        site = tmp_path / place
+        folder = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        groups = {"foundry.architectures": architectures or {}, "foundry.plugins": extensions or {}}
+        lines = [
+            f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
+            for group, points in groups.items()
+        ]
+        (folder / "entry_points.txt").write_text("\n".join(lines))
+        for name, text in (modules or {}).items():
+            (site / f"{name}.py").write_text(textwrap.dedent(text))
+        if str(site) not in sys.path:
+            monkeypatch.syspath_prepend(str(site))
+        importlib.invalidate_caches()
+
+    return put
+
+
+@pytest.fixture
+def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path on which no distribution stands; what is imported already stays imported."""
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if "site-packages" not in folder])
+
+
+def explained(name: str) -> str:
+    """What is said about an architecture that cannot be had: one line."""
+    with pytest.raises(PluginError) as raised:
+        get_architecture(name)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def experiment(tmp_path: Path, name: str, more: str = "") -> Path:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(YAML.format(name=name) + more)
+    return path
+
+
+def test_an_installed_architecture_is_found_by_its_name(install: Install) -> None:
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": DESCRIPTOR.format(name="mamba")})
+    assert "mamba" in available_architectures()
+    descriptor = get_architecture("mamba")
+    assert (descriptor.name, descriptor.plugin_api_version) == ("mamba", PLUGIN_API_VERSION)
+    claim = installed()["mamba"]
+    assert [(str(each), each.module) for each in claim] == [("foundry-mamba 1.0", "mamba_light")]
+
+
+def test_its_section_of_a_yaml_is_validated_without_a_line_of_core_changed(install: Install, tmp_path: Path) -> None:
+    light = """\
+        from pydantic import Field
+        from foundry_core import Architecture, Capabilities, ModelConfig
+
+        class MambaConfig(ModelConfig):
+            state_size: int = Field(16, ge=1)
+
+        mamba = Architecture("mamba", "state spaces", MambaConfig, "no:where",
+                             capabilities=lambda config: Capabilities(objectives=("masked_lm",)),
+                             default_tokenizer="bpe")
+    """
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": light})
+    config = load_config(experiment(tmp_path, "mamba"), ["model.state_size=32"])
+    assert config.resolved()["model"] == {"architecture": "mamba", "state_size": 32}
+    assert (config.training.objective, config.tokenizer.tokenizer_type) == ("masked_lm", "bpe")
+    with pytest.raises(ConfigError, match=r"model\.state_siz: unknown key\. Did you mean 'state_size'\?"):
+        load_config(experiment(tmp_path, "mamba"), ["model.state_siz=32"])
+
+
+@pytest.mark.parametrize(
+    ("light", "message"),
+    [
+        (
+            "import mamba_kernels\n",
+            "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: "
+            "ModuleNotFoundError: No module named 'mamba_kernels'. Upgrade or remove it: pip uninstall foundry-mamba",
+        ),
+        (
+            "raise RuntimeError('needs\\n  two lines')\n",
+            "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: "
+            "RuntimeError: needs two lines. Upgrade or remove it: pip uninstall foundry-mamba",
+        ),
+        (
+            "raise SystemExit('a licence is needed')\n",
+            "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: "
+            "SystemExit: a licence is needed. Upgrade or remove it: pip uninstall foundry-mamba",
+        ),
+        (
+            "mumba = 3\n",
+            "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: AttributeError: module "
+            "'mamba_light' has no attribute 'mamba'. Upgrade or remove it: pip uninstall foundry-mamba",
+        ),
+        (
+            "mamba = {'name': 'mamba'}\n",
+            "the plugin foundry-mamba 1.0: mamba_light:mamba is a dict, not an Architecture descriptor. "
+            "Upgrade or remove it: pip uninstall foundry-mamba",
+        ),
+        (
+            DESCRIPTOR.format(name="mamba2") + "mamba = mamba2\n",
+            "the plugin foundry-mamba 1.0: its entry point 'mamba' leads to an architecture 'mamba2'. "
+            "Upgrade or remove it: pip uninstall foundry-mamba",
+        ),
+        (
+            DESCRIPTOR.format(name="mamba") + "import dataclasses\n"
+            "mamba = dataclasses.replace(mamba, plugin_api_version=99)\n",
+            f"the plugin foundry-mamba 1.0 is made for plugin API 99, this core has {PLUGIN_API_VERSION}: "
+            "pip install --upgrade foundry-core foundry-mamba",
+        ),
+    ],
+    ids=["import error", "error of two lines", "exit", "no such name", "wrong type", "other name", "other API"],
+)
+def test_a_broken_plugin_is_explained_by_package_version_cause_and_way_out(
+    light: str, message: str, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": light})
+    assert explained("mamba") == message
+    path = experiment(tmp_path, "mamba")
+    assert main(["validate", str(path)]) == 2
+    assert capsys.readouterr().err == f"{path}:3: model.architecture: {message}\n"
+
+
+def test_a_broken_plugin_fails_only_the_run_that_asks_for_it(install: Install, tmp_path: Path) -> None:
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": "1 / 0\n"})
+    assert load_config(experiment(tmp_path, "gpt2")).architecture.name == "gpt2"
+    assert "mamba_light" not in sys.modules
+
+
+def test_two_distributions_that_claim_one_name_are_both_named(install: Install) -> None:
+    for distribution, version in (("foundry-mamba", "1.0"), ("mamba-fork", "2.1")):
+        install(distribution, {"mamba": "mamba_light:mamba"}, {"mamba_light": "1 / 0\n"}, version)
+    assert re.fullmatch(
+        r"the architecture 'mamba' is claimed by (foundry-mamba 1\.0 and mamba-fork 2\.1|"
+        r"mamba-fork 2\.1 and foundry-mamba 1\.0): uninstall one, pip uninstall (foundry-mamba|mamba-fork)",
+        explained("mamba"),
+    )
+
+
+def test_a_distribution_that_stands_on_the_path_twice_counts_once_and_first(install: Install) -> None:
+    light = {"mamba_light": DESCRIPTOR.format(name="mamba")}
+    install("foundry-mamba", {"mamba": "stale:mamba", "gone": "stale:gone"}, {}, "0.9", place="stale")
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, light, "1.0", place="fresh")
+    assert [str(each) for each in installed()["mamba"]] == ["foundry-mamba 1.0"]
+    assert get_architecture("mamba").name == "mamba"
+    assert "gone" not in installed()
+
+
+def test_the_list_names_every_claim_and_imports_no_plugin(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": "raise SystemExit(9)\n"})
+    install("mamba-fork", {"mamba": "mamba_fork:mamba"}, {"mamba_fork": "1 / 0\n"}, "2.1")
+    assert main(["plugins", "list"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mamba")]
+    note = ["claimed", "by", "several", "packages:", "uninstall", "all", "but", "one"]
+    assert sorted(rows) == [
+        ["mamba", "foundry-mamba", "1.0", "mamba_light:mamba", *note],
+        ["mamba", "mamba-fork", "2.1", "mamba_fork:mamba", *note],
+    ]
+    assert not {"mamba_light", "mamba_fork"} & set(sys.modules)
+
+
+def test_the_list_of_the_installed_plugins_imports_none_of_them() -> None:
+    program = (
+        "import sys\nfrom foundry_core.cli import main\ncode = main(['plugins', 'list', '--json'])\n"
+        "assert code == 0\n"
+        "assert not {'foundry_gpt2', 'foundry_bert', 'foundry_rnn'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout)
+    assert {row["name"]: row["distribution"] for row in rows} == {
+        "bert": "foundry-bert",
+        "gpt2": "foundry-gpt2",
+        "gru": "foundry-rnn",
+        "lstm": "foundry-rnn",
+        "rnn": "foundry-rnn",
+    }
+
+
+@pytest.mark.usefixtures("no_packages")
+def test_core_alone_lists_nothing_and_says_how_to_get_an_architecture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert available_architectures() == []
+    assert main(["plugins", "list"]) == 0
+    assert capsys.readouterr().out == "no architecture is installed; for instance: pip install foundry-gpt2\n"
+    message = "Unknown architecture: 'gpt2'. Available: none. Install one, for instance: pip install foundry-gpt2"
+    assert explained("gpt2") == message
+    path = experiment(tmp_path, "gpt2")
+    assert main(["validate", str(path)]) == 2
+    assert capsys.readouterr().err == f"{path}:3: model.architecture: {message}\n"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_one() -> None:
+    assert (
+        explained("lstn") == "Unknown architecture: 'lstn'. Did you mean 'lstm'? Available: bert, gpt2, gru, lstm, rnn."
+    )
+
+
+def a_model() -> type[BaseLanguageModel]:
+    return type("Model", (BaseLanguageModel,), {"__doc__": "A model of a test.\n\nMore.", "__module__": __name__})
+
+
+def test_a_registered_class_is_an_architecture_like_any_other(tmp_path: Path) -> None:
+    class Settings(ModelConfig):
+        width: int = 8
+
+    model = a_model()
+    assert register_architecture("mine", config=Settings)(model) is model
+    descriptor = get_architecture("mine")
+    assert (descriptor.model_class, descriptor.summary) == (model, "A model of a test.")
+    config = load_config(experiment(tmp_path, "mine"), ["model.width=9"])
+    assert config.resolved()["model"] == {"architecture": "mine", "width": 9}
+
+
+def test_a_name_is_registered_once() -> None:
+    register_architecture("mine", config=ModelConfig)(a_model())
+    with pytest.raises(PluginError, match=r"'mine' is registered already, by .*Model"):
+        register_architecture("mine", config=ModelConfig)(a_model())
+
+
+@pytest.mark.parametrize("base", [object, dict])
+def test_only_language_models_are_registered(base: type) -> None:
+    with pytest.raises(PluginError, match=r"^cannot register 'mine': Other is not a BaseLanguageModel$"):
+        register_architecture("mine", config=ModelConfig)(type("Other", (base,), {}))
+    assert "mine" not in available_architectures()
+
+
+def test_only_settings_that_are_a_model_config_are_registered() -> None:
+    with pytest.raises(PluginError, match=r"^cannot register 'mine': config must be a subclass of ModelConfig, not "):
+        register_architecture("mine", config=dict)(a_model())  # type: ignore[arg-type]
+
+
+def test_a_registered_name_that_a_package_ships_is_refused() -> None:
+    register_architecture("gpt2", config=ModelConfig)(a_model())
+    assert re.fullmatch(
+        r"the architecture 'gpt2' is registered in this process and shipped by foundry-gpt2 [\d.]+: "
+        r"register yours under another name",
+        explained("gpt2"),
+    )
+
+
+PLUGIN_FILE = """\
+from foundry_core import BaseLanguageModel, Capabilities, ModelConfig, register_architecture
+
+
+class Settings(ModelConfig):
+    width: int = 8
+
+
+@register_architecture("from_a_file", config=Settings, capabilities=Capabilities(objectives=("masked_lm",)))
+class Model(BaseLanguageModel):
+    pass
+"""
+
+
+def test_a_plugin_file_makes_its_architecture_valid_and_nothing_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plugin = tmp_path / "my_arch.py"
+    plugin.write_text(PLUGIN_FILE)
+    path = experiment(tmp_path, "from_a_file")
+    assert main(["validate", str(path), "model.width=4", "--plugin", str(plugin)]) == 0
+    assert capsys.readouterr().out == f"{path}: valid; from_a_file, masked_lm, train_steps 10\n"
+    assert {each.name for each in tmp_path.iterdir()} - {"__pycache__"} == {"experiment.yaml", "my_arch.py"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 / 0\n", "fails: ZeroDivisionError: division by zero"),
+        ("raise SystemExit\n", "fails: SystemExit: "),
+        ("raise ValueError('one\\ntwo')\n", "fails: ValueError: one two"),
+        ("def f(:\n", "fails: SyntaxError: .*"),
+    ],
+)
+def test_a_plugin_file_that_raises_is_one_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "my_arch.py"
+    plugin.write_text(text)
+    assert main(["validate", str(experiment(tmp_path, "gpt2")), "--plugin", str(plugin)]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(rf"error: --plugin {re.escape(str(plugin))} {message}\n", captured.err)
+    assert "my_arch" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("json.py", "there is another module 'json', which it would replace: rename the file"),
+        ("antigravity.py", "there is another module 'antigravity', which it would replace: rename the file"),
+        ("my-arch.py", "the file's name must be a Python module name"),
+        ("none.py", "there is no such file"),
+    ],
+)
+def test_a_plugin_file_replaces_no_other_module(name: str, message: str, tmp_path: Path) -> None:
+    before = json
+    if name != "none.py":
+        (tmp_path / name).write_text("loaded = True\n")
+    with pytest.raises(PluginError) as raised:
+        load_plugin_file(tmp_path / name)
+    assert str(raised.value) == f"--plugin {tmp_path / name}: {message}"
+    assert sys.modules["json"] is before
+
+
+@pytest.mark.parametrize("module", ["os", "antigravity", "in_the_folder", "yaml.constructor", "", "../x", "a b"])
+def test_a_yaml_imports_nothing_that_no_package_declares(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "in_the_folder.py").write_text("raise SystemExit(9)\n")
+    path = experiment(tmp_path, "gpt2", f"plugins: ['{module}']\n")
+    assert main(["validate", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"{path}:5: plugins: no installed package declares the module '{module}'. "
+        "Declared: foundry_bert, foundry_gpt2, foundry_rnn.\n"
+    )
+    assert not {"antigravity", "in_the_folder"} & set(sys.modules)
+
+
+def test_a_misspelt_module_is_answered_with_the_nearest_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the module 'foundry_gtp2'\. Did you mean 'foundry_gpt2'\? Declared: "):
+        load_config(experiment(tmp_path, "bert", "plugins: [foundry_gtp2]\n"))
+
+
+OBJECTIVE = """\
+from foundry_core import Objective, hookimpl
+
+@hookimpl
+def foundry_objectives():
+    return [Objective("prefix_lm", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM")]
+"""
+TWO_OBJECTIVES = """\
+from foundry_core import Architecture, Capabilities, ModelConfig
+willing = Architecture("willing", "of a test", ModelConfig, "no:where",
+                       capabilities=lambda config: Capabilities(objectives=("causal_lm", "prefix_lm")))
+"""
+
+
+def test_an_installed_objective_counts_only_where_its_module_is_active(install: Install, tmp_path: Path) -> None:
+    install("foundry-willing", {"willing": "willing_light:willing"}, {"willing_light": TWO_OBJECTIVES})
+    install("foundry-prefix", modules={"prefix_plugin": OBJECTIVE}, extensions={"prefix": "prefix_plugin"})
+    path = experiment(tmp_path, "willing")
+    with pytest.raises(ConfigError, match=r"unknown objective 'prefix_lm'\. Available: causal_lm, masked_lm$"):
+        load_config(path, ["training.objective=prefix_lm"])
+    assert "prefix_plugin" not in sys.modules
+    active = load_config(path, ["training.objective=prefix_lm", "plugins=[prefix_plugin]"])
+    assert active.objective.name == "prefix_lm"
+    assert load_config(path).training.objective == "causal_lm"
+
+
+def test_an_objective_in_the_module_of_the_architecture_is_active_with_it(install: Install, tmp_path: Path) -> None:
+    install("foundry-willing", {"willing": "willing_light:willing"}, {"willing_light": TWO_OBJECTIVES + OBJECTIVE})
+    assert load_config(experiment(tmp_path, "willing"), ["training.objective=prefix_lm"]).objective.name == "prefix_lm"
+    with pytest.raises(ConfigError, match="unknown objective 'prefix_lm'"):
+        load_config(experiment(tmp_path, "gpt2"), ["training.objective=prefix_lm"])
+
+
+def test_a_plugin_file_without_an_architecture_can_be_made_active(tmp_path: Path) -> None:
+    plugin = tmp_path / "my_objectives.py"
+    plugin.write_text(OBJECTIVE)
+    load_plugin_file(plugin)
+    config = load_config(experiment(tmp_path, "gpt2", "plugins: [my_objectives]\n"))
+    names = set(available_objectives(hook_manager(active_modules(config.architecture, config.plugins))))
+    assert names == {"causal_lm", "masked_lm", "prefix_lm"}
+
+
+def test_an_active_module_that_fails_to_import_is_named(install: Install, tmp_path: Path) -> None:
+    install(
+        "foundry-prefix", modules={"prefix_plugin": "raise SystemExit(1)\n"}, extensions={"prefix": "prefix_plugin"}
+    )
+    with pytest.raises(ConfigError, match=r"plugins: the plugin foundry-prefix 1\.0 fails to import: SystemExit: 1$"):
+        load_config(experiment(tmp_path, "gpt2", "plugins: [prefix_plugin]\n"))
+
+
+def module_with(called: str = "mine", **functions: Callable[..., object]) -> types.ModuleType:
+    module = types.ModuleType(called)
+    for name, function in functions.items():
+        setattr(module, name, hookimpl(function))
+    return module
+
+
+def test_a_misspelt_hook_is_refused() -> None:
+    with pytest.raises(PluginError, match=r"^unknown hook 'foundry_step_endd' in plugin .*mine.*hookspecs\.py$"):
+        hook_manager([module_with(foundry_step_endd=lambda report: None)])
+
+
+def test_a_hook_with_an_argument_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(PluginError, match=r"^Plugin 'mine' for hook 'foundry_step_ended' .*'rapport'.*hookspecs\.py$"):
+        hook_manager([module_with(foundry_step_ended=lambda rapport: None)])
+
+
+def test_a_function_without_the_mark_is_no_hook() -> None:
+    module = types.ModuleType("mine")
+    module.foundry_step_endd = lambda report: None  # type: ignore[attr-defined]
+    assert available_objectives(hook_manager([module])).keys() == {"causal_lm", "masked_lm"}
+
+
+def offering(called: str, name: str) -> types.ModuleType:
+    objective = Objective(name, "of a test", True, "overlap", "no:where", "AutoModelForCausalLM")
+    return module_with(called, foundry_objectives=lambda: [objective])
+
+
+def test_an_objective_has_one_owner() -> None:
+    for modules in ([offering("one", "prefix_lm"), offering("two", "prefix_lm")], [offering("one", "causal_lm")]):
+        with pytest.raises(PluginError, match="two plugins offer the objective"):
+            available_objectives(hook_manager(modules))
+
+
+def test_a_hook_that_raises_while_objectives_are_gathered_is_an_error_of_the_plugin() -> None:
+    def broken() -> list[Objective]:
+        raise ValueError("one\ntwo")
+
+    with pytest.raises(PluginError, match=r"^the hook foundry_objectives of a plugin fails: ValueError: one two$"):
+        available_objectives(hook_manager([module_with(foundry_objectives=broken)]))
+
+
+def test_a_descriptor_cannot_be_changed() -> None:
+    descriptor = get_architecture("gpt2")
+    with pytest.raises(AttributeError):
+        descriptor.name = "gpt3"  # type: ignore[misc]
+    assert isinstance(descriptor, Architecture)

@@ -1,0 +1,495 @@
+"""Rules that no single module can break alone: what is light, who imports whom, who writes, what is public."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import foundry_core
+from foundry_core import hookspecs
+from foundry_core.architecture import PLUGIN_API_VERSION
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "foundry_core"
+CORE_FILES = sorted(CORE.rglob("*.py"))
+PLUGIN_FILES = sorted(path for path in ROOT.glob("plugins/*/foundry_*/**/*.py") if "build" not in path.parts)
+
+HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safetensors", "rich", "matplotlib"}
+
+LAYERS = """
+errors
+objective storage yaml_source streams workers tokenizer_training
+architecture
+hookspecs
+plugins
+config
+corpus export migrate_rules
+tokenizers model migrate
+dataset collators optim huggingface reporting
+prepare checkpoint
+evaluation
+trainer
+testing
+cli.common
+quickstart
+cli
+"""
+"""Bottom first; a module imports from the lines above its own, `cli` also from itself.
+
+Where this is finer than the design: `objective` lies below `architecture`, which has one in its `BuildContext`;
+`export` lies below `model`, whose `save_pretrained` writes with it; `prepare`, which the trainer and the evaluation
+share, lies above the datasets that it makes; `evaluation` lies below `trainer`, which evaluates while it trains;
+`quickstart` is the body of a verb and prints a table as verbs do.
+"""
+
+LIGHT_MODULES = (
+    "errors architecture objective hookspecs plugins config storage yaml_source migrate_rules migrate testing cli"
+)
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def named(path: Path) -> str:
+    """`cli.init` for foundry_core/cli/init.py; the empty string for the package itself."""
+    parts = path.relative_to(CORE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def where(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+
+
+def only_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def run_time_nodes(tree: ast.AST, *, inside_functions: bool = True) -> Iterator[ast.AST]:
+    """Every node except those that only a type checker reads."""
+    for child in ast.iter_child_nodes(tree):
+        if only_for_types(child):
+            yield from (node for branch in child.orelse for node in (branch, *run_time_nodes(branch)))  # type: ignore[attr-defined]
+            continue
+        yield child
+        if inside_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from run_time_nodes(child, inside_functions=inside_functions)
+
+
+def imports(path: Path, *, inside_functions: bool = True) -> Iterator[tuple[str, str, ast.AST]]:
+    """Each import as (module, name, node); the name is empty for `import module`."""
+    for node in run_time_nodes(parsed(path), inside_functions=inside_functions):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "", node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{where(path, node)}: imports are absolute here"
+            yield from ((node.module or "", alias.name, node) for alias in node.names)
+
+
+def core_modules(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    """The modules of core that a module imports, as `config` or `cli.common`."""
+    for module, name, node in imports(path):
+        if module == "foundry_core":
+            if name != "__version__":
+                yield name, node
+        elif module.startswith("foundry_core."):
+            yield module.removeprefix("foundry_core."), node
+
+
+def layer(module: str) -> int:
+    """The line of the table, counted from the bottom; that of the package where the module has none of its own."""
+    rows = [line.split() for line in LAYERS.strip().splitlines()]
+    for name in (module, module.partition(".")[0]):
+        for index, row in enumerate(rows):
+            if name in row:
+                return index
+    raise AssertionError(f"foundry_core/{module.replace('.', '/')}.py has no place in the table of layers: give it one")
+
+
+def test_every_module_has_one_place_in_the_table_of_layers() -> None:
+    table = LAYERS.split()
+    assert len(table) == len(set(table))
+    for path in CORE_FILES:
+        if named(path):
+            layer(named(path))
+    there = {named(path) for path in CORE_FILES}
+    assert set(table) <= there
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=lambda path: named(path) or "package")
+def test_a_module_imports_only_from_layers_below_its_own(path: Path) -> None:
+    own = named(path)
+    if not own:  # the public API: its names load on first use, from everywhere
+        assert list(core_modules(path)) == []
+        return
+    for module, node in core_modules(path):
+        within = own.partition(".")[0] == module.partition(".")[0] in ("cli", "testing")
+        assert layer(module) < layer(own) or within, f"{where(path, node)}: {own} may not import {module}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CORE_FILES if named(path).partition(".")[0] in LIGHT_MODULES.split()], ids=named
+)
+def test_a_light_module_imports_nothing_heavy_when_it_is_imported(path: Path) -> None:
+    for module, _, node in imports(path, inside_functions=False):
+        assert module.partition(".")[0] not in HEAVY, f"{where(path, node)}: {module} is heavy"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PLUGIN_FILES if path.name == "__init__.py"], ids=lambda path: path.parent.name
+)
+def test_a_plugins_descriptor_imports_nothing_heavy(path: Path) -> None:
+    for module, _, node in imports(path):
+        assert module.partition(".")[0] not in HEAVY, f"{where(path, node)}: {module} is heavy"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["plugins", "list"],
+        ["validate", "configs/gpt2.yaml"],
+        ["validate", "configs/lstm.yaml"],
+        ["validate", "configs/bert.yaml"],
+        ["init", "lstm"],
+        ["schema"],
+        ["train", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_light_verb_loads_nothing_heavy(arguments: list[str]) -> None:
+    program = f"""
+import json, sys
+from foundry_core.cli import main
+try:
+    code = main({arguments!r})
+except SystemExit as exit:  # --help and --version
+    code = exit.code or 0
+sys.stderr.write(json.dumps([code, sorted(name for name in sys.modules if "." not in name)]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    code, loaded = json.loads(done.stderr)
+    assert code == 0
+    assert done.stdout
+    assert HEAVY & set(loaded) == set()
+
+
+def test_the_public_api_loads_nothing_heavy_before_it_is_used() -> None:
+    program = "import sys, foundry_core; print(*sorted(name for name in sys.modules if '.' not in name))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (HEAVY | {"pydantic", "yaml", "pluggy"}) & set(done.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("path", PLUGIN_FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_a_plugin_imports_only_public_names_of_core(path: Path) -> None:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            assert all(not alias.name.startswith("foundry_core") for alias in node.names), where(path, node)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foundry"):
+            if node.module == "foundry_core":
+                private = {alias.name for alias in node.names} - set(foundry_core.__all__)
+                assert private == set(), f"{where(path, node)}: not public"
+            else:
+                assert (node.module or "").partition(".")[0] == path.relative_to(ROOT).parts[2], where(path, node)
+
+
+def test_there_are_plugins_to_look_at() -> None:
+    assert {path.parent.name for path in PLUGIN_FILES} >= {"foundry_gpt2", "foundry_bert", "foundry_rnn"}
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=lambda path: named(path) or "package")
+def test_core_names_no_module_of_a_plugin(path: Path) -> None:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = re.findall(r"foundry_(?:gpt2|bert|rnn)\b", node.value)
+        else:
+            continue
+        assert not [name for name in names if re.match(r"foundry_(?!core\b)", name)], where(path, node)
+
+
+def test_the_trainer_knows_no_architecture_and_no_objective_by_name() -> None:
+    path = CORE / "trainer.py"
+    names = re.compile(r"\b(gpt2|bert|lstm|gru|rnn|causal_lm|masked_lm)\b", re.IGNORECASE)
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not names.search(node.value), where(path, node)
+        if isinstance(node, ast.Name | ast.Attribute):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            assert not names.search(name.replace("_LM", "_lm")), where(path, node)
+
+
+def dotted(node: ast.AST) -> str:
+    """`os.replace` for that expression; only the attribute where what precedes it is no plain name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}".lstrip(".")
+    return ""
+
+
+def opening_mode(call: ast.Call) -> str:
+    """The mode of an `open(path, mode)` or `path.open(mode)`."""
+    position = 1 if isinstance(call.func, ast.Name) or dotted(call.func) in ("io.open", "gzip.open") else 0
+    given = [keyword.value for keyword in call.keywords if keyword.arg == "mode"] or call.args[position : position + 1]
+    return given[0].value if given and isinstance(given[0], ast.Constant) and isinstance(given[0].value, str) else "r"
+
+
+WRITING_CALLS = re.compile(
+    r"(.*\.)?(write_text|write_bytes|symlink_to|hardlink_to|touch|to_file|savefig|save_file|save_pretrained)"
+    r"|os\.(rename|renames|replace|link|symlink|truncate|mkfifo|fdopen)"
+    r"|shutil\.(move|copy|copy2|copyfile|copyfileobj|copytree|make_archive)"
+    r"|(torch|np|numpy|safetensors\.torch|json|pickle)\.(save|savez|savez_compressed|save_file|dump)"
+    r"|tempfile\.(mkstemp|NamedTemporaryFile)"
+)
+
+WRITES_BY_ITSELF = {
+    ("cli.common", "open('x')"): "the answer of a verb, which must not replace a file: `storage` always replaces",
+    ("quickstart", "savefig"): "into memory; `storage` writes the picture",
+    ("tokenizer_training", "NamedTemporaryFile"): "scratch for a library that reads a path",
+    ("tokenizers", "save_pretrained"): "into a temporary folder, from which the files are read",
+}
+
+
+def writes(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    for node in ast.walk(parsed(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted(node.func)
+        if name == "open" or name.endswith(".open"):
+            mode = opening_mode(node)
+            if set(mode) & set("wax+"):
+                yield f"open({mode!r})", node
+        elif WRITING_CALLS.fullmatch(name):
+            yield name.rpartition(".")[2], node
+
+
+@pytest.mark.parametrize("path", [p for p in CORE_FILES if p.name != "storage.py"], ids=lambda p: named(p) or "package")
+def test_everything_is_written_through_storage(path: Path) -> None:
+    for call, node in writes(path):
+        assert (named(path), call) in WRITES_BY_ITSELF, f"{where(path, node)}: {call} goes past foundry_core.storage"
+
+
+def test_what_writes_by_itself_is_still_there_and_nothing_else_is_let_through() -> None:
+    found = {(named(path), call) for path in CORE_FILES for call, _ in writes(path)}
+    assert found - {each for each in found if each[0] == "storage"} == set(WRITES_BY_ITSELF)
+    assert ("storage", "open('wb')") in found
+
+
+@pytest.mark.parametrize("path", [*CORE_FILES, *PLUGIN_FILES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_that_is_read_can_run(path: Path) -> None:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert not {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"} & set(modules), where(
+                path, node
+            )
+        elif isinstance(node, ast.Call):
+            name = dotted(node.func)
+            assert name not in ("eval", "exec", "compile", "__import__", "torch.load"), where(path, node)
+            assert not re.fullmatch(r"yaml\.(load|load_all|full_load|unsafe_load)", name), where(path, node)
+        elif isinstance(node, ast.keyword):
+            risky = node.arg in ("allow_pickle", "trust_remote_code")
+            assert not (risky and ast.unparse(node.value) != "False"), where(path, node)
+
+
+def test_modules_are_imported_by_name_only_where_the_name_is_the_codes_or_a_packages() -> None:
+    importing = {
+        named(path)
+        for path in CORE_FILES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in ("import_module", "exec_module")
+    }
+    assert importing == {"", "plugins", "cli"}
+
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(foundry_core.__all__) == foundry_core.__all__
+    assert all(getattr(foundry_core, name) is not None for name in foundry_core.__all__)
+    assert dir(foundry_core) == foundry_core.__all__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = foundry_core.nothing
+
+
+def test_public_names_are_those_a_type_checker_sees() -> None:
+    tree = parsed(CORE / "__init__.py")
+    block = next(node for node in tree.body if only_for_types(node))
+    seen = {
+        (alias.name, node.module)
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {(name, f"foundry_core.{home}") for name, home in foundry_core._HOME.items()}
+    assert {name for name, _ in seen} | {"__version__"} == set(foundry_core.__all__)
+
+
+def shape(value: Any) -> list[str]:
+    """What a user of a public name relies on: parameters, fields, public methods."""
+    if not inspect.isclass(value):
+        return [parameters(value)] if inspect.isfunction(value) else [type(value).__name__]
+    if dataclasses.is_dataclass(value):
+        return [parameters(value)]
+    if hasattr(value, "model_fields"):
+        return [", ".join(value.model_fields)]
+    own = [each for each in value.__mro__ if each.__module__.startswith("foundry_core")]
+    members = {name: member for each in reversed(own) for name, member in vars(each).items()}
+    lines = [parameters(value)] if "__init__" in members else []
+    for name, member in sorted(members.items()):
+        if name.startswith("_"):
+            continue
+        function = getattr(member, "__func__", member)
+        lines.append(name + parameters(function) if inspect.isfunction(function) else name)
+    return lines
+
+
+def parameters(function: Any) -> str:
+    """Names, kinds and defaults' presence; not the annotations, which may be said more precisely any time."""
+    shown = []
+    for parameter in inspect.signature(function).parameters.values():
+        default = "" if parameter.default is parameter.empty else "=..."
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(each.startswith("*") for each in shown):
+            shown.append("*")
+        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        shown.append(f"{star}{parameter.name}{default}")
+    return f"({', '.join(shown)})"
+
+
+def public_api() -> str:
+    lines = [f"plugin API {PLUGIN_API_VERSION}"]
+    for name in foundry_core.__all__:
+        for line in (name, *(f"    {line}" for line in shape(getattr(foundry_core, name)))):
+            lines += textwrap.wrap(line, 110, initial_indent="", subsequent_indent=" " * 8, break_long_words=False)
+    hooks = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("foundry_")}
+    lines += [f"{name}{parameters(hook)}" for name, hook in sorted(hooks.items())]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_public_api_changes_only_on_purpose() -> None:
+    """A difference here is a decision: change the text below with it, and the version where plugins would break."""
+    assert public_api() == PUBLIC_API
+
+
+PUBLIC_API = """\
+plugin API 1
+Architecture
+    (name, summary, config_class, model_class, capabilities=..., default_tokenizer=..., examples=...,
+        plugin_api_version=...)
+BaseLanguageModel
+    (config, context)
+    forward(self, input_ids, attention_mask=..., labels=..., **kwargs)
+    from_config(cls, config, context, **kwargs)
+    from_pretrained(cls, folder)
+    generate(self, input_ids=..., **kwargs)
+    get_input_embeddings(self)
+    get_memory_footprint(self)
+    get_parameter_count(self)
+    gradient_checkpointing_enable(self)
+    model_type
+    note_vocabulary_size(self, size)
+    output(self, hidden_BTD, head, labels=..., *, attention_mask=..., reduction=..., return_logits=...,
+        hidden_states=..., attentions=..., state=...)
+    resize_token_embeddings(self, new_num_tokens)
+    save_pretrained(self, folder)
+    supports_generation
+    to_transformers(self)
+BuildContext
+    (vocab_size, max_sequence_length, objective, pad_token_id=..., bos_token_id=..., eos_token_id=...,
+        unk_token_id=..., mask_token_id=..., cls_token_id=..., sep_token_id=...)
+Capabilities
+    (objectives=..., generation=..., carried_state=..., padding_sides=..., gradient_checkpointing=...,
+        longest_sequence=...)
+CausalLMDataCollator
+    (tokenizer, *, pad_to_multiple_of=..., max_length=..., mlm=...)
+ConfigSection
+EvaluationReport
+    (step, loss, perplexity, bits_per_byte, tokens)
+ExperimentConfig
+    experiment_name, random_seed, data, tokenizer, model, training, logging, seeds, plugins
+FoundryError
+    exit_code
+MaskedLMDataCollator
+    (tokenizer, *, mlm_probability=..., pad_to_multiple_of=..., max_length=..., seed=..., mlm=...)
+ModelConfig
+    architecture
+ModelOutput
+    (loss=..., logits=..., hidden_states=..., attentions=..., state=..., count=..., token_losses=...)
+Objective
+    (name, summary, causal, layout, collator, auto_class, required_tokens=...)
+RunInfo
+    (experiment_name, output_dir, config, total_steps, first_step, facts=..., wandb_run_id=...)
+StepReport
+    (step, total_steps, epoch, loss, learning_rate, grad_norm, tokens_seen, words_seen, tokens_per_second,
+        seconds_left)
+TokenizerFactory
+    train_bpe(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
+    train_character(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
+    train_sentencepiece(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
+    train_word(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
+    train_wordpiece(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
+TransformerConfig
+    layers, embedding_size, hidden_size, intermediate_hidden_size, attention_heads, activation_function,
+        dropout, attention_dropout
+WrappedLanguageModel
+    (config, context, inner)
+    forward(self, input_ids, attention_mask=..., labels=..., state=..., use_cache=..., **kwargs)
+    from_config(cls, config, context, **kwargs)
+    from_pretrained(cls, folder)
+    generate(self, input_ids=..., **kwargs)
+    get_input_embeddings(self)
+    get_memory_footprint(self)
+    get_parameter_count(self)
+    gradient_checkpointing_enable(self)
+    head(self, hidden)
+    model_type
+    note_vocabulary_size(self, size)
+    output(self, hidden_BTD, head, labels=..., *, attention_mask=..., reduction=..., return_logits=...,
+        hidden_states=..., attentions=..., state=...)
+    resize_token_embeddings(self, new_num_tokens)
+    save_pretrained(self, folder)
+    supports_generation
+    to_transformers(self)
+__version__
+    str
+create_model
+    (config, tokenizer=..., **kwargs)
+create_model_from_config
+    (config, tokenizer=..., **kwargs)
+exposed_by_plugin
+    (*architectures)
+get_data_collator
+    (config, tokenizer)
+hookimpl
+    HookimplMarker
+load_config
+    (source, overrides=...)
+register_architecture
+    (name, *, config, summary=..., capabilities=..., default_tokenizer=...)
+run
+    (config, *, resume=..., allowed_changes=..., extra_observers=..., quiet=...)
+train_tokenizer_from_config
+    (config, *, force=...)
+foundry_checkpoint_saved(step, folder)
+foundry_evaluated(report)
+foundry_objectives()
+foundry_run_ended(step)
+foundry_run_started(run)
+foundry_step_ended(report)
+"""
