@@ -1,11 +1,11 @@
-# run, test, lint, bench; each makes .venv first when it is missing or older than the package metadata.
+# run, test, test-slow, lint, bench; each makes .venv first when it is missing or older than the package metadata.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := plugins/foundry-gpt2 plugins/foundry-bert plugins/foundry-rnn
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint bench setup clean
+.PHONY: run test test-slow lint bench setup clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,10 @@ run: $(STAMP)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Real text, the whole quickstart, torch.compile: about ten minutes.
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations=0
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

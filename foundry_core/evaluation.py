@@ -21,6 +21,7 @@ from foundry_core.collators import Collator, get_data_collator
 from foundry_core.corpus import Corpus
 from foundry_core.dataset import Batches, Rows, SampleOrder, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, UsageError
+from foundry_core.export import undisturbed_random_state
 from foundry_core.hookspecs import EvaluationReport
 from foundry_core.model import IGNORED, BaseLanguageModel
 from foundry_core.prepare import cut_rows
@@ -240,7 +241,7 @@ def continuations(
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
     )
-    with _evaluating(model), torch.random.fork_rng(devices=[]):
+    with _evaluating(model), undisturbed_random_state():
         torch.manual_seed(seed)
         output = model.generate(
             ids,

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
@@ -40,6 +42,13 @@ WEIGHTS = "model.safetensors"
 _MODULE = "modeling_foundry"
 
 
+@contextmanager
+def undisturbed_random_state() -> Iterator[None]:
+    """Whatever is seeded or drawn inside, the process's generators, the GPUs' included, are left as they were."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+
+
 def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
     """What config.json carries under `foundry`: enough to build the model again, as plain data."""
     facts = asdict(context)
@@ -61,7 +70,7 @@ def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
         context = BuildContext(**{**description["context"], "objective": config.objective})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the foundry part of config.json is damaged: its context {error}") from error
-    with torch.random.fork_rng(devices=[]):
+    with undisturbed_random_state():
         return build(config, context)
 
 

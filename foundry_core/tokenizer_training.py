@@ -1,17 +1,9 @@
 """What each of the five kinds of tokenizer is, and how it is trained, in memory that does not grow with the corpus.
 
-A trainer needs to know which parts of words occur and how often, not the text. One streaming pass counts the distinct
-parts, cut where no token of that kind reaches across: at white space for all of them, and for the subword kinds also at
-punctuation. The trainer is given parts and counts, which for bpe and wordpiece makes exactly what the text would.
-
-Two bounds, in characters, keep a corpus of any size and text without white space in less than a gigabyte. A distinct
-part costs `_ENTRY` characters more than it has.
-
-* `_COUNTED`: when the counts grow beyond it, the rarest parts are dropped until half is free. A part seen again later
-  starts at zero. For words of 8 letters it holds a million of them.
-* `_HANDED`: of what was counted, the trainer of a subword kind gets as many of the most frequent parts as that holds.
-
-Among parts equally frequent a checksum decides: a fair sample of the whole corpus, the same on every run.
+A trainer is given what `text_counts` finds: the parts of words and how often they occur, cut where no token of that
+kind reaches across. Of what was counted, the trainer of a subword kind gets as many of the most frequent parts as
+`_HANDED` holds. With the bounds of `text_counts` that keeps a corpus of any size in less than a gigabyte:
+206 MB of text took 22 to 107 s and at most 590 MB. `tokenizers` has the figures for each kind.
 """
 
 from __future__ import annotations
@@ -19,35 +11,27 @@ from __future__ import annotations
 import io
 import re
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from foundry_core.errors import TokenizerError, did_you_mean
+from foundry_core.text_counts import SPACE, UNIT, blocks, by_frequency, character_counts, count, most_frequent, seeds
 
 Documents = Callable[[], Iterable[str]]
 
 SPECIAL_TOKEN_ROLES = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
 SENTENCEPIECE_FILE = "sentencepiece.model"
-SPACE = "▁"  # how sentencepiece writes a space
 
 _ALPHABET_LIMIT = 1000  # characters that wordpiece keeps; the limit that `tokenizers` itself has
 _TRAINING_PIECE = 4000  # characters; longer text without white space is cut for training only
-_BATCH = 1 << 21  # characters that are counted before they are cut further
-_COUNTED = 24 << 20
-_HANDED = 6 << 20
-_ENTRY = 16
+_HANDED = 6 << 20  # characters of parts, as `most_frequent` counts them, that a subword trainer gets
 _SEEDS = 200_000  # strings that sentencepiece may make pieces of
 _LONGEST = 16  # characters of a piece of sentencepiece
-_NEWLINE = 10
 
-_CUT = re.compile(r"(?<=\S)(?=[ \n])")
-UNIT = re.compile(r"\s*\S+(?:[^\S \n]\s*\S*)*|\s+")  # what lies between two such cuts; the matches spell the text
 _WORD = re.compile(r"[^ \n]+")
 # sentencepiece marks a tab and U+2585 itself: no piece holds either, and a line with U+2585 would be dropped whole.
 _SENTENCE_PART = re.compile(" [^ \n\t\u2585]*|[^ \n\t\u2585]+")
@@ -113,72 +97,6 @@ class _Order:
                 yield text
 
 
-def blocks(text: str, size: int) -> Iterator[str]:
-    """Cuts a text before a space or newline that follows a non-space, into blocks of about `size` characters."""
-    start = 0
-    while len(text) - start > size:
-        cut = _CUT.search(text, start + size)
-        if cut is None:
-            break
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
-
-
-def _count(batches: Iterable[Mapping[str, int]], cut: Callable[[str], Iterable[str]]) -> dict[str, int]:
-    """How often each part occurs in batches of counted text, which `cut` cuts; the rarest are dropped to stay bounded.
-
-    In the order of first appearance.
-    """
-    counts: dict[str, int] = {}
-    held = 0
-    for batch in batches:
-        for text, times in batch.items():
-            for part in cut(text):
-                if part in counts:
-                    counts[part] += times
-                else:
-                    counts[part] = times
-                    held += len(part) + _ENTRY
-        if held > _COUNTED:
-            counts = _most_frequent(counts, _COUNTED // 2)
-            held = sum(map(len, counts)) + _ENTRY * len(counts)
-    return counts
-
-
-def _most_frequent(counts: dict[str, int], room: int) -> dict[str, int]:
-    """As many of the most frequent parts as there is room for; among equals those with the lowest checksum."""
-    sizes: Counter[int] = Counter()
-    for part, times in counts.items():
-        sizes[times] += len(part) + _ENTRY
-    for least in sorted(sizes, reverse=True):
-        if sizes[least] > room:
-            break
-        room -= sizes[least]
-    else:
-        return counts
-    equals = [part for part, times in counts.items() if times == least]
-    equals.sort(key=lambda part: zlib.crc32(part.encode()))
-    kept = 0
-    while kept < len(equals) and (room := room - len(equals[kept]) - _ENTRY) >= 0:
-        kept += 1
-    chosen = set(equals[:kept])
-    return {part: times for part, times in counts.items() if times > least or part in chosen}
-
-
-def _batches(texts: Iterable[str], parts: Callable[[str], Iterable[str]]) -> Iterator[Counter[str]]:
-    """The parts of the texts, counted for a few megabytes at a time."""
-    batch: Counter[str] = Counter()
-    size = 0
-    for text in texts:
-        batch.update(parts(text))
-        size += len(text)
-        if size >= _BATCH:
-            yield batch
-            batch, size = Counter(), 0
-    yield batch
-
-
 def _train(backend: Tokenizer, trainer: trainers.Trainer, counts: Mapping[str, int]) -> None:
     """Trains on words, none with white space inside: the trainer counts for itself, so each comes as often as it is."""
 
@@ -213,10 +131,8 @@ def _build_bpe(order: _Order) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, show_progress=False)
     splitter = backend.pre_tokenizer
-    counts = _count(
-        _batches(order.texts(), UNIT.findall), lambda text: [part for part, _ in splitter.pre_tokenize_str(text)]
-    )
-    _train(backend, trainer, _most_frequent(counts, _HANDED))
+    counts = count(order.texts(), UNIT.findall, lambda text: [part for part, _ in splitter.pre_tokenize_str(text)])
+    _train(backend, trainer, most_frequent(counts, _HANDED))
     return _with_special_tokens(order, backend)
 
 
@@ -229,16 +145,17 @@ def _build_wordpiece(order: _Order) -> Tokenizer:
         raise TokenizerError(
             f"unk_token {unknown!r} of a wordpiece tokenizer is spelt like a word of the text: write it as '[UNK]'"
         )
-    counts = _count(
-        _batches(order.texts(), _WORD.findall),
+    counts = count(
+        order.texts(),
+        _WORD.findall,
         lambda text: [part for part, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))],
     )
-    counts = _most_frequent(counts, _HANDED)
+    counts = most_frequent(counts, _HANDED)
     characters: Counter[str] = Counter()
     for word, times in counts.items():
         for character in word:
             characters[character] += times
-    kept = _by_frequency(characters)[:_ALPHABET_LIMIT]
+    kept = by_frequency(characters)[:_ALPHABET_LIMIT]
     # The trainer numbers "##a" in the order of a hash table, which differs from run to run and decides ties. Given
     # in sorted order, they are the same every time.
     continued = sorted(f"##{character}" for character in {c for word in counts for c in word[1:]}.intersection(kept))
@@ -265,7 +182,7 @@ def _build_wordpiece(order: _Order) -> Tokenizer:
 def _build_character(order: _Order) -> Tokenizer:
     """One token for each character of the corpus, the most frequent ones if there are more than fit."""
     unknown = order.unknown()
-    backend = _word_level(order, _character_counts(order), [unknown])
+    backend = _word_level(order, character_counts(order.documents()), [unknown])
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.decoder = decoders.Fuse()
     return _with_special_tokens(order, backend, unknown)
@@ -280,7 +197,7 @@ def _build_word(order: _Order) -> Tokenizer:
     unknown = order.unknown()
     separator = order.roles["eos_token" if "eos_token" in order.roles else "sep_token"]
     texts = (block for document in order.documents() for block in blocks(document, 1 << 16))
-    counts = _count(_batches(texts, str.split), lambda word: (word,))
+    counts = count(texts, str.split, lambda word: (word,))
     for name in order.names:
         counts.pop(name, None)
     backend = _word_level(order, counts, [unknown, separator])
@@ -337,19 +254,19 @@ def _sentencepiece_model(order: _Order, unknown: str) -> bytes:
                 yield lead + piece
                 lead = ""
 
-    counts = _count(_batches(texts(), _SENTENCE_PART.findall), _SCRIPT_CHANGE.split)
-    counts = _most_frequent(counts, _HANDED)
+    counts = count(texts(), _SENTENCE_PART.findall, _SCRIPT_CHANGE.split)
+    counts = most_frequent(counts, _HANDED)
 
     appended = order.size() - order.room(unknown)
     model = io.BytesIO()
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", suffix=".tsv") as seeds:
-            seeds.writelines(_seeds(counts))
-            seeds.flush()
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", suffix=".tsv") as scratch:
+            scratch.writelines(seeds(counts, _LONGEST, _SEEDS))
+            scratch.flush()
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=(f"{part}\t{times}" for part, times in counts.items()),
                 input_format="tsv",
-                seed_sentencepieces_file=seeds.name,
+                seed_sentencepieces_file=scratch.name,
                 seed_sentencepiece_size=_SEEDS,
                 model_writer=model,
                 model_type="unigram",
@@ -379,43 +296,7 @@ def _sentencepiece_model(order: _Order, unknown: str) -> bytes:
                 f"the largest that works is {int(found[1]) + appended}"
             ) from None
         raise TokenizerError(f"sentencepiece cannot train on this corpus: {error}") from error
-    return _without_path(model.getvalue(), seeds.name.encode())
-
-
-def _seeds(counts: Mapping[str, int]) -> Iterator[str]:
-    """Lines with the strings that may become pieces and how often they occur.
-
-    `sentencepiece` would search the whole text for them. They are the strings that occur more than once and are not
-    always followed by the same character; single characters need no line.
-    """
-    text = "".join(f"{part}\n" for part in counts).replace(" ", SPACE)
-    codes = np.frombuffer(text.encode("utf-32-le"), np.int32)
-    lengths = np.fromiter((len(part) + 1 for part in counts), np.int64, len(counts))
-    times = np.repeat(np.fromiter(counts.values(), np.int64, len(counts)), lengths)
-    group = codes.copy()  # which string of the present length starts at a place
-    starts = np.flatnonzero(codes != _NEWLINE)
-    begin, total = starts[:0], starts[:0]
-    found: list[np.ndarray] = []
-    for length in range(2, _LONGEST + 2):
-        starts = starts[codes[starts + length - 1] != _NEWLINE]
-        keys = group[starts].astype(np.int64) << 21 | codes[starts + length - 1]
-        order = np.argsort(keys, kind="stable")
-        keys, starts = keys[order], starts[order]
-        first = np.flatnonzero(np.diff(keys, prepend=-1))
-        sizes = np.diff(first, append=len(keys))
-        longer = np.add.reduceat(times[starts], first)
-        if length > 2:
-            followed = np.zeros_like(total)
-            np.maximum.at(followed, keys[first] >> 21, longer)
-            kept = total > followed
-            found.append(np.stack([begin[kept], np.full(kept.sum(), length - 1), total[kept]]))
-        often = longer > 1
-        group[starts] = np.repeat(np.cumsum(often) - 1, sizes)
-        begin, total = starts[first[often]], longer[often]
-        starts = starts[np.repeat(often, sizes)]
-    place, length_of, total = np.concatenate(found, axis=1)
-    for i in np.argsort(-total * length_of, kind="stable")[:_SEEDS]:
-        yield f"{text[place[i] : place[i] + length_of[i]]}\t{total[i]}\n"
+    return _without_path(model.getvalue(), scratch.name.encode())
 
 
 def _without_path(model: bytes, path: bytes) -> bytes:
@@ -444,19 +325,6 @@ def _varint(number: int) -> bytes:
     return bytes([low]) if number < 128 else bytes([low | 128]) + _varint(number >> 7)
 
 
-def _character_counts(order: _Order) -> Counter[str]:
-    """How often each character of the corpus occurs."""
-    counts: Counter[str] = Counter()
-    for document in order.documents():
-        counts.update(document)
-    return counts
-
-
-def _by_frequency(counts: Mapping[str, int]) -> list[str]:
-    """The most frequent first, equal counts in the order of their code points."""
-    return sorted(sorted(counts), key=counts.__getitem__, reverse=True)
-
-
 def _word_level(order: _Order, counts: Mapping[str, int], first: Sequence[str]) -> Tokenizer:
     """A model that looks tokens up: `first`, then as many of the most frequent as there is room for."""
     for name in order.names:
@@ -466,7 +334,7 @@ def _word_level(order: _Order, counts: Mapping[str, int], first: Sequence[str]) 
     if order.vocab_size is not None and order.vocab_size <= reserved:
         raise order.too_small(reserved + 1)
     room = None if order.vocab_size is None else order.vocab_size - reserved
-    tokens = dict.fromkeys([*first, *_by_frequency(counts)[:room]])
+    tokens = dict.fromkeys([*first, *by_frequency(counts)[:room]])
     return Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=first[0]))
 
 

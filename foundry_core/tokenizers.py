@@ -7,7 +7,7 @@ Costs, measured on two shared cores with 8000 tokens. On 3 MB of English (MASC),
 3.4 s (sentencepiece), 1.3 s (wordpiece, bpe) or 0.2 s; encoding runs at 3 to 4 MB/s in a first pass and at 5 to 8 when
 all words have been seen, because each distinct word is encoded once and looked up afterwards. On 206 MB of generated
 text with more distinct words than are kept, training takes at most 107 s and 375 MB (sentencepiece), 93 s and
-590 MB (bpe) or 22 s and 230 MB (word); more text takes more time, not more memory: see `tokenizer_training`.
+590 MB (bpe) or 22 s and 230 MB (word); more text takes more time, not more memory: see `text_counts`.
 
 Three rules hold for every kind:
 
@@ -34,14 +34,12 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.corpus import Corpus, DocumentUnit
 from foundry_core.errors import TokenizerError, did_you_mean
 from foundry_core.storage import InPlaceFolder
+from foundry_core.text_counts import SPACE, UNIT, blocks
 from foundry_core.tokenizer_training import (
     KINDS,
     SENTENCEPIECE_FILE,
-    SPACE,
     SPECIAL_TOKEN_ROLES,
-    UNIT,
     Documents,
-    blocks,
     check_kind,
     train_backend,
 )

@@ -30,8 +30,8 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 
 LAYERS = """
 errors
-objective storage yaml_source streams workers tokenizer_training
-architecture
+objective storage yaml_source streams workers text_counts
+architecture tokenizer_training
 hookspecs
 plugins
 config

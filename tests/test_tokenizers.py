@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from foundry_core import tokenizer_training
+from foundry_core import text_counts
 from foundry_core.errors import TokenizerError
 from foundry_core.tokenizers import (
     SENTENCEPIECE_FILE,
@@ -551,29 +551,30 @@ def test_frequent_words_get_the_tokens_whichever_comes_first(kind):
 
 
 def test_counts_stay_bounded_and_keep_what_is_frequent(monkeypatch):
-    monkeypatch.setattr(tokenizer_training, "_COUNTED", 3000)
+    monkeypatch.setattr(text_counts, "_COUNTED", 3000)
+    monkeypatch.setattr(text_counts, "_BATCH", 1)
     rare = iter(f"{number:05}" for number in range(5000))
-    batches = ({"often": 3} | {next(rare): 1 for _ in range(20)} for _ in range(200))
-    counts = tokenizer_training._count(batches, lambda word: (word,))
+    texts = (" ".join(["often"] * 3 + [next(rare) for _ in range(20)]) for _ in range(200))
+    counts = text_counts.count(texts, str.split, lambda word: (word,))
     assert counts["often"] == 600
-    assert 3000 / 2 / (5 + tokenizer_training._ENTRY) - 2 < len(counts) < 3000 / (5 + tokenizer_training._ENTRY)
+    assert 3000 / 2 / (5 + text_counts._ENTRY) - 2 < len(counts) < 3000 / (5 + text_counts._ENTRY)
     assert min(counts) < "01000" < "03000" < max(counts)  # a sample of all of them, not the first or last ones
 
 
 def test_the_most_frequent_are_chosen_exactly_up_to_the_room():
     counts = {"rare": 1, "often": 9, "some": 3, "sums": 3}
-    entry = tokenizer_training._ENTRY
-    assert tokenizer_training._most_frequent(counts, 17 + 4 * entry) == counts
-    assert list(tokenizer_training._most_frequent(counts, 13 + 3 * entry)) == ["often", "some", "sums"]
-    assert len(tokenizer_training._most_frequent(counts, 12 + 3 * entry)) == 2
-    assert list(tokenizer_training._most_frequent(counts, 5 + entry)) == ["often"]
+    entry = text_counts._ENTRY
+    assert text_counts.most_frequent(counts, 17 + 4 * entry) == counts
+    assert list(text_counts.most_frequent(counts, 13 + 3 * entry)) == ["often", "some", "sums"]
+    assert len(text_counts.most_frequent(counts, 12 + 3 * entry)) == 2
+    assert list(text_counts.most_frequent(counts, 5 + entry)) == ["often"]
 
 
 _BOUNDED = """
 import random, sys
-from foundry_core import tokenizer_training
+from foundry_core import text_counts, tokenizer_training
 from foundry_core.tokenizers import default_special_tokens, tokenizer_digest, train_tokenizer
-tokenizer_training._COUNTED, tokenizer_training._HANDED, tokenizer_training._BATCH = 20000, 10000, 1000
+text_counts._COUNTED, tokenizer_training._HANDED, text_counts._BATCH = 20000, 10000, 1000
 rng = random.Random(3)
 documents = [" ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(20)) + " the cat" for _ in range(300)]
 for kind in ("sentencepiece", "wordpiece", "bpe", "word"):
@@ -594,7 +595,8 @@ def test_a_corpus_beyond_the_bounds_gives_the_same_tokenizer_in_another_process(
 
 
 def test_the_seeds_are_the_repeated_strings_with_their_frequencies():
-    seeds = dict(line.rstrip("\n").split("\t") for line in tokenizer_training._seeds({" the": 5, " then": 2, "xy": 1}))
+    lines = text_counts.seeds({" the": 5, " then": 2, "xy": 1}, 16, 200)
+    seeds = dict(line.rstrip("\n").split("\t") for line in lines)
     assert seeds == {"▁the": "7", "the": "7", "he": "7", "▁then": "2", "then": "2", "hen": "2", "en": "2"}
 
 

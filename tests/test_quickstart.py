@@ -1,0 +1,51 @@
+"""`foundry quickstart`: what it leaves behind, and the figures it promises."""
+
+import json
+
+import pytest
+import torch
+
+from foundry_core import load_config, run
+from foundry_core.cli import main
+from foundry_core.errors import UsageError
+from foundry_core.quickstart import quickstart
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_it_leaves_a_table_a_picture_and_yamls_that_train_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    results = quickstart("qs", share=0.01)
+    table = capsys.readouterr().out
+    for name, figures in results.items():
+        line = next(line for line in table.splitlines() if line.startswith(name))
+        assert f"{figures['test_loss']:.3f}" in line
+    assert set(results) == {"gpt2", "bert", "lstm"}
+    assert (tmp_path / "qs" / "curves.png").stat().st_size > 10_000
+    config = load_config("qs/lstm.yaml", ["training.output_dir=again", "training.train_tokens=1k"])
+    assert run(config, quiet=True).step > 0
+
+
+def test_it_can_be_repeated_and_touches_no_other_folder(tmp_path, capsys):
+    quickstart(tmp_path / "qs", share=0.01)
+    quickstart(tmp_path / "qs", share=0.01)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="name another folder"):
+        quickstart(tmp_path / "mine")
+    assert main(["quickstart", str(tmp_path / "mine")]) == 2
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_the_promised_figures_are_reached(tmp_path, record_property):
+    results = quickstart(tmp_path / "qs")
+    record_property("results", json.dumps(results))
+    for name in ("gpt2", "lstm"):
+        assert results[name]["test_loss"] < 1.05 * results[name]["test_floor"]
+    assert all(figures["agreement"][0] > 0.95 for figures in results.values())
