@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from foundry_core.config import TrainingConfig
+from foundry_core.config_sections import TrainingConfig
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.config import ExperimentConfig, load_config
+from foundry_core.config_sections import default_special_tokens
 from foundry_core.corpus import Corpus
 from foundry_core.dataset import Rows, TokenFile, prepare_tokens
 from foundry_core.errors import TokenizerError
 from foundry_core.optim import warmup_steps
 from foundry_core.storage import write_file
-from foundry_core.tokenizers import default_special_tokens, load_tokenizer, save_tokenizer, train_tokenizer
+from foundry_core.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

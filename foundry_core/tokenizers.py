@@ -31,6 +31,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from foundry_core.config_sections import default_special_tokens
 from foundry_core.corpus import Corpus, DocumentUnit
 from foundry_core.errors import TokenizerError, did_you_mean
 from foundry_core.storage import InPlaceFolder
@@ -47,16 +48,6 @@ from foundry_core.tokenizer_training import (
 InputFiles = str | Path | Sequence[str | Path]
 
 _KIND_KEY = "foundry_tokenizer_type"
-
-
-def default_special_tokens(tokenizer_type: str, masked: bool) -> dict[str, str]:
-    """The special tokens of a tokenizer whose configuration names none; `masked` is true for masked_lm."""
-    check_kind(tokenizer_type)
-    if tokenizer_type == "wordpiece":
-        roles = ("cls", "sep", "mask", "unk", "pad")
-        return {f"{role}_token": f"[{role.upper()}]" for role in roles}
-    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    return tokens | ({"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"} if masked else {})
 
 
 def _check(roles: Mapping[str, str]) -> None:

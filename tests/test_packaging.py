@@ -28,8 +28,6 @@ SOURCES = {
 }
 PLUGINS = [name for name in SOURCES if name != "foundry-core"]
 
-pytestmark = pytest.mark.slow
-
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """A command; no environment variable lends Python a module."""

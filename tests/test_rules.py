@@ -31,7 +31,8 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 LAYERS = """
 errors
 objective storage yaml_source streams workers text_counts
-architecture tokenizer_training
+architecture
+config_sections tokenizer_training
 hookspecs
 plugins
 config
@@ -55,7 +56,8 @@ share, lies above the datasets that it makes; `evaluation` lies below `trainer`,
 """
 
 LIGHT_MODULES = (
-    "errors architecture objective hookspecs plugins config storage yaml_source migrate_rules migrate testing cli"
+    "errors architecture objective hookspecs plugins config config_sections storage yaml_source migrate_rules migrate "
+    "testing cli"
 )
 
 
@@ -362,12 +364,12 @@ def shape(value: Any) -> list[str]:
 
 def parameters(function: Any) -> str:
     """Names, kinds and defaults' presence; not the annotations, which may be said more precisely any time."""
-    shown = []
+    shown: list[str] = []
     for parameter in inspect.signature(function).parameters.values():
         default = "" if parameter.default is parameter.empty else "=..."
         if parameter.kind is parameter.KEYWORD_ONLY and not any(each.startswith("*") for each in shown):
             shown.append("*")
-        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        star = "**" if parameter.kind is parameter.VAR_KEYWORD else "*" * (parameter.kind is parameter.VAR_POSITIONAL)
         shown.append(f"{star}{parameter.name}{default}")
     return f"({', '.join(shown)})"
 

@@ -63,7 +63,7 @@ def schema_of(architectures: list[Architecture]) -> dict[str, Any]:
     """The schema of a configuration whose `model:` is one of these architectures."""
     from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
-    from foundry_core import config
+    from foundry_core import config, config_sections
 
     class Generator(GenerateJsonSchema):
         """pydantic's, except that a count may be written as 10M and that keys get no title of their own."""
@@ -71,7 +71,7 @@ def schema_of(architectures: list[Architecture]) -> dict[str, Any]:
         def generate_inner(self, schema: Any) -> JsonSchemaValue:
             # The lower bound of a count is checked after it is read, around it.
             count = schema["schema"] if schema["type"] == "function-after" else schema
-            if count["type"] == "function-before" and count["function"]["function"] is config._count:
+            if count["type"] == "function-before" and count["function"]["function"] is config_sections.count:
                 return {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": COUNT_PATTERN}]}
             return super().generate_inner(schema)
 

@@ -1,0 +1,33 @@
+"""`training.compile`: a setting that does something, and leaves the losses where they were."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from foundry_core import run
+
+pytestmark = pytest.mark.slow
+
+
+def losses(config):
+    lines = (Path(config.training.output_dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bert", "lstm"])
+def test_compiled_training_has_the_losses_of_eager_training(architecture, experiment, tmp_path, one_thread):
+    def trained(name, compiled):
+        training = {"output_dir": str(tmp_path / name), "train_steps": 4, "compile": compiled}
+        config = experiment(architecture, tmp_path, training=training, logging={"log_every_steps": 1})
+        torch._dynamo.reset()
+        before = torch._dynamo.utils.counters["frames"]["ok"]
+        run(config, quiet=True)
+        return losses(config), torch._dynamo.utils.counters["frames"]["ok"] - before
+
+    eager, frames = trained("eager", False)
+    assert frames == 0
+    compiled, frames = trained("compiled", True)
+    assert frames > 0
+    assert compiled == pytest.approx(eager, abs=1e-4)
