@@ -86,7 +86,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         prog="foundry",
         description="Train small language models of any architecture under equal conditions, from one YAML.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Wide,
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"foundry-core {__version__}")
@@ -111,6 +111,15 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
                 "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
             )
     return parser
+
+
+class _Wide(argparse.RawDescriptionHelpFormatter):
+    """Every verb and its line side by side."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=18)
+        # argparse forgets the further indentation of sub-verbs when it measures how far to move the second column.
+        self._action_max_length = 16
 
 
 def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:

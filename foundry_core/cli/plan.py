@@ -110,8 +110,8 @@ def _measured(trainer: Any, resident: int, steps: int) -> dict[str, Any]:
     return {
         "memory_bytes": resident + activations,
         "of_which_activations": activations,
-        "seconds_per_step": round(min(seconds), 4),
-        "seconds": round(min(seconds) * steps, 1),
+        "seconds_per_step": min(seconds),
+        "seconds": min(seconds) * steps,
     }
 
 
@@ -125,4 +125,6 @@ def _shown(name: str, value: Any) -> str:
         return f"{duration(value)} on this machine, evaluations and saving aside"
     if name in ("bytes_of_a_checkpoint", "disk_bytes", "memory_bytes", "of_which_activations"):
         return f"{value / 1e6:,.1f} MB"
+    if name == "seconds_per_step":
+        return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

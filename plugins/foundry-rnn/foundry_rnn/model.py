@@ -36,17 +36,20 @@ class RNNLanguageModel(BaseLanguageModel):
             nn.Linear(width, settings.embedding_size) if tied and width != settings.embedding_size else None
         )
         self.output_layer = nn.Linear(settings.embedding_size if tied else width, context.vocab_size)
+        self._embedding_std = 0.1 if tied else 1.0
         self._initialise()
         if tied:
             self.output_layer.weight = self.embedding.weight
 
     def _initialise(self) -> None:
-        """Small embeddings and outputs, so that the first loss is ln V; forget gates start open.
+        """Small outputs, so that the first loss is ln V; forget gates start open.
 
+        Embeddings have unit variance: with 0.1 the recurrence hears almost nothing of its input at first, and 200 steps
+        on real text went by at the loss of a unigram model. Tied ones are output weights too and must be small.
         The forget bias of 1 follows Jozefowicz, Zaremba and Sutskever (2015). torch adds two bias vectors: one carries
         it, the other is 0. Recurrent weights keep torch's uniform(-1/sqrt(H), 1/sqrt(H)).
         """
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        nn.init.normal_(self.embedding.weight, std=self._embedding_std)
         nn.init.normal_(self.output_layer.weight, std=0.02)
         nn.init.zeros_(self.output_layer.bias)
         if isinstance(self.recurrent, nn.LSTM):
@@ -108,7 +111,7 @@ class RNNLanguageModel(BaseLanguageModel):
         old = self.embedding
         kept = min(old.num_embeddings, new_num_tokens)
         embedding = nn.Embedding(new_num_tokens, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
-        nn.init.normal_(embedding.weight, std=0.1)
+        nn.init.normal_(embedding.weight, std=self._embedding_std)
         output = nn.Linear(
             self.output_layer.in_features, new_num_tokens, device=old.weight.device, dtype=old.weight.dtype
         )
