@@ -77,6 +77,17 @@ class BuildContext:
     cls_token_id: int | None = None
     sep_token_id: int | None = None
 
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        """Token ids for a transformers configuration.
+
+        bos is the token that a document starts with in training: in the causal stream the separator that closed the
+        one before, in framed rows the cls token. A scorer that prepends bos then asks what the model was taught.
+        """
+        separator = self.eos_token_id if self.eos_token_id is not None else self.sep_token_id
+        start = self.cls_token_id if self.objective.layout == "framed" else separator
+        return {"pad_token_id": self.pad_token_id, "bos_token_id": start, "eos_token_id": separator}
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -84,7 +95,8 @@ class Capabilities:
 
     objectives: accepted values of `training.objective`; the first is the default. generation: can produce text when
     the objective is causal. carried_state: `state` can be handed from one call to the next. padding_sides: where a
-    batch may be padded. longest_sequence: in tokens, None when unbounded.
+    batch may be padded. longest_sequence: the most tokens that `data.max_sequence_length` may ask for, None when that
+    is not limited. any_length: reads texts longer than the rows it was trained on.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -93,6 +105,7 @@ class Capabilities:
     padding_sides: tuple[Literal["left", "right"], ...] = ("right",)
     gradient_checkpointing: bool = False
     longest_sequence: int | None = None
+    any_length: bool = False
 
 
 def _default_capabilities(config: Any) -> Capabilities:

@@ -10,7 +10,7 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,11 +22,11 @@ from safetensors.torch import save as to_safetensors
 
 from foundry_core import __version__
 from foundry_core.config import ExperimentConfig
-from foundry_core.errors import CheckpointError
+from foundry_core.errors import CheckpointError, UsageError, did_you_mean
 from foundry_core.export import WEIGHTS, load_weights, read_description, save_model
 from foundry_core.model import BaseLanguageModel
 from foundry_core.objective import Objective
-from foundry_core.storage import publish_folder, read_manifest, remove_folder
+from foundry_core.storage import MANIFEST, publish_folder, read_manifest, remove_folder
 from foundry_core.tokenizers import tokenizer_files
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class TrainState:
     epoch: float = 0.0
     ledger: str = ""
     data: str = ""
-    schedule: dict[str, float] = field(default_factory=dict)
+    precision: str = ""
+    schedule: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
     wandb_run_id: str | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -133,6 +134,14 @@ def _load_optimizer(path: Path, model: BaseLanguageModel, optimizer: torch.optim
             optimizer.state[parameter][kind] = file.get_tensor(key).to(parameter.device, copy=True)
 
 
+def is_ephemeral(folder: Path) -> bool:
+    """Whether a checkpoint was saved for crash safety only; one whose manifest cannot be read is not taken for one."""
+    try:
+        return json.loads((folder / MANIFEST).read_bytes())["ephemeral"] is True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders of a run, oldest step first; nothing is read."""
     found = []
@@ -166,15 +175,18 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     *,
     config: ExperimentConfig,
-    data: str,
+    fresh: TrainState,
     allowed: Iterable[str] = (),
 ) -> TrainState:
     """Put a checkpoint into the model and the optimizer that will train on; returns the position.
 
-    Raises CheckpointError when the configuration or the data differ from those it was trained with, listing what
-    differs; `allowed` names keys that may.
+    fresh: the state that a new run would begin with, for its data and its precision. Raises CheckpointError when the
+    configuration, the data or the precision differ from those it was trained with, listing what differs; `allowed`
+    names keys that may.
     """
+    allowed = tuple(allowed)
     read_manifest(folder)
+    _check_allowed(allowed, config.resolved())
     differences = config_differences(read_description(folder)["experiment"], config.resolved())
     barred = [line for key, line in differences.items() if not _covered(key, (*_FREE, *allowed))]
     if barred:
@@ -184,14 +196,36 @@ def load_checkpoint(
         )
     stored = json.loads((folder / _STATE).read_bytes())
     state = TrainState(**stored["foundry"], log=stored["log_history"])
-    if state.data != data and not _covered("data", allowed):
+    if state.precision != fresh.precision and not _covered("training.precision", allowed):
         raise CheckpointError(
-            f"{folder} was trained on other data: the training corpus or the tokenizer changed since. Put them back, "
-            "or allow it: --allow data"
+            f"{folder} was trained in {state.precision}, here training.precision comes to {fresh.precision}: set it, "
+            "or allow it: --allow training.precision"
         )
+    if state.data != fresh.data and not _covered("data", allowed):
+        raise CheckpointError(
+            f"{folder} was trained on other data: a corpus or the tokenizer changed since. Put them back, or allow it: "
+            "--allow data"
+        )
+    state.data, state.precision = fresh.data, fresh.precision
     load_weights(model, folder / WEIGHTS)
     _load_optimizer(folder / _OPTIMIZER, model, optimizer)
     return state
+
+
+def _check_allowed(allowed: Iterable[str], settings: Mapping[str, Any]) -> None:
+    """A misspelt key would allow nothing, and the refusal that follows would not say why."""
+    known = list(_names(settings))
+    for name in allowed:
+        if name not in known:
+            raise UsageError(f"--allow {name}: there is no such key or section.{did_you_mean(name, known)}")
+
+
+def _names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key and section with its dotted name."""
+    for key, value in settings.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{prefix}{key}.")
 
 
 def _covered(key: str, names: Iterable[str]) -> bool:

@@ -22,7 +22,7 @@ from foundry_core.config_sections import (
     SeedsConfig,
     TokenizerConfig,
     TrainingConfig,
-    default_special_tokens,
+    special_token_problems,
 )
 from foundry_core.errors import ConfigError, PluginError, Problem, did_you_mean
 from foundry_core.objective import Objective
@@ -235,18 +235,13 @@ class _Check:
         for role, token in changes.items():
             if token is None and role in objective.required_tokens:
                 self._add(("tokenizer", "special_tokens", role), f"{objective.name} needs a {role}")
-        defaults = default_special_tokens(tokenizer.tokenizer_type, "mask_token" in objective.required_tokens)
-        tokens: dict[str, str | None] = {**defaults, **changes}
-        ends = {role: token for role in ("eos_token", "sep_token") if (token := tokens.get(role)) is not None}
-        if not ends:
-            self._add(("tokenizer", "special_tokens"), "leave no eos_token and no sep_token: one must end a document")
-        if tokens.get("pad_token") in ends.values():
-            role = next(each for each in ("pad_token", *ends) if each in changes)
-            other = "the token that ends a document" if role == "pad_token" else "the pad_token"
-            self._add(
-                ("tokenizer", "special_tokens", role),
-                f"equals {other}: padding is not learned, so the end of a text never would be",
-            )
+        tokens = tokenizer.tokens_by_role("mask_token" in objective.required_tokens)
+        for concerned, problem in special_token_problems(tokenizer.tokenizer_type, tokens):
+            # Two roles that clash: the one that the file names is the one to change.
+            named = [role for role in changes if concerned and tokens.get(role) == tokens.get(concerned)]
+            place = concerned if concerned in changes else next(iter(named), None)
+            text = f"{concerned} {problem}" if concerned is not None and place != concerned else problem
+            self._add(("tokenizer", "special_tokens", *((place,) if place else ())), text)
 
     def _add(self, key: KeyPath, message: str) -> None:
         line = self.source.line_of(key)

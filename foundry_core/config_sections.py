@@ -6,7 +6,10 @@ A description is what `foundry init` writes as a comment and `foundry schema` sh
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from string import punctuation
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -59,6 +62,12 @@ class TokenizerConfig(ConfigSection):
         None, description="changes to the default special tokens, by role"
     )
 
+    def tokens_by_role(self, masked: bool) -> dict[str, str]:
+        """The special tokens there will be; `masked`: the objective hides tokens."""
+        changes: dict[str, str | None] = {str(role): token for role, token in (self.special_tokens or {}).items()}
+        merged = {**default_special_tokens(self.tokenizer_type, masked), **changes}
+        return {role: token for role, token in merged.items() if token is not None}
+
 
 class Milestones(ConfigSection):
     words: Annotated[tuple[Count, ...], Field(strict=False)] = Field(
@@ -71,7 +80,7 @@ class Milestones(ConfigSection):
 
 class CheckpointConfig(ConfigSection):
     every_steps: int | None = Field(None, ge=1, description="save every so many optimizer steps")
-    log_base: float | None = Field(None, gt=1, description="save at steps 1, b, b^2, b^3, ...")
+    log_base: float | None = Field(None, ge=1.01, description="save at steps 1, b, b^2, b^3, ...")
     steps: Annotated[tuple[int, ...], Field(strict=False)] = Field((), description="save at these steps")
     milestones: Milestones = Field(Milestones(), description="save when so many words or tokens were seen")
     keep: int | None = Field(
@@ -171,3 +180,41 @@ def default_special_tokens(tokenizer_type: str, masked: bool) -> dict[str, str]:
         return {f"{role}_token": f"[{role.upper()}]" for role in ("cls", "sep", "mask", "unk", "pad")}
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     return tokens | ({"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"} if masked else {})
+
+
+def special_token_problems(tokenizer_type: str, roles: Mapping[str, str]) -> Iterator[tuple[str | None, str]]:
+    """What makes special tokens unusable: the role it concerns, None for all of them, and the reason."""
+    for role, name in roles.items():
+        if not name or re.search("[\\s:$\u2581]", name):
+            yield (
+                role,
+                f"{name!r} cannot be a special token: it must not be empty and must not hold white space, ':', '$' or "
+                "'\u2581'",
+            )
+    ends = [role for role in ("eos_token", "sep_token") if role in roles]
+    if not ends:
+        yield None, "a tokenizer needs an eos_token or a sep_token, which ends a document: add one of them"
+    pad, mask, unknown = roles.get("pad_token"), roles.get("mask_token"), roles.get("unk_token")
+    for role in ends:
+        if pad is not None and pad == roles[role]:
+            yield (
+                "pad_token",
+                f"equals the {role} {pad!r}: padding is not learned, so the end of a text would never be learned; give "
+                "padding a token of its own, such as '<pad>'",
+            )
+    if mask is not None and list(roles.values()).count(mask) > 1:
+        yield "mask_token", f"{mask!r} has a second role: give masking a token of its own, such as '<mask>'"
+    if unknown is None and tokenizer_type in ("wordpiece", "character", "word"):
+        yield "unk_token", f"a {tokenizer_type} tokenizer needs an unk_token"
+    if unknown is not None and tokenizer_type == "sentencepiece" and len(unknown) < 2:
+        yield "unk_token", f"{unknown!r} of a sentencepiece tokenizer is one character: write it as '<unk>'"
+    if unknown is not None and tokenizer_type == "wordpiece" and not _splits(unknown):
+        yield (
+            "unk_token",
+            f"{unknown!r} of a wordpiece tokenizer is spelt like a word of the text: write it as '[UNK]'",
+        )
+
+
+def _splits(name: str) -> bool:
+    """Whether wordpiece, which cuts at punctuation, never sees this as one word."""
+    return len(name) > 1 and any(c in punctuation or unicodedata.category(c).startswith("P") for c in name)

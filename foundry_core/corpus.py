@@ -136,13 +136,21 @@ class Corpus:
         Names and places are left out: a corpus that was moved or compressed is the same corpus.
         """
         total = hashlib.sha256(f"foundry corpus 1\n{self.unit}\n".encode())
+        for path, content in zip(self.files, self.file_digests, strict=True):
+            # A digest for each file has a fixed length, so that no text can pretend to be a boundary between files.
+            total.update(f"{_kind(path)} {content}\n".encode())
+        return total.hexdigest()
+
+    @cached_property
+    def file_digests(self) -> tuple[str, ...]:
+        """sha256 (hex) of each file's content after decompression, in order."""
+        digests = []
         for path, stamp in zip(self.files, self.stamps, strict=True):
             content = hashlib.sha256()
             for block in _blocks(path, stamp):
                 content.update(block)
-            # A digest for each file has a fixed length, so that no text can pretend to be a boundary between files.
-            total.update(f"{_kind(path)} {content.hexdigest()}\n".encode())
-        return total.hexdigest()
+            digests.append(content.hexdigest())
+        return tuple(digests)
 
     def documents(self, account: ByteAccount | None = None) -> Iterator[str]:
         """Every document in order; adds to `account`, which is complete when the iterator is exhausted.

@@ -79,7 +79,9 @@ def evaluate(
             output = model(**to_device(batch, device), reduction="sum", return_logits=False)
             total += float(output.loss)
             count += int(output.count)
-    loss = total / max(count, 1)
+    if not count:
+        raise DataError("the test corpus gives nothing to predict: every token of it is special")
+    loss = total / count
     causal = model.context.objective.causal
     return EvaluationReport(
         step=step,
@@ -216,6 +218,24 @@ def evaluate_corpus(
         return evaluate(model, tokens, rows, collate, batch_size=batch_size or config.data.batch_size)
 
 
+def prompt_warnings(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int
+) -> Iterator[str]:
+    """What `continuations` will do otherwise than its caller may think: a line for each."""
+    ids = _ids(tokenizer, prompt)
+    unknown = ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
+    if unknown:
+        yield f"the tokenizer does not know {unknown} of the {len(ids)} tokens of the prompt"
+    room = _room(model, 1 + len(ids))
+    if 0 < room < tokens:
+        yield f"at most {room} tokens are added: the model was trained on {model.context.max_sequence_length}"
+
+
+def _room(model: BaseLanguageModel, tokens: int) -> float:
+    """How many tokens a text of so many may still grow by."""
+    return math.inf if model.config.capabilities.any_length else model.context.max_sequence_length - tokens
+
+
 def continuations(
     model: BaseLanguageModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -232,8 +252,9 @@ def continuations(
     Raises FoundryError for a model that does not generate. The process's random state is left as it was.
     """
     start = separator_id(tokenizer)
-    ids = torch.tensor([[start, *_ids(tokenizer, prompt)]] * samples)
-    room = model.context.max_sequence_length - ids.shape[1]
+    device = next(model.parameters()).device
+    ids = torch.tensor([[start, *_ids(tokenizer, prompt)]] * samples, device=device)
+    room = _room(model, ids.shape[1])
     if room < 1:
         raise UsageError(
             f"the prompt has {ids.shape[1]} tokens; the model was trained on {model.context.max_sequence_length}"
@@ -246,7 +267,7 @@ def continuations(
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=min(tokens, room),
+            max_new_tokens=int(min(tokens, room)),
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else start,
             **sampling,
         )

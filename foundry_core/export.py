@@ -31,8 +31,9 @@ from transformers.modeling_utils import PreTrainedModel
 from foundry_core import __version__
 from foundry_core.architecture import BuildContext
 from foundry_core.config import ExperimentConfig, load_config
-from foundry_core.errors import CheckpointError
-from foundry_core.plugins import get_architecture, import_string, installed
+from foundry_core.errors import CheckpointError, ConfigError, PluginError
+from foundry_core.objective import Objective
+from foundry_core.plugins import import_string, installed
 from foundry_core.storage import FileSink
 
 if TYPE_CHECKING:
@@ -64,14 +65,34 @@ def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
 
 
 def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
-    """A model with fresh weights from what `describe` stored; the process's random state is left as it was."""
-    config = load_config(description["experiment"])
+    """A model with fresh weights from what `describe` stored; the process's random state is left as it was.
+
+    Raises CheckpointError when the architecture is not installed here, or the description is not one.
+    """
     try:
-        context = BuildContext(**{**description["context"], "objective": config.objective})
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"the foundry part of config.json is damaged: its context {error}") from error
+        config = load_config(description["experiment"])
+        context = _stored_context(description["context"], config.objective)
+    except (ConfigError, PluginError) as error:
+        plugin = description.get("plugin")
+        source = f"It was made with {plugin['distribution']} {plugin['version']}. " if plugin else ""
+        problems = "; ".join(str(error).splitlines())
+        raise CheckpointError(f"this model cannot be built here. {source}{problems}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the foundry part of config.json is damaged: {error}") from error
     with undisturbed_random_state():
         return build(config, context)
+
+
+def _stored_context(stored: dict[str, Any], objective: Objective) -> BuildContext:
+    """Raises TypeError or ValueError for sizes and ids that no tokenizer gives."""
+    context = BuildContext(**{**stored, "objective": objective})
+    for name, value in stored.items():
+        size = name in ("vocab_size", "max_sequence_length")
+        if name == "objective" or (value is None and not size):
+            continue
+        if type(value) is not int or value < int(size) or (not size and value >= context.vocab_size):
+            raise ValueError(f"its context has {name} {value!r}")
+    return context
 
 
 def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> BaseLanguageModel:
@@ -80,17 +101,6 @@ def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Bas
     model_class = import_string(target) if isinstance(target, str) else target
     model: BaseLanguageModel = model_class.from_config(config, context, **kwargs)
     return model
-
-
-def special_ids(context: BuildContext) -> dict[str, int | None]:
-    """Token ids for a transformers configuration.
-
-    bos is the token that a document starts with in training: in the causal stream the separator that closed the one
-    before, in framed rows the cls token. A scorer that prepends bos then asks what the model was taught.
-    """
-    separator = context.eos_token_id if context.eos_token_id is not None else context.sep_token_id
-    start = context.cls_token_id if context.objective.layout == "framed" else separator
-    return {"pad_token_id": context.pad_token_id, "bos_token_id": start, "eos_token_id": separator}
 
 
 class _ExposedModel(PreTrainedModel):  # type: ignore[misc]
@@ -212,7 +222,7 @@ def expose(model: BaseLanguageModel) -> PreTrainedModel:
         max_position_embeddings=model.context.max_sequence_length,
         tie_word_embeddings=bool(_ties(model)),
         architectures=[chosen.__name__],
-        **special_ids(model.context),
+        **model.context.special_ids,
     )
     return chosen(config, model)
 
@@ -233,7 +243,7 @@ def save_model(model: BaseLanguageModel, sink: FileSink) -> None:
     """Write config.json, model.safetensors, and where they apply generation_config.json and the loading module."""
     outer = model.to_transformers()
     config = outer.config.to_dict()
-    config.update(special_ids(model.context), architectures=[type(outer).__name__], dtype="float32")
+    config.update(model.context.special_ids, architectures=[type(outer).__name__], dtype="float32")
     config["foundry"] = describe(model.config, model.context)
     if isinstance(outer, _ExposedModel):
         module = _loading_module(model, sink)
@@ -245,7 +255,7 @@ def save_model(model: BaseLanguageModel, sink: FileSink) -> None:
     sink.write("config.json", (json.dumps(config, indent=1, sort_keys=True, default=str) + "\n").encode())
     sink.write(WEIGHTS, to_safetensors(_unique_tensors(outer), metadata={"format": "pt"}))
     if model.supports_generation:
-        generation = {key: value for key, value in special_ids(model.context).items() if value is not None}
+        generation = {key: value for key, value in model.context.special_ids.items() if value is not None}
         sink.write("generation_config.json", (json.dumps(generation, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -322,6 +332,3 @@ def exposed_by_plugin(*architectures: str) -> None:
     """Called at the end of a plugin's model module: `AutoModel` opens its checkpoints from then on."""
     for name in architectures:
         exposed(name)
-
-
-__all__ = ["build", "describe", "expose", "exposed", "get_architecture", "load_model", "load_weights", "save_model"]

@@ -120,6 +120,18 @@ class BaseLanguageModel(nn.Module, ABC):
         """Whether `generate` works with these settings and this objective."""
         return self.config.capabilities.generation and self.context.objective.causal
 
+    def targets(
+        self, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is predicted at each position, and where anything is (bool): (B, T - 1) causal, (B, T) otherwise."""
+        if not self.context.objective.causal:
+            return labels, labels != IGNORED
+        targets = labels[:, 1:]
+        chosen = targets != IGNORED
+        if attention_mask is not None:
+            chosen = chosen & attention_mask[:, -labels.shape[1] : -1].bool()
+        return targets, chosen
+
     def output(
         self,
         hidden_BTD: torch.Tensor,
@@ -142,16 +154,13 @@ class BaseLanguageModel(nn.Module, ABC):
         """
         logits_BTV = head(hidden_BTD) if return_logits or labels is None else None
         extras = {"logits": logits_BTV, "hidden_states": hidden_states, "attentions": attentions, "state": state}
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction is {reduction!r}, must be 'mean', 'sum' or 'none'")
         if labels is None:
             return ModelOutput(**extras)
         source = hidden_BTD if logits_BTV is None else logits_BTV
-        if self.context.objective.causal:
-            source, targets = source[:, :-1], labels[:, 1:]
-        else:
-            targets = labels
-        chosen = targets != IGNORED
-        if self.context.objective.causal and attention_mask is not None:
-            chosen &= attention_mask[:, -labels.shape[1] : -1].bool()
+        source = source[:, :-1] if self.context.objective.causal else source
+        targets, chosen = self.targets(labels, attention_mask)
         targets_N = targets[chosen]
         logits_NV = head(source[chosen]) if logits_BTV is None else source[chosen]
         count = torch.tensor(targets_N.numel(), device=targets_N.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ class Schedule:
     config: TrainingConfig
     total_steps: int
     scale: float = 1.0
-    best: float = math.inf
+    best: float | None = None
     stalled: int = 0
 
     def rate(self, step: int) -> float:
@@ -79,7 +80,7 @@ class Schedule:
 
     def observe(self, test_loss: float) -> None:
         """Plateau: cut the rate when the test loss has not improved for more than `plateau_patience` evaluations."""
-        if test_loss < self.best:
+        if self.best is None or test_loss < self.best:
             self.best, self.stalled = test_loss, 0
             return
         self.stalled += 1
@@ -87,8 +88,8 @@ class Schedule:
             self.scale *= self.config.plateau_factor
             self.stalled = 0
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         return {"scale": self.scale, "best": self.best, "stalled": self.stalled}
 
-    def load(self, state: dict[str, float]) -> None:
-        self.scale, self.best, self.stalled = float(state["scale"]), float(state["best"]), int(state["stalled"])
+    def load(self, state: dict[str, Any]) -> None:
+        self.scale, self.best, self.stalled = state["scale"], state["best"], state["stalled"]

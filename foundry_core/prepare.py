@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.config import ExperimentConfig, load_config
-from foundry_core.config_sections import default_special_tokens
 from foundry_core.corpus import Corpus
 from foundry_core.dataset import Rows, TokenFile, prepare_tokens
-from foundry_core.errors import TokenizerError
+from foundry_core.errors import DataError, TokenizerError, UsageError
 from foundry_core.optim import warmup_steps
 from foundry_core.storage import write_file
-from foundry_core.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
+from foundry_core.tokenizers import load_tokenizer, save_tokenizer, tokenizer_digest, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,16 +27,33 @@ if TYPE_CHECKING:
 _SIDECAR = "foundry.json"
 
 
+@dataclass(frozen=True)
+class Corpora:
+    """The documents a model is trained on, and those it is scored on, when there are any."""
+
+    train: Corpus
+    test: Corpus | None
+
+
 def training_corpus(config: ExperimentConfig) -> Corpus:
-    """The documents a model is trained on."""
+    """The documents a model is trained on, and the only ones that a tokenizer sees."""
     return Corpus.open(config.data.training_corpus, unit=config.data.documents, name="data.training_corpus")
 
 
-def test_corpus(config: ExperimentConfig) -> Corpus | None:
-    """The documents a model is scored on, when there are any."""
+def experiment_corpora(config: ExperimentConfig) -> Corpora:
+    """Both corpora, opened. Raises DataError when a test file is trained on, whatever its name there."""
+    train = training_corpus(config)
     if config.data.test_corpus is None:
-        return None
-    return Corpus.open(config.data.test_corpus, unit=config.data.documents, name="data.test_corpus")
+        return Corpora(train, None)
+    test = Corpus.open(config.data.test_corpus, unit=config.data.documents, name="data.test_corpus")
+    trained = dict(zip(train.file_digests, train.files, strict=True))
+    for path, digest, (size, _) in zip(test.files, test.file_digests, test.stamps, strict=True):
+        if size and digest in trained:
+            raise DataError(
+                f"data.test_corpus: {path} has the content of {trained[digest]}, which is in data.training_corpus: "
+                "its loss would say nothing. Take it out of one of them."
+            )
+    return Corpora(train, test)
 
 
 def tokenizer_folder(config: ExperimentConfig) -> Path:
@@ -46,14 +62,11 @@ def tokenizer_folder(config: ExperimentConfig) -> Path:
 
 
 def _tokenizer_inputs(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]:
-    kind = config.tokenizer.tokenizer_type
-    special = default_special_tokens(kind, masked="mask_token" in config.objective.required_tokens)
-    chosen = config.tokenizer.special_tokens or {}
-    roles: dict[str, str | None] = {**special, **{str(role): token for role, token in chosen.items()}}
+    roles = config.tokenizer.tokens_by_role("mask_token" in config.objective.required_tokens)
     return {
-        "tokenizer_type": kind,
+        "tokenizer_type": config.tokenizer.tokenizer_type,
         "vocab_size": config.tokenizer.vocab_size,
-        "special_tokens": {role: token for role, token in sorted(roles.items()) if token is not None},
+        "special_tokens": dict(sorted(roles.items())),
         "training_corpus": corpus.digest,
     }
 
@@ -67,19 +80,21 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
     folder = tokenizer_folder(config)
     inputs = _tokenizer_inputs(config, corpus)
     sidecar = folder / _SIDECAR
-    if sidecar.exists() and not force:
-        try:
-            stored = json.loads(sidecar.read_bytes())
-        except ValueError:
-            raise TokenizerError(f"{sidecar} is damaged: delete {folder}") from None
+    if sidecar.exists() and not force and (stored := _read_sidecar(sidecar))["tokenizer"] is not None:
         changed = sorted(key for key in inputs if stored.get(key) != inputs[key])
         if changed:
             raise TokenizerError(
                 f"{folder} was trained from other inputs ({_difference(stored, inputs, changed)}): name another "
                 "tokenizer.output_dir, or train it anew with: foundry tokenizer train YAML --force"
             )
-        return _sized(load_tokenizer(folder), config)
-    if (folder / "tokenizer.json").exists() and not force:
+        tokenizer = load_tokenizer(folder)
+        if tokenizer_digest(tokenizer) != stored["tokenizer"]:
+            raise TokenizerError(
+                f"{folder} was changed after it was trained: put its files back, or train it anew with: "
+                "foundry tokenizer train YAML --force"
+            )
+        return _sized(tokenizer, config)
+    if (folder / "tokenizer.json").exists() and not sidecar.exists() and not force:
         raise TokenizerError(
             f"{folder} holds a tokenizer of unknown origin: name another tokenizer.output_dir, or train over it with: "
             "foundry tokenizer train YAML --force"
@@ -87,9 +102,27 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
     tokenizer = train_tokenizer(
         inputs["tokenizer_type"], corpus.documents, config.tokenizer.vocab_size, inputs["special_tokens"]
     )
+    # Written before the files without a digest and after them with it: one that was interrupted is trained again.
+    _write_sidecar(sidecar, inputs, None)
     save_tokenizer(tokenizer, folder)
-    write_file(sidecar, (json.dumps(inputs, indent=1) + "\n").encode())
-    return _sized(load_tokenizer(folder), config)
+    tokenizer = load_tokenizer(folder)
+    _write_sidecar(sidecar, inputs, tokenizer_digest(tokenizer))
+    return _sized(tokenizer, config)
+
+
+def _write_sidecar(path: Path, inputs: dict[str, Any], digest: str | None) -> None:
+    write_file(path, (json.dumps(inputs | {"tokenizer": digest}, indent=1) + "\n").encode())
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """What the tokenizer beside it was made from, and its digest: None while it was being written."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if not isinstance(stored["tokenizer"], str | None):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise TokenizerError(f"{path} is damaged: delete {path.parent}") from None
+    return dict(stored)
 
 
 def _sized(tokenizer: PreTrainedTokenizerFast, config: ExperimentConfig) -> PreTrainedTokenizerFast:
@@ -126,15 +159,14 @@ class ExperimentData:
 def experiment_data(
     config: ExperimentConfig,
     tokenizer: PreTrainedTokenizerFast,
-    corpus: Corpus,
+    corpora: Corpora,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> ExperimentData:
     """Encode both corpora, or reuse their token files, and cut them into rows as the objective asks."""
     folder = tokenizer_folder(config) / "tokens"
-    train = prepare_tokens(corpus, tokenizer, folder, progress=progress)
-    held_out = test_corpus(config)
-    test = prepare_tokens(held_out, tokenizer, folder, progress=progress) if held_out is not None else None
+    train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress)
+    test = prepare_tokens(corpora.test, tokenizer, folder, progress=progress) if corpora.test is not None else None
     test_rows = cut_rows(test, config, tokenizer) if test is not None else None
     return ExperimentData(train, cut_rows(train, config, tokenizer), test, test_rows)
 
@@ -162,6 +194,8 @@ class RunPlan:
     total_steps: int
     warmup_steps: int
     checkpoint_steps: tuple[int, ...]
+    unreached_checkpoints: tuple[str, ...]
+    """Checkpoints that were asked for by name and lie beyond the end."""
 
     @classmethod
     def of(cls, config: ExperimentConfig, data: ExperimentData) -> RunPlan:
@@ -182,9 +216,16 @@ class RunPlan:
             assert training.train_words is not None
             samples = samples_for(training.train_words, words)
         steps = math.ceil(samples / per_step)
+        warmup = warmup_steps(training, steps)
+        if warmup > steps:
+            raise UsageError(
+                f"training.warmup_steps ({warmup}) exceeds the {steps} steps that the budget comes to: lower it, or "
+                "give warmup_ratio"
+            )
 
         schedule = training.checkpoints
-        chosen = {0, steps, *schedule.steps}
+        chosen = {0, steps}
+        named = {step: f"step {step:,}" for step in schedule.steps}
         if schedule.every_steps:
             chosen.update(range(schedule.every_steps, steps + 1, schedule.every_steps))
         if schedule.log_base:
@@ -192,8 +233,10 @@ class RunPlan:
             while power <= steps:
                 chosen.add(round(power))
                 power *= schedule.log_base
-        for amounts, per_epoch in ((schedule.milestones.words, words), (schedule.milestones.tokens, tokens)):
-            chosen.update(math.ceil(samples_for(amount, per_epoch) / per_step) for amount in amounts)
+        milestones = schedule.milestones
+        for unit, amounts, per_epoch in (("words", milestones.words, words), ("tokens", milestones.tokens, tokens)):
+            for amount in amounts:
+                named[math.ceil(samples_for(amount, per_epoch) / per_step)] = f"{amount:,} {unit}"
         return cls(
             rows=rows,
             tokens_per_epoch=tokens,
@@ -201,8 +244,9 @@ class RunPlan:
             samples_per_step=per_step,
             total_samples=samples,
             total_steps=steps,
-            warmup_steps=warmup_steps(training, steps),
-            checkpoint_steps=tuple(sorted(step for step in chosen if step <= steps)),
+            warmup_steps=warmup,
+            checkpoint_steps=tuple(sorted(step for step in {*chosen, *named} if step <= steps)),
+            unreached_checkpoints=tuple(name for step, name in sorted(named.items()) if step > steps),
         )
 
     def words_after(self, tokens_seen: int) -> int:
@@ -210,6 +254,7 @@ class RunPlan:
         return round(tokens_seen * self.words_per_epoch / self.tokens_per_epoch)
 
 
-def data_identity(data: ExperimentData, tokenizer_digest: str) -> str:
-    """One digest for everything training reads: the training tokens' sidecar digest and the tokenizer's."""
-    return hashlib.sha256(f"{data.train.info.digest}:{tokenizer_digest}".encode()).hexdigest()
+def data_identity(data: ExperimentData) -> str:
+    """One digest for all that a run reads: its token files' digests, which cover corpora and tokenizer."""
+    test = data.test.info.digest if data.test is not None else ""
+    return hashlib.sha256(f"{data.train.info.digest}:{test}".encode()).hexdigest()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from foundry_core.cli.common import table
+from foundry_core.cli.common import table, yaml_scalar
 from foundry_core.config import load_config
 from foundry_core.errors import UsageError
 from foundry_core.evaluation import read_pairs, score_pairs
@@ -29,23 +31,23 @@ _MARKER = "quickstart.json"
 _TRAIN_SENTENCES, _TEST_SENTENCES = 120_000, 2_000
 
 _YAML = """\
-# Written by foundry quickstart. Train it again with: foundry train {folder}/{name}.yaml training.output_dir=runs/again
+# Written by foundry quickstart. Train it again with: foundry train {file} training.output_dir=runs/again
 experiment_name: {name}
 random_seed: {seed}
 data:
-  training_corpus: {folder}/corpus/train.txt   # one sentence, that is one document, a line
-  test_corpus: {folder}/corpus/test.txt
+  training_corpus: {train}   # one sentence, that is one document, a line
+  test_corpus: {test}
   max_sequence_length: {length}
   batch_size: {batch}
 tokenizer:
   tokenizer_type: word                         # so that the model's tokens are the grammar's words
   vocab_size: 200
-  output_dir: {folder}/tokenizers/{objective}
+  output_dir: {tokenizer}
 model:
   architecture: {name}
 {model}
 training:
-  output_dir: {folder}/runs/{name}
+  output_dir: {output}
   objective: {objective}
   learning_rate: {rate}
   train_tokens: {tokens}
@@ -126,7 +128,8 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     # Models this small gain little from a second thread, and lose tenfold to it when the other core is busy: threads
     # that wait for each other at every small operation wait for whoever holds that core.
     torch.set_num_threads(1)
-    _make_room(folder)
+    yamls = {name: _yaml(folder, name, seed, share) for name in _EXPERIMENTS}
+    _make_room(folder, yamls)
     corpus = write_corpus(
         folder / "corpus",
         train_sentences=round(share * _TRAIN_SENTENCES),
@@ -134,10 +137,6 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
         seed=seed,
     )
     pairs = read_pairs(corpus.minimal_pairs)
-    for name, settings in _EXPERIMENTS.items():
-        amount = {"tokens": round(share * settings["tokens"])}
-        text = _YAML.format(name=name, folder=folder, seed=seed, **settings | amount)
-        write_file(folder / f"{name}.yaml", text.encode())
     names = [name for name in _EXPERIMENTS if name in installed()]
     for name in sorted(set(_EXPERIMENTS) - set(names)):
         sys.stderr.write(
@@ -182,7 +181,7 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     picture = _picture(folder / "curves.png", curves, results, corpus)
     if picture is not None:
         sys.stdout.write(f"Learning curves: {picture}\n")
-    write_file(folder / _MARKER, (json.dumps({"seed": seed, "results": results}, indent=1) + "\n").encode())
+    _mark(folder, yamls, seed=seed, results=results)
     example = "gpt2" if "gpt2" in names else names[-1]
     sys.stdout.write(
         f"Took {duration(time.monotonic() - started)}. Next: foundry generate {folder}/runs/{example} --samples 5\n"
@@ -190,15 +189,53 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     return results
 
 
-def _make_room(folder: Path) -> None:
-    """An empty folder, or one that an earlier quickstart filled; anything else is the user's and stays."""
+def _yaml(folder: Path, name: str, seed: int, share: float) -> str:
+    settings = _EXPERIMENTS[name]
+    paths = {
+        "train": folder / "corpus" / "train.txt",
+        "test": folder / "corpus" / "test.txt",
+        "tokenizer": folder / "tokenizers" / settings["objective"],
+        "output": folder / "runs" / name,
+        "file": folder / f"{name}.yaml",
+    }
+    quoted = {key: yaml_scalar(str(path)) for key, path in paths.items()}
+    amount = {"tokens": round(share * settings["tokens"])}
+    return _YAML.format(name=name, seed=seed, **settings | amount | quoted)
+
+
+def _make_room(folder: Path, yamls: Mapping[str, str]) -> None:
+    """An empty folder, or one that an earlier quickstart filled; anything else is the user's and stays.
+
+    Of an earlier quickstart only what this one writes anew is removed: its corpus, its tokenizers, its three runs. A
+    YAML of its that was edited since is refused.
+    """
+    marker = folder / _MARKER
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / _MARKER).is_file():
+        if not marker.is_file():
             raise UsageError(f"{folder} exists and is not an earlier quickstart: name another folder")
-        for name in ("corpus", "tokenizers", "runs"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        try:
+            written = json.loads(marker.read_bytes())["yamls"]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{marker} is damaged: remove {folder}, or name another folder") from None
+        for name in yamls:
+            path = folder / f"{name}.yaml"
+            if path.exists() and _digest(path.read_bytes()) != written.get(name):
+                raise UsageError(f"{path} was changed since quickstart wrote it: move it away, or name another folder")
+        for path in (folder / "corpus", folder / "tokenizers", *(folder / "runs" / name for name in yamls)):
+            shutil.rmtree(path, ignore_errors=True)
     # Written first, so that a quickstart that was interrupted can be repeated.
-    write_file(folder / _MARKER, b"{}\n")
+    _mark(folder, yamls)
+    for name, text in yamls.items():
+        write_file(folder / f"{name}.yaml", text.encode())
+
+
+def _mark(folder: Path, yamls: Mapping[str, str], **facts: Any) -> None:
+    digests = {name: _digest(text.encode()) for name, text in yamls.items()}
+    write_file(folder / _MARKER, (json.dumps({"yamls": digests, **facts}, indent=1) + "\n").encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _explanation(corpus: ToyCorpus) -> str:

@@ -87,7 +87,7 @@ def _drop_after(path: Path, step: int) -> None:
         try:
             if line and json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             continue
     write_file(path, "".join(kept).encode())
 

@@ -140,6 +140,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is damaged: {type(error).__name__}") from error
+    # Hidden files are the desktop's (.DS_Store); no library reads one.
+    added = sorted({p.name for p in folder.iterdir() if not p.name.startswith(".")} - set(expected) - {MANIFEST})
+    if added:
+        raise CheckpointError(f"{folder / added[0]} is not in the manifest: somebody added it")
     for name, (size, digest) in expected.items():
         path = folder / name
         if Path(name).name != name or path.is_symlink():
@@ -166,6 +170,17 @@ def remove_folder(folder: str | Path) -> None:
     with _reported(folder):
         folder.rename(victim)
         shutil.rmtree(victim)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what killed processes left unfinished in a folder; only for who holds the folder's lock."""
+    for pattern in (".*.tmp", ".*.old"):
+        for path in Path(folder).glob(pattern):
+            with _reported(path):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 class AppendedLines:

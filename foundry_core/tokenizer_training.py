@@ -65,12 +65,6 @@ class _Order:
         """How many tokens the model may have when all special tokens but `in_model` are appended behind it."""
         return self.size() - len(set(self.names) - set(in_model))
 
-    def unknown(self) -> str:
-        """The unknown token, for the kinds that cannot do without one."""
-        if "unk_token" not in self.roles:
-            raise TokenizerError(f"a {self.kind} tokenizer needs an unk_token: add one to tokenizer.special_tokens")
-        return self.roles["unk_token"]
-
     def too_small(self, smallest: int) -> TokenizerError:
         """The error for a vocabulary that cannot hold what it must; `smallest` counts the special tokens."""
         return TokenizerError(
@@ -138,13 +132,9 @@ def _build_bpe(order: _Order) -> Tokenizer:
 
 def _build_wordpiece(order: _Order) -> Tokenizer:
     """BERT's WordPiece, case and accents kept; white space is not encoded."""
-    unknown = order.unknown()
+    unknown = order.roles["unk_token"]
     normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     splitter = pre_tokenizers.BertPreTokenizer()
-    if len(splitter.pre_tokenize_str(unknown)) < 2:
-        raise TokenizerError(
-            f"unk_token {unknown!r} of a wordpiece tokenizer is spelt like a word of the text: write it as '[UNK]'"
-        )
     counts = count(
         order.texts(),
         _WORD.findall,
@@ -181,7 +171,7 @@ def _build_wordpiece(order: _Order) -> Tokenizer:
 
 def _build_character(order: _Order) -> Tokenizer:
     """One token for each character of the corpus, the most frequent ones if there are more than fit."""
-    unknown = order.unknown()
+    unknown = order.roles["unk_token"]
     backend = _word_level(order, character_counts(order.documents()), [unknown])
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.decoder = decoders.Fuse()
@@ -194,7 +184,7 @@ def _build_word(order: _Order) -> Tokenizer:
     A literal unknown token stays what it is, as the files of Penn Treebank and WikiText mean it. A word spelt like the
     separator is unknown.
     """
-    unknown = order.unknown()
+    unknown = order.roles["unk_token"]
     separator = order.roles["eos_token" if "eos_token" in order.roles else "sep_token"]
     texts = (block for document in order.documents() for block in blocks(document, 1 << 16))
     counts = count(texts, str.split, lambda word: (word,))
@@ -219,10 +209,6 @@ def _build_sentencepiece(order: _Order) -> Tokenizer:
     starts with an unwritten space, so that its first word gets the pieces that it has elsewhere.
     """
     unknown = order.roles.get("unk_token", "<unk>")
-    if len(unknown) < 2:
-        raise TokenizerError(
-            f"unk_token {unknown!r} of a sentencepiece tokenizer is one character: write it as '<unk>'"
-        )
     model = _sentencepiece_model(order, unknown)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(len(processor))]

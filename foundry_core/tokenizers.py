@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,11 +30,11 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.config_sections import default_special_tokens
+from foundry_core.config_sections import default_special_tokens, special_token_problems
 from foundry_core.corpus import Corpus, DocumentUnit
 from foundry_core.errors import TokenizerError, did_you_mean
 from foundry_core.storage import InPlaceFolder
-from foundry_core.text_counts import SPACE, UNIT, blocks
+from foundry_core.text_counts import UNIT, blocks
 from foundry_core.tokenizer_training import (
     KINDS,
     SENTENCEPIECE_FILE,
@@ -50,30 +49,14 @@ InputFiles = str | Path | Sequence[str | Path]
 _KIND_KEY = "foundry_tokenizer_type"
 
 
-def _check(roles: Mapping[str, str]) -> None:
+def _check(tokenizer_type: str, roles: Mapping[str, str]) -> None:
     """Refuses special tokens that would make a text unlearnable or a token ambiguous."""
-    for role, name in roles.items():
+    for role in roles:
         if role not in SPECIAL_TOKEN_ROLES:
             near = did_you_mean(role, SPECIAL_TOKEN_ROLES)
             raise TokenizerError(f"unknown special token role {role!r}.{near} Roles: {', '.join(SPECIAL_TOKEN_ROLES)}")
-        if not name or re.search(rf"[\s:${SPACE}]", name):
-            raise TokenizerError(
-                f"{role} {name!r} cannot be a special token: it must not be empty and must not hold white space, "
-                f"':', '$' or '{SPACE}'"
-            )
-    if "eos_token" not in roles and "sep_token" not in roles:
-        raise TokenizerError("a tokenizer needs an eos_token or a sep_token, which ends a document: add one of them")
-    pad, mask = roles.get("pad_token"), roles.get("mask_token")
-    for role in ("eos_token", "sep_token"):
-        if pad is not None and pad == roles.get(role):
-            raise TokenizerError(
-                f"pad_token and {role} are both {pad!r}, so the end of a text would never be learned: "
-                f"give padding a token of its own, such as '<pad>'"
-            )
-    if mask is not None and list(roles.values()).count(mask) > 1:
-        raise TokenizerError(
-            f"mask_token {mask!r} has a second role: give masking a token of its own, such as '<mask>'"
-        )
+    for concerned, problem in special_token_problems(tokenizer_type, roles):
+        raise TokenizerError(f"{concerned} {problem}" if concerned else problem)
 
 
 def train_tokenizer(
@@ -86,7 +69,7 @@ def train_tokenizer(
     Raises TokenizerError for an unknown type, unusable special tokens, an empty corpus and an impossible size.
     """
     check_kind(tokenizer_type)
-    _check(special_tokens)
+    _check(tokenizer_type, special_tokens)
     if not any(document.strip() for document in documents()):
         raise TokenizerError("the training corpus holds no text: a tokenizer cannot be trained on it")
     backend, files = train_backend(tokenizer_type, documents, vocab_size, special_tokens)

@@ -29,6 +29,7 @@ import yaml
 from foundry_core.checkpoint import (
     TrainState,
     checkpoints,
+    is_ephemeral,
     load_checkpoint,
     newest_valid,
     retire,
@@ -41,21 +42,20 @@ from foundry_core.dataset import Batches, SampleOrder
 from foundry_core.errors import CheckpointError, TrainingError, UsageError
 from foundry_core.evaluation import evaluate, to_device
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport
-from foundry_core.model import IGNORED, BaseLanguageModel, create_model
+from foundry_core.model import BaseLanguageModel, create_model
 from foundry_core.optim import Schedule, build_optimizer
 from foundry_core.plugins import active_modules, hook_manager
 from foundry_core.prepare import (
     ExperimentData,
     RunPlan,
     data_identity,
+    experiment_corpora,
     experiment_data,
     experiment_tokenizer,
-    training_corpus,
 )
 from foundry_core.reporting import Notifier, observers, reading
-from foundry_core.storage import RunLock, write_file
+from foundry_core.storage import RunLock, remove_leftovers, write_file
 from foundry_core.streams import derive
-from foundry_core.tokenizers import tokenizer_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -82,15 +82,18 @@ def run(
                 f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "
                 "choose another training.output_dir"
             )
+        # What cannot go on is said before anything is prepared, which may take hours.
         if resume:
-            newest_valid(output_dir)  # nothing to resume is said before anything is prepared
-        corpus = training_corpus(config)
-        tokenizer = experiment_tokenizer(config, corpus)
-        with reading("encoding", corpus.bytes, quiet=quiet) as progress:
-            data = experiment_data(config, tokenizer, corpus, progress=progress)
-        model = create_model(config, tokenizer)
+            newest_valid(output_dir)
+        Precision(config.training.precision, choose_device(config.training.device))
         modules = active_modules(config.architecture, config.plugins)
         manager = hook_manager([*modules, *observers(config, quiet=quiet), *extra_observers])
+        remove_leftovers(output_dir)
+        corpora = experiment_corpora(config)
+        tokenizer = experiment_tokenizer(config, corpora.train)
+        with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
+            data = experiment_data(config, tokenizer, corpora, progress=progress)
+        model = create_model(config, tokenizer)
         trainer = Trainer(config, model, tokenizer, data, Notifier(manager))
         if resume:
             trainer.resume(allowed_changes)
@@ -117,7 +120,7 @@ class Precision:
 def choose_device(asked: str) -> torch.device:
     """`auto` takes the GPU when there is one."""
     if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError("training.device: cuda was asked for, and torch finds no GPU")
+        raise UsageError("cuda was asked for (training.device), and torch finds no GPU")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -147,7 +150,8 @@ class Trainer:
         self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
         self.collate = get_data_collator(config, tokenizer)
         self.state = TrainState(
-            data=data_identity(data, tokenizer_digest(tokenizer)),
+            data=data_identity(data),
+            precision=self.precision.name,
             wandb_run_id=uuid.uuid4().hex if config.logging.use_wandb else None,
         )
         self._parent: str | None = None
@@ -163,28 +167,29 @@ class Trainer:
             self.model,
             self.optimizer,
             config=self.config,
-            data=self.state.data,
+            fresh=self.state,
             allowed=allowed_changes,
         )
         self.schedule.load(self.state.schedule)
         if self.state.scaler:
             self.precision.scaler.load_state_dict(self.state.scaler)
         self._parent = folder.name
+        self._ephemeral = {path for path in checkpoints(self.output_dir) if is_ephemeral(path)}
 
     def warn(self, line: str) -> None:
         sys.stderr.write(f"warning: {line}\n")
 
     def train(self) -> TrainState:
         """Run the plan from where the state stands to its end."""
-        self._begin()
         state, plan, settings = self.state, self.plan, self.config.training
         due = set(plan.checkpoint_steps)
-        if state.step == 0:
-            self._save()
-        watch = _Watch(plan, state)
-        saved_at = time.monotonic()
         batches = self.batches()
         try:
+            self._begin()
+            if self._parent is None:
+                self._save()
+            watch = _Watch(plan, state)
+            saved_at = time.monotonic()
             while state.step < plan.total_steps:
                 report = self.take_step(list(islice(batches, settings.gradient_accumulation_steps)))
                 last = state.step == plan.total_steps
@@ -206,6 +211,8 @@ class Trainer:
         return state
 
     def _begin(self) -> None:
+        for checkpoint in self.plan.unreached_checkpoints:
+            self.warn(f"no checkpoint at {checkpoint}: the run ends at step {self.plan.total_steps:,}")
         facts = {
             "parameters": self.model.get_parameter_count().total,
             "device": str(self.device),
@@ -276,8 +283,8 @@ class Trainer:
         return loss, rate, norm
 
     def _predictions(self, batch: Batch) -> int:
-        labels = batch["labels"][:, 1:] if self.model.context.objective.causal else batch["labels"]
-        return int((labels != IGNORED).sum())
+        _, chosen = self.model.targets(batch["labels"], batch["attention_mask"])
+        return int(chosen.sum())
 
     def _not_finite(self, loss: float, norm: float) -> str:
         first, last = self.state.samples, self.state.samples + self.plan.samples_per_step - 1

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from foundry_core import load_config, tokenizers
 from foundry_core.cli import main
-from foundry_core.config import ExperimentConfig, default_special_tokens
+from foundry_core.config import ExperimentConfig
+from foundry_core.config_sections import default_special_tokens
 from foundry_core.errors import ConfigError
 from foundry_core.objective import CORE_OBJECTIVES
 from foundry_core.yaml_source import YamlSource
@@ -54,7 +55,7 @@ training: {output_dir: models/exp0/, epochs: 20}
 TOP_KEYS = "experiment_name, random_seed, data, tokenizer, model, training, logging, seeds, plugins"
 DATA_KEYS = "training_corpus, test_corpus, documents, max_sequence_length, batch_size"
 BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words"
-END_NOT_LEARNED = "padding is not learned, so the end of a text never would be"
+END_NOT_LEARNED = "padding is not learned, so the end of a text would never be learned; give padding a token of its own, such as '<pad>'"
 NOT_SECTIONS = "1: file: is empty or not a mapping of sections: see foundry init"
 
 
@@ -253,29 +254,46 @@ CONTRADICTORY = [
         "13: model.transformer: embedding_size (16) must equal hidden_size (32): there is no projection between them",
     ),
     wrong(
+        "a special token that could not be told from text",
+        edited(after(VOCABULARY, "  special_tokens: {eos_token: the end}")),
+        "11: tokenizer.special_tokens.eos_token: 'the end' cannot be a special token: it must not be empty and must not "
+        "hold white space, ':', '$' or '\u2581'",
+    ),
+    wrong(
+        "a mask with a second role",
+        edited(BERT, after(VOCABULARY, "  special_tokens: {mask_token: <s>}")),
+        "11: tokenizer.special_tokens.mask_token: '<s>' has a second role: give masking a token of its own, such as "
+        "'<mask>'",
+    ),
+    wrong(
+        "an unknown token that a tokenizer cannot do without",
+        edited(("sentencepiece", "word"), after(VOCABULARY, "  special_tokens: {unk_token: null}")),
+        "11: tokenizer.special_tokens.unk_token: a word tokenizer needs an unk_token",
+    ),
+    wrong(
         "padding that ends a document",
         edited(after(VOCABULARY, "  special_tokens: {eos_token: <e>, pad_token: <e>}")),
-        f"11: tokenizer.special_tokens.pad_token: equals the token that ends a document: {END_NOT_LEARNED}",
+        f"11: tokenizer.special_tokens.pad_token: equals the eos_token '<e>': {END_NOT_LEARNED}",
     ),
     wrong(
         "padding that ends a document by default",
         edited(after(VOCABULARY, "  special_tokens: {pad_token: </s>}")),
-        f"11: tokenizer.special_tokens.pad_token: equals the token that ends a document: {END_NOT_LEARNED}",
+        f"11: tokenizer.special_tokens.pad_token: equals the eos_token '</s>': {END_NOT_LEARNED}",
     ),
     wrong(
         "padding that is BERT's separator",
         edited(BERT, ("sentencepiece", "wordpiece"), after(VOCABULARY, "  special_tokens: {pad_token: '[SEP]'}")),
-        f"11: tokenizer.special_tokens.pad_token: equals the token that ends a document: {END_NOT_LEARNED}",
+        f"11: tokenizer.special_tokens.pad_token: equals the sep_token '[SEP]': {END_NOT_LEARNED}",
     ),
     wrong(
         "an end that is the padding by default",
         edited(after(VOCABULARY, "  special_tokens: {eos_token: <pad>}")),
-        f"11: tokenizer.special_tokens.eos_token: equals the pad_token: {END_NOT_LEARNED}",
+        f"11: tokenizer.special_tokens.eos_token: pad_token equals the eos_token '<pad>': {END_NOT_LEARNED}",
     ),
     wrong(
         "no token that ends a document",
         edited(after(VOCABULARY, "  special_tokens: {eos_token: null}")),
-        "11: tokenizer.special_tokens: leave no eos_token and no sep_token: one must end a document",
+        "11: tokenizer.special_tokens: a tokenizer needs an eos_token or a sep_token, which ends a document: add one of them",
     ),
     wrong(
         "masked_lm without a mask",

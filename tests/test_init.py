@@ -221,7 +221,8 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path, capsys: pytest.Ca
         capsys.readouterr().err == f"error: {target} exists and is not overwritten: name another file, or remove it\n"
     )
     assert target.read_text() == "mine"
-    assert main(["init", "gpt2", "-o", str(tmp_path / "absent" / "x.yaml")]) == 2
+    assert main(["init", "gpt2", "-o", str(tmp_path / "new" / "x.yaml")]) == 0
+    assert main(["init", "gpt2", "-o", str(target / "x.yaml")]) == 8
 
 
 def test_an_unknown_architecture_is_the_error_of_the_plugins(capsys: pytest.CaptureFixture[str]) -> None:

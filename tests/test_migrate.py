@@ -219,7 +219,7 @@ def test_what_is_neither_format_is_refused(text: str) -> None:
 def test_a_value_that_the_present_format_refuses_is_told_at_its_old_key_and_line() -> None:
     assert problems(with_change("attention_heads: 12", "attention_heads: 7"))[0].startswith("old.yaml:5: model")
     (line,) = problems(with_change("log_base: 2,", "log_base: 1,"))
-    assert line.startswith("old.yaml:10: training.log_base: must be greater than 1")
+    assert line.startswith("old.yaml:10: training.log_base: must be greater than or equal to 1.01")
     (line,) = problems(with_change("learning_rate: 0.0004", "learning_rate: high"))
     assert line.startswith("old.yaml:7: training.learning_rate: ")
 

@@ -13,7 +13,7 @@ import torch
 from foundry_core import ExperimentConfig, create_model
 from foundry_core.config import TrainingConfig
 from foundry_core.optim import Schedule, build_optimizer, parameter_groups, warmup_steps
-from foundry_core.prepare import RunPlan, experiment_data, experiment_tokenizer, training_corpus
+from foundry_core.prepare import RunPlan, experiment_corpora, experiment_data, experiment_tokenizer
 
 Experiment = Callable[..., ExperimentConfig]
 
@@ -96,8 +96,8 @@ def test_a_schedule_goes_on_where_its_state_was_taken() -> None:
 @pytest.fixture
 def steps_of(experiment: Experiment, tmp_path: Path) -> Callable[..., tuple[int, ...]]:
     config = experiment("lstm", tmp_path)
-    corpus = training_corpus(config)
-    data = experiment_data(config, experiment_tokenizer(config, corpus), corpus)
+    corpora = experiment_corpora(config)
+    data = experiment_data(config, experiment_tokenizer(config, corpora.train), corpora)
 
     def make(total: int, **checkpoints: Any) -> tuple[int, ...]:
         asked = experiment("lstm", tmp_path, training={"train_steps": total, "checkpoints": checkpoints})

@@ -263,7 +263,6 @@ WRITING_CALLS = re.compile(
 )
 
 WRITES_BY_ITSELF = {
-    ("cli.common", "open('x')"): "the answer of a verb, which must not replace a file: `storage` always replaces",
     ("quickstart", "savefig"): "into memory; `storage` writes the picture",
     ("tokenizer_training", "NamedTemporaryFile"): "scratch for a library that reads a path",
     ("tokenizers", "save_pretrained"): "into a temporary folder, from which the files are read",
@@ -411,13 +410,14 @@ BaseLanguageModel
     resize_token_embeddings(self, new_num_tokens)
     save_pretrained(self, folder)
     supports_generation
+    targets(self, labels, attention_mask=...)
     to_transformers(self)
 BuildContext
     (vocab_size, max_sequence_length, objective, pad_token_id=..., bos_token_id=..., eos_token_id=...,
         unk_token_id=..., mask_token_id=..., cls_token_id=..., sep_token_id=...)
 Capabilities
     (objectives=..., generation=..., carried_state=..., padding_sides=..., gradient_checkpointing=...,
-        longest_sequence=...)
+        longest_sequence=..., any_length=...)
 CausalLMDataCollator
     (tokenizer, *, pad_to_multiple_of=..., max_length=..., mlm=...)
 ConfigSection
@@ -467,6 +467,7 @@ WrappedLanguageModel
     resize_token_embeddings(self, new_num_tokens)
     save_pretrained(self, folder)
     supports_generation
+    targets(self, labels, attention_mask=...)
     to_transformers(self)
 __version__
     str

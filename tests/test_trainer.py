@@ -15,7 +15,7 @@ from foundry_core import create_model, hookimpl, load_config, run
 from foundry_core.checkpoint import checkpoints
 from foundry_core.errors import CheckpointError, TokenizerError, TrainingError, UsageError
 from foundry_core.export import load_model
-from foundry_core.prepare import RunPlan, experiment_data, experiment_tokenizer, training_corpus
+from foundry_core.prepare import RunPlan, experiment_corpora, experiment_data, experiment_tokenizer
 from foundry_core.testing.toy_language import write_corpus
 from foundry_core.tokenizers import load_tokenizer
 
@@ -235,9 +235,9 @@ def test_the_order_of_the_data_does_not_depend_on_the_architecture(experiment):
 def test_an_epoch_uses_every_token_once_and_its_tail(experiment):
     config = experiment(epochs=2)
     state = run(config, quiet=True)
-    corpus = training_corpus(config)
-    tokenizer = experiment_tokenizer(config, corpus)
-    data = experiment_data(config, tokenizer, corpus)
+    corpora = experiment_corpora(config)
+    tokenizer = experiment_tokenizer(config, corpora.train)
+    data = experiment_data(config, tokenizer, corpora)
     rows = len(data.train_rows)
     assert rows % config.data.batch_size != 0
     assert state.step == math.ceil(2 * rows / 8)
@@ -264,8 +264,8 @@ def test_milestones_and_logarithmic_schedules_are_what_they_say(experiment):
     config = experiment(
         train_steps=20, checkpoints={"log_base": 2, "milestones": {"words": [500], "tokens": [1000, "10M"]}}
     )
-    corpus = training_corpus(config)
-    plan = RunPlan.of(config, experiment_data(config, experiment_tokenizer(config, corpus), corpus))
+    corpora = experiment_corpora(config)
+    plan = RunPlan.of(config, experiment_data(config, experiment_tokenizer(config, corpora.train), corpora))
     tokens_per_step = 8 * plan.tokens_per_epoch / plan.rows
     words_per_step = 8 * plan.words_per_epoch / plan.rows
     expected = {0, 1, 2, 4, 8, 16, 20, math.ceil(500 / words_per_step), math.ceil(1000 / tokens_per_step)}

@@ -46,7 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(arguments)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one go: settings that come after an option are left over.
+    settings = [argument for argument in rest if hasattr(options, "overrides") and not argument.startswith("-")]
+    if len(settings) < len(rest):
+        parser.error(f"unknown argument: {next(argument for argument in rest if argument not in settings)}")
+    if settings:
+        options.overrides += settings
     if not hasattr(options, "execute"):
         parser.print_help()
         return 2
@@ -59,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prefix = "" if isinstance(error, ConfigError) else "error: "
         sys.stderr.write("".join(f"{prefix}{line}\n" for line in str(error).split("\n")))
         return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"interrupted{f': {interrupt}' if str(interrupt) else ''}\n")
         return 130
     except BrokenPipeError:
         # The reader has closed the pipe (`foundry schema | head`): not an error. Point stdout away from it, or Python

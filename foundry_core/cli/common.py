@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundry_core.errors import ConfigError, UsageError
+from foundry_core.errors import CheckpointError, ConfigError, UsageError
+from foundry_core.storage import MANIFEST, read_manifest, write_file
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from foundry_core.config import ExperimentConfig
+    from foundry_core.model import BaseLanguageModel
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +26,19 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the YAML"
     )
+    add_plugin_argument(parser)
+
+
+def read_config(options: argparse.Namespace) -> ExperimentConfig:
+    """The configuration that the command line names."""
+    from foundry_core.config import load_config
+
+    load_plugins(options)
+    return load_config(options.config, options.overrides)
+
+
+def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
+    """Plugin files."""
     parser.add_argument(
         "--plugin",
         action="append",
@@ -30,14 +48,52 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_config(options: argparse.Namespace) -> ExperimentConfig:
-    """The configuration that the command line names."""
-    from foundry_core.config import load_config
+def load_plugins(options: argparse.Namespace) -> None:
+    """Run the plugin files that the command line names."""
     from foundry_core.plugins import load_plugin_file
 
     for path in options.plugin:
         load_plugin_file(path)
-    return load_config(options.config, options.overrides)
+
+
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    """A checkpoint, plugin files that it may need, and where it computes."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder, or a run for its newest one")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU when there is one"
+    )
+    add_plugin_argument(parser)
+
+
+def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageModel, PreTrainedTokenizerFast]:
+    """The checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
+    from foundry_core.model import BaseLanguageModel
+    from foundry_core.tokenizers import load_tokenizer
+    from foundry_core.trainer import choose_device
+
+    load_plugins(options)
+    folder = _checkpoint_folder(Path(options.checkpoint))
+    model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device))
+    return folder, model, load_tokenizer(folder)
+
+
+def _checkpoint_folder(folder: Path) -> Path:
+    """A checkpoint or model folder, or the newest valid checkpoint of a run; verified against its manifest."""
+    from foundry_core.checkpoint import checkpoints, newest_valid
+
+    if (folder / MANIFEST).is_file():
+        read_manifest(folder)
+        return folder
+    if (folder / "config.json").is_file():
+        return folder
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder")
+    if not checkpoints(folder):
+        raise CheckpointError(f"{folder} is neither a checkpoint nor a run with checkpoints")
+    newest, passed_over = newest_valid(folder)
+    for line in passed_over:
+        sys.stderr.write(f"warning: {line}\n")
+    return newest
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -61,13 +117,9 @@ def write_answer(text: str, output: str | None) -> None:
     if output is None:
         sys.stdout.write(text)
         return
-    try:
-        with Path(output).open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UsageError(f"{output} exists and is not overwritten: name another file, or remove it") from error
-    except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error.strerror}") from error
+    if os.path.lexists(output):
+        raise UsageError(f"{output} exists and is not overwritten: name another file, or remove it")
+    write_file(output, text.encode())
 
 
 def yaml_scalar(value: Any) -> str:

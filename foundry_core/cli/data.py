@@ -24,13 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
 
-    from foundry_core.prepare import experiment_data, experiment_tokenizer, tokenizer_folder, training_corpus
+    from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer, tokenizer_folder
     from foundry_core.reporting import reading
 
-    corpus = training_corpus(config)
-    tokenizer = experiment_tokenizer(config, corpus)
-    with reading("encoding", corpus.bytes) as progress:
-        data = experiment_data(config, tokenizer, corpus, progress=progress)
+    corpora = experiment_corpora(config)
+    tokenizer = experiment_tokenizer(config, corpora.train)
+    with reading("encoding", corpora.train.bytes) as progress:
+        data = experiment_data(config, tokenizer, corpora, progress=progress)
     rows = []
     for name, tokens, cut in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
         if tokens is None or cut is None:

@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import Any
 
-from foundry_core.cli.common import table
+from foundry_core.cli.common import add_checkpoint_argument, open_checkpoint, table
 
 EXAMPLE = """\
 examples:
@@ -21,7 +21,7 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder, or a run for its newest one")
+    add_checkpoint_argument(parser)
     parser.add_argument("--corpus", metavar="PATH", help="a file, a folder or a glob, as data.test_corpus")
     parser.add_argument(
         "--pairs", action="append", default=[], metavar="JSONL", help="minimal pairs in BLiMP's format; may be repeated"
@@ -31,16 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.cli.checkpoint_argument import find_checkpoint
     from foundry_core.errors import UsageError
     from foundry_core.evaluation import evaluate_corpus, read_pairs, score_pairs
-    from foundry_core.model import BaseLanguageModel
-    from foundry_core.tokenizers import load_tokenizer
 
     pairs = [pair for path in options.pairs for pair in read_pairs(path)]
-    folder = find_checkpoint(options.checkpoint)
-    model = BaseLanguageModel.from_pretrained(folder)
-    tokenizer = load_tokenizer(folder)
+    folder, model, tokenizer = open_checkpoint(options)
     results: dict[str, Any] = {"checkpoint": str(folder)}
     corpus = options.corpus or (None if pairs else model.config.data.test_corpus)
     if corpus is None and not pairs:

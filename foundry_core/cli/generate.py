@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
+
+from foundry_core.cli.common import add_checkpoint_argument, open_checkpoint
 
 EXAMPLE = """\
 examples:
@@ -12,7 +15,7 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder, or a run for its newest one")
+    add_checkpoint_argument(parser)
     parser.add_argument("--prompt", default="", help="the text to continue")
     parser.add_argument("--tokens", type=int, default=40, help="most tokens to add (default 40)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1 sharpens the distribution (default 1)")
@@ -29,16 +32,14 @@ def execute(options: argparse.Namespace) -> None:
     if options.tokens < 1 or options.samples < 1 or options.temperature <= 0 or options.top_k < 0:
         raise UsageError("--tokens and --samples must be at least 1, --temperature above 0, --top-k not negative")
 
-    from foundry_core.cli.checkpoint_argument import find_checkpoint
-    from foundry_core.evaluation import continuations
-    from foundry_core.model import BaseLanguageModel
-    from foundry_core.tokenizers import load_tokenizer
+    from foundry_core.evaluation import continuations, prompt_warnings
 
-    folder = find_checkpoint(options.checkpoint)
-    model = BaseLanguageModel.from_pretrained(folder)
+    _, model, tokenizer = open_checkpoint(options)
+    for line in prompt_warnings(model, tokenizer, options.prompt, options.tokens):
+        sys.stderr.write(f"warning: {line}\n")
     texts = continuations(
         model,
-        load_tokenizer(folder),
+        tokenizer,
         options.prompt,
         tokens=options.tokens,
         samples=options.samples,

@@ -40,13 +40,13 @@ def execute(options: argparse.Namespace) -> None:
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     from foundry_core.model import create_model
     from foundry_core.plugins import hook_manager
-    from foundry_core.prepare import experiment_data, experiment_tokenizer, training_corpus
+    from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
     from foundry_core.reporting import Notifier
     from foundry_core.trainer import Trainer
 
-    corpus = training_corpus(config)
-    tokenizer = experiment_tokenizer(config, corpus)
-    data = experiment_data(config, tokenizer, corpus)
+    corpora = experiment_corpora(config)
+    tokenizer = experiment_tokenizer(config, corpora.train)
+    data = experiment_data(config, tokenizer, corpora)
     model = create_model(config, tokenizer)
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
     trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
@@ -72,6 +72,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "epochs": round(plan.total_samples / plan.rows, 3),
         "training_tokens": round(plan.total_samples * plan.tokens_per_epoch / plan.rows),
         "checkpoints": list(plan.checkpoint_steps),
+        "checkpoints_beyond_the_end": list(plan.unreached_checkpoints),
         "bytes_of_a_checkpoint": checkpoint,
         "disk_bytes": kept * checkpoint,
     }
@@ -121,6 +122,8 @@ def _shown(name: str, value: Any) -> str:
     if name == "checkpoints":
         steps = ", ".join(map(str, value if len(value) <= 8 else [*value[:5], "...", *value[-2:]]))
         return f"{len(value)}, at steps {steps}"
+    if name == "checkpoints_beyond_the_end":
+        return ", ".join(value) or "none"
     if name == "seconds":
         return f"{duration(value)} on this machine, evaluations and saving aside"
     if name in ("bytes_of_a_checkpoint", "disk_bytes", "memory_bytes", "of_which_activations"):

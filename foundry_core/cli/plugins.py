@@ -1,4 +1,7 @@
-"""List the architectures that installed packages ship. Reads package metadata; imports no plugin."""
+"""List the architectures that installed packages ship, and what is wrong with one that cannot be used.
+
+Imports the plugins' descriptors, which leave torch alone.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.plugins import installed
+    from foundry_core.errors import PluginError
+    from foundry_core.plugins import get_architecture, installed
 
-    points = [(point, len(claims)) for claims in installed().values() for point in claims]
+    points = []
+    for name, claims in installed().items():
+        try:
+            summary, problem = get_architecture(name).summary, ""
+        except PluginError as error:
+            summary, problem = "", str(error)
+        points += [(point, summary, problem) for point in claims]
     if options.json:
         keys = ("name", "target", "distribution", "version")
-        print(json.dumps([{key: getattr(point, key) for key in keys} for point, _ in points], indent=1))
+        facts = [
+            {key: getattr(point, key) for key in keys} | {"summary": summary, "problem": problem or None}
+            for point, summary, problem in points
+        ]
+        print(json.dumps(facts, indent=1))
         return
     if not points:
         print("no architecture is installed; for instance: pip install foundry-gpt2")
         return
-    rows = []
-    for point, claims in points:
-        note = "claimed by several packages: uninstall all but one" if claims > 1 else ""
-        rows.append((point.name, point.distribution, point.version, point.target, note))
-    print(table(("architecture", "package", "version", "from", ""), rows))
+    rows = [
+        (point.name, point.distribution, point.version, f"unusable: {problem}" if problem else summary)
+        for point, summary, problem in points
+    ]
+    print(table(("architecture", "package", "version", ""), rows))

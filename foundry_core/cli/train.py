@@ -34,8 +34,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
 
+    from foundry_core.errors import UsageError
     from foundry_core.trainer import run
 
-    state = run(config, resume=options.resume, allowed_changes=options.allow, quiet=options.quiet)
+    if options.allow and not options.resume:
+        raise UsageError("--allow says what may differ from the checkpoint that --resume goes on from: give both")
+    try:
+        state = run(config, resume=options.resume, allowed_changes=options.allow, quiet=options.quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("go on from the last checkpoint with --resume") from None
     checkpoint = f"{config.training.output_dir}/checkpoint-{state.step}"
     print(f"trained {state.step} steps, {state.tokens_seen:,} tokens: {checkpoint}")

@@ -1,5 +1,6 @@
 """BERT: transformers' own model inside, core's loss outside."""
 
+import math
 from typing import Any, Self
 
 import torch
@@ -25,9 +26,10 @@ class BertLanguageModel(WrappedLanguageModel):
             hidden_dropout_prob=settings.dropout,
             attention_probs_dropout_prob=settings.attention_dropout,
             type_vocab_size=config.model.bert.type_vocab_size,  # type: ignore[attr-defined]
-            pad_token_id=context.pad_token_id,
-            bos_token_id=context.cls_token_id,
-            eos_token_id=context.sep_token_id,
+            # 0.02 is Devlin et al.'s (2019) for 768 units; weights that keep a signal's size go with 1/sqrt(width). At
+            # 128 units 0.02 left the plateau later: 5.79 after 200 steps on real text at its best rate; 5.69.
+            initializer_range=0.02 * math.sqrt(768 / settings.hidden_size),
+            **context.special_ids,
             attn_implementation="sdpa",
         )
         model = BertForMaskedLM(inner)

@@ -14,7 +14,6 @@ class GPT2LanguageModel(WrappedLanguageModel):
     @classmethod
     def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
         settings = config.model.transformer  # type: ignore[attr-defined]
-        separator = context.eos_token_id
         inner = GPT2Config(
             vocab_size=context.vocab_size,
             n_positions=context.max_sequence_length,
@@ -27,9 +26,7 @@ class GPT2LanguageModel(WrappedLanguageModel):
             embd_pdrop=settings.dropout,
             attn_pdrop=settings.attention_dropout,
             # The library's default ids are those of the published tokenizer (50256), outside a small vocabulary.
-            bos_token_id=separator,
-            eos_token_id=separator,
-            pad_token_id=context.pad_token_id,
+            **context.special_ids,
             attn_implementation="sdpa",
         )
         return cls(config, context, GPT2LMHeadModel(inner), **kwargs)

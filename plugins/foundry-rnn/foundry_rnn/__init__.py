@@ -42,6 +42,7 @@ def _capabilities(config: RNNModelConfig) -> Capabilities:
         objectives=("masked_lm",) if both else ("causal_lm", "masked_lm"),
         generation=not both,
         carried_state=not both,
+        any_length=True,
         padding_sides=("left", "right"),
     )
 
