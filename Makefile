@@ -22,7 +22,7 @@ test: lint
 
 # Real text, the whole quickstart, torch.compile: about ten minutes.
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations=0 --junitxml=slow.xml
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

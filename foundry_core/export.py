@@ -86,11 +86,14 @@ def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
 def _stored_context(stored: dict[str, Any], objective: Objective) -> BuildContext:
     """Raises TypeError or ValueError for sizes and ids that no tokenizer gives."""
     context = BuildContext(**{**stored, "objective": objective})
+    sizes = ("vocab_size", "max_sequence_length")
+    for name in sizes:
+        if type(stored[name]) is not int or stored[name] < 1:
+            raise ValueError(f"its context has {name} {stored[name]!r}")
     for name, value in stored.items():
-        size = name in ("vocab_size", "max_sequence_length")
-        if name == "objective" or (value is None and not size):
+        if name in ("objective", *sizes) or value is None:
             continue
-        if type(value) is not int or value < int(size) or (not size and value >= context.vocab_size):
+        if type(value) is not int or not 0 <= value < context.vocab_size:
             raise ValueError(f"its context has {name} {value!r}")
     return context
 

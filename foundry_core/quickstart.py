@@ -29,6 +29,7 @@ from foundry_core.trainer import run
 
 _MARKER = "quickstart.json"
 _TRAIN_SENTENCES, _TEST_SENTENCES = 120_000, 2_000
+_TRAIN_TOKENS = 1_600_000
 
 _YAML = """\
 # Written by foundry quickstart. Train it again with: foundry train {file} training.output_dir=runs/again
@@ -66,7 +67,6 @@ _EXPERIMENTS: dict[str, dict[str, Any]] = {
         "model": _TRANSFORMER,
         "objective": "causal_lm",
         "rate": "5.0e-3",
-        "tokens": 1_200_000,
         "batch": 32,
         "length": 64,
         "scheduler": "linear",
@@ -76,7 +76,6 @@ _EXPERIMENTS: dict[str, dict[str, Any]] = {
         "model": _TRANSFORMER,
         "objective": "masked_lm",
         "rate": "3.0e-3",
-        "tokens": 1_600_000,
         "batch": 32,
         # Short rows: with 64 tokens BERT takes over 2M words to leave the unigram plateau, with 24 a quarter of that.
         "length": 24,
@@ -87,7 +86,6 @@ _EXPERIMENTS: dict[str, dict[str, Any]] = {
         "model": "  rnn: {embedding_size: 128, hidden_size: 128, num_layers: 1, dropout: 0.0}",
         "objective": "causal_lm",
         "rate": "5.0e-3",
-        "tokens": 2_000_000,
         "batch": 32,
         "length": 64,
         "scheduler": "linear",
@@ -199,7 +197,7 @@ def _yaml(folder: Path, name: str, seed: int, share: float) -> str:
         "file": folder / f"{name}.yaml",
     }
     quoted = {key: yaml_scalar(str(path)) for key, path in paths.items()}
-    amount = {"tokens": round(share * settings["tokens"])}
+    amount = {"tokens": round(share * _TRAIN_TOKENS)}
     return _YAML.format(name=name, seed=seed, **settings | amount | quoted)
 
 
@@ -240,10 +238,11 @@ def _digest(data: bytes) -> str:
 
 def _explanation(corpus: ToyCorpus) -> str:
     return (
-        "Test loss is in nats per word. The floor is what the grammar itself scores on the test text: no causal model\n"
-        f"does better in the long run (its own entropy is {corpus.entropy_per_token:.3f} a word). A masked model is\n"
-        "asked another question: its loss has no such floor. The last columns are agreement of subject and verb (the\n"
-        "keys to the cabinet are) with 0, 1 or 2 nouns of the other number in between; chance is 50 %."
+        "Each has seen the same number of words. Test loss is in nats per word; the floor is what the grammar itself\n"
+        "scores on the test text: no causal model does better in the long run (its own entropy is "
+        f"{corpus.entropy_per_token:.3f}\na word). A masked model is asked another question: its loss has no such floor. "
+        "The last columns are agreement\nof subject and verb (the keys to the cabinet are) with 0, 1 or 2 nouns of the "
+        "other number in between; chance\nis 50 %."
     )
 
 

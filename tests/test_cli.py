@@ -86,6 +86,82 @@ def test_generation_goes_on_from_the_prompt_and_follows_its_seed(trained, capsys
     assert texts("--greedy") == texts("--greedy", "--seed", "9")
 
 
+def test_a_prompt_that_is_not_read_as_written_is_told(trained, capsys):
+    assert main(["generate", str(trained / "run"), "--prompt", "the zygote is", "--tokens", "3", "--greedy"]) == 0
+    assert "does not know 1 of the 3 tokens of the prompt" in capsys.readouterr().err
+
+
+def test_a_recurrent_model_goes_on_beyond_its_rows_and_a_transformer_says_that_it_cannot(trained, tmp_path, capsys):
+    ten = "the man is old . the man is old ."
+    assert main(["generate", str(trained / "run"), "--prompt", ten, "--tokens", "20", "--greedy"]) == 0
+    assert "at most" not in capsys.readouterr().err
+    assert main(["generate", str(trained / "run"), "--prompt", f"{ten} {ten}", "--greedy"]) == 0
+    run = tmp_path / "gpt2"
+    sizes = "{layers: 1, embedding_size: 16, hidden_size: 16, intermediate_hidden_size: 32, attention_heads: 2}"
+    model = f"model={{architecture: gpt2, transformer: {sizes}}}"
+    assert main(["train", str(trained / "x.yaml"), model, f"training.output_dir={run}", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(run), "--prompt", ten, "--tokens", "20", "--greedy"]) == 0
+    assert "at most 5 tokens are added: the model was trained on 16" in capsys.readouterr().err
+    assert main(["generate", str(run), "--prompt", f"{ten} {ten}"]) == 2
+    assert "the prompt has 21 tokens; the model was trained on 16" in capsys.readouterr().err
+
+
+def test_settings_may_come_after_options(trained, tmp_path, capsys):
+    command = ["train", str(trained / "x.yaml"), "--quiet", f"training.output_dir={tmp_path}", "training.train_steps=1"]
+    assert main(command) == 0
+    assert (tmp_path / "checkpoint-1").is_dir()
+    for wrong in (["train", str(trained / "x.yaml"), "--quit"], ["plugins", "list", "stray"]):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2
+        assert f"unknown argument: {wrong[-1]}" in capsys.readouterr().err
+
+
+def test_a_model_from_a_file_is_scored_with_that_file(trained, tmp_path, capsys):
+    (tmp_path / "bigram.py").write_text(
+        "from torch import nn\n"
+        "from foundry_core import BaseLanguageModel, ModelConfig, register_architecture\n"
+        "@register_architecture('bigram', config=ModelConfig)\n"
+        "class Bigram(BaseLanguageModel):\n"
+        "    def __init__(self, config, context):\n"
+        "        super().__init__(config, context)\n"
+        "        self.table = nn.Embedding(context.vocab_size, context.vocab_size)\n"
+        "    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):\n"
+        "        hidden = self.table(input_ids)\n"
+        "        return self.output(hidden, lambda x: x, labels, attention_mask=attention_mask, **kwargs)\n"
+        "    def get_input_embeddings(self):\n        return self.table\n"
+        "    def resize_token_embeddings(self, new_num_tokens):\n        raise NotImplementedError\n"
+    )
+    plugin, run = ["--plugin", str(tmp_path / "bigram.py")], f"training.output_dir={tmp_path / 'run'}"
+
+    def foundry(*arguments):
+        command = [sys.executable, "-m", "foundry_core.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = foundry("train", str(trained / "x.yaml"), "model={architecture: bigram}", run, "--quiet", *plugin)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert foundry("evaluate", str(tmp_path / "run"), *plugin).returncode == 0
+    bare = foundry("evaluate", str(tmp_path / "run"))
+    assert bare.returncode == 6
+    assert "this model cannot be built here" in bare.stderr
+    assert "Unknown architecture: 'bigram'" in bare.stderr
+
+
+def test_a_damaged_checkpoint_is_neither_scored_nor_passed_over_in_silence(trained, tmp_path, capsys):
+    assert main(["train", str(trained / "x.yaml"), f"training.output_dir={tmp_path}", "--quiet"]) == 0
+    weights = tmp_path / "checkpoint-6" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["evaluate", str(tmp_path / "checkpoint-6")]) == 6
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "warning: checkpoint-6 is passed over" in captured.err
+    assert json.loads(captured.out)["checkpoint"].endswith("checkpoint-0")
+
+
 def test_plan_agrees_with_the_run_it_plans(trained, tmp_path, capsys):
     assert main(["plan", str(trained / "x.yaml"), f"training.output_dir={tmp_path / 'planned'}", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -132,11 +208,8 @@ def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
         (["evaluate", "{tmp}"], 6, "neither a checkpoint nor a run"),
         (["evaluate", "{run}", "--pairs", "{x}"], 4, "not a minimal pair"),
         (["generate", "{run}", "--tokens", "0"], 2, "at least 1"),
-        (
-            ["generate", "{run}", "--prompt", "the man is old . the man is old . the man is old ."],
-            2,
-            "the prompt has 16",
-        ),
+        (["train", "{x}", "--allow", "data"], 2, "give both"),
+        (["evaluate", "{run}", "--device", "cuda"], 2, "no GPU"),
     ],
 )
 def test_an_error_of_the_user_is_one_line_with_its_exit_code(trained, tmp_path, capsys, arguments, code, says):

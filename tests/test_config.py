@@ -55,7 +55,10 @@ training: {output_dir: models/exp0/, epochs: 20}
 TOP_KEYS = "experiment_name, random_seed, data, tokenizer, model, training, logging, seeds, plugins"
 DATA_KEYS = "training_corpus, test_corpus, documents, max_sequence_length, batch_size"
 BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words"
-END_NOT_LEARNED = "padding is not learned, so the end of a text would never be learned; give padding a token of its own, such as '<pad>'"
+END_NOT_LEARNED = (
+    "padding is not learned, so the end of a text would never be learned; "
+    "give padding a token of its own, such as '<pad>'"
+)
 NOT_SECTIONS = "1: file: is empty or not a mapping of sections: see foundry init"
 
 
@@ -256,8 +259,8 @@ CONTRADICTORY = [
     wrong(
         "a special token that could not be told from text",
         edited(after(VOCABULARY, "  special_tokens: {eos_token: the end}")),
-        "11: tokenizer.special_tokens.eos_token: 'the end' cannot be a special token: it must not be empty and must not "
-        "hold white space, ':', '$' or '\u2581'",
+        "11: tokenizer.special_tokens.eos_token: 'the end' cannot be a special token: it must not be empty and must "
+        "not hold white space, ':', '$' or '\u2581'",
     ),
     wrong(
         "a mask with a second role",
@@ -293,7 +296,8 @@ CONTRADICTORY = [
     wrong(
         "no token that ends a document",
         edited(after(VOCABULARY, "  special_tokens: {eos_token: null}")),
-        "11: tokenizer.special_tokens: a tokenizer needs an eos_token or a sep_token, which ends a document: add one of them",
+        "11: tokenizer.special_tokens: a tokenizer needs an eos_token or a sep_token, which ends a document: "
+        "add one of them",
     ),
     wrong(
         "masked_lm without a mask",

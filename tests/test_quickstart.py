@@ -31,9 +31,24 @@ def test_it_leaves_a_table_a_picture_and_yamls_that_train_again(tmp_path, monkey
     assert run(config, quiet=True).step > 0
 
 
+def test_a_folder_whose_name_yaml_would_misread_is_quoted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quickstart("a: b # c", share=0.01)
+    assert load_config("a: b # c/gpt2.yaml").training.output_dir == "a: b # c/runs/gpt2"
+
+
 def test_it_can_be_repeated_and_touches_no_other_folder(tmp_path, capsys):
     quickstart(tmp_path / "qs", share=0.01)
+    own = tmp_path / "qs" / "runs" / "own"
+    own.mkdir()
     quickstart(tmp_path / "qs", share=0.01)
+    assert own.is_dir()
+    yaml = tmp_path / "qs" / "lstm.yaml"
+    yaml.write_text(yaml.read_text().replace("num_layers: 1", "num_layers: 2"))
+    runs = sorted((tmp_path / "qs" / "runs").rglob("*"))
+    with pytest.raises(UsageError, match=r"lstm\.yaml was changed since quickstart wrote it: move it away"):
+        quickstart(tmp_path / "qs", share=0.01)
+    assert sorted((tmp_path / "qs" / "runs").rglob("*")) == runs
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="name another folder"):

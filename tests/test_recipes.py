@@ -46,7 +46,9 @@ def unigram_entropy(ids):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "lstm", "gru", "rnn", "bilstm"])
-def test_a_recipe_beats_unigrams_resumes_generates_and_opens_in_transformers(name, text, tmp_path, capsys):
+def test_a_recipe_beats_unigrams_resumes_generates_and_opens_in_transformers(
+    name, text, tmp_path, capsys, record_property
+):
     overrides = [
         f"data.training_corpus={text / 'train.txt'}",
         f"data.test_corpus={text / 'dev.txt'}",
@@ -66,7 +68,8 @@ def test_a_recipe_beats_unigrams_resumes_generates_and_opens_in_transformers(nam
     tokenizer = load_tokenizer(checkpoint)
     tokens = prepare_tokens(experiment_corpora(config).test, tokenizer, tmp_path / "tokens").tokens
     floor = unigram_entropy(np.asarray(tokens[1:]))
-    print(f"{name}: test loss {reached:.3f}, unigram entropy {floor:.3f}")
+    record_property("test_loss", round(reached, 3))
+    record_property("unigram_entropy", round(floor, 3))
     assert reached < floor
 
     # The last hundred steps again, from the checkpoint before them: the same weights.

@@ -1,0 +1,161 @@
+"""Going on with a run: which checkpoint, what must be equal, what is tidied up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from foundry_core import create_model, run
+from foundry_core.checkpoint import TrainState, checkpoints, load_checkpoint
+from foundry_core.errors import CheckpointError, UsageError
+from foundry_core.export import load_model, rebuild
+from foundry_core.optim import build_optimizer
+from foundry_core.storage import MANIFEST, read_manifest
+from foundry_core.tokenizers import load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    pass
+
+
+def folder_of(config, step):
+    return Path(config.training.output_dir) / f"checkpoint-{step}"
+
+
+def loaded(config, step, fresh):
+    folder = folder_of(config, step)
+    model = create_model(config, load_tokenizer(folder))
+    return load_checkpoint(folder, model, build_optimizer(model, config.training), config=config, fresh=fresh)
+
+
+def test_another_test_corpus_is_other_data(experiment, corpus, tmp_path):
+    dev = tmp_path / "dev.txt"
+    dev.write_text(corpus.test.read_text())
+    config = experiment("lstm", tmp_path, data={"test_corpus": str(dev)}, training={"train_steps": 2})
+    run(config, quiet=True)
+    dev.write_text("the man is old .\n")
+    with pytest.raises(CheckpointError, match="trained on other data: a corpus or the tokenizer changed"):
+        run(config, resume=True, quiet=True)
+    assert run(config, resume=True, quiet=True, allowed_changes=["data"]).step == 2
+
+
+def test_a_run_does_not_go_on_in_another_precision(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 2})
+    state = run(config, quiet=True)
+    assert state.precision == "fp32"
+    assert loaded(config, 2, TrainState(data=state.data, precision="fp32")).step == 2
+    with pytest.raises(CheckpointError, match="was trained in fp32, here training.precision comes to bf16"):
+        loaded(config, 2, TrainState(data=state.data, precision="bf16"))
+
+
+def test_a_key_to_allow_must_exist(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 2})
+    run(config, quiet=True)
+    with pytest.raises(UsageError, match=r"--allow training.learning_rat: .* Did you mean 'training.learning_rate'"):
+        run(config, resume=True, quiet=True, allowed_changes=["training.learning_rat"])
+
+
+def test_an_ephemeral_checkpoint_of_the_run_before_goes_when_a_newer_one_is_there(experiment, tmp_path):
+    settings = {"train_steps": 4, "checkpoints": {"ephemeral_minutes": 1e-9}}
+    config = experiment("lstm", tmp_path, training=settings)
+    code = (
+        "import json, os, sys\nfrom foundry_core import hookimpl, load_config, run\n"
+        "class Die:\n"
+        "    @hookimpl\n"
+        "    def foundry_checkpoint_saved(self, step, folder):\n"
+        "        if step == 2: os._exit(9)\n"
+        "run(load_config(json.load(sys.stdin)), extra_observers=[Die()], quiet=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(config.resolved()).encode(), check=False)
+    assert done.returncode == 9
+    assert json.loads((folder_of(config, 2) / MANIFEST).read_bytes())["ephemeral"] is True
+    run(config, resume=True, quiet=True)
+    assert [path.name for path in checkpoints(config.training.output_dir)] == ["checkpoint-0", "checkpoint-4"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 2})
+    run(config, quiet=True)
+    output = Path(config.training.output_dir)
+    for name in (".checkpoint-2.123.tmp", ".checkpoint-1.99.old"):
+        (output / name).mkdir()
+        (output / name / "model.safetensors").write_bytes(b"half")
+    (output / ".metrics.jsonl.7.tmp").write_text("half")
+    run(config, resume=True, quiet=True)
+    assert not [path.name for path in output.iterdir() if path.name.endswith((".tmp", ".old"))]
+
+
+def test_going_on_from_step_0_leaves_its_checkpoint_as_it_is(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 2})
+    run(config, quiet=True)
+    before = (folder_of(config, 0) / MANIFEST).stat().st_ino
+    (folder_of(config, 2) / MANIFEST).unlink()
+    assert run(config, resume=True, quiet=True).step == 2
+    assert (folder_of(config, 0) / MANIFEST).stat().st_ino == before
+
+
+def test_a_file_added_to_a_checkpoint_makes_it_another(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 1})
+    run(config, quiet=True)
+    folder = folder_of(config, 1)
+    (folder / ".DS_Store").write_bytes(b"")
+    read_manifest(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is not in the manifest"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("context", "says"),
+    [
+        ({"vocab_size": "many"}, "vocab_size 'many'"),
+        ({"vocab_size": 0}, "vocab_size 0"),
+        ({"eos_token_id": 10**9}, "eos_token_id 1000000000"),
+        ({"pad_token_id": True}, "pad_token_id True"),
+        ({"colour": 3}, "colour"),
+    ],
+)
+def test_sizes_and_ids_that_no_tokenizer_gives_are_refused(experiment, tmp_path, context, says):
+    config = experiment("lstm", tmp_path, training={"train_steps": 1})
+    run(config, quiet=True)
+    description = json.loads((folder_of(config, 1) / "config.json").read_bytes())["foundry"]
+    description["context"] |= context
+    with pytest.raises(CheckpointError, match=says):
+        rebuild(description)
+
+
+def test_a_checkpoint_of_an_architecture_that_is_not_installed_says_what_made_it(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 1})
+    run(config, quiet=True)
+    path = folder_of(config, 1) / "config.json"
+    content = json.loads(path.read_bytes())
+    content["foundry"]["experiment"]["model"]["architecture"] = "mamba"
+    content["foundry"]["plugin"] = {"distribution": "foundry-mamba", "version": "2.0"}
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"made with foundry-mamba 2\.0\. .*Unknown architecture: 'mamba'"):
+        load_model(folder_of(config, 1))
+
+
+def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 100_000, "checkpoints": {"steps": [2]}})
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(config.resolved()))
+    command = [sys.executable, "-m", "foundry_core.cli", "train", str(path), "logging.log_every_steps=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for line in process.stderr:
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGINT)
+            break
+    *_, last = process.stderr.read().splitlines()
+    assert process.wait() == 130
+    assert last == "interrupted: go on from the last checkpoint with --resume"
+    shorter = experiment("lstm", tmp_path, training={"train_steps": 4, "checkpoints": {"steps": [2]}})
+    assert run(shorter, resume=True, quiet=True, allowed_changes=["training.train_steps"]).step == 4
+    assert torch.isfinite(next(load_model(folder_of(shorter, 4)).parameters())).all()
