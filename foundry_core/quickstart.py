@@ -241,8 +241,8 @@ def _explanation(corpus: ToyCorpus) -> str:
         "Each has seen the same number of words. Test loss is in nats per word; the floor is what the grammar itself\n"
         "scores on the test text: no causal model does better in the long run. Its own entropy is "
         f"{corpus.entropy_per_token:.3f} a word.\n"
-        "A masked model is asked another question: its loss has no such floor. The last columns are agreement of\n"
-        "subject and verb (the keys to the cabinet are) with 0, 1 or 2 nouns of the other number in between; chance is 50 %."
+        "A masked model is asked another question: its loss has no such floor. The last columns: agreement of subject\n"
+        "and verb (the keys to the cabinet are) with 0, 1 or 2 nouns of the other number between; chance is 50 %."
     )
 
 
