@@ -10,26 +10,21 @@ Only the standard library is imported here, so that a corpus can be inspected wi
 
 from __future__ import annotations
 
-import glob
-import gzip
 import hashlib
 import json
 import os
 import re
-import stat
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Literal, NoReturn, get_args
+from typing import Literal, get_args
 
+from foundry_core.corpus_files import file_blocks, find_files, kind_of, refuse, shown, stamp_of
 from foundry_core.errors import DataError
 
 DocumentUnit = Literal["line", "block", "file"]
 
-_KINDS = {".txt": "text", ".jsonl": "jsonl"}
-_BLOCK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*+\n)+")
 _SPACE_OR_X = bytes(ord(" ") if chr(byte).isspace() and byte < 128 else ord("x") for byte in range(256))
@@ -104,24 +99,24 @@ class Corpus:
         ignored: list[Path] = []
         specs = [spec] if isinstance(spec, str | Path) else list(spec)
         for one in specs:
-            found, others = _find(Path(one).expanduser(), name)
+            found, others = find_files(Path(one).expanduser(), name)
             files += found
             ignored += others
         if not files:
-            instead = f", only {len(ignored)} others such as {_shown(ignored[0])}" if ignored else ""
+            instead = f", only {len(ignored)} others such as {shown(ignored[0])}" if ignored else ""
             raise DataError(
-                f"{name}: no .txt or .jsonl file (optionally .gz) in {', '.join(_shown(Path(one)) for one in specs)}"
+                f"{name}: no .txt or .jsonl file (optionally .gz) in {', '.join(shown(Path(one)) for one in specs)}"
                 f"{instead}; name the files or rename them."
             )
         seen: set[str] = set()
         for path in files:
             absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
             if absolute in seen:
-                _refuse(path, "listed twice in one corpus; its text would count double. Name it once.")
+                refuse(path, "listed twice in one corpus; its text would count double. Name it once.")
             seen.add(absolute)
-        stamps = tuple(_stamp(path) for path in files)
+        stamps = tuple(stamp_of(path) for path in files)
         if not any(size for size, _ in stamps):
-            raise DataError(f"{name}: empty: {_shown(files[0])} and all its {len(files)} files have 0 bytes.")
+            raise DataError(f"{name}: empty: {shown(files[0])} and all its {len(files)} files have 0 bytes.")
         return cls(tuple(files), unit, name, tuple(ignored), stamps)
 
     @property
@@ -138,7 +133,7 @@ class Corpus:
         total = hashlib.sha256(f"foundry corpus 1\n{self.unit}\n".encode())
         for path, content in zip(self.files, self.file_digests, strict=True):
             # A digest for each file has a fixed length, so that no text can pretend to be a boundary between files.
-            total.update(f"{_kind(path)} {content}\n".encode())
+            total.update(f"{kind_of(path)} {content}\n".encode())
         return total.hexdigest()
 
     @cached_property
@@ -147,7 +142,7 @@ class Corpus:
         digests = []
         for path, stamp in zip(self.files, self.stamps, strict=True):
             content = hashlib.sha256()
-            for block in _blocks(path, stamp):
+            for block in file_blocks(path, stamp):
                 content.update(block)
             digests.append(content.hexdigest())
         return tuple(digests)
@@ -162,7 +157,7 @@ class Corpus:
         counts = ByteAccount() if account is None else account
         documents_before = counts.documents
         for path, stamp in zip(self.files, self.stamps, strict=True):
-            if _kind(path) == "jsonl":
+            if kind_of(path) == "jsonl":
                 texts = _json_documents(path, stamp, counts)
             elif self.unit == "line":
                 # Counting words is half of the work on lines, hence only when somebody wants to know.
@@ -174,106 +169,8 @@ class Corpus:
             yield from texts
         if counts.documents == documents_before:
             raise DataError(
-                f"{self.name}: {_shown(self.files[0])} ({len(self.files)} files): only white space, no text."
+                f"{self.name}: {shown(self.files[0])} ({len(self.files)} files): only white space, no text."
             )
-
-
-def _refuse(path: Path, problem: str, cause: BaseException | None = None) -> NoReturn:
-    raise DataError(f"{_shown(path)}: {problem}") from cause
-
-
-def _shown(path: Path) -> str:
-    """The path as one printable line, whatever its name contains."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
-
-
-# Finding files
-
-
-def _kind(path: Path) -> str | None:
-    """ "text", "jsonl", or None for files that are not read."""
-    return _KINDS.get(Path(path.stem if _is_compressed(path) else path.name).suffix.lower())
-
-
-def _is_compressed(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
-
-
-def _find(path: Path, name: str) -> tuple[list[Path], list[Path]]:
-    """The files that one entry of a specification stands for, and what was passed over."""
-    if path.is_dir():
-        found = _walk(path)
-    elif not os.path.lexists(path) and glob.has_magic(str(path)):
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - skips hidden files
-        found = [match for match in found if not match.is_dir()]
-    else:
-        _stamp(path)  # a path that does not exist is reported as that, not as a file of an unknown kind
-        if _kind(path) is None:
-            _refuse(path, f"not a {name} file: the kinds are .txt and .jsonl, optionally .gz. Rename or convert it.")
-        found = [path]
-    return [file for file in found if _kind(file)], [file for file in found if not _kind(file)]
-
-
-def _walk(folder: Path) -> list[Path]:
-    """All visible files of a folder in sorted order; linked folders stand for themselves, they are not entered."""
-
-    def stop(error: OSError) -> NoReturn:
-        _refuse(Path(error.filename), f"cannot be searched: {error.strerror}.", error)
-
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = [one for one in folders if not one.startswith(".")]
-        links = [one for one in folders if Path(parent, one).is_symlink()]
-        found += [Path(parent, one) for one in [*names, *links] if not one.startswith(".")]
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size and modification time of a regular file; anything else is refused unopened, because a FIFO would hang."""
-    try:
-        status = path.stat()
-    except FileNotFoundError as error:
-        target = f" (a link to {_shown(path.readlink())})" if path.is_symlink() else ""
-        _refuse(path, f"no such file or folder{target}; check the path, relative to {_shown(Path.cwd())}.", error)
-    except (OSError, ValueError) as error:
-        _refuse(path, f"cannot be read: {getattr(error, 'strerror', None) or error}.", error)
-    if not stat.S_ISREG(status.st_mode):
-        what = {
-            stat.S_IFDIR: "a folder",
-            stat.S_IFIFO: "a FIFO",
-            stat.S_IFCHR: "a device",
-            stat.S_IFBLK: "a device",
-            stat.S_IFSOCK: "a socket",
-        }[stat.S_IFMT(status.st_mode)]
-        _refuse(path, f"is {what}, not a regular file; a corpus is read more than once, so write it to a file.")
-    return status.st_size, status.st_mtime_ns
-
-
-# Reading bytes
-
-
-def _blocks(path: Path, stamp: tuple[int, int]) -> Iterator[bytes]:
-    """The content of a file, decompressed, in blocks of at most 1 MiB; refuses a file that is not as it was stamped."""
-    changed = "changed since this corpus was opened; leave it alone while it is in use and start again."
-    if _stamp(path) != stamp:
-        _refuse(path, changed)
-    position = 0
-    try:
-        with path.open("rb", buffering=0) as raw:
-            if _is_compressed(path) and stamp[0] == 0:
-                _refuse(path, "not a gzip file: it has 0 bytes. Compress it again.")
-            reader: IO[bytes] = gzip.GzipFile(fileobj=raw, mode="rb") if _is_compressed(path) else raw  # type: ignore[assignment]
-            while block := reader.read(_BLOCK_BYTES):
-                position += len(block)
-                yield block
-            status = os.fstat(raw.fileno())
-            if (status.st_size, status.st_mtime_ns) != stamp:
-                _refuse(path, changed)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        _refuse(path, f"damaged gzip data after byte {position} of the content: {error}. Compress it again.", error)
-    except OSError as error:
-        _refuse(path, f"cannot be read at byte {position}: {error.strerror or error}.", error)
 
 
 def _texts(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator[tuple[int, str]]:
@@ -283,7 +180,7 @@ def _texts(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator
     """
     offset = 0
     held: list[bytes] = []
-    blocks = _blocks(path, stamp)
+    blocks = file_blocks(path, stamp)
     while True:
         block = next(blocks, b"")
         cut = block.rfind(b"\n") + 1 if block else 0
@@ -311,14 +208,14 @@ def _decode(path: Path, offset: int, piece: bytes) -> str:
     except UnicodeDecodeError as error:
         if not 0 <= nul < error.start:
             hint = "it looks like UTF-16; " if offset == 0 and piece[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-            _refuse(
+            refuse(
                 path,
                 f"byte {offset + error.start} (0x{piece[error.start]:02x}) is not UTF-8: {error.reason}; {hint}"
                 "convert the file to UTF-8.",
                 error,
             )
     if nul >= 0:
-        _refuse(path, f"byte {offset + nul} is NUL: this is UTF-16 or a binary file, not UTF-8 text. Convert it.")
+        refuse(path, f"byte {offset + nul} is NUL: this is UTF-16 or a binary file, not UTF-8 text. Convert it.")
     return text
 
 
@@ -415,7 +312,7 @@ def _json_documents(path: Path, stamp: tuple[int, int], account: ByteAccount) ->
                     text = _json_text(line)
                 except (ValueError, RecursionError) as error:
                     byte = offset + _utf8_bytes(piece[:start])
-                    _refuse(Path(f"{path}:{number + 1}"), f"the line at byte {byte}: {error}.", error)
+                    refuse(Path(f"{path}:{number + 1}"), f"the line at byte {byte}: {error}.", error)
                 if text and not text.isspace():
                     yield _counted(text, account)
                 else:

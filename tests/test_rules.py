@@ -30,7 +30,7 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 
 LAYERS = """
 errors
-objective storage yaml_source streams workers text_counts
+objective storage yaml_source streams workers text_counts corpus_files
 architecture
 config_sections tokenizer_training
 hookspecs

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from foundry_core.cli.common import write_answer, yaml_scalar
+from foundry_core.cli.common import add_plugin_argument, load_plugins, write_answer, yaml_scalar
 from foundry_core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -54,23 +54,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("architecture", metavar="ARCHITECTURE", help="its name: see foundry plugins list")
     parser.add_argument("-o", "--output", metavar="FILE", help="a file that does not exist yet; default: stdout")
     parser.add_argument("--name", help="experiment_name, and the folder under runs/; default: the architecture's name")
-    parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="a file that registers an architecture; may be repeated",
-    )
+    add_plugin_argument(parser)
     parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:
     from foundry_core.config import load_config
-    from foundry_core.plugins import get_architecture, load_plugin_file
+    from foundry_core.plugins import get_architecture
     from foundry_core.yaml_source import YamlSource
 
-    for path in options.plugin:
-        load_plugin_file(path)
+    load_plugins(options)
     architecture = get_architecture(options.architecture)
     text = starting_yaml(architecture, options.name or architecture.name)
     to_fill_in: list[str] = []

@@ -15,6 +15,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from foundry_core.cli.common import add_plugin_argument, load_plugins
 from foundry_core.errors import PluginError
 
 if TYPE_CHECKING:
@@ -29,21 +30,14 @@ COUNT_PATTERN = r"^[0-9]+(\.[0-9]+)?[kKmMbB]$"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="a file that registers an architecture; may be repeated",
-    )
+    add_plugin_argument(parser)
     parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.plugins import available_architectures, get_architecture, load_plugin_file
+    from foundry_core.plugins import available_architectures, get_architecture
 
-    for path in options.plugin:
-        load_plugin_file(path)
+    load_plugins(options)
     usable = []
     for name in available_architectures():
         try:
