@@ -23,7 +23,7 @@ from safetensors.torch import save as to_safetensors
 from foundry_core import __version__
 from foundry_core.config import ExperimentConfig
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
-from foundry_core.export import WEIGHTS, load_weights, read_description, save_model
+from foundry_core.export import WEIGHTS, installed_plugin, load_weights, read_description, release, save_model
 from foundry_core.model import BaseLanguageModel
 from foundry_core.objective import Objective
 from foundry_core.storage import MANIFEST, publish_folder, read_manifest, remove_folder
@@ -53,7 +53,8 @@ class TrainState:
     words_seen: int = 0
     epoch: float = 0.0
     ledger: str = ""
-    data: str = ""
+    data: dict[str, str] = field(default_factory=dict)
+    stream: dict[str, int] = field(default_factory=dict)
     precision: str = ""
     schedule: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
@@ -61,10 +62,18 @@ class TrainState:
     log: list[dict[str, Any]] = field(default_factory=list)
 
 
+_TYPES = {"step": int, "samples": int, "tokens_seen": int, "words_seen": int, "ledger": str, "data": dict, "log": list}
+
+
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     found = {"python": sys.version.split()[0], "foundry-core": __version__}
     return found | {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "sentencepiece")}
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a bit-identical result depends on beside configuration and data."""
+    return versions() | {"threads": str(torch.get_num_threads()), "device": device.type}
 
 
 def checkpoint_tokenizer(tokenizer: PreTrainedTokenizerFast, objective: Objective) -> PreTrainedTokenizerFast:
@@ -94,7 +103,8 @@ def save_checkpoint(
     target = output_dir / f"checkpoint-{state.step}"
     if target.exists():
         remove_folder(target)
-    facts = {"step": state.step, "versions": versions(), "parent": parent, "ephemeral": ephemeral}
+    device = next(model.parameters()).device
+    facts = {"step": state.step, "environment": environment(device), "parent": parent, "ephemeral": ephemeral}
     with publish_folder(target, facts) as sink:
         save_model(model, sink)
         for name, data in tokenizer_files(checkpoint_tokenizer(tokenizer, model.context.objective)).items():
@@ -132,6 +142,16 @@ def _load_optimizer(path: Path, model: BaseLanguageModel, optimizer: torch.optim
             # A copy: the file's tensors are a view of the file. A fused optimizer keeps even its step counter where the
             # parameter lives.
             optimizer.state[parameter][kind] = file.get_tensor(key).to(parameter.device, copy=True)
+
+
+def environment_changes(folder: Path, device: torch.device) -> list[str]:
+    """A phrase for each thing of `environment` that is not what it was when a checkpoint was saved."""
+    before = read_manifest(folder)["environment"]
+    return [
+        f"{name} was {before.get(name)}, is {now}"
+        for name, now in environment(device).items()
+        if before.get(name) != now
+    ]
 
 
 def is_ephemeral(folder: Path) -> bool:
@@ -187,34 +207,52 @@ def load_checkpoint(
     allowed = tuple(allowed)
     read_manifest(folder)
     _check_allowed(allowed, config.resolved())
-    differences = config_differences(read_description(folder)["experiment"], config.resolved())
+    description = read_description(folder)
+    differences = config_differences(description["experiment"], config.resolved())
+    plugin = installed_plugin(config.model.architecture)
+    if description.get("plugin") != plugin:
+        differences["plugin"] = f"plugin was {release(description.get('plugin'))}, is {release(plugin)}"
     barred = [line for key, line in differences.items() if not _covered(key, (*_FREE, *allowed))]
     if barred:
         raise CheckpointError(
             f"{folder} was trained with other settings: {'; '.join(barred)}. Put them back, or allow a key by name: "
             "--allow KEY"
         )
-    stored = json.loads((folder / _STATE).read_bytes())
-    state = TrainState(**stored["foundry"], log=stored["log_history"])
+    state = read_state(folder)
     if state.precision != fresh.precision and not _covered("training.precision", allowed):
         raise CheckpointError(
             f"{folder} was trained in {state.precision}, here training.precision comes to {fresh.precision}: set it, "
             "or allow it: --allow training.precision"
         )
-    if state.data != fresh.data and not _covered("data", allowed):
+    changed = sorted(key for key in {*state.data, *fresh.data} if state.data.get(key) != fresh.data.get(key))
+    if changed and not _covered("data", allowed):
         raise CheckpointError(
-            f"{folder} was trained on other data: a corpus or the tokenizer changed since. Put them back, or allow it: "
+            f"{folder} was trained on other data: {' and '.join(changed)} changed since. Put it back, or allow it: "
             "--allow data"
         )
-    state.data, state.precision = fresh.data, fresh.precision
+    state.data, state.stream, state.precision = fresh.data, fresh.stream, fresh.precision
     load_weights(model, folder / WEIGHTS)
     _load_optimizer(folder / _OPTIMIZER, model, optimizer)
     return state
 
 
+def read_state(folder: Path) -> TrainState:
+    """The position that a checkpoint stores. Raises CheckpointError when it is not one."""
+    path = folder / _STATE
+    try:
+        stored = json.loads(path.read_bytes())
+        state = TrainState(**stored["foundry"], log=stored["log_history"])
+        for name, kind in _TYPES.items():
+            if not isinstance(getattr(state, name), kind):
+                raise TypeError(name)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or of another version: {type(error).__name__}: {error}") from error
+    return state
+
+
 def _check_allowed(allowed: Iterable[str], settings: Mapping[str, Any]) -> None:
     """A misspelt key would allow nothing, and the refusal that follows would not say why."""
-    known = list(_names(settings))
+    known = ["plugin", *_names(settings)]
     for name in allowed:
         if name not in known:
             raise UsageError(f"--allow {name}: there is no such key or section.{did_you_mean(name, known)}")

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,7 @@ def _whole(stem: Path, digest: str) -> TokenInfo | None:
 class _Column:
     """An array that grows on disk, with its size and sha256."""
 
-    def __init__(self, file: IO[bytes], dtype: str):
+    def __init__(self, file: storage.Writer, dtype: str):
         self.file, self.dtype, self.sha256, self.bytes = file, np.dtype(dtype), hashlib.sha256(), 0
 
     def append(self, values: NDArray[Any]) -> None:
@@ -146,7 +146,7 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Callable[[int],
     """Write both files; returns the fields of TokenInfo that were counted on the way."""
     facts: dict[str, Any] = {}
 
-    def fill(tokens_file: IO[bytes], documents_file: IO[bytes]) -> None:
+    def fill(tokens_file: storage.Writer, documents_file: storage.Writer) -> None:
         dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
         tokens, documents = _Column(tokens_file, dtype), _Column(documents_file, "<i8")
         account = _encode(corpus, tokenizer, tokens, documents, progress)
@@ -346,6 +346,15 @@ class SampleOrder:
                 inside = epochs == epoch
                 rows[inside] = permutation(self.size, self.seed, int(epoch))(rows[inside])
         return epochs, rows
+
+
+def extended_ledger(ledger: str, epochs: Ints, rows: Ints) -> str:
+    """The running hash (hex) over all samples trained so far, one step longer: the proof that none was lost or doubled.
+
+    A chain of sha256, from an empty string before the first step, over the step's epochs and rows.
+    """
+    seen = np.stack([epochs, rows]).astype("<i8").tobytes()
+    return hashlib.sha256(bytes.fromhex(ledger) + seen).hexdigest()
 
 
 # Batches

@@ -81,6 +81,12 @@ class TrainingError(FoundryError):
     exit_code = 7
 
 
+class StoppedError(FoundryError):
+    """A run that a signal ended at a step boundary, its state saved. 75 asks a scheduler to start it again."""
+
+    exit_code = 75
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'lstm'?"` for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

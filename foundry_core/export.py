@@ -54,14 +54,26 @@ def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
     """What config.json carries under `foundry`: enough to build the model again, as plain data."""
     facts = asdict(context)
     facts["objective"] = context.objective.name
-    claims = installed().get(config.model.architecture, [])
     return {
         "format": 1,
         "core": __version__,
-        "plugin": {"distribution": claims[0].distribution, "version": claims[0].version} if claims else None,
+        "plugin": installed_plugin(config.model.architecture),
         "experiment": config.resolved(),
         "context": facts,
     }
+
+
+def installed_plugin(architecture: str) -> dict[str, str] | None:
+    """Distribution and version that ship an architecture; None for one registered in this process."""
+    claims = installed().get(architecture, [])
+    return {"distribution": claims[0].distribution, "version": claims[0].version} if claims else None
+
+
+def release(plugin: Any) -> str:
+    """What `installed_plugin` found, or a checkpoint says of itself, in words."""
+    if not isinstance(plugin, dict):
+        return "no installed package"
+    return f"{plugin.get('distribution')} {plugin.get('version')}"
 
 
 def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
@@ -73,10 +85,9 @@ def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
         config = load_config(description["experiment"])
         context = _stored_context(description["context"], config.objective)
     except (ConfigError, PluginError) as error:
-        plugin = description.get("plugin")
-        source = f"It was made with {plugin['distribution']} {plugin['version']}. " if plugin else ""
+        made_with = release(description.get("plugin"))
         problems = "; ".join(str(error).splitlines())
-        raise CheckpointError(f"this model cannot be built here. {source}{problems}") from error
+        raise CheckpointError(f"this model cannot be built here. It was made with {made_with}. {problems}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the foundry part of config.json is damaged: {error}") from error
     with undisturbed_random_state():

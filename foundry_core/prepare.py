@@ -5,7 +5,6 @@ Everything is kept under the digest of its inputs and reused while they are unch
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -187,6 +186,7 @@ class RunPlan:
     """
 
     rows: int
+    tokens_per_row: int
     tokens_per_epoch: int
     words_per_epoch: int
     samples_per_step: int
@@ -239,6 +239,7 @@ class RunPlan:
                 named[math.ceil(samples_for(amount, per_epoch) / per_step)] = f"{amount:,} {unit}"
         return cls(
             rows=rows,
+            tokens_per_row=data.train_rows.stream_tokens(0),
             tokens_per_epoch=tokens,
             words_per_epoch=words,
             samples_per_step=per_step,
@@ -249,12 +250,25 @@ class RunPlan:
             unreached_checkpoints=tuple(name for step, name in sorted(named.items()) if step > steps),
         )
 
+    @property
+    def stream(self) -> dict[str, int]:
+        """The sizes that, with seed and batch size, say what has been seen at any position."""
+        return {
+            "rows": self.rows,
+            "tokens_per_row": self.tokens_per_row,
+            "tokens_per_epoch": self.tokens_per_epoch,
+            "words_per_epoch": self.words_per_epoch,
+        }
+
     def words_after(self, tokens_seen: int) -> int:
         """White-space separated words in so many tokens of the corpus."""
         return round(tokens_seen * self.words_per_epoch / self.tokens_per_epoch)
 
 
-def data_identity(data: ExperimentData) -> str:
-    """One digest for all that a run reads: its token files' digests, which cover corpora and tokenizer."""
-    test = data.test.info.digest if data.test is not None else ""
-    return hashlib.sha256(f"{data.train.info.digest}:{test}".encode()).hexdigest()
+def data_identity(data: ExperimentData) -> dict[str, str]:
+    """Digests of all that a run reads, each under the name it has in a message."""
+    found = {
+        "the training corpus": data.train.info.corpus_digest,
+        "the tokenizer": data.train.info.tokenizer_digest,
+    }
+    return found | ({"the test corpus": data.test.info.corpus_digest} if data.test is not None else {})

@@ -15,8 +15,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from foundry_core.errors import CheckpointError, FoundryError
 
@@ -37,12 +38,94 @@ class FileSink(Protocol):
     def write(self, name: str, data: bytes) -> None: ...
 
 
+class Writer(Protocol):
+    """What takes bytes one after the other."""
+
+    def write(self, data: bytes) -> object: ...
+
+
+class Disk:
+    """The operations that writing consists of, one method for each: what fault injection counts, records and fails."""
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(exist_ok=True)
+
+    def create(self, path: Path) -> FileIO:
+        return FileIO(path, "wb")
+
+    def append_to(self, path: Path) -> FileIO:
+        return FileIO(path, "ab")
+
+    def write(self, file: FileIO, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+    def sync(self, file: FileIO) -> None:
+        os.fsync(file.fileno())
+
+    def rename(self, old: Path, new: Path) -> None:
+        old.replace(new)
+
+    def sync_folder(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove_file(self, path: Path) -> None:
+        path.unlink()
+
+    def remove_folder(self, path: Path) -> None:
+        path.rmdir()
+
+
+disk = Disk()
+"""The disk that this process writes to; only fault injection puts another one here."""
+
+
 @contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def _reported(path: Path, size: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        amount = f" ({size:,} bytes)" if size is not None else ""
+        raise StorageError(f"cannot write {path}{amount}: {error.strerror or error}") from error
+
+
+def _make_folders(path: Path) -> None:
+    """A folder and those above it, durably: what is synced inside a folder is lost with the folder's own name."""
+    if not path.is_dir():
+        _make_folders(path.parent)
+        with _reported(path):
+            disk.make_folder(path)
+            disk.sync_folder(path.parent)
+
+
+class _NewFile:
+    """A file that is whole and safe on the disk when its block ends."""
+
+    def __init__(self, path: Path):
+        self.path, self.size = path, 0
+        with _reported(path):
+            self._file = disk.create(path)
+
+    def write(self, data: bytes) -> None:
+        with _reported(self.path, len(data)):
+            disk.write(self._file, data)
+        self.size += len(data)
+
+    def __enter__(self) -> _NewFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                with _reported(self.path, self.size):
+                    disk.sync(self._file)
+        finally:
+            self._file.close()
 
 
 def write_file(path: str | Path, data: bytes) -> None:
@@ -50,31 +133,21 @@ def write_file(path: str | Path, data: bytes) -> None:
     write_file_with(path, lambda file: file.write(data))
 
 
-def write_file_with(path: str | Path, fill: Callable[[IO[bytes]], Any]) -> None:
-    """Like `write_file`, for content that `fill` streams into the open file: it may be larger than memory."""
+def write_file_with(path: str | Path, fill: Callable[[Writer], Any]) -> None:
+    """Like `write_file`, for content that `fill` streams into the file: it may be larger than memory."""
     path = Path(path)
     # The process id keeps two processes that write the same file apart; the last rename wins with a whole file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    _make_folders(path.parent)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with _NewFile(temporary) as file:
+            fill(file)
+        with _reported(path):
+            disk.rename(temporary, path)
+            disk.sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class InPlaceFolder:
@@ -93,11 +166,8 @@ class _HiddenFolder:
         self.files: dict[str, dict[str, Any]] = {}
 
     def write(self, name: str, data: bytes) -> None:
-        path = self.folder / name
-        with _reported(path), path.open("wb") as file:
+        with _NewFile(self.folder / name) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -109,18 +179,19 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
     """
     target = Path(target)
     hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _make_folders(target.parent)
     with _reported(target):
         shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir(parents=True)
+        disk.make_folder(hidden)
     sink = _HiddenFolder(hidden)
     try:
         yield sink
         manifest = {"format": MANIFEST_FORMAT, **facts, "files": dict(sorted(sink.files.items()))}
         sink.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         with _reported(target):
-            _sync_folder(hidden)
-            hidden.rename(target)
-            _sync_folder(target.parent)
+            disk.sync_folder(hidden)
+            disk.rename(hidden, target)
+            disk.sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
@@ -168,8 +239,11 @@ def remove_folder(folder: str | Path) -> None:
     folder = Path(folder)
     victim = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     with _reported(folder):
-        folder.rename(victim)
-        shutil.rmtree(victim)
+        disk.rename(folder, victim)
+        disk.sync_folder(folder.parent)
+        for path in sorted(victim.rglob("*"), reverse=True):  # what a folder holds before the folder
+            (disk.remove_folder if path.is_dir() and not path.is_symlink() else disk.remove_file)(path)
+        disk.remove_folder(victim)
 
 
 def remove_leftovers(folder: str | Path) -> None:
@@ -188,13 +262,19 @@ class AppendedLines:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        _make_folders(self.path.parent)
         with _reported(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab", buffering=0)
+            self._file = disk.append_to(self.path)
 
     def append(self, line: str) -> None:
+        data = line.encode() + b"\n"
+        with _reported(self.path, len(data)):
+            disk.write(self._file, data)
+
+    def sync(self) -> None:
+        """Bring what was appended safely to the disk."""
         with _reported(self.path):
-            self._file.write(line.encode() + b"\n")
+            disk.sync(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -205,8 +285,8 @@ class RunLock:
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / ".lock"
+        _make_folders(self.path.parent)
         with _reported(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,7 +7,6 @@ position and seed are all the state there is, so that stopping, saving and resum
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,8 +15,8 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ import yaml
 from foundry_core.checkpoint import (
     TrainState,
     checkpoints,
+    environment_changes,
     is_ephemeral,
     load_checkpoint,
     newest_valid,
@@ -38,10 +38,12 @@ from foundry_core.checkpoint import (
 )
 from foundry_core.collators import Batch, get_data_collator
 from foundry_core.config import ExperimentConfig
-from foundry_core.dataset import Batches, SampleOrder
-from foundry_core.errors import CheckpointError, TrainingError, UsageError
+from foundry_core.dataset import Batches, SampleOrder, extended_ledger
+from foundry_core.devices import Precision, choose_device, is_out_of_memory
+from foundry_core.errors import CheckpointError, StoppedError, TrainingError
 from foundry_core.evaluation import evaluate, to_device
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport
+from foundry_core.interruption import StopRequest
 from foundry_core.model import BaseLanguageModel, create_model
 from foundry_core.optim import Schedule, build_optimizer
 from foundry_core.plugins import active_modules, hook_manager
@@ -100,30 +102,6 @@ def run(
         return trainer.train()
 
 
-class Precision:
-    """How the forward pass computes; weights, gradients and optimizer stay in fp32."""
-
-    def __init__(self, asked: str, device: torch.device):
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        self.name = ("bf16" if bf16 else "fp32") if asked == "auto" else asked
-        if self.name == "fp16" and device.type != "cuda":
-            raise UsageError("training.precision: fp16 needs a GPU; use bf16 or fp32 on a CPU")
-        if self.name == "bf16" and device.type == "cuda" and not bf16:
-            raise UsageError("training.precision: this GPU does not compute in bf16; use fp16 or fp32")
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
-        self.autocast: Callable[[], torch.autocast] = partial(
-            torch.autocast, device.type, dtype=dtype, enabled=self.name != "fp32"
-        )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
-
-
-def choose_device(asked: str) -> torch.device:
-    """`auto` takes the GPU when there is one."""
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError("cuda was asked for (training.device), and torch finds no GPU")
-    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 class Trainer:
     """One model on its way through one plan."""
 
@@ -151,6 +129,7 @@ class Trainer:
         self.collate = get_data_collator(config, tokenizer)
         self.state = TrainState(
             data=data_identity(data),
+            stream=self.plan.stream,
             precision=self.precision.name,
             wandb_run_id=uuid.uuid4().hex if config.logging.use_wandb else None,
         )
@@ -170,6 +149,9 @@ class Trainer:
             fresh=self.state,
             allowed=allowed_changes,
         )
+        changes = environment_changes(folder, self.device)
+        if changes:
+            self.warn(f"the run goes on, but not bit for bit as it would have: {'; '.join(changes)}")
         self.schedule.load(self.state.schedule)
         if self.state.scaler:
             self.precision.scaler.load_state_dict(self.state.scaler)
@@ -184,14 +166,21 @@ class Trainer:
         state, plan, settings = self.state, self.plan, self.config.training
         due = set(plan.checkpoint_steps)
         batches = self.batches()
-        try:
-            self._begin()
+        with StopRequest() as stop, self._told():
             if self._parent is None:
                 self._save()
             watch = _Watch(plan, state)
             saved_at = time.monotonic()
             while state.step < plan.total_steps:
-                report = self.take_step(list(islice(batches, settings.gradient_accumulation_steps)))
+                if stop.requested:
+                    self._stop(stop.requested)
+                micro_batches = list(islice(batches, settings.gradient_accumulation_steps))
+                try:
+                    report = self.take_step(micro_batches)
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise TrainingError(self._out_of_memory()) from error
                 last = state.step == plan.total_steps
                 if last or state.step % self.config.logging.log_every_steps == 0:
                     self._log_step(watch.report(state, *report))
@@ -206,9 +195,37 @@ class Trainer:
                     with watch.paused():
                         self._save(ephemeral=state.step not in due)
                     saved_at = time.monotonic()
-        finally:
-            self.notifier.tell("foundry_run_ended", step=state.step)
         return state
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Observers hear of the beginning, and of the end however it comes."""
+        try:
+            self._begin()
+            yield
+        finally:
+            self.notifier.tell("foundry_run_ended", step=self.state.step)
+
+    def _stop(self, signal_name: str) -> None:
+        """Save at this step boundary, unless that has been done, and leave."""
+        name = f"checkpoint-{self.state.step}"
+        if self._parent != name:
+            self._save(ephemeral=True)
+        raise StoppedError(
+            f"stopped by {signal_name} after step {self.state.step:,} of {self.plan.total_steps:,}: go on from {name} "
+            "with --resume"
+        )
+
+    def _out_of_memory(self) -> str:
+        where = f"out of memory in step {self.state.step + 1}, nothing is lost"
+        size, accumulation = self.config.data.batch_size, self.config.training.gradient_accumulation_steps
+        if size == 1:
+            return f"{where}: give a smaller data.max_sequence_length, or training.gradient_checkpointing"
+        # The largest part that leaves the step what it is: the same rows, summed in another grouping.
+        fits = next(part for part in range(size // 2, 0, -1) if size % part == 0)
+        changed = (f"data.batch_size={fits}", f"training.gradient_accumulation_steps={accumulation * size // fits}")
+        allowed = " ".join(f"--allow {setting.partition('=')[0]}" for setting in changed)
+        return f"{where}: a batch of {fits} is expected to fit, go on with --resume {' '.join(changed)} {allowed}"
 
     def _begin(self) -> None:
         for checkpoint in self.plan.unreached_checkpoints:
@@ -303,8 +320,7 @@ class Trainer:
         state = self.state
         epochs, rows = self.order.at(np.arange(state.samples, state.samples + samples))
         state.tokens_seen += int(self.data.train_rows.stream_tokens(rows).sum())
-        seen = np.stack([epochs, rows]).astype("<i8").tobytes()
-        state.ledger = hashlib.sha256(bytes.fromhex(state.ledger) + seen).hexdigest()
+        state.ledger = extended_ledger(state.ledger, epochs, rows)
         state.samples += samples
         state.step += 1
         state.epoch = state.samples / self.plan.rows

@@ -41,7 +41,7 @@ def test_another_test_corpus_is_other_data(experiment, corpus, tmp_path):
     config = experiment("lstm", tmp_path, data={"test_corpus": str(dev)}, training={"train_steps": 2})
     run(config, quiet=True)
     dev.write_text("the man is old .\n")
-    with pytest.raises(CheckpointError, match="trained on other data: a corpus or the tokenizer changed"):
+    with pytest.raises(CheckpointError, match="trained on other data: the test corpus changed since"):
         run(config, resume=True, quiet=True)
     assert run(config, resume=True, quiet=True, allowed_changes=["data"]).step == 2
 
@@ -154,8 +154,8 @@ def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):
             process.send_signal(signal.SIGINT)
             break
     *_, last = process.stderr.read().splitlines()
-    assert process.wait() == 130
-    assert last == "interrupted: go on from the last checkpoint with --resume"
+    assert process.wait() == 75
+    assert last.startswith("stopped by SIGINT after step ")
     shorter = experiment("lstm", tmp_path, training={"train_steps": 4, "checkpoints": {"steps": [2]}})
     assert run(shorter, resume=True, quiet=True, allowed_changes=["training.train_steps"]).step == 4
     assert torch.isfinite(next(load_model(folder_of(shorter, 4)).parameters())).all()

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from foundry_core.errors import ConfigError, FoundryError
+from foundry_core.errors import ConfigError, FoundryError, StoppedError
 
 # Each verb: its module here and its line in `foundry --help`.
 VERBS = {
@@ -25,6 +25,7 @@ VERBS = {
     "data": ("data", "encode the corpora of a YAML"),
     "train": ("train", "train what a YAML describes"),
     "evaluate": ("evaluate", "score a checkpoint on a text and on minimal pairs"),
+    "verify": ("verify", "check every checkpoint of a run, and that each follows from the one before"),
     "generate": ("generate", "let a checkpoint continue a text"),
     "migrate": ("migrate", "convert a YAML of the format before model.architecture"),
     "schema": ("schema", "print the JSON schema of the YAML, for editors"),
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FoundryError as error:
         if options.debug:
             traceback.print_exc()
-        prefix = "" if isinstance(error, ConfigError) else "error: "
+        prefix = "" if isinstance(error, ConfigError | StoppedError) else "error: "
         sys.stderr.write("".join(f"{prefix}{line}\n" for line in str(error).split("\n")))
         return error.exit_code
     except KeyboardInterrupt as interrupt:

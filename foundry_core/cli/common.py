@@ -67,9 +67,9 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 
 def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageModel, PreTrainedTokenizerFast]:
     """The checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
+    from foundry_core.devices import choose_device
     from foundry_core.model import BaseLanguageModel
     from foundry_core.tokenizers import load_tokenizer
-    from foundry_core.trainer import choose_device
 
     load_plugins(options)
     folder = _checkpoint_folder(Path(options.checkpoint))

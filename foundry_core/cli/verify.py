@@ -1,0 +1,40 @@
+"""Verify a run: every file of every checkpoint against its manifest, and each checkpoint against the one before it.
+
+What training has seen (data ledger, tokens, words) is derived again from seed and position. Each thing that is wrong is
+one line on stderr; exit code 6 when there is one. Needs neither the corpus nor the plugin.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from foundry_core.cli.common import table
+
+EXAMPLE = "example:\n  foundry verify runs/gpt2"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    from foundry_core.errors import CheckpointError
+    from foundry_core.verification import verify_run
+
+    whole, problems = verify_run(options.run)
+    rows = [
+        (
+            one.folder.name,
+            f"{len(one.manifest['files'])}",
+            f"{one.state.tokens_seen:,}",
+            f"{one.state.words_seen:,}",
+            one.since or "the beginning",
+        )
+        for one in whole
+    ]
+    if rows:
+        print(table(("checkpoint", "files", "tokens seen", "words seen", "follows from"), rows))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    print(f"all {len(whole)} checkpoints are whole, and each follows from the one before")

@@ -1,0 +1,41 @@
+"""Where a model computes and in which precision; what a machine cannot do is said before anything is prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from foundry_core.errors import UsageError
+
+
+class Precision:
+    """How the forward pass computes; weights, gradients and optimizer stay in fp32."""
+
+    def __init__(self, asked: str, device: torch.device):
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.name = ("bf16" if bf16 else "fp32") if asked == "auto" else asked
+        if self.name == "fp16" and device.type != "cuda":
+            raise UsageError("training.precision: fp16 needs a GPU; use bf16 or fp32 on a CPU")
+        if self.name == "bf16" and device.type == "cuda" and not bf16:
+            raise UsageError("training.precision: this GPU does not compute in bf16; use fp16 or fp32")
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+        self.autocast: Callable[[], torch.autocast] = partial(
+            torch.autocast, device.type, dtype=dtype, enabled=self.name != "fp32"
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+
+def choose_device(asked: str) -> torch.device:
+    """`auto` takes the GPU when there is one."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError("cuda was asked for (training.device), and torch finds no GPU")
+    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is a device's or the machine's memory that ran out; torch has one class for each."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )

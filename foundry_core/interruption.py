@@ -1,0 +1,40 @@
+"""Signals that ask a run to end: heard at the next step boundary, where a checkpoint can be saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What Ctrl-C, `kill` and schedulers send; SIGUSR1 is the warning that many clusters send before a job's time is up."""
+
+
+class StopRequest:
+    """While it is entered, the first of `SIGNALS` is only noted; a second one does what it did before, at once.
+
+    Does nothing outside the main thread, where Python does not allow handlers. requested: the signal's name.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        self.requested = signal.Signals(number).name
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
