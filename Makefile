@@ -1,11 +1,11 @@
-# run, test, test-slow, lint, bench; each makes .venv first when it is missing or older than the package metadata.
+# run, test, test-slow, test-faults, lint, bench; each makes .venv first when it is missing or older than the package metadata.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := plugins/foundry-gpt2 plugins/foundry-bert plugins/foundry-rnn
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-slow lint bench setup clean
+.PHONY: run test test-slow test-faults lint bench setup clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ test: lint
 # Real text, the whole quickstart, torch.compile: about ten minutes.
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations=0 --junitxml=slow.xml
+
+# Every crash point, 200 random kills, every flip: the long version of what make test samples.
+test-faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal --durations=0 --junitxml=faults.xml
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -18,12 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save as to_safetensors
 
 from foundry_core import __version__
 from foundry_core.config import ExperimentConfig
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
-from foundry_core.export import WEIGHTS, installed_plugin, load_weights, read_description, release, save_model
+from foundry_core.export import (
+    WEIGHTS,
+    installed_plugin,
+    load_weights,
+    model_files,
+    read_description,
+    release,
+    stored_tensors,
+    weights_file,
+)
 from foundry_core.model import BaseLanguageModel
 from foundry_core.objective import Objective
 from foundry_core.storage import MANIFEST, publish_folder, read_manifest, remove_folder
@@ -89,27 +97,75 @@ def checkpoint_tokenizer(tokenizer: PreTrainedTokenizerFast, objective: Objectiv
     return tokenizer
 
 
+@dataclass(frozen=True)
+class CheckpointTensors:
+    """weights: the model's, by their names in its file. optimizer: its state as `<kind>/<parameter name>`."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, model: BaseLanguageModel, optimizer: torch.optim.Optimizer) -> CheckpointTensors:
+        """The living tensors: training on changes them."""
+        states = {
+            f"{kind}/{name}": value.detach()
+            for name, parameter in model.named_parameters()
+            for kind, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return cls(stored_tensors(model), states)
+
+
+class TensorBuffers:
+    """Room on the CPU for a consistent copy of a checkpoint's tensors, allocated once and used for every save."""
+
+    def __init__(self) -> None:
+        self._room: dict[str, torch.Tensor] = {}
+
+    def copy(self, tensors: CheckpointTensors) -> CheckpointTensors:
+        """A copy that training on does not change, valid until the next one."""
+        copied = CheckpointTensors(
+            {name: self._filled(f"weights/{name}", tensor) for name, tensor in tensors.weights.items()},
+            {name: self._filled(f"optimizer/{name}", tensor) for name, tensor in tensors.optimizer.items()},
+        )
+        if any(tensor.is_cuda for tensor in tensors.weights.values()):
+            torch.cuda.synchronize()
+        return copied
+
+    def _filled(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        room = self._room.get(key)
+        if room is None or room.shape != tensor.shape:
+            # Pinned memory is what a GPU copies into without waiting.
+            room = self._room[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        return room.copy_(tensor, non_blocking=True)
+
+
+def fixed_files(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
+    """The files that are the same in every checkpoint of a run: what describes the model, and the tokenizer."""
+    return model_files(model) | tokenizer_files(checkpoint_tokenizer(tokenizer, model.context.objective))
+
+
 def save_checkpoint(
     output_dir: Path,
-    model: BaseLanguageModel,
-    tokenizer: PreTrainedTokenizerFast,
-    optimizer: torch.optim.Optimizer,
+    fixed: Mapping[str, bytes],
+    tensors: CheckpointTensors,
     state: TrainState,
     *,
-    parent: str | None,
-    ephemeral: bool = False,
+    facts: Mapping[str, Any],
 ) -> Path:
-    """Publish `checkpoint-<step>`; returns its folder once it is safely on the disk."""
+    """Publish `checkpoint-<step>`; returns its folder once it is safely on the disk.
+
+    fixed: of `fixed_files`. tensors: of `CheckpointTensors.of`, or a copy of them. facts: what the manifest says beside
+    the step and the files: parent, ephemeral, environment.
+    """
     target = output_dir / f"checkpoint-{state.step}"
     if target.exists():
         remove_folder(target)
-    device = next(model.parameters()).device
-    facts = {"step": state.step, "environment": environment(device), "parent": parent, "ephemeral": ephemeral}
-    with publish_folder(target, facts) as sink:
-        save_model(model, sink)
-        for name, data in tokenizer_files(checkpoint_tokenizer(tokenizer, model.context.objective)).items():
-            sink.write(name, data)
-        sink.write(_OPTIMIZER, to_safetensors(_optimizer_tensors(model, optimizer)))
+    with publish_folder(target, {"step": state.step, **facts}) as sink:
+        for name, content in fixed.items():
+            sink.write(name, content)
+        sink.write(WEIGHTS, weights_file(tensors.weights))
+        sink.write(_OPTIMIZER, weights_file(tensors.optimizer))
         facts_of_trainer = {
             "global_step": state.step,
             "epoch": state.epoch,
@@ -119,16 +175,6 @@ def save_checkpoint(
         }
         sink.write(_STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
     return target
-
-
-def _optimizer_tensors(model: BaseLanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Optimizer state under `<kind>/<parameter name>`, as plain tensors."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for kind, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
-    return tensors
 
 
 def _load_optimizer(path: Path, model: BaseLanguageModel, optimizer: torch.optim.Optimizer) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
@@ -254,27 +254,39 @@ def _ties(module: nn.Module) -> dict[str, str]:
 
 
 def save_model(model: BaseLanguageModel, sink: FileSink) -> None:
-    """Write config.json, model.safetensors, and where they apply generation_config.json and the loading module."""
+    """Write what `model_files` gives, and model.safetensors."""
+    for name, content in model_files(model).items():
+        sink.write(name, content)
+    sink.write(WEIGHTS, weights_file(stored_tensors(model)))
+
+
+def model_files(model: BaseLanguageModel) -> dict[str, bytes]:
+    """config.json, and where they apply generation_config.json and the loading module."""
     outer = model.to_transformers()
     config = outer.config.to_dict()
     config.update(model.context.special_ids, architectures=[type(outer).__name__], dtype="float32")
     config["foundry"] = describe(model.config, model.context)
-    if isinstance(outer, _ExposedModel):
-        module = _loading_module(model, sink)
-        if module:
-            config["auto_map"] = {
-                "AutoConfig": f"{module}.{type(outer.config).__name__}",
-                model.context.objective.auto_class: f"{module}.{type(outer).__name__}",
-            }
-    sink.write("config.json", (json.dumps(config, indent=1, sort_keys=True, default=str) + "\n").encode())
-    sink.write(WEIGHTS, to_safetensors(_unique_tensors(outer), metadata={"format": "pt"}))
+    files = {}
+    loading_module = _loading_module(model) if isinstance(outer, _ExposedModel) else None
+    if loading_module is not None:
+        files[f"{_MODULE}.py"] = loading_module
+        config["auto_map"] = {
+            "AutoConfig": f"{_MODULE}.{type(outer.config).__name__}",
+            model.context.objective.auto_class: f"{_MODULE}.{type(outer).__name__}",
+        }
+    files["config.json"] = _json(config)
     if model.supports_generation:
         generation = {key: value for key, value in model.context.special_ids.items() if value is not None}
-        sink.write("generation_config.json", (json.dumps(generation, indent=1, sort_keys=True) + "\n").encode())
+        files["generation_config.json"] = _json(generation)
+    return files
 
 
-def _loading_module(model: BaseLanguageModel, sink: FileSink) -> str | None:
-    """Write the module that `auto_map` names; None for an architecture that no installed package ships."""
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, default=str) + "\n").encode()
+
+
+def _loading_module(model: BaseLanguageModel) -> bytes | None:
+    """The module that `auto_map` names; None for an architecture that no installed package ships."""
     claims = installed().get(model.model_type, [])
     if not claims:
         return None
@@ -285,14 +297,22 @@ def _loading_module(model: BaseLanguageModel, sink: FileSink) -> str | None:
         f"from foundry_core.export import exposed\n\n"
         f'{names} = exposed("{model.model_type}")\n'
     )
-    sink.write(f"{_MODULE}.py", text.encode())
-    return _MODULE
+    return text.encode()
 
 
-def _unique_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state with each shared tensor once, contiguous and on the CPU."""
-    tied = _ties(module)
-    return {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items() if name not in tied}
+def weights_file(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """A safetensors file of tensors on any device."""
+    content: bytes = to_safetensors(
+        {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"}
+    )
+    return content
+
+
+def stored_tensors(model: BaseLanguageModel) -> dict[str, torch.Tensor]:
+    """The model's own tensors under their names in the file, each shared one once."""
+    outer = model.to_transformers()
+    tied = _ties(outer)
+    return {name: tensor.detach() for name, tensor in outer.state_dict().items() if name not in tied}
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

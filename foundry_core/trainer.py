@@ -16,7 +16,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +27,15 @@ import numpy as np
 import torch
 import yaml
 
+from foundry_core.background import Background
 from foundry_core.checkpoint import (
+    CheckpointTensors,
+    TensorBuffers,
     TrainState,
     checkpoints,
+    environment,
     environment_changes,
+    fixed_files,
     is_ephemeral,
     load_checkpoint,
     newest_valid,
@@ -103,7 +110,10 @@ def run(
 
 
 class Trainer:
-    """One model on its way through one plan."""
+    """One model on its way through one plan.
+
+    background: save in a thread, from a copy; default: where a device other than the CPU computes.
+    """
 
     def __init__(
         self,
@@ -112,6 +122,8 @@ class Trainer:
         tokenizer: PreTrainedTokenizerFast,
         data: ExperimentData,
         notifier: Notifier,
+        *,
+        background: bool | None = None,
     ):
         settings = config.training
         self.config, self.tokenizer, self.data, self.notifier = config, tokenizer, data, notifier
@@ -133,6 +145,11 @@ class Trainer:
             precision=self.precision.name,
             wandb_run_id=uuid.uuid4().hex if config.logging.use_wandb else None,
         )
+        # On a CPU a thread that saves takes the time from training: nothing was gained when measured.
+        self.background = self.device.type != "cpu" if background is None else background
+        self.buffers = TensorBuffers()
+        self.saving = Background(self._saved, enabled=self.background)
+        self._fixed_files = fixed_files(model, tokenizer)
         self._parent: str | None = None
         self._ephemeral: set[Path] = set()
 
@@ -204,6 +221,7 @@ class Trainer:
             self._begin()
             yield
         finally:
+            self.saving.finish()
             self.notifier.tell("foundry_run_ended", step=self.state.step)
 
     def _stop(self, signal_name: str) -> None:
@@ -211,6 +229,7 @@ class Trainer:
         name = f"checkpoint-{self.state.step}"
         if self._parent != name:
             self._save(ephemeral=True)
+        self.saving.finish()
         raise StoppedError(
             f"stopped by {signal_name} after step {self.state.step:,} of {self.plan.total_steps:,}: go on from {name} "
             "with --resume"
@@ -349,22 +368,27 @@ class Trainer:
 
     def _save(self, *, ephemeral: bool = False) -> None:
         """A checkpoint of the present state. Reads only: saving is invisible to the result."""
+        self.saving.finish()
         self.state.schedule = self.schedule.state()
         self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
-        folder = save_checkpoint(
-            self.output_dir,
-            self.model,
-            self.tokenizer,
-            self.optimizer,
-            self.state,
-            parent=self._parent,
-            ephemeral=ephemeral,
-        )
-        self._parent = folder.name
-        if ephemeral:
+        tensors, state = CheckpointTensors.of(self.model, self.optimizer), self.state
+        if self.background:
+            tensors, state = self.buffers.copy(tensors), deepcopy(state)
+        facts = {"parent": self._parent, "ephemeral": ephemeral, "environment": environment(self.device)}
+        self._parent = f"checkpoint-{state.step}"
+        self.saving.start(partial(self._publish, tensors, state, facts))
+
+    def _publish(self, tensors: CheckpointTensors, state: TrainState, facts: dict[str, Any]) -> tuple[int, Path]:
+        folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts)
+        if facts["ephemeral"]:
             self._ephemeral.add(folder)
-        self._ephemeral = set(retire(self.output_dir, self.config.training.checkpoints.keep, self._ephemeral, folder))
-        self.notifier.tell("foundry_checkpoint_saved", step=self.state.step, folder=folder)
+        keep = self.config.training.checkpoints.keep
+        self._ephemeral = set(retire(self.output_dir, keep, self._ephemeral, folder))
+        return state.step, folder
+
+    def _saved(self, saved: tuple[int, Path]) -> None:
+        step, folder = saved
+        self.notifier.tell("foundry_checkpoint_saved", step=step, folder=folder)
 
 
 class _Watch:

@@ -30,7 +30,7 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 
 LAYERS = """
 errors
-objective storage yaml_source streams workers text_counts corpus_files interruption devices
+objective storage yaml_source streams workers text_counts corpus_files interruption devices background
 architecture
 config_sections tokenizer_training
 hookspecs

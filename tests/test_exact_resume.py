@@ -1,0 +1,150 @@
+"""Interrupted equals uninterrupted, for every architecture and objective, wherever the process dies.
+
+A forked child trains and is killed at a given forward pass; the parent resumes. The judge is the run that was left
+alone: weights, optimizer, log and ledger, bit for bit.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from foundry_core import BaseLanguageModel, load_config, run
+
+RNN = {"embedding_size": 8, "hidden_size": 8, "num_layers": 2, "dropout": 0.2}
+TRANSFORMER = {
+    "layers": 1,
+    "embedding_size": 8,
+    "hidden_size": 8,
+    "intermediate_hidden_size": 16,
+    "attention_heads": 2,
+    "dropout": 0.2,
+}
+KINDS = {
+    "gpt2": ("gpt2", "causal_lm", {"transformer": TRANSFORMER}),
+    "bert": ("bert", "masked_lm", {"transformer": TRANSFORMER}),
+    "lstm-causal": ("lstm", "causal_lm", {"rnn": RNN}),
+    "lstm-masked": ("lstm", "masked_lm", {"rnn": RNN}),
+    "lstm-both-ways": ("lstm", "masked_lm", {"rnn": {**RNN, "bidirectional": True}}),
+    "gru-causal": ("gru", "causal_lm", {"rnn": RNN}),
+    "gru-masked": ("gru", "masked_lm", {"rnn": RNN}),
+    "rnn-causal": ("rnn", "causal_lm", {"rnn": RNN}),
+    "rnn-masked": ("rnn", "masked_lm", {"rnn": RNN}),
+}
+# 24 rows, 4 in a batch, 2 batches in a step: 3 steps in an epoch. The forward pass before which the process dies:
+STOPS = {
+    "after step 1": 3,
+    "inside an accumulation window": 4,
+    "in the middle of an epoch": 5,
+    "at the end of an epoch": 7,
+    "in epoch 2": 10,
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("exact")
+    words = [f"w{number % 7}" for number in range(300)]
+    sentences = [" ".join(words[start : start + 5]) for start in range(0, 300, 5)]
+    (folder / "train.txt").write_text("\n".join(sentences) + "\n")
+    return folder
+
+
+def config_of(folder, kind, name, workers):
+    architecture, objective, model = kind
+    causal = objective == "causal_lm"
+    return load_config(
+        {
+            "experiment_name": "exact",
+            "data": {
+                "training_corpus": str(folder / "train.txt"),
+                # 360 tokens after the first separator: 15 new ones in a row of either layout.
+                "max_sequence_length": 16 if causal else 17,
+                "batch_size": 4,
+            },
+            "tokenizer": {
+                "tokenizer_type": "word",
+                "vocab_size": 30,
+                "output_dir": str(folder / f"tokenizer-{objective}"),
+            },
+            "model": {"architecture": architecture, **model},
+            "training": {
+                "output_dir": str(folder / f"{architecture}-{objective}-{len(str(model))}" / name),
+                "objective": objective,
+                "epochs": 2,
+                "gradient_accumulation_steps": 2,
+                "learning_rate": 0.01,
+                "num_workers": workers,
+                "device": "cpu",
+                "checkpoints": {"every_steps": 1},
+            },
+            "logging": {"log_every_steps": 1},
+        }
+    )
+
+
+def outcome(config):
+    output = Path(config.training.output_dir)
+    last = output / "checkpoint-6"
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    log = [[r[key] for key in ("step", "loss", "learning_rate", "grad_norm", "tokens_seen")] for r in records]
+    state = json.loads((last / "trainer_state.json").read_bytes())
+    return {
+        "weights": (last / "model.safetensors").read_bytes(),
+        "optimizer": (last / "optimizer.safetensors").read_bytes(),
+        "log": log,
+        "ledger": state["foundry"]["ledger"],
+        "samples": state["foundry"]["samples"],
+        "tokens": state["num_input_tokens_seen"],
+    }
+
+
+def killed(config, forward_pass):
+    """Train in a forked child that dies without any clean-up when it begins a forward pass."""
+    child = os.fork()
+    if child == 0:
+        passes = 0
+
+        def count(module, inputs):
+            nonlocal passes
+            if isinstance(module, BaseLanguageModel):
+                passes += 1
+                if passes == forward_pass:
+                    os._exit(9)
+
+        try:
+            register_module_forward_pre_hook(count)
+            run(config, quiet=True)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+@pytest.fixture(scope="module")
+def alone(folder, kind):
+    """What the run that nothing happens to comes to; the same twice, or nothing here would mean anything."""
+    configs = [config_of(folder, kind, f"alone-{number}", 0) for number in (1, 2)]
+    for config in configs:
+        assert run(config, quiet=True).step == 6
+    first, second = map(outcome, configs)
+    assert first == second
+    assert first["samples"] == 48
+    return first
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_run_that_dies_and_goes_on_equals_one_that_was_left_alone(folder, kind, alone, stop, workers):
+    config = config_of(folder, kind, f"{stop}-{workers}", workers)
+    killed(config, STOPS[stop])
+    assert run(config, resume=True, quiet=True).step == 6
+    assert outcome(config) == alone

@@ -1,0 +1,254 @@
+"""Saving beside the training loop, and endings that lose nothing: no memory left, numbers that are not finite."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+from torch import nn
+
+from foundry_core import (
+    BaseLanguageModel,
+    ModelConfig,
+    create_model,
+    hookimpl,
+    load_config,
+    register_architecture,
+    run,
+    storage,
+)
+from foundry_core.background import Background
+from foundry_core.checkpoint import CheckpointTensors, TensorBuffers, checkpoints
+from foundry_core.devices import is_out_of_memory
+from foundry_core.errors import TrainingError
+from foundry_core.optim import build_optimizer
+from foundry_core.plugins import hook_manager
+from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
+from foundry_core.reporting import Notifier
+from foundry_core.storage import Disk, StorageError
+from foundry_core.trainer import Trainer
+
+
+WHAT_TRAINING_MAKES = ("model.safetensors", "optimizer.safetensors", "trainer_state.json")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    pass
+
+
+@pytest.fixture
+def disk():
+    """Puts another disk below `storage` until the test ends."""
+    before = storage.disk
+
+    def put(other):
+        storage.disk = other
+        return other
+
+    yield put
+    storage.disk = before
+
+
+def trainer_of(config, *, background, observers=()):
+    corpora = experiment_corpora(config)
+    tokenizer = experiment_tokenizer(config, corpora.train)
+    data = experiment_data(config, tokenizer, corpora)
+    notifier = Notifier(hook_manager(list(observers)))
+    return Trainer(config, create_model(config, tokenizer), tokenizer, data, notifier, background=background)
+
+
+def weights(config, step):
+    return load((Path(config.training.output_dir) / f"checkpoint-{step}" / "model.safetensors").read_bytes())
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("architecture", ["lstm", "gpt2"])
+def test_saving_in_the_background_gives_the_same_checkpoints(experiment, tmp_path, architecture):
+    results = []
+    for background in (False, True):
+        settings = {"train_steps": 6, "checkpoints": {"every_steps": 1, "keep": 3}}
+        config = experiment(architecture, tmp_path / str(background), training=settings)
+        trainer_of(config, background=background).train()
+        folders = checkpoints(config.training.output_dir)
+        assert [folder.name for folder in folders] == [f"checkpoint-{step}" for step in (0, 4, 5, 6)]
+        results.append([{name: (folder / name).read_bytes() for name in WHAT_TRAINING_MAKES} for folder in folders])
+    assert results[0] == results[1]
+
+
+def test_training_on_does_not_change_what_is_being_saved(experiment, tmp_path, disk):
+    moved_on = threading.Event()
+
+    class SlowDisk(Disk):
+        def create(self, path):
+            if ".checkpoint-0" in str(path):
+                assert moved_on.wait(60)
+            return super().create(path)
+
+    class Steps:
+        saved_after = None
+
+        @hookimpl
+        def foundry_step_ended(self, report):
+            if report.step == 3:
+                moved_on.set()
+
+        @hookimpl
+        def foundry_checkpoint_saved(self, step, folder):
+            self.saved_after = self.saved_after or (step, moved_on.is_set())
+
+    config = experiment("lstm", tmp_path, training={"train_steps": 4}, logging={"log_every_steps": 1})
+    steps = Steps()
+    trainer = trainer_of(config, background=True, observers=[steps])
+    untrained = {
+        name: tensor.clone() for name, tensor in CheckpointTensors.of(trainer.model, trainer.optimizer).weights.items()
+    }
+    disk(SlowDisk())
+    trainer.train()
+    assert steps.saved_after == (0, True)
+    assert same(weights(config, 0), untrained)
+    assert not same(weights(config, 4), untrained)
+
+
+def test_an_error_in_the_background_ends_the_run_with_its_line(experiment, tmp_path, disk):
+    class FullDisk(Disk):
+        def write(self, file, data):
+            if ".checkpoint-2" in str(file.name):
+                raise OSError(28, "No space left on device")
+            super().write(file, data)
+
+    config = experiment("lstm", tmp_path, training={"train_steps": 6, "checkpoints": {"every_steps": 2}})
+    disk(FullDisk())
+    with pytest.raises(StorageError, match=r"checkpoint-2.* \([\d,]+ bytes\): No space left on device"):
+        trainer_of(config, background=True).train()
+    assert [folder.name for folder in checkpoints(config.training.output_dir)] == ["checkpoint-0"]
+
+
+def test_buffers_are_used_again(experiment, tmp_path):
+    config = experiment("lstm", tmp_path)
+    model = create_model(config)
+    tensors = CheckpointTensors.of(model, build_optimizer(model, config.training))
+    buffers = TensorBuffers()
+    first, second = buffers.copy(tensors), buffers.copy(tensors)
+    for name, tensor in tensors.weights.items():
+        assert first.weights[name].data_ptr() == second.weights[name].data_ptr() != tensor.data_ptr()
+        assert torch.equal(second.weights[name], tensor)
+
+
+def test_a_task_that_failed_is_told_once_and_the_next_one_is_carried_out():
+    done = []
+    background = Background(done.append, enabled=True)
+    background.start(lambda: 1)
+    background.start(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        background.finish()
+    background.start(lambda: 3)
+    background.finish()
+    background.finish()
+    assert done == [1, 3]
+
+
+class Bigram(BaseLanguageModel):
+    """Each token from the one before. `trouble` is called in each forward pass."""
+
+    trouble = staticmethod(lambda model: None)
+
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        self.table = nn.Embedding(context.vocab_size, context.vocab_size)
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+        Bigram.trouble(self)
+        return self.output(self.table(input_ids), lambda x: x, labels, attention_mask=attention_mask, **kwargs)
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def resize_token_embeddings(self, new_num_tokens):
+        raise NotImplementedError
+
+
+register_architecture("bigram-in-trouble", config=ModelConfig)(Bigram)
+
+
+@pytest.fixture
+def trouble():
+    """`trouble(step, what)`: something happens in the forward pass of a step, once."""
+
+    def plan(step, what):
+        passes = 0
+
+        def happen(model):
+            nonlocal passes
+            passes += 1
+            if passes == step:
+                what(model)
+
+        Bigram.trouble = staticmethod(happen)
+
+    yield plan
+    Bigram.trouble = staticmethod(lambda model: None)
+
+
+def raising(error):
+    def act(model):
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_without_memory_nothing_is_lost_and_the_line_says_how_to_go_on(experiment, tmp_path, trouble, error):
+    settings = {"train_steps": 6, "checkpoints": {"every_steps": 2}}
+    config = experiment("bigram-in-trouble", tmp_path / "short", training=settings, data={"batch_size": 6})
+    trouble(4, raising(error))
+    with pytest.raises(TrainingError) as caught:
+        run(config, quiet=True)
+    assert str(caught.value) == (
+        "out of memory in step 4, nothing is lost: a batch of 3 is expected to fit, go on with --resume "
+        "data.batch_size=3 training.gradient_accumulation_steps=2 "
+        "--allow data.batch_size --allow training.gradient_accumulation_steps"
+    )
+    # What the line says, done: the same rows in the same steps, so the same model but for rounding.
+    content = config.resolved()
+    content["data"]["batch_size"], content["training"]["gradient_accumulation_steps"] = 3, 2
+    allowed = ["data.batch_size", "training.gradient_accumulation_steps"]
+    ended = run(load_config(content), resume=True, allowed_changes=allowed, quiet=True)
+    whole = experiment("bigram-in-trouble", tmp_path / "whole", training=settings, data={"batch_size": 6})
+    assert ended.ledger == run(whole, quiet=True).ledger
+    for name, tensor in weights(whole, 6).items():
+        torch.testing.assert_close(weights(config, 6)[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_other_errors_of_a_model_are_not_taken_for_missing_memory(experiment, tmp_path, trouble):
+    config = experiment("bigram-in-trouble", tmp_path)
+    trouble(2, raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(config, quiet=True)
+    assert not is_out_of_memory(RuntimeError("device-side assert triggered"))
+
+
+def test_the_first_number_that_is_not_finite_stops_before_the_update_and_is_located(experiment, tmp_path, trouble):
+    settings = {"train_steps": 6, "checkpoints": {"every_steps": 1}}
+    config = experiment("bigram-in-trouble", tmp_path, training=settings, logging={"log_every_steps": 1})
+
+    def poison(model):
+        with torch.no_grad():
+            model.table.weight[:, 0] = float("nan")
+
+    trouble(3, poison)
+    with pytest.raises(TrainingError, match=r"before the update of step 3: loss nan, .*table\.weight; samples 8 to 11"):
+        run(config, quiet=True)
+    assert [folder.name for folder in checkpoints(config.training.output_dir)][-1] == "checkpoint-2"
+    assert len((Path(config.training.output_dir) / "metrics.jsonl").read_text().splitlines()) == 2
