@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,17 @@ def experiment(corpus: ToyCorpus) -> Callable[..., ExperimentConfig]:
         return load_config(tiny)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _no_registration_stays() -> Iterator[None]:
+    """An architecture that a test registers is gone after it: other tests say which ones there are."""
+    from foundry_core.architecture import _registered
+
+    before = dict(_registered)
+    yield
+    _registered.clear()
+    _registered.update(before)
 
 
 @pytest.fixture

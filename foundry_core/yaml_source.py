@@ -18,6 +18,9 @@ from foundry_core.errors import ConfigError, Problem
 KeyPath = tuple[str | int, ...]
 
 _MAX_DEPTH = 20
+_NESTED = f"nested more than {_MAX_DEPTH} deep"
+# libyaml 0.2.6 reads ahead, and gives up by itself at 1,000 levels before the first event reaches us.
+_TOO_DEEP = "exceeded maximum nesting depth"
 _MAX_BYTES = 1 << 20
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _NULLS = {"", "~", "null", "Null", "NULL"}
@@ -63,6 +66,8 @@ class YamlSource:
             mark: Any = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark is not None else 1
             message = f"not valid YAML: {error.problem or error.context}"
+            if error.problem == _TOO_DEEP:
+                message = _NESTED
             raise ConfigError([Problem(path, line, "syntax", message)]) from error
         except yaml.YAMLError as error:
             line = text.count("\n", 0, getattr(error, "position", 0)) + 1
@@ -119,7 +124,7 @@ def _refuse_the_unbounded(text: str, path: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > _MAX_DEPTH:
-                raise ConfigError([Problem(path, line, "syntax", f"nested more than {_MAX_DEPTH} deep")])
+                raise ConfigError([Problem(path, line, "syntax", _NESTED)])
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         anchor = getattr(event, "anchor", None)

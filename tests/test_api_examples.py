@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from foundry_core import (
     register_architecture,
     train_tokenizer_from_config,
 )
-from foundry_core.architecture import registered_architectures
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.testing.toy_language import ToyCorpus
 
@@ -215,16 +214,6 @@ def test_a_cell_type_that_contradicts_the_architecture_is_refused(experiment: Ex
 # Registering.
 
 
-@pytest.fixture
-def own_names() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    registered = registered_architectures()
-    before = dict(registered)
-    yield
-    registered.clear()  # type: ignore[attr-defined]
-    registered.update(before)  # type: ignore[attr-defined]
-
-
 class WindowSection(ConfigSection):
     width: int = Field(16, ge=1, description="width of the embeddings")
 
@@ -263,7 +252,7 @@ class WindowModel(BaseLanguageModel):
 
 
 def test_a_class_of_ones_own_trains_generates_saves_and_loads(
-    own_names: None, experiment: Experiment, letters: Any, corpus: ToyCorpus, tmp_path: Path
+    experiment: Experiment, letters: Any, corpus: ToyCorpus, tmp_path: Path
 ) -> None:
     assert register_architecture("window", config=WindowConfig)(WindowModel) is WindowModel
     config = load_config(
@@ -294,7 +283,7 @@ def test_a_class_of_ones_own_trains_generates_saves_and_loads(
     assert text.shape == (1, 9)
 
 
-def test_a_decorator_registers_and_a_second_registration_says_who_has_the_name(own_names: None) -> None:
+def test_a_decorator_registers_and_a_second_registration_says_who_has_the_name() -> None:
     @register_architecture("my_arch", config=WindowConfig)
     class MyArchModel(WindowModel): ...
 

@@ -607,12 +607,11 @@ def test_a_rule_between_sound_sections_is_checked_beside_the_problems_of_others(
 
 
 def test_rows_longer_than_the_architecture_takes_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from foundry_core.architecture import Capabilities, ModelConfig, _registered, register_architecture
+    from foundry_core.architecture import Capabilities, ModelConfig, register_architecture
     from foundry_core.model import BaseLanguageModel
 
-    request.addfinalizer(lambda: _registered.pop("short_sighted", None))
     register_architecture("short_sighted", config=ModelConfig, capabilities=Capabilities(longest_sequence=63))(
         type("ShortSighted", (BaseLanguageModel,), {})
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from foundry_core import BaseLanguageModel, Objective, hookimpl, load_config, register_architecture
-from foundry_core.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig, _registered
+from foundry_core.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig
 from foundry_core.cli import main
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.plugins import (
@@ -45,14 +45,12 @@ training: {{output_dir: runs/trial, train_steps: 10}}
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    """What a test imports or registers is gone after it."""
-    modules, registered, files = set(sys.modules), dict(_registered), set(_plugin_files)
+    """What a test imports is gone after it."""
+    modules, files = set(sys.modules), set(_plugin_files)
     yield
     for name in set(sys.modules) - modules:
         if not name.startswith(("foundry_core", "torch", "transformers", "numpy")):
             del sys.modules[name]
-    _registered.clear()
-    _registered.update(registered)
     _plugin_files.clear()
     _plugin_files.update(files)
 

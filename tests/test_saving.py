@@ -29,7 +29,6 @@ from foundry_core.reporting import Notifier
 from foundry_core.storage import Disk, StorageError
 from foundry_core.trainer import Trainer
 
-
 WHAT_TRAINING_MAKES = ("model.safetensors", "optimizer.safetensors", "trainer_state.json")
 
 
@@ -172,12 +171,10 @@ class Bigram(BaseLanguageModel):
         raise NotImplementedError
 
 
-register_architecture("bigram-in-trouble", config=ModelConfig)(Bigram)
-
-
 @pytest.fixture
 def trouble():
-    """`trouble(step, what)`: something happens in the forward pass of a step, once."""
+    """`trouble(step, what)`: something happens in the forward pass of a step of `bigram-in-trouble`, once."""
+    register_architecture("bigram-in-trouble", config=ModelConfig)(Bigram)
 
     def plan(step, what):
         passes = 0
