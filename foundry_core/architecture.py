@@ -96,7 +96,9 @@ class Capabilities:
     objectives: accepted values of `training.objective`; the first is the default. generation: can produce text when
     the objective is causal. carried_state: `state` can be handed from one call to the next. padding_sides: where a
     batch may be padded. longest_sequence: the most tokens that `data.max_sequence_length` may ask for, None when that
-    is not limited. any_length: reads texts longer than the rows it was trained on.
+    is not limited. any_length: reads texts longer than the rows it was trained on. bidirectional: under an objective
+    that is not causal a prediction sees tokens on both sides. tied_embeddings: the output layer's weights are the input
+    embeddings. compile: `training.compile` keeps the losses.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -106,6 +108,9 @@ class Capabilities:
     gradient_checkpointing: bool = False
     longest_sequence: int | None = None
     any_length: bool = False
+    bidirectional: bool = False
+    tied_embeddings: bool = False
+    compile: bool = True
 
 
 def _default_capabilities(config: Any) -> Capabilities:
@@ -149,11 +154,13 @@ def register_architecture(
     summary: str = "",
     capabilities: Callable[[Any], Capabilities] | Capabilities | None = None,
     default_tokenizer: str = "sentencepiece",
+    examples: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[M], M]:
     """Class decorator: make a `BaseLanguageModel` available as `model.architecture: name` in this process.
 
     `capabilities` may be a value or a function of the `model:` section; left out, the model is causal and generates.
-    Raises PluginError when the name is taken or the class is not a `BaseLanguageModel`.
+    `examples`: small `model:` sections that `foundry check` builds; left out, one of defaults alone. Raises PluginError
+    when the name is taken or the class is not a `BaseLanguageModel`.
     """
 
     def register(cls: M) -> M:
@@ -174,6 +181,7 @@ def register_architecture(
             model_class=cls,
             capabilities=function,
             default_tokenizer=default_tokenizer,
+            examples=examples or {},
         )
         return cls
 

@@ -81,6 +81,12 @@ class TrainingError(FoundryError):
     exit_code = 7
 
 
+class ConformanceError(FoundryError):
+    """An architecture that fails a check of the conformance kit."""
+
+    exit_code = 9
+
+
 class StoppedError(FoundryError):
     """A run that a signal ended at a step boundary, its state saved. 75 asks a scheduler to start it again."""
 

@@ -29,6 +29,7 @@ VERBS = {
     "generate": ("generate", "let a checkpoint continue a text"),
     "migrate": ("migrate", "convert a YAML of the format before model.architecture"),
     "schema": ("schema", "print the JSON schema of the YAML, for editors"),
+    "check": ("check", "prove that an architecture is right: the conformance kit, as a table"),
     "plugins": ("plugins", "list the installed architectures"),
 }
 

@@ -28,6 +28,8 @@ bert = Architecture(
         generation=False,
         padding_sides=("right",),
         gradient_checkpointing=True,
+        bidirectional=True,
+        tied_embeddings=True,
     ),
     default_tokenizer="wordpiece",
     examples={

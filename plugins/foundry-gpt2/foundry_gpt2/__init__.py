@@ -22,6 +22,7 @@ gpt2 = Architecture(
         carried_state=True,
         padding_sides=("left", "right"),
         gradient_checkpointing=True,
+        tied_embeddings=True,
     ),
     default_tokenizer="sentencepiece",
     examples={

@@ -44,6 +44,8 @@ def _capabilities(config: RNNModelConfig) -> Capabilities:
         carried_state=not both,
         any_length=True,
         padding_sides=("left", "right"),
+        bidirectional=both,
+        tied_embeddings=config.rnn.tie_embeddings,
     )
 
 

@@ -1,0 +1,81 @@
+"""Carry out the conformance kit on an architecture: one line for each check, and what to do about one that fails.
+
+Exit code 0 when every check that applies passes, 9 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from foundry_core.cli.common import add_plugin_argument, load_plugins
+from foundry_core.errors import ConformanceError
+
+if TYPE_CHECKING:
+    from foundry_core.testing.kit.run import Result
+
+EXAMPLE = """\
+examples:
+  foundry check lstm                                   all checks, about half a minute
+  foundry check lstm --only causal-leak masking        a check, and a whole group
+  foundry check my_arch --plugin my_arch.py --json     a class that is still a file"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("architecture", metavar="NAME", help="an architecture: see foundry plugins list")
+    parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help="these checks or groups of checks")
+    parser.add_argument(
+        "--expect", nargs="+", default=(), metavar="CHECK", help="checks that are known to fail; one that passes fails"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    add_plugin_argument(parser)
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    load_plugins(options)
+    from foundry_core.testing.kit.run import chosen_checks, results
+
+    chosen_checks(options.expect)
+    expected = dict.fromkeys(options.expect, "expected on the command line")
+    carried_out = []
+    for result in results(options.architecture, names=options.only, expected_failures=expected):
+        carried_out.append(result)
+        if not options.json:
+            print(_line(result), flush=True)
+    failed = [result for result in carried_out if not result.good]
+    if options.json:
+        print(json.dumps([_facts(result) for result in carried_out], indent=1))
+    else:
+        for result in failed:
+            print(f"\n{result.check.name}: {result.check.invariant}\n  {result.reason}\n  {result.check.mend}")
+        seconds = sum(result.seconds for result in carried_out)
+        counts = [
+            f"{sum(result.outcome == outcome for result in carried_out)} {outcome}"
+            for outcome in ("passed", "failed", "expected", "skipped")
+        ]
+        print(f"\n{options.architecture}: {', '.join(counts)} in {seconds:.1f} s")
+    sys.stdout.flush()
+    if failed:
+        names = ", ".join(result.check.name for result in failed)
+        raise ConformanceError(f"{options.architecture} does not conform: {names}")
+
+
+def _line(result: Result) -> str:
+    reason = f"  {result.reason}" if result.outcome in ("skipped", "expected") else ""
+    line = f"{result.check.group:<12} {result.check.name:<24} {result.outcome:<8} {result.seconds:5.1f} s"
+    return f"{line}{reason}"
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    return {
+        "group": result.check.group,
+        "check": result.check.name,
+        "invariant": result.check.invariant,
+        "outcome": result.outcome,
+        "reason": result.reason or None,
+        "mend": result.check.mend if result.outcome == "failed" else None,
+        "seconds": round(result.seconds, 3),
+    }

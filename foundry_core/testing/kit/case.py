@@ -1,0 +1,168 @@
+"""What is checked: an architecture's example settings, each with every objective it accepts, and once in odd sizes.
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foundry_core.architecture import Architecture, Capabilities
+from foundry_core.config import ExperimentConfig, load_config
+from foundry_core.config_sections import default_special_tokens
+from foundry_core.model import BaseLanguageModel, create_model
+from foundry_core.objective import Objective
+from foundry_core.plugins import active_modules, available_objectives, get_architecture, hook_manager
+from foundry_core.tokenizers import train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+LAYER_KEYS = ("layers", "num_layers", "num_hidden_layers", "n_layer")
+"""Keys of a `model:` section that say how many layers there are; the odd sizes have one."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One architecture with settings and an objective.
+
+    length: the longest row that the model is built for. vocabulary: number of token ids; never a multiple of 8.
+    """
+
+    architecture: Architecture
+    example: str
+    settings: Mapping[str, Any]
+    objective: Objective
+    vocabulary: int
+    length: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.example}, {self.objective.name}"
+
+    @property
+    def causal(self) -> bool:
+        return self.objective.causal
+
+    @property
+    def sees_right(self) -> bool:
+        """Whether a prediction depends on tokens to its right."""
+        return self.capabilities.bidirectional and not self.causal
+
+    @cached_property
+    def config(self) -> ExperimentConfig:
+        return self.config_with()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Of characters, with every special token that an objective may ask for."""
+        return _letters(self.vocabulary)
+
+    def config_with(
+        self, *, seed: int = 0, model: Mapping[str, Any] | None = None, **sections: Any
+    ) -> ExperimentConfig:
+        """The experiment; a section given is laid over that of the case, key by key. model: replaces the settings."""
+        content: dict[str, Any] = {
+            "experiment_name": "conformance",
+            "random_seed": seed,
+            "data": {"training_corpus": str(self.folder / "train.txt"), "max_sequence_length": self.length},
+            "tokenizer": {"tokenizer_type": "character", "vocab_size": self.vocabulary},
+            "model": {
+                **deepcopy(dict(self.settings if model is None else model)),
+                "architecture": self.architecture.name,
+            },
+            "training": {
+                "output_dir": str(self.folder / "run"),
+                "objective": self.objective.name,
+                "train_steps": 10,
+                "device": "cpu",
+                "precision": "fp32",
+            },
+        }
+        for name, section in sections.items():
+            content[name] = {**content.get(name, {}), **section}
+        return load_config(content)
+
+    def model(self, *, seed: int = 0) -> BaseLanguageModel:
+        """A new model in evaluation mode; the same seed gives the same weights."""
+        config = self.config if seed == 0 else self.config_with(seed=seed)
+        model = create_model(config, self.tokenizer)
+        return model.eval()
+
+    def ids(self, *shape: int, seed: int = 0) -> torch.Tensor:
+        """Random token ids, special ones left out: int64 of this shape."""
+        ordinary = self.ordinary
+        return ordinary[torch.randint(0, len(ordinary), shape, generator=torch.Generator().manual_seed(seed))]
+
+    @cached_property
+    def ordinary(self) -> torch.Tensor:
+        """Token ids that are not special, ascending."""
+        special = set(self.tokenizer.all_special_ids)
+        return torch.tensor([number for number in range(self.vocabulary) if number not in special])
+
+    def changed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Another ordinary token for each."""
+        place = torch.searchsorted(self.ordinary, ids.contiguous())
+        return self.ordinary[(place + 7) % len(self.ordinary)]
+
+    def labels(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Labels for every token (B, T): the ids, -100 where the mask is 0."""
+        return ids.clone() if mask is None else ids.masked_fill(mask == 0, -100)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """All cases of one architecture, and a folder that goes when the process ends."""
+
+    architecture: Architecture
+    cases: tuple[Case, ...]
+    folder: Path
+    _room: TemporaryDirectory[str] = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str) -> Suite:
+        """Raises PluginError when the architecture cannot be had, ConfigError when an example is not valid."""
+        architecture = get_architecture(name)
+        room = TemporaryDirectory(prefix="foundry-check-")
+        return cls(architecture, tuple(_cases(architecture, Path(room.name))), Path(room.name), room)
+
+
+def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
+    examples = dict(architecture.examples) or {"default": {}}
+    plain = [(name, settings, 37, 24) for name, settings in examples.items()]
+    first = next(iter(examples.values()))
+    for name, settings, vocabulary, length in [*plain, ("odd sizes", _one_layer(first), 29, 13)]:
+        validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
+        known = available_objectives(hook_manager(active_modules(architecture)))
+        for objective in architecture.capabilities(validated).objectives:
+            if objective in known:
+                yield Case(architecture, name, settings, known[objective], vocabulary, length, folder)
+
+
+def _one_layer(settings: Any) -> Any:
+    """The same settings with one layer, whichever of the usual keys says so."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {key: 1 if key in LAYER_KEYS else _one_layer(value) for key, value in settings.items()}
+
+
+@cache
+def _letters(vocabulary: int) -> PreTrainedTokenizerFast:
+    special = default_special_tokens("character", masked=True)
+    letters = (string.ascii_lowercase + string.digits)[: vocabulary - len(set(special.values()))]
+    tokenizer = train_tokenizer("character", lambda: iter([letters]), None, special)
+    assert len(tokenizer) == vocabulary, (len(tokenizer), vocabulary)
+    return tokenizer

@@ -1,0 +1,134 @@
+"""Carries checks out: for pytest as one test with many cases, for `foundry check` as a list of results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+
+from foundry_core.errors import UsageError, did_you_mean
+
+# Each registers its checks when it is imported.
+from foundry_core.testing.kit import (  # noqa: F401
+    cost,
+    generation,
+    integration,
+    masking,
+    numerics,
+    objective,
+    packaging,
+    state,
+)
+from foundry_core.testing.kit.case import Suite
+from foundry_core.testing.kit.check import CHECKS, GROUPS, Check, NonconformanceError, NotApplicableError, subjects
+
+Outcome = Literal["passed", "failed", "skipped", "expected"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a check went. expected: it failed, as was said it would. reason: of a failure or a skip, one line."""
+
+    check: Check
+    outcome: Outcome
+    reason: str
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        return self.outcome != "failed"
+
+
+def run_check(one: Check, suite: Suite, expected: str | None = None) -> Result:
+    """Carry out one check on all it applies to; ends at the first failure. expected: why it is known to fail."""
+    start = time.perf_counter()
+    outcome, reason = _outcome(one, suite)
+    if expected is not None and outcome == "failed":
+        outcome, reason = "expected", f"{expected} ({reason})"
+    elif expected is not None:
+        outcome, reason = "failed", f"is among the expected failures ({expected}) and {outcome}: take it off the list"
+    return Result(one, outcome, reason, time.perf_counter() - start)
+
+
+def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str]:
+    subject: object = suite
+    try:
+        chosen, reason = subjects(one, suite)
+        if not chosen:
+            return "skipped", reason
+        with fixed_conditions():
+            for subject in chosen:
+                one.function(subject)
+    except NotApplicableError as error:
+        return "skipped", str(error)
+    except Exception as error:  # noqa: BLE001 - whatever a model under test raises is a finding
+        text = " ".join(str(error).split())
+        cause = text if isinstance(error, NonconformanceError) else f"{type(error).__name__}: {text}"
+        return "failed", f"{subject}: {cause}" if subject is not suite else cause
+    return "passed", ""
+
+
+@contextmanager
+def fixed_conditions() -> Iterator[None]:
+    """One thread, and a random state that is left as it was."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def suite_of(architecture: str) -> Suite:
+    """The cases of an architecture, made once in a process."""
+    return Suite.of(architecture)
+
+
+def all_checks() -> list[Check]:
+    """Every check, in the order of the groups."""
+    return sorted(CHECKS.values(), key=lambda one: GROUPS.index(one.group))
+
+
+def chosen_checks(names: Collection[str] = ()) -> list[Check]:
+    """Checks by name or by group; all without names. Raises UsageError for an unknown one."""
+    known = [*CHECKS, *GROUPS]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no check '{name}'.{did_you_mean(name, known)} All: {', '.join(CHECKS)}")
+    return [one for one in all_checks() if not names or one.name in names or one.group in names]
+
+
+def results(
+    architecture: str, *, names: Collection[str] = (), expected_failures: Mapping[str, str] | None = None
+) -> Iterator[Result]:
+    """Carry out checks one after the other, each when it is asked for."""
+    suite = suite_of(architecture)
+    for one in chosen_checks(names):
+        yield run_check(one, suite, (expected_failures or {}).get(one.name))
+
+
+def conformance_test(architecture: str, expected_failures: Mapping[str, str]) -> Callable[[Check], None]:
+    """See `foundry_core.testing.conformance`."""
+    import pytest
+
+    chosen_checks(list(expected_failures))
+
+    @pytest.mark.parametrize("one", [pytest.param(one, id=f"{one.group}-{one.name}") for one in all_checks()])
+    def test_conformance(one: Check) -> None:
+        result = run_check(one, suite_of(architecture), expected_failures.get(one.name))
+        if result.outcome == "skipped":
+            pytest.skip(result.reason)
+        if result.outcome == "expected":
+            pytest.xfail(result.reason)
+        if result.outcome == "failed":
+            pytest.fail(f"{one.name}: {one.invariant}\n{result.reason}\n{one.mend}", pytrace=False)
+
+    return test_conformance
