@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 _HOME = tempfile.TemporaryDirectory(prefix="foundry-tests-")
-os.environ.update(HF_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(HF_HOME=_HOME.name, XDG_CACHE_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+for _name in ("FOUNDRY_PLUGINS", "FOUNDRY_PLUGINS_DISABLE"):
+    os.environ.pop(_name, None)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

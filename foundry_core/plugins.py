@@ -1,7 +1,8 @@
-"""Which architectures there are, who ships them, and what is wrong with one that fails. Light.
+"""Loading a plugin, and explaining what is wrong with one that cannot be had. Light.
 
-Entry points answer *who has this name*: read from package metadata, nothing is imported. The one plugin that a
-configuration names is imported when that configuration is read. pluggy answers *who contributes or wants to hear*.
+Entry points answer *who has this name*: `discovery` reads them from package metadata, nothing is imported. The one
+plugin that a configuration names is imported when that configuration is read. pluggy answers *who contributes or wants
+to hear*.
 """
 
 from __future__ import annotations
@@ -10,12 +11,23 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from foundry_core import __version__
+from foundry_core.discovery import (
+    ARCHITECTURES,
+    DISABLED,
+    EXTENSIONS,
+    declared,
+    hidden_copies,
+    switched_off,
+    unmet_requirement,
+    way_out,
+)
+from foundry_core.discovery import Installed as Installed
+from foundry_core.discovery import installed as installed
 from foundry_core.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,39 +36,8 @@ if TYPE_CHECKING:
     from foundry_core.architecture import Architecture
     from foundry_core.objective import Objective
 
-ARCHITECTURES = "foundry.architectures"
-EXTENSIONS = "foundry.plugins"
-
 _plugin_files: set[str] = set()
 """Modules that were loaded from a file with `--plugin` in this process."""
-
-
-@dataclass(frozen=True)
-class Installed:
-    """An entry point of an installed distribution. target: `"package.module:attribute"`."""
-
-    name: str
-    target: str
-    distribution: str
-    version: str
-
-    @property
-    def module(self) -> str:
-        return self.target.partition(":")[0]
-
-    def __str__(self) -> str:
-        return f"{self.distribution} {self.version}"
-
-
-def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
-    """Entry points of a group by name, each name with every distribution that claims it; from metadata alone."""
-    found: dict[str, list[Installed]] = {}
-    # The same distribution can stand on the path twice (editable beside a build): entry_points() takes the first one.
-    for point in metadata.entry_points(group=group):
-        assert point.dist is not None
-        claim = Installed(point.name, point.value, point.dist.name, point.dist.version)
-        found.setdefault(point.name, []).append(claim)
-    return dict(sorted(found.items()))
 
 
 def available_architectures() -> list[str]:
@@ -73,57 +54,97 @@ def get_architecture(name: str) -> Architecture:
     """
     from foundry_core.architecture import registered_architectures
 
-    claims = installed().get(name, [])
+    claims = declared().get(name, [])
+    active = [claim for claim in claims if not switched_off(claim)]
     in_process = registered_architectures().get(name)
     if in_process is not None:
-        if claims:
+        if active:
             raise PluginError(
-                f"the architecture '{name}' is registered in this process and shipped by {claims[0]}: "
+                f"the architecture '{name}' is registered in this process and shipped by {active[0]}: "
                 "register yours under another name"
             )
         return in_process
+    if claims and not active:
+        raise PluginError(f"the architecture '{name}' is disabled: {switched_off(claims[0])}")
     if not claims:
-        known = available_architectures()
-        raise PluginError(
-            f"Unknown architecture: '{name}'.{did_you_mean(name, known)} Available: {', '.join(known) or 'none'}."
-            + ("" if known else " Install one, for instance: pip install foundry-gpt2")
-        )
-    if len(claims) > 1:
-        owners = " and ".join(map(str, claims))
-        raise PluginError(
-            f"the architecture '{name}' is claimed by {owners}: uninstall one, pip uninstall {claims[0].distribution}"
-        )
-    return _load(claims[0])
+        raise PluginError(_unknown(name))
+    if len(active) > 1:
+        raise PluginError(clash(active))
+    return load_architecture(active[0])
 
 
-def _load(point: Installed) -> Architecture:
-    from foundry_core.architecture import PLUGIN_API_VERSION, Architecture
+def clash(claims: Sequence[Installed]) -> str:
+    """What is said of a name that several distributions claim."""
+    one = claims[0].distribution
+    return (
+        f"the architecture '{claims[0].name}' is claimed by {' and '.join(map(str, claims))}: uninstall one, "
+        f"pip uninstall {one}, or switch it off, {DISABLED}={one}"
+    )
+
+
+def _unknown(name: str) -> str:
+    for hidden in hidden_copies():
+        if any(point.name == name for point in hidden.points):
+            return f"Unknown architecture: '{name}'. {hidden}"
+    known = available_architectures()
+    line = f"Unknown architecture: '{name}'.{did_you_mean(name, known)} Available: {', '.join(known) or 'none'}."
+    return line + ("" if known else " Install one, for instance: pip install foundry-gpt2")
+
+
+def load_architecture(point: Installed) -> Architecture:
+    """The descriptor that an entry point leads to. Raises PluginError with the cause and the way out."""
+    from foundry_core.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig
 
     attribute = point.target.partition(":")[2]
-    way_out = f"Upgrade or remove it: pip uninstall {point.distribution}"
+    module = load_module(point)
     try:
-        descriptor: Any = getattr(importlib.import_module(point.module), attribute)
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"the plugin {point} ('{point.name}' from {point.target}) fails to import: {_cause(error)}. {way_out}"
-        ) from error
+        descriptor: Any = getattr(module, attribute)
+    except Exception as error:
+        raise _import_failure(point, error) from error
     if not isinstance(descriptor, Architecture):
         kind = type(descriptor).__name__
-        raise PluginError(f"the plugin {point}: {point.target} is a {kind}, not an Architecture descriptor. {way_out}")
+        raise PluginError(
+            f"the plugin {point}: {point.target} is a {kind}, not an Architecture descriptor. {way_out(point)}"
+        )
     if descriptor.name != point.name:
         raise PluginError(
             f"the plugin {point}: its entry point '{point.name}' leads to an architecture '{descriptor.name}'. "
-            f"{way_out}"
+            f"{way_out(point)}"
         )
     if descriptor.plugin_api_version != PLUGIN_API_VERSION:
         raise PluginError(
             f"the plugin {point} is made for plugin API {descriptor.plugin_api_version}, this core has "
-            f"{PLUGIN_API_VERSION}: pip install --upgrade foundry-core {point.distribution}"
+            f"{PLUGIN_API_VERSION}: {_newer(point)}"
         )
+    schema: Any = descriptor.config_class
+    if not (isinstance(schema, type) and issubclass(schema, ModelConfig)):
+        raise PluginError(f"the plugin {point}: its config_class is {schema!r}, not a ModelConfig. {way_out(point)}")
     return descriptor
 
 
-def _cause(error: BaseException) -> str:
+def load_module(point: Installed) -> ModuleType:
+    """Import the module that an entry point names. Raises PluginError with the cause and the way out."""
+    # Asked before: what a plugin for another core imports from it may not be there, and that would say less.
+    requirement = unmet_requirement(point)
+    if requirement is not None:
+        raise PluginError(f"the plugin {point} needs {requirement}, this core is {__version__}: {_newer(point)}")
+    try:
+        return importlib.import_module(point.module)
+    except (Exception, SystemExit) as error:
+        raise _import_failure(point, error) from error
+
+
+def _import_failure(point: Installed, error: BaseException) -> PluginError:
+    return PluginError(
+        f"the plugin {point} ('{point.name}' from {point.target}) fails to import: {cause(error)}. {way_out(point)}"
+    )
+
+
+def _newer(point: Installed) -> str:
+    return f"pip install --upgrade foundry-core {point.distribution}"
+
+
+def cause(error: BaseException) -> str:
     """What was raised, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -155,7 +176,7 @@ def load_plugin_file(path: str | Path) -> ModuleType:
         del sys.modules[name]
         if isinstance(error, PluginError):
             raise
-        raise PluginError(f"--plugin {path} fails: {_cause(error)}") from error
+        raise PluginError(f"--plugin {path} fails: {cause(error)}") from error
     _plugin_files.add(name)
     return module
 
@@ -175,10 +196,10 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
     a YAML cannot import anything else.
     """
     modules: dict[str, ModuleType] = {}
-    declared = {
+    known = {
         point.module: point
         for group in (ARCHITECTURES, EXTENSIONS)
-        for points in installed(group).values()
+        for points in declared(group).values()
         for point in points
     }
     if architecture is not None:
@@ -190,17 +211,17 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
         if owner is not None and owner in sys.modules:
             modules[owner] = sys.modules[owner]
     for name in names:
-        if name in declared:
-            try:
-                modules[name] = importlib.import_module(name)
-            except (Exception, SystemExit) as error:
-                raise PluginError(f"the plugin {declared[name]} fails to import: {_cause(error)}") from error
+        if name in known:
+            reason = switched_off(known[name])
+            if reason is not None:
+                raise PluginError(f"the module '{name}' is disabled: {reason}")
+            modules[name] = load_module(known[name])
         elif name in _plugin_files:
             modules[name] = sys.modules[name]
         else:
             raise PluginError(
-                f"no installed package declares the module '{name}'.{did_you_mean(name, declared)} "
-                f"Declared: {', '.join(sorted(declared)) or 'none'}."
+                f"no installed package declares the module '{name}'.{did_you_mean(name, known)} "
+                f"Declared: {', '.join(sorted(known)) or 'none'}."
             )
     return list(modules.values())
 
@@ -231,7 +252,7 @@ def available_objectives(manager: pluggy.PluginManager) -> dict[str, Objective]:
     try:
         offers = [list(offered) for offered in manager.hook.foundry_objectives()]
     except Exception as error:
-        raise PluginError(f"the hook foundry_objectives of a plugin fails: {_cause(error)}") from error
+        raise PluginError(f"the hook foundry_objectives of a plugin fails: {cause(error)}") from error
     for offered in offers:
         for objective in offered:
             if objective.name in objectives:

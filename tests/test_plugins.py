@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
-import textwrap
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,37 +51,6 @@ def _nothing_stays() -> Iterator[None]:
             del sys.modules[name]
     _plugin_files.clear()
     _plugin_files.update(files)
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Puts a distribution on the path: the `*.dist-info` that an installer would leave, and its modules."""
-
-    def put(
-        distribution: str,
-        architectures: Mapping[str, str] | None = None,
-        modules: Mapping[str, str] | None = None,
-        version: str = "1.0",
-        extensions: Mapping[str, str] | None = None,
-        place: str = "site",
-    ) -> None:
-        site = tmp_path / place
-        folder = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
-        folder.mkdir(parents=True)
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        groups = {"foundry.architectures": architectures or {}, "foundry.plugins": extensions or {}}
-        lines = [
-            f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
-            for group, points in groups.items()
-        ]
-        (folder / "entry_points.txt").write_text("\n".join(lines))
-        for name, text in (modules or {}).items():
-            (site / f"{name}.py").write_text(textwrap.dedent(text))
-        if str(site) not in sys.path:
-            monkeypatch.syspath_prepend(str(site))
-        importlib.invalidate_caches()
-
-    return put
 
 
 @pytest.fixture
@@ -198,7 +165,8 @@ def test_two_distributions_that_claim_one_name_are_both_named(install: Install) 
         install(distribution, {"mamba": "mamba_light:mamba"}, {"mamba_light": "1 / 0\n"}, version)
     assert re.fullmatch(
         r"the architecture 'mamba' is claimed by (foundry-mamba 1\.0 and mamba-fork 2\.1|"
-        r"mamba-fork 2\.1 and foundry-mamba 1\.0): uninstall one, pip uninstall (foundry-mamba|mamba-fork)",
+        r"mamba-fork 2\.1 and foundry-mamba 1\.0): uninstall one, pip uninstall (?P<one>foundry-mamba|mamba-fork), "
+        r"or switch it off, FOUNDRY_PLUGINS_DISABLE=(?P=one)",
         explained("mamba"),
     )
 
@@ -444,7 +412,11 @@ def test_an_active_module_that_fails_to_import_is_named(install: Install, tmp_pa
     install(
         "foundry-prefix", modules={"prefix_plugin": "raise SystemExit(1)\n"}, extensions={"prefix": "prefix_plugin"}
     )
-    with pytest.raises(ConfigError, match=r"plugins: the plugin foundry-prefix 1\.0 fails to import: SystemExit: 1$"):
+    message = (
+        r"plugins: the plugin foundry-prefix 1\.0 \('prefix' from prefix_plugin\) fails to import: SystemExit: 1\. "
+        r"Upgrade or remove it: pip uninstall foundry-prefix$"
+    )
+    with pytest.raises(ConfigError, match=message):
         load_config(experiment(tmp_path, "gpt2", "plugins: [prefix_plugin]\n"))
 
 

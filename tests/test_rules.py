@@ -30,12 +30,12 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 
 LAYERS = """
 errors
-objective storage yaml_source streams workers text_counts corpus_files interruption devices background
+objective storage yaml_source streams workers text_counts corpus_files interruption devices background discovery
 architecture
 config_sections tokenizer_training
 hookspecs
 plugins
-config
+config diagnosis
 corpus export migrate_rules
 tokenizers model migrate
 dataset collators optim huggingface reporting
@@ -56,8 +56,8 @@ share, lies above the datasets that it makes; `evaluation` lies below `trainer`,
 """
 
 LIGHT_MODULES = (
-    "errors architecture objective hookspecs plugins config config_sections storage yaml_source migrate_rules migrate "
-    "testing cli"
+    "errors architecture objective hookspecs discovery plugins diagnosis config config_sections storage yaml_source "
+    "migrate_rules migrate testing cli"
 )
 
 
@@ -170,6 +170,8 @@ def test_a_plugins_descriptor_imports_nothing_heavy(path: Path) -> None:
         ["--help"],
         ["--version"],
         ["plugins", "list"],
+        ["plugins", "show", "lstm"],
+        ["plugins", "doctor"],
         ["validate", "configs/gpt2.yaml"],
         ["validate", "configs/lstm.yaml"],
         ["validate", "configs/bert.yaml"],

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.errors import CheckpointError, ConfigError, UsageError
-from foundry_core.storage import MANIFEST, read_manifest, write_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -80,6 +79,7 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
 def _checkpoint_folder(folder: Path) -> Path:
     """A checkpoint or model folder, or the newest valid checkpoint of a run; verified against its manifest."""
     from foundry_core.checkpoint import checkpoints, newest_valid
+    from foundry_core.storage import MANIFEST, read_manifest
 
     if (folder / MANIFEST).is_file():
         read_manifest(folder)
@@ -114,6 +114,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write_answer(text: str, output: str | None) -> None:
     """Print a text, or write it to a file that must not exist yet."""
+    from foundry_core.storage import write_file
+
     if output is None:
         sys.stdout.write(text)
         return

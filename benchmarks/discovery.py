@@ -1,0 +1,111 @@
+"""How long `foundry plugins list` takes with 20 more plugins installed: the promise is 100 ms more than a bare Python.
+
+    python benchmarks/discovery.py
+
+The plugins are hand-made `*.dist-info` folders with a light module each, on the path through PYTHONPATH. Bare Python
+and the listing take turns, and the difference of each pair is taken: a machine that is busy for a while slows both. On
+one that is busy all the time look at the processor time. The first listing after an installation imports every
+descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PLUGINS = 20
+ROUNDS = 21
+LIMIT = 0.100
+LIST = "import sys; from foundry_core.cli import main; sys.exit(main(['plugins', 'list']))"
+
+MODULE = """\
+from pydantic import Field
+
+from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
+
+
+class Section(ConfigSection):
+    hidden_size: int = Field(64, ge=1, description="width")
+    layers: int = Field(2, ge=1, description="number of layers")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on embeddings")
+
+
+class Config(ModelConfig):
+    {name}: Section = Field(Section(), description="sizes")
+
+
+{name} = Architecture(
+    name="{name}",
+    summary="an architecture of the benchmark",
+    config_class=Config,
+    model_class="foundry_{name}.model:Model",
+    capabilities=lambda config: Capabilities(objectives=("causal_lm",)),
+    examples={{"tiny": {{"{name}": {{"hidden_size": 8}}}}}},
+)
+"""
+
+
+def install(site: Path, name: str) -> None:
+    """What an installer leaves of a package with one architecture."""
+    information = site / f"foundry_{name}-1.0.dist-info"
+    package = site / f"foundry_{name}"
+    information.mkdir(parents=True)
+    package.mkdir()
+    (information / "METADATA").write_text(
+        f"Metadata-Version: 2.4\nName: foundry-{name}\nVersion: 1.0\nSummary: one of {PLUGINS}\n"
+        f"Requires-Dist: foundry-core<1,>=0.1\n\n{'A README of some length.' * 100}\n"
+    )
+    (information / "entry_points.txt").write_text(f"[foundry.architectures]\n{name} = foundry_{name}:{name}\n")
+    (package / "__init__.py").write_text(MODULE.format(name=name))
+    (package / "model.py").write_text("")
+
+
+def measured(program: str, environment: dict[str, str]) -> tuple[float, float]:
+    """Seconds from the start of a process to its end, and seconds of processor time."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL, check=True)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        site = Path(folder, "site")
+        for index in range(PLUGINS):
+            install(site, f"bench{index:02}")
+        environment = {**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(Path(folder, "cache"))}
+        command = [sys.executable, "-c", LIST]
+        listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert listed.count("an architecture of the benchmark") == PLUGINS, listed
+        (memory,) = Path(folder, "cache", "foundry").iterdir()
+        times: dict[str, list[tuple[float, float]]] = {"bare Python": [], "listed": [], "listed the first time": []}
+        for _ in range(ROUNDS):
+            times["bare Python"].append(measured("pass", environment))
+            times["listed"].append(measured(LIST, environment))
+            memory.unlink()
+            times["listed the first time"].append(measured(LIST, environment))
+    print(f"{f'median of {ROUNDS}, {PLUGINS} plugins more':<32}{'ms':>8}{'of processor':>14}")
+    over = {}
+    for name, pairs in times.items():
+        both = [
+            statistics.median(
+                pair[kind] - (bare[kind] if pairs is not times["bare Python"] else 0)
+                for pair, bare in zip(pairs, times["bare Python"], strict=True)
+            )
+            for kind in (0, 1)
+        ]
+        over[name] = both[0]
+        sign = "" if name == "bare Python" else "+"
+        print(f"{name:<32}{both[0] * 1e3:>{sign}8.1f}{both[1] * 1e3:>{sign}14.1f}")
+    print(f"limit {LIMIT * 1e3:+.0f} ms: {'held' if over['listed'] < LIMIT else 'NOT held'}")
+    return 0 if over["listed"] < LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

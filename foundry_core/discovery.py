@@ -1,0 +1,253 @@
+"""Which plugins are installed, read from package metadata; nothing of theirs is imported. Light.
+
+A distribution that stands on the path twice counts once: its first copy hides the others. Two environment variables,
+each with names of distributions or entry points between commas, say which plugins count: FOUNDRY_PLUGINS, where it is
+not empty, those alone; FOUNDRY_PLUGINS_DISABLE, all but those.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from foundry_core import __version__
+from foundry_core.errors import PluginError, did_you_mean
+
+ARCHITECTURES = "foundry.architectures"
+EXTENSIONS = "foundry.plugins"
+GROUPS = (ARCHITECTURES, EXTENSIONS)
+
+ONLY = "FOUNDRY_PLUGINS"
+DISABLED = "FOUNDRY_PLUGINS_DISABLE"
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed distribution. folder: where its modules are; of an editable installation, its sources."""
+
+    name: str
+    version: str
+    folder: Path
+    editable: bool
+    summary: str
+    requires: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An entry point of an installed distribution. target: `"package.module:attribute"`."""
+
+    group: str
+    name: str
+    target: str
+    package: Package
+
+    @property
+    def kind(self) -> str:
+        """`architecture`, or `extension`: a module that is active where `plugins:` of a YAML names it."""
+        return "architecture" if self.group == ARCHITECTURES else "extension"
+
+    @property
+    def module(self) -> str:
+        return self.target.partition(":")[0]
+
+    @property
+    def distribution(self) -> str:
+        return self.package.name
+
+    @property
+    def version(self) -> str:
+        return self.package.version
+
+    def __str__(self) -> str:
+        return str(self.package)
+
+
+def declared(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
+    """Entry points of a group by name, each name with every distribution that claims it; from metadata alone."""
+    found: dict[str, list[Installed]] = {}
+    packages: dict[int, Package] = {}
+    # entry_points() takes the first copy of a distribution; its points share one object, which is read once.
+    points = metadata.entry_points(group=group)
+    for point in points:
+        assert point.dist is not None
+        package = packages.get(id(point.dist)) or packages.setdefault(id(point.dist), _package(point.dist))
+        found.setdefault(point.name, []).append(Installed(group, point.name, point.value, package))
+    return dict(sorted(found.items()))
+
+
+def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
+    """What is declared, without those that an environment variable switches off."""
+    active = {name: [point for point in claims if not switched_off(point)] for name, claims in declared(group).items()}
+    return {name: claims for name, claims in active.items() if claims}
+
+
+def _package(distribution: metadata.Distribution) -> Package:
+    # The headers alone: the body is the README of the package.
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    headers = HeaderParser().parsestr(text)
+    folder = Path(str(distribution.locate_file("")))
+    sources = _editable_sources(distribution)
+    return Package(
+        # An uninstallation that was interrupted leaves a folder without metadata, which importlib lists all the same.
+        name=headers.get("Name") or f"(a package without metadata in {folder})",
+        version=headers.get("Version") or "(no version)",
+        folder=sources or folder,
+        editable=sources is not None,
+        summary=headers.get("Summary") or "",
+        requires=tuple(headers.get_all("Requires-Dist") or ()),
+    )
+
+
+def _editable_sources(distribution: metadata.Distribution) -> Path | None:
+    """The sources of an editable installation, from what the installer noted (PEP 610)."""
+    try:
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        if origin.get("dir_info", {}).get("editable"):
+            return Path(unquote(urlsplit(origin["url"]).path))
+    except (ValueError, AttributeError, KeyError, TypeError):
+        pass  # a damaged note says nothing, and pip ignores it too
+    return None
+
+
+def switched_off(point: Installed) -> str | None:
+    """The environment variable that keeps a plugin from counting, and what to do about it; None when it counts."""
+    names = {_normal(point.name), _normal(point.distribution)}
+    if names & set(_listed(DISABLED)):
+        return f"{DISABLED}={os.environ[DISABLED]} switches {point} off: take it out of that variable"
+    if _listed(ONLY) and not names & set(_listed(ONLY)):
+        return f"{ONLY}={os.environ[ONLY]} leaves {point} out: add it to that variable"
+    return None
+
+
+def misnamed_in_environment() -> Iterator[str]:
+    """Names in the two variables that no plugin has, one line for each."""
+    points = [point for group in GROUPS for claims in declared(group).values() for point in claims]
+    known = {name: None for point in points for name in (point.name, point.distribution)}
+    there = set(map(_normal, known))
+    for variable in (ONLY, DISABLED):
+        for name in _listed(variable):
+            if name not in there:
+                yield f"{variable} names '{name}', which no installed plugin is called.{did_you_mean(name, known)}"
+
+
+def _listed(variable: str) -> list[str]:
+    return [_normal(name) for name in os.environ.get(variable, "").split(",") if name.strip()]
+
+
+def _normal(name: str) -> str:
+    """A name as package indexes compare names."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def unmet_requirement(point: Installed) -> str | None:
+    """The requirement on foundry-core that this core does not satisfy; None when there is none."""
+    for text in point.package.requires:
+        if not re.match(r"foundry[-_.]+core\b", text, re.IGNORECASE):
+            continue
+        from packaging.requirements import InvalidRequirement, Requirement
+
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            raise PluginError(
+                f"the plugin {point} has a requirement that cannot be read: {text!r}. {way_out(point)}"
+            ) from error
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if (
+            _normal(requirement.name) == "foundry-core"
+            and applies
+            and not requirement.specifier.contains(__version__, prereleases=True)
+        ):
+            return f"foundry-core{requirement.specifier}"
+    return None
+
+
+def way_out(point: Installed) -> str:
+    """What to do about a plugin that does not work."""
+    return hiding_module(point) or f"Upgrade or remove it: pip uninstall {point.distribution}"
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A further copy of a distribution, and the first one on the path, which is the one that counts."""
+
+    first: Package
+    copy: Package
+    points: tuple[Installed, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.first} in {self.first.folder} hides {self.copy} in {self.copy.folder}: "
+            f"uninstall one (pip uninstall {self.copy.name}), or take its folder off the path"
+        )
+
+
+def hidden_copies() -> list[Hidden]:
+    """Copies of plugins' distributions that do not count, other than a second note of the same sources."""
+    found = []
+    for distribution in metadata.distributions():
+        text = distribution.read_text("entry_points.txt") or ""
+        if not any(f"[{group}]" in text for group in GROUPS):
+            continue
+        copy = _package(distribution)
+        copies = list(metadata.distributions(name=copy.name))
+        first = _package(copies[0]) if len(copies) > 1 else copy
+        if first != copy and not _same_sources(first, copy):
+            points = [Installed(point.group, point.name, point.value, copy) for point in distribution.entry_points]
+            found.append(Hidden(first, copy, tuple(point for point in points if point.group in GROUPS)))
+    return found
+
+
+def _same_sources(one: Package, other: Package) -> bool:
+    """Whether one is an editable installation, and the other what building left beside the sources."""
+    here, there = one.folder.resolve(), other.folder.resolve()
+    within = (one.editable and here in there.parents) or (other.editable and there in here.parents)
+    return one.version == other.version and (here == there or within)
+
+
+def hiding_module(point: Installed) -> str | None:
+    """What Python imports in place of a plugin's module, and what to do about it; None when it imports the plugin's.
+
+    A folder of the same name that stands earlier on the path, often the current one, is imported instead.
+    """
+    top = point.module.partition(".")[0]
+    found = _place(top)
+    if found is None:
+        return None
+    folder = point.package.folder
+    if point.package.editable:
+        at_home = folder.resolve() in found.resolve().parents
+    else:
+        # Where neither is there, the package is laid out in a way of its own (by a .pth file), and nothing is known.
+        laid_out = (folder / top).is_dir() or (folder / f"{top}.py").is_file()
+        at_home = not laid_out or found.parent.resolve() == folder.resolve()
+    if at_home:
+        return None
+    return f"`import {top}` finds {found} before the module of {point}: rename or move it, or start somewhere else"
+
+
+def _place(module: str) -> Path | None:
+    """The file, or for a package the folder, that importing a top-level module reads."""
+    try:
+        loaded = sys.modules.get(module)
+        spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None  # importing it fails alike, and says why
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(spec.origin) if spec.origin else None

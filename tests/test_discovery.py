@@ -1,0 +1,615 @@
+"""What `foundry plugins list`, `show` and `doctor` say of every state that an installed plugin can be in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundry_core import __version__, register_architecture
+from foundry_core.architecture import PLUGIN_API_VERSION, ModelConfig
+from foundry_core.cli import main
+from foundry_core.diagnosis import examine
+from foundry_core.discovery import declared, hidden_copies, installed, misnamed_in_environment
+from foundry_core.errors import PluginError
+from foundry_core.model import BaseLanguageModel
+from foundry_core.plugins import active_modules, available_architectures, get_architecture
+
+Install = Callable[..., None]
+
+MAMBA = """\
+from pydantic import Field
+from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, hookimpl
+
+
+class Section(ConfigSection):
+    state_size: int = Field(16, ge=1, description="numbers of state for each channel")
+    kernel: str = Field("scan", description="how the recurrence is computed")
+
+
+class MambaConfig(ModelConfig):
+    mamba: Section = Field(Section(), description="sizes")
+
+
+mamba = Architecture(
+    name="mamba",
+    summary="state spaces of a test",
+    config_class=MambaConfig,
+    model_class="mamba_model:Model",
+    capabilities=lambda config: Capabilities(objectives=("causal_lm", "masked_lm")[: config.mamba.state_size]),
+    default_tokenizer="bpe",
+    examples={"tiny": {"mamba": {"state_size": 1}}},
+)
+
+
+@hookimpl
+def foundry_run_ended(step):
+    pass
+"""
+WHOLE = {"mamba_light": MAMBA, "mamba_model": ""}
+REMOVE = "Upgrade or remove it: pip uninstall foundry-mamba"
+SWITCHES = ("FOUNDRY_PLUGINS", "FOUNDRY_PLUGINS_DISABLE")
+
+
+@pytest.fixture
+def mamba(install: Install) -> Install:
+    """Installs a package with the architecture `mamba`; what is given replaces a whole one."""
+
+    def put(light: str = MAMBA, **given: Any) -> None:
+        modules = {**WHOLE, "mamba_light": light}
+        install("foundry-mamba", {"mamba": "mamba_light:mamba"}, **{"modules": modules, **given})
+
+    return put
+
+
+def found(name: str = "mamba") -> list[tuple[str, str | None]]:
+    """State and problem of every plugin of a name; a problem is one line."""
+    findings = [finding for finding in examine() if finding.point.name == name]
+    assert not [finding for finding in findings if "\n" in (finding.problem or "")]
+    return [(finding.state, finding.problem) for finding in findings]
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[list[str], list[str]]:
+    """Lines on stdout and stderr of a command."""
+    assert main(["plugins", *arguments]) == code
+    captured = capsys.readouterr()
+    return captured.out.splitlines(), captured.err.splitlines()
+
+
+def test_a_whole_plugin_is_listed_with_what_it_says_of_itself(mamba: Install, capsys: Any) -> None:
+    mamba()
+    assert found() == [("fine", None)]
+    out, err = said(capsys, "list")
+    (line,) = [line for line in out if line.startswith("mamba")]
+    assert line.split(maxsplit=3) == ["mamba", "foundry-mamba", "1.0", "state spaces of a test"]
+    assert err == []
+
+
+OTHER_API = f"import dataclasses\nmamba = dataclasses.replace(mamba, plugin_api_version={PLUGIN_API_VERSION + 1})\n"
+BROKEN = {
+    "import error": ("import kernels_of_mamba\n", "fails to import: ModuleNotFoundError: No module named 'kernels_of"),
+    "exit": ("raise SystemExit('a licence is needed')\n", "fails to import: SystemExit: a licence is needed. Upgrade"),
+    "syntax": ("def f(:\n", "fails to import: SyntaxError: "),
+    "wrong type": ("mamba = 3\n", "mamba_light:mamba is a int, not an Architecture descriptor. Upgrade"),
+    "wrong schema": (
+        MAMBA + "import dataclasses\nmamba = dataclasses.replace(mamba, config_class=dict)\n",
+        "its config_class is <class 'dict'>, not a ModelConfig. Upgrade",
+    ),
+    "misspelt hook": (
+        MAMBA.replace("run_ended", "run_endet"),
+        "unknown hook 'foundry_run_endet' in plugin <module 'mamba_light' from ",
+    ),
+    "misspelt argument": (MAMBA.replace("(step)", "(stap)"), "for hook 'foundry_run_ended' hookimpl definition: "),
+    "example": (
+        MAMBA.replace('"state_size": 1', '"state_size": 0'),
+        "the example 'tiny' of 'mamba' is not valid, mamba.state_size: Input should be greater than or equal to 1. Up",
+    ),
+    "capabilities": (
+        MAMBA.replace("config.mamba.state_size", "config.mambo"),
+        "the capabilities of 'mamba' with 'defaults' fail: AttributeError: ",
+    ),
+    "no model": (MAMBA.replace("mamba_model:", "mamba_modal:"), "the module of its model, mamba_modal:Model, is not"),
+    "no package of the model": (MAMBA.replace("mamba_model:", "mamba.model:"), "the module of its model, mamba.model:"),
+    "no JSON schema": (
+        MAMBA.replace('kernel: str = Field("scan"', "kernel: Callable[..., None] = Field(print"),
+        "its section has no JSON schema: PydanticInvalidForJsonSchema: ",
+    ),
+    "other API": (
+        MAMBA + OTHER_API,
+        f"is made for plugin API {PLUGIN_API_VERSION + 1}, this core has {PLUGIN_API_VERSION}: "
+        "pip install --upgrade foundry-core foundry-mamba",
+    ),
+}
+
+
+@pytest.mark.parametrize("state", BROKEN)
+def test_what_is_wrong_with_a_plugin_is_one_line_with_the_package_and_the_way_out(
+    state: str, mamba: Install, capsys: Any
+) -> None:
+    light, reason = BROKEN[state]
+    mamba("from collections.abc import Callable\n" + light)
+    ((kind, problem),) = found()
+    assert (kind, problem is not None and reason in problem) == ("unusable", True), problem
+    assert problem is not None
+    assert "the plugin foundry-mamba 1.0" in problem
+    assert REMOVE in problem or "pip install --upgrade foundry-core foundry-mamba" in problem
+    out, err = said(capsys, "list")
+    assert next(line for line in out if line.startswith("mamba")).endswith(f"unusable: {problem}")
+    assert err == []
+    out, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {problem}"]
+    assert [line.split()[-1] for line in out if line.startswith(("mamba", "gpt2"))] == ["fine", "unusable"]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "met"),
+    [
+        ("foundry-core<99,>=0.1", True),
+        ("foundry-core", True),
+        ("Foundry_Core>=99", False),
+        ("foundry-core[plots]<0.1", False),
+        ("foundry-core>=99; python_version < '3'", True),
+        ("foundry-core>=99; extra == 'dev'", True),
+        ("foundry-core-extras>=99", True),
+        ("torch>=99", True),
+    ],
+)
+def test_a_plugin_for_another_core_is_not_even_imported(requirement: str, met: bool, mamba: Install) -> None:
+    mamba(MAMBA if met else "1 / 0\n", requires=["numpy", requirement])
+    if met:
+        assert found() == [("fine", None)]
+        return
+    bounds = requirement.partition("]")[2] or requirement.removeprefix("Foundry_Core")
+    assert found() == [
+        (
+            "unusable",
+            f"the plugin foundry-mamba 1.0 needs foundry-core{bounds}, this core is {__version__}: "
+            "pip install --upgrade foundry-core foundry-mamba",
+        )
+    ]
+    with pytest.raises(PluginError, match=f"needs foundry-core{bounds}, this core is"):
+        get_architecture("mamba")
+
+
+def test_a_requirement_that_cannot_be_read_is_a_problem_of_the_plugin(mamba: Install) -> None:
+    mamba(requires=["foundry-core >=> 1"])
+    ((state, problem),) = found()
+    assert (state, problem) == (
+        "unusable",
+        "the plugin foundry-mamba 1.0 has a requirement that cannot be read: 'foundry-core >=> 1'. " + REMOVE,
+    )
+
+
+def test_of_two_packages_with_one_name_both_are_unusable_until_one_is_switched_off(
+    mamba: Install, install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    mamba()
+    install("mamba-fork", {"mamba": "mamba_fork:mamba"}, {"mamba_fork": MAMBA}, "2.1")
+    (first, second) = found()
+    assert first == second
+    assert first[0] == "unusable"
+    assert " and ".join(sorted(str(point) for point in declared()["mamba"])) == "foundry-mamba 1.0 and mamba-fork 2.1"
+    _, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {first[1]}"]
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "Mamba.Fork")
+    assert sorted(state for state, _ in found()) == ["disabled", "fine"]
+    assert get_architecture("mamba").summary == "state spaces of a test"
+    monkeypatch.delenv("FOUNDRY_PLUGINS_DISABLE")
+    assert [state for state, _ in found()] == ["unusable", "unusable"]
+
+
+# A second copy, or another module in its place.
+
+
+def test_a_second_copy_of_a_package_is_reported_beside_the_one_that_counts(
+    mamba: Install, tmp_path: Path, capsys: Any
+) -> None:
+    mamba(place="stale", version="0.9")
+    mamba(place="fresh")
+    stale, fresh = tmp_path / "stale", tmp_path / "fresh"
+    problem = (
+        f"foundry-mamba 1.0 in {fresh} hides foundry-mamba 0.9 in {stale}: "
+        "uninstall one (pip uninstall foundry-mamba), or take its folder off the path"
+    )
+    assert found() == [("shadowed", problem)]
+    assert get_architecture("mamba").name == "mamba"
+    _, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {problem}"]
+
+
+def test_an_editable_installation_that_hides_a_built_one_is_reported(mamba: Install, tmp_path: Path) -> None:
+    mamba(place="site")
+    mamba(place="development", version="1.1", sources=tmp_path / "sources")
+    assert [str(point) for point in installed()["mamba"]] == ["foundry-mamba 1.1"]
+    assert [str(copy).partition(":")[0] for copy in hidden_copies()] == [
+        f"foundry-mamba 1.1 in {tmp_path / 'sources'} hides foundry-mamba 1.0 in {tmp_path / 'site'}"
+    ]
+
+
+@pytest.mark.parametrize("inside", ["", "src"])
+def test_what_building_leaves_beside_the_sources_is_no_second_copy(
+    inside: str, mamba: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = tmp_path / "sources"
+    mamba(sources=sources)
+    notes = sources / inside / "foundry_mamba.egg-info"
+    shutil.copytree(tmp_path / "site" / "foundry_mamba-1.0.dist-info", notes)
+    (notes / "METADATA").rename(notes / "PKG-INFO")
+    (notes / "direct_url.json").unlink()
+    assert found() == [("fine", None)]
+    monkeypatch.syspath_prepend(str(sources / inside))
+    assert found() == [("fine", None)]
+    (notes / "PKG-INFO").write_text((notes / "PKG-INFO").read_text().replace("Version: 1.0", "Version: 0.9"))
+    assert [state for state, _ in found()] == ["shadowed"]
+
+
+def test_a_name_that_only_a_hidden_copy_has_is_explained(mamba: Install, install: Install, capsys: Any) -> None:
+    mamba(place="site")
+    install("foundry-mamba", {"other": "mamba_light:mamba"}, version="0.1", place="before")
+    ((state, problem),) = found()
+    assert state == "shadowed"
+    assert problem is not None
+    assert "foundry-mamba 0.1 in " in problem
+    with pytest.raises(PluginError) as raised:
+        get_architecture("mamba")
+    assert str(raised.value) == f"Unknown architecture: 'mamba'. {problem}"
+    out, _ = said(capsys, "list")
+    assert any(line.startswith("mamba ") and line.endswith(f"shadowed: {problem}") for line in out)
+
+
+@pytest.mark.parametrize("there", ["module", "package", "folder without a module"])
+def test_a_local_folder_that_python_imports_instead_is_reported(
+    there: str, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_model": ""})
+    (site / "mamba_light").mkdir()
+    (site / "mamba_light" / "__init__.py").write_text(MAMBA)
+    assert found() == [("fine", None)]
+    sys.modules.pop("mamba_light")
+    local = tmp_path / "here" / ("mamba_light.py" if there == "module" else "mamba_light")
+    local.parent.mkdir()
+    if there == "module":
+        local.write_text(MAMBA)
+    else:
+        local.mkdir()
+    if there == "package":
+        (local / "__init__.py").write_text(MAMBA)
+    monkeypatch.syspath_prepend(str(local.parent))
+    if there == "folder without a module":  # Python prefers the regular package further on
+        assert found() == [("fine", None)]
+        return
+    problem = f"`import mamba_light` finds {local} before the module of foundry-mamba 1.0: rename or move it, or start"
+    ((state, said_of_it),) = found()
+    assert state == "shadowed"
+    assert said_of_it == f"{problem} somewhere else"
+
+
+def test_a_plugin_that_fails_because_of_a_local_module_is_explained_by_it(
+    mamba: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mamba()
+    local = tmp_path / "here" / "mamba_light.py"
+    local.parent.mkdir()
+    local.write_text("notes = []\n")
+    monkeypatch.syspath_prepend(str(local.parent))
+    with pytest.raises(PluginError) as raised:
+        get_architecture("mamba")
+    assert str(raised.value) == (
+        "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: AttributeError: module "
+        f"'mamba_light' has no attribute 'mamba'. `import mamba_light` finds {local} before the module of "
+        "foundry-mamba 1.0: rename or move it, or start somewhere else"
+    )
+
+
+def test_the_sources_of_an_editable_installation_are_at_home_and_a_copy_elsewhere_is_not(
+    mamba: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mamba(sources=tmp_path / "sources")
+    assert found() == [("fine", None)]
+    sys.modules.pop("mamba_light")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mamba_light.py").write_text(MAMBA)
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    assert [state for state, _ in found()] == ["shadowed"]
+
+
+def test_a_package_whose_metadata_is_gone_stops_no_other(mamba: Install, tmp_path: Path, capsys: Any) -> None:
+    mamba()
+    (tmp_path / "site" / "foundry_mamba-1.0.dist-info" / "METADATA").unlink()
+    out, _ = said(capsys, "list")
+    place = f"(a package without metadata in {tmp_path / 'site'})"
+    assert next(line for line in out if line.startswith("mamba")).split(maxsplit=1)[1].startswith(place)
+    assert any(line.startswith("gpt2") for line in out)
+
+
+# Switched off.
+
+
+@pytest.mark.parametrize("name", ["mamba", "foundry-mamba", " Foundry_Mamba ,, gpt2"])
+def test_a_disabled_plugin_is_absent_and_asking_for_it_names_the_variable(
+    name: str, mamba: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    mamba("1 / 0\n", summary="of a package")
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", name)
+    problem = f"FOUNDRY_PLUGINS_DISABLE={name} switches foundry-mamba 1.0 off: take it out of that variable"
+    assert found() == [("disabled", problem)]
+    assert "mamba" not in available_architectures()
+    path = tmp_path / "x.yaml"
+    path.write_text("experiment_name: x\nmodel: {architecture: mamba}\n")
+    assert main(["validate", str(path)]) == 2
+    line = f"{path}:2: model.architecture: the architecture 'mamba' is disabled: {problem}"
+    assert line in capsys.readouterr().err.splitlines()
+    out, err = said(capsys, "doctor")
+    assert err == []
+    assert out[-1] == f"{4 if 'gpt2' in name else 5} plugins are whole, {2 if 'gpt2' in name else 1} disabled"
+
+
+def test_the_allow_list_leaves_out_whatever_it_does_not_name(
+    mamba: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mamba()
+    monkeypatch.setenv("FOUNDRY_PLUGINS", "foundry-rnn,mamba")
+    assert available_architectures() == ["gru", "lstm", "mamba", "rnn"]
+    with pytest.raises(PluginError) as raised:
+        get_architecture("gpt2")
+    assert str(raised.value) == (
+        "the architecture 'gpt2' is disabled: FOUNDRY_PLUGINS=foundry-rnn,mamba leaves foundry-gpt2 0.1.0 out: "
+        "add it to that variable"
+    )
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "gru")
+    assert available_architectures() == ["lstm", "mamba", "rnn"]
+    for empty in ("", " , "):
+        monkeypatch.setenv("FOUNDRY_PLUGINS", empty)
+        assert "gpt2" in available_architectures()
+
+
+def test_a_disabled_extension_cannot_be_made_active_by_a_yaml(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("foundry-watch", modules={"watch_plugin": "1 / 0\n"}, extensions={"watch": "watch_plugin"})
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "foundry-watch")
+    with pytest.raises(PluginError) as raised:
+        active_modules(None, ["watch_plugin"])
+    assert str(raised.value) == (
+        "the module 'watch_plugin' is disabled: FOUNDRY_PLUGINS_DISABLE=foundry-watch switches foundry-watch 1.0 off: "
+        "take it out of that variable"
+    )
+
+
+def test_a_name_that_is_switched_off_is_free_for_a_class_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "gpt2")
+    mine = register_architecture("gpt2", config=ModelConfig)(type("Mine", (BaseLanguageModel,), {}))
+    assert get_architecture("gpt2").model_class is mine
+
+
+def test_a_variable_that_names_no_plugin_is_a_problem(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    assert list(misnamed_in_environment()) == []
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "gtp2,bert")
+    line = "FOUNDRY_PLUGINS_DISABLE names 'gtp2', which no installed plugin is called. Did you mean 'gpt2'?"
+    _, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {line}"]
+
+
+# Extensions.
+
+
+def test_an_extension_is_listed_by_the_module_that_a_yaml_names_and_checked_like_an_architecture(
+    install: Install, capsys: Any
+) -> None:
+    text = "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step): ...\n"
+    install("foundry-watch", None, {"watch_plugin": text}, extensions={"watch": "watch_plugin"}, summary="looks on")
+    install("foundry-wotch", None, {"wotch": text.replace("ended", "endet")}, extensions={"wotch": "wotch"})
+    out, _ = said(capsys, "list")
+    (line,) = [line for line in out if line.startswith("watch_plugin")]
+    assert line.split(maxsplit=3) == ["watch_plugin", "foundry-watch", "1.0", "looks on"]
+    assert found("wotch")[0][0] == "unusable"
+    out, _ = said(capsys, "show", "watch_plugin")
+    assert "  hooks              foundry_run_ended" in out
+    out, _ = said(capsys, "show", "watch", "--json")
+    assert json.loads("".join(out))["kind"] == "extension"
+
+
+# What is remembered.
+
+
+def loaded(name: str) -> bool:
+    """Whether the listing imports a module."""
+    sys.modules.pop(name, None)
+    assert found() == [("fine", None)]
+    return name in sys.modules
+
+
+def test_a_plugin_that_was_found_whole_is_not_imported_again_until_something_changes(
+    mamba: Install, install: Install, tmp_path: Path
+) -> None:
+    light = tmp_path / "site" / "mamba_light.py"
+    (tmp_path / "site" / "__pycache__").mkdir(parents=True)
+    mamba()
+    assert loaded("mamba_light")
+    assert not loaded("mamba_light")
+    os.utime(light, ns=(0, 0))
+    assert loaded("mamba_light")
+    assert not loaded("mamba_light")
+    install("another", {"another": "another:another"}, {"another": "1 / 0\n"})
+    assert loaded("mamba_light")
+    assert not loaded("mamba_light")
+
+
+def test_what_was_wrong_is_looked_at_anew_and_the_doctor_trusts_nothing(
+    mamba: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    mamba(MAMBA + "import os\nif os.environ.get('LICENCE') == 'expired':\n    raise SystemExit('renew it')\n")
+
+    def state() -> str:
+        sys.modules.pop("mamba_light", None)
+        return found()[0][0]
+
+    monkeypatch.setenv("LICENCE", "expired")
+    assert state() == "unusable"
+    monkeypatch.delenv("LICENCE")
+    assert state() == "fine"
+    monkeypatch.setenv("LICENCE", "expired")
+    assert state() == "fine"  # nothing that can be seen from outside has changed
+    sys.modules.pop("mamba_light", None)
+    _, err = said(capsys, "doctor", code=3)
+    assert "renew it" in err[0]
+    assert state() == "unusable"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"world": {}, "plugins": 3}', b"\xff", b"null"])
+def test_a_memory_that_is_damaged_is_none(content: bytes, mamba: Install, tmp_path: Path, monkeypatch: Any) -> None:
+    mamba()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert found() == [("fine", None)]
+    (memory,) = (tmp_path / "cache" / "foundry").iterdir()
+    whole = memory.read_bytes()
+    memory.write_bytes(content)
+    assert found() == [("fine", None)]
+    assert memory.read_bytes() == whole
+
+
+def test_a_home_that_cannot_be_written_to_costs_the_memory_alone(
+    mamba: Install, tmp_path: Path, monkeypatch: Any
+) -> None:
+    mamba()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert loaded("mamba_light")
+    assert loaded("mamba_light")
+
+
+# The verbs.
+
+
+def test_the_list_for_programs_has_state_and_problem_of_each(
+    mamba: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    mamba("1 / 0\n")
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "bert")
+    for verb, code in (("list", 0), ("doctor", 3)):
+        assert main(["plugins", verb, "--json"]) == code
+        rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+        assert {name: row["state"] for name, row in rows.items()} == {
+            "bert": "disabled",
+            "mamba": "unusable",
+            **dict.fromkeys(("gpt2", "gru", "lstm", "rnn"), "fine"),
+        }
+        assert "ZeroDivisionError" in rows["mamba"]["problem"]
+        assert rows["lstm"] == {
+            "name": "lstm",
+            "kind": "architecture",
+            "target": "foundry_rnn:lstm",
+            "distribution": "foundry-rnn",
+            "version": "0.1.0",
+            "state": "fine",
+            "summary": get_architecture("lstm").summary,
+            "problem": None,
+        }
+
+
+def test_a_plugin_is_shown_with_package_place_abilities_keys_and_hooks(
+    mamba: Install, tmp_path: Path, capsys: Any
+) -> None:
+    mamba(requires=["foundry-core>=0.1,<1"])
+    out, err = said(capsys, "show", "mamba")
+    assert err == []
+    assert out == [
+        "mamba: state spaces of a test",
+        "  package            foundry-mamba 1.0",
+        "  requires           foundry-core>=0.1,<1",
+        f"  installed in       {tmp_path / 'site'}",
+        "  entry point        mamba = mamba_light:mamba",
+        "  model              mamba_model:Model",
+        f"  plugin API         {PLUGIN_API_VERSION}",
+        "  objectives         causal_lm, masked_lm",
+        "  default tokenizer  bpe",
+        "  hooks              foundry_run_ended",
+        "",
+        "with                    defaults              tiny",
+        "-------------------------------------------------------",
+        "objectives              causal_lm, masked_lm  causal_lm",
+        "generation              yes                   yes",
+        "carried state           no                    no",
+        "padding sides           right                 right",
+        "gradient checkpointing  no                    no",
+        "longest sequence        any                   any",
+        "any length              no                    no",
+        "",
+        "key under model:  accepts       default  meaning",
+        "--------------------------------------------------------------------------",
+        "mamba.state_size  integer >= 1  16       numbers of state for each channel",
+        "mamba.kernel      string        scan     how the recurrence is computed",
+    ]
+
+
+def test_what_is_shown_for_programs_holds_the_schema(capsys: Any) -> None:
+    out, _ = said(capsys, "show", "lstm", "--json")
+    shown = json.loads("".join(out))
+    assert shown["schema"] == get_architecture("lstm").config_class.model_json_schema()
+    assert shown["capabilities"]["tiny_bidirectional"]["objectives"] == ["masked_lm"]
+    assert (shown["distribution"], shown["editable"]) == ("foundry-rnn", declared()["lstm"][0].package.editable)
+
+
+def test_an_architecture_of_a_file_is_shown_too(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "shown_arch.py").write_text(
+        "from foundry_core import BaseLanguageModel, ModelConfig, register_architecture\n"
+        "@register_architecture('shown', config=ModelConfig, summary='from a file')\n"
+        "class Model(BaseLanguageModel): pass\n"
+    )
+    out, _ = said(capsys, "show", "shown", "--plugin", str(tmp_path / "shown_arch.py"))
+    assert out[:2] == ["shown: from a file", "  package            none: registered in this process"]
+    assert "  model              shown_arch:Model" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("lstn", "Unknown architecture: 'lstn'. Did you mean 'lstm'? Available: bert, gpt2, gru, lstm, mamba, rnn."),
+        ("mamba", "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: SystemExit: 9. "),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(name: str, line: str, mamba: Install, capsys: Any) -> None:
+    mamba("raise SystemExit(9)\n")
+    out, err = said(capsys, "show", name, code=3)
+    assert out == []
+    assert len(err) == 1
+    assert err[0].startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["plugins", "list"], ["plugins", "show", "mamba"], ["plugins", "doctor"], ["validate", "x.yaml"]],
+    ids=" ".join,
+)
+def test_third_party_plugins_leave_the_light_verbs_light(command: list[str], mamba: Install, tmp_path: Path) -> None:
+    mamba(MAMBA, modules={"mamba_light": MAMBA, "mamba_model": "import torch\n"})
+    (tmp_path / "x.yaml").write_text(
+        "experiment_name: x\ndata: {training_corpus: x.txt}\nmodel: {architecture: mamba}\n"
+        "training: {output_dir: x, train_steps: 1}\n"
+    )
+    program = f"""
+import sys
+from foundry_core.cli import main
+try:
+    code = main({command!r})
+except SystemExit as exit:
+    code = exit.code
+heavy = {{"torch", "transformers", "numpy", "mamba_model"}} & set(sys.modules)
+sys.exit(f"loaded {{heavy}}" if heavy else code)
+"""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
