@@ -93,10 +93,11 @@ class BuildContext:
 class Capabilities:
     """What an architecture can do *with given settings*: a bidirectional LSTM cannot be trained causally.
 
-    objectives: accepted values of `training.objective`; the first is the default. generation: can produce text when
-    the objective is causal. carried_state: `state` can be handed from one call to the next. padding_sides: where a
-    batch may be padded. longest_sequence: the most tokens that `data.max_sequence_length` may ask for, None when that
-    is not limited. any_length: reads texts longer than the rows it was trained on.
+    objectives: accepted values of `training.objective`; the first is the default. One that a plugin declares to be
+    `like` one of them is accepted too. generation: can produce text when the objective is causal. carried_state:
+    `state` can be handed from one call to the next. padding_sides: where a batch may be padded. longest_sequence: the
+    most tokens that `data.max_sequence_length` may ask for, None when that is not limited. any_length: reads texts
+    longer than the rows it was trained on.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -106,6 +107,10 @@ class Capabilities:
     gradient_checkpointing: bool = False
     longest_sequence: int | None = None
     any_length: bool = False
+
+    def accepts(self, objective: Objective) -> bool:
+        """Whether the architecture, with these settings, can be trained with an objective."""
+        return objective.name in self.objectives or objective.like in self.objectives
 
 
 def _default_capabilities(config: Any) -> Capabilities:
