@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     )
     from foundry_core.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
     from foundry_core.config import ExperimentConfig, load_config
+    from foundry_core.config_sections import TrainingConfig
     from foundry_core.errors import FoundryError
     from foundry_core.export import exposed_by_plugin
     from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.huggingface import WrappedLanguageModel
     from foundry_core.model import BaseLanguageModel, ModelOutput, create_model, create_model_from_config
     from foundry_core.objective import Objective
+    from foundry_core.optimizer import Optimizer
     from foundry_core.prepare import train_tokenizer_from_config
+    from foundry_core.tokenizer_type import TokenizerType
     from foundry_core.tokenizers import TokenizerFactory
     from foundry_core.trainer import run
 
@@ -47,9 +50,12 @@ _HOME = {
     "ModelConfig": "architecture",
     "ModelOutput": "model",
     "Objective": "objective",
+    "Optimizer": "optimizer",
     "RunInfo": "hookspecs",
     "StepReport": "hookspecs",
     "TokenizerFactory": "tokenizers",
+    "TokenizerType": "tokenizer_type",
+    "TrainingConfig": "config_sections",
     "TransformerConfig": "architecture",
     "WrappedLanguageModel": "huggingface",
     "create_model": "model",
@@ -77,9 +83,12 @@ __all__ = [
     "ModelConfig",
     "ModelOutput",
     "Objective",
+    "Optimizer",
     "RunInfo",
     "StepReport",
     "TokenizerFactory",
+    "TokenizerType",
+    "TrainingConfig",
     "TransformerConfig",
     "WrappedLanguageModel",
     "__version__",

@@ -93,12 +93,13 @@ class BuildContext:
 class Capabilities:
     """What an architecture can do *with given settings*: a bidirectional LSTM cannot be trained causally.
 
-    objectives: accepted values of `training.objective`; the first is the default. generation: can produce text when
-    the objective is causal. carried_state: `state` can be handed from one call to the next. padding_sides: where a
-    batch may be padded. longest_sequence: the most tokens that `data.max_sequence_length` may ask for, None when that
-    is not limited. any_length: reads texts longer than the rows it was trained on. bidirectional: under an objective
-    that is not causal a prediction sees tokens on both sides. tied_embeddings: the output layer's weights are the input
-    embeddings. compile: `training.compile` keeps the losses.
+    objectives: accepted values of `training.objective`; the first is the default. One that a plugin declares to be
+    `like` one of them is accepted too. generation: can produce text when the objective is causal. carried_state:
+    `state` can be handed from one call to the next. padding_sides: where a batch may be padded. longest_sequence: the
+    most tokens that `data.max_sequence_length` may ask for, None when that is not limited. any_length: reads texts
+    longer than the rows it was trained on. bidirectional: under an objective that is not causal a prediction sees
+    tokens on both sides. tied_embeddings: the output layer's weights are the input embeddings. compile:
+    `training.compile` keeps the losses.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -111,6 +112,10 @@ class Capabilities:
     bidirectional: bool = False
     tied_embeddings: bool = False
     compile: bool = True
+
+    def accepts(self, objective: Objective) -> bool:
+        """Whether the architecture, with these settings, can be trained with an objective."""
+        return objective.name in self.objectives or objective.like in self.objectives
 
 
 def _default_capabilities(config: Any) -> Capabilities:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 
 from foundry_core import __version__
 from foundry_core.config import ExperimentConfig
@@ -34,6 +33,7 @@ from foundry_core.export import (
 )
 from foundry_core.model import BaseLanguageModel
 from foundry_core.objective import Objective
+from foundry_core.optimizer_state import load_optimizer, optimizer_tensors
 from foundry_core.storage import MANIFEST, publish_folder, read_manifest, remove_folder
 from foundry_core.tokenizers import tokenizer_files
 
@@ -45,14 +45,15 @@ _STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)\Z")
 
 # Settings that may differ when a run goes on: where and how often it reports and saves, which changes no weight.
-_FREE = ("logging", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
+# Nor does an observer's module; who ships what is trained with is compared by itself.
+_FREE = ("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
 
 
 @dataclass
 class TrainState:
     """Where training stands. samples: rows taken from the ordered stream since the start, which is the position in the
-    data. ledger: running hash over their (epoch, row), the proof that none was lost or seen twice. log: the reports of
-    each logged step and evaluation.
+    data. ledger: running hash over their (epoch, row), the proof that none was lost or seen twice. optimizer: what it
+    remembers beside tensors. log: the reports of each logged step and evaluation.
     """
 
     step: int = 0
@@ -61,6 +62,7 @@ class TrainState:
     words_seen: int = 0
     epoch: float = 0.0
     ledger: str = ""
+    optimizer: dict[str, Any] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
     stream: dict[str, int] = field(default_factory=dict)
     precision: str = ""
@@ -70,7 +72,16 @@ class TrainState:
     log: list[dict[str, Any]] = field(default_factory=list)
 
 
-_TYPES = {"step": int, "samples": int, "tokens_seen": int, "words_seen": int, "ledger": str, "data": dict, "log": list}
+_TYPES = {
+    "step": int,
+    "samples": int,
+    "tokens_seen": int,
+    "words_seen": int,
+    "ledger": str,
+    "data": dict,
+    "log": list,
+    "optimizer": dict,
+}
 
 
 def versions() -> dict[str, str]:
@@ -107,13 +118,7 @@ class CheckpointTensors:
     @classmethod
     def of(cls, model: BaseLanguageModel, optimizer: torch.optim.Optimizer) -> CheckpointTensors:
         """The living tensors: training on changes them."""
-        states = {
-            f"{kind}/{name}": value.detach()
-            for name, parameter in model.named_parameters()
-            for kind, value in optimizer.state.get(parameter, {}).items()
-            if isinstance(value, torch.Tensor)
-        }
-        return cls(stored_tensors(model), states)
+        return cls(stored_tensors(model), optimizer_tensors(model, optimizer))
 
 
 class TensorBuffers:
@@ -175,19 +180,6 @@ def save_checkpoint(
         }
         sink.write(_STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
     return target
-
-
-def _load_optimizer(path: Path, model: BaseLanguageModel, optimizer: torch.optim.Optimizer) -> None:
-    parameters = dict(model.named_parameters())
-    with safe_open(str(path), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - a safetensors file is not a dictionary
-            kind, _, name = key.partition("/")
-            if name not in parameters:
-                raise CheckpointError(f"{path} holds {kind} of '{name}', which the model has not")
-            parameter = parameters[name]
-            # A copy: the file's tensors are a view of the file. A fused optimizer keeps even its step counter where the
-            # parameter lives.
-            optimizer.state[parameter][kind] = file.get_tensor(key).to(parameter.device, copy=True)
 
 
 def environment_changes(folder: Path, device: torch.device) -> list[str]:
@@ -258,6 +250,10 @@ def load_checkpoint(
     plugin = installed_plugin(config.model.architecture)
     if description.get("plugin") != plugin:
         differences["plugin"] = f"plugin was {release(description.get('plugin'))}, is {release(plugin)}"
+    for kind, provider in config.providers.items():
+        before = description.get("providers", {}).get(kind, provider)
+        if before != provider:
+            differences[f"plugin.{kind}"] = f"the plugin of the {kind} was {before}, is {provider}"
     barred = [line for key, line in differences.items() if not _covered(key, (*_FREE, *allowed))]
     if barred:
         raise CheckpointError(
@@ -278,7 +274,7 @@ def load_checkpoint(
         )
     state.data, state.stream, state.precision = fresh.data, fresh.stream, fresh.precision
     load_weights(model, folder / WEIGHTS)
-    _load_optimizer(folder / _OPTIMIZER, model, optimizer)
+    load_optimizer(folder / _OPTIMIZER, state.optimizer, model, optimizer)
     return state
 
 

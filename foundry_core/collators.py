@@ -14,7 +14,7 @@ import torch
 from foundry_core.config import ExperimentConfig
 from foundry_core.errors import TokenizerError, UsageError
 from foundry_core.model import IGNORED
-from foundry_core.plugins import import_string
+from foundry_core.plugins import failing_as, import_string
 from foundry_core.streams import derive, mix64, uniform
 
 if TYPE_CHECKING:
@@ -175,5 +175,8 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
             f"the tokenizer pads on the {side}, {config.model.architecture} with these settings takes padding on the "
             f"{' or '.join(accepted)}: set tokenizer.padding_side"
         )
-    collator: Collator = import_string(config.objective.collator)(config, tokenizer)
+    objective = config.objective
+    make = import_string(objective.collator)
+    with failing_as(f"the collator of the objective {objective.name}, {objective.collator},"):
+        collator: Collator = make(config, tokenizer)
     return collator

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
@@ -22,14 +22,27 @@ from foundry_core.config_sections import (
     SeedsConfig,
     TokenizerConfig,
     TrainingConfig,
-    special_token_problems,
 )
 from foundry_core.errors import ConfigError, PluginError, Problem, did_you_mean
 from foundry_core.objective import Objective
-from foundry_core.plugins import active_modules, available_objectives, get_architecture, hook_manager
+from foundry_core.optimizer import Optimizer
+from foundry_core.plugins import (
+    active_modules,
+    available_objectives,
+    available_optimizers,
+    available_tokenizer_types,
+    get_architecture,
+    hook_manager,
+    providers,
+)
+from foundry_core.tokenizer_type import TokenizerType, special_token_problems
 from foundry_core.yaml_source import KeyPath, YamlSource
 
+if TYPE_CHECKING:
+    from pluggy import PluginManager
+
 Section = TypeVar("Section", bound=BaseModel)
+Choice = TypeVar("Choice")
 
 
 class ExperimentConfig(ConfigSection):
@@ -62,9 +75,37 @@ class ExperimentConfig(ConfigSection):
     @cached_property
     def objective(self) -> Objective:
         """Descriptor of `training.objective`."""
-        return available_objectives(hook_manager(active_modules(self.architecture, self.plugins)))[
-            self.training.objective
-        ]
+        return available_objectives(self._hooks())[self.training.objective]
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        """Descriptor of `training.optimizer`."""
+        return available_optimizers(self._hooks())[self.training.optimizer]
+
+    @cached_property
+    def tokenizer_type(self) -> TokenizerType:
+        """Descriptor of `tokenizer.tokenizer_type`."""
+        return available_tokenizer_types(self._hooks())[self.tokenizer.tokenizer_type]
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens of the tokenizer, by role."""
+        masked = "mask_token" in self.objective.required_tokens
+        return self.tokenizer_type.tokens_by_role(self.tokenizer.special_tokens, masked)
+
+    @cached_property
+    def providers(self) -> dict[str, str]:
+        """The distributions of objective, optimizer and tokenizer type, where they are not core's own."""
+        chosen = {
+            "objective": self.training.objective,
+            "optimizer": self.training.optimizer,
+            "tokenizer type": self.tokenizer.tokenizer_type,
+        }
+        return providers(self._hooks(), chosen)
+
+    def _hooks(self) -> PluginManager:
+        # Not kept: a manager holds modules, which no copy of a configuration could be made with.
+        return hook_manager(active_modules(self.architecture, self.plugins))
 
     def seed(self, stream: Literal["initialisation", "data_order", "masking", "dropout"]) -> int:
         """The seed of a named random stream."""
@@ -101,6 +142,9 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+_SECTIONS: dict[str, type[BaseModel]] = {"tokenizer": TokenizerConfig, "training": TrainingConfig}
+
+
 class _Check:
     """One pass over one file: gathers problems, then gives the configuration or raises them all."""
 
@@ -108,6 +152,8 @@ class _Check:
         self.source = source
         self.data: dict[str, Any] = source.data
         self.problems: list[Problem] = []
+        self.objective: Objective | None = None
+        self.tokenizer_type: TokenizerType | None = None
 
     def config(self) -> ExperimentConfig:
         if self._is_old_format():
@@ -118,6 +164,7 @@ class _Check:
         architecture = self._architecture()
         model = self._model(architecture) if architecture is not None else None
         self._fill_defaults(architecture, model)
+        self._choices(architecture)
         # A stand-in keeps the other sections' problems coming when `model:` has its own.
         data = {**self.data, "model": model or ModelConfig.model_construct(architecture="")}
         try:
@@ -198,9 +245,68 @@ class _Check:
         for key, asked in needs_test.items():
             if asked and data is not None and data.test_corpus is None:
                 self._add(("training", key), "needs data.test_corpus")
-        objective = self._objective(architecture, model.architecture, capabilities, training.objective)
-        if objective is not None and tokenizer is not None:
-            self._special_token_rules(tokenizer, objective)
+        if self.objective is not None and not capabilities.accepts(self.objective):
+            accepted = ", ".join(capabilities.objectives)
+            self._add(
+                ("training", "objective"),
+                f"{model.architecture} with these settings cannot be trained with {self.objective.name}; "
+                f"it accepts {accepted}",
+            )
+        if tokenizer is not None and self.objective is not None and self.tokenizer_type is not None:
+            self._special_token_rules(tokenizer, self.objective, self.tokenizer_type)
+
+    def _choices(self, architecture: Architecture | None) -> None:
+        """What the file chooses by name, among core's and what active plugins offer; and the settings that go with it.
+
+        Nothing is said of names when the plugins cannot be told.
+        """
+        names = self.data.get("plugins", ())
+        told = isinstance(names, list | tuple) and all(isinstance(each, str) for each in names)
+        optimizer: Optimizer | None = None
+        if architecture is not None and told:
+            try:
+                manager = hook_manager(active_modules(architecture, names))
+                objectives, optimizers = available_objectives(manager), available_optimizers(manager)
+                tokenizer_types = available_tokenizer_types(manager)
+            except PluginError as error:
+                self._add(("plugins",), str(error))
+            else:
+                self.objective = self._choice("training", "objective", objectives)
+                self.tokenizer_type = self._choice("tokenizer", "tokenizer_type", tokenizer_types)
+                optimizer = self._choice("training", "optimizer", optimizers)
+        self._settings("objective", self.objective)
+        self._settings("optimizer", optimizer)
+
+    def _choice(self, section: str, key: str, offered: Mapping[str, Choice]) -> Choice | None:
+        """The descriptor that a key names, or its default does; None when that is a problem, reported here or later."""
+        given = self.data.get(section)
+        if not isinstance(given, dict):
+            return None
+        name = given.get(key, _SECTIONS[section].model_fields[key].default)
+        if not isinstance(name, str):
+            return None
+        if name not in offered:
+            message = f"unknown {key.replace('_', ' ')} '{name}'.{did_you_mean(name, offered)}"
+            self._add((section, key), f"{message} Available: {', '.join(sorted(offered))}")
+        return offered.get(name)
+
+    def _settings(self, key: str, chosen: Objective | Optimizer | None) -> None:
+        """Check `training.<key>_settings` with the class that the chosen plugin brings, and put its instance there."""
+        training = self.data.get("training")
+        if not isinstance(training, dict):
+            return
+        name = f"{key}_settings"
+        given = training.pop(name, None)
+        if chosen is None:
+            return
+        if chosen.settings is None:
+            if given is not None:
+                self._add(("training", name), f"{chosen.name} has none: remove this section")
+            return
+        try:
+            training[name] = chosen.settings.model_validate({} if given is None else given)
+        except ValidationError as error:
+            self._translate(error, chosen.settings, ("training", name))
 
     def _sound(self, section: type[Section], name: str) -> Section | None:
         """A section by itself; None when it has problems of its own."""
@@ -209,34 +315,13 @@ class _Check:
         except ValidationError:
             return None
 
-    def _objective(
-        self, architecture: Architecture, shown: str, capabilities: Capabilities, name: str
-    ) -> Objective | None:
-        names = self.data.get("plugins", ())
-        if not (isinstance(names, list | tuple) and all(isinstance(each, str) for each in names)):
-            return None
-        try:
-            objectives = available_objectives(hook_manager(active_modules(architecture, names)))
-        except PluginError as error:
-            self._add(("plugins",), str(error))
-            return None
-        if name not in objectives:
-            message = f"unknown objective '{name}'.{did_you_mean(name, objectives)}"
-            self._add(("training", "objective"), f"{message} Available: {', '.join(sorted(objectives))}")
-            return None
-        if name not in capabilities.objectives:
-            accepted = ", ".join(capabilities.objectives)
-            message = f"{shown} with these settings cannot be trained with {name}; it accepts {accepted}"
-            self._add(("training", "objective"), message)
-        return objectives[name]
-
-    def _special_token_rules(self, tokenizer: TokenizerConfig, objective: Objective) -> None:
+    def _special_token_rules(self, tokenizer: TokenizerConfig, objective: Objective, kind: TokenizerType) -> None:
         changes = {str(role): token for role, token in (tokenizer.special_tokens or {}).items()}
         for role, token in changes.items():
             if token is None and role in objective.required_tokens:
                 self._add(("tokenizer", "special_tokens", role), f"{objective.name} needs a {role}")
-        tokens = tokenizer.tokens_by_role("mask_token" in objective.required_tokens)
-        for concerned, problem in special_token_problems(tokenizer.tokenizer_type, tokens):
+        tokens = kind.tokens_by_role(changes, "mask_token" in objective.required_tokens)
+        for concerned, problem in special_token_problems(kind, tokens):
             # Two roles that clash: the one that the file names is the one to change.
             named = [role for role in changes if concerned and tokens.get(role) == tokens.get(concerned)]
             place = concerned if concerned in changes else next(iter(named), None)

@@ -6,13 +6,10 @@ A description is what `foundry init` writes as a comment and `foundry schema` sh
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from string import punctuation
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from foundry_core.architecture import ConfigSection
 
@@ -46,9 +43,10 @@ class DataConfig(ConfigSection):
 
 
 class TokenizerConfig(ConfigSection):
-    tokenizer_type: Literal["sentencepiece", "wordpiece", "bpe", "character", "word"] = Field(
+    tokenizer_type: str = Field(
         "sentencepiece",
-        description="sentencepiece, wordpiece, bpe (byte-level), character or word; default: the architecture's",
+        description="sentencepiece, wordpiece, bpe (byte-level), character, word, or one that a plugin adds; default: "
+        "the architecture's",
     )
     vocab_size: int = Field(
         8000, ge=8, description="most tokens, special ones included; for character and word a limit"
@@ -61,12 +59,6 @@ class TokenizerConfig(ConfigSection):
     special_tokens: dict[Role, Annotated[str, Field(min_length=1)] | None] | None = Field(
         None, description="changes to the default special tokens, by role"
     )
-
-    def tokens_by_role(self, masked: bool) -> dict[str, str]:
-        """The special tokens there will be; `masked`: the objective hides tokens."""
-        changes: dict[str, str | None] = {str(role): token for role, token in (self.special_tokens or {}).items()}
-        merged = {**default_special_tokens(self.tokenizer_type, masked), **changes}
-        return {role: token for role, token in merged.items() if token is not None}
 
 
 class Milestones(ConfigSection):
@@ -96,6 +88,9 @@ class TrainingConfig(ConfigSection):
     objective: str = Field(
         "causal_lm", description="causal_lm, masked_lm, or one that a plugin adds; default: the architecture's"
     )
+    objective_settings: SerializeAsAny[ConfigSection] | None = Field(
+        None, description="settings of an objective that a plugin adds, where it has any"
+    )
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens hidden under masked_lm")
     learning_rate: float = Field(5e-4, gt=0, description="the peak, after warm-up")
     epochs: float | None = Field(None, gt=0, description="budget: passes over the training corpus")
@@ -104,7 +99,10 @@ class TrainingConfig(ConfigSection):
         None, description="budget: tokens of the corpus, such as 10M; padding not counted"
     )
     train_words: Count | None = Field(None, description="budget: white-space separated words, such as 10M")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
+    optimizer: str = Field("adamw", description="adamw, sgd, or one that a plugin adds")
+    optimizer_settings: SerializeAsAny[ConfigSection] | None = Field(
+        None, description="settings of an optimizer that a plugin adds, where it has any"
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradient's average")
     adam_epsilon: float = Field(1e-8, gt=0, description="added to the denominator of the update")
@@ -172,49 +170,3 @@ class SeedsConfig(ConfigSection):
     data_order: int | None = Field(None, ge=0, lt=2**63, description="order of the rows; default random_seed")
     masking: int | None = Field(None, ge=0, lt=2**63, description="which tokens are hidden; default random_seed")
     dropout: int | None = Field(None, ge=0, lt=2**63, description="dropout; default random_seed")
-
-
-def default_special_tokens(tokenizer_type: str, masked: bool) -> dict[str, str]:
-    """The special tokens of a tokenizer whose configuration names none; `masked`: the objective hides tokens."""
-    if tokenizer_type == "wordpiece":
-        return {f"{role}_token": f"[{role.upper()}]" for role in ("cls", "sep", "mask", "unk", "pad")}
-    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    return tokens | ({"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"} if masked else {})
-
-
-def special_token_problems(tokenizer_type: str, roles: Mapping[str, str]) -> Iterator[tuple[str | None, str]]:
-    """What makes special tokens unusable: the role it concerns, None for all of them, and the reason."""
-    for role, name in roles.items():
-        if not name or re.search("[\\s:$\u2581]", name):
-            yield (
-                role,
-                f"{name!r} cannot be a special token: it must not be empty and must not hold white space, ':', '$' or "
-                "'\u2581'",
-            )
-    ends = [role for role in ("eos_token", "sep_token") if role in roles]
-    if not ends:
-        yield None, "a tokenizer needs an eos_token or a sep_token, which ends a document: add one of them"
-    pad, mask, unknown = roles.get("pad_token"), roles.get("mask_token"), roles.get("unk_token")
-    for role in ends:
-        if pad is not None and pad == roles[role]:
-            yield (
-                "pad_token",
-                f"equals the {role} {pad!r}: padding is not learned, so the end of a text would never be learned; give "
-                "padding a token of its own, such as '<pad>'",
-            )
-    if mask is not None and list(roles.values()).count(mask) > 1:
-        yield "mask_token", f"{mask!r} has a second role: give masking a token of its own, such as '<mask>'"
-    if unknown is None and tokenizer_type in ("wordpiece", "character", "word"):
-        yield "unk_token", f"a {tokenizer_type} tokenizer needs an unk_token"
-    if unknown is not None and tokenizer_type == "sentencepiece" and len(unknown) < 2:
-        yield "unk_token", f"{unknown!r} of a sentencepiece tokenizer is one character: write it as '<unk>'"
-    if unknown is not None and tokenizer_type == "wordpiece" and not _splits(unknown):
-        yield (
-            "unk_token",
-            f"{unknown!r} of a wordpiece tokenizer is spelt like a word of the text: write it as '[UNK]'",
-        )
-
-
-def _splits(name: str) -> bool:
-    """Whether wordpiece, which cuts at punctuation, never sees this as one word."""
-    return len(name) > 1 and any(c in punctuation or unicodedata.category(c).startswith("P") for c in name)

@@ -24,7 +24,9 @@ from foundry_core.errors import PluginError, did_you_mean
 
 ARCHITECTURES = "foundry.architectures"
 EXTENSIONS = "foundry.plugins"
+COMMANDS = "foundry.commands"
 GROUPS = (ARCHITECTURES, EXTENSIONS)
+"""The groups whose modules may have hooks."""
 
 ONLY = "FOUNDRY_PLUGINS"
 DISABLED = "FOUNDRY_PLUGINS_DISABLE"

@@ -58,6 +58,7 @@ def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
         "format": 1,
         "core": __version__,
         "plugin": installed_plugin(config.model.architecture),
+        "providers": config.providers,
         "experiment": config.resolved(),
         "context": facts,
     }

@@ -6,7 +6,10 @@ Core ships `causal_lm` and `masked_lm`; a plugin adds more through the hook `fou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from foundry_core.architecture import ConfigSection
 
 RowLayout = Literal["overlap", "framed"]
 
@@ -19,9 +22,17 @@ class Objective:
     causal: position t is scored on token t + 1; core's loss shifts the labels, and only such models generate.
     layout: `overlap`, rows that share one token with the next one, so that every token but the first is predicted
         once per epoch; `framed`, rows that open with the cls token and close with the sep token.
-    collator: import string of a function `f(config, tokenizer)` that gives a collator: list of features -> batch.
+    collator: import string of a function `f(config, tokenizer)` that gives a collator: a list of rows -> a batch.
+        A row is `{"input_ids": int64 array, "epoch": int, "row": int}`; what is drawn must be a function of the seed
+        `config.seed("masking")`, epoch and row alone. A batch holds input_ids, attention_mask and labels, each (B, T),
+        labels with -100 where nothing is to be predicted, and for a causal objective not shifted.
+    auto_class: the transformers auto class that opens a checkpoint of this objective: AutoModelForCausalLM when it is
+        causal, AutoModelForMaskedLM otherwise.
     required_tokens: special-token roles (`mask_token`, ...) that the tokenizer must have.
-    auto_class: the transformers auto class that opens a checkpoint of this objective.
+    like: an objective that asks the same of a model, such as `masked_lm`: an architecture that accepts that one accepts
+        this one, whose name it cannot know. None: only architectures that name this one accept it.
+    settings: schema of `training.objective_settings`, for settings that `training:` has no key for; the collator finds
+        an instance there. None: it takes none.
     """
 
     name: str
@@ -31,6 +42,8 @@ class Objective:
     collator: str
     auto_class: str
     required_tokens: tuple[str, ...] = ()
+    like: str | None = None
+    settings: type[ConfigSection] | None = None
 
 
 CAUSAL_LM = Objective(

@@ -11,9 +11,14 @@ import torch
 from torch import nn
 
 from foundry_core.config_sections import TrainingConfig
+from foundry_core.errors import PluginError
+from foundry_core.optimizer import CORE_OPTIMIZERS, Optimizer
+from foundry_core.plugins import failing_as, import_string
+
+ParameterGroups = list[dict[str, Any]]
 
 
-def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> ParameterGroups:
     """Two groups: parameters with weight decay and without.
 
     Under `weight_decay_on: matrices` biases, norms and embeddings (a tied output layer with them) are left out: decay
@@ -31,18 +36,38 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) or SGD, in the fused form: one kernel instead of one call per parameter."""
+def build_optimizer(model: nn.Module, config: TrainingConfig, kind: Optimizer | None = None) -> torch.optim.Optimizer:
+    """An optimizer over the groups of `parameter_groups`. kind: default, core's own of the configured name.
+
+    Raises PluginError for a builder that fails, or that gives no optimizer over those groups.
+    """
+    kind = CORE_OPTIMIZERS[config.optimizer] if kind is None else kind
     groups = parameter_groups(model, config)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.sgd_momentum, fused=True)
-    return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-    )
+    asked = _decay_by_parameter(groups)
+    with failing_as(f"the optimizer {kind.name}, {kind.builder},"):
+        optimizer = import_string(kind.builder)(groups, config)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise PluginError(
+            f"the optimizer {kind.name}: {kind.builder} gives a {type(optimizer).__name__}, not a torch.optim.Optimizer"
+        )
+    if _decay_by_parameter(optimizer.param_groups) != asked:
+        raise PluginError(f"the optimizer {kind.name}: {kind.builder} changes the parameter groups it was given")
+    return optimizer
+
+
+def _decay_by_parameter(groups: ParameterGroups) -> list[tuple[int, float]]:
+    return sorted((id(parameter), group["weight_decay"]) for group in groups for parameter in group["params"])
+
+
+def adamw(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW in the fused form: one kernel instead of one call per parameter."""
+    betas = (training.adam_beta1, training.adam_beta2)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, eps=training.adam_epsilon, fused=True)
+
+
+def sgd(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Optimizer:
+    """Stochastic gradient descent in the fused form."""
+    return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.sgd_momentum, fused=True)
 
 
 def warmup_steps(config: TrainingConfig, total_steps: int) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from foundry_core import __version__
 from foundry_core.discovery import (
     ARCHITECTURES,
+    COMMANDS,
     DISABLED,
     EXTENSIONS,
     declared,
@@ -28,13 +31,15 @@ from foundry_core.discovery import (
 )
 from foundry_core.discovery import Installed as Installed
 from foundry_core.discovery import installed as installed
-from foundry_core.errors import PluginError, did_you_mean
+from foundry_core.errors import FoundryError, PluginError, did_you_mean
+from foundry_core.objective import CORE_OBJECTIVES, Objective
+from foundry_core.optimizer import CORE_OPTIMIZERS, Optimizer
+from foundry_core.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType
 
 if TYPE_CHECKING:
     import pluggy
 
     from foundry_core.architecture import Architecture
-    from foundry_core.objective import Objective
 
 _plugin_files: set[str] = set()
 """Modules that were loaded from a file with `--plugin` in this process."""
@@ -152,7 +157,39 @@ def cause(error: BaseException) -> str:
 def import_string(target: str) -> Any:
     """The object that `"package.module:attribute"` names, for targets written in code, never in a YAML."""
     module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    with failing_as(f"the import of {target}"):
+        return getattr(importlib.import_module(module), attribute)
+
+
+@contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Whatever a plugin's code raises becomes a PluginError, `<what> fails: <cause>`; errors of ours pass."""
+    try:
+        yield
+    except FoundryError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{what} fails: {cause(error)}") from error
+
+
+def get_command(name: str) -> tuple[ModuleType, Installed]:
+    """The module of a command that an installed package adds to `foundry`, and the package.
+
+    Raises PluginError for a name with two owners, or a module that does not work.
+    """
+    claims = installed(COMMANDS)[name]
+    if len(claims) > 1:
+        owners = " and ".join(map(str, claims))
+        raise PluginError(
+            f"the command '{name}' is claimed by {owners}: uninstall one, pip uninstall {claims[0].distribution}"
+        )
+    with failing_as(f"the import of {claims[0].target}, the command '{name}' of {claims[0]},"):
+        module = importlib.import_module(claims[0].module)
+    if not callable(getattr(module, "configure", None)):
+        raise PluginError(
+            f"the command '{name}' of {claims[0]}: {claims[0].target} is no module with a function configure(parser)"
+        )
+    return module, claims[0]
 
 
 def load_plugin_file(path: str | Path) -> ModuleType:
@@ -227,7 +264,7 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
 
 
 def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
-    """A pluggy manager with these modules or observers registered, and misspelt hooks refused."""
+    """A pluggy manager with these modules or observers registered, and misspelt or misused hooks refused."""
     import pluggy
 
     from foundry_core import hookspecs
@@ -241,21 +278,99 @@ def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
     except pluggy.PluginValidationError as error:
         reason = " ".join(str(error).split())
         raise PluginError(f"{reason}. The hooks are listed in foundry_core/hookspecs.py") from error
+    for hook in vars(manager.hook).values():
+        for implementation in getattr(hook, "get_hookimpls", list)():
+            _refuse_misuse(hook.name, implementation)
     return manager
+
+
+def _refuse_misuse(hook: str, implementation: pluggy.HookImpl) -> None:
+    """What pluggy lets pass and would never be called as it is meant."""
+    parameters = inspect.signature(implementation.function).parameters.values()
+    if implementation.wrapper or implementation.hookwrapper:
+        problem = "is a wrapper: foundry asks and tells each plugin by itself"
+    elif any(each.kind is each.KEYWORD_ONLY and each.default is each.empty for each in parameters):
+        problem = "has an argument behind a '*', which it would never get: remove the '*'"
+    else:
+        return
+    raise PluginError(f"the hook {hook} of {owner_of(implementation.plugin)} {problem}")
+
+
+def owner_of(plugin: Any) -> str:
+    """Who is meant by a module or an object with hooks: the distribution that declares it, or its own name."""
+    if plugin is None:
+        return "foundry-core"
+    if not isinstance(plugin, ModuleType):
+        return type(plugin).__name__
+    for group in (ARCHITECTURES, EXTENSIONS):
+        for points in installed(group).values():
+            for point in points:
+                if point.module == plugin.__name__:
+                    return str(point)
+    return plugin.__name__
 
 
 def available_objectives(manager: pluggy.PluginManager) -> dict[str, Objective]:
     """Core's objectives and those that active plugins offer, by name."""
-    from foundry_core.objective import CORE_OBJECTIVES
+    offers = _offers(manager, "objective")
+    for name, (objective, plugin) in offers.items():
+        if objective.like is None:
+            continue
+        where = f"the objective '{name}' of {owner_of(plugin)} is like '{objective.like}'"
+        if objective.like not in offers:
+            raise PluginError(f"{where}, which there is not.{did_you_mean(objective.like, offers)}")
+        if offers[objective.like][0].causal != objective.causal:
+            raise PluginError(f"{where}, but one of them is causal and one is not")
+    return {name: objective for name, (objective, _) in offers.items()}
 
-    objectives = dict(CORE_OBJECTIVES)
-    try:
-        offers = [list(offered) for offered in manager.hook.foundry_objectives()]
-    except Exception as error:
-        raise PluginError(f"the hook foundry_objectives of a plugin fails: {cause(error)}") from error
-    for offered in offers:
-        for objective in offered:
-            if objective.name in objectives:
-                raise PluginError(f"two plugins offer the objective '{objective.name}'")
-            objectives[objective.name] = objective
-    return objectives
+
+def available_optimizers(manager: pluggy.PluginManager) -> dict[str, Optimizer]:
+    """Core's optimizers and those that active plugins offer, by name."""
+    return {name: optimizer for name, (optimizer, _) in _offers(manager, "optimizer").items()}
+
+
+def available_tokenizer_types(manager: pluggy.PluginManager) -> dict[str, TokenizerType]:
+    """Core's tokenizer types and those that active plugins offer, by name."""
+    return {name: kind for name, (kind, _) in _offers(manager, "tokenizer type").items()}
+
+
+def providers(manager: pluggy.PluginManager, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Who ships what a run has chosen, where that is not core.
+
+    chosen: a name for each kind, such as `{"optimizer": "lion"}`.
+    """
+    plugins = {kind: _offers(manager, kind)[name][1] for kind, name in chosen.items()}
+    return {kind: owner_of(plugin) for kind, plugin in plugins.items() if plugin is not None}
+
+
+_KINDS: dict[str, tuple[str, type[Any], Mapping[str, Any]]] = {
+    "objective": ("foundry_objectives", Objective, CORE_OBJECTIVES),
+    "optimizer": ("foundry_optimizers", Optimizer, CORE_OPTIMIZERS),
+    "tokenizer type": ("foundry_tokenizer_types", TokenizerType, CORE_TOKENIZER_TYPES),
+}
+"""What a configuration chooses by name: the hook that offers it, its descriptor's class, core's own."""
+
+
+def _offers(manager: pluggy.PluginManager, kind: str) -> dict[str, tuple[Any, Any]]:
+    """Every descriptor of a kind by name, each with the plugin that offers it, None for core's own."""
+    hook, descriptor_class, core = _KINDS[kind]
+    found: dict[str, tuple[Any, Any]] = {name: (descriptor, None) for name, descriptor in core.items()}
+    for implementation in getattr(manager.hook, hook).get_hookimpls():
+        plugin = implementation.plugin
+        try:
+            offered = list(implementation.function())
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"the hook {hook} of {owner_of(plugin)} fails: {cause(error)}") from error
+        for descriptor in offered:
+            if not isinstance(descriptor, descriptor_class):
+                raise PluginError(
+                    f"the hook {hook} of {owner_of(plugin)} gives a {type(descriptor).__name__}, not "
+                    f"{descriptor_class.__name__}"
+                )
+            if descriptor.name in found:
+                owners = " and ".join(owner_of(each) for each in (found[descriptor.name][1], plugin))
+                raise PluginError(
+                    f"two plugins offer the {kind} '{descriptor.name}', {owners}: one of them must go, or be renamed"
+                )
+            found[descriptor.name] = (descriptor, plugin)
+    return found

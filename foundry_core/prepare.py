@@ -61,11 +61,10 @@ def tokenizer_folder(config: ExperimentConfig) -> Path:
 
 
 def _tokenizer_inputs(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]:
-    roles = config.tokenizer.tokens_by_role("mask_token" in config.objective.required_tokens)
     return {
         "tokenizer_type": config.tokenizer.tokenizer_type,
         "vocab_size": config.tokenizer.vocab_size,
-        "special_tokens": dict(sorted(roles.items())),
+        "special_tokens": dict(sorted(config.special_tokens.items())),
         "training_corpus": corpus.digest,
     }
 
@@ -99,7 +98,7 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
             "foundry tokenizer train YAML --force"
         )
     tokenizer = train_tokenizer(
-        inputs["tokenizer_type"], corpus.documents, config.tokenizer.vocab_size, inputs["special_tokens"]
+        config.tokenizer_type, corpus.documents, config.tokenizer.vocab_size, inputs["special_tokens"]
     )
     # Written before the files without a digest and after them with it: one that was interrupted is trained again.
     _write_sidecar(sidecar, inputs, None)

@@ -1,7 +1,7 @@
 """What a run tells the outside: terminal, metrics.jsonl, TensorBoard, Weights & Biases.
 
-Each is an observer, written as hook implementations. Observers cannot change training: one that raises is reported
-once and muted.
+Each is an observer, written as hook implementations, and none is treated otherwise than a plugin's. Observers cannot
+change training: `Notifier` gives each a copy of its own, keeps the surroundings, and mutes one that raises.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -20,11 +22,18 @@ import pluggy
 from foundry_core.config import ExperimentConfig
 from foundry_core.errors import FoundryError
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
+from foundry_core.plugins import owner_of
 from foundry_core.storage import AppendedLines, StorageError, write_file
+from foundry_core.surroundings import kept_surroundings
 
 
 class Notifier:
-    """Tells every observer; a failing one is reported on stderr once and muted."""
+    """Tells every observer; a failing one is reported on stderr once and muted.
+
+    Whatever an observer does before it returns, training goes on as if it had not been there: it gets copies, and what
+    `kept_surroundings` names is put back. It can take time, and it can touch files: a checkpoint's are not to be
+    changed.
+    """
 
     def __init__(self, manager: pluggy.PluginManager, stream: IO[str] | None = None):
         self._manager = manager
@@ -33,20 +42,23 @@ class Notifier:
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Call a hook, such as `foundry_step_ended`, on every observer that is not muted."""
-        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-            if id(implementation.plugin) in self._muted:
-                continue
-            try:
-                implementation.function(**{name: facts[name] for name in implementation.argnames})
-            except StorageError:
-                raise  # a disk that refuses the metrics will refuse the checkpoint too
-            except Exception as error:  # noqa: BLE001 - an observer must never stop a run
-                self._muted.add(id(implementation.plugin))
-                stream = self._stream or sys.stderr
-                stream.write(
-                    f"warning: observer {implementation.plugin_name} failed in {hook} and is muted: "
-                    f"{type(error).__name__}: {error}\n"
-                )
+        with kept_surroundings():
+            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+                if id(implementation.plugin) not in self._muted:
+                    self._tell(implementation, hook, facts)
+
+    def _tell(self, implementation: pluggy.HookImpl, hook: str, facts: Mapping[str, Any]) -> None:
+        try:
+            implementation.function(**{name: deepcopy(facts[name]) for name in implementation.argnames})
+        except StorageError:
+            raise  # a disk that refuses the metrics will refuse the checkpoint too
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - an observer must never stop a run
+            self._muted.add(id(implementation.plugin))
+            cause = " ".join("".join(traceback.format_exception_only(error)).split())
+            stream = self._stream or sys.stderr
+            stream.write(
+                f"warning: observer {owner_of(implementation.plugin)} failed in {hook} and is muted: {cause}\n"
+            )
 
 
 class MetricsFile:

@@ -17,14 +17,17 @@ from dataclasses import dataclass, field
 
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
-from foundry_core.errors import TokenizerError, did_you_mean
+from foundry_core.errors import TokenizerError
 from foundry_core.text_counts import SPACE, UNIT, blocks, by_frequency, character_counts, count, most_frequent, seeds
 
 Documents = Callable[[], Iterable[str]]
 
 SPECIAL_TOKEN_ROLES = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
 SENTENCEPIECE_FILE = "sentencepiece.model"
+KIND_KEY = "foundry_tokenizer_type"
+"""Where a tokenizer of ours says which of the five it is."""
 
 _ALPHABET_LIMIT = 1000  # characters that wordpiece keeps; the limit that `tokenizers` itself has
 _TRAINING_PIECE = 4000  # characters; longer text without white space is cut for training only
@@ -350,27 +353,35 @@ def _with_special_tokens(order: _Order, backend: Tokenizer, *in_model: str) -> T
     return backend
 
 
-_BUILDERS: dict[str, Callable[[_Order], Tokenizer]] = {
-    "sentencepiece": _build_sentencepiece,
-    "wordpiece": _build_wordpiece,
-    "bpe": _build_bpe,
-    "character": _build_character,
-    "word": _build_word,
-}
-KINDS = tuple(_BUILDERS)
+Trainer = Callable[[Documents, int | None, Mapping[str, str]], PreTrainedTokenizerFast]
 
 
-def check_kind(kind: str) -> None:
-    """Raises TokenizerError for a type that is none of the five."""
-    if kind not in _BUILDERS:
-        near = did_you_mean(kind, _BUILDERS)
-        raise TokenizerError(f"unknown tokenizer type: {kind!r}.{near} Available: {', '.join(_BUILDERS)}")
+def _trainer(kind: str, build: Callable[[_Order], Tokenizer]) -> Trainer:
+    """The function that a `TokenizerType` of core names."""
+
+    def train(
+        documents: Documents, vocab_size: int | None, special_tokens: Mapping[str, str]
+    ) -> PreTrainedTokenizerFast:
+        order = _Order(kind, documents, vocab_size, special_tokens)
+        backend = build(order)
+        # Without segment ids unless the model is asked for [CLS] A [SEP] B [SEP]: GPT-2 would add them to its
+        # embeddings.
+        segments = ["token_type_ids"] if backend.post_processor is not None else []
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            clean_up_tokenization_spaces=False,
+            model_input_names=["input_ids", *segments, "attention_mask"],
+            **special_tokens,
+            **{KIND_KEY: kind},
+        )
+        tokenizer.foundry_files = order.files
+        return tokenizer
+
+    return train
 
 
-def train_backend(
-    kind: str, documents: Documents, vocab_size: int | None, roles: Mapping[str, str]
-) -> tuple[Tokenizer, dict[str, bytes]]:
-    """Trains one of the five kinds; returns it with the files that belong beside it."""
-    check_kind(kind)
-    order = _Order(kind, documents, vocab_size, roles)
-    return _BUILDERS[kind](order), order.files
+train_sentencepiece = _trainer("sentencepiece", _build_sentencepiece)
+train_wordpiece = _trainer("wordpiece", _build_wordpiece)
+train_bpe = _trainer("bpe", _build_bpe)
+train_character = _trainer("character", _build_character)
+train_word = _trainer("word", _build_word)

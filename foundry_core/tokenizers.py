@@ -25,65 +25,86 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.config_sections import default_special_tokens, special_token_problems
 from foundry_core.corpus import Corpus, DocumentUnit
-from foundry_core.errors import TokenizerError, did_you_mean
+from foundry_core.errors import PluginError, TokenizerError, did_you_mean
+from foundry_core.plugins import failing_as, import_string
 from foundry_core.storage import InPlaceFolder
 from foundry_core.text_counts import UNIT, blocks
 from foundry_core.tokenizer_training import (
-    KINDS,
+    KIND_KEY,
     SENTENCEPIECE_FILE,
     SPECIAL_TOKEN_ROLES,
     Documents,
-    check_kind,
-    train_backend,
 )
+from foundry_core.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType, special_token_problems
 
 InputFiles = str | Path | Sequence[str | Path]
 
-_KIND_KEY = "foundry_tokenizer_type"
+
+def _core_type(name: str) -> TokenizerType:
+    if name not in CORE_TOKENIZER_TYPES:
+        near = did_you_mean(name, CORE_TOKENIZER_TYPES)
+        raise TokenizerError(f"unknown tokenizer type: {name!r}.{near} Available: {', '.join(CORE_TOKENIZER_TYPES)}")
+    return CORE_TOKENIZER_TYPES[name]
 
 
-def _check(tokenizer_type: str, roles: Mapping[str, str]) -> None:
+def default_special_tokens(tokenizer_type: str, masked: bool) -> dict[str, str]:
+    """The special tokens of one of core's types when none are given; `masked`: the objective hides tokens."""
+    return _core_type(tokenizer_type).tokens_by_role(None, masked)
+
+
+def _check(kind: TokenizerType, roles: Mapping[str, str]) -> None:
     """Refuses special tokens that would make a text unlearnable or a token ambiguous."""
     for role in roles:
         if role not in SPECIAL_TOKEN_ROLES:
             near = did_you_mean(role, SPECIAL_TOKEN_ROLES)
             raise TokenizerError(f"unknown special token role {role!r}.{near} Roles: {', '.join(SPECIAL_TOKEN_ROLES)}")
-    for concerned, problem in special_token_problems(tokenizer_type, roles):
+    for concerned, problem in special_token_problems(kind, roles):
         raise TokenizerError(f"{concerned} {problem}" if concerned else problem)
 
 
 def train_tokenizer(
-    tokenizer_type: str, documents: Documents, vocab_size: int | None, special_tokens: Mapping[str, str]
+    tokenizer_type: str | TokenizerType,
+    documents: Documents,
+    vocab_size: int | None,
+    special_tokens: Mapping[str, str],
 ) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer of one of the five types.
+    """Trains a tokenizer of a type: the name of one of core's five, or any descriptor.
 
     `documents()` starts a fresh pass; some types take several. `vocab_size` counts the special tokens and is an upper
     bound, except for sentencepiece, which fills it or says how far it gets; None takes every character or word.
-    Raises TokenizerError for an unknown type, unusable special tokens, an empty corpus and an impossible size.
+    Raises TokenizerError for an unknown type, unusable special tokens, an empty corpus and an impossible size,
+    PluginError for a trainer that breaks these rules.
     """
-    check_kind(tokenizer_type)
-    _check(tokenizer_type, special_tokens)
+    kind = tokenizer_type if isinstance(tokenizer_type, TokenizerType) else _core_type(tokenizer_type)
+    _check(kind, special_tokens)
     if not any(document.strip() for document in documents()):
         raise TokenizerError("the training corpus holds no text: a tokenizer cannot be trained on it")
-    backend, files = train_backend(tokenizer_type, documents, vocab_size, special_tokens)
-    # Without segment ids unless the model is asked for [CLS] A [SEP] B [SEP]: GPT-2 would add them to its embeddings.
-    segments = ["token_type_ids"] if backend.post_processor is not None else []
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", *segments, "attention_mask"],
-        **special_tokens,
-        **{_KIND_KEY: tokenizer_type},
-    )
-    tokenizer.foundry_files = files
+    trainer = import_string(kind.trainer)
+    with failing_as(f"the trainer of the tokenizer type {kind.name}"):
+        tokenizer = trainer(documents, vocab_size, special_tokens)
+    broken = _broken_rule(tokenizer, vocab_size, special_tokens)
+    if broken:
+        raise PluginError(f"the trainer of the tokenizer type {kind.name}, {kind.trainer}, {broken}")
     return tokenizer
+
+
+def _broken_rule(tokenizer: Any, vocab_size: int | None, special_tokens: Mapping[str, str]) -> str | None:
+    """What a trainer did that none may do."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return f"gives a {type(tokenizer).__name__}, not a PreTrainedTokenizerFast"
+    for role, name in special_tokens.items():
+        if getattr(tokenizer, role) != name or name not in tokenizer.all_special_tokens:
+            return f"was asked for the {role} {name!r} and gives {getattr(tokenizer, role)!r}"
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        return f"gives {len(tokenizer)} tokens where at most {vocab_size} were asked for"
+    return None
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
@@ -194,9 +215,9 @@ class DocumentEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-        kind = tokenizer.init_kwargs.get(_KIND_KEY)
+        kind = tokenizer.init_kwargs.get(KIND_KEY)
         # An added token that is not special is found in the text, and may hold a space.
-        self._cuts = kind in KINDS and all(token["special"] for token in state["added_tokens"])
+        self._cuts = kind in CORE_TOKENIZER_TYPES and all(token["special"] for token in state["added_tokens"])
         self._lead = ""
         if self._cuts and kind == "sentencepiece":
             # The space before a document belongs to its first part alone, so the document brings it along.

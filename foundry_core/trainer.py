@@ -53,6 +53,7 @@ from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport
 from foundry_core.interruption import StopRequest
 from foundry_core.model import BaseLanguageModel, create_model
 from foundry_core.optim import Schedule, build_optimizer
+from foundry_core.optimizer_state import optimizer_values
 from foundry_core.plugins import active_modules, hook_manager
 from foundry_core.prepare import (
     ExperimentData,
@@ -135,7 +136,7 @@ class Trainer:
             model.gradient_checkpointing_enable()
         self.model = model.to(self.device)
         self.forward: Callable[..., Any] = torch.compile(model) if settings.compile else model
-        self.optimizer = build_optimizer(model, settings)
+        self.optimizer = build_optimizer(model, settings, config.optimizer)
         self.schedule = Schedule(settings, self.plan.total_steps)
         self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
         self.collate = get_data_collator(config, tokenizer)
@@ -181,7 +182,7 @@ class Trainer:
     def train(self) -> TrainState:
         """Run the plan from where the state stands to its end."""
         state, plan, settings = self.state, self.plan, self.config.training
-        due = set(plan.checkpoint_steps)
+        due, start = set(plan.checkpoint_steps), state.step
         batches = self.batches()
         with StopRequest() as stop, self._told():
             if self._parent is None:
@@ -198,6 +199,9 @@ class Trainer:
                     if not is_out_of_memory(error):
                         raise
                     raise TrainingError(self._out_of_memory()) from error
+                if state.step == start + 1:
+                    # What could not be saved is said now, not at a checkpoint hours later.
+                    optimizer_values(self.model, self.optimizer)
                 last = state.step == plan.total_steps
                 if last or state.step % self.config.logging.log_every_steps == 0:
                     self._log_step(watch.report(state, *report))
@@ -370,6 +374,7 @@ class Trainer:
         """A checkpoint of the present state. Reads only: saving is invisible to the result."""
         self.saving.finish()
         self.state.schedule = self.schedule.state()
+        self.state.optimizer = optimizer_values(self.model, self.optimizer)
         self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
         tensors, state = CheckpointTensors.of(self.model, self.optimizer), self.state
         if self.background:

@@ -449,8 +449,11 @@ def offering(called: str, name: str) -> types.ModuleType:
 
 
 def test_an_objective_has_one_owner() -> None:
-    for modules in ([offering("one", "prefix_lm"), offering("two", "prefix_lm")], [offering("one", "causal_lm")]):
-        with pytest.raises(PluginError, match="two plugins offer the objective"):
+    for modules, owners in (
+        ([offering("one", "prefix_lm"), offering("two", "prefix_lm")], "'prefix_lm', one and two"),
+        ([offering("one", "causal_lm")], "'causal_lm', foundry-core and one"),
+    ):
+        with pytest.raises(PluginError, match=f"^two plugins offer the objective {owners}: one of them must go"):
             available_objectives(hook_manager(modules))
 
 
@@ -458,7 +461,7 @@ def test_a_hook_that_raises_while_objectives_are_gathered_is_an_error_of_the_plu
     def broken() -> list[Objective]:
         raise ValueError("one\ntwo")
 
-    with pytest.raises(PluginError, match=r"^the hook foundry_objectives of a plugin fails: ValueError: one two$"):
+    with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine fails: ValueError: one two$"):
         available_objectives(hook_manager([module_with(foundry_objectives=broken)]))
 
 

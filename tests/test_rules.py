@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
-import inspect
 import json
 import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import foundry_core
-from foundry_core import hookspecs
-from foundry_core.architecture import PLUGIN_API_VERSION
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "foundry_core"
@@ -30,7 +24,8 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 
 LAYERS = """
 errors
-objective storage yaml_source streams workers text_counts corpus_files interruption devices background discovery
+objective optimizer tokenizer_type optimizer_state surroundings
+storage yaml_source streams workers text_counts corpus_files interruption devices background discovery
 architecture
 config_sections tokenizer_training
 hookspecs
@@ -56,8 +51,8 @@ share, lies above the datasets that it makes; `evaluation` lies below `trainer`,
 """
 
 LIGHT_MODULES = (
-    "errors architecture objective hookspecs discovery plugins diagnosis config config_sections storage yaml_source "
-    "migrate_rules migrate testing cli"
+    "errors architecture objective optimizer tokenizer_type hookspecs discovery plugins diagnosis config "
+    "config_sections storage yaml_source migrate_rules migrate testing cli"
 )
 
 
@@ -348,159 +343,3 @@ def test_public_names_are_those_a_type_checker_sees() -> None:
     }
     assert seen == {(name, f"foundry_core.{home}") for name, home in foundry_core._HOME.items()}
     assert {name for name, _ in seen} | {"__version__"} == set(foundry_core.__all__)
-
-
-def shape(value: Any) -> list[str]:
-    """What a user of a public name relies on: parameters, fields, public methods."""
-    if not inspect.isclass(value):
-        return [parameters(value)] if inspect.isfunction(value) else [type(value).__name__]
-    if dataclasses.is_dataclass(value):
-        return [parameters(value)]
-    if hasattr(value, "model_fields"):
-        return [", ".join(value.model_fields)]
-    own = [each for each in value.__mro__ if each.__module__.startswith("foundry_core")]
-    members = {name: member for each in reversed(own) for name, member in vars(each).items()}
-    lines = [parameters(value)] if "__init__" in members else []
-    for name, member in sorted(members.items()):
-        if name.startswith("_"):
-            continue
-        function = getattr(member, "__func__", member)
-        lines.append(name + parameters(function) if inspect.isfunction(function) else name)
-    return lines
-
-
-def parameters(function: Any) -> str:
-    """Names, kinds and defaults' presence; not the annotations, which may be said more precisely any time."""
-    shown: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
-        default = "" if parameter.default is parameter.empty else "=..."
-        if parameter.kind is parameter.KEYWORD_ONLY and not any(each.startswith("*") for each in shown):
-            shown.append("*")
-        star = "**" if parameter.kind is parameter.VAR_KEYWORD else "*" * (parameter.kind is parameter.VAR_POSITIONAL)
-        shown.append(f"{star}{parameter.name}{default}")
-    return f"({', '.join(shown)})"
-
-
-def public_api() -> str:
-    lines = [f"plugin API {PLUGIN_API_VERSION}"]
-    for name in foundry_core.__all__:
-        for line in (name, *(f"    {line}" for line in shape(getattr(foundry_core, name)))):
-            lines += textwrap.wrap(line, 110, initial_indent="", subsequent_indent=" " * 8, break_long_words=False)
-    hooks = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("foundry_")}
-    lines += [f"{name}{parameters(hook)}" for name, hook in sorted(hooks.items())]
-    return "\n".join(lines) + "\n"
-
-
-def test_the_public_api_changes_only_on_purpose() -> None:
-    """A difference here is a decision: change the text below with it, and the version where plugins would break."""
-    assert public_api() == PUBLIC_API
-
-
-PUBLIC_API = """\
-plugin API 1
-Architecture
-    (name, summary, config_class, model_class, capabilities=..., default_tokenizer=..., examples=...,
-        plugin_api_version=...)
-BaseLanguageModel
-    (config, context)
-    forward(self, input_ids, attention_mask=..., labels=..., **kwargs)
-    from_config(cls, config, context, **kwargs)
-    from_pretrained(cls, folder)
-    generate(self, input_ids=..., **kwargs)
-    get_input_embeddings(self)
-    get_memory_footprint(self)
-    get_parameter_count(self)
-    gradient_checkpointing_enable(self)
-    model_type
-    note_vocabulary_size(self, size)
-    output(self, hidden_BTD, head, labels=..., *, attention_mask=..., reduction=..., return_logits=...,
-        hidden_states=..., attentions=..., state=...)
-    resize_token_embeddings(self, new_num_tokens)
-    save_pretrained(self, folder)
-    supports_generation
-    targets(self, labels, attention_mask=...)
-    to_transformers(self)
-BuildContext
-    (vocab_size, max_sequence_length, objective, pad_token_id=..., bos_token_id=..., eos_token_id=...,
-        unk_token_id=..., mask_token_id=..., cls_token_id=..., sep_token_id=...)
-Capabilities
-    (objectives=..., generation=..., carried_state=..., padding_sides=..., gradient_checkpointing=...,
-        longest_sequence=..., any_length=..., bidirectional=..., tied_embeddings=..., compile=...)
-CausalLMDataCollator
-    (tokenizer, *, pad_to_multiple_of=..., max_length=..., mlm=...)
-ConfigSection
-EvaluationReport
-    (step, loss, perplexity, bits_per_byte, tokens)
-ExperimentConfig
-    experiment_name, random_seed, data, tokenizer, model, training, logging, seeds, plugins
-FoundryError
-    exit_code
-MaskedLMDataCollator
-    (tokenizer, *, mlm_probability=..., pad_to_multiple_of=..., max_length=..., seed=..., mlm=...)
-ModelConfig
-    architecture
-ModelOutput
-    (loss=..., logits=..., hidden_states=..., attentions=..., state=..., count=..., token_losses=...)
-Objective
-    (name, summary, causal, layout, collator, auto_class, required_tokens=...)
-RunInfo
-    (experiment_name, output_dir, config, total_steps, first_step, facts=..., wandb_run_id=...)
-StepReport
-    (step, total_steps, epoch, loss, learning_rate, grad_norm, tokens_seen, words_seen, tokens_per_second,
-        seconds_left)
-TokenizerFactory
-    train_bpe(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
-    train_character(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
-    train_sentencepiece(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
-    train_word(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
-    train_wordpiece(input_files, output_dir=..., vocab_size=..., special_tokens=..., *, unit=...)
-TransformerConfig
-    layers, embedding_size, hidden_size, intermediate_hidden_size, attention_heads, activation_function,
-        dropout, attention_dropout
-WrappedLanguageModel
-    (config, context, inner)
-    forward(self, input_ids, attention_mask=..., labels=..., state=..., use_cache=..., **kwargs)
-    from_config(cls, config, context, **kwargs)
-    from_pretrained(cls, folder)
-    generate(self, input_ids=..., **kwargs)
-    get_input_embeddings(self)
-    get_memory_footprint(self)
-    get_parameter_count(self)
-    gradient_checkpointing_enable(self)
-    head(self, hidden)
-    model_type
-    note_vocabulary_size(self, size)
-    output(self, hidden_BTD, head, labels=..., *, attention_mask=..., reduction=..., return_logits=...,
-        hidden_states=..., attentions=..., state=...)
-    resize_token_embeddings(self, new_num_tokens)
-    save_pretrained(self, folder)
-    supports_generation
-    targets(self, labels, attention_mask=...)
-    to_transformers(self)
-__version__
-    str
-create_model
-    (config, tokenizer=..., **kwargs)
-create_model_from_config
-    (config, tokenizer=..., **kwargs)
-exposed_by_plugin
-    (*architectures)
-get_data_collator
-    (config, tokenizer)
-hookimpl
-    HookimplMarker
-load_config
-    (source, overrides=...)
-register_architecture
-    (name, *, config, summary=..., capabilities=..., default_tokenizer=..., examples=...)
-run
-    (config, *, resume=..., allowed_changes=..., extra_observers=..., quiet=...)
-train_tokenizer_from_config
-    (config, *, force=...)
-foundry_checkpoint_saved(step, folder)
-foundry_evaluated(report)
-foundry_objectives()
-foundry_run_ended(step)
-foundry_run_started(run)
-foundry_step_ended(report)
-"""

@@ -1,5 +1,8 @@
 """The `foundry` command. Light: a verb's module imports what it needs when it is carried out.
 
+Installed packages add commands through the entry points of `foundry.commands` (`hookspecs` has an example): listed from
+metadata, imported when called. A verb of core's has its name to itself.
+
 Exit code 0 only on success. An error of the user's is one line on stderr (one for each problem of a file), without a
 traceback; `--debug` shows it.
 """
@@ -11,9 +14,15 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from foundry_core.errors import ConfigError, FoundryError, StoppedError
+from foundry_core.errors import ConfigError, FoundryError, PluginError, StoppedError
+
+if TYPE_CHECKING:
+    _SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 # Each verb: its module here and its line in `foundry --help`.
 VERBS = {
@@ -47,22 +56,11 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(arguments)
-    options, rest = parser.parse_known_args(arguments)
-    # argparse takes positional arguments in one go: settings that come after an option are left over.
-    settings = [argument for argument in rest if hasattr(options, "overrides") and not argument.startswith("-")]
-    if len(settings) < len(rest):
-        parser.error(f"unknown argument: {next(argument for argument in rest if argument not in settings)}")
-    if settings:
-        options.overrides += settings
-    if not hasattr(options, "execute"):
-        parser.print_help()
-        return 2
+    debug = "--debug" in arguments
     try:
-        options.execute(options)
-        sys.stdout.flush()
+        return _carried_out(arguments)
     except FoundryError as error:
-        if options.debug:
+        if debug:
             traceback.print_exc()
         prefix = "" if isinstance(error, ConfigError | StoppedError) else "error: "
         sys.stderr.write("".join(f"{prefix}{line}\n" for line in str(error).split("\n")))
@@ -76,11 +74,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - whatever else happens is a bug of ours, and says so in one line
-        if options.debug:
+        if debug:
             traceback.print_exc()
         reason = " ".join(str(error).split())
         sys.stderr.write(f"internal error: {type(error).__name__}: {reason} (--debug shows where; please report it)\n")
         return 70
+
+
+def _carried_out(arguments: list[str]) -> int:
+    parser = _parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one go: settings that come after an option are left over.
+    settings = [argument for argument in rest if hasattr(options, "overrides") and not argument.startswith("-")]
+    if len(settings) < len(rest):
+        parser.error(f"unknown argument: {next(argument for argument in rest if argument not in settings)}")
+    if settings:
+        options.overrides += settings
+    if not hasattr(options, "execute"):
+        parser.print_help()
+        return 2
+    options.execute(options)
+    sys.stdout.flush()
     return 0
 
 
@@ -101,24 +115,64 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", title="verbs")
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, (module_name, summary) in VERBS.items():
+        if name == chosen:
+            _add_verb(verbs, name, summary, importlib.import_module(f"foundry_core.cli.{module_name}"))
+        else:
+            verbs.add_parser(name, help=summary)
+    if chosen not in VERBS:
+        _add_commands(verbs, chosen)
+    return parser
+
+
+def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
+    """What installed packages add; only the chosen one is imported."""
+    from foundry_core.plugins import COMMANDS, failing_as, get_command, installed
+
+    for name, claims in installed(COMMANDS).items():
+        summary = f"of {' and '.join(map(str, claims))}"
+        if name in VERBS:
+            continue
         if name != chosen:
             verbs.add_parser(name, help=summary)
             continue
-        module = importlib.import_module(f"foundry_core.cli.{module_name}")
-        verb = verbs.add_parser(
-            name,
-            help=summary,
-            description=module.__doc__,
-            epilog=module.EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.configure(verb)
-        # After the verb, too: nobody remembers which side a global option belongs on. SUPPRESS keeps an earlier value.
+        module, owner = get_command(name)
+        what = f"the command '{name}' of {owner}"
+        with failing_as(what):
+            verb = _add_verb(verbs, name, summary, module)
         for leaf in _leaves(verb):
-            leaf.add_argument(
-                "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-            )
-    return parser
+            execute = leaf.get_default("execute") or verb.get_default("execute")
+            if not callable(execute):
+                raise PluginError(f"{what} has nothing to carry out: configure must call set_defaults(execute=...)")
+            leaf.set_defaults(execute=partial(_execute_foreign, what, execute))
+
+
+def _execute_foreign(what: str, execute: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+    """What fails in a package's command is its own bug; how it ends the process is its own affair."""
+    try:
+        execute(options)
+    except (FoundryError, BrokenPipeError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise PluginError(f"{what} fails: {type(error).__name__}: {reason} (--debug shows where)") from error
+
+
+def _add_verb(verbs: _SubParsers, name: str, summary: str, module: ModuleType) -> argparse.ArgumentParser:
+    """A verb with the options that its module gives it."""
+    verb = verbs.add_parser(
+        name,
+        help=summary,
+        description=module.__doc__,
+        epilog=getattr(module, "EXAMPLE", None),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.configure(verb)
+    # After the verb, too: nobody remembers which side a global option belongs on. SUPPRESS keeps an earlier value.
+    for leaf in _leaves(verb):
+        leaf.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+    return verb
 
 
 class _Wide(argparse.RawDescriptionHelpFormatter):

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.errors import CheckpointError, ConfigError, UsageError
@@ -47,12 +48,11 @@ def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_plugins(options: argparse.Namespace) -> None:
+def load_plugins(options: argparse.Namespace) -> list[ModuleType]:
     """Run the plugin files that the command line names."""
     from foundry_core.plugins import load_plugin_file
 
-    for path in options.plugin:
-        load_plugin_file(path)
+    return [load_plugin_file(path) for path in options.plugin]
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:

@@ -51,8 +51,8 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
     trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
     plan = trainer.plan
-    adam = config.training.optimizer == "adamw"
-    checkpoint = footprint.parameters + footprint.buffers + (footprint.optimizer if adam else 0)
+    remembered = _optimizer_bytes(trainer)
+    checkpoint = footprint.parameters + footprint.buffers + remembered
     keep = config.training.checkpoints.keep
     kept = len(plan.checkpoint_steps) if keep is None else min(len(plan.checkpoint_steps), keep + 1)
     facts: dict[str, Any] = {
@@ -77,8 +77,23 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "disk_bytes": kept * checkpoint,
     }
     if timing:
-        facts |= _measured(trainer, footprint.total, plan.total_steps)
+        resident = footprint.parameters + footprint.buffers + footprint.gradients + remembered
+        facts |= _measured(trainer, resident, plan.total_steps)
     return facts
+
+
+def _optimizer_bytes(trainer: Any) -> int:
+    """What the optimizer keeps from step to step, found by taking one with gradients of 0: each kind has its own."""
+    import torch
+
+    from foundry_core.optimizer_state import optimizer_tensors
+
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return sum(tensor.nbytes for tensor in optimizer_tensors(trainer.model, trainer.optimizer).values())
 
 
 def _measured(trainer: Any, resident: int, steps: int) -> dict[str, Any]:

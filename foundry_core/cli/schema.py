@@ -1,7 +1,8 @@
 """Print one JSON schema (draft 2020-12) of the whole YAML, for editors: keys, defaults and meanings while typing.
 
-The section model: is one of the installed architectures, each with its own keys. An editor that speaks the YAML
-language server takes the schema from a comment in the first line of the YAML:
+The section model: is one of the installed architectures, each with its own keys. Objectives, optimizers and tokenizer
+types are core's and those of installed packages, whether or not plugins: makes them active. An editor that speaks the
+YAML language server takes the schema from a comment in the first line of the YAML:
 
   # yaml-language-server: $schema=foundry.schema.json
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.cli.common import add_plugin_argument, load_plugins
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = "example:\n  foundry schema > foundry.schema.json"
 
+Offered = dict[str, dict[str, Any]]
+_NULL = {"type": "null"}
+
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 COUNT_PATTERN = r"^[0-9]+(\.[0-9]+)?[kKmMbB]$"
 
@@ -35,9 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.plugins import available_architectures, get_architecture
+    from foundry_core.plugins import EXTENSIONS, active_modules, available_architectures, get_architecture, installed
 
-    load_plugins(options)
+    modules = load_plugins(options)
     usable = []
     for name in available_architectures():
         try:
@@ -50,11 +55,41 @@ def execute(options: argparse.Namespace) -> None:
             sys.stderr.write(f"warning: left out: '{name}' has no JSON schema: {type(error).__name__}: {reason}\n")
         else:
             usable.append(architecture)
-    print(json.dumps(schema_of(usable), indent=1))
+            modules += active_modules(architecture)
+    for point in (point for points in installed(EXTENSIONS).values() for point in points):
+        try:
+            modules += active_modules(None, [point.module])
+        except PluginError as error:
+            sys.stderr.write(f"warning: left out: {error}\n")
+    print(json.dumps(schema_of(usable, _offered(modules)), indent=1))
 
 
-def schema_of(architectures: list[Architecture]) -> dict[str, Any]:
-    """The schema of a configuration whose `model:` is one of these architectures."""
+def _offered(modules: list[ModuleType]) -> Offered:
+    """Descriptors by the key that names them, and by their name; of two with one name, the first."""
+    from foundry_core import plugins
+
+    found: Offered = {"objective": {}, "optimizer": {}, "tokenizer_type": {}}
+    for module in [None, *dict.fromkeys(modules)]:
+        try:
+            manager = plugins.hook_manager([] if module is None else [module])
+            offers: Offered = {
+                "objective": {**plugins.available_objectives(manager)},
+                "optimizer": {**plugins.available_optimizers(manager)},
+                "tokenizer_type": {**plugins.available_tokenizer_types(manager)},
+            }
+        except PluginError as error:
+            sys.stderr.write(f"warning: left out: {error}\n")
+            continue
+        for key, descriptors in offers.items():
+            found[key] = {**descriptors, **found[key]}
+    return found
+
+
+def schema_of(architectures: list[Architecture], offered: Offered | None = None) -> dict[str, Any]:
+    """The schema of a configuration whose `model:` is one of these architectures.
+
+    offered: what objectives, optimizers and tokenizer types there are; default, core's own.
+    """
     from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
     from foundry_core import config, config_sections
@@ -72,7 +107,16 @@ def schema_of(architectures: list[Architecture]) -> dict[str, Any]:
         def field_title_should_be_set(self, schema: Any) -> bool:
             return False
 
-    classes: list[type[BaseModel]] = [config.ExperimentConfig, *{each.config_class: None for each in architectures}]
+    offered = _offered([]) if offered is None else offered
+    settings = {
+        f"{key}_settings": list(dict.fromkeys(each.settings for each in offered[key].values() if each.settings))
+        for key in ("objective", "optimizer")
+    }
+    classes: list[type[BaseModel]] = [
+        config.ExperimentConfig,
+        *dict.fromkeys(each.config_class for each in architectures),
+        *dict.fromkeys(each for one in settings.values() for each in one),
+    ]
     references, document = models_json_schema([(each, "validation") for each in classes], schema_generator=Generator)
     definitions: dict[str, Any] = document["$defs"]
 
@@ -81,6 +125,15 @@ def schema_of(architectures: list[Architecture]) -> dict[str, Any]:
         return dict(definitions[reference.rpartition("/")[2]])
 
     whole = definition(config.ExperimentConfig)
+    training = definitions["TrainingConfig"]["properties"]
+    for keys, name in (
+        (training, "objective"),
+        (training, "optimizer"),
+        (definitions["TokenizerConfig"]["properties"], "tokenizer_type"),
+    ):
+        keys[name]["enum"] = sorted(offered[name])
+    for name, sections in settings.items():
+        training[name]["anyOf"] = [*({"$ref": references[(each, "validation")]["$ref"]} for each in sections), _NULL]
     if architectures:
         variants = [_of_architecture(each, definition(each.config_class)) for each in architectures]
         whole["properties"] = {**whole["properties"], "model": {"anyOf": variants}}
