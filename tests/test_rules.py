@@ -464,6 +464,7 @@ WrappedLanguageModel
     note_vocabulary_size(self, size)
     output(self, hidden_BTD, head, labels=..., *, attention_mask=..., reduction=..., return_logits=...,
         hidden_states=..., attentions=..., state=...)
+    position_ids(self, input_ids, attention_mask, past)
     resize_token_embeddings(self, new_num_tokens)
     save_pretrained(self, folder)
     supports_generation

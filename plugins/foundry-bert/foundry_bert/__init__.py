@@ -26,7 +26,7 @@ bert = Architecture(
     capabilities=lambda config: Capabilities(
         objectives=("masked_lm",),
         generation=False,
-        padding_sides=("right",),
+        padding_sides=("left", "right"),
         gradient_checkpointing=True,
     ),
     default_tokenizer="wordpiece",
