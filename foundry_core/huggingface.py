@@ -2,14 +2,20 @@
 
 The wrapped model keeps its keys and its class on disk; the loss is core's, and the vocabulary projection is done by
 core's helper, so its cost and its convention are those of every other architecture.
+
+Shapes: B batch, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core.architecture import BuildContext
 from foundry_core.config import ExperimentConfig
@@ -17,25 +23,84 @@ from foundry_core.errors import FoundryError
 from foundry_core.model import BaseLanguageModel, ModelOutput
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from collections.abc import Set as AbstractSet
 
 _OUTPUT_KEYWORDS = ("reduction", "return_logits")
+# What transformers calls a state: since 5.24, before that, and before that in recurrent models.
+_STATE_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+class _Answer(tuple[torch.Tensor]):
+    """What a base model returns: hidden states, and nothing of all the rest that a head might hand on."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
+
+
+class _GivenHiddenStates(nn.Module):
+    """Stands where the base model was and answers with the hidden states it is given as `inputs_embeds`."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        for name, child in base.named_children():
+            # Some heads ask the base model's decoder instead of the whole, or take its embedding as their weights.
+            self.__dict__[name] = self if isinstance(child, PreTrainedModel) else child
+
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> _Answer:
+        return _Answer((inputs_embeds,))
 
 
 class WrappedLanguageModel(BaseLanguageModel):
-    """A plugin's base for an architecture that transformers has: build the inner model, name its head.
+    """A plugin's base for an architecture that transformers has: `from_config` builds the inner model, no more.
 
-    inner: the transformers model with its language-model head; kept as `self.model`. `state` is its key-value cache.
+    inner: the transformers model with its language-model head; kept as `self.model`. `state` is what it calls its
+    cache. Raises FoundryError when its head cannot be told from the rest.
     """
 
     def __init__(self, config: ExperimentConfig, context: BuildContext, inner: PreTrainedModel):
         super().__init__(config, context)
+        if inner.base_model is inner:
+            raise FoundryError(f"{type(inner).__name__} cannot be trained here: it has no base model beside its head")
         self.model = inner
+        self._arguments: AbstractSet[str] = frozenset(inspect.signature(inner.forward).parameters)
+        self._state_name = next((name for name in _STATE_NAMES if name in self._arguments), None)
+        # transformers gives the padding id a row that never learns. Padding is masked anyway, and an id taken on trust
+        # has cost others a real token: every row is trained.
+        embeddings: Any = self.get_input_embeddings()
+        embeddings.padding_idx = None
+        self._separate_head()
+
+    def _separate_head(self) -> None:
+        """Keep the inner model without its base: same class, same head, and hidden states for input.
+
+        Not registered as a module: its parameters are the inner model's, and are counted and saved there.
+        """
+        base = {self.model.base_model_prefix: _GivenHiddenStates(self.model.base_model)}
+        only_head = copy(self.model)
+        only_head.__dict__["_modules"] = {**self.model._modules, **base}
+        self._only_head = (only_head,)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V); override where the output layer is more than one projection."""
-        logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
-        return logits
+        """(..., D) -> (..., V), by what the inner model's own forward does after its base model.
+
+        That may be more than a projection: the transform of a masked model, scaled or capped logits.
+        """
+        *places, width = hidden.shape
+        logits: torch.Tensor = self._only_head[0](inputs_embeds=hidden.reshape(1, math.prod(places), width)).logits
+        return logits.reshape(*places, logits.shape[-1])
+
+    def position_ids(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int
+    ) -> torch.Tensor | None:
+        """Where each token stands, (B, T), for a model that takes it; None leaves it to the model. past: tokens read.
+
+        Positions count real tokens, as in transformers' `generate`: left padding shifts none of them.
+        """
+        if attention_mask is None:
+            return None
+        return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
 
     def forward(
         self,
@@ -46,17 +111,14 @@ class WrappedLanguageModel(BaseLanguageModel):
         use_cache: bool = False,
         **kwargs: Any,
     ) -> ModelOutput:
-        past = state.get_seq_length() if state is not None else 0
-        if past + input_ids.shape[1] > self.context.max_sequence_length:
-            raise FoundryError(
-                f"{past + input_ids.shape[1]} tokens are more than this {self.model_type} was built for "
-                f"(data.max_sequence_length: {self.context.max_sequence_length})"
-            )
         asked = {key: kwargs.pop(key) for key in _OUTPUT_KEYWORDS if key in kwargs}
-        if use_cache or state is not None:
-            kwargs.update(past_key_values=state, use_cache=True)
-        elif self.context.objective.causal:
+        past = self._past(state, input_ids.shape[1])
+        if self._state_name is not None and (use_cache or state is not None):
+            kwargs |= {self._state_name: state, "use_cache": True}
+        elif "use_cache" in self._arguments:
             kwargs["use_cache"] = False
+        if "position_ids" in self._arguments and "position_ids" not in kwargs:
+            kwargs["position_ids"] = self.position_ids(input_ids, attention_mask, past)
         inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         return self.output(
             inner.last_hidden_state,
@@ -65,9 +127,26 @@ class WrappedLanguageModel(BaseLanguageModel):
             attention_mask=attention_mask,
             hidden_states=inner.get("hidden_states"),
             attentions=inner.get("attentions"),
-            state=inner.get("past_key_values"),
+            state=inner.get(self._state_name) if self._state_name is not None else None,
             **asked,
         )
+
+    def _past(self, state: Any, length: int) -> int:
+        """Tokens that the state has read. Raises FoundryError where `length` more of them cannot follow."""
+        if state is not None and length > 1 and getattr(self.model, "_is_stateful", False):
+            raise FoundryError(
+                f"this {self.model_type} goes on from a state by one token at a time: {type(self.model).__name__} "
+                "reads several as if nothing came before them"
+            )
+        if self.config.capabilities.any_length:
+            return 0
+        past = int(state.get_seq_length()) if state is not None else 0
+        if past + length > self.context.max_sequence_length:
+            raise FoundryError(
+                f"{past + length} tokens are more than this {self.model_type} was built for "
+                f"(data.max_sequence_length: {self.context.max_sequence_length})"
+            )
+        return past
 
     def get_input_embeddings(self) -> nn.Module:
         embeddings: nn.Module = self.model.get_input_embeddings()
@@ -76,10 +155,14 @@ class WrappedLanguageModel(BaseLanguageModel):
     def resize_token_embeddings(self, new_num_tokens: int) -> None:
         # mean_resizing draws new rows from the old ones' distribution, at the cost of a covariance matrix.
         self.model.resize_token_embeddings(new_num_tokens, mean_resizing=False)
+        self._separate_head()
         self.note_vocabulary_size(new_num_tokens)
 
     def gradient_checkpointing_enable(self) -> None:
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The name since transformers 5.24, and the one before it.
+        name = "activation_checkpointing_enable"
+        enable = getattr(self.model, name if hasattr(self.model, name) else "gradient_checkpointing_enable")
+        enable({"use_reentrant": False})
 
     def to_transformers(self) -> PreTrainedModel:
         return self.model

@@ -126,7 +126,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
     """What installed packages add; only the chosen one is imported."""
-    from foundry_core.plugins import COMMANDS, failing_as, get_command, installed
+    from foundry_core.discovery import COMMANDS, installed
+    from foundry_core.plugins import failing_as, get_command
 
     for name, claims in installed(COMMANDS).items():
         summary = f"of {' and '.join(map(str, claims))}"

@@ -40,7 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.plugins import EXTENSIONS, active_modules, available_architectures, get_architecture, installed
+    from foundry_core.discovery import EXTENSIONS, installed
+    from foundry_core.plugins import active_modules, available_architectures, get_architecture
 
     modules = load_plugins(options)
     usable = []

@@ -18,11 +18,10 @@ import torch
 
 from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 from foundry_core.config import ExperimentConfig, load_config
-from foundry_core.config_sections import default_special_tokens
 from foundry_core.model import BaseLanguageModel, create_model
 from foundry_core.objective import Objective
 from foundry_core.plugins import active_modules, available_objectives, get_architecture, hook_manager
-from foundry_core.tokenizers import train_tokenizer
+from foundry_core.tokenizers import default_special_tokens, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -86,7 +86,7 @@ def reference_loss(case: Case) -> None:
     "to copy: use core's loss. Otherwise it looks ahead: see causal-leak.",
 )
 def noise_floor(case: Case) -> None:
-    """In 120 steps on fresh random tokens the loss does not fall more than 0.15 nats below what can be known of them."""
+    """In 120 steps on fresh random tokens the loss falls at most 0.15 nats below what can be known of them."""
     config = case.config_with(training={"mlm_probability": 0.4})
     collate, length = get_data_collator(config, case.tokenizer), min(10, case.length)
     batches = [collate(case.features(24, length, first=24 * step)) for step in range(120)]
@@ -197,7 +197,7 @@ def raw_logits(case: Case) -> None:
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *, causal: bool) -> torch.Tensor:
-    """(N,): the float64 loss of each label that is not -100, by the logits of its position or, causal, the one before."""
+    """(N,): the float64 loss of each label that is not -100; causal: by the logits of the position before."""
     logits = logits.detach().double()
     if causal:
         logits, labels = logits[:, :-1], labels[:, 1:]

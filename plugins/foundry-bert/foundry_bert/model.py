@@ -3,7 +3,6 @@
 import math
 from typing import Any, Self
 
-import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from foundry_core import BuildContext, ExperimentConfig, WrappedLanguageModel
@@ -32,13 +31,4 @@ class BertLanguageModel(WrappedLanguageModel):
             **context.special_ids,
             attn_implementation="sdpa",
         )
-        model = BertForMaskedLM(inner)
-        # BERT's embedding gives the padding id a row that never learns. Padding is masked anyway, and an id taken on
-        # trust has cost others a real token: every row is trained.
-        model.bert.embeddings.word_embeddings.padding_idx = None
-        return cls(config, context, model, **kwargs)
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Transform and projection; only the positions with a label pass through either."""
-        logits: torch.Tensor = self.model.cls(hidden)
-        return logits
+        return cls(config, context, BertForMaskedLM(inner), **kwargs)

@@ -2,10 +2,9 @@
 
 from typing import Any, Self
 
-import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from foundry_core import BuildContext, ExperimentConfig, ModelOutput, WrappedLanguageModel
+from foundry_core import BuildContext, ExperimentConfig, WrappedLanguageModel
 
 
 class GPT2LanguageModel(WrappedLanguageModel):
@@ -30,18 +29,3 @@ class GPT2LanguageModel(WrappedLanguageModel):
             attn_implementation="sdpa",
         )
         return cls(config, context, GPT2LMHeadModel(inner), **kwargs)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        state: Any = None,
-        use_cache: bool = False,
-        **kwargs: Any,
-    ) -> ModelOutput:
-        if attention_mask is not None and "position_ids" not in kwargs:
-            # Positions count real tokens, as in transformers' `generate`: left padding shifts none of them.
-            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-            kwargs["position_ids"] = positions[:, -input_ids.shape[1] :]
-        return super().forward(input_ids, attention_mask, labels, state, use_cache, **kwargs)
