@@ -10,7 +10,7 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +34,7 @@ from foundry_core.export import (
 from foundry_core.model import BaseLanguageModel
 from foundry_core.objective import Objective
 from foundry_core.optimizer_state import load_optimizer, optimizer_tensors
-from foundry_core.storage import MANIFEST, publish_folder, read_manifest, remove_folder
+from foundry_core.storage import MANIFEST, StorageError, publish_folder, read_manifest, remove_set_aside, set_aside
 from foundry_core.tokenizers import tokenizer_files
 
 if TYPE_CHECKING:
@@ -164,8 +164,6 @@ def save_checkpoint(
     the step and the files: parent, ephemeral, environment.
     """
     target = output_dir / f"checkpoint-{state.step}"
-    if target.exists():
-        remove_folder(target)
     with publish_folder(target, {"step": state.step, **facts}) as sink:
         for name, content in fixed.items():
             sink.write(name, content)
@@ -324,14 +322,24 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
     return found
 
 
-def retire(output_dir: Path, keep: int | None, ephemeral: set[Path], newest: Path) -> list[Path]:
-    """Remove what retention lets go, never the newest: all but the last `keep` permanent checkpoints (step 0 stays),
-    and every ephemeral one but the newest. Returns the ephemeral ones left.
+def retire(
+    output_dir: Path, keep: int | None, newest: Path, *, ephemeral: Collection[Path], damaged: Collection[Path]
+) -> list[str]:
+    """Remove what retention lets go: what is older than the last `keep` permanent checkpoints (step 0 stays), and every
+    ephemeral one but the newest.
+
+    newest: has just been published, hence is whole; it stays. damaged: those that were passed over; they do not count
+    among the last. Returns a line for each folder that could not be removed.
     """
     permanent = [path for path in checkpoints(output_dir) if path not in ephemeral and path.name != "checkpoint-0"]
-    victims = permanent[:-keep] if keep is not None else []
-    victims += sorted(path for path in ephemeral if path != newest)
+    last = [path for path in permanent if path not in damaged][-keep:] if keep is not None else permanent
+    victims = permanent[: permanent.index(last[0])] if last else []
+    victims += [path for path in checkpoints(output_dir) if path in ephemeral]
+    problems = []
     for victim in victims:
-        if victim != newest and victim.exists():
-            remove_folder(victim)
-    return [path for path in ephemeral if path.exists()]
+        if victim != newest:
+            try:
+                set_aside(victim)
+            except StorageError as error:
+                problems.append(str(error))
+    return problems + remove_set_aside(output_dir)

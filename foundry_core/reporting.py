@@ -83,12 +83,6 @@ class MetricsFile:
         self._append("eval", asdict(report))
 
     @hookimpl
-    def foundry_checkpoint_saved(self, step: int, folder: Path) -> None:
-        # What a checkpoint goes on from is on the disk, or a power loss would leave a hole in the log behind it.
-        assert self._lines is not None
-        self._lines.sync()
-
-    @hookimpl
     def foundry_run_ended(self, step: int) -> None:
         if self._lines is not None:
             self._lines.close()

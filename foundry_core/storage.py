@@ -1,7 +1,8 @@
 """The one door to the disk: everything the project writes goes through here. Light.
 
 A file appears whole or not at all: written beside its target, flushed, fsynced, renamed, and the folder fsynced. A
-folder (a checkpoint) is written hidden, closed with `MANIFEST.json` (size and sha256 of every file), then renamed.
+folder (a checkpoint) is written hidden, closed with `MANIFEST.json` (size and sha256 of every file), then renamed. It
+goes the other way round: renamed to a hidden name, then removed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,6 +62,9 @@ class Disk:
         while rest:
             rest = rest[file.write(rest) :]
 
+    def empty(self, file: FileIO) -> None:
+        file.truncate(0)
+
     def sync(self, file: FileIO) -> None:
         os.fsync(file.fileno())
 
@@ -86,21 +90,33 @@ disk = Disk()
 
 
 @contextmanager
-def _reported(path: Path, size: int | None = None) -> Iterator[None]:
+def _reported(path: Path, size: int | None = None, *, failed: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         amount = f" ({size:,} bytes)" if size is not None else ""
-        raise StorageError(f"cannot write {path}{amount}: {error.strerror or error}") from error
+        raise StorageError(f"cannot {failed} {path}{amount}: {error.strerror or error}") from error
 
 
 def _make_folders(path: Path) -> None:
     """A folder and those above it, durably: what is synced inside a folder is lost with the folder's own name."""
-    if not path.is_dir():
-        _make_folders(path.parent)
-        with _reported(path):
-            disk.make_folder(path)
-            disk.sync_folder(path.parent)
+    with _reported(path):
+        if path.is_dir():
+            return
+    _make_folders(path.parent)
+    with _reported(path):
+        disk.make_folder(path)
+        disk.sync_folder(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """A file, or a folder with all it holds."""
+    if path.is_symlink() or not path.is_dir():
+        disk.remove_file(path)
+        return
+    for inside in sorted(path.iterdir()):
+        _remove(inside)
+    disk.remove_folder(path)
 
 
 class _NewFile:
@@ -120,12 +136,12 @@ class _NewFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            if kind is None:
-                with _reported(self.path, self.size):
+        with _reported(self.path, self.size):
+            try:
+                if kind is None:
                     disk.sync(self._file)
-        finally:
-            self._file.close()
+            finally:
+                self._file.close()
 
 
 def write_file(path: str | Path, data: bytes) -> None:
@@ -146,7 +162,8 @@ def write_file_with(path: str | Path, fill: Callable[[Writer], Any]) -> None:
             disk.rename(temporary, path)
             disk.sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            _remove(temporary)
         raise
 
 
@@ -173,28 +190,79 @@ class _HiddenFolder:
 
 @contextmanager
 def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[FileSink]:
-    """Write a new folder that appears whole, with a manifest, or not at all.
+    """Write a new folder that appears whole, with a manifest, or not at all; one of that name is set aside.
 
-    facts: stored in the manifest beside the file list. Raises StorageError; what was written so far is removed.
+    What was appended to `AppendedLines` beside it is on the disk before it appears. facts: stored in the manifest
+    beside the file list. Raises StorageError; what was written so far is removed.
     """
     target = Path(target)
     hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     _make_folders(target.parent)
     with _reported(target):
-        shutil.rmtree(hidden, ignore_errors=True)
+        if hidden.exists():
+            _remove(hidden)
         disk.make_folder(hidden)
     sink = _HiddenFolder(hidden)
     try:
         yield sink
         manifest = {"format": MANIFEST_FORMAT, **facts, "files": dict(sorted(sink.files.items()))}
         sink.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        for lines in tuple(_growing):
+            if lines.path.parent == target.parent:
+                lines.sync()
         with _reported(target):
             disk.sync_folder(hidden)
+            if target.exists():
+                disk.rename(target, _aside(target))
             disk.rename(hidden, target)
             disk.sync_folder(target.parent)
     except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(OSError):
+            _remove(hidden)
         raise
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.old")
+
+
+def set_aside(folder: str | Path) -> None:
+    """Hide a published folder until `remove_set_aside`: it never stands half deleted under its name."""
+    folder = Path(folder)
+    with _reported(folder, failed="remove"):
+        disk.rename(folder, _aside(folder))
+
+
+def remove_set_aside(parent: str | Path) -> list[str]:
+    """Remove what was set aside in a folder, by this process or one that died; only for who holds the folder's lock.
+
+    A line for each that could not be removed: it takes room, and is tried again the next time.
+    """
+    parent = Path(parent)
+    paths = sorted(parent.glob(".*.old"))
+    try:
+        with _reported(parent):
+            if paths:
+                disk.sync_folder(parent)
+    except StorageError as error:
+        return [str(error)]
+    return _removed(paths)
+
+
+def remove_leftovers(parent: str | Path) -> list[str]:
+    """Remove what killed processes left unfinished, too: both that was set aside and that was being written."""
+    return _removed(sorted(Path(parent).glob(".*.tmp"))) + remove_set_aside(parent)
+
+
+def _removed(paths: Iterable[Path]) -> list[str]:
+    problems = []
+    for path in paths:
+        try:
+            with _reported(path, failed="remove"):
+                _remove(path)
+        except StorageError as error:
+            problems.append(str(error))
+    return problems
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -223,7 +291,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is missing")
         if path.stat().st_size != size:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}")
-        if file_digest(path) != digest:
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        if found != digest:
             raise CheckpointError(f"{path} is damaged: its sha256 is not the manifest's")
     return dict(manifest)
 
@@ -234,37 +306,19 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_folder(folder: str | Path) -> None:
-    """Remove a published folder: renamed first, so that it never stands half deleted under its name."""
-    folder = Path(folder)
-    victim = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    with _reported(folder):
-        disk.rename(folder, victim)
-        disk.sync_folder(folder.parent)
-        for path in sorted(victim.rglob("*"), reverse=True):  # what a folder holds before the folder
-            (disk.remove_folder if path.is_dir() and not path.is_symlink() else disk.remove_file)(path)
-        disk.remove_folder(victim)
-
-
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove what killed processes left unfinished in a folder; only for who holds the folder's lock."""
-    for pattern in (".*.tmp", ".*.old"):
-        for path in Path(folder).glob(pattern):
-            with _reported(path):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-
-
 class AppendedLines:
-    """A text file that grows by whole lines, such as metrics.jsonl; each line is handed to the kernel at once."""
+    """A text file that grows by whole lines, such as metrics.jsonl; each line is handed to the kernel at once.
+
+    They are safe on the disk when a folder beside it is published: a checkpoint never goes on from a point that the log
+    has not reached.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         _make_folders(self.path.parent)
         with _reported(self.path):
             self._file = disk.append_to(self.path)
+        _growing.add(self)
 
     def append(self, line: str) -> None:
         data = line.encode() + b"\n"
@@ -277,7 +331,12 @@ class AppendedLines:
             disk.sync(self._file)
 
     def close(self) -> None:
-        self._file.close()
+        _growing.discard(self)
+        with _reported(self.path):
+            self._file.close()
+
+
+_growing: weakref.WeakSet[AppendedLines] = weakref.WeakSet()
 
 
 class RunLock:
@@ -286,21 +345,24 @@ class RunLock:
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / ".lock"
         _make_folders(self.path.parent)
-        with _reported(self.path):
-            self._file = self.path.open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            owner = self._file.read().strip() or "another process"
-            self._file.close()
-            raise StorageError(
-                f"{folder} is in use by {owner}: wait for it, or choose another training.output_dir"
-            ) from None
-        self._file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._file.write(f"pid {os.getpid()} on {socket.gethostname()}, started {started}")
-        self._file.flush()
+        owner = f"pid {os.getpid()} on {socket.gethostname()}, started {started}".encode()
+        with _reported(self.path):
+            self._file = disk.append_to(self.path)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                disk.empty(self._file)
+                disk.write(self._file, owner)
+            except BlockingIOError:
+                self._file.close()
+                held_by = self.path.read_text("utf-8", errors="replace").strip() or "another process"
+                raise StorageError(
+                    f"{folder} is in use by {held_by}: wait for it, or choose another training.output_dir"
+                ) from None
+            except BaseException:
+                self._file.close()
+                raise
+        _held.add(self)
 
     def release(self) -> None:
         self._file.close()
@@ -310,3 +372,15 @@ class RunLock:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+
+_held: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+def _release_in_child() -> None:
+    """A forked worker that outlives its parent for a moment must not hold the parent's lock on."""
+    for lock in _held:
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)

@@ -98,7 +98,8 @@ def run(
         Precision(config.training.precision, choose_device(config.training.device))
         modules = active_modules(config.architecture, config.plugins)
         manager = hook_manager([*modules, *observers(config, quiet=quiet), *extra_observers])
-        remove_leftovers(output_dir)
+        for line in remove_leftovers(output_dir):
+            warn(line)
         corpora = experiment_corpora(config)
         tokenizer = experiment_tokenizer(config, corpora.train)
         with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
@@ -153,12 +154,14 @@ class Trainer:
         self._fixed_files = fixed_files(model, tokenizer)
         self._parent: str | None = None
         self._ephemeral: set[Path] = set()
+        self._damaged: set[Path] = set()
+        self._warned: set[str] = set()
 
     def resume(self, allowed_changes: Iterable[str] = ()) -> None:
         """Go on from the newest valid checkpoint of the run."""
         folder, passed_over = newest_valid(self.output_dir)
         for line in passed_over:
-            self.warn(line)
+            warn(line)
         self.state = load_checkpoint(
             folder,
             self.model,
@@ -169,15 +172,14 @@ class Trainer:
         )
         changes = environment_changes(folder, self.device)
         if changes:
-            self.warn(f"the run goes on, but not bit for bit as it would have: {'; '.join(changes)}")
+            warn(f"the run goes on, but not bit for bit as it would have: {'; '.join(changes)}")
         self.schedule.load(self.state.schedule)
         if self.state.scaler:
             self.precision.scaler.load_state_dict(self.state.scaler)
         self._parent = folder.name
-        self._ephemeral = {path for path in checkpoints(self.output_dir) if is_ephemeral(path)}
-
-    def warn(self, line: str) -> None:
-        sys.stderr.write(f"warning: {line}\n")
+        there = checkpoints(self.output_dir)
+        self._damaged = set(there[there.index(folder) + 1 :])
+        self._ephemeral = {path for path in there if is_ephemeral(path)}
 
     def train(self) -> TrainState:
         """Run the plan from where the state stands to its end."""
@@ -252,7 +254,7 @@ class Trainer:
 
     def _begin(self) -> None:
         for checkpoint in self.plan.unreached_checkpoints:
-            self.warn(f"no checkpoint at {checkpoint}: the run ends at step {self.plan.total_steps:,}")
+            warn(f"no checkpoint at {checkpoint}: the run ends at step {self.plan.total_steps:,}")
         facts = {
             "parameters": self.model.get_parameter_count().total,
             "device": str(self.device),
@@ -385,15 +387,24 @@ class Trainer:
 
     def _publish(self, tensors: CheckpointTensors, state: TrainState, facts: dict[str, Any]) -> tuple[int, Path]:
         folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts)
-        if facts["ephemeral"]:
-            self._ephemeral.add(folder)
+        self._damaged.discard(folder)
+        (self._ephemeral.add if facts["ephemeral"] else self._ephemeral.discard)(folder)
         keep = self.config.training.checkpoints.keep
-        self._ephemeral = set(retire(self.output_dir, keep, self._ephemeral, folder))
+        problems = retire(self.output_dir, keep, folder, ephemeral=self._ephemeral, damaged=self._damaged)
+        for line in sorted({*problems} - self._warned):
+            warn(f"{line}; training goes on")
+        self._warned.update(problems)
+        self._ephemeral = {path for path in self._ephemeral if path.exists()}
         return state.step, folder
 
     def _saved(self, saved: tuple[int, Path]) -> None:
         step, folder = saved
         self.notifier.tell("foundry_checkpoint_saved", step=step, folder=folder)
+
+
+def warn(line: str) -> None:
+    """Tell of something that does not stop a run."""
+    sys.stderr.write(f"warning: {line}\n")
 
 
 class _Watch:

@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 import foundry_core
-from foundry_core import ExperimentConfig, hookspecs, plugins
+from foundry_core import ExperimentConfig, discovery, hookspecs
 from foundry_core.architecture import PLUGIN_API_VERSION
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +110,7 @@ def public_api() -> str:
     ]
     lines += ["", "keys of the YAML, those of model: aside", *(f"    {key}" for key in keys(ExperimentConfig))]
     lines += ["", "entry points"]
-    lines += [f"    {group}" for group in sorted((plugins.ARCHITECTURES, plugins.COMMANDS, plugins.EXTENSIONS))]
+    lines += [f"    {group}" for group in sorted((discovery.ARCHITECTURES, discovery.COMMANDS, discovery.EXTENSIONS))]
     return "\n".join(lines) + "\n"
 
 
