@@ -90,3 +90,40 @@ def one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """`distribution(name, entry_points, files, version="1.0")`: a package on the path as an installer leaves it.
+
+    entry_points: targets by name, by group. files: texts by path. Gives the folder it stands in. What is imported from
+    there is forgotten after the test.
+    """
+    import importlib
+    import sys
+
+    folders: list[Path] = []
+
+    def put(name: str, entry_points: Any, files: Any = (), *, version: str = "1.0") -> Path:
+        folder = tmp_path / "packages" / name
+        information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        points = "".join(
+            f"[{group}]\n" + "".join(f"{each} = {target}\n" for each, target in targets.items())
+            for group, targets in entry_points.items()
+        )
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        texts = {information / "METADATA": metadata, information / "entry_points.txt": points}
+        for path, text in {**texts, **{folder / path: text for path, text in dict(files).items()}}.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        folders.append(folder)
+        monkeypatch.syspath_prepend(str(folder))
+        importlib.invalidate_caches()
+        return folder
+
+    before = set(sys.modules)
+    yield put
+    for name in set(sys.modules) - before:
+        place = getattr(sys.modules[name], "__file__", None)
+        if place is not None and any(Path(place).is_relative_to(folder) for folder in folders):
+            del sys.modules[name]

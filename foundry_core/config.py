@@ -152,6 +152,7 @@ class _Check:
         self.source = source
         self.data: dict[str, Any] = source.data
         self.problems: list[Problem] = []
+        self.objectives: Mapping[str, Objective] = {}
         self.objective: Objective | None = None
         self.tokenizer_type: TokenizerType | None = None
 
@@ -246,7 +247,7 @@ class _Check:
             if asked and data is not None and data.test_corpus is None:
                 self._add(("training", key), "needs data.test_corpus")
         if self.objective is not None and not capabilities.accepts(self.objective):
-            accepted = ", ".join(capabilities.objectives)
+            accepted = ", ".join(name for name, each in self.objectives.items() if capabilities.accepts(each)) or "none"
             self._add(
                 ("training", "objective"),
                 f"{model.architecture} with these settings cannot be trained with {self.objective.name}; "
@@ -266,12 +267,12 @@ class _Check:
         if architecture is not None and told:
             try:
                 manager = hook_manager(active_modules(architecture, names))
-                objectives, optimizers = available_objectives(manager), available_optimizers(manager)
+                self.objectives, optimizers = available_objectives(manager), available_optimizers(manager)
                 tokenizer_types = available_tokenizer_types(manager)
             except PluginError as error:
                 self._add(("plugins",), str(error))
             else:
-                self.objective = self._choice("training", "objective", objectives)
+                self.objective = self._choice("training", "objective", self.objectives)
                 self.tokenizer_type = self._choice("tokenizer", "tokenizer_type", tokenizer_types)
                 optimizer = self._choice("training", "optimizer", optimizers)
         self._settings("objective", self.objective)

@@ -32,11 +32,11 @@ def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     Raises PluginError for what could not be saved, or not be found again.
     """
     name = type(optimizer).__name__
+    if len(optimizer.state) > sum(parameter in optimizer.state for parameter in model.parameters()):
+        raise _unsaved(name, "state of something that is no parameter of the model")
     more = sorted(set(optimizer.state_dict()) - {"state", "param_groups"})
     if more:
         raise _unsaved(name, f"'{more[0]}' beside its state and its parameter groups")
-    if len(optimizer.state) > sum(parameter in optimizer.state for parameter in model.parameters()):
-        raise _unsaved(name, "state of something that is no parameter of the model")
     values, on_cpu = {}, []
     for key, value, parameter in _entries(model, optimizer):
         if isinstance(value, torch.Tensor):

@@ -18,7 +18,12 @@ import foundry_core
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "foundry_core"
 CORE_FILES = sorted(CORE.rglob("*.py"))
-PLUGIN_FILES = sorted(path for path in ROOT.glob("plugins/*/foundry_*/**/*.py") if "build" not in path.parts)
+PLUGIN_FILES = sorted(
+    path
+    for pattern in ("plugins/*/foundry_*/**/*.py", "tests/example_plugin/foundry_*/**/*.py")
+    for path in ROOT.glob(pattern)
+    if "build" not in path.parts
+)
 
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safetensors", "rich", "matplotlib"}
 
@@ -213,7 +218,12 @@ def test_a_plugin_imports_only_public_names_of_core(path: Path) -> None:
 
 
 def test_there_are_plugins_to_look_at() -> None:
-    assert {path.parent.name for path in PLUGIN_FILES} >= {"foundry_gpt2", "foundry_bert", "foundry_rnn"}
+    assert {path.parent.name for path in PLUGIN_FILES} >= {
+        "foundry_gpt2",
+        "foundry_bert",
+        "foundry_rnn",
+        "foundry_example",
+    }
 
 
 @pytest.mark.parametrize("path", CORE_FILES, ids=lambda path: named(path) or "package")

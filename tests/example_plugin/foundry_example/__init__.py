@@ -1,0 +1,92 @@
+"""Span corruption, Lion, a tokenizer of bytes and an observer for foundry. Light: the rest is imported when used."""
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from foundry_core import (
+    ConfigSection,
+    EvaluationReport,
+    Objective,
+    Optimizer,
+    RunInfo,
+    TokenizerType,
+    hookimpl,
+)
+
+
+class SpanSettings(ConfigSection):
+    """`training.objective_settings` of span_corruption."""
+
+    hidden_share: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are hidden")
+    mean_span: float = Field(3.0, ge=1, description="mean length of a hidden span, in tokens")
+
+
+class LionSettings(ConfigSection):
+    """`training.optimizer_settings` of lion."""
+
+    beta1: float = Field(0.9, ge=0, lt=1, description="weight of the momentum in the update")
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the momentum")
+
+
+@hookimpl
+def foundry_objectives() -> list[Objective]:
+    return [
+        Objective(
+            name="span_corruption",
+            summary="predict hidden spans of tokens from both sides (Raffel et al. 2020, Joshi et al. 2020)",
+            causal=False,
+            layout="framed",
+            collator="foundry_example.collator:span_collator",
+            auto_class="AutoModelForMaskedLM",
+            required_tokens=("mask_token", "cls_token", "sep_token"),
+            like="masked_lm",
+            settings=SpanSettings,
+        )
+    ]
+
+
+@hookimpl
+def foundry_optimizers() -> list[Optimizer]:
+    return [
+        Optimizer(
+            name="lion",
+            summary="the sign of a momentum, with decoupled weight decay (Chen et al. 2023)",
+            builder="foundry_example.lion:lion",
+            settings=LionSettings,
+        )
+    ]
+
+
+@hookimpl
+def foundry_tokenizer_types() -> list[TokenizerType]:
+    return [
+        TokenizerType(
+            name="bytes",
+            summary="one token for each byte of UTF-8 (Xue et al. 2022)",
+            trainer="foundry_example.bytes_tokenizer:train",
+        )
+    ]
+
+
+class _Best:
+    """The best evaluation of the run that is under way."""
+
+    folder: Path | None = None
+    loss: float | None = None
+
+
+@hookimpl
+def foundry_run_started(run: RunInfo) -> None:
+    _Best.folder, _Best.loss = run.output_dir, None
+    file = run.output_dir / "best.json"
+    if run.first_step and file.exists():
+        _Best.loss = json.loads(file.read_text())["loss"]
+
+
+@hookimpl
+def foundry_evaluated(report: EvaluationReport) -> None:
+    if _Best.folder is not None and (_Best.loss is None or report.loss < _Best.loss):
+        _Best.loss = report.loss
+        (_Best.folder / "best.json").write_text(json.dumps({"step": report.step, "loss": report.loss}) + "\n")

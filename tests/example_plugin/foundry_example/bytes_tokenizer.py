@@ -1,0 +1,34 @@
+"""Bytes as tokens: ids 0 to 255 are the bytes of UTF-8, the special tokens follow. Nothing is learned from the text."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+from transformers import PreTrainedTokenizerFast
+
+from foundry_core import FoundryError
+
+
+def train(
+    documents: Callable[[], Iterable[str]], vocab_size: int | None, special_tokens: Mapping[str, str]
+) -> PreTrainedTokenizerFast:
+    """The tokenizer type `bytes`. Every text comes back exactly; its length in tokens is its length in bytes."""
+    names = list(dict.fromkeys(special_tokens.values()))
+    if vocab_size is not None and vocab_size < 256 + len(names):
+        raise FoundryError(f"vocab_size {vocab_size} is too small for bytes: it takes {256 + len(names)}")
+    # No merges, and no character in the vocabulary: each falls back to its bytes.
+    backend = Tokenizer(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    cls, sep = special_tokens.get("cls_token"), special_tokens.get("sep_token")
+    if cls is not None and sep is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(name, backend.token_to_id(name)) for name in dict.fromkeys((cls, sep))],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **special_tokens,
+    )

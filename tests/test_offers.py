@@ -1,0 +1,405 @@
+"""What plugins offer by name, every kind by the same rules; and the commands that packages add."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundry_core import ExperimentConfig, Objective, Optimizer, TokenizerType, hookimpl, load_config
+from foundry_core.cli import VERBS, main
+from foundry_core.errors import ConfigError, PluginError
+from foundry_core.plugins import (
+    available_objectives,
+    available_optimizers,
+    available_tokenizer_types,
+    hook_manager,
+)
+from foundry_core.tokenizers import train_tokenizer
+
+Distribution = Callable[..., Path]
+
+PREFIX_LM = """\
+from foundry_core import Objective, hookimpl
+
+@hookimpl
+def foundry_objectives():
+    return [Objective("prefix_lm", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM"{like})]
+"""
+
+
+def module_with(called: str = "mine", **functions: Callable[..., object]) -> types.ModuleType:
+    module = types.ModuleType(called)
+    for name, function in functions.items():
+        setattr(module, name, hookimpl(function))
+    return module
+
+
+def package(distribution: Distribution, name: str, text: str) -> str:
+    """A package whose one module has hooks; gives the module's name."""
+    module = name.replace("-", "_")
+    distribution(name, {"foundry.plugins": {module: module}}, {f"{module}.py": text})
+    return module
+
+
+def settings(model: str, *plugins: str, **training: Any) -> dict[str, Any]:
+    return {
+        "experiment_name": "trial",
+        "data": {"training_corpus": "corpora/train.txt"},
+        "model": {"architecture": model},
+        "training": {"output_dir": "runs/trial", "train_steps": 10, **training},
+        "plugins": list(plugins),
+    }
+
+
+# What is offered.
+
+OFFERS: dict[str, tuple[str, Callable[..., Any], Callable[..., dict[str, Any]], str]] = {
+    "objective": (
+        "foundry_objectives",
+        lambda name: Objective(name, "of a test", True, "overlap", "no:where", "AutoModelForCausalLM"),
+        available_objectives,
+        "causal_lm",
+    ),
+    "optimizer": (
+        "foundry_optimizers",
+        lambda name: Optimizer(name, "of a test", "no:where"),
+        available_optimizers,
+        "sgd",
+    ),
+    "tokenizer type": (
+        "foundry_tokenizer_types",
+        lambda name: TokenizerType(name, "of a test", "no:where"),
+        available_tokenizer_types,
+        "bpe",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OFFERS)
+def test_each_kind_is_offered_beside_cores_own_and_each_name_has_one_owner(kind: str) -> None:
+    hook, descriptor, available, of_core = OFFERS[kind]
+    one, two = (module_with(called, **{hook: lambda: [descriptor("mine")]}) for called in ("one", "two"))
+    assert set(available(hook_manager([one]))) == {*available(hook_manager([])), "mine"}
+    with pytest.raises(PluginError, match=f"^two plugins offer the {kind} 'mine', one and two: one of them must go"):
+        available(hook_manager([one, two]))
+    claiming = module_with("three", **{hook: lambda: [descriptor(of_core)]})
+    with pytest.raises(PluginError, match=f"^two plugins offer the {kind} '{of_core}', foundry-core and three: "):
+        available(hook_manager([claiming]))
+
+
+@pytest.mark.parametrize("kind", OFFERS)
+@pytest.mark.parametrize(
+    ("offered", "said"),
+    [
+        (lambda descriptor: None, "fails: TypeError: 'NoneType' object is not iterable"),
+        (lambda descriptor: [descriptor.name], "gives a str, not "),
+        (lambda descriptor: {descriptor.name: descriptor}, "gives a str, not "),
+    ],
+    ids=["nothing", "names", "mapping"],
+)
+def test_what_is_no_list_of_descriptors_is_refused(kind: str, offered: Callable[..., Any], said: str) -> None:
+    hook, descriptor, available, _ = OFFERS[kind]
+    with pytest.raises(PluginError) as raised:
+        available(hook_manager([module_with(**{hook: lambda: offered(descriptor("mine"))})]))
+    assert str(raised.value).startswith(f"the hook {hook} of mine {said}")
+
+
+def test_two_packages_that_offer_one_name_are_both_named(distribution: Distribution) -> None:
+    modules = [package(distribution, name, PREFIX_LM.format(like="")) for name in ("foundry-one", "foundry-two")]
+    with pytest.raises(ConfigError) as raised:
+        load_config(settings("gpt2", *modules))
+    assert str(raised.value) == (
+        "configuration:1: plugins: two plugins offer the objective 'prefix_lm', foundry-one 1.0 and foundry-two 1.0: "
+        "one of them must go, or be renamed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("like", "said"),
+    [
+        ("maskd_lm", "is like 'maskd_lm', which there is not. Did you mean 'masked_lm'?"),
+        ("masked_lm", "is like 'masked_lm', but one of them is causal and one is not"),
+    ],
+)
+def test_an_objective_is_like_one_that_exists_and_looks_the_same_way(like: str, said: str) -> None:
+    """Otherwise a model of both directions could be trained on what it sees."""
+    objective = Objective("sly", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM", like=like)
+    with pytest.raises(PluginError) as raised:
+        available_objectives(hook_manager([module_with(foundry_objectives=lambda: [objective])]))
+    assert str(raised.value) == f"the objective 'sly' of mine {said}"
+
+
+def test_a_model_of_both_directions_is_not_trained_causally_under_another_name(distribution: Distribution) -> None:
+    module = package(distribution, "foundry-prefix", PREFIX_LM.format(like=", like='causal_lm'"))
+    lstm = settings("lstm", module, objective="prefix_lm")
+    assert load_config(lstm).objective.like == "causal_lm"
+    with pytest.raises(ConfigError, match=r"lstm with these settings cannot .* prefix_lm; it accepts masked_lm$"):
+        load_config(lstm, ["model.rnn={bidirectional: true}"])
+    with pytest.raises(ConfigError, match=r"bert with these settings cannot .* causal_lm; it accepts masked_lm$"):
+        load_config(settings("bert", module, objective="causal_lm"))
+
+
+def test_an_objective_that_is_like_no_other_needs_an_architecture_that_names_it(distribution: Distribution) -> None:
+    module = package(distribution, "foundry-prefix", PREFIX_LM.format(like=""))
+    with pytest.raises(ConfigError, match=r"gpt2 with these settings cannot .* prefix_lm; it accepts causal_lm$"):
+        load_config(settings("gpt2", module, objective="prefix_lm"))
+
+
+def test_hooks_that_would_never_be_called_as_meant_are_refused() -> None:
+    def keyword_only(*, report: object) -> None:
+        pass
+
+    with pytest.raises(PluginError, match=r"^the hook foundry_step_ended of mine has an argument behind a '\*'"):
+        hook_manager([module_with(foundry_step_ended=keyword_only)])
+    for options in ({"wrapper": True}, {"hookwrapper": True}):
+        module = types.ModuleType("mine")
+
+        def around() -> Iterator[None]:
+            yield
+
+        module.foundry_objectives = hookimpl(around, **options)  # type: ignore[attr-defined]
+        with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine is a wrapper: "):
+            hook_manager([module])
+
+
+# Tokenizer types.
+
+
+@pytest.mark.parametrize(
+    ("heavy", "said"),
+    [
+        ("import kernels\n", "the import of {target} fails: ModuleNotFoundError: No module named 'kernels'"),
+        ("def train(documents):\n    pass\n", "the trainer of the tokenizer type mine fails: TypeError"),
+        ("def train(*order):\n    return 3\n", "{target}, gives a int, not a PreTrainedTokenizerFast"),
+        (
+            "from foundry_core.tokenizers import train_tokenizer\n"
+            "def train(documents, size, special):\n"
+            "    return train_tokenizer('bpe', documents, size, {**special, 'pad_token': '<p>'})\n",
+            "{target}, was asked for the pad_token '<pad>' and gives '<p>'",
+        ),
+        (
+            "from foundry_core.tokenizers import train_tokenizer\n"
+            "def train(documents, size, special):\n"
+            "    return train_tokenizer('bpe', documents, size + 1, special)\n",
+            "{target}, gives 273 tokens where at most 272 were asked for",
+        ),
+    ],
+    ids=["import", "arguments", "type", "special tokens", "size"],
+)
+def test_a_trainer_that_breaks_a_rule_is_named(heavy: str, said: str, distribution: Distribution) -> None:
+    distribution("foundry-mine", {}, {"mine_heavy.py": heavy})
+    kind = TokenizerType("mine", "of a test", "mine_heavy:train")
+    texts = ["the dogs that saw the man see the cat"] * 9
+    with pytest.raises(PluginError) as raised:
+        train_tokenizer(kind, lambda: texts, 272, kind.tokens_by_role(None, masked=False))
+    assert said.format(target="mine_heavy:train") in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+SHORT = """\
+from foundry_core import TokenizerType, hookimpl
+
+def short(roles):
+    return [(role, f"{name!r} is too long") for role, name in roles.items() if len(name) > 5]
+
+@hookimpl
+def foundry_tokenizer_types():
+    return [TokenizerType("mine", "of a test", "no:where", required_tokens=("bos_token",), problems=short)]
+"""
+
+
+def test_a_tokenizer_type_says_what_it_needs_of_special_tokens(distribution: Distribution) -> None:
+    given = settings("gpt2", package(distribution, "foundry-mine", SHORT))
+    load_config(given, ["tokenizer.tokenizer_type=mine"])
+    for change, problem in (
+        ("bos_token=null", "bos_token: a mine tokenizer needs a bos_token"),
+        ("eos_token=<the-end>", "eos_token: '<the-end>' is too long"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            load_config(given, ["tokenizer.tokenizer_type=mine", f"tokenizer.special_tokens.{change}"])
+
+
+# Commands.
+
+COMMAND = """\
+'''Says what it is told.'''
+
+def configure(parser):
+    parser.add_argument("what")
+    parser.set_defaults(execute=execute)
+
+def execute(options):
+    {body}
+"""
+
+
+@pytest.fixture
+def command(distribution: Distribution) -> Callable[..., None]:
+    """`command(text, name="say", by="foundry-say")`: a package with a command, whose module holds this text."""
+
+    def put(text: str, name: str = "say", by: str = "foundry-say") -> None:
+        module = f"{by.replace('-', '_')}_command"
+        distribution(by, {"foundry.commands": {name: module}}, {f"{module}.py": text})
+
+    return put
+
+
+def test_a_command_of_a_package_is_called_like_a_verb(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(COMMAND.format(body="print(options.what.upper())"))
+    assert main(["say", "hello"]) == 0
+    assert capsys.readouterr().out == "HELLO\n"
+    with pytest.raises(SystemExit) as stop:
+        main(["say", "hello", "--loud"])
+    assert stop.value.code == 2
+    assert "unknown argument: --loud" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["plugins", "list"], ["sya"]], ids=" ".join)
+def test_no_command_is_imported_that_is_not_called(
+    arguments: list[str], command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("raise SystemExit(9)\n")
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+    assert "foundry_say_command" not in sys.modules
+    if "--help" in arguments or not arguments:
+        assert "of foundry-say 1.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "import kernels\n",
+            "the import of foundry_say_command, the command 'say' of foundry-say 1.0, fails: ModuleNotFoundError: "
+            "No module named 'kernels'",
+        ),
+        (
+            "def execute(options):\n    pass\n",
+            "the command 'say' of foundry-say 1.0: foundry_say_command is no module with a function configure(parser)",
+        ),
+        (
+            "def configure(parser):\n    1 / 0\n",
+            "the command 'say' of foundry-say 1.0 fails: ZeroDivisionError: division by zero",
+        ),
+        (
+            "def configure(parser):\n    parser.add_argument('what')\n",
+            "the command 'say' of foundry-say 1.0 has nothing to carry out: configure must call "
+            "set_defaults(execute=...)",
+        ),
+        (
+            COMMAND.format(body="raise ValueError('two\\nlines')"),
+            "the command 'say' of foundry-say 1.0 fails: ValueError: two lines (--debug shows where)",
+        ),
+    ],
+    ids=["import", "no configure", "configure", "no execute", "execute"],
+)
+def test_a_command_that_fails_is_named_with_its_package(
+    text: str, said: str, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(text)
+    assert main(["say", "hello"]) == 3
+    assert capsys.readouterr().err == f"error: {said}\n"
+    assert main(["say", "hello", "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_how_a_command_ends_the_process_is_its_own_affair(command: Callable[..., None]) -> None:
+    command(COMMAND.format(body="raise SystemExit(7)"))
+    with pytest.raises(SystemExit) as stop:
+        main(["say", "hello"])
+    assert stop.value.code == 7
+
+
+def test_an_error_of_core_in_a_command_is_that_error(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(COMMAND.format(body="import foundry_core; foundry_core.load_config(options.what)"))
+    assert main(["say", "no.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("no.yaml:")
+
+
+def test_a_verb_of_core_is_not_replaced(command: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    command(COMMAND.format(body="print('mine')"), name="validate")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    output = capsys.readouterr().out
+    assert output.count("\n    validate ") == 1
+    assert VERBS["validate"][1] in output
+    assert main(["validate", "no.yaml"]) == 2
+
+
+def test_a_command_that_two_packages_claim_is_called_by_neither(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for by in ("foundry-say", "foundry-tell"):
+        command(COMMAND.format(body="print('mine')"), by=by)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "of foundry-tell 1.0 and foundry-say 1.0" in capsys.readouterr().out
+    assert main(["say", "hello"]) == 3
+    assert capsys.readouterr().err == (
+        "error: the command 'say' is claimed by foundry-tell 1.0 and foundry-say 1.0: uninstall one, "
+        "pip uninstall foundry-tell\n"
+    )
+
+
+# The JSON schema.
+
+RICH = """\
+from pydantic import Field
+from foundry_core import ConfigSection, Objective, Optimizer, TokenizerType, hookimpl
+
+class Speed(ConfigSection):
+    factor: int = Field(1, ge=1, description="how fast")
+
+@hookimpl
+def foundry_objectives():
+    return [Objective("rich_lm", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM", like="causal_lm")]
+
+@hookimpl
+def foundry_optimizers():
+    return [Optimizer("rich", "of a test", "no:where", settings=Speed)]
+
+@hookimpl
+def foundry_tokenizer_types():
+    return [TokenizerType("rich_type", "of a test", "no:where")]
+"""
+
+
+def test_the_schema_knows_what_installed_packages_offer_and_leaves_a_broken_one_out(
+    distribution: Distribution, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package(distribution, "foundry-rich", RICH)
+    package(distribution, "foundry-broken", "1 / 0\n")
+    assert main(["schema"]) == 0
+    printed, warned = capsys.readouterr()
+    schema = json.loads(printed)
+    training = schema["$defs"]["TrainingConfig"]["properties"]
+    assert training["objective"]["enum"] == ["causal_lm", "masked_lm", "rich_lm"]
+    assert training["optimizer"]["enum"] == ["adamw", "rich", "sgd"]
+    assert "rich_type" in schema["$defs"]["TokenizerConfig"]["properties"]["tokenizer_type"]["enum"]
+    (speed, null) = training["optimizer_settings"]["anyOf"]
+    assert null == {"type": "null"}
+    assert schema["$defs"][speed["$ref"].rpartition("/")[2]]["properties"]["factor"]["minimum"] == 1
+    assert training["objective_settings"]["anyOf"] == [null]
+    assert (
+        warned
+        == "warning: left out: the plugin foundry-broken 1.0 fails to import: ZeroDivisionError: division by zero\n"
+    )
+
+
+def test_a_starting_yaml_names_the_settings_of_plugins(
+    experiment: Callable[..., ExperimentConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "gpt2"]) == 0
+    assert "# optimizer_settings: null" in capsys.readouterr().out

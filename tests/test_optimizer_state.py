@@ -1,0 +1,283 @@
+"""An optimizer of any kind goes on bit for bit, or is refused in one line after its first step."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from foundry_core import ExperimentConfig, run
+from foundry_core.config import TrainingConfig
+from foundry_core.errors import CheckpointError, PluginError
+from foundry_core.export import weights_file
+from foundry_core.optim import build_optimizer
+from foundry_core.optimizer import Optimizer
+from foundry_core.optimizer_state import load_optimizer, optimizer_tensors, optimizer_values
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def follow(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+class Counting(torch.optim.Optimizer):
+    """Keeps its progress in a number of its state, in its groups, and in doubles: none of which torch's own loading
+    would bring back as it was.
+    """
+
+    def __init__(self, groups: Any, lr: float):
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "taken": 0, "weight_sum": 0.0, "betas": (0.9, 0.5)})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["taken"] += 1
+            group["weight_sum"] += 1 / 3
+            for weight in group["params"]:
+                state = self.state[weight]
+                if not state:
+                    state.update(calls=0, speed=0.1, mean=torch.zeros_like(weight, dtype=torch.float64), last=None)
+                state["calls"] += 1
+                state["speed"] *= 1.1
+                state["mean"].mul_(0.7).add_(weight.grad.double(), alpha=1 / 7)
+                scale = group["lr"] * state["speed"] / math.sqrt(state["calls"] + group["taken"] + group["weight_sum"])
+                weight.sub_((scale * state["mean"]).float())
+
+
+KINDS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "counting": lambda groups: Counting(groups, lr=0.1),
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.1, fused=True),
+    "amsgrad": lambda groups: torch.optim.Adam(groups, lr=0.1, amsgrad=True, foreach=False),
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True),
+    "adagrad": lambda groups: torch.optim.Adagrad(groups, lr=0.1),
+    "adafactor": lambda groups: torch.optim.Adafactor(groups, lr=0.1),
+    "rprop": lambda groups: torch.optim.Rprop(groups, lr=0.1),
+    "asgd": lambda groups: torch.optim.ASGD(groups, lr=0.1),
+    "nadam": lambda groups: torch.optim.NAdam(groups, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_and_put_back_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    whole, first, second = network(), network(), network()
+    optimizers = [
+        KINDS[kind]([{"params": list(part.parameters())} for part in (model[:2], model[2:])])
+        for model in (whole, first, second)
+    ]
+    follow(whole, optimizers[0], range(6))
+    follow(first, optimizers[1], range(3))
+    (tmp_path / "optimizer.safetensors").write_bytes(weights_file(optimizer_tensors(first, optimizers[1])))
+    values = json.loads(json.dumps(optimizer_values(first, optimizers[1])))
+    second.load_state_dict(first.state_dict())
+    load_optimizer(tmp_path / "optimizer.safetensors", values, second, optimizers[2])
+    follow(second, optimizers[2], range(3, 6))
+    for ours, theirs in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_optimizer_of_tensors_alone_leaves_nothing_in_the_json() -> None:
+    model = network()
+    for make in (KINDS["adamw"], KINDS["sgd"]):
+        optimizer = make([{"params": list(model.parameters()), "lr": 0.7}])
+        follow(model, optimizer, range(2))
+        assert optimizer_values(model, optimizer) == {}
+
+
+class Careless(torch.optim.SGD):
+    """Does something else that cannot be saved for each name."""
+
+    what = ""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        weight = self.param_groups[0]["params"][0]
+        match self.what:
+            case "list":
+                self.state[weight]["history"] = [torch.zeros(2)]
+            case "object":
+                self.state[weight]["generator"] = torch.Generator()
+            case "slash":
+                self.state[weight]["a/b"] = torch.zeros(2)
+            case "stranger":
+                self.state[torch.zeros(1)]["mean"] = torch.zeros(2)
+            case "group":
+                self.param_groups[0]["scale"] = torch.ones(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({"extra": 1} if self.what == "extra" else {})
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("list", "a list as history/0.weight"),
+        ("object", "a Generator as generator/0.weight"),
+        ("slash", "state under 'a/b', which is no name"),
+        ("stranger", "state of something that is no parameter of the model"),
+        ("group", "a Tensor as 'scale' of a parameter group"),
+        ("extra", "'extra' beside its state and its parameter groups"),
+    ],
+)
+def test_what_could_not_be_saved_is_named_in_one_line(what: str, said: str) -> None:
+    model = network()
+    optimizer = Careless(model.parameters(), lr=0.1)
+    optimizer.what = what
+    follow(model, optimizer, range(1))
+    with pytest.raises(PluginError) as raised:
+        optimizer_values(model, optimizer)
+    assert str(raised.value).startswith(f"the optimizer Careless keeps {said}: only tensors, numbers and text ")
+    assert "\n" not in str(raised.value)
+
+
+LIGHT = """\
+from foundry_core import Optimizer, hookimpl
+
+@hookimpl
+def foundry_optimizers():
+    return [Optimizer("{name}", "of a test", "foundry_test_optimizer.heavy:build")]
+"""
+
+
+@pytest.fixture
+def shipping(
+    distribution: Callable[..., Path], experiment: Callable[..., ExperimentConfig], tmp_path: Path
+) -> Callable[..., Callable[..., ExperimentConfig]]:
+    """`shipping(heavy)(name, **training)`: an experiment whose optimizer a package builds with this code."""
+
+    def ship(heavy: str, called: str = "of_a_test") -> Callable[..., ExperimentConfig]:
+        files = {
+            "foundry_test_optimizer/__init__.py": LIGHT.format(name=called),
+            "foundry_test_optimizer/heavy.py": heavy,
+        }
+        distribution("foundry-test", {"foundry.plugins": {"test": "foundry_test_optimizer"}}, files)
+
+        def make(name: str, **training: Any) -> ExperimentConfig:
+            settings = {"optimizer": called, "train_steps": 4, "checkpoints": {"every_steps": 1}, **training}
+            return experiment("lstm", tmp_path / name, training=settings, plugins=["foundry_test_optimizer"])
+
+        return make
+
+    return ship
+
+
+COUNTING = """\
+import math
+import torch
+
+class Counting(torch.optim.Optimizer):
+    def __init__(self, groups, lr):
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "taken": 0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["taken"] += 1
+            for weight in group["params"]:
+                state = self.state[weight]
+                state.setdefault("speed", 1.0)
+                state["speed"] *= 1.1
+                weight.sub_(group["lr"] * state["speed"] / math.sqrt(group["taken"]) * weight.grad)
+
+def build(groups, training):
+    return Counting(groups, training.learning_rate)
+"""
+
+
+def test_a_run_whose_optimizer_keeps_numbers_goes_on_as_if_it_had_not_stopped(
+    shipping: Callable[..., Callable[..., ExperimentConfig]],
+) -> None:
+    make = shipping(COUNTING)
+    whole, broken = make("whole", lr_scheduler="constant"), make("broken", lr_scheduler="constant", train_steps=2)
+    run(whole, quiet=True)
+    run(broken, quiet=True)
+    longer = make("broken", lr_scheduler="constant")
+    run(longer, resume=True, quiet=True, allowed_changes=["training.train_steps"])
+    ends = [Path(config.training.output_dir) / "checkpoint-4" for config in (whole, longer)]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes()
+    states = [json.loads((end / "trainer_state.json").read_bytes())["foundry"]["optimizer"] for end in ends]
+    assert states[0] == states[1]
+    assert states[0]["groups"][0] == {"taken": 4}
+    # Other groups than those it was trained with: where its progress belongs cannot be told.
+    ungrouped = make("broken", lr_scheduler="constant", train_steps=5, weight_decay_on="all")
+    with pytest.raises(
+        CheckpointError, match=r"with 2 parameter groups, here are 1: put training\.weight_decay_on back"
+    ):
+        run(ungrouped, resume=True, quiet=True, allowed_changes=["training"])
+
+
+def test_an_optimizer_that_could_not_go_on_stops_after_its_first_step_not_at_a_checkpoint(
+    shipping: Callable[..., Callable[..., ExperimentConfig]],
+) -> None:
+    heavy = (
+        "import torch\n"
+        "class Listing(torch.optim.SGD):\n"
+        "    def step(self, closure=None):\n"
+        "        super().step()\n"
+        "        for weight in self.param_groups[0]['params']:\n"
+        "            self.state[weight]['history'] = [1, 2]\n"
+        "def build(groups, training):\n"
+        "    return Listing(groups, lr=training.learning_rate)\n"
+    )
+    config = shipping(heavy)("run", train_steps=100, checkpoints={})
+    with pytest.raises(PluginError, match=r"^the optimizer Listing keeps a list as history/"):
+        run(config, quiet=True)
+    records = (Path(config.training.output_dir) / "metrics.jsonl").read_text()
+    assert records == ""
+
+
+@pytest.mark.parametrize(
+    ("heavy", "said"),
+    [
+        (
+            "import torch_kernels\n",
+            "import of foundry_test_optimizer.heavy:build fails: ModuleNotFoundError: ",
+        ),
+        ("", "import of foundry_test_optimizer.heavy:build fails: AttributeError: "),
+        ("def build(groups, training):\n    return 1 / 0\n", "the optimizer of_a_test, .* fails: ZeroDivisionError"),
+        ("def build(groups):\n    pass\n", "the optimizer of_a_test, .* fails: TypeError"),
+        ("def build(groups, training):\n    return groups\n", "gives a list, not a torch.optim.Optimizer"),
+        (
+            "import torch\ndef build(groups, training):\n    return torch.optim.SGD(groups[:1], lr=1.0)\n",
+            "changes the parameter groups it was given",
+        ),
+        (
+            "import torch\ndef build(groups, training):\n"
+            "    return torch.optim.AdamW([p for group in groups for p in group['params']], lr=1.0)\n",
+            "changes the parameter groups it was given",
+        ),
+    ],
+    ids=["import", "name", "raises", "arguments", "no optimizer", "parameters left out", "decay of its own"],
+)
+def test_a_builder_that_breaks_a_rule_is_named(
+    shipping: Callable[..., Callable[..., ExperimentConfig]], heavy: str, said: str
+) -> None:
+    config = shipping(heavy)("run")
+    with pytest.raises(PluginError, match=said) as raised:
+        run(config, quiet=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_cores_own_are_built_like_any_other() -> None:
+    model = network()
+    for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
+        config = TrainingConfig(output_dir="run", train_steps=1, optimizer=name)
+        assert isinstance(build_optimizer(model, config), kind)
+    own = Optimizer("own", "of a test", "foundry_core.optim:sgd")
+    assert isinstance(build_optimizer(model, config, own), torch.optim.SGD)
