@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 LAYER_KEYS = ("layers", "num_layers", "num_hidden_layers", "n_layer")
 """Keys of a `model:` section that say how many layers there are; the odd sizes have one."""
 
+ODD_SIZES = "odd sizes"
+"""Name of the case with one layer and other sizes than the examples."""
+
 DROPOUT_KEY = "dropout"
 """Part of every key of a `model:` section that is a probability of leaving something out in training."""
 
@@ -191,7 +194,7 @@ def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
     examples = dict(architecture.examples) or {"default": {}}
     plain = [(name, settings, 37, 24) for name, settings in examples.items()]
     first = next(iter(examples.values()))
-    for name, settings, vocabulary, length in [*plain, ("odd sizes", _one_layer(first), 29, 13)]:
+    for name, settings, vocabulary, length in [*plain, (ODD_SIZES, _one_layer(first), 29, 13)]:
         validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
         known = available_objectives(hook_manager(active_modules(architecture)))
         for objective in architecture.capabilities(validated).objectives:

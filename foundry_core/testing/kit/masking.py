@@ -42,7 +42,7 @@ def require_padding_invisible(case: Case, side: Side) -> None:
         ids, mask = padded(rows, side, content)
         output = model(ids, attention_mask=mask, labels=case.labels(ids, mask), reduction="sum")
         for index, expected in enumerate(alone):
-            what = f"logits of a row of {len(rows[index])} tokens, {shown} on its {side},"
+            what = f"logits of a row of {len(rows[index])} tokens with {shown} on its {side}"
             require_close(output.logits[index][mask[index] == 1], expected.logits[0], what, atol=1e-5)
         require(int(output.count) == count, f"{int(output.count)} predictions with padding, {count} without")
         require_close(output.loss, loss, f"loss with padding on the {side}", rtol=1e-5)
@@ -144,7 +144,7 @@ def rows_independent(case: Case) -> None:
             "alone in its batch": model(ids[2:3]).logits,
             "among other rows": model(others).logits[2:3],
         }
-        limit = 1e-6 * max(1.0, float(together.abs().max()))
+        limit = 1e-6 * max(1.0, float(together.detach().abs().max()))
         for how, logits in answers.items():
             what = f"logits of a row {how}{', in training' if training else ''}"
             require_close(logits, together if len(logits) == 5 else together[2:3], what, atol=limit)

@@ -16,15 +16,9 @@ import numpy as np
 import torch
 
 from foundry_core.model import BaseLanguageModel
-from foundry_core.testing.kit.case import Case
-from foundry_core.testing.kit.check import (
-    check,
-    listed,
-    named_gradients,
-    require,
-    require_close,
-    require_equal,
-)
+from foundry_core.testing.kit.case import ODD_SIZES, Case
+from foundry_core.testing.kit.check import check, listed, named_gradients, require, require_close, require_equal
+from foundry_core.testing.kit.masking import padded
 
 
 @check(
@@ -34,18 +28,25 @@ from foundry_core.testing.kit.check import (
     "from `torch.finfo(x.dtype).min` of the dtype it is added to; a buffer takes the dtype of what it meets.",
 )
 def bf16(case: Case) -> None:
-    """Under bf16 autocast logits, loss and gradients are finite, and the logits are within 0.03 of those in fp32."""
+    """Under bf16 autocast logits, loss and gradients of padded batches are finite, and the logits within 0.03 of those
+    in fp32.
+    """
     model = case.stirred()
-    ids, labels = case.ragged()
-    exact = model(ids, labels=labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = model(ids, labels=labels)
-    require(bool(rough.logits.isfinite().all()), "logits under bf16 autocast are not finite")
-    require(bool(rough.loss.isfinite()), "the loss under bf16 autocast is not finite")
-    error = float((rough.logits.double() - exact.logits.double()).norm() / exact.logits.double().norm())
-    require(error < 0.03, f"relative error of the logits under bf16 autocast is {error:.3f}, allowed is 0.03")
-    rough.loss.backward()
-    _require_finite_gradients(model, "under bf16 autocast")
+    rows = [case.ids(length, seed=length) for length in (case.length // 2, case.length - 1, 1)]
+    for side in case.capabilities.padding_sides:
+        ids, mask = padded(rows, side, int(case.ordinary[0]))
+        given = {"input_ids": ids, "attention_mask": mask, "labels": case.labels(ids, mask)}
+        exact = model(**given).logits.detach()[mask == 1].double()
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = model(**given)
+        rough = output.logits.detach()[mask == 1].double()
+        require(bool(rough.isfinite().all()), "logits under bf16 autocast are not finite")
+        require(bool(output.loss.isfinite()), "the loss under bf16 autocast is not finite")
+        error = float((rough - exact).norm() / exact.norm())
+        require(error < 0.03, f"relative error of the logits under bf16 autocast is {error:.3f}, allowed is 0.03")
+        output.loss.backward()
+        _require_finite_gradients(model, "under bf16 autocast")
 
 
 @check(
@@ -75,7 +76,7 @@ def initial_loss(case: Case) -> None:
     expected = math.log(case.vocabulary)
     for seed in range(20):
         ids = case.ids(8, min(16, case.length), seed=seed)
-        loss = float(case.model(seed=seed)(ids, labels=ids).loss)
+        loss = case.model(seed=seed)(ids, labels=ids).loss.item()
         require(abs(loss - expected) < 0.5, f"the first loss with seed {seed} is {loss:.3f}, ln V is {expected:.3f}")
 
 
@@ -100,13 +101,13 @@ def gradient_reach(case: Case) -> None:
         unreached -= {name for name, gradient in named_gradients(model).items() if bool(gradient.any())}
         optimizer.step()
     require(not unreached, f"no gradient reaches {listed(sorted(unreached))}")
-    embeddings = model.get_input_embeddings()
+    embeddings = model.eval().get_input_embeddings()
     every_id = torch.arange(case.vocabulary)
     vectors = embeddings(every_id)
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
     model.zero_grad()
     (vectors * weights).sum().backward()
-    rows = [p.grad for p in embeddings.parameters() if p.grad is not None and len(p) == case.vocabulary]
+    rows = [p.grad for p in embeddings.parameters() if p.grad is not None and p.shape[:1] == (case.vocabulary,)]
     frozen = [number for number in every_id.tolist() if any(not bool(row[number].any()) for row in rows)]
     require(not frozen, f"the embedding of {listed([f'id {number}' for number in frozen])} gets no gradient")
 
@@ -159,7 +160,7 @@ def seed(case: Case) -> None:
         require_equal(runs[1][0][name], tensor, f"{name} after three steps with the same seed")
     states = [state for _, state in runs]
     require(states[0] != states[2], "the forward pass seeds the random generator")
-    if case.has_dropout:
+    if case.has_dropout and case.example != ODD_SIZES:  # dropout between layers needs more than one
         require(_differ(runs[0][0], runs[2][0]), "dropout is set, and training does not depend on the seed")
 
 
@@ -186,7 +187,9 @@ def memory(case: Case) -> None:
             if step % 10 == 9:
                 seen.append(live.count())
     # Something that is made once, and late, is no leak.
-    for what, first, second, third in zip(("live tensors", "bytes in them", "tensors saved"), *seen, strict=True):
+    for what, first, second, third in zip(
+        ("live tensors", "bytes of live tensors", "tensors saved for backward"), *seen, strict=True
+    ):
         require(not first < second < third, f"{what} after 10, 20 and 30 steps: {first:,}, {second:,}, {third:,}")
 
 

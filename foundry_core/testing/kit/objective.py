@@ -86,7 +86,7 @@ def reference_loss(case: Case) -> None:
     "to copy: use core's loss. Otherwise it looks ahead: see causal-leak.",
 )
 def noise_floor(case: Case) -> None:
-    """In 120 steps on fresh random tokens the loss falls at most 0.15 nats below what can be known of them."""
+    """In 120 steps on fresh random tokens the loss does not fall 0.15 nats below what can be known of them."""
     config = case.config_with(training={"mlm_probability": 0.4})
     collate, length = get_data_collator(config, case.tokenizer), min(10, case.length)
     batches = [collate(case.features(24, length, first=24 * step)) for step in range(120)]
@@ -197,7 +197,7 @@ def raw_logits(case: Case) -> None:
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *, causal: bool) -> torch.Tensor:
-    """(N,): the float64 loss of each label that is not -100; causal: by the logits of the position before."""
+    """(N,): the float64 loss of each label that is not -100, by the logits there or, causal, one position before."""
     logits = logits.detach().double()
     if causal:
         logits, labels = logits[:, :-1], labels[:, 1:]
@@ -239,6 +239,7 @@ def knowable(case: Case, batches: Iterable[Batch]) -> float:
     size, ordinary = len(case.ordinary), torch.isin(labels, case.ordinary)
     guess = math.log(size)
     predicted = int((labels != IGNORED).sum())
+    require(predicted > 0, "the collator of the objective gives nothing to predict")
     if case.causal:
         return guess * int(ordinary.sum()) / predicted
     in_sight = ordinary & torch.isin(shown, case.ordinary)
