@@ -392,10 +392,9 @@ def test_the_schema_knows_what_installed_packages_offer_and_leaves_a_broken_one_
     assert null == {"type": "null"}
     assert schema["$defs"][speed["$ref"].rpartition("/")[2]]["properties"]["factor"]["minimum"] == 1
     assert training["objective_settings"]["anyOf"] == [null]
-    assert (
-        warned
-        == "warning: left out: the plugin foundry-broken 1.0 fails to import: ZeroDivisionError: division by zero\n"
-    )
+    (line,) = warned.splitlines()
+    assert line.startswith("warning: left out: the plugin foundry-broken 1.0 ")
+    assert "fails to import: ZeroDivisionError: division by zero. " in line
 
 
 def test_a_starting_yaml_names_the_settings_of_plugins(
