@@ -29,7 +29,8 @@ VERBS = {
     "generate": ("generate", "let a checkpoint continue a text"),
     "migrate": ("migrate", "convert a YAML of the format before model.architecture"),
     "schema": ("schema", "print the JSON schema of the YAML, for editors"),
-    "plugins": ("plugins", "list the installed architectures"),
+    "plugins": ("plugins", "list, show and check the installed plugins"),
+    "new-plugin": ("new_plugin", "write a package for an architecture of your own"),
 }
 
 _EXAMPLES = """\
