@@ -80,13 +80,11 @@ class Installed:
 def declared(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
     """Entry points of a group by name, each name with every distribution that claims it; from metadata alone."""
     found: dict[str, list[Installed]] = {}
-    packages: dict[int, Package] = {}
-    # entry_points() takes the first copy of a distribution; its points share one object, which is read once.
-    points = metadata.entry_points(group=group)
-    for point in points:
-        assert point.dist is not None
-        package = packages.get(id(point.dist)) or packages.setdefault(id(point.dist), _package(point.dist))
-        found.setdefault(point.name, []).append(Installed(group, point.name, point.value, package))
+    for copy, first, points in _plugin_packages():
+        if copy == first:
+            for point in points:
+                if point.group == group:
+                    found.setdefault(point.name, []).append(point)
     return dict(sorted(found.items()))
 
 
@@ -94,6 +92,29 @@ def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
     """What is declared, without those that an environment variable switches off."""
     active = {name: [point for point in claims if not switched_off(point)] for name, claims in declared(group).items()}
     return {name: claims for name, claims in active.items() if claims}
+
+
+def _plugin_packages() -> Iterator[tuple[Package, Package, list[Installed]]]:
+    """Each copy of a distribution that declares plugins, the first copy of the same name, and what it declares.
+
+    `metadata.entry_points()` would parse what every distribution declares, and one that is damaged would stop it.
+    """
+    seen: set[Package] = set()
+    for distribution in metadata.distributions():
+        text = distribution.read_text("entry_points.txt") or ""
+        if not any(f"[{group}]" in text for group in GROUPS):
+            continue
+        package = _package(distribution)
+        if package in seen:  # its folder stands on the path twice
+            continue
+        seen.add(package)
+        copies = list(metadata.distributions(name=package.name))
+        first = _package(copies[0]) if len(copies) > 1 else package
+        try:
+            points = [Installed(point.group, point.name, point.value, package) for point in distribution.entry_points]
+        except (TypeError, ValueError):
+            points = [Installed(ARCHITECTURES, package.name, "", package)]  # so that somebody is told: see load_module
+        yield package, first, [point for point in points if point.group in GROUPS]
 
 
 def _package(distribution: metadata.Distribution) -> Package:
@@ -199,18 +220,11 @@ class Hidden:
 
 def hidden_copies() -> list[Hidden]:
     """Copies of plugins' distributions that do not count, other than a second note of the same sources."""
-    found = []
-    for distribution in metadata.distributions():
-        text = distribution.read_text("entry_points.txt") or ""
-        if not any(f"[{group}]" in text for group in GROUPS):
-            continue
-        copy = _package(distribution)
-        copies = list(metadata.distributions(name=copy.name))
-        first = _package(copies[0]) if len(copies) > 1 else copy
-        if first != copy and not _same_sources(first, copy):
-            points = [Installed(point.group, point.name, point.value, copy) for point in distribution.entry_points]
-            found.append(Hidden(first, copy, tuple(point for point in points if point.group in GROUPS)))
-    return found
+    return [
+        Hidden(first, copy, tuple(points))
+        for copy, first, points in _plugin_packages()
+        if copy != first and not _same_sources(first, copy)
+    ]
 
 
 def _same_sources(one: Package, other: Package) -> bool:

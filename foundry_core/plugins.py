@@ -129,6 +129,8 @@ def load_architecture(point: Installed) -> Architecture:
 
 def load_module(point: Installed) -> ModuleType:
     """Import the module that an entry point names. Raises PluginError with the cause and the way out."""
+    if not point.target:
+        raise PluginError(f"the plugin {point}: its entry_points.txt cannot be read. {way_out(point)}")
     # Asked before: what a plugin for another core imports from it may not be there, and that would say less.
     requirement = unmet_requirement(point)
     if requirement is not None:

@@ -1,10 +1,18 @@
-"""Fixtures for the tests of core: distributions as an installer leaves them, made by hand."""
+"""Fixtures for the tests of core: distributions made by hand as an installer leaves them, and real wheels.
+
+A clean environment sees the third-party dependencies of this one through links, and nothing of foundry but the wheels
+that are installed into it.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,3 +71,93 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         file = getattr(module, "__file__", None)
         if file is not None and Path(file).is_relative_to(tmp_path):
             del sys.modules[name]
+
+
+ROOT = Path(__file__).parents[1]
+PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn")
+
+
+def source(name: str) -> Path:
+    """The folder that a distribution of this repository is built from."""
+    return ROOT if name == "foundry-core" else ROOT / "plugins" / name
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command; no environment variable but those given lends Python a module."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    texts = [str(part) for part in command]
+    return subprocess.run(texts, cwd=cwd, env=environment | variables, capture_output=True, text=True, check=False)
+
+
+def done(*command: str | Path, cwd: Path, **variables: str) -> str:
+    result = run(*command, cwd=cwd, **variables)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A wheel of each distribution, built from a copy of its sources, so that no build folder litters the tree."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for name in ("foundry-core", *PLUGINS):
+        copy = tmp_path_factory.mktemp(name)
+        for part in ("pyproject.toml", "README.md", "LICENSE", name.replace("-", "_")):
+            path = source(name) / part
+            if path.is_dir():
+                shutil.copytree(path, copy / part, ignore=shutil.ignore_patterns("__pycache__", "build"))
+            else:
+                shutil.copy(path, copy / part)
+        options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
+        done(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, copy, cwd=folder)
+    found = {path.name.split("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
+    assert set(found) == {"foundry-core", *PLUGINS}
+    return found
+
+
+class Environment:
+    """A virtual environment without pip; the pip of this one installs into it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        done(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+        self.python = folder / "bin" / "python"
+        site = Path(self.done(self.python, "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+        borrowed = folder / "borrowed"
+        borrowed.mkdir()
+        for outer in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+            for entry in Path(outer).iterdir():
+                target = borrowed / entry.name
+                if "foundry" not in entry.name and entry.suffix != ".pth" and not target.exists():
+                    target.symlink_to(entry)
+        (site / "borrowed.pth").write_text(f"{borrowed}\n")
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        return run(*command, cwd=self.folder)
+
+    def done(self, *command: str | Path) -> str:
+        return done(*command, cwd=self.folder)
+
+    def pip(self, *arguments: str | Path) -> None:
+        self.done(sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check", *arguments)
+
+    def install(self, wheel: Path) -> None:
+        self.pip("install", "--no-index", "--no-deps", "--quiet", wheel)
+
+    def uninstall(self, name: str) -> None:
+        self.pip("uninstall", "--yes", "--quiet", name)
+
+    def foundry(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return self.run(self.folder / "bin" / "foundry", *arguments)
+
+    def architectures(self) -> dict[str, str]:
+        listed = self.foundry("plugins", "list", "--json")
+        assert listed.returncode == 0, listed.stderr
+        return {row["name"]: f"{row['distribution']} {row['version']}" for row in json.loads(listed.stdout)}
+
+
+@pytest.fixture(scope="session")
+def environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with core alone; each test leaves it so."""
+    fresh = Environment(tmp_path_factory.mktemp("environment") / "venv")
+    fresh.install(wheels["foundry-core"])
+    return fresh

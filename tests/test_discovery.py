@@ -330,6 +330,24 @@ def test_a_package_whose_metadata_is_gone_stops_no_other(mamba: Install, tmp_pat
     assert any(line.startswith("gpt2") for line in out)
 
 
+@pytest.mark.parametrize("of", ["foundry-mamba", "another-package"])
+def test_entry_points_that_cannot_be_read_stop_no_other(
+    of: str, mamba: Install, install: Install, tmp_path: Path, capsys: Any
+) -> None:
+    mamba()
+    if of == "another-package":
+        install(of)
+    points = tmp_path / "site" / f"{of.replace('-', '_')}-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[foundry.architectures]\nmamba\n" if of == "foundry-mamba" else "[console_scripts]\nhalf a line")
+    out, _ = said(capsys, "list")
+    assert any(line.startswith("gpt2") for line in out)
+    if of == "foundry-mamba":
+        problem = f"the plugin foundry-mamba 1.0: its entry_points.txt cannot be read. {REMOVE}"
+        assert found("foundry-mamba") == [("unusable", problem)]
+    else:
+        assert found() == [("fine", None)]
+
+
 # Switched off.
 
 

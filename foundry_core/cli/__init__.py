@@ -39,7 +39,8 @@ VERBS = {
     "migrate": ("migrate", "convert a YAML of the format before model.architecture"),
     "schema": ("schema", "print the JSON schema of the YAML, for editors"),
     "check": ("check", "prove that an architecture is right: the conformance kit, as a table"),
-    "plugins": ("plugins", "list the installed architectures"),
+    "plugins": ("plugins", "list, show and check the installed plugins"),
+    "new-plugin": ("new_plugin", "write a package for an architecture of your own"),
 }
 
 _EXAMPLES = """\

@@ -43,7 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     def verb(name: str, line: str, description: str, execute: Any) -> argparse.ArgumentParser:
         added = verbs.add_parser(
-            name, help=line, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=line,
+            description=description,
+            epilog=f"example:\n  foundry plugins {name}{' lstm' if name == 'show' else ''} --json",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.add_argument("--json", action="store_true", help="for programs")
         added.set_defaults(execute=execute)

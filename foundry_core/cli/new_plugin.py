@@ -1,0 +1,127 @@
+"""Write a package for an architecture of your own: descriptor, a small model that learns and passes every check, tests,
+README, CI. It is ready to be installed, checked and published; then make the model yours.
+
+The folder is foundry-NAME. NAME is what model.architecture will be: lower-case letters, digits, single underscores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import importlib.util
+import keyword
+import os
+import re
+from importlib import metadata, resources
+from pathlib import Path
+from string import Template
+
+from foundry_core import __version__
+from foundry_core.errors import UsageError
+
+EXAMPLE = """\
+example:
+  foundry new-plugin mine
+  pip install ./foundry-mine
+  foundry plugins show mine"""
+
+_LONGEST = 20  # so that no line of the templates grows beyond its 120 columns
+
+# Where each template goes; $name and $package in paths, too.
+_FILES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "LICENSE": "LICENSE",
+    "gitignore": ".gitignore",
+    "workflow.yml": ".github/workflows/test.yml",
+    "descriptor.py": "$package/__init__.py",
+    "model.py": "$package/model.py",
+    "test.py": "tests/test_$name.py",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of the architecture")
+    parser.add_argument(
+        "--dir", default=".", metavar="DIR", help="where to make the folder foundry-NAME; default: here"
+    )
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    from foundry_core.storage import write_file
+
+    name = options.name
+    _refuse_unusable(name)
+    _refuse_taken(name)
+    folder = Path(options.dir, _distribution(name))
+    if os.path.lexists(folder):
+        raise UsageError(f"{folder} exists and is not overwritten: choose another --dir, or remove it")
+    for path, text in plugin_files(name).items():
+        write_file(folder / path, text.encode())
+    print(f"wrote {folder}; next:")
+    # Without a slash in it, pip would look for a package of that name.
+    print(f"  pip install {folder}{os.sep}")
+    print(f"  foundry check {name}")
+
+
+def plugin_files(name: str) -> dict[str, str]:
+    """The files of a plugin package by their path in it."""
+    lowest, below = _core_versions(__version__)
+    values = {
+        "name": name,
+        "Name": "".join(part.capitalize() for part in name.split("_")),
+        "package": f"foundry_{name}",
+        "distribution": _distribution(name),
+        "lowest": lowest,
+        "below": below,
+    }
+    templates = resources.files("foundry_core") / "templates" / "plugin"
+    files = {
+        Template(path).substitute(values): Template((templates / f"{source}.template").read_text("utf-8"))
+        for source, path in _FILES.items()
+    }
+    texts = {path: template.substitute(values) for path, template in files.items()}
+    return {**texts, f"{values['package']}/py.typed": ""}
+
+
+def _distribution(name: str) -> str:
+    return f"foundry-{name.replace('_', '-')}"
+
+
+def _core_versions(version: str) -> tuple[str, str]:
+    """Bounds that a plugin of today states: this core's minor version, and the first that may break it."""
+    major, minor = map(int, version.split(".")[:2])
+    return f"{major}.{minor}", f"{major}.{minor + 1}" if major == 0 else f"{major + 1}"
+
+
+def _refuse_unusable(name: str) -> None:
+    """Names that are no entry point, no Python variable, or would replace another name in the files written."""
+    from foundry_core.architecture import ModelConfig
+
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > _LONGEST:
+        cleaned = re.sub(r"[^a-z0-9]+", "_", name.lower()).lstrip("_0123456789")[:_LONGEST].rstrip("_")
+        near = f", such as '{cleaned}'" if cleaned and cleaned != name else ""
+        raise UsageError(
+            f"{name!r} cannot name an architecture: lower-case letters, digits and single underscores between them, "
+            f"a letter first, at most {_LONGEST}{near}"
+        )
+    # `base` would make a second BaseLanguageModel, `config` a ConfigSection; `model` is the module of the model.
+    known = keyword.iskeyword(name) or hasattr(builtins, name) or hasattr(ModelConfig, name)
+    if known or name in ("base", "config", "model", *ModelConfig.model_fields):
+        raise UsageError(f"'{name}' has a meaning of its own in Python or in core: choose another name")
+
+
+def _refuse_taken(name: str) -> None:
+    """Names of what is installed, disabled plugins included: both could not be used together."""
+    from foundry_core.discovery import declared
+
+    for claims in declared().values():
+        for point in claims:
+            if point.name == name:
+                raise UsageError(f"the architecture '{name}' is shipped by {point}: choose another name")
+    module = f"foundry_{name}"
+    if next(iter(metadata.distributions(name=_distribution(name))), None) is not None:
+        raise UsageError(f"a package {_distribution(name)} is installed: choose another name")
+    if importlib.util.find_spec(module) is not None:
+        raise UsageError(f"there is a module {module} that Python would import: choose another name")
