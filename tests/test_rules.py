@@ -476,6 +476,8 @@ create_model
     (config, tokenizer=..., **kwargs)
 create_model_from_config
     (config, tokenizer=..., **kwargs)
+did_you_mean
+    (name, known)
 exposed_by_plugin
     (*architectures)
 get_data_collator
