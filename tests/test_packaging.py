@@ -23,7 +23,7 @@ SOURCES = {
     "foundry-core": (ROOT, ["pyproject.toml", "README.md", "LICENSE", "foundry_core"]),
     **{
         name: (ROOT / "plugins" / name, ["pyproject.toml", "README.md", name.replace("-", "_")])
-        for name in ("foundry-gpt2", "foundry-bert", "foundry-rnn")
+        for name in ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")
     },
 }
 PLUGINS = [name for name in SOURCES if name != "foundry-core"]

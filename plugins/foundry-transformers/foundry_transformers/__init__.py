@@ -194,7 +194,7 @@ transformers = Architecture(
     default_tokenizer="sentencepiece",
     examples={
         "tiny": _example("llama", intermediate_size=64, num_attention_heads=4, num_key_value_heads=2),
-        "tiny_mamba": _example("mamba", state_size=4),
+        "tiny_mamba": _example("mamba", state_size=4, initializer_range=0.02),
         "tiny_roberta": _example(
             "roberta",
             intermediate_size=64,
