@@ -70,10 +70,10 @@ class TransformersLanguageModel(WrappedLanguageModel):
     def _problems(self) -> Iterator[str]:
         length, vocabulary = self.context.max_sequence_length, self.context.vocab_size
         row = torch.arange(length)[None] % vocabulary
-        # There is a place for each token of a row. `forward` by its name: hooks on the model hear of training alone.
+        # There is a place for each token of a row.
         self.forward(row, labels=torch.full_like(row, -100), return_logits=False)
         few = row[:, : min(8, length - 2)]
-        logits = self.forward(few).logits
+        logits = self._logits(few)
         if logits.shape != (*few.shape, vocabulary):
             yield f"its logits have the shape {tuple(logits.shape)}, not (batch, tokens, vocabulary)"
         given = {"position_ids": self.position_ids(few, None, 0), "use_cache": False}
@@ -83,19 +83,25 @@ class TransformersLanguageModel(WrappedLanguageModel):
         if self.context.objective.causal:
             other = few.clone()
             other[:, -1] = (other[:, -1] + 1) % vocabulary
-            if not torch.allclose(self.forward(other).logits[:, :-1], logits[:, :-1], rtol=0, atol=1e-5):
+            if not torch.allclose(self._logits(other)[:, :-1], logits[:, :-1], rtol=0, atol=1e-5):
                 direction = _kind(self.config).direction
                 yield "it sees the tokens that it is to predict" + (f": set {direction}" if direction else "")
         for side in self.config.capabilities.padding_sides:
             columns = (2, 0) if side == "left" else (0, 2)
             mask = F.pad(torch.ones_like(few), columns)
-            padded = self.forward(F.pad(few, columns, value=vocabulary - 1), attention_mask=mask).logits
+            padded = self._logits(F.pad(few, columns, value=vocabulary - 1), attention_mask=mask)
             if not torch.allclose(padded[:, mask[0] == 1], logits, rtol=0, atol=1e-4):
                 yield f"padding on the {side} changes what it says of real tokens"
-        if self.config.capabilities.carried_state and few.shape[1] > 1:
-            first = self.forward(few[:, :1], use_cache=True)
-            if not torch.allclose(self.forward(few[:, 1:], state=first.state).logits, logits[:, 1:], rtol=0, atol=1e-4):
+        if self.config.capabilities.carried_state:
+            state = self.forward(few[:, :1], use_cache=True).state
+            if not torch.allclose(self._logits(few[:, 1:], state=state), logits[:, 1:], rtol=0, atol=1e-4):
                 yield "its state does not carry a text from one call to the next"
+
+    def _logits(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Through `forward` by its name: hooks on the model hear of training alone."""
+        logits = self.forward(input_ids, **kwargs).logits
+        assert logits is not None
+        return logits
 
 
 def _kind(config: ExperimentConfig) -> ModelType:
