@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := plugins/foundry-gpt2 plugins/foundry-bert plugins/foundry-rnn
+PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba)
 STAMP := $(VENV)/.installed
 
 .PHONY: run test test-slow test-faults lint bench setup clean

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from foundry_core.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
     from foundry_core.config import ExperimentConfig, load_config
     from foundry_core.config_sections import TrainingConfig
-    from foundry_core.errors import FoundryError
+    from foundry_core.errors import FoundryError, did_you_mean
     from foundry_core.export import exposed_by_plugin
     from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.huggingface import WrappedLanguageModel
@@ -60,6 +60,7 @@ _HOME = {
     "WrappedLanguageModel": "huggingface",
     "create_model": "model",
     "create_model_from_config": "model",
+    "did_you_mean": "errors",
     "exposed_by_plugin": "export",
     "get_data_collator": "collators",
     "hookimpl": "hookspecs",
@@ -94,6 +95,7 @@ __all__ = [
     "__version__",
     "create_model",
     "create_model_from_config",
+    "did_you_mean",
     "exposed_by_plugin",
     "get_data_collator",
     "hookimpl",

@@ -55,17 +55,17 @@ class _GivenHiddenStates(nn.Module):
 class WrappedLanguageModel(BaseLanguageModel):
     """A plugin's base for an architecture that transformers has: `from_config` builds the inner model, no more.
 
-    inner: the transformers model with its language-model head; kept as `self.model`. `state` is what it calls its
-    cache. Raises FoundryError when its head cannot be told from the rest.
+    inner: the transformers model with its language-model head; kept as `self.model`, the names that its forward takes
+    as `self.arguments`. `state` is what it calls its cache. Raises FoundryError when it has no head by itself.
     """
 
     def __init__(self, config: ExperimentConfig, context: BuildContext, inner: PreTrainedModel):
         super().__init__(config, context)
         if inner.base_model is inner:
-            raise FoundryError(f"{type(inner).__name__} cannot be trained here: it has no base model beside its head")
+            raise FoundryError(f"{type(inner).__name__} cannot be trained here: it has no base model beside a head")
         self.model = inner
-        self._arguments: AbstractSet[str] = frozenset(inspect.signature(inner.forward).parameters)
-        self._state_name = next((name for name in _STATE_NAMES if name in self._arguments), None)
+        self.arguments: AbstractSet[str] = frozenset(inspect.signature(inner.forward).parameters)
+        self._state_name = next((name for name in _STATE_NAMES if name in self.arguments), None)
         # transformers gives the padding id a row that never learns. Padding is masked anyway, and an id taken on trust
         # has cost others a real token: every row is trained.
         embeddings: Any = self.get_input_embeddings()
@@ -94,13 +94,14 @@ class WrappedLanguageModel(BaseLanguageModel):
     def position_ids(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int
     ) -> torch.Tensor | None:
-        """Where each token stands, (B, T), for a model that takes it; None leaves it to the model. past: tokens read.
+        """Where each token stands, (B, T) or (1, T), for a model that takes it; None: from 0 on. past: tokens read.
 
         Positions count real tokens, as in transformers' `generate`: left padding shifts none of them.
         """
-        if attention_mask is None:
-            return None
-        return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        length = input_ids.shape[1]
+        if attention_mask is not None:
+            return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+        return torch.arange(past, past + length, device=input_ids.device)[None] if past else None
 
     def forward(
         self,
@@ -115,9 +116,9 @@ class WrappedLanguageModel(BaseLanguageModel):
         past = self._past(state, input_ids.shape[1])
         if self._state_name is not None and (use_cache or state is not None):
             kwargs |= {self._state_name: state, "use_cache": True}
-        elif "use_cache" in self._arguments:
+        elif "use_cache" in self.arguments:
             kwargs["use_cache"] = False
-        if "position_ids" in self._arguments and "position_ids" not in kwargs:
+        if "position_ids" in self.arguments and "position_ids" not in kwargs:
             kwargs["position_ids"] = self.position_ids(input_ids, attention_mask, past)
         inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         return self.output(

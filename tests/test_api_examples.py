@@ -36,6 +36,7 @@ from foundry_core.errors import ConfigError, PluginError
 from foundry_core.testing.toy_language import ToyCorpus
 
 Experiment = Callable[..., ExperimentConfig]
+AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers."
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_without_a_tokenizer_the_vocabulary_is_the_configured_one(yaml_path: Pat
 
 def test_saving_and_finding_the_architecture_again(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     ids = torch.arange(8)[None]
-    for name in ("gpt2", "bert", "lstm", "gru", "rnn"):
+    for name in ("gpt2", "bert", "lstm", "gru", "rnn", "mamba", "transformers"):
         model = create_model(experiment(name, tmp_path), letters).eval()
         model.save_pretrained(tmp_path / name)
         back = BaseLanguageModel.from_pretrained(tmp_path / name)
@@ -143,7 +144,7 @@ def test_parameters_are_counted_once_and_memory_follows(
     assert model.get_memory_footprint().optimizer == 8 * (count.total - count.embeddings)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "lstm", "gru", "rnn"])
+@pytest.mark.parametrize("name", ["gpt2", "lstm", "gru", "rnn", "mamba", "transformers"])
 def test_generating(name: str, experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     model = create_model(experiment(name, tmp_path), letters)
     ids = torch.arange(4)[None]
@@ -170,6 +171,9 @@ TABLE = [
     ("bert", "tiny", ("masked_lm",), "wordpiece"),
     *((name, "tiny", BOTH, "sentencepiece") for name in ("lstm", "gru", "rnn")),
     *((name, "tiny_bidirectional", ("masked_lm",), "sentencepiece") for name in ("lstm", "gru", "rnn")),
+    ("mamba", "tiny", ("causal_lm",), "sentencepiece"),
+    ("transformers", "tiny", ("causal_lm",), "sentencepiece"),
+    ("transformers", "tiny_roberta", ("masked_lm",), "sentencepiece"),
 ]
 
 
@@ -300,7 +304,7 @@ def test_an_unknown_name_gets_the_near_miss_and_the_whole_list(experiment: Exper
         experiment("lstm", tmp_path, model={"architecture": "lstn"})
     place, _, message = str(caught.value).partition(": model.architecture: ")
     assert place.startswith("configuration:")
-    assert message == ("Unknown architecture: 'lstn'. Did you mean 'lstm'? Available: bert, gpt2, gru, lstm, rnn.")
+    assert message == (f"Unknown architecture: 'lstn'. Did you mean 'lstm'? {AVAILABLE}")
 
 
 # Collators.

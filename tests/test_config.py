@@ -44,6 +44,7 @@ training:
 logging:
   log_every_steps: 5
 """
+AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers."
 GPT2 = VALID[VALID.index("  architecture: gpt2") : VALID.index("training:\n")]
 OLD = """\
 experiment_name: exp0
@@ -108,13 +109,12 @@ MISTYPED = [
     wrong(
         "architecture",
         edited(("architecture: gpt2", "architecture: lstn")),
-        "12: model.architecture: "
-        "Unknown architecture: 'lstn'. Did you mean 'lstm'? Available: bert, gpt2, gru, lstm, rnn.",
+        f"12: model.architecture: Unknown architecture: 'lstn'. Did you mean 'lstm'? {AVAILABLE}",
     ),
     wrong(
         "architecture like no other",
         edited(("architecture: gpt2", "architecture: xylophone")),
-        "12: model.architecture: Unknown architecture: 'xylophone'. Available: bert, gpt2, gru, lstm, rnn.",
+        f"12: model.architecture: Unknown architecture: 'xylophone'. {AVAILABLE}",
     ),
     wrong(
         "objective",
@@ -164,7 +164,7 @@ MISTYPED = [
     wrong(
         "newline in a name",
         edited(("architecture: gpt2", 'architecture: "a\\nb"')),
-        r"12: model.architecture: Unknown architecture: 'a\nb'. Available: bert, gpt2, gru, lstm, rnn.",
+        rf"12: model.architecture: Unknown architecture: 'a\nb'. {AVAILABLE}",
     ),
 ]
 
@@ -717,8 +717,7 @@ def test_an_override_may_replace_a_whole_section(valid: Path) -> None:
         ("model=gpt2", "model: must be a section"),
         (
             "model.architecture=lstn",
-            "model.architecture: "
-            "Unknown architecture: 'lstn'. Did you mean 'lstm'? Available: bert, gpt2, gru, lstm, rnn.",
+            f"model.architecture: Unknown architecture: 'lstn'. Did you mean 'lstm'? {AVAILABLE}",
         ),
     ],
 )
@@ -791,7 +790,7 @@ def test_every_shipped_file_validates(path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_there_are_files_shipped() -> None:
-    assert {"bert", "gpt2", "lstm", "gru", "rnn"} <= {path.stem for path in CONFIGS}
+    assert {"bert", "gpt2", "lstm", "gru", "rnn", "mamba", "llama"} <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

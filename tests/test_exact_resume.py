@@ -23,6 +23,14 @@ TRANSFORMER = {
     "attention_heads": 2,
     "dropout": 0.2,
 }
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "attention_dropout": 0.2,
+}
 KINDS = {
     "gpt2": ("gpt2", "causal_lm", {"transformer": TRANSFORMER}),
     "bert": ("bert", "masked_lm", {"transformer": TRANSFORMER}),
@@ -33,6 +41,8 @@ KINDS = {
     "gru-masked": ("gru", "masked_lm", {"rnn": RNN}),
     "rnn-causal": ("rnn", "causal_lm", {"rnn": RNN}),
     "rnn-masked": ("rnn", "masked_lm", {"rnn": RNN}),
+    "mamba": ("mamba", "causal_lm", {"mamba": {"hidden_size": 8, "num_layers": 1, "state_size": 2, "dropout": 0.2}}),
+    "llama": ("transformers", "causal_lm", {"transformers": LLAMA}),
 }
 # 24 rows, 4 in a batch, 2 batches in a step: 3 steps in an epoch. The forward pass before which the process dies:
 STOPS = {

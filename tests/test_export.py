@@ -26,7 +26,9 @@ MODELS = {
     "lstm-tied": ("lstm", "tiny_tied", "causal_lm"),
     "gru-masked": ("gru", "tiny", "masked_lm"),
     "rnn-both": ("rnn", "tiny_bidirectional", "masked_lm"),
+    "mamba": ("mamba", "tiny", "causal_lm"),
 }
+CAUSAL_CLASSES = ("GPT2LMHeadModel", "FoundryLstmForCausalLM", "FoundryMambaForCausalLM")
 AUTO = {"causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM"}
 IDS = torch.randint(0, 26, (3, 10), generator=torch.Generator().manual_seed(0))
 Build = Callable[..., BaseLanguageModel]
@@ -117,7 +119,7 @@ def opened_with_trust(folders: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def opened_after_import(folders: Path) -> dict[str, Any]:
     names = [name for name in MODELS if name not in ("gpt2", "bert")]
-    return strangers_findings(folders, names, modules=["foundry_rnn.model"], trust=False)
+    return strangers_findings(folders, names, modules=["foundry_rnn.model", "foundry_mamba.model"], trust=False)
 
 
 # A fresh process.
@@ -130,14 +132,14 @@ def test_a_process_that_knows_only_transformers_gets_the_same_logits(
     assert torch.equal(opened_with_trust[name]["logits"], build(name)(IDS).logits)
 
 
-@pytest.mark.parametrize("name", ["lstm", "lstm-tied", "gru-masked", "rnn-both"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("gpt2", "bert")])
 def test_no_trust_is_needed_once_the_plugin_is_imported(
     build: Build, opened_after_import: dict[str, Any], name: str
 ) -> None:
     assert torch.equal(opened_after_import[name]["logits"], build(name)(IDS).logits)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "lstm", "lstm-tied"])
+@pytest.mark.parametrize("name", ["gpt2", "lstm", "lstm-tied", "mamba"])
 def test_generation_through_the_auto_class_is_ours(build: Build, opened_with_trust: dict[str, Any], name: str) -> None:
     ours = build(name).generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False)
     assert torch.equal(opened_with_trust[name]["text"], ours)
@@ -198,12 +200,12 @@ def test_config_json_says_what_others_look_for(letters: Any, folders: Path, name
     masked = objective == "masked_lm"
     assert config["model_type"] == (architecture if name in ("gpt2", "bert") else f"foundry_{architecture}")
     (class_name,) = config["architectures"]
-    assert class_name.endswith("ForMaskedLM") if masked else class_name in ("GPT2LMHeadModel", "FoundryLstmForCausalLM")
+    assert class_name.endswith("ForMaskedLM") if masked else class_name in CAUSAL_CLASSES
     assert config["vocab_size"] == 32
     start = letters.cls_token_id if masked else letters.eos_token_id
     assert (config["bos_token_id"], config["eos_token_id"]) == (start, letters.eos_token_id)
     assert config["pad_token_id"] == letters.pad_token_id
-    assert config["tie_word_embeddings"] == (name in ("gpt2", "bert", "lstm-tied"))
+    assert config["tie_word_embeddings"] == (name in ("gpt2", "bert", "lstm-tied", "mamba"))
     assert config.get("max_position_embeddings", config.get("n_positions")) == 24
     assert config["dtype"] == "float32"
     generation = folders / name / "generation_config.json"
@@ -323,7 +325,7 @@ def test_a_config_json_whose_facts_are_damaged_is_refused(copied: Callable[[str]
 # Beams.
 
 
-@pytest.mark.parametrize("name", ["lstm", "lstm-tied"])
+@pytest.mark.parametrize("name", ["lstm", "lstm-tied", "mamba"])
 def test_beam_search_with_a_recurrent_state_is_beam_search_without(build: Build, name: str) -> None:
     model, mask = build(name), torch.ones_like(IDS)
     settings = {"num_beams": 4, "max_new_tokens": 8, "do_sample": False, "num_return_sequences": 2}
@@ -341,7 +343,7 @@ def test_beam_search_with_a_recurrent_state_is_beam_search_without(build: Build,
 def test_a_carried_state_generates_what_recomputing_does(build: Build) -> None:
     ids, mask = IDS.clone(), torch.ones_like(IDS)
     mask[1, :4] = 0
-    for name in ("gpt2", "lstm"):
+    for name in ("gpt2", "lstm", "mamba"):
         model = build(name)
         texts = [
             model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, use_cache=cached)

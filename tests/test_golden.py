@@ -24,7 +24,7 @@ from foundry_core.testing.toy_language import write_corpus
 
 RECORD = Path(__file__).with_name("golden_losses.json")
 STEPS = 50
-KINDS = ["gpt2", "bert", "lstm", "gru", "rnn"]
+KINDS = ["gpt2", "bert", "lstm", "gru", "rnn", "mamba", "transformers"]
 
 
 def processor() -> str:

@@ -20,7 +20,7 @@ from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.plugins import available_architectures, get_architecture
 from foundry_core.yaml_source import YamlSource
 
-ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "rnn"]
+ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
 
 
 def written(name: str, experiment: str | None = None) -> str:
@@ -41,7 +41,9 @@ def keys(
 ) -> Iterator[tuple[str, ...]]:
     """Every key of a configuration; `section` is the class of `model:`."""
     for name, field in model.model_fields.items():
-        inner = section if (prefix, name) == ((), "model") else field.annotation
+        default = field.get_default(call_default_factory=True, validated_data={})
+        inner = type(default) if isinstance(default, BaseModel) else field.annotation
+        inner = section if (prefix, name) == ((), "model") else inner
         yield (*prefix, name)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, (*prefix, name))

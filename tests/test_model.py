@@ -22,6 +22,8 @@ MODELS = {
     "bert": ("bert", "tiny", "masked_lm"),
     "lstm": ("lstm", "tiny_tied", "causal_lm"),
     "gru": ("gru", "tiny_bidirectional", "masked_lm"),
+    "llama": ("transformers", "tiny", "causal_lm"),
+    "deberta-v2": ("transformers", "tiny_deberta_v2", "masked_lm"),
 }
 
 

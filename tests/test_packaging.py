@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn")
+PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")
 KINDS = (".py", ".template")
 DISTRIBUTIONS = ("foundry-core", *PLUGINS)
 

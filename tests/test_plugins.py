@@ -29,6 +29,7 @@ from foundry_core.plugins import (
 
 Install = Callable[..., None]
 
+AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers."
 DESCRIPTOR = """\
 from foundry_core import Architecture, ModelConfig
 {name} = Architecture(name="{name}", summary="of a test", config_class=ModelConfig, model_class="{name}_model:Model")
@@ -212,7 +213,9 @@ def test_the_list_of_the_installed_plugins_loads_neither_torch_nor_a_model() -> 
         "gpt2": ("foundry-gpt2", None),
         "gru": ("foundry-rnn", None),
         "lstm": ("foundry-rnn", None),
+        "mamba": ("foundry-mamba", None),
         "rnn": ("foundry-rnn", None),
+        "transformers": ("foundry-transformers", None),
     }
 
 
@@ -231,9 +234,7 @@ def test_core_alone_lists_nothing_and_says_how_to_get_an_architecture(
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_one() -> None:
-    assert (
-        explained("lstn") == "Unknown architecture: 'lstn'. Did you mean 'lstm'? Available: bert, gpt2, gru, lstm, rnn."
-    )
+    assert explained("lstn") == f"Unknown architecture: 'lstn'. Did you mean 'lstm'? {AVAILABLE}"
 
 
 def a_model() -> type[BaseLanguageModel]:
@@ -356,7 +357,7 @@ def test_a_yaml_imports_nothing_that_no_package_declares(
     assert main(["validate", str(path)]) == 2
     assert capsys.readouterr().err == (
         f"{path}:5: plugins: no installed package declares the module '{module}'. "
-        "Declared: foundry_bert, foundry_gpt2, foundry_rnn.\n"
+        "Declared: foundry_bert, foundry_gpt2, foundry_mamba, foundry_rnn, foundry_transformers.\n"
     )
     assert not {"antigravity", "in_the_folder"} & set(sys.modules)
 

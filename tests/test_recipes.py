@@ -45,7 +45,7 @@ def unigram_entropy(ids):
     return float(-(shares * np.log(shares)).sum())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "lstm", "gru", "rnn", "bilstm"])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "lstm", "gru", "rnn", "bilstm", "mamba", "llama"])
 def test_a_recipe_beats_unigrams_resumes_generates_and_opens_in_transformers(
     name, text, tmp_path, capsys, record_property
 ):

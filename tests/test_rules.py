@@ -175,7 +175,10 @@ def test_a_plugins_descriptor_imports_nothing_heavy(path: Path) -> None:
         ["validate", "configs/gpt2.yaml"],
         ["validate", "configs/lstm.yaml"],
         ["validate", "configs/bert.yaml"],
+        ["validate", "configs/mamba.yaml"],
+        ["validate", "configs/llama.yaml"],
         ["init", "lstm"],
+        ["init", "transformers"],
         ["schema"],
         ["train", "--help"],
     ],
@@ -219,10 +222,7 @@ def test_a_plugin_imports_only_public_names_of_core(path: Path) -> None:
 
 def test_there_are_plugins_to_look_at() -> None:
     assert {path.parent.name for path in PLUGIN_FILES} >= {
-        "foundry_gpt2",
-        "foundry_bert",
-        "foundry_rnn",
-        "foundry_example",
+        *(f"foundry_{name}" for name in ("gpt2", "bert", "rnn", "transformers", "mamba", "example")),
     }
 
 
@@ -234,7 +234,7 @@ def test_core_names_no_module_of_a_plugin(path: Path) -> None:
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = re.findall(r"foundry_(?:gpt2|bert|rnn)\b", node.value)
+            names = re.findall(r"foundry_(?:gpt2|bert|rnn|mamba|transformers)\b", node.value)
         else:
             continue
         assert not [name for name in names if re.match(r"foundry_(?!core\b)", name)], where(path, node)
@@ -242,7 +242,7 @@ def test_core_names_no_module_of_a_plugin(path: Path) -> None:
 
 def test_the_trainer_knows_no_architecture_and_no_objective_by_name() -> None:
     path = CORE / "trainer.py"
-    names = re.compile(r"\b(gpt2|bert|lstm|gru|rnn|causal_lm|masked_lm)\b", re.IGNORECASE)
+    names = re.compile(r"\b(gpt2|bert|lstm|gru|rnn|mamba|llama|causal_lm|masked_lm)\b", re.IGNORECASE)
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert not names.search(node.value), where(path, node)

@@ -23,7 +23,7 @@ from foundry_core.plugins import available_architectures, get_architecture
 from foundry_core.yaml_source import YamlSource
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
-ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "rnn"]
+ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
 _ANNOTATIONS = {"$schema", "$defs", "title", "description", "default"}
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -48,6 +48,12 @@ def _holds(key: str, argument: Any, schema: dict[str, Any], value: Any, root: di
     match key:
         case "$ref":
             return accepts(root["$defs"][argument.removeprefix("#/$defs/")], value, root)
+        case "allOf":
+            return all(accepts(each, value, root) for each in argument)
+        case "if":
+            return not accepts(argument, value, root) or accepts(schema["then"], value, root)
+        case "then":
+            return True  # looked at with its "if"
         case "anyOf":
             return any(accepts(each, value, root) for each in argument)
         case "const":
@@ -197,6 +203,14 @@ def loads(data: dict[str, Any]) -> bool:
         ("lstm", "model.transformer", {"layers": 2}, False),
         ("gru", "model.architecture", "lstm", True),
         ("gru", "model.rnn.num_layers", "2", False),
+        ("mamba", "model.mamba.time_step_rank", None, True),
+        ("mamba", "model.mamba.state_size", 0, False),
+        ("transformers", "model.transformers", {"model_type": "mamba", "expand": 3}, True),
+        ("transformers", "model.transformers.expand", 3, False),
+        ("transformers", "model.transformers.model_type", "vit", False),
+        ("transformers", "model.transformers.vocab_size", 100, False),
+        ("transformers", "model.transformers.hidden_size", "wide", False),
+        ("transformers", "model.transformers.num_key_value_heads", None, True),
     ],
 )
 def test_the_schema_accepts_what_loading_accepts(

@@ -1,0 +1,60 @@
+"""Mamba for foundry: the descriptor. The model is imported when one is built."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
+
+
+class MambaSection(ConfigSection):
+    """`model.mamba`."""
+
+    hidden_size: int = Field(256, ge=1, description="width of the residual stream and of the token embeddings")
+    num_layers: int = Field(4, ge=1, description="number of blocks")
+    expand: int = Field(2, ge=1, description="channels inside a block, as a multiple of hidden_size")
+    state_size: int = Field(16, ge=1, description="numbers that each channel remembers")
+    conv_kernel: int = Field(4, ge=2, description="tokens under the causal convolution before the recurrence")
+    time_step_rank: int | None = Field(
+        None, ge=1, description="rank of the step-size projection; null: hidden_size / 16"
+    )
+    time_step_min: float = Field(0.001, gt=0, description="shortest step at the start: how slowly a channel forgets")
+    time_step_max: float = Field(0.1, gt=0, description="longest step at the start")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on embeddings and after each block; the paper has none")
+    tie_embeddings: bool = Field(True, description="output weights are the input embeddings (Press and Wolf 2017)")
+
+    @model_validator(mode="after")
+    def _steps_are_a_range(self) -> Self:
+        if self.time_step_min > self.time_step_max:
+            raise ValueError(f"time_step_min ({self.time_step_min}) exceeds time_step_max ({self.time_step_max})")
+        return self
+
+
+class MambaModelConfig(ModelConfig):
+    """`model:` for mamba."""
+
+    mamba: MambaSection = Field(MambaSection(), description="sizes of the state-space model")
+
+
+def _capabilities(config: MambaModelConfig) -> Capabilities:
+    return Capabilities(
+        objectives=("causal_lm",),
+        generation=True,
+        carried_state=True,
+        padding_sides=("left", "right"),
+        gradient_checkpointing=True,
+        any_length=True,
+    )
+
+
+_SIZES = {"hidden_size": 24, "num_layers": 2, "state_size": 4, "dropout": 0.0}
+
+mamba = Architecture(
+    name="mamba",
+    summary="selective state-space model, linear in the length of a text (Gu and Dao 2023)",
+    config_class=MambaModelConfig,
+    model_class="foundry_mamba.model:MambaLanguageModel",
+    capabilities=_capabilities,
+    default_tokenizer="sentencepiece",
+    examples={"tiny": {"mamba": _SIZES}, "tiny_untied": {"mamba": {**_SIZES, "tie_embeddings": False}}},
+)

@@ -1,0 +1,148 @@
+"""Any model type of transformers: the library's own model inside, core's loss outside, and a proof that they fit.
+
+Whoever wraps one architecture looks at it first. Here nobody has: what training relies on is tried out on each model
+when it is built, on a few tokens, and a model that does not have it is refused.
+
+Shapes: B batch, T tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self, get_args
+
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import PreTrainedModel
+
+from foundry_core import BuildContext, ExperimentConfig, FoundryError, WrappedLanguageModel
+from foundry_transformers import catalogue
+from foundry_transformers.catalogue import ModelType
+
+
+class TransformersLanguageModel(WrappedLanguageModel):
+    """The model type that `model.transformers` names, with its settings. State: its key-value cache."""
+
+    @classmethod
+    def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
+        kind = _kind(config)
+        name = kind.causal_class if context.objective.causal else kind.masked_class
+        assert name is not None  # the objective is one that the descriptor declares
+        with _refused_in_one_line(f"transformers refuses these settings of a {kind.name}"):
+            inner = _built(kind, getattr(transformers, name), _settings(config, context, kind))
+        model = cls(config, context, inner, **kwargs)
+        if next(model.parameters()).device.type != "meta":
+            model.prove()
+        return model
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> None:
+        with _refused_in_one_line(f"{type(self.model).__name__} cannot be resized"):
+            super().resize_token_embeddings(new_num_tokens)
+            self(torch.zeros(1, 1, dtype=torch.long, device=next(self.parameters()).device))
+
+    def position_ids(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int
+    ) -> torch.Tensor | None:
+        """For a type that counts from the padding id they are always given.
+
+        Left to itself it takes a token for padding that has its id and counts on behind it, masked or not.
+        """
+        positions = super().position_ids(input_ids, attention_mask, past)
+        if not _kind(self.config).counts_from_padding:
+            return positions
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        return positions + _first_position(self.context)
+
+    @torch.no_grad()
+    def prove(self) -> None:
+        """Raise FoundryError unless the model does what its objective and its declared capabilities rely on.
+
+        Draws no random number. The weights are those that training starts from.
+        """
+        what = f"{type(self.model).__name__} cannot be trained here"
+        self.eval()
+        with _refused_in_one_line(what):
+            for problem in self._problems():
+                raise FoundryError(f"{what}: {problem}")
+        self.train()
+
+    def _problems(self) -> Iterator[str]:
+        length, vocabulary = self.context.max_sequence_length, self.context.vocab_size
+        row = torch.arange(length)[None] % vocabulary
+        # There is a place for each token of a row.
+        self.forward(row, labels=torch.full_like(row, -100), return_logits=False)
+        few = row[:, : min(8, length - 2)]
+        logits = self._logits(few)
+        if logits.shape != (*few.shape, vocabulary):
+            yield f"its logits have the shape {tuple(logits.shape)}, not (batch, tokens, vocabulary)"
+        given = {"position_ids": self.position_ids(few, None, 0), "use_cache": False}
+        whole = self.model(few, **{name: value for name, value in given.items() if name in self.arguments}).logits
+        if not torch.allclose(logits, whole, rtol=0, atol=1e-5):
+            yield "its logits do not follow from its hidden states alone"
+        if self.context.objective.causal:
+            other = few.clone()
+            other[:, -1] = (other[:, -1] + 1) % vocabulary
+            if not torch.allclose(self._logits(other)[:, :-1], logits[:, :-1], rtol=0, atol=1e-5):
+                direction = _kind(self.config).direction
+                yield "it sees the tokens that it is to predict" + (f": set {direction}" if direction else "")
+        for side in self.config.capabilities.padding_sides:
+            columns = (2, 0) if side == "left" else (0, 2)
+            mask = F.pad(torch.ones_like(few), columns)
+            padded = self._logits(F.pad(few, columns, value=vocabulary - 1), attention_mask=mask)
+            if not torch.allclose(padded[:, mask[0] == 1], logits, rtol=0, atol=1e-4):
+                yield f"padding on the {side} changes what it says of real tokens"
+        if self.config.capabilities.carried_state:
+            state = self.forward(few[:, :1], use_cache=True).state
+            if not torch.allclose(self._logits(few[:, 1:], state=state), logits[:, 1:], rtol=0, atol=1e-4):
+                yield "its state does not carry a text from one call to the next"
+
+    def _logits(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Through `forward` by its name: hooks on the model hear of training alone."""
+        logits = self.forward(input_ids, **kwargs).logits
+        assert logits is not None
+        return logits
+
+
+def _kind(config: ExperimentConfig) -> ModelType:
+    kind = catalogue.model_type(config.model.transformers.model_type)  # type: ignore[attr-defined]
+    assert kind is not None
+    return kind
+
+
+def _first_position(context: BuildContext) -> int:
+    return 0 if context.pad_token_id is None else context.pad_token_id + 1
+
+
+def _settings(config: ExperimentConfig, context: BuildContext, kind: ModelType) -> dict[str, Any]:
+    """What the configuration class is given: the section, and from the context the sizes and ids."""
+    section = config.model.transformers.model_dump(exclude={"model_type"})  # type: ignore[attr-defined]
+    settings = {key: value for key, value in section.items() if value is not None or not kind.settings[key].opaque}
+    settings[kind.vocabulary] = context.vocab_size
+    if kind.positions is not None:
+        first = _first_position(context) if kind.counts_from_padding else 0
+        settings[kind.positions] = context.max_sequence_length + first
+    # An id that this tokenizer has not is none, not the library's default: that is one of the published vocabulary.
+    for key, setting in kind.settings.items():
+        role = catalogue.special_token(key)
+        if role is not None and (hasattr(context, f"{role}_id") or type(None) in get_args(setting.annotation)):
+            settings[key] = getattr(context, f"{role}_id", None)
+    return settings | context.special_ids
+
+
+def _built(kind: ModelType, model_class: type[PreTrainedModel], settings: dict[str, Any]) -> PreTrainedModel:
+    config_class = getattr(transformers, kind.config_class)
+    # Named, not left to what is installed: the same model computes the same on every machine.
+    attention = "sdpa" if model_class._supports_sdpa else "eager"
+    return model_class(config_class(**settings, attn_implementation=attention))
+
+
+@contextmanager
+def _refused_in_one_line(what: str) -> Iterator[None]:
+    """Whatever a model of the library raises, as one line."""
+    try:
+        yield
+    except FoundryError:
+        raise
+    except Exception as error:
+        raise FoundryError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
