@@ -38,7 +38,7 @@ plugins
 config
 corpus export migrate_rules
 tokenizers model migrate
-dataset collators optim huggingface reporting
+dataset collators optim huggingface reporting estimate
 prepare checkpoint
 evaluation verification
 trainer
@@ -401,6 +401,7 @@ Architecture
         plugin_api_version=...)
 BaseLanguageModel
     (config, context)
+    flops(self, batch, length)
     forward(self, input_ids, attention_mask=..., labels=..., **kwargs)
     from_config(cls, config, context, **kwargs)
     from_pretrained(cls, folder)
@@ -409,6 +410,7 @@ BaseLanguageModel
     get_memory_footprint(self)
     get_parameter_count(self)
     gradient_checkpointing_enable(self)
+    mixing_flops(self, batch, length)
     model_type
     note_vocabulary_size(self, size)
     output(self, hidden_BTD, head, labels=..., *, attention_mask=..., reduction=..., return_logits=...,
@@ -457,6 +459,7 @@ TransformerConfig
         dropout, attention_dropout
 WrappedLanguageModel
     (config, context, inner)
+    flops(self, batch, length)
     forward(self, input_ids, attention_mask=..., labels=..., state=..., use_cache=..., **kwargs)
     from_config(cls, config, context, **kwargs)
     from_pretrained(cls, folder)
@@ -466,6 +469,7 @@ WrappedLanguageModel
     get_parameter_count(self)
     gradient_checkpointing_enable(self)
     head(self, hidden)
+    mixing_flops(self, batch, length)
     model_type
     note_vocabulary_size(self, size)
     output(self, hidden_BTD, head, labels=..., *, attention_mask=..., reduction=..., return_logits=...,

@@ -42,3 +42,9 @@ class BertLanguageModel(WrappedLanguageModel):
         """Transform and projection; only the positions with a label pass through either."""
         logits: torch.Tensor = self.model.cls(hidden)
         return logits
+
+    def mixing_flops(self, batch: int, length: int) -> int:
+        """Queries with keys, and attention with values: 2 T D each for every token and layer."""
+        settings = self.config.model.transformer  # type: ignore[attr-defined]
+        per_token = 4 * length * settings.hidden_size * settings.layers
+        return int(batch * length * per_token)

@@ -45,3 +45,9 @@ class GPT2LanguageModel(WrappedLanguageModel):
             positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
             kwargs["position_ids"] = positions[:, -input_ids.shape[1] :]
         return super().forward(input_ids, attention_mask, labels, state, use_cache, **kwargs)
+
+    def mixing_flops(self, batch: int, length: int) -> int:
+        """Queries with keys, and attention with values: 2 T D each for every token and layer."""
+        settings = self.config.model.transformer  # type: ignore[attr-defined]
+        per_token = 4 * length * settings.hidden_size * settings.layers
+        return int(batch * length * per_token)
