@@ -46,8 +46,8 @@ def activation_bytes(
     def measured(count: int) -> int:
         return saved_bytes(model, plain_rows(model, count, length, labelled), autocast)
 
-    # Kernels pad what they keep: oneDNN's LSTM at 32 units keeps 131 kB for the first row, as much for the second, 90 for
-    # the third. From one row and two an estimate was 16 % off, from two and four it is 3 % off.
+    # Kernels pad what they keep: oneDNN's LSTM at 32 units keeps 131 kB for the first row, as much for the second, and
+    # 90 for the third. From one row and two an estimate was 16 % off, from two and four it is 3 % off.
     few, more = 2, 4
     if rows <= more:
         return measured(rows)
