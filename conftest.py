@@ -68,6 +68,17 @@ def experiment(corpus: ToyCorpus) -> Callable[..., ExperimentConfig]:
     return make
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have recorded under `table`: which checks of the conformance kit catch which mutant."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    rows = sorted(
+        str(value) for report in reports for name, value in getattr(report, "user_properties", ()) if name == "table"
+    )
+    if rows:
+        terminalreporter.section("mutants, and the checks that catch them")
+        terminalreporter.write("".join(f"{row}\n" for row in rows))
+
+
 @pytest.fixture(autouse=True)
 def _no_registration_stays() -> Iterator[None]:
     """An architecture that a test registers is gone after it: other tests say which ones there are."""

@@ -165,6 +165,15 @@ def masked_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerB
 
 
 def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Collator:
-    """The collator that `training.objective` names."""
+    """The collator that `training.objective` names.
+
+    Raises TokenizerError for a tokenizer that pads on a side that the architecture does not declare.
+    """
+    side, accepted = tokenizer.padding_side, config.capabilities.padding_sides
+    if side not in accepted:
+        raise TokenizerError(
+            f"the tokenizer pads on the {side}, {config.model.architecture} with these settings takes padding on the "
+            f"{' or '.join(accepted)}: set tokenizer.padding_side"
+        )
     collator: Collator = import_string(config.objective.collator)(config, tokenizer)
     return collator

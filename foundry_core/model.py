@@ -229,10 +229,19 @@ class BaseLanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def generate(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """Continue prompts (B, T), padded on the left; takes the arguments of transformers' `generate`."""
+        """Continue prompts (B, T), padded on the left; takes the arguments of transformers' `generate`.
+
+        Raises FoundryError for a model that does not generate, and for padded prompts where the architecture does not
+        declare padding on the left.
+        """
         if not self.supports_generation:
             raise FoundryError(
                 f"this {self.model_type} does not generate: it is trained with {self.context.objective.name}"
+            )
+        mask = kwargs.get("attention_mask")
+        if mask is not None and "left" not in self.config.capabilities.padding_sides and not bool(mask.all()):
+            raise FoundryError(
+                f"{self.model_type} takes no padding on the left: generate from prompts of one length at a time"
             )
         return self.to_transformers().generate(input_ids, **kwargs)
 

@@ -36,9 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     load_plugins(options)
-    from foundry_core.testing.kit.run import chosen_checks, results
+    from foundry_core.testing.kit.run import results
 
-    chosen_checks(options.expect)
     expected = dict.fromkeys(options.expect, "expected on the command line")
     carried_out = []
     for result in results(options.architecture, names=options.only, expected_failures=expected):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foundry_core.architecture import Architecture, Capabilities
+from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.config_sections import default_special_tokens
 from foundry_core.model import BaseLanguageModel, create_model
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 LAYER_KEYS = ("layers", "num_layers", "num_hidden_layers", "n_layer")
 """Keys of a `model:` section that say how many layers there are; the odd sizes have one."""
+
+ODD_SIZES = "odd sizes"
+"""Name of the case with one layer and other sizes than the examples."""
+
+DROPOUT_KEY = "dropout"
+"""Part of every key of a `model:` section that is a probability of leaving something out in training."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,11 @@ class Case:
 
     @cached_property
     def config(self) -> ExperimentConfig:
-        return self.config_with()
+        config = self.config_with()
+        # What a configuration looks up once, in the metadata of every installed package, its copies have from it.
+        assert config.architecture is not None
+        assert config.objective is not None
+        return config
 
     @property
     def capabilities(self) -> Capabilities:
@@ -96,11 +106,34 @@ class Case:
             content[name] = {**content.get(name, {}), **section}
         return load_config(content)
 
-    def model(self, *, seed: int = 0) -> BaseLanguageModel:
-        """A new model in evaluation mode; the same seed gives the same weights."""
-        config = self.config if seed == 0 else self.config_with(seed=seed)
-        model = create_model(config, self.tokenizer)
-        return model.eval()
+    @cached_property
+    def has_dropout(self) -> bool:
+        """Whether the settings have a probability of dropout."""
+        return self._settings_with_dropout(0.25) != self._settings_with_dropout(0.5)
+
+    def _settings_with_dropout(self, probability: float) -> ModelConfig:
+        settings = _with_dropout(self.config.model.model_dump(), probability)
+        return self.architecture.config_class.model_validate(settings)
+
+    def model(self, *, seed: int = 0, dropout: float | None = None) -> BaseLanguageModel:
+        """A new model in evaluation mode; the same seed gives the same weights. dropout: instead of what is set."""
+        changes: dict[str, Any] = {"random_seed": seed}
+        if dropout is not None:
+            changes["model"] = self._settings_with_dropout(dropout)
+        return create_model(self.config.model_copy(update=changes), self.tokenizer).eval()
+
+    def stirred(self, *, dropout: float | None = None) -> BaseLanguageModel:
+        """A new model in evaluation mode with noise on every parameter.
+
+        New models may start with an output layer or a branch of zeros, and most hardly tell one token from another:
+        what is then equal proves nothing.
+        """
+        model, generator = self.model(dropout=dropout), torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.is_floating_point():
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+        return model
 
     def ids(self, *shape: int, seed: int = 0) -> torch.Tensor:
         """Random token ids, special ones left out: int64 of this shape."""
@@ -121,6 +154,24 @@ class Case:
     def labels(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Labels for every token (B, T): the ids, -100 where the mask is 0."""
         return ids.clone() if mask is None else ids.masked_fill(mask == 0, -100)
+
+    def ragged(self, rows: int = 6, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random ids (B, T) and their labels, of which a part is -100: the end of each row, single tokens, one row."""
+        ids, generator = self.ids(rows, self.length, seed=seed), torch.Generator().manual_seed(seed + 1)
+        hidden = torch.rand(ids.shape, generator=generator) < 0.3
+        hidden |= torch.arange(self.length) >= torch.randint(4, self.length + 1, (rows, 1), generator=generator)
+        hidden[-2] = True
+        return ids, ids.masked_fill(hidden, -100)
+
+    def features(self, rows: int, length: int, *, first: int = 0) -> list[dict[str, Any]]:
+        """Rows of random ordinary tokens as the trainer hands them to a collator, the numbers from `first` on.
+
+        Rows of a framed objective begin and end with the tokens that frame them.
+        """
+        ids = self.ids(rows, length, seed=first)
+        if self.objective.layout == "framed":
+            ids[:, 0], ids[:, -1] = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return [{"input_ids": row, "epoch": 0, "row": first + place} for place, row in enumerate(ids.numpy())]
 
 
 @dataclass(frozen=True)
@@ -144,7 +195,7 @@ def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
     examples = dict(architecture.examples) or {"default": {}}
     plain = [(name, settings, 37, 24) for name, settings in examples.items()]
     first = next(iter(examples.values()))
-    for name, settings, vocabulary, length in [*plain, ("odd sizes", _one_layer(first), 29, 13)]:
+    for name, settings, vocabulary, length in [*plain, (ODD_SIZES, _one_layer(first), 29, 13)]:
         validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
         known = available_objectives(hook_manager(active_modules(architecture)))
         for objective in architecture.capabilities(validated).objectives:
@@ -157,6 +208,16 @@ def _one_layer(settings: Any) -> Any:
     if not isinstance(settings, Mapping):
         return settings
     return {key: 1 if key in LAYER_KEYS else _one_layer(value) for key, value in settings.items()}
+
+
+def _with_dropout(settings: Any, probability: float) -> Any:
+    """The same settings with every dropout at this probability."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {
+        key: probability if DROPOUT_KEY in key and isinstance(value, float) else _with_dropout(value, probability)
+        for key, value in settings.items()
+    }
 
 
 @cache

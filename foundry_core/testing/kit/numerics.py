@@ -1,1 +1,266 @@
-"""Checks of the group numerics."""
+"""Are the numbers sound: in other precisions, at the start of training, from one call to the next?
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+from copy import deepcopy
+from typing import Any, Self
+from weakref import WeakSet
+
+import numpy as np
+import torch
+
+from foundry_core.model import BaseLanguageModel
+from foundry_core.testing.kit.case import ODD_SIZES, Case
+from foundry_core.testing.kit.check import check, listed, named_gradients, require, require_close, require_equal
+from foundry_core.testing.kit.masking import padded
+
+
+@check(
+    "numerics",
+    "bf16",
+    mend="Sums, norms and softmaxes of long rows belong in fp32 (`x.float()`); a mask's large negative number comes "
+    "from `torch.finfo(x.dtype).min` of the dtype it is added to; a buffer takes the dtype of what it meets.",
+)
+def bf16(case: Case) -> None:
+    """Under bf16 autocast logits, loss and gradients of padded batches are finite, and the logits within 0.03 of those
+    in fp32.
+    """
+    model = case.stirred()
+    rows = [case.ids(length, seed=length) for length in (case.length // 2, case.length - 1, 1)]
+    for side in case.capabilities.padding_sides:
+        ids, mask = padded(rows, side, int(case.ordinary[0]))
+        given = {"input_ids": ids, "attention_mask": mask, "labels": case.labels(ids, mask)}
+        exact = model(**given).logits.detach()[mask == 1].double()
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = model(**given)
+        rough = output.logits.detach()[mask == 1].double()
+        require(bool(rough.isfinite().all()), "logits under bf16 autocast are not finite")
+        require(bool(output.loss.isfinite()), "the loss under bf16 autocast is not finite")
+        error = float((rough - exact).norm() / exact.norm())
+        require(error < 0.03, f"relative error of the logits under bf16 autocast is {error:.3f}, allowed is 0.03")
+        output.loss.backward()
+        _require_finite_gradients(model, "under bf16 autocast")
+
+
+@check(
+    "numerics",
+    "float64",
+    mend="Tensors made in `forward` take device and dtype of what they meet (`x.new_zeros`, `dtype=x.dtype`); a "
+    "difference between the precisions is rounding that adds up: avoid differences of large numbers.",
+)
+def float64(case: Case) -> None:
+    """In float64 the model runs and gives the logits of fp32, to 1e-5 of the largest one."""
+    model, ids = case.stirred(), case.ids(3, case.length)
+    single = model(ids).logits.detach()
+    double = model.double()(ids).logits.detach()
+    require(double.dtype == torch.float64, f"a float64 model gives {double.dtype} logits")
+    scale = max(1.0, float(double.abs().max()))
+    require_close(single, double, "logits in fp32 and float64", atol=1e-5 * scale)
+
+
+@check(
+    "numerics",
+    "initial-loss",
+    mend="Output weights that are too large: draw them with a standard deviation of about 0.02 and start biases at 0; "
+    "tied embeddings are output weights too.",
+)
+def initial_loss(case: Case) -> None:
+    """The first loss of each of 20 seeds is finite and within 0.5 of ln V, that of guessing."""
+    expected = math.log(case.vocabulary)
+    for seed in range(20):
+        ids = case.ids(8, min(16, case.length), seed=seed)
+        loss = case.model(seed=seed)(ids, labels=ids).loss.item()
+        require(abs(loss - expected) < 0.5, f"the first loss with seed {seed} is {loss:.3f}, ln V is {expected:.3f}")
+
+
+@check(
+    "numerics",
+    "gradient-reach",
+    mend="A parameter that the loss does not depend on is not trained: use it or remove it, look for `detach` and "
+    "`no_grad`. A row of the embedding without one: no `padding_idx`, masks keep padding out.",
+)
+def gradient_reach(case: Case) -> None:
+    """Within three batches every trainable parameter, and every row of the input embeddings, gets a gradient that is
+    not zero; all are finite.
+    """
+    model = case.model().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    unreached = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for step in range(3):
+        ids = case.ids(8, case.length, seed=step)
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        _require_finite_gradients(model, f"in batch {step + 1}")
+        unreached -= {name for name, gradient in named_gradients(model).items() if bool(gradient.any())}
+        optimizer.step()
+    require(not unreached, f"no gradient reaches {listed(sorted(unreached))}")
+    embeddings = model.eval().get_input_embeddings()
+    every_id = torch.arange(case.vocabulary)
+    vectors = embeddings(every_id)
+    weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
+    model.zero_grad()
+    (vectors * weights).sum().backward()
+    rows = [p.grad for p in embeddings.parameters() if p.grad is not None and p.shape[:1] == (case.vocabulary,)]
+    frozen = [number for number in every_id.tolist() if any(not bool(row[number].any()) for row in rows)]
+    require(not frozen, f"the embedding of {listed([f'id {number}' for number in frozen])} gets no gradient")
+
+
+@check(
+    "numerics",
+    "pure-evaluation",
+    mend="Evaluation keeps nothing: no state, cache or statistic on the module, no operation in place on an input, no "
+    "dropout that ignores `self.training` (F.dropout needs `training=self.training`).",
+)
+def pure_evaluation(case: Case) -> None:
+    """In evaluation two calls give the same bits, whatever was read in between; inputs, parameters and buffers stay as
+    they are, and no random number is drawn.
+    """
+    model = case.model(dropout=0.2)
+    ids = case.ids(3, case.length)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    inputs, tensors, chance = deepcopy(given), _tensors(model), _random_states()
+    with torch.no_grad():
+        first = model(**given)
+        model(case.ids(3, case.length, seed=1))
+        second = model(**given)
+    require_equal(second.logits, first.logits, "logits of a second call")
+    require_equal(second.loss, first.loss, "loss of a second call")
+    for name, tensor in inputs.items():
+        require_equal(given[name], tensor, f"{name} after the call")
+    for name, tensor in _tensors(model).items():
+        require(name in tensors, f"evaluation adds {name}")
+        require_equal(tensor, tensors[name], f"{name} after the call")
+    require(_random_states() == chance, "evaluation draws random numbers")
+    require(not any(module.training for module in model.modules()), "evaluation turns on training")
+
+
+@check(
+    "numerics",
+    "seed",
+    mend="Draw from torch's global generator alone, and never seed: the trainer seeds every step. A dropout that is "
+    "set must be applied.",
+)
+def seed(case: Case) -> None:
+    """Initial weights and training follow the seed: the same one gives the same bits, another one others, and the
+    model seeds nothing itself.
+    """
+    weights = [_tensors(case.model(seed=number)) for number in (1, 1, 2)]
+    for name, tensor in weights[0].items():
+        require_equal(weights[1][name], tensor, f"initial {name} with the same seed")
+    require(_differ(weights[0], weights[2]), "another seed gives the same initial weights")
+    runs = [_three_steps(case, number) for number in (1, 1, 2)]
+    for name, tensor in runs[0][0].items():
+        require_equal(runs[1][0][name], tensor, f"{name} after three steps with the same seed")
+    states = [state for _, state in runs]
+    require(states[0] != states[2], "the forward pass seeds the random generator")
+    if case.has_dropout and case.example != ODD_SIZES:  # dropout between layers needs more than one
+        require(_differ(runs[0][0], runs[2][0]), "dropout is set, and training does not depend on the seed")
+
+
+@check(
+    "numerics",
+    "memory",
+    scope="objective",
+    mend="Something grows with every step: a list of losses or states on the module, a cache that is extended, a sum "
+    "of tensors that keeps its graph. Store `loss.item()` or `tensor.detach()`, or nothing.",
+)
+def memory(case: Case) -> None:
+    """Over 30 steps of training and evaluation the number and the bytes of live tensors are constant."""
+    model = case.model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    seen = []
+    with _LiveTensors() as live:
+        for step in range(30):
+            ids = case.ids(2, 8, seed=step)
+            with live.watched():
+                optimizer.zero_grad()
+                model.train()(ids, labels=ids, return_logits=False).loss.backward()
+                optimizer.step()
+                model.eval()(ids)
+            if step % 10 == 9:
+                seen.append(live.count())
+    # Something that is made once, and late, is no leak.
+    for what, first, second, third in zip(
+        ("live tensors", "bytes of live tensors", "tensors saved for backward"), *seen, strict=True
+    ):
+        require(not first < second < third, f"{what} after 10, 20 and 30 steps: {first:,}, {second:,}, {third:,}")
+
+
+class _Saved:
+    """A tensor that the backward pass is to use."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+
+class _LiveTensors:
+    """Counts the tensors made since that are alive, those that only a graph holds included."""
+
+    def __init__(self) -> None:
+        self._saved: WeakSet[_Saved] = WeakSet()
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        gc.freeze()  # or each count would look at every object of every module that is imported
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        gc.unfreeze()
+
+    def watched(self) -> Any:
+        """Forward passes inside are counted with what they save for their backward pass."""
+
+        def pack(tensor: torch.Tensor) -> _Saved:
+            saved = _Saved(tensor.detach())  # an operation that saves its own result would hold itself
+            self._saved.add(saved)
+            return saved
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
+
+    def count(self) -> tuple[int, int, int]:
+        """Tensors, bytes of their storages, tensors saved for a backward pass."""
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+        storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+        return len(tensors), sum(storages.values()), len(self._saved)
+
+
+def _three_steps(case: Case, number: int) -> tuple[dict[str, torch.Tensor], bytes]:
+    """Tensors of a new model after three steps with dropout, and the generator's state: for a seed of the training."""
+    model = case.model(dropout=0.2).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(number)
+    for step in range(3):
+        ids = case.ids(4, case.length, seed=step)
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+    return _tensors(model), torch.random.get_rng_state().numpy().tobytes()
+
+
+def _tensors(model: BaseLanguageModel) -> dict[str, torch.Tensor]:
+    """A copy of every parameter and buffer, those included that are not saved."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def _differ(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.equal(tensor, others[name]) for name, tensor in some.items())
+
+
+def _random_states() -> tuple[bytes, bytes, object]:
+    """Of torch, numpy and Python."""
+    numpy_state = np.random.get_state(legacy=False)
+    return torch.random.get_rng_state().numpy().tobytes(), repr(numpy_state).encode(), random.getstate()
+
+
+def _require_finite_gradients(model: BaseLanguageModel, when: str) -> None:
+    bad = [name for name, gradient in named_gradients(model).items() if not bool(gradient.isfinite().all())]
+    require(not bad, f"gradients {when} are not finite: {listed(bad)}")

@@ -1,21 +1,44 @@
-"""Does the model learn the task that it is said to learn?"""
+"""Does the model learn the task that it is said to learn?
+
+Shapes: B batch, T tokens, V vocabulary, N predicted tokens.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from foundry_core.collators import Batch, get_data_collator
+from foundry_core.model import IGNORED, BaseLanguageModel, ModelOutput
 from foundry_core.testing.kit.case import Case
-from foundry_core.testing.kit.check import check, require, require_equal
+from foundry_core.testing.kit.check import (
+    NonconformanceError,
+    check,
+    named_gradients,
+    require,
+    require_close,
+    require_equal,
+    require_same_gradients,
+)
+
+REDUCTIONS = ("mean", "sum", "none")
 
 
 @check(
     "objective",
     "causal-leak",
-    mend="An attention mask, a convolution's padding or a second direction lets a prediction see what it predicts.",
+    mend="An attention mask, a convolution's padding or a second direction lets a prediction see what it predicts. "
+    "When the token changes nothing, the mask is too narrow, or the capability `bidirectional` is not true.",
 )
 def causal_leak(case: Case) -> None:
     """A changed token leaves every logit before it bit-equal and changes those from it on; a model of both directions
     sees it on both sides.
     """
-    model, place = case.model(), case.length // 2
+    model, place = case.stirred(), case.length // 2
     before = case.ids(3, case.length)
     after = before.clone()
     after[:, place] = case.changed(before[:, place])
@@ -26,3 +49,226 @@ def causal_leak(case: Case) -> None:
         require(bool(differs[:, :place].all()), f"token {place} does not change the logits before it")
     else:
         require_equal(new[:, :place], old[:, :place], f"logits before the changed token {place}")
+
+
+@check(
+    "objective",
+    "reference-loss",
+    mend="The model shifts labels itself, or divides by another number than that of its predictions: end `forward` "
+    "with `return self.output(hidden, head, labels, ...)` and hand the labels on as they came.",
+)
+def reference_loss(case: Case) -> None:
+    """The loss, and its sum, are those of a float64 cross-entropy of the logits over the labels that are not -100,
+    shifted by one where the objective is causal, to 1e-5.
+    """
+    model = case.stirred()
+    ids, labels = case.ragged()
+    for reduction in ("mean", "sum"):
+        output = model(ids, labels=labels, reduction=reduction)
+        losses_N = cross_entropy(output.logits, labels, causal=case.causal)
+        # Where every label costs the same, a wrong one would go unnoticed.
+        require(float(losses_N.std()) > 0.01, "the logits hardly differ from token to token")
+        expected = losses_N.mean() if reduction == "mean" else losses_N.sum()
+        loss, count = _loss(output), output.count
+        require(loss.ndim == 0, f"the loss has shape {tuple(loss.shape)}, it must be one number")
+        require_close(loss.double(), expected, f"{reduction} of the losses", rtol=1e-5)
+        require(
+            count is not None and int(count) == len(losses_N),
+            f"the output counts {count} predictions, there are {len(losses_N)}",
+        )
+
+
+@check(
+    "objective",
+    "noise-floor",
+    scope="objective",
+    mend="The model finds what it is to predict in its input. Most often the labels are not shifted, so that it learns "
+    "to copy: use core's loss. Otherwise it looks ahead: see causal-leak.",
+)
+def noise_floor(case: Case) -> None:
+    """In 120 steps on fresh random tokens the loss does not fall 0.15 nats below what can be known of them."""
+    config = case.config_with(training={"mlm_probability": 0.4})
+    collate, length = get_data_collator(config, case.tokenizer), min(10, case.length)
+    batches = [collate(case.features(24, length, first=24 * step)) for step in range(120)]
+    losses = trained(case.model(dropout=0.0), batches, rate=5e-3)
+    reached, floor = sum(losses[-20:]) / 20, knowable(case, batches)
+    require(reached > floor - 0.15, f"the loss on random tokens is {reached:.3f}, what can be known gives {floor:.3f}")
+
+
+@check(
+    "objective",
+    "learnability",
+    scope="objective",
+    mend="The loss does not reach the weights, or not those that matter: look for a detached tensor, labels shifted "
+    "twice or the wrong way, a scale that stifles the signal, a frozen layer.",
+)
+def learnability(case: Case) -> None:
+    """A rule from one token to the next, or to a hidden neighbour, is learnt to a loss under 0.5 ln V in 200 steps."""
+    goal = 0.5 * math.log(case.vocabulary)
+    lowest = math.inf
+    for rate in (5e-3, 1e-3):
+        rule = _next_token(case) if case.causal else _hidden_neighbour(case)
+        losses = trained(case.model(dropout=0.0), rule, rate=rate, below=goal)
+        lowest = min(lowest, losses[-1])
+        if losses[-1] < goal:
+            return
+    raise NonconformanceError(
+        f"the loss is {lowest:.3f} after 200 steps; guessing gives {math.log(case.vocabulary):.3f}, the rule allows 0"
+    )
+
+
+@check(
+    "objective",
+    "no-labels",
+    mend="A mean over no predictions is 0/0: core's loss divides by at least 1. Nothing else may be added to the loss.",
+)
+def no_labels(case: Case) -> None:
+    """With every label -100 the loss is 0 and so is every gradient."""
+    model, ids = case.stirred(), case.ids(4, case.length)
+    labels = torch.full_like(ids, IGNORED)
+    for reduction in REDUCTIONS:
+        for return_logits in (True, False):
+            loss = _loss(model(ids, labels=labels, reduction=reduction, return_logits=return_logits))
+            require(loss.item() == 0, f"the loss ({reduction}) is {loss.item()} where nothing is predicted")
+            loss.backward()
+    for name, gradient in named_gradients(model).items():
+        require(bool((gradient == 0).all()), f"{name} gets a gradient where nothing is predicted")
+
+
+@check(
+    "objective",
+    "accumulation",
+    mend="The trainer divides the summed loss of a step by the number of its predictions, which `targets` counts: the "
+    "loss is not a sum over predictions, depends on the other rows, or counts others than `targets` does.",
+)
+def accumulation(case: Case) -> None:
+    """The gradients of micro-batches, weighted by their predicted tokens, are those of the whole batch, to 1e-5."""
+    model = case.stirred()
+    ids, labels = case.ragged()
+    mask = torch.ones_like(ids)
+    _loss(model(ids, attention_mask=mask, labels=labels)).backward()
+    whole = named_gradients(model)
+    model.zero_grad()
+    count = int(model.targets(labels, mask)[1].sum())
+    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        output = model(ids[part], attention_mask=mask[part], labels=labels[part], reduction="sum", return_logits=False)
+        (_loss(output) / count).backward()
+    require_same_gradients(named_gradients(model), whole, "micro-batches and the whole batch")
+
+
+@check(
+    "objective",
+    "loss-without-logits",
+    mend="Hand `return_logits` on to `self.output`, and let the head work on any number of positions: it is given (B, "
+    "T, D) or, without logits, only the predicted ones as (N, D).",
+)
+def loss_without_logits(case: Case) -> None:
+    """Asked for no logits, a model returns none, and the same loss with the same gradients, to 1e-5."""
+    model = case.stirred()
+    ids, labels = case.ragged()
+    full = model(ids, labels=labels)
+    _loss(full).backward()
+    expected = named_gradients(model)
+    model.zero_grad()
+    lean = model(ids, labels=labels, return_logits=False)
+    require("logits" not in lean, "logits are returned where return_logits is False")
+    require_close(_loss(lean), _loss(full), "loss without logits", rtol=1e-5)
+    _loss(lean).backward()
+    require_same_gradients(named_gradients(model), expected, "with and without logits")
+
+
+@check(
+    "objective",
+    "raw-logits",
+    mend="Return what the output layer gives: the loss, sampling and scoring each normalise by themselves.",
+)
+def raw_logits(case: Case) -> None:
+    """Logits are fp32 of shape (batch, time, vocabulary), and neither probabilities nor their logarithms."""
+    model, ids = case.stirred(), case.ids(3, case.length)
+    logits = model(ids).logits
+    require(logits is not None, "there are no logits")
+    expected = (*ids.shape, case.vocabulary)
+    require(tuple(logits.shape) == expected, f"logits have shape {tuple(logits.shape)}, expected {expected}")
+    require(logits.dtype == torch.float32, f"logits are {logits.dtype}")
+    logits = logits.detach().double()
+    normaliser, total = logits.logsumexp(dim=-1), logits.sum(dim=-1)
+    require(bool((normaliser.abs() > 1e-4).any()), "the logits are log-probabilities")
+    require(bool(((total - 1).abs() > 1e-4).any() or (logits < 0).any()), "the logits are probabilities")
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *, causal: bool) -> torch.Tensor:
+    """(N,): the float64 loss of each label that is not -100, by the logits there or, causal, one position before."""
+    logits = logits.detach().double()
+    if causal:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    chosen = labels != IGNORED
+    return F.cross_entropy(logits[chosen], labels[chosen], reduction="none")
+
+
+def trained(
+    model: BaseLanguageModel, batches: Iterable[Batch], *, rate: float, below: float = -math.inf
+) -> list[float]:
+    """The loss of each step of a short training; ends early when three in a row are under `below`."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    losses: list[float] = []
+    for batch in batches:
+        loss = _loss(model(**batch, return_logits=False))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if len(losses) >= 3 and max(losses[-3:]) < below:
+            break
+    return losses
+
+
+def knowable(case: Case, batches: Iterable[Batch]) -> float:
+    """The least loss on batches of uniform tokens, for a model that sees what it may: nats per prediction.
+
+    A causal prediction, or one of a token that is hidden behind a special one, is a guess among the ordinary tokens.
+    One of a token that is shown is as uncertain as what is shown is unreliable: the share that the collator has left as
+    they are is counted. Labels that are special tokens may be known for certain.
+    """
+    batches = list(batches)
+    labels = torch.cat([batch["labels"].flatten() for batch in batches])
+    shown = torch.cat([batch["input_ids"].flatten() for batch in batches])
+    if case.causal:
+        labels = torch.cat([batch["labels"][:, 1:].flatten() for batch in batches])
+    size, ordinary = len(case.ordinary), torch.isin(labels, case.ordinary)
+    guess = math.log(size)
+    predicted = int((labels != IGNORED).sum())
+    require(predicted > 0, "the collator of the objective gives nothing to predict")
+    if case.causal:
+        return guess * int(ordinary.sum()) / predicted
+    in_sight = ordinary & torch.isin(shown, case.ordinary)
+    kept = float((shown == labels)[in_sight].double().mean()) if bool(in_sight.any()) else 0.0
+    entropy = sum(-p * math.log(p) for p in (kept, 1 - kept) if p > 0) + (1 - kept) * math.log(size - 1)
+    return (guess * int((ordinary & ~in_sight).sum()) + entropy * int(in_sight.sum())) / predicted
+
+
+def _next_token(case: Case) -> Iterator[Batch]:
+    for step in range(200):
+        columns = [torch.randint(0, case.vocabulary, (16,), generator=torch.Generator().manual_seed(step))]
+        for _ in range(min(16, case.length) - 1):
+            columns.append((5 * columns[-1] + 3) % case.vocabulary)
+        ids = torch.stack(columns, dim=1)
+        yield {"input_ids": ids, "labels": ids}
+
+
+def _hidden_neighbour(case: Case) -> Iterator[Batch]:
+    size = len(case.ordinary)
+    for step in range(200):
+        place = torch.randint(0, size, (32, 3), generator=torch.Generator().manual_seed(step))
+        ids = case.ordinary[torch.stack([place, (5 * place + 3) % size], dim=2).flatten(1)]
+        hidden = torch.arange(ids.shape[1]).expand(ids.shape) % 2 == 1
+        yield {
+            "input_ids": ids.masked_fill(hidden, int(case.tokenizer.mask_token_id)),
+            "labels": ids.masked_fill(~hidden, IGNORED),
+        }
+
+
+def _loss(output: ModelOutput) -> Any:
+    require(output.loss is not None, "given labels, the model returns no loss")
+    return output.loss

@@ -1,0 +1,5 @@
+"""BERT under the conformance kit."""
+
+from foundry_core.testing import conformance
+
+test_bert = conformance("bert")

@@ -1,0 +1,223 @@
+"""Three small architectures on torch alone, right in every respect, cut so that a mutant can replace one part.
+
+Shapes: B batch, T tokens of this call, S tokens so far, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from foundry_core import (
+    BaseLanguageModel,
+    BuildContext,
+    Capabilities,
+    ConfigSection,
+    ExperimentConfig,
+    FoundryError,
+    ModelConfig,
+    ModelOutput,
+    register_architecture,
+)
+
+
+class SmallSection(ConfigSection):
+    """`model.small`."""
+
+    width: int = Field(16, ge=1, description="width of everything")
+    num_layers: int = Field(2, ge=1, description="layers on top of each other")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on embeddings and after each layer")
+
+
+class SmallModelConfig(ModelConfig):
+    """`model:` of all three."""
+
+    small: SmallSection = Field(SmallSection(), description="sizes")
+
+
+class SmallModel(BaseLanguageModel):
+    """Embedding, `layers`, and an output layer with weights of its own."""
+
+    capabilities = Capabilities()
+
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        settings = config.model.small  # type: ignore[attr-defined]
+        self.width, self.depth = settings.width, settings.num_layers
+        self.embedding = nn.Embedding(context.vocab_size, self.width)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.layers = nn.ModuleList(self.layer() for _ in range(self.depth))
+        self.output_layer = nn.Linear(self.width, context.vocab_size)
+        nn.init.normal_(self.output_layer.weight, std=0.02)
+        nn.init.zeros_(self.output_layer.bias)
+
+    def layer(self) -> nn.Module:
+        raise NotImplementedError
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.output_layer(hidden)
+        return logits
+
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return self.output(hidden_BTD, self.head, labels, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> None:
+        kept = min(self.embedding.num_embeddings, new_num_tokens)
+        embedding, output_layer = nn.Embedding(new_num_tokens, self.width), nn.Linear(self.width, new_num_tokens)
+        nn.init.normal_(output_layer.weight, std=0.02)
+        nn.init.zeros_(output_layer.bias)
+        with torch.no_grad():
+            embedding.weight[:kept] = self.embedding.weight[:kept]
+            output_layer.weight[:kept] = self.output_layer.weight[:kept]
+            output_layer.bias[:kept] = self.output_layer.bias[:kept]
+        self.embedding, self.output_layer = embedding, output_layer
+        self.note_vocabulary_size(new_num_tokens)
+
+
+class AttentionLayer(nn.Module):
+    """One head of attention and a feed-forward layer, each on a normalised input and added to it."""
+
+    def __init__(self, width: int, dropout: nn.Dropout):
+        super().__init__()
+        self.normal_1, self.normal_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.mixed = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = dropout
+
+    def forward(self, x_BTD: torch.Tensor, visible_BTS: torch.Tensor, past: Any) -> tuple[torch.Tensor, Any]:
+        query, key, value = self.query_key_value(self.normal_1(x_BTD)).chunk(3, dim=-1)
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=1), torch.cat([past[1], value], dim=1)
+        x_BTD = x_BTD + self.dropout(self.mixed(self.attend(query, key, value, visible_BTS)))
+        return x_BTD + self.dropout(self.feed_forward(self.normal_2(x_BTD))), (key, value)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible_BTS: torch.Tensor
+    ) -> torch.Tensor:
+        return self.weights(query @ key.mT / math.sqrt(query.shape[-1]), visible_BTS).to(value.dtype) @ value
+
+    def weights(self, scores_BTS: torch.Tensor, visible_BTS: torch.Tensor) -> torch.Tensor:
+        """A query that sees nothing sees everything a little: a finite result that nobody reads."""
+        return scores_BTS.masked_fill(~visible_BTS, torch.finfo(scores_BTS.dtype).min).softmax(dim=-1)
+
+
+class AttentionModel(SmallModel):
+    """Causal attention with learned positions. State: which tokens were real, and keys and values of each layer."""
+
+    capabilities = Capabilities(carried_state=True, padding_sides=("left", "right"))
+    layer_class = AttentionLayer
+
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        self.positions = nn.Embedding(context.max_sequence_length, self.width)
+        self.normal = nn.LayerNorm(self.width)
+        nn.init.normal_(self.positions.weight, std=0.1)
+
+    def layer(self) -> nn.Module:
+        return self.layer_class(self.width, self.dropout)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        state: Any = None,
+        use_cache: bool = False,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        real_BS = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
+        if state is not None:
+            real_BS = torch.cat([state[0], real_BS], dim=1)
+        hidden_BTD = self.dropout(self.embedding(input_ids) + self.positions(self.places(real_BS, input_ids.shape[1])))
+        visible_BTS = self.visible(real_BS, input_ids.shape[1])
+        pasts = []
+        for number, layer in enumerate(self.layers):
+            hidden_BTD, past = layer(hidden_BTD, visible_BTS, None if state is None else state[1][number])
+            pasts.append(past)
+        carried = (real_BS, tuple(pasts)) if use_cache or state is not None else None
+        return self.finish(self.normal(hidden_BTD), labels, attention_mask=attention_mask, state=carried, **kwargs)
+
+    def places(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        """(B, T): how many real tokens stand before each."""
+        if real_BS.shape[1] > self.context.max_sequence_length:
+            raise FoundryError(f"{real_BS.shape[1]} tokens are more than {self.context.max_sequence_length}")
+        return (real_BS.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens:]
+
+    def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        """(B, T, S): which tokens each one sees."""
+        visible_BTS = real_BS.bool()[:, None, :].expand(-1, tokens, -1)
+        return visible_BTS.tril(diagonal=real_BS.shape[1] - tokens) if self.context.objective.causal else visible_BTS
+
+
+class BidirectionalModel(AttentionModel):
+    """The same attention to both sides."""
+
+    capabilities = Capabilities(
+        objectives=("masked_lm",), generation=False, padding_sides=("left", "right"), bidirectional=True
+    )
+
+
+class RecurrentModel(SmallModel):
+    """Gated recurrence over real tokens, a step at a time. State: the hidden state of each layer after the last one."""
+
+    capabilities = Capabilities(carried_state=True, any_length=True, padding_sides=("left", "right"))
+
+    def layer(self) -> nn.Module:
+        return nn.GRUCell(self.width, self.width)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        state: Any = None,
+        use_cache: bool = True,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        hidden_BTD = self.dropout(self.embedding(input_ids))
+        real_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        states = []
+        for number, cell in enumerate(self.layers):
+            before_BD = self.start(hidden_BTD) if state is None else state[number]
+            hidden_BTD, after_BD = self.recur(cell, hidden_BTD, real_BT.bool(), before_BD)
+            hidden_BTD = self.dropout(hidden_BTD)
+            states.append(after_BD)
+        carried = tuple(states) if use_cache else None
+        return self.finish(hidden_BTD, labels, attention_mask=attention_mask, state=carried, **kwargs)
+
+    def start(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD.new_zeros(x_BTD.shape[0], self.width)
+
+    def recur(
+        self, cell: Callable[..., torch.Tensor], x_BTD: torch.Tensor, real_BT: torch.Tensor, state_BD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A token that is not real leaves the state as it is."""
+        outputs = []
+        for x_BD, real_B in zip(x_BTD.unbind(1), real_BT.unbind(1), strict=True):
+            state_BD = torch.where(real_B[:, None], cell(x_BD, state_BD), state_BD)
+            outputs.append(state_BD)
+        return torch.stack(outputs, dim=1), state_BD
+
+
+BASES = (AttentionModel, RecurrentModel, BidirectionalModel)
+
+
+def register(name: str, model_class: type[SmallModel]) -> None:
+    """Make a base or a mutant of one available under a name, until the test ends."""
+    register_architecture(
+        name,
+        config=SmallModelConfig,
+        summary="for the tests of the conformance kit",
+        capabilities=model_class.capabilities,
+        default_tokenizer="character",
+        examples={"tiny": {"small": {"width": 16, "num_layers": 2, "dropout": 0.0}}},
+    )(model_class)

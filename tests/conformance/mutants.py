@@ -1,0 +1,57 @@
+"""What a mutant is: a right model with one planted defect, and the check that is to catch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from foundry_core.testing.kit.case import Suite
+from foundry_core.testing.kit.run import Result, chosen_checks, run_check
+
+from .bases import BASES, SmallModel, register
+
+M = TypeVar("M", bound=type[SmallModel])
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """defect: in a few words. caught_by: name of the check that must find it; others may find it too."""
+
+    defect: str
+    caught_by: str
+    model_class: type[SmallModel]
+
+    @property
+    def base(self) -> str:
+        return next(each for each in self.model_class.__mro__ if each in BASES).__name__
+
+    def __str__(self) -> str:
+        return f"{self.base.removesuffix('Model').lower()}, {self.defect}"
+
+
+class Mutants(list[Mutant]):
+    """A flat list of mutants, filled by decorating their classes."""
+
+    def plant(self, defect: str, *, caught_by: str) -> Callable[[M], M]:
+        def add(model_class: M) -> M:
+            self.append(Mutant(defect, caught_by, model_class))
+            return model_class
+
+        return add
+
+
+@contextmanager
+def suite_of(model_class: type[SmallModel]) -> Iterator[Suite]:
+    """The cases of a base or a mutant, which is registered under the name of its class."""
+    name = model_class.__name__.lower()
+    register(name, model_class)
+    yield Suite.of(name)
+
+
+def failures(model_class: type[SmallModel], *checks: str) -> list[Result]:
+    """Carry out these checks, or the whole kit; those that fail."""
+    with suite_of(model_class) as suite:
+        results = [run_check(check, suite) for check in chosen_checks(checks)]
+    return [result for result in results if not result.good]

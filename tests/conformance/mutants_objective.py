@@ -1,0 +1,183 @@
+"""Mutants that learn another task than the one they are said to learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundry_core import ModelOutput
+
+from .bases import AttentionModel, BidirectionalModel, RecurrentModel
+from .mutants import Mutants
+
+MUTANTS = Mutants()
+
+
+@MUTANTS.plant("mask off by one", caught_by="causal-leak")
+class MaskOffByOne(AttentionModel):
+    def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        return real_BS.bool()[:, None, :].expand(-1, tokens, -1).tril(diagonal=real_BS.shape[1] - tokens + 1)
+
+
+@MUTANTS.plant("one layer reversed in time", caught_by="causal-leak")
+class ReversedLayer(RecurrentModel):
+    def recur(
+        self, cell: Any, x_BTD: torch.Tensor, real_BT: torch.Tensor, state_BD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if cell is not self.layers[-1]:
+            return super().recur(cell, x_BTD, real_BT, state_BD)
+        output_BTD, state_BD = super().recur(cell, x_BTD.flip(1), real_BT.flip(1), state_BD)
+        return output_BTD.flip(1), state_BD
+
+
+@MUTANTS.plant("causal mask in a model of both directions", caught_by="causal-leak")
+class OneDirection(BidirectionalModel):
+    def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        return super().visible(real_BS, tokens).tril()
+
+
+@MUTANTS.plant("looks ahead while it trains", caught_by="noise-floor")
+class LooksAheadInTraining(AttentionModel):
+    """No comparison of logits in evaluation sees it."""
+
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        ahead = hidden_BTD.roll(-1, dims=1) if self.training else 0
+        return super().finish(hidden_BTD + ahead, labels, **kwargs)
+
+
+@MUTANTS.plant("no shift", caught_by="noise-floor")
+class NoShift(RecurrentModel):
+    """Labels rolled to the right make up for core's shift: each position is scored on the token it reads."""
+
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD, labels if labels is None else labels.roll(1, dims=1), **kwargs)
+
+
+@MUTANTS.plant("no shift", caught_by="reference-loss")
+class NoShiftInAttention(AttentionModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD, labels if labels is None else labels.roll(1, dims=1), **kwargs)
+
+
+@MUTANTS.plant("double shift", caught_by="reference-loss")
+class DoubleShift(AttentionModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD, shifted(labels), **kwargs)
+
+
+@MUTANTS.plant("double shift", caught_by="accumulation")
+class DoubleShiftInRecurrence(RecurrentModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD, shifted(labels), **kwargs)
+
+
+@MUTANTS.plant("a shift although the objective is not causal", caught_by="reference-loss")
+class ShiftedMaskedLoss(BidirectionalModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD, shifted(labels), **kwargs)
+
+
+def shifted(labels: torch.Tensor | None) -> torch.Tensor | None:
+    """The label of the next position at each, -100 at the last."""
+    return labels if labels is None else nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+@MUTANTS.plant("loss divided by the tokens of the batch", caught_by="reference-loss")
+class DividedByTokens(BidirectionalModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        if labels is not None and kwargs.get("reduction", "mean") == "mean":
+            output.loss = output.loss * output.count / labels.numel()
+        return output
+
+
+@MUTANTS.plant("mean where a sum is asked for", caught_by="accumulation")
+class MeanForSum(RecurrentModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD, labels, **{**kwargs, "reduction": "mean"})
+
+
+@MUTANTS.plant("mean of the means of rows", caught_by="accumulation")
+class MeanOfMeans(BidirectionalModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        if labels is not None and kwargs.get("reduction", "mean") == "mean":
+            rows = [
+                self.output(hidden_D[None], self.head, row[None])
+                for hidden_D, row in zip(hidden_BTD, labels, strict=True)
+            ]
+            output.loss = torch.stack([row.loss for row in rows if int(row.count)]).mean()
+        return output
+
+
+@MUTANTS.plant("NaN on empty", caught_by="no-labels")
+class NaNOnEmpty(AttentionModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        if labels is not None and kwargs.get("reduction", "mean") == "mean":
+            output.loss = output.loss * output.count / output.count
+        return output
+
+
+@MUTANTS.plant("a penalty added to the loss", caught_by="no-labels")
+class Penalty(RecurrentModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        if labels is not None:
+            penalty = 1e-6 * hidden_BTD.square().mean()
+            output.loss = output.loss + penalty - penalty.detach()
+        return output
+
+
+@MUTANTS.plant("gradient of the trunk reversed", caught_by="learnability")
+class ReversedGradient(AttentionModel):
+    """Every value is right."""
+
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(2 * hidden_BTD.detach() - hidden_BTD, labels, **kwargs)
+
+
+@MUTANTS.plant("everything but the output layer detached", caught_by="learnability")
+class DetachedTrunk(BidirectionalModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD.detach(), labels, **kwargs)
+
+
+@MUTANTS.plant("a head that compares positions", caught_by="loss-without-logits")
+class HeadOverTime(AttentionModel):
+    """Given only the predicted positions, it normalises over others."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super().head(hidden)
+        return logits - logits.mean(dim=-2, keepdim=True)
+
+
+@MUTANTS.plant("logits where none are asked for", caught_by="loss-without-logits")
+class AlwaysLogits(RecurrentModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD, labels, **{**kwargs, "return_logits": True})
+
+
+@MUTANTS.plant("softmaxed output", caught_by="raw-logits")
+class SoftmaxedOutput(AttentionModel):
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().head(hidden).softmax(dim=-1)
+
+
+@MUTANTS.plant("log-softmaxed output", caught_by="raw-logits")
+class LogSoftmaxedOutput(RecurrentModel):
+    """The loss is the same: normalising twice changes nothing."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().head(hidden).log_softmax(dim=-1)
+
+
+@MUTANTS.plant("last position dropped", caught_by="raw-logits")
+class LastPositionDropped(AttentionModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        if "logits" in output:
+            output.logits = output.logits[:, :-1]
+        return output

@@ -1,0 +1,47 @@
+"""The kit is proven by mutants: what is right passes it, each planted defect is caught, and each check catches one.
+
+`-m slow` carries out the whole kit on each mutant and prints which checks catch it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from foundry_core.testing.kit.check import CHECKS
+
+from . import mutants_masking, mutants_numerics, mutants_objective
+from .bases import BASES, SmallModel
+from .mutants import Mutant, failures
+
+MUTANTS = [*mutants_objective.MUTANTS, *mutants_masking.MUTANTS, *mutants_numerics.MUTANTS]
+GROUPS = {"objective", "masking", "numerics"}
+
+each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
+def test_a_model_without_a_defect_passes_the_kit(base: type[SmallModel]) -> None:
+    assert [f"{result.check.name}: {result.reason}" for result in failures(base)] == []
+
+
+@each_mutant
+def test_a_planted_defect_is_caught(mutant: Mutant) -> None:
+    (result,) = failures(mutant.model_class, mutant.caught_by)
+    assert "\n" not in result.reason
+
+
+def test_every_check_catches_a_mutant() -> None:
+    assert {mutant.caught_by for mutant in MUTANTS} == {
+        check.name for check in CHECKS.values() if check.group in GROUPS
+    }
+    assert len({str(mutant) for mutant in MUTANTS}) == len(MUTANTS) >= 40
+
+
+@pytest.mark.slow
+@each_mutant
+def test_which_checks_catch_it(mutant: Mutant, record_property: Callable[[str, object], None]) -> None:
+    caught_by = [result.check.name for result in failures(mutant.model_class)]
+    record_property("table", f"{mutant}: {', '.join(caught_by)}")
+    assert mutant.caught_by in caught_by
