@@ -112,6 +112,12 @@ class ExperimentConfig(ConfigSection):
         value = getattr(self.seeds, stream)
         return self.random_seed if value is None else int(value)
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """A copy or a pickle carries the settings alone: a descriptor may hold functions, which no pickle takes."""
+        state = super().__getstate__()
+        kept = {name: value for name, value in state["__dict__"].items() if name in type(self).model_fields}
+        return {**state, "__dict__": kept}
+
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as plain data: what is stored in a checkpoint and written to config.yaml."""
         return self.model_dump(mode="json")
@@ -237,6 +243,8 @@ class _Check:
             return
         if training.gradient_checkpointing and not capabilities.gradient_checkpointing:
             self._add(("training", "gradient_checkpointing"), f"{model.architecture} does not support it")
+        if training.compile and not capabilities.compile:
+            self._add(("training", "compile"), f"{model.architecture} does not support it")
         if training.lr_scheduler == "plateau" and training.evaluate_every_steps is None:
             self._add(("training", "lr_scheduler"), "plateau needs training.evaluate_every_steps")
         needs_test = {

@@ -202,6 +202,27 @@ class BaseLanguageModel(nn.Module, ABC):
             total=parameters + buffers + 3 * gradients,
         )
 
+    def flops(self, batch: int, length: int) -> int:
+        """Floating-point operations of a forward pass over (batch, length) tokens, logits included.
+
+        2 for every entry of a matrix and token; looking an embedding up costs none, a tied output layer counts once
+        (Kaplan et al. 2020). `mixing_flops` is added. Override it where a matrix is used otherwise than once per token.
+        """
+        matrices = {
+            id(parameter): parameter.numel()
+            for module in self.modules()
+            if not isinstance(module, nn.Embedding)
+            for parameter in module.parameters(recurse=False)
+            if parameter.ndim > 1
+        }
+        if self.config.capabilities.tied_embeddings:
+            matrices |= {id(p): p.numel() for p in self.get_input_embeddings().parameters()}
+        return 2 * batch * length * sum(matrices.values()) + self.mixing_flops(batch, length)
+
+    def mixing_flops(self, batch: int, length: int) -> int:
+        """Those of products between activations, which no parameter shows; attention overrides this."""
+        return 0
+
     def to_transformers(self) -> PreTrainedModel:
         """This model as a transformers model that shares its weights."""
         return expose(self)

@@ -176,7 +176,22 @@ def test_plan_agrees_with_the_run_it_plans(trained, tmp_path, capsys):
     assert plan["bytes_of_a_checkpoint"] == pytest.approx(sum(files), rel=0.1)
     assert plan["seconds"] > 0
     assert plan["memory_bytes"] > 4 * plan["parameters"] * 4
+    assert plan["of_which_activations"] > 8 * 16 * 16 * 4
+    assert plan["training_flops"] == pytest.approx(6 * plan["flops_per_step"])
     assert not list((tmp_path / "planned").glob("checkpoint-*"))
+
+
+def test_plan_says_memory_where_the_whole_batch_is_not_run(trained, tmp_path, capsys):
+    command = ["plan", str(trained / "x.yaml"), f"training.output_dir={tmp_path}", "--no-timing", "--json"]
+    plans = []
+    for rows in (8, 1_000_000):
+        assert main([*command, f"data.batch_size={rows}"]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    assert "seconds" not in plans[0]
+    small, large = (plan["of_which_activations"] for plan in plans)
+    assert large == pytest.approx(125_000 * small, rel=0.15)
+    matrices = plans[0]["parameters"] - plans[0]["of_which_embeddings"]
+    assert plans[0]["flops_per_step"] == pytest.approx(6 * 8 * 16 * matrices, rel=0.1)  # biases aside
 
 
 def test_data_prepare_accounts_for_every_byte(trained, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -621,6 +622,22 @@ def test_rows_longer_than_the_architecture_takes_are_refused(
     assert validate(path, capsys, "data.max_sequence_length=63")[0] == 0
 
 
+def test_compiling_is_refused_where_the_architecture_says_that_it_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foundry_core import BaseLanguageModel
+    from foundry_core.architecture import Capabilities, ModelConfig, register_architecture
+
+    register_architecture("as_it_is", config=ModelConfig, capabilities=Capabilities(compile=False))(
+        type("AsItIs", (BaseLanguageModel,), {})
+    )
+    path = tmp_path / "x.yaml"
+    path.write_text(edited((GPT2, "  architecture: as_it_is\n")))
+    assert validate(path, capsys)[0] == 0
+    path.write_text(edited((GPT2, "  architecture: as_it_is\n"), after(STEPS, "  compile: true")))
+    assert validate(path, capsys) == (2, "", [f"{path}:17: training.compile: as_it_is does not support it"])
+
+
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "none.yaml"
     assert validate(path, capsys) == (2, "", [f"{path}:0: file: cannot be read: No such file or directory"])
@@ -882,3 +899,12 @@ logging: {log_every_steps: 10, tensorboard: false, use_wandb: false, wandb_proje
 seeds: {initialisation: 1, data_order: 2, masking: 3, dropout: 4}
 plugins: []
 """
+
+
+def test_a_pickle_holds_the_settings_and_finds_the_descriptor_again(valid: Path) -> None:
+    config = load_config(valid)
+    assert config.architecture.name == "gpt2"
+    assert config.objective.name == "causal_lm"
+    back = pickle.loads(pickle.dumps(config))
+    assert back == config
+    assert back.architecture is config.architecture

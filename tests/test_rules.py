@@ -38,7 +38,7 @@ plugins
 config diagnosis
 corpus export migrate_rules
 tokenizers model migrate
-dataset collators optim huggingface reporting
+dataset collators optim huggingface reporting estimate
 prepare checkpoint
 evaluation verification
 trainer

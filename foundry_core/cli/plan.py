@@ -1,7 +1,7 @@
-"""What a YAML comes to, before anything is trained: parameters, tokens, steps, checkpoints, disk, memory, time.
+"""What a YAML comes to, before anything is trained: parameters, tokens, steps, arithmetic, disk, memory, time.
 
 Trains the tokenizer and encodes the corpora if that has not been done yet (foundry train uses them as they are), builds
-the model, and times three real steps on a copy that is thrown away.
+the model, measures the memory of a few rows, and times three real steps on a copy that is thrown away.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
+    from foundry_core.estimate import estimated_parameters, training_flops
     from foundry_core.model import create_model
     from foundry_core.plugins import hook_manager
     from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
@@ -48,7 +49,8 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     tokenizer = experiment_tokenizer(config, corpora.train)
     data = experiment_data(config, tokenizer, corpora)
     model = create_model(config, tokenizer)
-    count, footprint = model.get_parameter_count(), model.get_memory_footprint()
+    count, footprint = estimated_parameters(config, model.context), model.get_memory_footprint()
+    length = config.data.max_sequence_length
     trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
     plan = trainer.plan
     remembered = _optimizer_bytes(trainer)
@@ -71,14 +73,17 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "of_which_warm_up": plan.warmup_steps,
         "epochs": round(plan.total_samples / plan.rows, 3),
         "training_tokens": round(plan.total_samples * plan.tokens_per_epoch / plan.rows),
+        "flops_per_step": training_flops(model, plan.samples_per_step, length),
+        "training_flops": training_flops(model, plan.total_samples, length),
         "checkpoints": list(plan.checkpoint_steps),
         "checkpoints_beyond_the_end": list(plan.unreached_checkpoints),
         "bytes_of_a_checkpoint": checkpoint,
         "disk_bytes": kept * checkpoint,
     }
+    resident = footprint.parameters + footprint.buffers + footprint.gradients + remembered
+    facts |= _memory(trainer, resident)
     if timing:
-        resident = footprint.parameters + footprint.buffers + footprint.gradients + remembered
-        facts |= _measured(trainer, resident, plan.total_steps)
+        facts |= _time(trainer, plan.total_steps)
     return facts
 
 
@@ -96,39 +101,38 @@ def _optimizer_bytes(trainer: Any) -> int:
     return sum(tensor.nbytes for tensor in optimizer_tensors(trainer.model, trainer.optimizer).values())
 
 
-def _measured(trainer: Any, resident: int, steps: int) -> dict[str, Any]:
-    """Memory and time, from real steps."""
-    import torch
+def _memory(trainer: Any, resident: int) -> dict[str, Any]:
+    """Estimated from a few rows: what the whole batch needs may be more than there is."""
+    from foundry_core.estimate import activation_bytes
 
-    saved: dict[int, int] = {}
-    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+    data = trainer.config.data
+    activations = activation_bytes(
+        trainer.model,
+        data.batch_size,
+        data.max_sequence_length,
+        labelled=_share_of_predictions(trainer),
+        autocast=trainer.precision.autocast,
+    )
+    return {"memory_bytes": resident + activations, "of_which_activations": activations}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    accumulation = trainer.config.training.gradient_accumulation_steps
+def _share_of_predictions(trainer: Any) -> float:
+    from foundry_core.model import IGNORED
+
+    batch = next(trainer.batches())
+    return float((batch["labels"] != IGNORED).sum() / batch["attention_mask"].sum())
+
+
+def _time(trainer: Any, steps: int) -> dict[str, Any]:
+    """From real steps."""
     batches = trainer.batches()
     seconds = []
-    for index in range(min(_TIMED_STEPS, steps)):
-        micro_batches = list(islice(batches, accumulation))
+    for _ in range(min(_TIMED_STEPS, steps)):
+        micro_batches = list(islice(batches, trainer.config.training.gradient_accumulation_steps))
         start = time.perf_counter()
-        if index == 0:
-            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                trainer.take_step(micro_batches)
-        else:
-            trainer.take_step(micro_batches)
+        trainer.take_step(micro_batches)
         seconds.append(time.perf_counter() - start)
-    # The addresses of the micro-batches' activations coincide or not as the allocator likes: one at a time is kept.
-    activations = sum(saved.values()) // accumulation
-    return {
-        "memory_bytes": resident + activations,
-        "of_which_activations": activations,
-        "seconds_per_step": min(seconds),
-        "seconds": min(seconds) * steps,
-    }
+    return {"seconds_per_step": min(seconds), "seconds": min(seconds) * steps}
 
 
 def _shown(name: str, value: Any) -> str:
@@ -143,6 +147,8 @@ def _shown(name: str, value: Any) -> str:
         return f"{duration(value)} on this machine, evaluations and saving aside"
     if name in ("bytes_of_a_checkpoint", "disk_bytes", "memory_bytes", "of_which_activations"):
         return f"{value / 1e6:,.1f} MB"
+    if name in ("flops_per_step", "training_flops"):
+        return f"{value:.3g}"
     if name == "seconds_per_step":
         return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
