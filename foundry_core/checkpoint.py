@@ -12,8 +12,10 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,15 +86,17 @@ _TYPES = {
 }
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions that a result depends on; read once, because that takes longer than saving a small model."""
     found = {"python": sys.version.split()[0], "foundry-core": __version__}
-    return found | {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "sentencepiece")}
+    found |= {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "sentencepiece")}
+    return MappingProxyType(found)
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """What a bit-identical result depends on beside configuration and data."""
-    return versions() | {"threads": str(torch.get_num_threads()), "device": device.type}
+    return {**versions(), "threads": str(torch.get_num_threads()), "device": device.type}
 
 
 def checkpoint_tokenizer(tokenizer: PreTrainedTokenizerFast, objective: Objective) -> PreTrainedTokenizerFast:
@@ -200,12 +204,11 @@ def is_ephemeral(folder: Path) -> bool:
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders of a run, oldest step first; nothing is read."""
-    found = []
-    for path in Path(output_dir).glob("checkpoint-*"):
-        match = _NAME.match(path.name)
-        if match and path.is_dir():
-            found.append((int(match.group(1)), path))
-    return [path for _, path in sorted(found)]
+    return sorted((p for p in Path(output_dir).glob("checkpoint-*") if _NAME.match(p.name) and p.is_dir()), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def newest_valid(output_dir: str | Path) -> tuple[Path, list[str]]:
@@ -325,21 +328,21 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
 def retire(
     output_dir: Path, keep: int | None, newest: Path, *, ephemeral: Collection[Path], damaged: Collection[Path]
 ) -> list[str]:
-    """Remove what retention lets go: what is older than the last `keep` permanent checkpoints (step 0 stays), and every
-    ephemeral one but the newest.
+    """Remove what retention lets go of the checkpoints older than `newest`: the ephemeral ones, and those older than
+    the last `keep` permanent ones (step 0 stays).
 
-    newest: has just been published, hence is whole; it stays. damaged: those that were passed over; they do not count
-    among the last. Returns a line for each folder that could not be removed.
+    newest: known to be whole, because it has just been published or loaded. damaged: those that were passed over; they
+    do not count among the last. Returns a line for each folder that could not be removed.
     """
-    permanent = [path for path in checkpoints(output_dir) if path not in ephemeral and path.name != "checkpoint-0"]
+    older = [path for path in checkpoints(output_dir) if _step(path) < _step(newest)]
+    permanent = [path for path in (*older, newest) if path not in ephemeral and _step(path) > 0]
     last = [path for path in permanent if path not in damaged][-keep:] if keep is not None else permanent
-    victims = permanent[: permanent.index(last[0])] if last else []
-    victims += [path for path in checkpoints(output_dir) if path in ephemeral]
+    victims = [path for path in older if path in ephemeral]
+    victims += permanent[: permanent.index(last[0])] if last else []
     problems = []
     for victim in victims:
-        if victim != newest:
-            try:
-                set_aside(victim)
-            except StorageError as error:
-                problems.append(str(error))
+        try:
+            set_aside(victim)
+        except StorageError as error:
+            problems.append(str(error))
     return problems + remove_set_aside(output_dir)

@@ -249,9 +249,10 @@ def remove_set_aside(parent: str | Path) -> list[str]:
     return _removed(paths)
 
 
-def remove_leftovers(parent: str | Path) -> list[str]:
-    """Remove what killed processes left unfinished, too: both that was set aside and that was being written."""
-    return _removed(sorted(Path(parent).glob(".*.tmp"))) + remove_set_aside(parent)
+def remove_leftovers(*parents: str | Path) -> list[str]:
+    """Remove what killed processes left unfinished, too: what was set aside and what was being written."""
+    unfinished = [path for parent in parents for path in sorted(Path(parent).glob(".*.tmp"))]
+    return _removed(unfinished) + [line for parent in parents for line in remove_set_aside(parent)]
 
 
 def _removed(paths: Iterable[Path]) -> list[str]:

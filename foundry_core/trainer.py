@@ -62,6 +62,7 @@ from foundry_core.prepare import (
     experiment_corpora,
     experiment_data,
     experiment_tokenizer,
+    own_folders,
 )
 from foundry_core.reporting import Notifier, observers, reading
 from foundry_core.storage import RunLock, remove_leftovers, write_file
@@ -98,7 +99,7 @@ def run(
         Precision(config.training.precision, choose_device(config.training.device))
         modules = active_modules(config.architecture, config.plugins)
         manager = hook_manager([*modules, *observers(config, quiet=quiet), *extra_observers])
-        for line in remove_leftovers(output_dir):
+        for line in remove_leftovers(*own_folders(config)):
             warn(line)
         corpora = experiment_corpora(config)
         tokenizer = experiment_tokenizer(config, corpora.train)
@@ -189,6 +190,9 @@ class Trainer:
         with StopRequest() as stop, self._told():
             if self._parent is None:
                 self._save()
+            else:
+                # The run before may have ended between a checkpoint and the retention that follows it.
+                self._retire(self.output_dir / self._parent)
             watch = _Watch(plan, state)
             saved_at = time.monotonic()
             while state.step < plan.total_steps:
@@ -262,7 +266,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "compile": self.config.training.compile,
         }
-        environment = {"host": platform.node(), "pid": os.getpid(), "versions": versions(), **facts}
+        environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
         record = environment | {"plan": asdict(self.plan), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
         write_file(self.output_dir / "run.json", (json.dumps(record, indent=1) + "\n").encode())
         text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
@@ -389,13 +393,16 @@ class Trainer:
         folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts)
         self._damaged.discard(folder)
         (self._ephemeral.add if facts["ephemeral"] else self._ephemeral.discard)(folder)
+        self._retire(folder)
+        return state.step, folder
+
+    def _retire(self, newest: Path) -> None:
+        """Retention, once a checkpoint is known to be whole. What cannot be removed is said once, and tried again."""
         keep = self.config.training.checkpoints.keep
-        problems = retire(self.output_dir, keep, folder, ephemeral=self._ephemeral, damaged=self._damaged)
+        problems = retire(self.output_dir, keep, newest, ephemeral=self._ephemeral, damaged=self._damaged)
         for line in sorted({*problems} - self._warned):
             warn(f"{line}; training goes on")
         self._warned.update(problems)
-        self._ephemeral = {path for path in self._ephemeral if path.exists()}
-        return state.step, folder
 
     def _saved(self, saved: tuple[int, Path]) -> None:
         step, folder = saved
