@@ -11,22 +11,25 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import torch
-from safetensors import safe_open
+from pydantic import Field, TypeAdapter, ValidationError
 
 from foundry_core import __version__
 from foundry_core.config import ExperimentConfig
+from foundry_core.dataset import StreamSizes
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
 from foundry_core.export import (
     WEIGHTS,
+    check_shape,
     installed_plugin,
     load_weights,
     model_files,
+    open_tensors,
     read_description,
     release,
     stored_tensors,
@@ -34,7 +37,15 @@ from foundry_core.export import (
 )
 from foundry_core.model import BaseLanguageModel
 from foundry_core.objective import Objective
-from foundry_core.storage import MANIFEST, publish_folder, read_manifest, remove_folder
+from foundry_core.optim import STATE_KINDS, ScheduleState
+from foundry_core.storage import (
+    MANIFEST,
+    parse_json,
+    publish_folder,
+    read_manifest,
+    read_plain_file,
+    remove_folder,
+)
 from foundry_core.tokenizers import tokenizer_files
 
 if TYPE_CHECKING:
@@ -46,31 +57,36 @@ _NAME = re.compile(r"checkpoint-(\d+)\Z")
 
 # Settings that may differ when a run goes on: where and how often it reports and saves, which changes no weight.
 _FREE = ("logging", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
+_SHOWN = 200  # characters of a value in a message
+
+_Whole: TypeAlias = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+_Real: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Number: TypeAlias = _Whole | _Real
 
 
 @dataclass
 class TrainState:
     """Where training stands. samples: rows taken from the ordered stream since the start, which is the position in the
     data. ledger: running hash over their (epoch, row), the proof that none was lost or seen twice. log: the reports of
-    each logged step and evaluation.
+    each logged step and evaluation. The bounds are those that one read from a checkpoint has to keep.
     """
 
-    step: int = 0
-    samples: int = 0
-    tokens_seen: int = 0
-    words_seen: int = 0
-    epoch: float = 0.0
-    ledger: str = ""
+    step: _Whole = 0
+    samples: _Whole = 0
+    tokens_seen: _Whole = 0
+    words_seen: _Whole = 0
+    epoch: Annotated[_Real, Field(ge=0)] = 0.0
+    ledger: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     data: dict[str, str] = field(default_factory=dict)
-    stream: dict[str, int] = field(default_factory=dict)
+    stream: StreamSizes | None = None
     precision: str = ""
-    schedule: dict[str, Any] = field(default_factory=dict)
-    scaler: dict[str, float] = field(default_factory=dict)
-    wandb_run_id: str | None = None
-    log: list[dict[str, Any]] = field(default_factory=list)
+    schedule: ScheduleState = field(default_factory=ScheduleState)
+    scaler: dict[str, _Number] = field(default_factory=dict)
+    wandb_run_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    log: list[dict[str, _Number]] = field(default_factory=list)
 
 
-_TYPES = {"step": int, "samples": int, "tokens_seen": int, "words_seen": int, "ledger": str, "data": dict, "log": list}
+_STORED_STATE = TypeAdapter(TrainState)
 
 
 def versions() -> dict[str, str]:
@@ -177,22 +193,40 @@ def save_checkpoint(
     return target
 
 
-def _load_optimizer(path: Path, model: BaseLanguageModel, optimizer: torch.optim.Optimizer) -> None:
-    parameters = dict(model.named_parameters())
-    with safe_open(str(path), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - a safetensors file is not a dictionary
+def _load_optimizer(
+    path: Path, model: BaseLanguageModel, optimizer: torch.optim.Optimizer, kinds: tuple[str, ...], *, begun: bool
+) -> None:
+    """Put what the optimizer remembered back: every kind of it, or none for a parameter that had no gradient yet.
+
+    begun: steps have been taken, so that there must be a count of them where the optimizer keeps one.
+    """
+    parameters, counter = dict(model.named_parameters()), torch.zeros(())
+    with open_tensors(path) as file:
+        stored = set(file.keys())
+        if begun and "step" in kinds and not stored:
+            raise CheckpointError(f"{path} is empty, and steps have been taken")
+        for key in sorted(stored):
             kind, _, name = key.partition("/")
-            if name not in parameters:
-                raise CheckpointError(f"{path} holds {kind} of '{name}', which the model has not")
+            if name not in parameters or kind not in kinds:
+                raise CheckpointError(f"{path} holds {kind} of '{name}', which model and optimizer have not")
+            for other in kinds:
+                if f"{other}/{name}" not in stored:
+                    raise CheckpointError(f"{path} lacks {other} of '{name}'")
             parameter = parameters[name]
+            check_shape(path, file, key, counter if kind == "step" else parameter)
             # A copy: the file's tensors are a view of the file. A fused optimizer keeps even its step counter where the
             # parameter lives.
-            optimizer.state[parameter][kind] = file.get_tensor(key).to(parameter.device, copy=True)
+            value = file.get_tensor(key).to(parameter.device, copy=True)
+            if value.dtype != parameter.dtype:
+                raise CheckpointError(f"{path}: {key} is {value.dtype}, its parameter {parameter.dtype}")
+            optimizer.state[parameter][kind] = value
 
 
 def environment_changes(folder: Path, device: torch.device) -> list[str]:
     """A phrase for each thing of `environment` that is not what it was when a checkpoint was saved."""
-    before = read_manifest(folder)["environment"]
+    before = read_manifest(folder).get("environment")
+    if not isinstance(before, Mapping):
+        raise CheckpointError(f"{folder / MANIFEST} does not say in which environment it was saved")
     return [
         f"{name} was {before.get(name)}, is {now}"
         for name, now in environment(device).items()
@@ -203,8 +237,8 @@ def environment_changes(folder: Path, device: torch.device) -> list[str]:
 def is_ephemeral(folder: Path) -> bool:
     """Whether a checkpoint was saved for crash safety only; one whose manifest cannot be read is not taken for one."""
     try:
-        return json.loads((folder / MANIFEST).read_bytes())["ephemeral"] is True
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return parse_json(folder / MANIFEST, read_plain_file(folder / MANIFEST))["ephemeral"] is True
+    except (CheckpointError, KeyError, TypeError):
         return False
 
 
@@ -218,6 +252,14 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def check_whole(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, every file of which is as it was published, under the name it was published."""
+    manifest = read_manifest(folder)
+    if folder.name != f"checkpoint-{manifest.get('step')}":
+        raise CheckpointError(f"{folder} is not what its name says: its manifest says step {manifest.get('step')}")
+    return manifest
+
+
 def newest_valid(output_dir: str | Path) -> tuple[Path, list[str]]:
     """The newest checkpoint whose every file matches its manifest, and a line for each newer one passed over.
 
@@ -226,7 +268,7 @@ def newest_valid(output_dir: str | Path) -> tuple[Path, list[str]]:
     passed_over = []
     for folder in reversed(checkpoints(output_dir)):
         try:
-            read_manifest(folder)
+            check_whole(folder)
         except CheckpointError as error:
             passed_over.append(f"{folder.name} is passed over: {error}")
             continue
@@ -251,7 +293,7 @@ def load_checkpoint(
     names keys that may.
     """
     allowed = tuple(allowed)
-    read_manifest(folder)
+    check_whole(folder)
     _check_allowed(allowed, config.resolved())
     description = read_description(folder)
     differences = config_differences(description["experiment"], config.resolved())
@@ -278,21 +320,32 @@ def load_checkpoint(
         )
     state.data, state.stream, state.precision = fresh.data, fresh.stream, fresh.precision
     load_weights(model, folder / WEIGHTS)
-    _load_optimizer(folder / _OPTIMIZER, model, optimizer)
+    # One optimizer's moments mean nothing to another: it begins anew where the change was allowed.
+    if "training.optimizer" not in differences:
+        kinds = STATE_KINDS[config.training.optimizer]
+        _load_optimizer(folder / _OPTIMIZER, model, optimizer, kinds, begun=state.step > 0)
     return state
 
 
 def read_state(folder: Path) -> TrainState:
     """The position that a checkpoint stores. Raises CheckpointError when it is not one."""
     path = folder / _STATE
+    stored = parse_json(path, read_plain_file(path))
     try:
-        stored = json.loads(path.read_bytes())
-        state = TrainState(**stored["foundry"], log=stored["log_history"])
-        for name, kind in _TYPES.items():
-            if not isinstance(getattr(state, name), kind):
-                raise TypeError(name)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        content = {**stored["foundry"], "log": stored["log_history"]}
+        differing = {each.name for each in fields(TrainState)} ^ content.keys()
+        state = _STORED_STATE.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise CheckpointError(f"{path} is damaged or of another version: {reason}") from error
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or of another version: {type(error).__name__}: {error}") from error
+    if differing or state.stream is None:
+        reason = f"{min(differing)} is missing or unknown" if differing else "stream is missing"
+        raise CheckpointError(f"{path} is damaged or of another version: {reason}")
+    if folder.name != f"checkpoint-{state.step}":
+        raise CheckpointError(f"{path} says step {state.step}, its folder another one")
     return state
 
 
@@ -324,8 +377,13 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found |= config_differences(before, after, f"{name}.")
         elif before != after:
-            found[name] = f"{name} was {before!r}, is {after!r}"
+            found[name] = f"{name} was {_shown(before)}, is {_shown(after)}"
     return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def retire(output_dir: Path, keep: int | None, ephemeral: set[Path], newest: Path) -> list[Path]:

@@ -171,7 +171,16 @@ class Trainer:
             self.warn(f"the run goes on, but not bit for bit as it would have: {'; '.join(changes)}")
         self.schedule.load(self.state.schedule)
         if self.state.scaler:
-            self.precision.scaler.load_state_dict(self.state.scaler)
+            try:
+                self.precision.scaler.load_state_dict(self.state.scaler)
+            except (KeyError, RuntimeError) as error:
+                raise CheckpointError(f"{folder}: its gradient scaler is damaged: {error}") from error
+        if self.state.step > self.plan.total_steps or self.state.samples > self.plan.total_samples:
+            raise CheckpointError(
+                f"{folder} lies beyond the end of this run: {self.state.step:,} steps and {self.state.samples:,} rows "
+                f"of {self.plan.total_steps:,} and {self.plan.total_samples:,}. Give it a longer budget, or start in "
+                "another training.output_dir"
+            )
         self._parent = folder.name
         self._ephemeral = {path for path in checkpoints(self.output_dir) if is_ephemeral(path)}
 
