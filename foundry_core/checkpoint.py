@@ -24,6 +24,7 @@ from foundry_core.config import ExperimentConfig
 from foundry_core.dataset import StreamSizes
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
 from foundry_core.export import (
+    STATE,
     WEIGHTS,
     check_shape,
     installed_plugin,
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _OPTIMIZER = "optimizer.safetensors"
-_STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)\Z")
 
 # Settings that may differ when a run goes on: where and how often it reports and saves, which changes no weight.
@@ -189,7 +189,7 @@ def save_checkpoint(
             "log_history": state.log,
             "foundry": {key: value for key, value in asdict(state).items() if key != "log"},
         }
-        sink.write(_STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
+        sink.write(STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
     return target
 
 
@@ -329,7 +329,7 @@ def load_checkpoint(
 
 def read_state(folder: Path) -> TrainState:
     """The position that a checkpoint stores. Raises CheckpointError when it is not one."""
-    path = folder / _STATE
+    path = folder / STATE
     stored = parse_json(path, read_plain_file(path))
     try:
         content = {**stored["foundry"], "log": stored["log_history"]}

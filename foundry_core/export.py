@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from foundry_core.model import BaseLanguageModel
 
 WEIGHTS = "model.safetensors"
+STATE = "trainer_state.json"
+"""What makes a checkpoint of a model folder: where training stood."""
+
 _CONFIG = "config.json"
 _MODULE = "modeling_foundry"
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -341,11 +344,11 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 def load_model(folder: str | Path) -> BaseLanguageModel:
     """The model of a saved folder, weights included, in evaluation mode.
 
-    A folder that has a manifest must match it. Raises CheckpointError for whatever is not as it should be, naming the
+    A checkpoint must match its manifest; a folder of `save_pretrained` has none. Raises CheckpointError for whatever is not as it should be, naming the
     file; sizes that the folder merely claims take no memory.
     """
     folder = Path(folder)
-    if os.path.lexists(folder / MANIFEST):
+    if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / STATE):
         read_manifest(folder)
     description = read_description(folder)
     try:
