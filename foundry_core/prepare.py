@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.corpus import Corpus
-from foundry_core.dataset import Rows, TokenFile, prepare_tokens
+from foundry_core.dataset import Rows, StreamSizes, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, UsageError
 from foundry_core.optim import warmup_steps
 from foundry_core.storage import write_file
@@ -258,14 +258,9 @@ class RunPlan:
         )
 
     @property
-    def stream(self) -> dict[str, int]:
-        """The sizes that, with seed and batch size, say what has been seen at any position."""
-        return {
-            "rows": self.rows,
-            "tokens_per_row": self.tokens_per_row,
-            "tokens_per_epoch": self.tokens_per_epoch,
-            "words_per_epoch": self.words_per_epoch,
-        }
+    def stream(self) -> StreamSizes:
+        """The sizes of the training stream."""
+        return StreamSizes(self.rows, self.tokens_per_row, self.tokens_per_epoch, self.words_per_epoch)
 
     def words_after(self, tokens_seen: int) -> int:
         """White-space separated words in so many tokens of the corpus."""
