@@ -11,17 +11,22 @@ import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 
 from foundry_core import __version__
 from foundry_core.config import ExperimentConfig
+from foundry_core.dataset import StreamSizes
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
 from foundry_core.export import (
+    STATE,
     WEIGHTS,
     installed_plugin,
     load_weights,
@@ -33,66 +38,74 @@ from foundry_core.export import (
 )
 from foundry_core.model import BaseLanguageModel
 from foundry_core.objective import Objective
+from foundry_core.optim import ScheduleState
 from foundry_core.optimizer_state import load_optimizer, optimizer_tensors
-from foundry_core.storage import MANIFEST, StorageError, publish_folder, read_manifest, remove_set_aside, set_aside
+from foundry_core.storage import (
+    MANIFEST,
+    StorageError,
+    parse_json,
+    publish_folder,
+    read_manifest,
+    read_plain_file,
+    remove_set_aside,
+    set_aside,
+)
 from foundry_core.tokenizers import tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _OPTIMIZER = "optimizer.safetensors"
-_STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)\Z")
 
 # Settings that may differ when a run goes on: where and how often it reports and saves, which changes no weight.
 # Nor does an observer's module; who ships what is trained with is compared by itself.
 _FREE = ("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
+_SHOWN = 200  # characters of a value in a message
+
+_Whole: TypeAlias = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+_Real: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Number: TypeAlias = _Whole | _Real
 
 
 @dataclass
 class TrainState:
     """Where training stands. samples: rows taken from the ordered stream since the start, which is the position in the
     data. ledger: running hash over their (epoch, row), the proof that none was lost or seen twice. optimizer: what it
-    remembers beside tensors. log: the reports of each logged step and evaluation.
+    remembers beside tensors. log: the reports of each logged step and evaluation. The bounds are those that one read
+    from a checkpoint has to keep.
     """
 
-    step: int = 0
-    samples: int = 0
-    tokens_seen: int = 0
-    words_seen: int = 0
-    epoch: float = 0.0
-    ledger: str = ""
+    step: _Whole = 0
+    samples: _Whole = 0
+    tokens_seen: _Whole = 0
+    words_seen: _Whole = 0
+    epoch: Annotated[_Real, Field(ge=0)] = 0.0
+    ledger: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     optimizer: dict[str, Any] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
-    stream: dict[str, int] = field(default_factory=dict)
+    stream: StreamSizes | None = None
     precision: str = ""
-    schedule: dict[str, Any] = field(default_factory=dict)
-    scaler: dict[str, float] = field(default_factory=dict)
-    wandb_run_id: str | None = None
-    log: list[dict[str, Any]] = field(default_factory=list)
+    schedule: ScheduleState = field(default_factory=ScheduleState)
+    scaler: dict[str, _Number] = field(default_factory=dict)
+    wandb_run_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    log: list[dict[str, _Number]] = field(default_factory=list)
 
 
-_TYPES = {
-    "step": int,
-    "samples": int,
-    "tokens_seen": int,
-    "words_seen": int,
-    "ledger": str,
-    "data": dict,
-    "log": list,
-    "optimizer": dict,
-}
+_STORED_STATE = TypeAdapter(TrainState)
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions that a result depends on; read once, because that takes longer than saving a small model."""
     found = {"python": sys.version.split()[0], "foundry-core": __version__}
-    return found | {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "sentencepiece")}
+    found |= {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "sentencepiece")}
+    return MappingProxyType(found)
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """What a bit-identical result depends on beside configuration and data."""
-    return versions() | {"threads": str(torch.get_num_threads()), "device": device.type}
+    return {**versions(), "threads": str(torch.get_num_threads()), "device": device.type}
 
 
 def checkpoint_tokenizer(tokenizer: PreTrainedTokenizerFast, objective: Objective) -> PreTrainedTokenizerFast:
@@ -176,13 +189,15 @@ def save_checkpoint(
             "log_history": state.log,
             "foundry": {key: value for key, value in asdict(state).items() if key != "log"},
         }
-        sink.write(_STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
+        sink.write(STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
     return target
 
 
 def environment_changes(folder: Path, device: torch.device) -> list[str]:
     """A phrase for each thing of `environment` that is not what it was when a checkpoint was saved."""
-    before = read_manifest(folder)["environment"]
+    before = read_manifest(folder).get("environment")
+    if not isinstance(before, Mapping):
+        raise CheckpointError(f"{folder / MANIFEST} does not say in which environment it was saved")
     return [
         f"{name} was {before.get(name)}, is {now}"
         for name, now in environment(device).items()
@@ -193,19 +208,26 @@ def environment_changes(folder: Path, device: torch.device) -> list[str]:
 def is_ephemeral(folder: Path) -> bool:
     """Whether a checkpoint was saved for crash safety only; one whose manifest cannot be read is not taken for one."""
     try:
-        return json.loads((folder / MANIFEST).read_bytes())["ephemeral"] is True
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return parse_json(folder / MANIFEST, read_plain_file(folder / MANIFEST))["ephemeral"] is True
+    except (CheckpointError, KeyError, TypeError):
         return False
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders of a run, oldest step first; nothing is read."""
-    found = []
-    for path in Path(output_dir).glob("checkpoint-*"):
-        match = _NAME.match(path.name)
-        if match and path.is_dir():
-            found.append((int(match.group(1)), path))
-    return [path for _, path in sorted(found)]
+    return sorted((p for p in Path(output_dir).glob("checkpoint-*") if _NAME.match(p.name) and p.is_dir()), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
+def check_whole(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, every file of which is as it was published, under the name it was published."""
+    manifest = read_manifest(folder)
+    if folder.name != f"checkpoint-{manifest.get('step')}":
+        raise CheckpointError(f"{folder} is not what its name says: its manifest says step {manifest.get('step')}")
+    return manifest
 
 
 def newest_valid(output_dir: str | Path) -> tuple[Path, list[str]]:
@@ -216,7 +238,7 @@ def newest_valid(output_dir: str | Path) -> tuple[Path, list[str]]:
     passed_over = []
     for folder in reversed(checkpoints(output_dir)):
         try:
-            read_manifest(folder)
+            check_whole(folder)
         except CheckpointError as error:
             passed_over.append(f"{folder.name} is passed over: {error}")
             continue
@@ -241,7 +263,7 @@ def load_checkpoint(
     names keys that may.
     """
     allowed = tuple(allowed)
-    read_manifest(folder)
+    check_whole(folder)
     _check_allowed(allowed, config.resolved())
     description = read_description(folder)
     differences = config_differences(description["experiment"], config.resolved())
@@ -272,21 +294,31 @@ def load_checkpoint(
         )
     state.data, state.stream, state.precision = fresh.data, fresh.stream, fresh.precision
     load_weights(model, folder / WEIGHTS)
-    load_optimizer(folder / _OPTIMIZER, state.optimizer, model, optimizer)
+    # One optimizer's moments mean nothing to another: it begins anew where the change was allowed.
+    if "training.optimizer" not in differences:
+        load_optimizer(folder / _OPTIMIZER, state.optimizer, model, optimizer, begun=state.step > 0)
     return state
 
 
 def read_state(folder: Path) -> TrainState:
     """The position that a checkpoint stores. Raises CheckpointError when it is not one."""
-    path = folder / _STATE
+    path = folder / STATE
+    stored = parse_json(path, read_plain_file(path))
     try:
-        stored = json.loads(path.read_bytes())
-        state = TrainState(**stored["foundry"], log=stored["log_history"])
-        for name, kind in _TYPES.items():
-            if not isinstance(getattr(state, name), kind):
-                raise TypeError(name)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        content = {**stored["foundry"], "log": stored["log_history"]}
+        differing = {each.name for each in fields(TrainState)} ^ content.keys()
+        state = _STORED_STATE.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise CheckpointError(f"{path} is damaged or of another version: {reason}") from error
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or of another version: {type(error).__name__}: {error}") from error
+    if differing or state.stream is None:
+        reason = f"{min(differing)} is missing or unknown" if differing else "stream is missing"
+        raise CheckpointError(f"{path} is damaged or of another version: {reason}")
+    if folder.name != f"checkpoint-{state.step}":
+        raise CheckpointError(f"{path} says step {state.step}, its folder another one")
     return state
 
 
@@ -318,28 +350,33 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found |= config_differences(before, after, f"{name}.")
         elif before != after:
-            found[name] = f"{name} was {before!r}, is {after!r}"
+            found[name] = f"{name} was {_shown(before)}, is {_shown(after)}"
     return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def retire(
     output_dir: Path, keep: int | None, newest: Path, *, ephemeral: Collection[Path], damaged: Collection[Path]
 ) -> list[str]:
-    """Remove what retention lets go: what is older than the last `keep` permanent checkpoints (step 0 stays), and every
-    ephemeral one but the newest.
+    """Remove what retention lets go of the checkpoints older than `newest`: the ephemeral ones, and those older than
+    the last `keep` permanent ones (step 0 stays).
 
-    newest: has just been published, hence is whole; it stays. damaged: those that were passed over; they do not count
-    among the last. Returns a line for each folder that could not be removed.
+    newest: known to be whole, because it has just been published or loaded. damaged: those that were passed over; they
+    do not count among the last. Returns a line for each folder that could not be removed.
     """
-    permanent = [path for path in checkpoints(output_dir) if path not in ephemeral and path.name != "checkpoint-0"]
+    older = [path for path in checkpoints(output_dir) if _step(path) < _step(newest)]
+    permanent = [path for path in (*older, newest) if path not in ephemeral and _step(path) > 0]
     last = [path for path in permanent if path not in damaged][-keep:] if keep is not None else permanent
-    victims = permanent[: permanent.index(last[0])] if last else []
-    victims += [path for path in checkpoints(output_dir) if path in ephemeral]
+    victims = [path for path in older if path in ephemeral]
+    victims += permanent[: permanent.index(last[0])] if last else []
     problems = []
     for victim in victims:
-        if victim != newest:
-            try:
-                set_aside(victim)
-            except StorageError as error:
-                problems.append(str(error))
+        try:
+            set_aside(victim)
+        except StorageError as error:
+            problems.append(str(error))
     return problems + remove_set_aside(output_dir)

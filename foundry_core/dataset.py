@@ -17,10 +17,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import Annotated, Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from foundry_core import storage
 from foundry_core.corpus import ByteAccount, Corpus
@@ -29,6 +30,7 @@ from foundry_core.streams import derive, mix64
 from foundry_core.workers import Batch, batches_from_workers
 
 Ints: TypeAlias = NDArray[np.int64]
+Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 Collate: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 
 _FORMAT = 1
@@ -355,6 +357,16 @@ def extended_ledger(ledger: str, epochs: Ints, rows: Ints) -> str:
     """
     seen = np.stack([epochs, rows]).astype("<i8").tobytes()
     return hashlib.sha256(bytes.fromhex(ledger) + seen).hexdigest()
+
+
+@dataclass(frozen=True)
+class StreamSizes:
+    """Sizes of a token stream cut into rows: with seed and batch size they say what has been seen at any position."""
+
+    rows: Positive
+    tokens_per_row: Positive
+    tokens_per_epoch: Positive
+    words_per_epoch: Positive
 
 
 # Batches

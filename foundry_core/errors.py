@@ -70,9 +70,12 @@ class TokenizerError(FoundryError):
 
 
 class CheckpointError(FoundryError):
-    """A checkpoint that is missing, damaged or belongs to another experiment."""
+    """A checkpoint that is missing, damaged or belongs to another experiment; a line for each problem."""
 
     exit_code = 6
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(map(_one_line, problems)))
 
 
 class TrainingError(FoundryError):

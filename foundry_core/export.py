@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -34,13 +36,18 @@ from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError
 from foundry_core.objective import Objective
 from foundry_core.plugins import import_string, installed
-from foundry_core.storage import FileSink
+from foundry_core.storage import MANIFEST, FileSink, parse_json, read_manifest, read_plain_file
 
 if TYPE_CHECKING:
     from foundry_core.model import BaseLanguageModel
 
 WEIGHTS = "model.safetensors"
+STATE = "trainer_state.json"
+"""What makes a checkpoint of a model folder: where training stood."""
+
+_CONFIG = "config.json"
 _MODULE = "modeling_foundry"
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
 @contextmanager
@@ -82,17 +89,21 @@ def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
 
     Raises CheckpointError when the architecture is not installed here, or the description is not one.
     """
+    config, context = _described(description)
+    with undisturbed_random_state():
+        return build(config, context)
+
+
+def _described(description: dict[str, Any]) -> tuple[ExperimentConfig, BuildContext]:
     try:
         config = load_config(description["experiment"])
-        context = _stored_context(description["context"], config.objective)
+        return config, _stored_context(description["context"], config.objective)
     except (ConfigError, PluginError) as error:
         made_with = release(description.get("plugin"))
         problems = "; ".join(str(error).splitlines())
         raise CheckpointError(f"this model cannot be built here. It was made with {made_with}. {problems}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the foundry part of config.json is damaged: {error}") from error
-    with undisturbed_random_state():
-        return build(config, context)
 
 
 def _stored_context(stored: dict[str, Any], objective: Objective) -> BuildContext:
@@ -275,7 +286,7 @@ def model_files(model: BaseLanguageModel) -> dict[str, bytes]:
             "AutoConfig": f"{_MODULE}.{type(outer.config).__name__}",
             model.context.objective.auto_class: f"{_MODULE}.{type(outer).__name__}",
         }
-    files["config.json"] = _json(config)
+    files[_CONFIG] = _json(config)
     if model.supports_generation:
         generation = {key: value for key, value in model.context.special_ids.items() if value is not None}
         files["generation_config.json"] = _json(generation)
@@ -318,49 +329,114 @@ def stored_tensors(model: BaseLanguageModel) -> dict[str, torch.Tensor]:
 
 def read_description(folder: str | Path) -> dict[str, Any]:
     """The `foundry` part of a folder's config.json. Raises CheckpointError when it has none."""
-    path = Path(folder) / "config.json"
+    path = Path(folder) / _CONFIG
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{folder} is not a model folder: it has no {_CONFIG}")
+    content = parse_json(path, read_plain_file(path))
     try:
-        description = json.loads(path.read_bytes())["foundry"]
+        description = content["foundry"]
         if description["format"] != 1 or not isinstance(description["experiment"], dict):
             raise KeyError("format")
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a model folder: it has no config.json") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} was not written by foundry, or is damaged ({type(error).__name__})") from error
     return dict(description)
 
 
 def load_model(folder: str | Path) -> BaseLanguageModel:
-    """The model of a saved folder, weights included, in evaluation mode."""
-    model = rebuild(read_description(folder))
-    load_weights(model, Path(folder) / WEIGHTS)
+    """The model of a saved folder, weights included, in evaluation mode.
+
+    A checkpoint must match its manifest; a folder of `save_pretrained` has none. Raises CheckpointError for
+    whatever is not as it should be, naming the file; sizes that the folder merely claims take no memory.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / STATE):
+        read_manifest(folder)
+    description = read_description(folder)
+    try:
+        config, context = _described(description)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / _CONFIG}: {error}") from error
+    _check_sizes(config, context, folder)
+    with undisturbed_random_state():
+        model = build(config, context)
+    load_weights(model, folder / WEIGHTS)
     return model.eval()
+
+
+def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) -> None:
+    """Compare a model that takes no memory (torch's meta device) with the weights file, name by name.
+
+    Otherwise 60 bytes of JSON could ask for a terabyte, or for a million layers. The parameters are counted while they
+    are made, so that the latter ends early: a tied one is made twice, and a file may hold narrower numbers.
+    """
+    path = folder / WEIGHTS
+    with open_tensors(path) as file:
+        room = 16 * path.stat().st_size
+
+        def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+            nonlocal room
+            room -= parameter.nbytes
+            if room < 0:
+                raise CheckpointError(
+                    f"{folder / _CONFIG} describes a model that is larger than {WEIGHTS}: they do not belong together"
+                )
+
+        counting = register_module_parameter_registration_hook(count)
+        try:
+            with torch.device("meta"), undisturbed_random_state():
+                skeleton = build(config, context)
+        except (RuntimeError, ArithmeticError, MemoryError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / _CONFIG} describes a model that cannot be built: {error}") from error
+        finally:
+            counting.remove()
+        _fitting(skeleton, path, file)
+
+
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[Any]:
+    """A safetensors file whose header has been read. Raises CheckpointError naming it when it is none."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a plain file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def check_shape(path: Path, file: Any, name: str, expected: torch.Tensor) -> None:
+    """Raises CheckpointError when a tensor of a file is not of the expected shape, before any of it is read."""
+    header = file.get_slice(name)
+    shape = tuple(header.get_shape())
+    if shape != tuple(expected.shape):
+        raise CheckpointError(f"{path}: {name} has shape {shape}, the model {tuple(expected.shape)}")
+    if header.get_dtype() not in _DTYPES:
+        raise CheckpointError(f"{path}: {name} is of type {header.get_dtype()}, which no model here has")
+
+
+def _fitting(model: BaseLanguageModel, path: Path, file: Any) -> dict[str, torch.Tensor]:
+    """The model's tensors that a file stores, by name. Raises CheckpointError naming the first that does not fit."""
+    outer = model.to_transformers()
+    state = outer.state_dict()
+    stored = set(file.keys())
+    missing = sorted(set(state) - stored - set(_ties(outer)))
+    unknown = sorted(stored - set(state))
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model has not"
+        raise CheckpointError(f"{path} {what}: it belongs to another architecture or setting")
+    for name in sorted(stored):
+        check_shape(path, file, name, state[name])
+    return {name: state[name] for name in sorted(stored)}
 
 
 def load_weights(model: BaseLanguageModel, path: str | Path) -> None:
     """Copy a weights file into a model. Raises CheckpointError naming the first tensor that does not fit."""
-    outer = model.to_transformers()
-    state = outer.state_dict()
-    tied = _ties(outer)
-    try:
-        with safe_open(str(path), framework="pt") as file, torch.no_grad():
-            stored = set(file.keys())
-            missing = sorted(set(state) - stored - set(tied))
-            unknown = sorted(stored - set(state))
-            if missing or unknown:
-                what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model has not"
-                raise CheckpointError(f"{path} {what}: it belongs to another architecture or setting")
-            for name in sorted(stored):
-                tensor = file.get_tensor(name)
-                if tensor.shape != state[name].shape:
-                    raise CheckpointError(
-                        f"{path}: {name} has shape {tuple(tensor.shape)}, the model {tuple(state[name].shape)}"
-                    )
-                state[name].copy_(tensor)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    with open_tensors(path) as file, torch.no_grad():
+        for name, tensor in _fitting(model, Path(path), file).items():
+            tensor.copy_(file.get_tensor(name))
 
 
 def exposed_by_plugin(*architectures: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from foundry_core.config_sections import TrainingConfig
@@ -79,6 +80,17 @@ def warmup_steps(config: TrainingConfig, total_steps: int) -> int:
 
 
 @dataclass
+class ScheduleState:
+    """What `plateau` has heard: how far it has cut the rate, the best test loss, and how many evaluations in a row were
+    no better. Read from checkpoints, hence the bounds.
+    """
+
+    scale: Annotated[float, Field(strict=True, ge=0, le=1)] = 1.0
+    best: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
+    stalled: Annotated[int, Field(strict=True, ge=0)] = 0
+
+
+@dataclass
 class Schedule:
     """The learning rate of each step; a function of the step, except for `plateau`, which also hears the test loss.
 
@@ -88,9 +100,7 @@ class Schedule:
 
     config: TrainingConfig
     total_steps: int
-    scale: float = 1.0
-    best: float | None = None
-    stalled: int = 0
+    heard: ScheduleState = field(default_factory=ScheduleState)
 
     def rate(self, step: int) -> float:
         peak, warmup = self.config.learning_rate, warmup_steps(self.config, self.total_steps)
@@ -101,20 +111,21 @@ class Schedule:
             return peak * (1 - done)
         if self.config.lr_scheduler == "cosine":
             return peak * 0.5 * (1 + math.cos(math.pi * done))
-        return peak * self.scale
+        return peak * self.heard.scale
 
     def observe(self, test_loss: float) -> None:
         """Plateau: cut the rate when the test loss has not improved for more than `plateau_patience` evaluations."""
-        if self.best is None or test_loss < self.best:
-            self.best, self.stalled = test_loss, 0
+        heard = self.heard
+        if heard.best is None or test_loss < heard.best:
+            heard.best, heard.stalled = test_loss, 0
             return
-        self.stalled += 1
-        if self.stalled > self.config.plateau_patience:
-            self.scale *= self.config.plateau_factor
-            self.stalled = 0
+        heard.stalled += 1
+        if heard.stalled > self.config.plateau_patience:
+            heard.scale *= self.config.plateau_factor
+            heard.stalled = 0
 
-    def state(self) -> dict[str, Any]:
-        return {"scale": self.scale, "best": self.best, "stalled": self.stalled}
+    def state(self) -> ScheduleState:
+        return replace(self.heard)
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.scale, self.best, self.stalled = state["scale"], state["best"], state["stalled"]
+    def load(self, state: ScheduleState) -> None:
+        self.heard = replace(state)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.corpus import Corpus
-from foundry_core.dataset import Rows, TokenFile, prepare_tokens
+from foundry_core.dataset import Rows, StreamSizes, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, UsageError
 from foundry_core.optim import warmup_steps
 from foundry_core.storage import write_file
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _SIDECAR = "foundry.json"
+_TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ def experiment_corpora(config: ExperimentConfig) -> Corpora:
 def tokenizer_folder(config: ExperimentConfig) -> Path:
     """Where the experiment's tokenizer and its token files are kept."""
     return Path(config.tokenizer.output_dir or Path(config.training.output_dir) / "tokenizer")
+
+
+def own_folders(config: ExperimentConfig) -> list[Path]:
+    """Where only this run writes: all of its folders, but for a tokenizer that it may share with others."""
+    output_dir = Path(config.training.output_dir)
+    own = tokenizer_folder(config)
+    return [output_dir, own, own / _TOKENS] if config.tokenizer.output_dir is None else [output_dir]
 
 
 def _tokenizer_inputs(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]:
@@ -162,7 +170,7 @@ def experiment_data(
     progress: Callable[[int], None] | None = None,
 ) -> ExperimentData:
     """Encode both corpora, or reuse their token files, and cut them into rows as the objective asks."""
-    folder = tokenizer_folder(config) / "tokens"
+    folder = tokenizer_folder(config) / _TOKENS
     train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress)
     test = prepare_tokens(corpora.test, tokenizer, folder, progress=progress) if corpora.test is not None else None
     test_rows = cut_rows(test, config, tokenizer) if test is not None else None
@@ -250,14 +258,9 @@ class RunPlan:
         )
 
     @property
-    def stream(self) -> dict[str, int]:
-        """The sizes that, with seed and batch size, say what has been seen at any position."""
-        return {
-            "rows": self.rows,
-            "tokens_per_row": self.tokens_per_row,
-            "tokens_per_epoch": self.tokens_per_epoch,
-            "words_per_epoch": self.words_per_epoch,
-        }
+    def stream(self) -> StreamSizes:
+        """The sizes of the training stream."""
+        return StreamSizes(self.rows, self.tokens_per_row, self.tokens_per_epoch, self.words_per_epoch)
 
     def words_after(self, tokens_seen: int) -> int:
         """White-space separated words in so many tokens of the corpus."""

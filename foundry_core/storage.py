@@ -1,8 +1,9 @@
 """The one door to the disk: everything the project writes goes through here. Light.
 
 A file appears whole or not at all: written beside its target, flushed, fsynced, renamed, and the folder fsynced. A
-folder (a checkpoint) is written hidden, closed with `MANIFEST.json` (size and sha256 of every file), then renamed. It
-goes the other way round: renamed to a hidden name, then removed.
+folder (a checkpoint) is written hidden, closed with `MANIFEST.json` (size and sha256 of every file, itself included),
+then renamed. It goes the other way round: renamed to a hidden name, then removed. What is read back may be a
+stranger's: it is a plain file of a size that memory holds, or it is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +26,7 @@ from foundry_core.errors import CheckpointError, FoundryError
 
 MANIFEST = "MANIFEST.json"
 MANIFEST_FORMAT = 1
-_BLOCK = 1 << 20
+_LARGEST_JSON = 1 << 28
 
 
 class StorageError(FoundryError):
@@ -205,8 +207,7 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
     sink = _HiddenFolder(hidden)
     try:
         yield sink
-        manifest = {"format": MANIFEST_FORMAT, **facts, "files": dict(sorted(sink.files.items()))}
-        sink.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        sink.write(MANIFEST, _sealed({"format": MANIFEST_FORMAT, **facts, "files": dict(sorted(sink.files.items()))}))
         for lines in tuple(_growing):
             if lines.path.parent == target.parent:
                 lines.sync()
@@ -249,9 +250,10 @@ def remove_set_aside(parent: str | Path) -> list[str]:
     return _removed(paths)
 
 
-def remove_leftovers(parent: str | Path) -> list[str]:
-    """Remove what killed processes left unfinished, too: both that was set aside and that was being written."""
-    return _removed(sorted(Path(parent).glob(".*.tmp"))) + remove_set_aside(parent)
+def remove_leftovers(*parents: str | Path) -> list[str]:
+    """Remove what killed processes left unfinished, too: what was set aside and what was being written."""
+    unfinished = [path for parent in parents for path in sorted(Path(parent).glob(".*.tmp"))]
+    return _removed(unfinished) + [line for parent in parents for line in remove_set_aside(parent)]
 
 
 def _removed(paths: Iterable[Path]) -> list[str]:
@@ -265,20 +267,34 @@ def _removed(paths: Iterable[Path]) -> list[str]:
     return problems
 
 
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as its file, the last line of which is the sha256 of the rest: a flip in it is seen like any other."""
+    digest = hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
+    return (json.dumps({**manifest, "sha256": digest}, indent=1) + "\n").encode()
+
+
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a published folder, with every listed file checked against its size and sha256.
 
     Raises CheckpointError naming the file that is missing, added, or differs.
     """
     folder = Path(folder)
+    if not os.path.lexists(folder / MANIFEST):
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
+    if (folder / MANIFEST).is_symlink():
+        raise CheckpointError(f"{folder / MANIFEST} is a link, and not a plain file of the folder")
+    raw = read_plain_file(folder / MANIFEST)
+    manifest = parse_json(folder / MANIFEST, raw)
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        files: dict[str, dict[str, Any]] = manifest["files"]
-        expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        manifest = {key: value for key, value in manifest.items() if key != "sha256"}
+        whole, version = _sealed(manifest) == raw, manifest["format"]
+        expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is damaged: {type(error).__name__}") from error
+    if not whole:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: its sha256 is not the one that it ends with")
+    if version != MANIFEST_FORMAT:
+        raise CheckpointError(f"{folder / MANIFEST} has format {version!r}, this version reads {MANIFEST_FORMAT}")
     # Hidden files are the desktop's (.DS_Store); no library reads one.
     added = sorted({p.name for p in folder.iterdir() if not p.name.startswith(".")} - set(expected) - {MANIFEST})
     if added:
@@ -292,12 +308,41 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         if path.stat().st_size != size:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}")
         try:
-            found = file_digest(path)
+            same = file_digest(path) == digest
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-        if found != digest:
+        if not same:
             raise CheckpointError(f"{path} is damaged: its sha256 is not the manifest's")
-    return dict(manifest)
+    return manifest
+
+
+def read_plain_file(path: Path) -> bytes:
+    """All of a file that a stranger may have written. Raises CheckpointError when it is missing, is no regular file (a
+    FIFO would never end) or is larger than 256 MiB.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path} is not a plain file")
+        if status.st_size > _LARGEST_JSON:
+            raise CheckpointError(f"{path} has {status.st_size:,} bytes, too many for what it is")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def parse_json(path: Path, raw: bytes) -> Any:
+    """What a JSON file holds. Raises CheckpointError naming it when it is not JSON: NaN and infinities are not."""
+    try:
+        return json.loads(raw, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def file_digest(path: str | Path) -> str:

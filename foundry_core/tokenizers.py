@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.corpus import Corpus, DocumentUnit
 from foundry_core.errors import PluginError, TokenizerError, did_you_mean
 from foundry_core.plugins import failing_as, import_string
-from foundry_core.storage import InPlaceFolder
+from foundry_core.storage import InPlaceFolder, parse_json, read_plain_file
 from foundry_core.text_counts import UNIT, blocks
 from foundry_core.tokenizer_training import (
     KIND_KEY,
@@ -45,6 +45,13 @@ from foundry_core.tokenizer_training import (
 from foundry_core.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType, special_token_problems
 
 InputFiles = str | Path | Sequence[str | Path]
+
+_PROBE = "a \N{SNOWMAN}1\n"
+_SETTINGS = (
+    *SPECIAL_TOKEN_ROLES,
+    *("clean_up_tokenization_spaces", "model_input_names", "model_max_length", "padding_side", "truncation_side"),
+    KIND_KEY,
+)
 
 
 def _core_type(name: str) -> TokenizerType:
@@ -131,18 +138,39 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> No
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Loads a tokenizer from a folder, never from the network.
 
-    Raises TokenizerError when the folder holds no tokenizer.json or one that cannot be read.
+    Of tokenizer_config.json only the settings that `tokenizer_files` writes are taken: others of transformers name
+    files, repositories and code. Raises TokenizerError when the folder holds no tokenizer.json or one that cannot be
+    read.
     """
     if not (Path(folder) / "tokenizer.json").is_file():
         raise TokenizerError(f"{folder} holds no tokenizer.json: name the folder that a tokenizer was saved in")
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the parser of `tokenizers` raises no narrower class
+        path = Path(folder) / "tokenizer.json"
+        raw = read_plain_file(path)
+        _check_ids(parse_json(path, raw))
+        backend = Tokenizer.from_str(raw.decode())
+        path = Path(folder) / "tokenizer_config.json"
+        stored = parse_json(path, read_plain_file(path))
+        settings = {name: stored[name] for name in _SETTINGS if stored.get(name) is not None}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
+        tokenizer.decode(tokenizer(_PROBE)["input_ids"])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the parser of `tokenizers` raises no narrower class; where it panics, not even one
         reason = " ".join(str(error).split())
         raise TokenizerError(f"the tokenizer in {folder} cannot be read, train it again: {reason}") from error
     model = Path(folder) / SENTENCEPIECE_FILE
-    tokenizer.foundry_files = {SENTENCEPIECE_FILE: model.read_bytes()} if model.is_file() else {}
+    tokenizer.foundry_files = {SENTENCEPIECE_FILE: read_plain_file(model)} if model.is_file() else {}
     return tokenizer
+
+
+def _check_ids(state: Mapping[str, Any]) -> None:
+    """Ids follow each other from 0: the library walks from the first to the last, through every hole in a file's."""
+    vocabulary, added = state["model"]["vocab"], [token["id"] for token in state["added_tokens"]]
+    ids = list(vocabulary.values()) if isinstance(vocabulary, Mapping) else list(range(len(vocabulary)))
+    whole = all(type(number) is int and 0 <= number < len(ids) + len(added) for number in [*ids, *added])
+    if not whole or set(ids) != set(range(len(ids))):
+        raise TokenizerError("its token ids are not the numbers from 0 on")
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:

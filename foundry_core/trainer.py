@@ -62,6 +62,7 @@ from foundry_core.prepare import (
     experiment_corpora,
     experiment_data,
     experiment_tokenizer,
+    own_folders,
 )
 from foundry_core.reporting import Notifier, observers, reading
 from foundry_core.storage import RunLock, remove_leftovers, write_file
@@ -69,6 +70,8 @@ from foundry_core.streams import derive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_CALMER = "Lower training.learning_rate, lengthen the warm-up, or use fp32"
 
 
 def run(
@@ -98,7 +101,7 @@ def run(
         Precision(config.training.precision, choose_device(config.training.device))
         modules = active_modules(config.architecture, config.plugins)
         manager = hook_manager([*modules, *observers(config, quiet=quiet), *extra_observers])
-        for line in remove_leftovers(output_dir):
+        for line in remove_leftovers(*own_folders(config)):
             warn(line)
         corpora = experiment_corpora(config)
         tokenizer = experiment_tokenizer(config, corpora.train)
@@ -175,7 +178,16 @@ class Trainer:
             warn(f"the run goes on, but not bit for bit as it would have: {'; '.join(changes)}")
         self.schedule.load(self.state.schedule)
         if self.state.scaler:
-            self.precision.scaler.load_state_dict(self.state.scaler)
+            try:
+                self.precision.scaler.load_state_dict(self.state.scaler)
+            except (KeyError, RuntimeError) as error:
+                raise CheckpointError(f"{folder}: its gradient scaler is damaged: {error}") from error
+        if self.state.step > self.plan.total_steps or self.state.samples > self.plan.total_samples:
+            raise CheckpointError(
+                f"{folder} lies beyond the end of this run: {self.state.step:,} steps and {self.state.samples:,} rows "
+                f"of {self.plan.total_steps:,} and {self.plan.total_samples:,}. Give it a longer budget, or start in "
+                "another training.output_dir"
+            )
         self._parent = folder.name
         there = checkpoints(self.output_dir)
         self._damaged = set(there[there.index(folder) + 1 :])
@@ -189,18 +201,16 @@ class Trainer:
         with StopRequest() as stop, self._told():
             if self._parent is None:
                 self._save()
+            else:
+                # The run before may have ended between a checkpoint and the retention that follows it.
+                self._retire(self.output_dir / self._parent)
             watch = _Watch(plan, state)
             saved_at = time.monotonic()
             while state.step < plan.total_steps:
                 if stop.requested:
                     self._stop(stop.requested)
-                micro_batches = list(islice(batches, settings.gradient_accumulation_steps))
-                try:
-                    report = self.take_step(micro_batches)
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise TrainingError(self._out_of_memory()) from error
+                with self._memory_watched(f"step {state.step + 1}"):
+                    report = self.take_step(list(islice(batches, settings.gradient_accumulation_steps)))
                 if state.step == start + 1:
                     # What could not be saved is said now, not at a checkpoint hours later.
                     optimizer_values(self.model, self.optimizer)
@@ -210,7 +220,7 @@ class Trainer:
                 if self.data.test_rows is not None and (
                     last or (settings.evaluate_every_steps and state.step % settings.evaluate_every_steps == 0)
                 ):
-                    with watch.paused():
+                    with watch.paused(), self._memory_watched(f"the evaluation after step {state.step}"):
                         self._evaluate()
                 minutes = settings.checkpoints.ephemeral_minutes
                 overdue = minutes is not None and time.monotonic() - saved_at > 60 * minutes
@@ -241,8 +251,18 @@ class Trainer:
             "with --resume"
         )
 
-    def _out_of_memory(self) -> str:
-        where = f"out of memory in step {self.state.step + 1}, nothing is lost"
+    @contextmanager
+    def _memory_watched(self, stage: str) -> Iterator[None]:
+        """No batch is left out when memory ends: the run does, with a line that says how it goes on."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(self._out_of_memory(stage)) from error
+
+    def _out_of_memory(self, stage: str) -> str:
+        where = f"out of memory in {stage}, nothing is lost"
         size, accumulation = self.config.data.batch_size, self.config.training.gradient_accumulation_steps
         if size == 1:
             return f"{where}: give a smaller data.max_sequence_length, or training.gradient_checkpointing"
@@ -262,7 +282,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "compile": self.config.training.compile,
         }
-        environment = {"host": platform.node(), "pid": os.getpid(), "versions": versions(), **facts}
+        environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
         record = environment | {"plan": asdict(self.plan), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
         write_file(self.output_dir / "run.json", (json.dumps(record, indent=1) + "\n").encode())
         text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
@@ -329,17 +349,24 @@ class Trainer:
         return int(chosen.sum())
 
     def _not_finite(self, loss: float, norm: float) -> str:
-        first, last = self.state.samples, self.state.samples + self.plan.samples_per_step - 1
-        culprits = [
-            name
-            for name, p in self.model.named_parameters()
-            if p.grad is not None and not bool(p.grad.isfinite().all())
-        ]
-        where = f", first in the gradient of {culprits[0]}" if culprits else ""
+        first = self.state.samples
+        culprit = _first_not_finite((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
+        where = f", first in the gradient of {culprit}" if culprit else ""
         return (
             f"stopped before the update of step {self.state.step + 1}: loss {loss}, gradient norm {norm}{where}; "
-            f"samples {first} to {last}. Lower training.learning_rate, lengthen the warm-up, or use fp32"
+            f"samples {first} to {first + self.plan.samples_per_step - 1}. {_CALMER}"
         )
+
+    def _check_weights(self, test_loss: float = 0.0) -> None:
+        """An update from finite numbers can overflow. Such weights are not saved: the checkpoint before them stays."""
+        culprit = _first_not_finite((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        if culprit is not None or not math.isfinite(test_loss):
+            found = f"{culprit} is not finite" if culprit is not None else f"the test loss is {test_loss}"
+            last = self.state.samples - 1
+            raise TrainingError(
+                f"stopped after the update of step {self.state.step}, which is not saved: {found}; samples "
+                f"{max(last - self.plan.samples_per_step + 1, 0)} to {last}. {_CALMER}"
+            )
 
     def _advance(self, samples: int) -> None:
         state = self.state
@@ -367,6 +394,7 @@ class Trainer:
             step=self.state.step,
             autocast=self.precision.autocast,
         )
+        self._check_weights(report.loss)
         self.schedule.observe(report.loss)
         self.state.log.append({"step": report.step, "eval_loss": report.loss})
         self.notifier.tell("foundry_evaluated", report=report)
@@ -375,6 +403,7 @@ class Trainer:
     def _save(self, *, ephemeral: bool = False) -> None:
         """A checkpoint of the present state. Reads only: saving is invisible to the result."""
         self.saving.finish()
+        self._check_weights()
         self.state.schedule = self.schedule.state()
         self.state.optimizer = optimizer_values(self.model, self.optimizer)
         self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
@@ -389,17 +418,24 @@ class Trainer:
         folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts)
         self._damaged.discard(folder)
         (self._ephemeral.add if facts["ephemeral"] else self._ephemeral.discard)(folder)
+        self._retire(folder)
+        return state.step, folder
+
+    def _retire(self, newest: Path) -> None:
+        """Retention, once a checkpoint is known to be whole. What cannot be removed is said once, and tried again."""
         keep = self.config.training.checkpoints.keep
-        problems = retire(self.output_dir, keep, folder, ephemeral=self._ephemeral, damaged=self._damaged)
+        problems = retire(self.output_dir, keep, newest, ephemeral=self._ephemeral, damaged=self._damaged)
         for line in sorted({*problems} - self._warned):
             warn(f"{line}; training goes on")
         self._warned.update(problems)
-        self._ephemeral = {path for path in self._ephemeral if path.exists()}
-        return state.step, folder
 
     def _saved(self, saved: tuple[int, Path]) -> None:
         step, folder = saved
         self.notifier.tell("foundry_checkpoint_saved", step=step, folder=folder)
+
+
+def _first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    return next((name for name, tensor in tensors if not bool(tensor.isfinite().all())), None)
 
 
 def warn(line: str) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from foundry_core.checkpoint import TrainState, checkpoints, read_state
+from foundry_core.checkpoint import TrainState, check_whole, checkpoints, read_state
 from foundry_core.dataset import SampleOrder, extended_ledger
 from foundry_core.errors import CheckpointError
 from foundry_core.export import read_description
-from foundry_core.storage import read_manifest
 from foundry_core.streams import derive
 
 
@@ -57,13 +56,8 @@ def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
 
 
 def _opened(folder: Path) -> Verified:
-    manifest = read_manifest(folder)
-    found = Verified(folder, read_state(folder), manifest, read_description(folder)["experiment"])
-    if not f"checkpoint-{found.state.step}" == f"checkpoint-{manifest.get('step')}" == folder.name:
-        raise CheckpointError(
-            f"{folder} says step {manifest.get('step')} in its manifest and {found.state.step} in its state"
-        )
-    return found
+    manifest = check_whole(folder)
+    return Verified(folder, read_state(folder), manifest, read_description(folder)["experiment"])
 
 
 def _base(one: Verified, earlier: list[Verified]) -> Verified | None:
@@ -95,8 +89,9 @@ def _order(one: Verified) -> tuple[int, int]:
 def _check(one: Verified, base: Verified | None) -> None:
     start = base.state if base is not None else TrainState()
     state, sizes = one.state, one.state.stream
+    assert sizes is not None
     seed, per_step = _order(one)
-    order = SampleOrder(sizes["rows"], seed)
+    order = SampleOrder(sizes.rows, seed)
     ledger, tokens, samples = start.ledger, start.tokens_seen, start.samples
     for _ in range(state.step - start.step):
         stop = min(samples + per_step, state.samples)
@@ -104,10 +99,9 @@ def _check(one: Verified, base: Verified | None) -> None:
             raise CheckpointError(f"{one.folder} has {state.samples:,} samples, too few for its {state.step:,} steps")
         epochs, rows = order.at(np.arange(samples, stop))
         ledger = extended_ledger(ledger, epochs, rows)
-        within = sizes["tokens_per_epoch"] - rows * sizes["tokens_per_row"]
-        tokens += int(np.minimum(sizes["tokens_per_row"], within).sum())
+        tokens += int(np.minimum(sizes.tokens_per_row, sizes.tokens_per_epoch - rows * sizes.tokens_per_row).sum())
         samples = stop
-    words = round(tokens * sizes["words_per_epoch"] / sizes["tokens_per_epoch"])
+    words = round(tokens * sizes.words_per_epoch / sizes.tokens_per_epoch)
     for name, stored, derived in (
         ("samples", state.samples, samples),
         ("data ledger", state.ledger, ledger),

@@ -139,6 +139,8 @@ def test_a_checkpoint_of_an_architecture_that_is_not_installed_says_what_made_it
     content["foundry"]["experiment"]["model"]["architecture"] = "mamba"
     content["foundry"]["plugin"] = {"distribution": "foundry-mamba", "version": "2.0"}
     path.write_text(json.dumps(content))
+    for name in (MANIFEST, "trainer_state.json"):
+        (folder_of(config, 1) / name).unlink()
     with pytest.raises(CheckpointError, match=r"made with foundry-mamba 2\.0\. .*Unknown architecture: 'mamba'"):
         load_model(folder_of(config, 1))
 

@@ -29,7 +29,7 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 
 LAYERS = """
 errors
-objective optimizer tokenizer_type optimizer_state surroundings
+objective optimizer tokenizer_type surroundings
 storage yaml_source streams workers text_counts corpus_files interruption devices background discovery
 architecture
 config_sections tokenizer_training
@@ -38,7 +38,7 @@ plugins
 config diagnosis
 corpus export migrate_rules
 tokenizers model migrate
-dataset collators optim huggingface reporting estimate
+dataset collators optim optimizer_state huggingface reporting estimate
 prepare checkpoint
 evaluation verification
 trainer

@@ -228,6 +228,24 @@ def test_without_memory_nothing_is_lost_and_the_line_says_how_to_go_on(experimen
         torch.testing.assert_close(weights(config, 6)[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_what_the_allocator_really_says_is_known(experiment, tmp_path, trouble):
+    config = experiment("bigram-in-trouble", tmp_path)
+    trouble(2, lambda model: torch.empty(1 << 55, dtype=torch.uint8))
+    with pytest.raises(
+        TrainingError, match="out of memory in step 2, nothing is lost: a batch of 2 is expected to fit"
+    ):
+        run(config, quiet=True)
+
+
+def test_without_memory_for_an_evaluation_the_line_is_the_same(experiment, corpus, tmp_path, trouble):
+    data, settings = {"test_corpus": str(corpus.test), "batch_size": 1}, {"evaluate_every_steps": 2}
+    config = experiment("bigram-in-trouble", tmp_path, training=settings, data=data)
+    trouble(3, raising(MemoryError()))
+    says = "out of memory in the evaluation after step 2, nothing is lost: give a smaller data.max_sequence_length"
+    with pytest.raises(TrainingError, match=says):
+        run(config, quiet=True)
+
+
 def test_other_errors_of_a_model_are_not_taken_for_missing_memory(experiment, tmp_path, trouble):
     config = experiment("bigram-in-trouble", tmp_path)
     trouble(2, raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
@@ -249,3 +267,15 @@ def test_the_first_number_that_is_not_finite_stops_before_the_update_and_is_loca
         run(config, quiet=True)
     assert [folder.name for folder in checkpoints(config.training.output_dir)][-1] == "checkpoint-2"
     assert len((Path(config.training.output_dir) / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_update_though_the_loss_is(
+    experiment, tmp_path, trouble, factor
+):
+    config = experiment("bigram-in-trouble", tmp_path, training={"checkpoints": {"every_steps": 1}})
+    trouble(3, lambda model: model.table.weight.register_hook(lambda gradient: gradient * factor))
+    says = r"update of step 3: loss \d+\.\d+, gradient norm nan, first in the gradient of table\.weight; samples 8"
+    with pytest.raises(TrainingError, match=says):
+        run(config, quiet=True)
+    assert [folder.name for folder in checkpoints(config.training.output_dir)][-1] == "checkpoint-2"

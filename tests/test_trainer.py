@@ -284,12 +284,22 @@ def test_warm_up_and_totals_are_in_optimizer_steps(experiment):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(experiment):
-    config = experiment(learning_rate=1e30, max_grad_norm=None, optimizer="sgd", checkpoints={"every_steps": 1})
-    with pytest.raises(TrainingError, match=r"step \d+: loss .* samples \d+ to \d+"):
+    config = experiment(learning_rate=1e30, max_grad_norm=None, optimizer="sgd")
+    with pytest.raises(TrainingError, match=r"before the update of step 3: loss nan, .* samples 16 to 23\. Lower"):
+        run(config, quiet=True)
+    assert [record["step"] for record in metrics(config)] == [1, 2]
+    assert all(math.isfinite(record["loss"]) for record in metrics(config))
+
+
+@pytest.mark.parametrize("extra", [{"checkpoints": {"every_steps": 1, "keep": 1}}, {"evaluate_every_steps": 1}])
+def test_weights_that_an_update_made_infinite_are_not_saved_and_the_checkpoint_before_stays(experiment, extra):
+    config = experiment(learning_rate=1e30, max_grad_norm=None, optimizer="sgd", **extra)
+    says = r"after the update of step 2, which is not saved: recurrent\.\w+ is not finite; samples 8 to 15\. Lower"
+    with pytest.raises(TrainingError, match=says):
         run(config, quiet=True)
     last = checkpoints(config.training.output_dir)[-1]
-    assert all(math.isfinite(record["loss"]) for record in metrics(config))
-    load_model(last)
+    assert last.name == ("checkpoint-1" if "checkpoints" in extra else "checkpoint-0")
+    assert all(parameter.isfinite().all() for parameter in load_model(last).parameters())
 
 
 def test_an_observer_can_neither_change_training_nor_stop_it(experiment, capsys):

@@ -73,18 +73,20 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
     load_plugins(options)
     folder = _checkpoint_folder(Path(options.checkpoint))
     model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device))
-    return folder, model, load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    if max(tokenizer.get_vocab().values()) >= model.context.vocab_size:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has {len(tokenizer):,} tokens, its model {model.context.vocab_size:,}"
+        )
+    return folder, model, tokenizer
 
 
 def _checkpoint_folder(folder: Path) -> Path:
-    """A checkpoint or model folder, or the newest valid checkpoint of a run; verified against its manifest."""
+    """A checkpoint or model folder, which is taken as it was named, or the newest valid checkpoint of a run."""
     from foundry_core.checkpoint import checkpoints, newest_valid
-    from foundry_core.storage import MANIFEST, read_manifest
+    from foundry_core.storage import MANIFEST
 
-    if (folder / MANIFEST).is_file():
-        read_manifest(folder)
-        return folder
-    if (folder / "config.json").is_file():
+    if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / "config.json"):
         return folder
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder")

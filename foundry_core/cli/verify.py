@@ -36,5 +36,5 @@ def execute(options: argparse.Namespace) -> None:
     if rows:
         print(table(("checkpoint", "files", "tokens seen", "words seen", "follows from"), rows))
     if problems:
-        raise CheckpointError("\n".join(problems))
+        raise CheckpointError(*problems)
     print(f"all {len(whole)} checkpoints are whole, and each follows from the one before")

@@ -1,0 +1,83 @@
+"""Killed before any operation of the disk, half-way through any write, or at any time: nothing is lost."""
+
+import random
+import time
+from itertools import takewhile
+
+import pytest
+
+from tests.faults.harness import Fault, shares
+from tests.faults.scenario import Judge, Scenario
+
+
+def crash_points(operations):
+    """Every operation that a kill can come before, every write that it can come into the middle of."""
+    for at, operation in enumerate(operations, 1):
+        if operation.kind != "acknowledged":
+            yield Fault(at, "kill")
+        if operation.kind == "write":
+            yield Fault(at, "half")
+
+
+def until_checkpoint_0(operations):
+    return list(takewhile(lambda operation: "checkpoint-0" not in str(operation.path), operations))
+
+
+def killed(judge, fault):
+    """What is wrong after a run was killed there and went on."""
+    judge.scenario.reset()
+    ended = judge.scenario.train(fault)
+    return [f"{ended} was not killed"] if ended.code != -9 else judge.after(ended)
+
+
+@pytest.mark.parametrize("judge", ["fresh", "interrupted"], indirect=True)
+@pytest.mark.parametrize("share", shares(sample=15, parts=6))
+def test_killed_at_any_operation_of_the_disk_a_run_goes_on_as_if_nothing_had_been(judge, share, record_property):
+    points = share.of(crash_points(judge.scenario.operations()))
+    found = {fault: wrong for fault in points if (wrong := killed(judge, fault))}
+    record_property("crash points", len(points))
+    assert found == {}
+
+
+@pytest.mark.parametrize("share", shares(sample=15, parts=1))
+def test_killed_while_it_prepares_its_data_a_run_begins_again(unprepared, share, record_property):
+    points = share.of(crash_points(until_checkpoint_0(unprepared.scenario.operations())))
+    found = {fault: wrong for fault in points if (wrong := killed(unprepared, fault))}
+    record_property("crash points", len(points))
+    assert found == {}
+
+
+HELPED = {
+    "alone": {},
+    "alone, saving seldom": {"ephemeral": False},
+    "workers": {"workers": 2},
+    "workers and a thread": {"workers": 2, "background": True},
+}
+KILLS = [pytest.param(5, id="sample"), pytest.param(50, id="all", marks=pytest.mark.faults)]
+
+
+@pytest.mark.parametrize("helped", HELPED)
+@pytest.mark.parametrize("kills", KILLS)
+def test_killed_at_any_time_a_run_goes_on_as_if_nothing_had_been(place, helped, kills, record_property):
+    """Some kills come while data workers or the thread that saves are at work; the run goes on at once."""
+    judge = Judge.of(Scenario(place(f"{helped}, {kills} kills"), steps=12, **HELPED[helped]))
+    chance = random.Random(f"{helped} {kills}")
+    found, survived, saved = [], 0, []
+    judge.scenario.reset()
+    for _ in range(kills):
+        child = judge.scenario.child()
+        time.sleep(chance.uniform(0, judge.seconds))  # the moment is what is drawn at random
+        ended = child.kill()
+        saved += ended.of("acknowledged")
+        found += judge.checkpoints(saved)
+        if ended.code == 0:
+            survived += 1
+            found += judge.differences()
+            judge.scenario.reset()
+            saved = []
+        elif ended.code != -9:
+            found.append(str(ended))
+    found += judge.going_on()
+    record_property("kills", kills - survived)
+    record_property("divergences", len(found))
+    assert found == []

@@ -1,0 +1,85 @@
+"""Asked to stop at any time, a run saves at the next step boundary, says how to go on, and leaves with code 75."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from foundry_core.checkpoint import checkpoints
+from tests.faults.harness import ObservedDisk
+from tests.faults.scenario import Judge, Scenario
+
+SIGNALS = {
+    signal.SIGTERM: {},
+    signal.SIGINT: {"workers": 2},
+    signal.SIGUSR1: {"workers": 2, "background": True},
+}
+TIMES = [pytest.param(1, id="sample"), pytest.param(7, id="all", marks=pytest.mark.faults)]
+STEPS = 12
+
+
+def stopped(judge, number, chance):
+    """What is wrong after a signal came at some time after the first step, and the run went on."""
+    judge.scenario.reset()
+    child = judge.scenario.child()
+    step = chance.randrange(1, STEPS - 4)
+    while child.hears() != ("step", step):
+        pass
+    time.sleep(chance.uniform(0, judge.seconds / STEPS))  # the moment is what is drawn at random
+    child.signal(number)
+    ended = child.wait()
+    last = max(ended.of("step"))
+    newest = checkpoints(judge.scenario.run_folder)[-1].name
+    says = f"stopped by {number.name} after step {last} of {STEPS}: go on from checkpoint-{last} with --resume"
+    wrong = []
+    if (ended.code, ended.errors, newest) != (75, [says], f"checkpoint-{last}"):
+        wrong.append(f"ended with {ended.code} at {newest}, saying {ended.errors}")
+    return wrong + judge.after(ended)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("times", TIMES)
+def test_a_signal_at_any_time_saves_at_the_step_boundary_and_the_run_goes_on(place, number, times, record_property):
+    settings = {"ephemeral": False, **SIGNALS[number]}
+    judge = Judge.of(Scenario(place(f"{number.name}, {times} times"), steps=STEPS, **settings))
+    chance = random.Random(number.name)
+    found = [wrong for _ in range(times) if (wrong := stopped(judge, number, chance))]
+    record_property("signals", times)
+    assert found == []
+
+
+class Waiting(ObservedDisk):
+    """Tells that it waits in the middle of saving checkpoint-3, and again after each signal that it survives."""
+
+    def create(self, path):
+        if ".checkpoint-3." in str(path):
+            heard, hear = os.pipe()
+            os.set_blocking(hear, False)
+            signal.set_wakeup_fd(hear)
+            while True:
+                self.tell(("waiting", 3))
+                os.read(heard, 1)
+        return super().create(path)
+
+
+def leaving_at_the_second(judge, number):
+    """What is wrong after two signals came while a run was saving."""
+    judge.scenario.reset()
+    child = judge.scenario.child(Waiting)
+    for _ in range(2):
+        while child.hears() != ("waiting", 3):
+            pass
+        child.signal(number)
+    wrong = [] if child.leaves_within(2) else [f"is still there after the second {number.name}"]
+    ended = child.kill() if wrong else child.wait()
+    code = 130 if number == signal.SIGINT else -number
+    if ended.code != code:
+        wrong.append(f"ended with {ended.code}")
+    return wrong + judge.after(ended)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_second_signal_leaves_at_once_and_loses_nothing(fresh, number):
+    assert leaving_at_the_second(fresh, number) == []
