@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, FoundryError, create_model
+from foundry_core.testing.kit.masking import padded
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -73,18 +74,6 @@ def build(experiment: Callable[..., ExperimentConfig], letters: Any, tmp_path: P
 
 def random_ids(*shape: int, seed: int = 0, vocabulary: int = 32) -> torch.Tensor:
     return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def padded(rows: list[torch.Tensor], side: str, content: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of unequal length with some token as padding, and their mask; two columns more than the longest needs."""
-    width = max(map(len, rows)) + 2
-    ids = torch.full((len(rows), width), content)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[index, place] = row
-        mask[index, place] = 1
-    return ids, mask
 
 
 @each(TRANSFORMERS)
