@@ -172,6 +172,7 @@ def test_a_plugins_descriptor_imports_nothing_heavy(path: Path) -> None:
         ["init", "lstm"],
         ["schema"],
         ["train", "--help"],
+        ["new-plugin", "--help"],
     ],
     ids=" ".join,
 )
