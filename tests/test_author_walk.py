@@ -29,7 +29,8 @@ AUTHORS_COMMANDS = (
 
 USERS_COMMANDS = (
     "foundry init mine -o mine.yaml",
-    "foundry train mine.yaml tokenizer.tokenizer_type=word training.epochs=null training.train_steps=50",
+    "foundry train mine.yaml tokenizer.tokenizer_type=word model.mine.hidden_size=64 training.epochs=null "
+    "training.train_steps=50",
     "foundry generate runs/mine --prompt 'the man' --tokens 5",
 )
 
