@@ -47,7 +47,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         headers = [f"Name: {distribution}", f"Version: {version}"]
         headers += [f"Summary: {summary}"] if summary else []
         headers += [f"Requires-Dist: {requirement}" for requirement in requires]
-        (folder / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", *headers, "", "Name: of the README"]))
+        (folder / "METADATA").write_text(
+            "\n".join(["Metadata-Version: 2.1", *headers, "", "Requires-Dist: foundry-core>=99"])
+        )
         groups = {"foundry.architectures": architectures or {}, "foundry.plugins": extensions or {}}
         lines = [
             f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())

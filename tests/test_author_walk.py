@@ -29,7 +29,8 @@ AUTHORS_COMMANDS = (
 
 USERS_COMMANDS = (
     "foundry init mine -o mine.yaml",
-    "foundry train mine.yaml tokenizer.tokenizer_type=word training.epochs=null training.train_steps=50",
+    "foundry train mine.yaml tokenizer.tokenizer_type=word model.mine.hidden_size=64 training.epochs=null "
+    "training.train_steps=50",
     "foundry generate runs/mine --prompt 'the man' --tokens 5",
 )
 
@@ -73,6 +74,11 @@ def done(result: subprocess.CompletedProcess[str]) -> str:
     return result.stdout
 
 
+def test_the_guide_shows_these_commands() -> None:
+    guide = (Path(__file__).parents[1] / "plugins" / "README.md").read_text()
+    assert "```\n" + "".join(f"{command}\n" for command in AUTHORS_COMMANDS) + "```\n" in guide
+
+
 @pytest.mark.slow
 def test_an_author_ships_an_architecture_in_five_commands_and_a_user_trains_it(shell: Shell, tmp_path: Path) -> None:
     assert len(AUTHORS_COMMANDS) <= 5
@@ -86,7 +92,7 @@ def test_an_author_ships_an_architecture_in_five_commands_and_a_user_trains_it(s
             assert line.split()[1:3] == ["foundry-mine", "0.1.0"]
             assert "unusable" not in line
 
-    assert done(shell("foundry plugins doctor")).endswith("1 plugins are whole\n")
+    assert done(shell("foundry plugins doctor")).endswith("1 plugin is whole\n")
     corpus = write_corpus(tmp_path / "corpora", train_sentences=2000, test_sentences=50, seed=1)
     corpus.test.rename(tmp_path / "corpora" / "dev.txt")
     for command in USERS_COMMANDS:

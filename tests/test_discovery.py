@@ -178,6 +178,22 @@ def test_a_plugin_for_another_core_is_not_even_imported(requirement: str, met: b
         get_architecture("mamba")
 
 
+@pytest.mark.parametrize(("requirement", "state"), [("foundry-core>=0.1", "fine"), ("foundry-core<0.2", "unusable")])
+def test_a_core_under_development_counts_as_what_it_will_be(
+    requirement: str, state: str, mamba: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mamba(requires=[requirement])
+    monkeypatch.setattr("foundry_core.discovery.__version__", "0.2.0.dev1")
+    assert [each for each, _ in found()] == [state]
+
+
+def test_a_schema_with_a_key_that_must_be_given_is_whole(mamba: Install, capsys: Any) -> None:
+    mamba(MAMBA.replace("Field(16, ge=1", "Field(ge=1").replace("Section = Field(Section(), ", "Section = Field("))
+    assert found() == [("fine", None)]
+    out, _ = said(capsys, "show", "mamba", "--json")
+    assert list(json.loads("".join(out))["capabilities"]) == ["tiny"]
+
+
 def test_a_requirement_that_cannot_be_read_is_a_problem_of_the_plugin(mamba: Install) -> None:
     mamba(requires=["foundry-core >=> 1"])
     ((state, problem),) = found()
@@ -224,6 +240,18 @@ def test_a_second_copy_of_a_package_is_reported_beside_the_one_that_counts(
     assert err == [f"error: {problem}"]
 
 
+def test_a_broken_copy_that_hides_a_whole_one_is_explained_by_both(mamba: Install, tmp_path: Path) -> None:
+    mamba(place="whole")
+    mamba("1 / 0\n", place="stale", version="0.9")
+    ((state, problem),) = found()
+    assert (state, problem) == (
+        "unusable",
+        "the plugin foundry-mamba 0.9 ('mamba' from mamba_light:mamba) fails to import: ZeroDivisionError: division by "
+        f"zero. {REMOVE} foundry-mamba 0.9 in {tmp_path / 'stale'} hides foundry-mamba 1.0 in {tmp_path / 'whole'}: "
+        "uninstall one (pip uninstall foundry-mamba), or take its folder off the path",
+    )
+
+
 def test_an_editable_installation_that_hides_a_built_one_is_reported(mamba: Install, tmp_path: Path) -> None:
     mamba(place="site")
     mamba(place="development", version="1.1", sources=tmp_path / "sources")
@@ -243,6 +271,7 @@ def test_what_building_leaves_beside_the_sources_is_no_second_copy(
     shutil.copytree(tmp_path / "site" / "foundry_mamba-1.0.dist-info", notes)
     (notes / "METADATA").rename(notes / "PKG-INFO")
     (notes / "direct_url.json").unlink()
+    sys.path.append(str(sources / inside))
     assert found() == [("fine", None)]
     monkeypatch.syspath_prepend(str(sources / inside))
     assert found() == [("fine", None)]
@@ -435,6 +464,12 @@ def test_an_extension_is_listed_by_the_module_that_a_yaml_names_and_checked_like
     assert json.loads("".join(out))["kind"] == "extension"
 
 
+def test_extensions_of_one_name_do_not_clash_since_a_yaml_names_their_modules(install: Install) -> None:
+    for number in ("one", "two"):
+        install(f"foundry-{number}", None, {f"watch_{number}": ""}, extensions={"watch": f"watch_{number}"})
+    assert found("watch") == [("fine", None), ("fine", None)]
+
+
 # What is remembered.
 
 
@@ -459,6 +494,18 @@ def test_a_plugin_that_was_found_whole_is_not_imported_again_until_something_cha
     install("another", {"another": "another:another"}, {"another": "1 / 0\n"})
     assert loaded("mamba_light")
     assert not loaded("mamba_light")
+
+
+def test_looking_at_one_anew_forgets_no_other(mamba: Install, install: Install, tmp_path: Path) -> None:
+    mamba()
+    install("other", {"other": "other_light:other"}, {"other_light": MAMBA.replace("mamba", "other")})
+    (tmp_path / "site" / "other_model.py").write_text("")
+    assert found("other") == found() == [("fine", None)]
+    os.utime(tmp_path / "site" / "other_light.py", ns=(0, 0))
+    assert not loaded("mamba_light")
+    sys.modules.pop("other_light")
+    assert not loaded("mamba_light")
+    assert "other_light" not in sys.modules
 
 
 def test_what_was_wrong_is_looked_at_anew_and_the_doctor_trusts_nothing(

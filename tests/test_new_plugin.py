@@ -282,6 +282,8 @@ def test_two_halves_with_the_state_carried_are_the_whole(build: Build) -> None:
     second = model(ids[:, 9:], state=first.state)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), model(ids).logits, rtol=0, atol=1e-5)
     assert not torch.allclose(model(ids[:, 9:]).logits, second.logits, atol=1e-3)
+    whole_mask = torch.ones_like(ids)
+    assert torch.equal(model(ids[:, 9:], attention_mask=whole_mask, state=first.state).logits, second.logits)
     assert "state" not in model(ids, use_cache=False)
 
 

@@ -181,6 +181,7 @@ def test_a_plugins_descriptor_imports_nothing_heavy(path: Path) -> None:
         ["init", "transformers"],
         ["schema"],
         ["train", "--help"],
+        ["new-plugin", "--help"],
     ],
     ids=" ".join,
 )

@@ -118,7 +118,10 @@ def doctor(options: argparse.Namespace) -> None:
         raise PluginError("\n".join(problems))
     if not options.json:
         disabled = sum(finding.state == "disabled" for finding in findings)
-        print(f"{len(findings) - disabled} plugins are whole" + (f", {disabled} disabled" if disabled else ""))
+        whole = len(findings) - disabled
+        print(
+            f"{whole} plugin{' is' if whole == 1 else 's are'} whole" + (f", {disabled} disabled" if disabled else "")
+        )
 
 
 def show_plugin(options: argparse.Namespace) -> None:
