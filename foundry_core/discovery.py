@@ -27,6 +27,7 @@ EXTENSIONS = "foundry.plugins"
 COMMANDS = "foundry.commands"
 GROUPS = (ARCHITECTURES, EXTENSIONS)
 """The groups whose modules may have hooks."""
+_ALL_GROUPS = (*GROUPS, COMMANDS)
 
 ONLY = "FOUNDRY_PLUGINS"
 DISABLED = "FOUNDRY_PLUGINS_DISABLE"
@@ -102,7 +103,7 @@ def _plugin_packages() -> Iterator[tuple[Package, Package, list[Installed]]]:
     seen: set[Package] = set()
     for distribution in metadata.distributions():
         text = distribution.read_text("entry_points.txt") or ""
-        if not any(f"[{group}]" in text for group in GROUPS):
+        if not any(f"[{group}]" in text for group in _ALL_GROUPS):
             continue
         package = _package(distribution)
         if package in seen:  # its folder stands on the path twice
@@ -114,7 +115,7 @@ def _plugin_packages() -> Iterator[tuple[Package, Package, list[Installed]]]:
             points = [Installed(point.group, point.name, point.value, package) for point in distribution.entry_points]
         except (TypeError, ValueError):
             points = [Installed(ARCHITECTURES, package.name, "", package)]  # so that somebody is told: see load_module
-        yield package, first, [point for point in points if point.group in GROUPS]
+        yield package, first, [point for point in points if point.group in _ALL_GROUPS]
 
 
 def _package(distribution: metadata.Distribution) -> Package:

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from foundry_core import CausalLMDataCollator, ExperimentConfig, MaskedLMDataCollator, get_data_collator
+from foundry_core import (
+    BaseLanguageModel,
+    CausalLMDataCollator,
+    ExperimentConfig,
+    MaskedLMDataCollator,
+    ModelConfig,
+    get_data_collator,
+    register_architecture,
+)
 from foundry_core.errors import TokenizerError, UsageError
 
 Batch = dict[str, torch.Tensor]
@@ -227,9 +235,10 @@ def test_padding_on_a_side_that_the_architecture_does_not_declare_is_refused(
 ) -> None:
     tokenizer.padding_side = "left"
     get_data_collator(experiment("gpt2", tmp_path), tokenizer)
-    line = "^the tokenizer pads on the left, which bert does not take: set its padding_side to right$"
+    register_architecture("right_handed", config=ModelConfig)(type("RightHanded", (BaseLanguageModel,), {}))
+    line = "^the tokenizer pads on the left, which right_handed does not take: set its padding_side to right$"
     with pytest.raises(TokenizerError, match=line):
-        get_data_collator(experiment("bert", tmp_path), tokenizer)
+        get_data_collator(experiment("right_handed", tmp_path), tokenizer)
 
 
 def test_a_collator_that_cannot_do_what_is_asked_says_so(tokenizer: Any) -> None:

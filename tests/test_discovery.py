@@ -34,18 +34,18 @@ class Section(ConfigSection):
     kernel: str = Field("scan", description="how the recurrence is computed")
 
 
-class MambaConfig(ModelConfig):
-    mamba: Section = Field(Section(), description="sizes")
+class ZebraConfig(ModelConfig):
+    zebra: Section = Field(Section(), description="sizes")
 
 
-mamba = Architecture(
-    name="mamba",
+zebra = Architecture(
+    name="zebra",
     summary="state spaces of a test",
-    config_class=MambaConfig,
-    model_class="mamba_model:Model",
-    capabilities=lambda config: Capabilities(objectives=("causal_lm", "masked_lm")[: config.mamba.state_size]),
+    config_class=ZebraConfig,
+    model_class="zebra_model:Model",
+    capabilities=lambda config: Capabilities(objectives=("causal_lm", "masked_lm")[: config.zebra.state_size]),
     default_tokenizer="bpe",
-    examples={"tiny": {"mamba": {"state_size": 1}}},
+    examples={"tiny": {"zebra": {"state_size": 1}}},
 )
 
 
@@ -53,23 +53,23 @@ mamba = Architecture(
 def foundry_run_ended(step):
     pass
 """
-WHOLE = {"mamba_light": MAMBA, "mamba_model": ""}
-REMOVE = "Upgrade or remove it: pip uninstall foundry-mamba"
+WHOLE = {"zebra_light": MAMBA, "zebra_model": ""}
+REMOVE = "Upgrade or remove it: pip uninstall foundry-zebra"
 SWITCHES = ("FOUNDRY_PLUGINS", "FOUNDRY_PLUGINS_DISABLE")
 
 
 @pytest.fixture
-def mamba(install: Install) -> Install:
-    """Installs a package with the architecture `mamba`; what is given replaces a whole one."""
+def zebra(install: Install) -> Install:
+    """Installs a package with the architecture `zebra`; what is given replaces a whole one."""
 
     def put(light: str = MAMBA, **given: Any) -> None:
-        modules = {**WHOLE, "mamba_light": light}
-        install("foundry-mamba", {"mamba": "mamba_light:mamba"}, **{"modules": modules, **given})
+        modules = {**WHOLE, "zebra_light": light}
+        install("foundry-zebra", {"zebra": "zebra_light:zebra"}, **{"modules": modules, **given})
 
     return put
 
 
-def found(name: str = "mamba") -> list[tuple[str, str | None]]:
+def found(name: str = "zebra") -> list[tuple[str, str | None]]:
     """State and problem of every plugin of a name; a problem is one line."""
     findings = [finding for finding in examine() if finding.point.name == name]
     assert not [finding for finding in findings if "\n" in (finding.problem or "")]
@@ -83,40 +83,40 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
     return captured.out.splitlines(), captured.err.splitlines()
 
 
-def test_a_whole_plugin_is_listed_with_what_it_says_of_itself(mamba: Install, capsys: Any) -> None:
-    mamba()
+def test_a_whole_plugin_is_listed_with_what_it_says_of_itself(zebra: Install, capsys: Any) -> None:
+    zebra()
     assert found() == [("fine", None)]
     out, err = said(capsys, "list")
-    (line,) = [line for line in out if line.startswith("mamba")]
-    assert line.split(maxsplit=3) == ["mamba", "foundry-mamba", "1.0", "state spaces of a test"]
+    (line,) = [line for line in out if line.startswith("zebra")]
+    assert line.split(maxsplit=3) == ["zebra", "foundry-zebra", "1.0", "state spaces of a test"]
     assert err == []
 
 
-OTHER_API = f"import dataclasses\nmamba = dataclasses.replace(mamba, plugin_api_version={PLUGIN_API_VERSION + 1})\n"
+OTHER_API = f"import dataclasses\nzebra = dataclasses.replace(zebra, plugin_api_version={PLUGIN_API_VERSION + 1})\n"
 BROKEN = {
-    "import error": ("import kernels_of_mamba\n", "fails to import: ModuleNotFoundError: No module named 'kernels_of"),
+    "import error": ("import kernels_of_zebra\n", "fails to import: ModuleNotFoundError: No module named 'kernels_of"),
     "exit": ("raise SystemExit('a licence is needed')\n", "fails to import: SystemExit: a licence is needed. Upgrade"),
     "syntax": ("def f(:\n", "fails to import: SyntaxError: "),
-    "wrong type": ("mamba = 3\n", "mamba_light:mamba is a int, not an Architecture descriptor. Upgrade"),
+    "wrong type": ("zebra = 3\n", "zebra_light:zebra is a int, not an Architecture descriptor. Upgrade"),
     "wrong schema": (
-        MAMBA + "import dataclasses\nmamba = dataclasses.replace(mamba, config_class=dict)\n",
+        MAMBA + "import dataclasses\nzebra = dataclasses.replace(zebra, config_class=dict)\n",
         "its config_class is <class 'dict'>, not a ModelConfig. Upgrade",
     ),
     "misspelt hook": (
         MAMBA.replace("run_ended", "run_endet"),
-        "unknown hook 'foundry_run_endet' in plugin <module 'mamba_light' from ",
+        "unknown hook 'foundry_run_endet' in plugin <module 'zebra_light' from ",
     ),
     "misspelt argument": (MAMBA.replace("(step)", "(stap)"), "for hook 'foundry_run_ended' hookimpl definition: "),
     "example": (
         MAMBA.replace('"state_size": 1', '"state_size": 0'),
-        "the example 'tiny' of 'mamba' is not valid, mamba.state_size: Input should be greater than or equal to 1. Up",
+        "the example 'tiny' of 'zebra' is not valid, zebra.state_size: Input should be greater than or equal to 1. Up",
     ),
     "capabilities": (
-        MAMBA.replace("config.mamba.state_size", "config.mambo"),
-        "the capabilities of 'mamba' with 'defaults' fail: AttributeError: ",
+        MAMBA.replace("config.zebra.state_size", "config.mambo"),
+        "the capabilities of 'zebra' with 'defaults' fail: AttributeError: ",
     ),
-    "no model": (MAMBA.replace("mamba_model:", "mamba_modal:"), "the module of its model, mamba_modal:Model, is not"),
-    "no package of the model": (MAMBA.replace("mamba_model:", "mamba.model:"), "the module of its model, mamba.model:"),
+    "no model": (MAMBA.replace("zebra_model:", "zebra_modal:"), "the module of its model, zebra_modal:Model, is not"),
+    "no package of the model": (MAMBA.replace("zebra_model:", "zebra.model:"), "the module of its model, zebra.model:"),
     "no JSON schema": (
         MAMBA.replace('kernel: str = Field("scan"', "kernel: Callable[..., None] = Field(print"),
         "its section has no JSON schema: PydanticInvalidForJsonSchema: ",
@@ -124,28 +124,28 @@ BROKEN = {
     "other API": (
         MAMBA + OTHER_API,
         f"is made for plugin API {PLUGIN_API_VERSION + 1}, this core has {PLUGIN_API_VERSION}: "
-        "pip install --upgrade foundry-core foundry-mamba",
+        "pip install --upgrade foundry-core foundry-zebra",
     ),
 }
 
 
 @pytest.mark.parametrize("state", BROKEN)
 def test_what_is_wrong_with_a_plugin_is_one_line_with_the_package_and_the_way_out(
-    state: str, mamba: Install, capsys: Any
+    state: str, zebra: Install, capsys: Any
 ) -> None:
     light, reason = BROKEN[state]
-    mamba("from collections.abc import Callable\n" + light)
+    zebra("from collections.abc import Callable\n" + light)
     ((kind, problem),) = found()
     assert (kind, problem is not None and reason in problem) == ("unusable", True), problem
     assert problem is not None
-    assert "the plugin foundry-mamba 1.0" in problem
-    assert REMOVE in problem or "pip install --upgrade foundry-core foundry-mamba" in problem
+    assert "the plugin foundry-zebra 1.0" in problem
+    assert REMOVE in problem or "pip install --upgrade foundry-core foundry-zebra" in problem
     out, err = said(capsys, "list")
-    assert next(line for line in out if line.startswith("mamba")).endswith(f"unusable: {problem}")
+    assert next(line for line in out if line.startswith("zebra")).endswith(f"unusable: {problem}")
     assert err == []
     out, err = said(capsys, "doctor", code=3)
     assert err == [f"error: {problem}"]
-    assert [line.split()[-1] for line in out if line.startswith(("mamba", "gpt2"))] == ["fine", "unusable"]
+    assert [line.split()[-1] for line in out if line.startswith(("zebra", "gpt2"))] == ["fine", "unusable"]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_what_is_wrong_with_a_plugin_is_one_line_with_the_package_and_the_way_ou
         ("torch>=99", True),
     ],
 )
-def test_a_plugin_for_another_core_is_not_even_imported(requirement: str, met: bool, mamba: Install) -> None:
-    mamba(MAMBA if met else "1 / 0\n", requires=["numpy", requirement])
+def test_a_plugin_for_another_core_is_not_even_imported(requirement: str, met: bool, zebra: Install) -> None:
+    zebra(MAMBA if met else "1 / 0\n", requires=["numpy", requirement])
     if met:
         assert found() == [("fine", None)]
         return
@@ -170,53 +170,53 @@ def test_a_plugin_for_another_core_is_not_even_imported(requirement: str, met: b
     assert found() == [
         (
             "unusable",
-            f"the plugin foundry-mamba 1.0 needs foundry-core{bounds}, this core is {__version__}: "
-            "pip install --upgrade foundry-core foundry-mamba",
+            f"the plugin foundry-zebra 1.0 needs foundry-core{bounds}, this core is {__version__}: "
+            "pip install --upgrade foundry-core foundry-zebra",
         )
     ]
     with pytest.raises(PluginError, match=f"needs foundry-core{bounds}, this core is"):
-        get_architecture("mamba")
+        get_architecture("zebra")
 
 
 @pytest.mark.parametrize(("requirement", "state"), [("foundry-core>=0.1", "fine"), ("foundry-core<0.2", "unusable")])
 def test_a_core_under_development_counts_as_what_it_will_be(
-    requirement: str, state: str, mamba: Install, monkeypatch: pytest.MonkeyPatch
+    requirement: str, state: str, zebra: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mamba(requires=[requirement])
+    zebra(requires=[requirement])
     monkeypatch.setattr("foundry_core.discovery.__version__", "0.2.0.dev1")
     assert [each for each, _ in found()] == [state]
 
 
-def test_a_schema_with_a_key_that_must_be_given_is_whole(mamba: Install, capsys: Any) -> None:
-    mamba(MAMBA.replace("Field(16, ge=1", "Field(ge=1").replace("Section = Field(Section(), ", "Section = Field("))
+def test_a_schema_with_a_key_that_must_be_given_is_whole(zebra: Install, capsys: Any) -> None:
+    zebra(MAMBA.replace("Field(16, ge=1", "Field(ge=1").replace("Section = Field(Section(), ", "Section = Field("))
     assert found() == [("fine", None)]
-    out, _ = said(capsys, "show", "mamba", "--json")
+    out, _ = said(capsys, "show", "zebra", "--json")
     assert list(json.loads("".join(out))["capabilities"]) == ["tiny"]
 
 
-def test_a_requirement_that_cannot_be_read_is_a_problem_of_the_plugin(mamba: Install) -> None:
-    mamba(requires=["foundry-core >=> 1"])
+def test_a_requirement_that_cannot_be_read_is_a_problem_of_the_plugin(zebra: Install) -> None:
+    zebra(requires=["foundry-core >=> 1"])
     ((state, problem),) = found()
     assert (state, problem) == (
         "unusable",
-        "the plugin foundry-mamba 1.0 has a requirement that cannot be read: 'foundry-core >=> 1'. " + REMOVE,
+        "the plugin foundry-zebra 1.0 has a requirement that cannot be read: 'foundry-core >=> 1'. " + REMOVE,
     )
 
 
 def test_of_two_packages_with_one_name_both_are_unusable_until_one_is_switched_off(
-    mamba: Install, install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    zebra: Install, install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    mamba()
-    install("mamba-fork", {"mamba": "mamba_fork:mamba"}, {"mamba_fork": MAMBA}, "2.1")
+    zebra()
+    install("zebra-fork", {"zebra": "zebra_fork:zebra"}, {"zebra_fork": MAMBA}, "2.1")
     (first, second) = found()
     assert first == second
     assert first[0] == "unusable"
-    assert " and ".join(sorted(str(point) for point in declared()["mamba"])) == "foundry-mamba 1.0 and mamba-fork 2.1"
+    assert " and ".join(sorted(str(point) for point in declared()["zebra"])) == "foundry-zebra 1.0 and zebra-fork 2.1"
     _, err = said(capsys, "doctor", code=3)
     assert err == [f"error: {first[1]}"]
-    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "Mamba.Fork")
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "Zebra.Fork")
     assert sorted(state for state, _ in found()) == ["disabled", "fine"]
-    assert get_architecture("mamba").summary == "state spaces of a test"
+    assert get_architecture("zebra").summary == "state spaces of a test"
     monkeypatch.delenv("FOUNDRY_PLUGINS_DISABLE")
     assert [state for state, _ in found()] == ["unusable", "unusable"]
 
@@ -225,50 +225,50 @@ def test_of_two_packages_with_one_name_both_are_unusable_until_one_is_switched_o
 
 
 def test_a_second_copy_of_a_package_is_reported_beside_the_one_that_counts(
-    mamba: Install, tmp_path: Path, capsys: Any
+    zebra: Install, tmp_path: Path, capsys: Any
 ) -> None:
-    mamba(place="stale", version="0.9")
-    mamba(place="fresh")
+    zebra(place="stale", version="0.9")
+    zebra(place="fresh")
     stale, fresh = tmp_path / "stale", tmp_path / "fresh"
     problem = (
-        f"foundry-mamba 1.0 in {fresh} hides foundry-mamba 0.9 in {stale}: "
-        "uninstall one (pip uninstall foundry-mamba), or take its folder off the path"
+        f"foundry-zebra 1.0 in {fresh} hides foundry-zebra 0.9 in {stale}: "
+        "uninstall one (pip uninstall foundry-zebra), or take its folder off the path"
     )
     assert found() == [("shadowed", problem)]
-    assert get_architecture("mamba").name == "mamba"
+    assert get_architecture("zebra").name == "zebra"
     _, err = said(capsys, "doctor", code=3)
     assert err == [f"error: {problem}"]
 
 
-def test_a_broken_copy_that_hides_a_whole_one_is_explained_by_both(mamba: Install, tmp_path: Path) -> None:
-    mamba(place="whole")
-    mamba("1 / 0\n", place="stale", version="0.9")
+def test_a_broken_copy_that_hides_a_whole_one_is_explained_by_both(zebra: Install, tmp_path: Path) -> None:
+    zebra(place="whole")
+    zebra("1 / 0\n", place="stale", version="0.9")
     ((state, problem),) = found()
     assert (state, problem) == (
         "unusable",
-        "the plugin foundry-mamba 0.9 ('mamba' from mamba_light:mamba) fails to import: ZeroDivisionError: division by "
-        f"zero. {REMOVE} foundry-mamba 0.9 in {tmp_path / 'stale'} hides foundry-mamba 1.0 in {tmp_path / 'whole'}: "
-        "uninstall one (pip uninstall foundry-mamba), or take its folder off the path",
+        "the plugin foundry-zebra 0.9 ('zebra' from zebra_light:zebra) fails to import: ZeroDivisionError: division by "
+        f"zero. {REMOVE} foundry-zebra 0.9 in {tmp_path / 'stale'} hides foundry-zebra 1.0 in {tmp_path / 'whole'}: "
+        "uninstall one (pip uninstall foundry-zebra), or take its folder off the path",
     )
 
 
-def test_an_editable_installation_that_hides_a_built_one_is_reported(mamba: Install, tmp_path: Path) -> None:
-    mamba(place="site")
-    mamba(place="development", version="1.1", sources=tmp_path / "sources")
-    assert [str(point) for point in installed()["mamba"]] == ["foundry-mamba 1.1"]
+def test_an_editable_installation_that_hides_a_built_one_is_reported(zebra: Install, tmp_path: Path) -> None:
+    zebra(place="site")
+    zebra(place="development", version="1.1", sources=tmp_path / "sources")
+    assert [str(point) for point in installed()["zebra"]] == ["foundry-zebra 1.1"]
     assert [str(copy).partition(":")[0] for copy in hidden_copies()] == [
-        f"foundry-mamba 1.1 in {tmp_path / 'sources'} hides foundry-mamba 1.0 in {tmp_path / 'site'}"
+        f"foundry-zebra 1.1 in {tmp_path / 'sources'} hides foundry-zebra 1.0 in {tmp_path / 'site'}"
     ]
 
 
 @pytest.mark.parametrize("inside", ["", "src"])
 def test_what_building_leaves_beside_the_sources_is_no_second_copy(
-    inside: str, mamba: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inside: str, zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = tmp_path / "sources"
-    mamba(sources=sources)
-    notes = sources / inside / "foundry_mamba.egg-info"
-    shutil.copytree(tmp_path / "site" / "foundry_mamba-1.0.dist-info", notes)
+    zebra(sources=sources)
+    notes = sources / inside / "foundry_zebra.egg-info"
+    shutil.copytree(tmp_path / "site" / "foundry_zebra-1.0.dist-info", notes)
     (notes / "METADATA").rename(notes / "PKG-INFO")
     (notes / "direct_url.json").unlink()
     sys.path.append(str(sources / inside))
@@ -279,18 +279,18 @@ def test_what_building_leaves_beside_the_sources_is_no_second_copy(
     assert [state for state, _ in found()] == ["shadowed"]
 
 
-def test_a_name_that_only_a_hidden_copy_has_is_explained(mamba: Install, install: Install, capsys: Any) -> None:
-    mamba(place="site")
-    install("foundry-mamba", {"other": "mamba_light:mamba"}, version="0.1", place="before")
+def test_a_name_that_only_a_hidden_copy_has_is_explained(zebra: Install, install: Install, capsys: Any) -> None:
+    zebra(place="site")
+    install("foundry-zebra", {"other": "zebra_light:zebra"}, version="0.1", place="before")
     ((state, problem),) = found()
     assert state == "shadowed"
     assert problem is not None
-    assert "foundry-mamba 0.1 in " in problem
+    assert "foundry-zebra 0.1 in " in problem
     with pytest.raises(PluginError) as raised:
-        get_architecture("mamba")
-    assert str(raised.value) == f"Unknown architecture: 'mamba'. {problem}"
+        get_architecture("zebra")
+    assert str(raised.value) == f"Unknown architecture: 'zebra'. {problem}"
     out, _ = said(capsys, "list")
-    assert any(line.startswith("mamba ") and line.endswith(f"shadowed: {problem}") for line in out)
+    assert any(line.startswith("zebra ") and line.endswith(f"shadowed: {problem}") for line in out)
 
 
 @pytest.mark.parametrize("there", ["module", "package", "folder without a module"])
@@ -298,12 +298,12 @@ def test_a_local_folder_that_python_imports_instead_is_reported(
     there: str, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tmp_path / "site"
-    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_model": ""})
-    (site / "mamba_light").mkdir()
-    (site / "mamba_light" / "__init__.py").write_text(MAMBA)
+    install("foundry-zebra", {"zebra": "zebra_light:zebra"}, {"zebra_model": ""})
+    (site / "zebra_light").mkdir()
+    (site / "zebra_light" / "__init__.py").write_text(MAMBA)
     assert found() == [("fine", None)]
-    sys.modules.pop("mamba_light")
-    local = tmp_path / "here" / ("mamba_light.py" if there == "module" else "mamba_light")
+    sys.modules.pop("zebra_light")
+    local = tmp_path / "here" / ("zebra_light.py" if there == "module" else "zebra_light")
     local.parent.mkdir()
     if there == "module":
         local.write_text(MAMBA)
@@ -315,64 +315,64 @@ def test_a_local_folder_that_python_imports_instead_is_reported(
     if there == "folder without a module":  # Python prefers the regular package further on
         assert found() == [("fine", None)]
         return
-    problem = f"`import mamba_light` finds {local} before the module of foundry-mamba 1.0: rename or move it, or start"
+    problem = f"`import zebra_light` finds {local} before the module of foundry-zebra 1.0: rename or move it, or start"
     ((state, said_of_it),) = found()
     assert state == "shadowed"
     assert said_of_it == f"{problem} somewhere else"
 
 
 def test_a_plugin_that_fails_because_of_a_local_module_is_explained_by_it(
-    mamba: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mamba()
-    local = tmp_path / "here" / "mamba_light.py"
+    zebra()
+    local = tmp_path / "here" / "zebra_light.py"
     local.parent.mkdir()
     local.write_text("notes = []\n")
     monkeypatch.syspath_prepend(str(local.parent))
     with pytest.raises(PluginError) as raised:
-        get_architecture("mamba")
+        get_architecture("zebra")
     assert str(raised.value) == (
-        "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: AttributeError: module "
-        f"'mamba_light' has no attribute 'mamba'. `import mamba_light` finds {local} before the module of "
-        "foundry-mamba 1.0: rename or move it, or start somewhere else"
+        "the plugin foundry-zebra 1.0 ('zebra' from zebra_light:zebra) fails to import: AttributeError: module "
+        f"'zebra_light' has no attribute 'zebra'. `import zebra_light` finds {local} before the module of "
+        "foundry-zebra 1.0: rename or move it, or start somewhere else"
     )
 
 
 def test_the_sources_of_an_editable_installation_are_at_home_and_a_copy_elsewhere_is_not(
-    mamba: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mamba(sources=tmp_path / "sources")
+    zebra(sources=tmp_path / "sources")
     assert found() == [("fine", None)]
-    sys.modules.pop("mamba_light")
+    sys.modules.pop("zebra_light")
     (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "mamba_light.py").write_text(MAMBA)
+    (tmp_path / "here" / "zebra_light.py").write_text(MAMBA)
     monkeypatch.syspath_prepend(str(tmp_path / "here"))
     assert [state for state, _ in found()] == ["shadowed"]
 
 
-def test_a_package_whose_metadata_is_gone_stops_no_other(mamba: Install, tmp_path: Path, capsys: Any) -> None:
-    mamba()
-    (tmp_path / "site" / "foundry_mamba-1.0.dist-info" / "METADATA").unlink()
+def test_a_package_whose_metadata_is_gone_stops_no_other(zebra: Install, tmp_path: Path, capsys: Any) -> None:
+    zebra()
+    (tmp_path / "site" / "foundry_zebra-1.0.dist-info" / "METADATA").unlink()
     out, _ = said(capsys, "list")
     place = f"(a package without metadata in {tmp_path / 'site'})"
-    assert next(line for line in out if line.startswith("mamba")).split(maxsplit=1)[1].startswith(place)
+    assert next(line for line in out if line.startswith("zebra")).split(maxsplit=1)[1].startswith(place)
     assert any(line.startswith("gpt2") for line in out)
 
 
-@pytest.mark.parametrize("of", ["foundry-mamba", "another-package"])
+@pytest.mark.parametrize("of", ["foundry-zebra", "another-package"])
 def test_entry_points_that_cannot_be_read_stop_no_other(
-    of: str, mamba: Install, install: Install, tmp_path: Path, capsys: Any
+    of: str, zebra: Install, install: Install, tmp_path: Path, capsys: Any
 ) -> None:
-    mamba()
+    zebra()
     if of == "another-package":
         install(of)
     points = tmp_path / "site" / f"{of.replace('-', '_')}-1.0.dist-info" / "entry_points.txt"
-    points.write_text("[foundry.architectures]\nmamba\n" if of == "foundry-mamba" else "[console_scripts]\nhalf a line")
+    points.write_text("[foundry.architectures]\nzebra\n" if of == "foundry-zebra" else "[console_scripts]\nhalf a line")
     out, _ = said(capsys, "list")
     assert any(line.startswith("gpt2") for line in out)
-    if of == "foundry-mamba":
-        problem = f"the plugin foundry-mamba 1.0: its entry_points.txt cannot be read. {REMOVE}"
-        assert found("foundry-mamba") == [("unusable", problem)]
+    if of == "foundry-zebra":
+        problem = f"the plugin foundry-zebra 1.0: its entry_points.txt cannot be read. {REMOVE}"
+        assert found("foundry-zebra") == [("unusable", problem)]
     else:
         assert found() == [("fine", None)]
 
@@ -380,39 +380,39 @@ def test_entry_points_that_cannot_be_read_stop_no_other(
 # Switched off.
 
 
-@pytest.mark.parametrize("name", ["mamba", "foundry-mamba", " Foundry_Mamba ,, gpt2"])
+@pytest.mark.parametrize("name", ["zebra", "foundry-zebra", " Foundry_Zebra ,, gpt2"])
 def test_a_disabled_plugin_is_absent_and_asking_for_it_names_the_variable(
-    name: str, mamba: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    name: str, zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    mamba("1 / 0\n", summary="of a package")
+    zebra("1 / 0\n", summary="of a package")
     monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", name)
-    problem = f"FOUNDRY_PLUGINS_DISABLE={name} switches foundry-mamba 1.0 off: take it out of that variable"
+    problem = f"FOUNDRY_PLUGINS_DISABLE={name} switches foundry-zebra 1.0 off: take it out of that variable"
     assert found() == [("disabled", problem)]
-    assert "mamba" not in available_architectures()
+    assert "zebra" not in available_architectures()
     path = tmp_path / "x.yaml"
-    path.write_text("experiment_name: x\nmodel: {architecture: mamba}\n")
+    path.write_text("experiment_name: x\nmodel: {architecture: zebra}\n")
     assert main(["validate", str(path)]) == 2
-    line = f"{path}:2: model.architecture: the architecture 'mamba' is disabled: {problem}"
+    line = f"{path}:2: model.architecture: the architecture 'zebra' is disabled: {problem}"
     assert line in capsys.readouterr().err.splitlines()
     out, err = said(capsys, "doctor")
     assert err == []
-    assert out[-1] == f"{4 if 'gpt2' in name else 5} plugins are whole, {2 if 'gpt2' in name else 1} disabled"
+    assert out[-1] == f"{6 if 'gpt2' in name else 7} plugins are whole, {2 if 'gpt2' in name else 1} disabled"
 
 
 def test_the_allow_list_leaves_out_whatever_it_does_not_name(
-    mamba: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    zebra: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    mamba()
-    monkeypatch.setenv("FOUNDRY_PLUGINS", "foundry-rnn,mamba")
-    assert available_architectures() == ["gru", "lstm", "mamba", "rnn"]
+    zebra()
+    monkeypatch.setenv("FOUNDRY_PLUGINS", "foundry-rnn,zebra")
+    assert available_architectures() == ["gru", "lstm", "rnn", "zebra"]
     with pytest.raises(PluginError) as raised:
         get_architecture("gpt2")
     assert str(raised.value) == (
-        "the architecture 'gpt2' is disabled: FOUNDRY_PLUGINS=foundry-rnn,mamba leaves foundry-gpt2 0.1.0 out: "
+        "the architecture 'gpt2' is disabled: FOUNDRY_PLUGINS=foundry-rnn,zebra leaves foundry-gpt2 0.1.0 out: "
         "add it to that variable"
     )
     monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "gru")
-    assert available_architectures() == ["lstm", "mamba", "rnn"]
+    assert available_architectures() == ["lstm", "rnn", "zebra"]
     for empty in ("", " , "):
         monkeypatch.setenv("FOUNDRY_PLUGINS", empty)
         assert "gpt2" in available_architectures()
@@ -481,40 +481,40 @@ def loaded(name: str) -> bool:
 
 
 def test_a_plugin_that_was_found_whole_is_not_imported_again_until_something_changes(
-    mamba: Install, install: Install, tmp_path: Path
+    zebra: Install, install: Install, tmp_path: Path
 ) -> None:
-    light = tmp_path / "site" / "mamba_light.py"
+    light = tmp_path / "site" / "zebra_light.py"
     (tmp_path / "site" / "__pycache__").mkdir(parents=True)
-    mamba()
-    assert loaded("mamba_light")
-    assert not loaded("mamba_light")
+    zebra()
+    assert loaded("zebra_light")
+    assert not loaded("zebra_light")
     os.utime(light, ns=(0, 0))
-    assert loaded("mamba_light")
-    assert not loaded("mamba_light")
+    assert loaded("zebra_light")
+    assert not loaded("zebra_light")
     install("another", {"another": "another:another"}, {"another": "1 / 0\n"})
-    assert loaded("mamba_light")
-    assert not loaded("mamba_light")
+    assert loaded("zebra_light")
+    assert not loaded("zebra_light")
 
 
-def test_looking_at_one_anew_forgets_no_other(mamba: Install, install: Install, tmp_path: Path) -> None:
-    mamba()
-    install("other", {"other": "other_light:other"}, {"other_light": MAMBA.replace("mamba", "other")})
+def test_looking_at_one_anew_forgets_no_other(zebra: Install, install: Install, tmp_path: Path) -> None:
+    zebra()
+    install("other", {"other": "other_light:other"}, {"other_light": MAMBA.replace("zebra", "other")})
     (tmp_path / "site" / "other_model.py").write_text("")
     assert found("other") == found() == [("fine", None)]
     os.utime(tmp_path / "site" / "other_light.py", ns=(0, 0))
-    assert not loaded("mamba_light")
+    assert not loaded("zebra_light")
     sys.modules.pop("other_light")
-    assert not loaded("mamba_light")
+    assert not loaded("zebra_light")
     assert "other_light" not in sys.modules
 
 
 def test_what_was_wrong_is_looked_at_anew_and_the_doctor_trusts_nothing(
-    mamba: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    zebra: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    mamba(MAMBA + "import os\nif os.environ.get('LICENCE') == 'expired':\n    raise SystemExit('renew it')\n")
+    zebra(MAMBA + "import os\nif os.environ.get('LICENCE') == 'expired':\n    raise SystemExit('renew it')\n")
 
     def state() -> str:
-        sys.modules.pop("mamba_light", None)
+        sys.modules.pop("zebra_light", None)
         return found()[0][0]
 
     monkeypatch.setenv("LICENCE", "expired")
@@ -523,15 +523,15 @@ def test_what_was_wrong_is_looked_at_anew_and_the_doctor_trusts_nothing(
     assert state() == "fine"
     monkeypatch.setenv("LICENCE", "expired")
     assert state() == "fine"  # nothing that can be seen from outside has changed
-    sys.modules.pop("mamba_light", None)
+    sys.modules.pop("zebra_light", None)
     _, err = said(capsys, "doctor", code=3)
     assert "renew it" in err[0]
     assert state() == "unusable"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"world": {}, "plugins": 3}', b"\xff", b"null"])
-def test_a_memory_that_is_damaged_is_none(content: bytes, mamba: Install, tmp_path: Path, monkeypatch: Any) -> None:
-    mamba()
+def test_a_memory_that_is_damaged_is_none(content: bytes, zebra: Install, tmp_path: Path, monkeypatch: Any) -> None:
+    zebra()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert found() == [("fine", None)]
     (memory,) = (tmp_path / "cache" / "foundry").iterdir()
@@ -542,32 +542,32 @@ def test_a_memory_that_is_damaged_is_none(content: bytes, mamba: Install, tmp_pa
 
 
 def test_a_home_that_cannot_be_written_to_costs_the_memory_alone(
-    mamba: Install, tmp_path: Path, monkeypatch: Any
+    zebra: Install, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    mamba()
+    zebra()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert loaded("mamba_light")
-    assert loaded("mamba_light")
+    assert loaded("zebra_light")
+    assert loaded("zebra_light")
 
 
 # The verbs.
 
 
 def test_the_list_for_programs_has_state_and_problem_of_each(
-    mamba: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    zebra: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    mamba("1 / 0\n")
+    zebra("1 / 0\n")
     monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "bert")
     for verb, code in (("list", 0), ("doctor", 3)):
         assert main(["plugins", verb, "--json"]) == code
         rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
         assert {name: row["state"] for name, row in rows.items()} == {
             "bert": "disabled",
-            "mamba": "unusable",
-            **dict.fromkeys(("gpt2", "gru", "lstm", "rnn"), "fine"),
+            "zebra": "unusable",
+            **dict.fromkeys(("gpt2", "gru", "lstm", "mamba", "rnn", "transformers"), "fine"),
         }
-        assert "ZeroDivisionError" in rows["mamba"]["problem"]
+        assert "ZeroDivisionError" in rows["zebra"]["problem"]
         assert rows["lstm"] == {
             "name": "lstm",
             "kind": "architecture",
@@ -581,18 +581,18 @@ def test_the_list_for_programs_has_state_and_problem_of_each(
 
 
 def test_a_plugin_is_shown_with_package_place_abilities_keys_and_hooks(
-    mamba: Install, tmp_path: Path, capsys: Any
+    zebra: Install, tmp_path: Path, capsys: Any
 ) -> None:
-    mamba(requires=["foundry-core>=0.1,<1"])
-    out, err = said(capsys, "show", "mamba")
+    zebra(requires=["foundry-core>=0.1,<1"])
+    out, err = said(capsys, "show", "zebra")
     assert err == []
     assert out == [
-        "mamba: state spaces of a test",
-        "  package            foundry-mamba 1.0",
+        "zebra: state spaces of a test",
+        "  package            foundry-zebra 1.0",
         "  requires           foundry-core>=0.1,<1",
         f"  installed in       {tmp_path / 'site'}",
-        "  entry point        mamba = mamba_light:mamba",
-        "  model              mamba_model:Model",
+        "  entry point        zebra = zebra_light:zebra",
+        "  model              zebra_model:Model",
         f"  plugin API         {PLUGIN_API_VERSION}",
         "  objectives         causal_lm, masked_lm",
         "  default tokenizer  bpe",
@@ -607,11 +607,14 @@ def test_a_plugin_is_shown_with_package_place_abilities_keys_and_hooks(
         "gradient checkpointing  no                    no",
         "longest sequence        any                   any",
         "any length              no                    no",
+        "bidirectional           no                    no",
+        "tied embeddings         no                    no",
+        "compile                 yes                   yes",
         "",
         "key under model:  accepts       default  meaning",
         "--------------------------------------------------------------------------",
-        "mamba.state_size  integer >= 1  16       numbers of state for each channel",
-        "mamba.kernel      string        scan     how the recurrence is computed",
+        "zebra.state_size  integer >= 1  16       numbers of state for each channel",
+        "zebra.kernel      string        scan     how the recurrence is computed",
     ]
 
 
@@ -637,12 +640,16 @@ def test_an_architecture_of_a_file_is_shown_too(tmp_path: Path, capsys: Any) -> 
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("lstn", "Unknown architecture: 'lstn'. Did you mean 'lstm'? Available: bert, gpt2, gru, lstm, mamba, rnn."),
-        ("mamba", "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: SystemExit: 9. "),
+        (
+            "lstn",
+            "Unknown architecture: 'lstn'. Did you mean 'lstm'? "
+            "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers, zebra.",
+        ),
+        ("zebra", "the plugin foundry-zebra 1.0 ('zebra' from zebra_light:zebra) fails to import: SystemExit: 9. "),
     ],
 )
-def test_what_cannot_be_shown_is_one_line(name: str, line: str, mamba: Install, capsys: Any) -> None:
-    mamba("raise SystemExit(9)\n")
+def test_what_cannot_be_shown_is_one_line(name: str, line: str, zebra: Install, capsys: Any) -> None:
+    zebra("raise SystemExit(9)\n")
     out, err = said(capsys, "show", name, code=3)
     assert out == []
     assert len(err) == 1
@@ -651,13 +658,13 @@ def test_what_cannot_be_shown_is_one_line(name: str, line: str, mamba: Install, 
 
 @pytest.mark.parametrize(
     "command",
-    [["--help"], ["plugins", "list"], ["plugins", "show", "mamba"], ["plugins", "doctor"], ["validate", "x.yaml"]],
+    [["--help"], ["plugins", "list"], ["plugins", "show", "zebra"], ["plugins", "doctor"], ["validate", "x.yaml"]],
     ids=" ".join,
 )
-def test_third_party_plugins_leave_the_light_verbs_light(command: list[str], mamba: Install, tmp_path: Path) -> None:
-    mamba(MAMBA, modules={"mamba_light": MAMBA, "mamba_model": "import torch\n"})
+def test_third_party_plugins_leave_the_light_verbs_light(command: list[str], zebra: Install, tmp_path: Path) -> None:
+    zebra(MAMBA, modules={"zebra_light": MAMBA, "zebra_model": "import torch\n"})
     (tmp_path / "x.yaml").write_text(
-        "experiment_name: x\ndata: {training_corpus: x.txt}\nmodel: {architecture: mamba}\n"
+        "experiment_name: x\ndata: {training_corpus: x.txt}\nmodel: {architecture: zebra}\n"
         "training: {output_dir: x, train_steps: 1}\n"
     )
     program = f"""
@@ -667,7 +674,7 @@ try:
     code = main({command!r})
 except SystemExit as exit:
     code = exit.code
-heavy = {{"torch", "transformers", "numpy", "mamba_model"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "numpy", "zebra_model"}} & set(sys.modules)
 sys.exit(f"loaded {{heavy}}" if heavy else code)
 """
     environment = {

@@ -136,12 +136,12 @@ def test_a_checkpoint_of_an_architecture_that_is_not_installed_says_what_made_it
     run(config, quiet=True)
     path = folder_of(config, 1) / "config.json"
     content = json.loads(path.read_bytes())
-    content["foundry"]["experiment"]["model"]["architecture"] = "mamba"
-    content["foundry"]["plugin"] = {"distribution": "foundry-mamba", "version": "2.0"}
+    content["foundry"]["experiment"]["model"]["architecture"] = "zebra"
+    content["foundry"]["plugin"] = {"distribution": "foundry-zebra", "version": "2.0"}
     path.write_text(json.dumps(content))
     for name in (MANIFEST, "trainer_state.json"):
         (folder_of(config, 1) / name).unlink()
-    with pytest.raises(CheckpointError, match=r"made with foundry-mamba 2\.0\. .*Unknown architecture: 'mamba'"):
+    with pytest.raises(CheckpointError, match=r"made with foundry-zebra 2\.0\. .*Unknown architecture: 'zebra'"):
         load_model(folder_of(config, 1))
 
 

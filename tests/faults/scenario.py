@@ -62,8 +62,8 @@ def outcome(folder: Path) -> dict[str, Any]:
         elif name == "metrics.jsonl":
             found[name] = [_reported(line) for line in path.read_text().splitlines()]
         elif path.name == MANIFEST:
-            # Where training went on from is a matter of when it stopped.
-            found[name] = {**json.loads(path.read_bytes()), "parent": None}
+            # Where training went on from is a matter of when it stopped, and the seal over that with it.
+            found[name] = {**json.loads(path.read_bytes()), "parent": None, "sha256": None}
         elif name not in ("run.json", ".lock"):
             found[name] = path.read_bytes()
     return found
