@@ -9,6 +9,16 @@ from foundry_core import run
 from tests.faults.scenario import Judge, Scenario, interrupted_scenario
 
 
+@pytest.fixture
+def figure(record_property):
+    """`figure(name, count)`: a number that the end of the test run sums up and prints."""
+
+    def record(name, count):
+        record_property(f"figure: {name}", count)
+
+    return record
+
+
 @pytest.fixture(scope="session")
 def place():
     """Makes a folder, in memory where that can be: a kill takes nothing from it either, and fsync costs nothing.
@@ -43,6 +53,12 @@ def interrupted(place):
 def unprepared(place):
     """A run that trains its tokenizer and encodes its corpus first."""
     return Judge.of(Scenario(place("unprepared"), prepared=False))
+
+
+@pytest.fixture(scope="session")
+def seldom(place):
+    """A longer run that saves after every fourth step only."""
+    return Judge.of(Scenario(place("seldom"), steps=12, ephemeral=False))
 
 
 @pytest.fixture
