@@ -27,6 +27,7 @@ def place():
     """
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="foundry-faults-", dir=memory if memory.is_dir() else None) as folder:
+        Path(folder).chmod(0o755)
 
         def make(name):
             made = Path(folder) / name

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from foundry_core.checkpoint import newest_valid
 from tests.faults.harness import Ended, in_child
 
 NEW_MOUNTS, NEW_USER = 0x00020000, 0x10000000
 READ_ONLY, REMOUNT, PRIVATE = 1, 32, (1 << 18) | (1 << 14)
+NOBODY = 65534
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -97,13 +99,32 @@ def test_a_disk_that_nobody_may_write_to(fresh):
     on_a_small_disk(trial)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
+def as_somebody(act):
+    """Carry out `act(tell)` as a user to whom permissions apply."""
+
+    def become(tell):
+        if os.geteuid() == 0:
+            LIBC.setfsgid(NOBODY)
+            LIBC.setfsuid(NOBODY)
+        act(tell)
+
+    return in_child(become)
+
+
 def test_a_folder_that_this_user_may_not_write_to(fresh):
     fresh.scenario.reset()
     fresh.scenario.run_folder.mkdir(mode=0o555)
-    ended = fresh.scenario.train()
+    ended = as_somebody(lambda tell: tell(("run", fresh.scenario.train()))).of("run")[0]
     fresh.scenario.run_folder.chmod(0o755)
-    assert (
-        wrong_after(ended, r"cannot write \S+/run/\.lock \(\d+ bytes\): Permission denied", fresh) + fresh.going_on()
-        == []
-    )
+    line = r"cannot write \S+/run/\.lock \(\d+ bytes\): Permission denied"
+    assert wrong_after(ended, line, fresh) + fresh.going_on() == []
+
+
+def test_a_checkpoint_that_this_user_may_not_read_is_passed_over(fresh):
+    fresh.scenario.reset()
+    fresh.scenario.train()
+    path = fresh.scenario.run_folder / "checkpoint-4" / "model.safetensors"
+    path.chmod(0)
+    told = as_somebody(lambda tell: tell(("newest", newest_valid(fresh.scenario.run_folder)))).of("newest")
+    line = f"checkpoint-4 is passed over: {path} cannot be read: Permission denied"
+    assert told == [(fresh.scenario.run_folder / "checkpoint-0", [line])]
