@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from foundry_core.export import load_model
 from foundry_core.hookspecs import EvaluationReport, StepReport, hookimpl
 from foundry_core.plugins import installed
 from foundry_core.reporting import compact, duration
-from foundry_core.storage import write_file
+from foundry_core.storage import remove_tree, write_file
 from foundry_core.testing.toy_language import ToyCorpus, write_corpus
 from foundry_core.tokenizers import load_tokenizer
 from foundry_core.trainer import run
@@ -220,7 +219,7 @@ def _make_room(folder: Path, yamls: Mapping[str, str]) -> None:
             if path.exists() and _digest(path.read_bytes()) != written.get(name):
                 raise UsageError(f"{path} was changed since quickstart wrote it: move it away, or name another folder")
         for path in (folder / "corpus", folder / "tokenizers", *(folder / "runs" / name for name in yamls)):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
     # Written first, so that a quickstart that was interrupted can be repeated.
     _mark(folder, yamls)
     for name, text in yamls.items():

@@ -121,6 +121,14 @@ def _remove(path: Path) -> None:
     disk.remove_folder(path)
 
 
+def remove_tree(path: str | Path) -> None:
+    """Remove a file, or a folder with all it holds, if there is one."""
+    path = Path(path)
+    with _reported(path, failed="remove"):
+        if path.exists():
+            _remove(path)
+
+
 class _NewFile:
     """A file that is whole and safe on the disk when its block ends."""
 
@@ -392,7 +400,7 @@ class RunLock:
         _make_folders(self.path.parent)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         owner = f"pid {os.getpid()} on {socket.gethostname()}, started {started}".encode()
-        with _reported(self.path):
+        with _reported(self.path, len(owner)):
             self._file = disk.append_to(self.path)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,16 @@ from foundry_core import run
 from tests.faults.scenario import Judge, Scenario, interrupted_scenario
 
 
+@pytest.fixture
+def figure(record_property):
+    """`figure(name, count)`: a number that the end of the test run sums up and prints."""
+
+    def record(name, count):
+        record_property(f"figure: {name}", count)
+
+    return record
+
+
 @pytest.fixture(scope="session")
 def place():
     """Makes a folder, in memory where that can be: a kill takes nothing from it either, and fsync costs nothing.
@@ -17,6 +27,7 @@ def place():
     """
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="foundry-faults-", dir=memory if memory.is_dir() else None) as folder:
+        Path(folder).chmod(0o755)
 
         def make(name):
             made = Path(folder) / name
@@ -43,6 +54,12 @@ def interrupted(place):
 def unprepared(place):
     """A run that trains its tokenizer and encodes its corpus first."""
     return Judge.of(Scenario(place("unprepared"), prepared=False))
+
+
+@pytest.fixture(scope="session")
+def seldom(place):
+    """A longer run that saves after every fourth step only."""
+    return Judge.of(Scenario(place("seldom"), steps=12, ephemeral=False))
 
 
 @pytest.fixture

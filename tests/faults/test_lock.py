@@ -26,7 +26,9 @@ def second_run(judge):
     after = {path: path.stat().st_mtime_ns for path in judge.scenario.run_folder.rglob("*")}
     wrong = [] if before == after else ["it changed something"]
     who = re.escape(f"{judge.scenario.run_folder} is in use by pid {first.pid} on {socket.gethostname()}, started ")
-    said = re.fullmatch(who + r"([\d-]+ [\d:]+): wait for it, or choose another training.output_dir", *second.errors)
+    said = re.fullmatch(
+        who + r"([\d-]+ [\d:]+): wait for it, or choose another training.output_dir", "\n".join(second.errors)
+    )
     if second.code != 8 or not said or datetime.now() - datetime.fromisoformat(said[1]) > timedelta(minutes=5):
         wrong.append(f"it ended with {second.code}, saying {second.errors}")
     if seconds > 1:

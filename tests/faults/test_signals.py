@@ -16,7 +16,7 @@ SIGNALS = {
     signal.SIGINT: {"workers": 2},
     signal.SIGUSR1: {"workers": 2, "background": True},
 }
-TIMES = [pytest.param(1, id="sample"), pytest.param(7, id="all", marks=pytest.mark.faults)]
+TIMES = [pytest.param(2, id="sample"), pytest.param(7, id="all", marks=pytest.mark.faults)]
 STEPS = 12
 
 
@@ -41,12 +41,12 @@ def stopped(judge, number, chance):
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("times", TIMES)
-def test_a_signal_at_any_time_saves_at_the_step_boundary_and_the_run_goes_on(place, number, times, record_property):
+def test_a_signal_at_any_time_saves_at_the_step_boundary_and_the_run_goes_on(place, number, times, figure):
     settings = {"ephemeral": False, **SIGNALS[number]}
     judge = Judge.of(Scenario(place(f"{number.name}, {times} times"), steps=STEPS, **settings))
     chance = random.Random(number.name)
     found = [wrong for _ in range(times) if (wrong := stopped(judge, number, chance))]
-    record_property("signals", times)
+    figure("signals", times)
     assert found == []
 
 
