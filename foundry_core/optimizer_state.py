@@ -15,21 +15,21 @@ from torch import nn
 
 from foundry_core.errors import CheckpointError, PluginError
 
-_PLAIN = (bool, int, float, str)
+_PLAIN = (bool, int, float, str, type(None))
 _SET_BY_CORE = ("params", "lr", "weight_decay")
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The living tensors: training on changes them."""
-    return {key: value.detach() for key, value, _ in _entries(model, optimizer) if isinstance(value, torch.Tensor)}
+    return {key: value.detach() for key, value in _entries(model, optimizer) if isinstance(value, torch.Tensor)}
 
 
 def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What is no tensor, as plain data: empty for an optimizer that remembers tensors only.
 
     values: those in `state`. groups: for each parameter group what differs from the defaults that the optimizer was
-    made with, where some keep count of their progress. on_cpu: tensors that live there while their parameter does not.
-    Raises PluginError for what could not be saved, or not be found again.
+    made with, where some keep count of their progress. Raises PluginError for what could not be saved, or not be found
+    again.
     """
     name = type(optimizer).__name__
     if len(optimizer.state) > sum(parameter in optimizer.state for parameter in model.parameters()):
@@ -37,67 +37,107 @@ def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     more = sorted(set(optimizer.state_dict()) - {"state", "param_groups"})
     if more:
         raise _unsaved(name, f"'{more[0]}' beside its state and its parameter groups")
-    values, on_cpu = {}, []
-    for key, value, parameter in _entries(model, optimizer):
-        if isinstance(value, torch.Tensor):
-            if value.device != parameter.device:
-                on_cpu.append(key)
-        elif value is None or isinstance(value, _PLAIN):
-            values[key] = value
-        else:
+    values = {key: value for key, value in _entries(model, optimizer) if not isinstance(value, torch.Tensor)}
+    for key, value in values.items():
+        if not isinstance(value, _PLAIN):
             raise _unsaved(name, f"a {type(value).__name__} as {key}")
-    groups = []
-    for group in optimizer.param_groups:
-        moved = {
+    groups = [
+        {
             key: value
             for key, value in group.items()
             if key not in _SET_BY_CORE and not _same(value, optimizer.defaults.get(key))
         }
-        for key, value in moved.items():
-            if value is not None and not isinstance(value, _PLAIN):
-                raise _unsaved(name, f"a {type(value).__name__} as '{key}' of a parameter group")
-        groups.append(moved)
-    found = {"values": values, "on_cpu": on_cpu, "groups": groups if any(groups) else []}
+        for group in optimizer.param_groups
+    ]
+    for key, value in (item for moved in groups for item in moved.items()):
+        if not isinstance(value, _PLAIN):
+            raise _unsaved(name, f"a {type(value).__name__} as '{key}' of a parameter group")
+    found = {"values": values, "groups": groups if any(groups) else []}
     return {key: value for key, value in found.items() if value}
 
 
-def load_optimizer(path: Path, values: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put what was saved into an optimizer that is built anew. Raises CheckpointError for what does not fit."""
-    parameters = dict(model.named_parameters())
+def first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer built anew remembers after one step, as `<kind>/<parameter name>`: each has kinds of its own.
 
-    def put(key: str, value: Any) -> None:
-        kind, _, name = key.partition("/")
-        if name not in parameters:
-            raise CheckpointError(f"{path} holds {kind} of '{name}', which the model has not")
-        parameter = parameters[name]
-        if isinstance(value, torch.Tensor):
-            # A copy: the file's tensors are a view of the file. A fused optimizer keeps even its step counter where the
-            # parameter lives; others may keep it on the CPU.
-            device = torch.device("cpu") if key in values.get("on_cpu", ()) else parameter.device
-            value = value.to(device, copy=True)
-        optimizer.state[parameter][kind] = value
+    Found by taking a step with gradients of 0. Weights, gradients and optimizer are afterwards what they were.
+    """
+    weights = [(parameter, parameter.detach().clone(), parameter.grad) for parameter in model.parameters()]
+    groups = [dict(group) for group in optimizer.param_groups]
+    try:
+        for parameter, before, _ in weights:
+            parameter.grad = torch.zeros_like(before) if parameter.requires_grad else None
+        optimizer.step()
+        return dict(_entries(model, optimizer))
+    finally:
+        optimizer.state.clear()
+        for group, settings in zip(optimizer.param_groups, groups, strict=True):
+            group.clear()
+            group.update(settings)
+        with torch.no_grad():
+            for parameter, before, gradient in weights:
+                parameter.copy_(before)
+                parameter.grad = gradient
 
+
+def load_optimizer(
+    path: Path, stored: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, *, begun: bool
+) -> None:
+    """Put what was saved into an optimizer that is built anew. stored: of `optimizer_values`.
+
+    begun: steps have been taken, so that there must be something where the optimizer remembers anything. Raises
+    CheckpointError for what this optimizer would not remember of this model.
+    """
+    expected, parameters = first_state(model, optimizer), dict(model.named_parameters())
+    values, groups = stored.get("values", {}), stored.get("groups", [])
+    if not isinstance(values, dict) or not isinstance(groups, list) or not all(isinstance(g, dict) for g in groups):
+        raise CheckpointError(f"{path.parent}: what the optimizer remembers beside tensors is damaged")
+    found: dict[str, Any] = dict(values)
     with safe_open(str(path), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - a safetensors file is not a dictionary
-            put(key, file.get_tensor(key))
-    for key, value in values.get("values", {}).items():
-        put(key, value)
-    groups = values.get("groups", [])
+        found.update((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118 - it is no dictionary
+    if begun and expected and not found:
+        raise CheckpointError(f"{path} is empty, and steps have been taken")
+    known = {key.partition("/")[2] for key in found}
+    missing = sorted(key for key in set(expected) - set(found) if key.partition("/")[2] in known)
+    if missing:
+        kind, _, name = missing[0].partition("/")
+        raise CheckpointError(f"{path} lacks {kind} of '{name}'")
+    for key, value in found.items():
+        kind, _, name = key.partition("/")
+        if key not in expected:
+            raise CheckpointError(f"{path} holds {kind} of '{name}', which model and optimizer have not")
+        # None stands for what has not been needed yet.
+        if not (value is None or expected[key] is None or _nature(value) == _nature(expected[key])):
+            raise CheckpointError(f"{path}: {key} is {_nature(value)}, not {_nature(expected[key])}")
+        if isinstance(value, torch.Tensor):
+            # A copy: the file's tensors are a view of the file. Some keep a step counter on the CPU, others beside the
+            # parameter.
+            value = value.to(expected[key].device, copy=True)
+        optimizer.state[parameters[name]][kind] = value
     if groups and len(groups) != len(optimizer.param_groups):
         raise CheckpointError(
             f"{path.parent} was trained with {len(groups)} parameter groups, here are {len(optimizer.param_groups)}: "
             "put training.weight_decay_on back"
         )
     for group, moved in zip(optimizer.param_groups, groups, strict=False):
-        group.update(moved)
+        for key, value in moved.items():
+            if key in _SET_BY_CORE or key not in group or not isinstance(value, _PLAIN):
+                raise CheckpointError(f"{path.parent}: the optimizer's parameter groups have no such '{key}'")
+            group[key] = value
 
 
-def _entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any, nn.Parameter]]:
+def _nature(value: Any) -> str:
+    """What has to be the same for a value to take another's place."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
     for name, parameter in model.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(kind, str) or "/" in kind:
                 raise _unsaved(type(optimizer).__name__, f"state under {kind!r}, which is no name")
-            yield f"{kind}/{name}", value, parameter
+            yield f"{kind}/{name}", value
 
 
 def _same(value: Any, default: Any) -> bool:
