@@ -294,7 +294,7 @@ def load_checkpoint(
         )
     state.data, state.stream, state.precision = fresh.data, fresh.stream, fresh.precision
     load_weights(model, folder / WEIGHTS)
-    # One optimizer's moments mean nothing to another: it begins anew where the change was allowed.
+    # What one optimizer remembers means nothing to another: it begins anew where the change was allowed.
     if "training.optimizer" not in differences:
         load_optimizer(folder / _OPTIMIZER, state.optimizer, model, optimizer, begun=state.step > 0)
     return state

@@ -6,51 +6,31 @@ Tensors go into the checkpoint's safetensors file as `<kind>/<parameter name>`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
 from torch import nn
 
 from foundry_core.errors import CheckpointError, PluginError
 from foundry_core.export import check_shape, open_tensors
 
-_PLAIN = (bool, int, float, str)
+_PLAIN = (bool, int, float, str, type(None))
 _SET_BY_CORE = ("params", "lr", "weight_decay")
-
-_Plain: TypeAlias = (
-    StrictBool | StrictInt | StrictStr | Annotated[float, Field(strict=True, allow_inf_nan=False)] | None
-)
-
-
-@dataclass
-class _Values:
-    """What `optimizer_values` gives, read from a checkpoint."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    values: dict[str, _Plain] = field(default_factory=dict)
-    on_cpu: list[str] = field(default_factory=list)
-    groups: list[dict[str, _Plain]] = field(default_factory=list)
-
-
-_STORED_VALUES = TypeAdapter(_Values)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The living tensors: training on changes them."""
-    return {key: value.detach() for key, value, _ in _entries(model, optimizer) if isinstance(value, torch.Tensor)}
+    return {key: value.detach() for key, value in _entries(model, optimizer) if isinstance(value, torch.Tensor)}
 
 
 def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What is no tensor, as plain data: empty for an optimizer that remembers tensors only.
 
     values: those in `state`. groups: for each parameter group what differs from the defaults that the optimizer was
-    made with, where some keep count of their progress. on_cpu: tensors that live there while their parameter does not.
-    Raises PluginError for what could not be saved, or not be found again.
+    made with, where some keep count of their progress. Raises PluginError for what could not be saved, or not be found
+    again.
     """
     name = type(optimizer).__name__
     if len(optimizer.state) > sum(parameter in optimizer.state for parameter in model.parameters()):
@@ -58,108 +38,116 @@ def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     more = sorted(set(optimizer.state_dict()) - {"state", "param_groups"})
     if more:
         raise _unsaved(name, f"'{more[0]}' beside its state and its parameter groups")
-    values, on_cpu = {}, []
-    for key, value, parameter in _entries(model, optimizer):
-        if isinstance(value, torch.Tensor):
-            if value.device != parameter.device:
-                on_cpu.append(key)
-        elif _is_plain(value):
-            values[key] = value
-        else:
+    values = {key: value for key, value in _entries(model, optimizer) if not isinstance(value, torch.Tensor)}
+    for key, value in values.items():
+        if not _is_plain(value):
             raise _unsaved(name, f"{_what(value)} as {key}")
-    groups = []
-    for group in optimizer.param_groups:
-        moved = {
+    groups = [
+        {
             key: value
             for key, value in group.items()
             if key not in _SET_BY_CORE and not _same(value, optimizer.defaults.get(key))
         }
-        for key, value in moved.items():
-            if not _is_plain(value):
-                raise _unsaved(name, f"{_what(value)} as '{key}' of a parameter group")
-        groups.append(moved)
-    found = {"values": values, "on_cpu": on_cpu, "groups": groups if any(groups) else []}
+        for group in optimizer.param_groups
+    ]
+    for key, value in (item for moved in groups for item in moved.items()):
+        if not _is_plain(value):
+            raise _unsaved(name, f"{_what(value)} as '{key}' of a parameter group")
+    found = {"values": values, "groups": groups if any(groups) else []}
     return {key: value for key, value in found.items() if value}
 
 
-def load_optimizer(
-    path: Path, values: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, *, begun: bool = False
-) -> None:
-    """Put what was saved into an optimizer that is built anew. Raises CheckpointError for what does not fit.
+def first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer built anew remembers after one step, as `<kind>/<parameter name>`: each has kinds of its own.
 
-    begun: steps have been taken, so that there must be something where the optimizer is known to remember. Of torch's
-    AdamW and SGD kinds, shapes and types are known and held to; what a plugin's keeps only its own code knows, here it
-    is held to the parameters it belongs to.
+    Found by taking a step with gradients of 0. Weights, gradients and optimizer are afterwards what they were.
     """
-    parameters, kinds = dict(model.named_parameters()), _known_kinds(optimizer)
+    weights = [(parameter, parameter.detach().clone(), parameter.grad) for parameter in model.parameters()]
+    groups = [dict(group) for group in optimizer.param_groups]
     try:
-        plain = _STORED_VALUES.validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("optimizer", *first["loc"])))
-        raise CheckpointError(f"{path.parent}: {where} is damaged: {first['msg']}") from error
+        for parameter, before, _ in weights:
+            parameter.grad = torch.zeros_like(before) if parameter.requires_grad else None
+        optimizer.step()
+        return dict(_entries(model, optimizer))
+    finally:
+        optimizer.state.clear()
+        for group, settings in zip(optimizer.param_groups, groups, strict=True):
+            group.clear()
+            group.update(settings)
+        with torch.no_grad():
+            for parameter, before, gradient in weights:
+                parameter.copy_(before)
+                parameter.grad = gradient
 
+
+def load_optimizer(
+    path: Path, stored: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, *, begun: bool
+) -> None:
+    """Put what was saved into an optimizer that is built anew. stored: of `optimizer_values`.
+
+    begun: steps have been taken, so that there must be something where the optimizer remembers anything. Raises
+    CheckpointError for what this optimizer would not remember of this model.
+    """
+    expected, parameters = first_state(model, optimizer), dict(model.named_parameters())
+    values, groups = stored.get("values", {}), stored.get("groups", [])
+    if not isinstance(values, dict) or not isinstance(groups, list) or not all(isinstance(g, dict) for g in groups):
+        raise CheckpointError(f"{path.parent}: what the optimizer remembers beside tensors is damaged")
+    found: dict[str, Any] = dict(values)
     with open_tensors(path) as file:
-        stored = set(file.keys())
-        if begun and kinds and not stored:
-            raise CheckpointError(f"{path} is empty, and steps have been taken")
-        for key in sorted({*stored, *plain.values}):
-            kind, _, name = key.partition("/")
-            if name not in parameters or not kind or (kinds is not None and (kind not in kinds or key in plain.values)):
-                raise CheckpointError(f"{path} holds {kind} of '{name}', which model and optimizer have not")
-            if key in stored and key in plain.values:
-                raise CheckpointError(f"{path} holds {kind} of '{name}', and {path.parent} as a number or text, too")
-            for other in kinds or ():
-                if f"{other}/{name}" not in stored:
-                    raise CheckpointError(f"{path} lacks {other} of '{name}'")
-            parameter = parameters[name]
-            if key in plain.values:
-                optimizer.state[parameter][kind] = plain.values[key]
-                continue
-            if kinds is not None:
-                check_shape(path, file, key, torch.zeros(()) if kind == "step" else parameter)
-            # A copy: the file's tensors are a view of the file. A fused optimizer keeps even its step counter where the
-            # parameter lives; others may keep it on the CPU.
-            device = torch.device("cpu") if key in plain.on_cpu else parameter.device
-            value = file.get_tensor(key).to(device, copy=True)
-            if kinds is not None and value.dtype != parameter.dtype:
-                raise CheckpointError(f"{path}: {key} is {value.dtype}, its parameter {parameter.dtype}")
-            optimizer.state[parameter][kind] = value
-    _load_groups(path, plain.groups, optimizer)
-
-
-def _load_groups(path: Path, groups: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+        for key in sorted(file.keys()):
+            if key in found:
+                raise CheckpointError(f"{path} holds {key}, and {path.parent} as a number or text, too")
+            if isinstance(expected.get(key), torch.Tensor):
+                check_shape(path, file, key, expected[key])
+            found[key] = file.get_tensor(key)
+    if begun and expected and not found:
+        raise CheckpointError(f"{path} is empty, and steps have been taken")
+    known = {key.partition("/")[2] for key in found}
+    missing = sorted(key for key in set(expected) - set(found) if key.partition("/")[2] in known)
+    if missing:
+        kind, _, name = missing[0].partition("/")
+        raise CheckpointError(f"{path} lacks {kind} of '{name}'")
+    for key, value in found.items():
+        kind, _, name = key.partition("/")
+        if key not in expected:
+            raise CheckpointError(f"{path} holds {kind} of '{name}', which model and optimizer have not")
+        # None stands for what has not been needed yet.
+        if not (value is None or expected[key] is None or _nature(value) == _nature(expected[key])):
+            raise CheckpointError(f"{path}: {key} is {_nature(value)}, not {_nature(expected[key])}")
+        if isinstance(value, torch.Tensor):
+            # A copy: the file's tensors are a view of the file. Some keep a step counter on the CPU, others beside the
+            # parameter.
+            value = value.to(expected[key].device, copy=True)
+        optimizer.state[parameters[name]][kind] = value
     if groups and len(groups) != len(optimizer.param_groups):
         raise CheckpointError(
             f"{path.parent} was trained with {len(groups)} parameter groups, here are {len(optimizer.param_groups)}: "
             "put training.weight_decay_on back"
         )
     for group, moved in zip(optimizer.param_groups, groups, strict=False):
-        foreign = sorted(moved.keys() & {*_SET_BY_CORE})
-        if foreign:
-            raise CheckpointError(f"{path.parent} sets '{foreign[0]}' of a parameter group, which its settings do")
-        group.update(moved)
+        for key, value in moved.items():
+            if key in _SET_BY_CORE or key not in group or not _is_plain(value):
+                raise CheckpointError(f"{path.parent}: the optimizer's parameter groups have no such '{key}'")
+            group[key] = value
 
 
-def _known_kinds(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | None:
-    """What it remembers of a parameter that had a gradient, by torch's names; None for one that torch's are not."""
-    if type(optimizer) is torch.optim.AdamW:
-        return ("step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if optimizer.defaults["amsgrad"] else []))
-    if type(optimizer) is torch.optim.SGD:
-        return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
-    return None
+def _nature(value: Any) -> str:
+    """What has to be the same for a value to take another's place."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return type(value).__name__
 
 
-def _entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any, nn.Parameter]]:
+def _entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
     for name, parameter in model.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(kind, str) or "/" in kind:
                 raise _unsaved(type(optimizer).__name__, f"state under {kind!r}, which is no name")
-            yield f"{kind}/{name}", value, parameter
+            yield f"{kind}/{name}", value
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or (isinstance(value, _PLAIN) and not (isinstance(value, float) and not math.isfinite(value)))
+    return isinstance(value, _PLAIN) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _what(value: Any) -> str:

@@ -18,7 +18,7 @@ from foundry_core.errors import CheckpointError, PluginError
 from foundry_core.export import weights_file
 from foundry_core.optim import build_optimizer
 from foundry_core.optimizer import Optimizer
-from foundry_core.optimizer_state import load_optimizer, optimizer_tensors, optimizer_values
+from foundry_core.optimizer_state import first_state, load_optimizer, optimizer_tensors, optimizer_values
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +57,7 @@ class Counting(torch.optim.Optimizer):
                 state["speed"] *= 1.1
                 state["mean"].mul_(0.7).add_(weight.grad.double(), alpha=1 / 7)
                 scale = group["lr"] * state["speed"] / math.sqrt(state["calls"] + group["taken"] + group["weight_sum"])
-                weight.sub_((scale * state["mean"]).float())
+                weight.sub_((scale * (state["mean"] * 2**30).frac()).float())  # the last bits of a double decide
 
 
 KINDS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -85,10 +85,88 @@ def test_what_is_saved_and_put_back_goes_on_bit_for_bit(kind: str, tmp_path: Pat
     (tmp_path / "optimizer.safetensors").write_bytes(weights_file(optimizer_tensors(first, optimizers[1])))
     values = json.loads(json.dumps(optimizer_values(first, optimizers[1])))
     second.load_state_dict(first.state_dict())
-    load_optimizer(tmp_path / "optimizer.safetensors", values, second, optimizers[2])
+    load_optimizer(tmp_path / "optimizer.safetensors", values, second, optimizers[2], begun=True)
     follow(second, optimizers[2], range(3, 6))
     for ours, theirs in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_will_remember_is_found_without_changing_anything(kind: str) -> None:
+    asked, left = network(), network()
+    optimizers = [KINDS[kind](list(model.parameters())) for model in (asked, left)]
+    expected = first_state(asked, optimizers[0])
+    for model, optimizer in zip((asked, left), optimizers, strict=True):
+        follow(model, optimizer, range(2))
+    assert set(expected) == {
+        *optimizer_tensors(left, optimizers[1]),
+        *optimizer_values(left, optimizers[1]).get("values", {}),
+    }
+    for ours, theirs in zip(asked.parameters(), left.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def damaged(key: str, value: Any = None) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    """Sets a tensor that is saved, or removes it."""
+
+    def damage(tensors: dict[str, Any], values: dict[str, Any]) -> None:
+        tensors.pop(key, None)
+        tensors.update({key: value} if value is not None else {})
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damaged("mean/1.weight"), "lacks mean of '1.weight'"),
+        (damaged("mean/3.weight", torch.zeros(4, 3)), "holds mean of '3.weight', which model and optimizer have not"),
+        (damaged("other/1.weight", torch.zeros(4, 3)), "holds other of '1.weight', which model and optimizer have not"),
+        (damaged("mean", torch.zeros(4, 3)), "holds mean of '', which model and optimizer have not"),
+        (
+            damaged("mean/1.weight", torch.zeros(3, 4, dtype=torch.float64)),
+            "mean/1.weight is float64 of shape (3, 4), not float64 of shape (4, 3)",
+        ),
+        (
+            damaged("mean/1.weight", torch.zeros(4, 3)),
+            "mean/1.weight is float32 of shape (4, 3), not float64 of shape (4, 3)",
+        ),
+        (lambda tensors, values: values["values"].update({"calls/1.weight": "3"}), "calls/1.weight is str, not int"),
+        (lambda tensors, values: values["values"].update({"calls/1.weight": True}), "calls/1.weight is bool, not int"),
+        (lambda tensors, values: values.update(values=[]), "beside tensors is damaged"),
+        (lambda tensors, values: values.update(groups=[1]), "beside tensors is damaged"),
+        (lambda tensors, values: values["groups"][0].update(lr=9.0), "parameter groups have no such 'lr'"),
+        (lambda tensors, values: values["groups"][0].update(more=1), "parameter groups have no such 'more'"),
+        (lambda tensors, values: values["groups"][0].update(taken=[1]), "parameter groups have no such 'taken'"),
+        (lambda tensors, values: (tensors.clear(), values.clear()), "is empty, and steps have been taken"),
+    ],
+)
+def test_what_an_optimizer_would_not_remember_is_not_put_into_it(
+    damage: Callable[[dict[str, Any], dict[str, Any]], None], said: str, tmp_path: Path
+) -> None:
+    model, fresh = network(), network()
+    optimizer = Counting(model.parameters(), lr=0.1)
+    follow(model, optimizer, range(2))
+    tensors, values = optimizer_tensors(model, optimizer), optimizer_values(model, optimizer)
+    damage(tensors, values)
+    path = tmp_path / "optimizer.safetensors"
+    path.write_bytes(weights_file(tensors))
+    with pytest.raises(CheckpointError) as raised:
+        load_optimizer(path, values, fresh, Counting(fresh.parameters(), lr=0.1), begun=True)
+    assert said in str(raised.value)
+
+
+def test_a_parameter_that_has_had_no_gradient_yet_has_nothing_to_put_back(tmp_path: Path) -> None:
+    model, fresh = network(), network()
+    optimizer = KINDS["adamw"](model.parameters())
+    for parameter in model[1].parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    path = tmp_path / "optimizer.safetensors"
+    path.write_bytes(weights_file(optimizer_tensors(model, optimizer)))
+    other = KINDS["adamw"](fresh.parameters())
+    load_optimizer(path, {}, fresh, other, begun=True)
+    assert set(other.state) == set(fresh[1].parameters())
 
 
 def test_an_optimizer_of_tensors_alone_leaves_nothing_in_the_json() -> None:
@@ -214,6 +292,10 @@ def test_a_run_whose_optimizer_keeps_numbers_goes_on_as_if_it_had_not_stopped(
     states = [json.loads((end / "trainer_state.json").read_bytes())["foundry"]["optimizer"] for end in ends]
     assert states[0] == states[1]
     assert states[0]["groups"][0] == {"taken": 4}
+    # Another optimizer, where that is allowed, begins anew.
+    other = make("broken", lr_scheduler="constant", train_steps=5, optimizer="adamw")
+    run(other, resume=True, quiet=True, allowed_changes=["training"])
+    Path(other.training.output_dir, "checkpoint-5").rename(Path(other.training.output_dir).parent / "aside")
     # Other groups than those it was trained with: where its progress belongs cannot be told.
     ungrouped = make("broken", lr_scheduler="constant", train_steps=5, weight_decay_on="all")
     with pytest.raises(

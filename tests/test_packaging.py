@@ -82,6 +82,39 @@ def test_a_plugin_adds_its_architecture_and_only_that_and_takes_it_away_again(
     assert environment.architectures() == {}
 
 
+def test_a_package_without_an_architecture_installs_is_used_and_goes(
+    environment: Environment, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(
+        ROOT / "tests" / "example_plugin", tmp_path / "source", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    experiment = tmp_path / "experiment.yaml"
+    experiment.write_text(
+        "experiment_name: trial\n"
+        "data: {training_corpus: corpora/train.txt}\n"
+        "tokenizer: {tokenizer_type: bytes}\n"
+        "model: {architecture: bert}\n"
+        "training: {output_dir: runs/trial, train_steps: 10, objective: span_corruption, optimizer: lion}\n"
+        "plugins: [foundry_example]\n"
+    )
+    environment.install(wheels["foundry-bert"])
+    environment.pip("install", "--no-index", "--no-deps", "--no-build-isolation", "--quiet", tmp_path / "source")
+    try:
+        valid = environment.foundry("validate", experiment)
+        assert (valid.returncode, valid.stderr) == (0, "")
+        assert valid.stdout == f"{experiment}: valid; bert, span_corruption, train_steps 10\n"
+        assert "of foundry-example 0.1.0" in environment.foundry("--help").stdout
+        assert "foundry spans experiment.yaml" in environment.foundry("spans", "--help").stdout
+    finally:
+        environment.uninstall("foundry-example")
+    try:
+        refused = environment.foundry("validate", experiment)
+        assert refused.returncode == 2
+        assert "plugins: no installed package declares the module 'foundry_example'" in refused.stderr
+    finally:
+        environment.uninstall("foundry-bert")
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_plugin_names_the_cores_it_works_with(name: str, wheels: dict[str, Path]) -> None:
     core_version = metadata(wheels["foundry-core"])["Version"][0]

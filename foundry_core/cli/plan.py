@@ -40,6 +40,7 @@ def execute(options: argparse.Namespace) -> None:
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     from foundry_core.estimate import estimated_parameters, training_flops
     from foundry_core.model import create_model
+    from foundry_core.optimizer_state import first_state
     from foundry_core.plugins import hook_manager
     from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
     from foundry_core.reporting import Notifier
@@ -53,7 +54,8 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     length = config.data.max_sequence_length
     trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
     plan = trainer.plan
-    remembered = _optimizer_bytes(trainer)
+    # Each optimizer keeps what it keeps: found by asking, not by its name.
+    remembered = sum(getattr(value, "nbytes", 0) for value in first_state(model, trainer.optimizer).values())
     checkpoint = footprint.parameters + footprint.buffers + remembered
     keep = config.training.checkpoints.keep
     kept = len(plan.checkpoint_steps) if keep is None else min(len(plan.checkpoint_steps), keep + 1)
@@ -85,20 +87,6 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     if timing:
         facts |= _time(trainer, plan.total_steps)
     return facts
-
-
-def _optimizer_bytes(trainer: Any) -> int:
-    """What the optimizer keeps from step to step, found by taking one with gradients of 0: each kind has its own."""
-    import torch
-
-    from foundry_core.optimizer_state import optimizer_tensors
-
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    return sum(tensor.nbytes for tensor in optimizer_tensors(trainer.model, trainer.optimizer).values())
 
 
 def _memory(trainer: Any, resident: int) -> dict[str, Any]:
