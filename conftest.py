@@ -30,16 +30,24 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz."
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The sums of what tests have recorded as `figure: name`. Here: xdist itself reads no conftest but this one."""
+    """What tests have recorded: the sums of each `figure: name`, and the rows of `table`, the mutants and the checks of
+    the conformance kit that catch them. Here: xdist itself reads no conftest but this one.
+    """
     figures: Counter[str] = Counter()
+    rows = set()
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         if getattr(report, "when", None) == "call":
             for name, value in report.user_properties:
                 if name.startswith("figure: "):
                     figures[name.removeprefix("figure: ")] += value
+                elif name == "table":
+                    rows.add(str(value))
     if figures:
         terminalreporter.section("figures")
         terminalreporter.line(", ".join(f"{name} {total:,}" for name, total in sorted(figures.items())))
+    if rows:
+        terminalreporter.section("mutants, and the checks that catch them")
+        terminalreporter.write("".join(f"{row}\n" for row in sorted(rows)))
 
 
 @pytest.fixture(scope="session")
@@ -82,16 +90,6 @@ def experiment(corpus: ToyCorpus) -> Callable[..., ExperimentConfig]:
         return load_config(tiny)
 
     return make
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What tests have recorded under `table`: which checks of the conformance kit catch which mutant."""
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    recorded = [each for report in reports for each in getattr(report, "user_properties", ())]
-    rows = sorted({str(value) for name, value in recorded if name == "table"})  # each phase of a test has them
-    if rows:
-        terminalreporter.section("mutants, and the checks that catch them")
-        terminalreporter.write("".join(f"{row}\n" for row in rows))
 
 
 @pytest.fixture(autouse=True)

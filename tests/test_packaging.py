@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_a_plugin_adds_its_architecture_and_only_that_and_takes_it_away_again(
 
 
 def test_a_package_without_an_architecture_installs_is_used_and_goes(
-    environment: Environment, wheels: dict[str, Path], tmp_path: Path
+    environment: Any, wheels: dict[str, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(
         ROOT / "tests" / "example_plugin", tmp_path / "source", ignore=shutil.ignore_patterns("__pycache__")
