@@ -48,7 +48,9 @@ class _GivenHiddenStates(nn.Module):
             # Some heads ask the base model's decoder instead of the whole, or take its embedding as their weights.
             self.__dict__[name] = self if isinstance(child, PreTrainedModel) else child
 
-    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> _Answer:
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor | None = None, **__: Any) -> _Answer:
+        if inputs_embeds is None:
+            raise TypeError("its forward does not hand inputs_embeds on to its base model")
         return _Answer((inputs_embeds,))
 
 
