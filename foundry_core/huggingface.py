@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -150,6 +150,11 @@ class WrappedLanguageModel(BaseLanguageModel):
                 f"(data.max_sequence_length: {self.context.max_sequence_length})"
             )
         return past
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self._only_head[0].training = mode
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         embeddings: nn.Module = self.model.get_input_embeddings()

@@ -475,6 +475,7 @@ WrappedLanguageModel
     supports_generation
     targets(self, labels, attention_mask=...)
     to_transformers(self)
+    train(self, mode=...)
 __version__
     str
 create_model
