@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -48,7 +48,9 @@ class _GivenHiddenStates(nn.Module):
             # Some heads ask the base model's decoder instead of the whole, or take its embedding as their weights.
             self.__dict__[name] = self if isinstance(child, PreTrainedModel) else child
 
-    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> _Answer:
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor | None = None, **__: Any) -> _Answer:
+        if inputs_embeds is None:
+            raise TypeError("its forward does not hand inputs_embeds on to its base model")
         return _Answer((inputs_embeds,))
 
 
@@ -148,6 +150,11 @@ class WrappedLanguageModel(BaseLanguageModel):
                 f"(data.max_sequence_length: {self.context.max_sequence_length})"
             )
         return past
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self._only_head[0].training = mode
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         embeddings: nn.Module = self.model.get_input_embeddings()

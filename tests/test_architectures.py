@@ -202,7 +202,7 @@ def test_a_row_longer_than_the_model_was_built_for_is_one_line(build: Build, var
 def test_evaluation_draws_no_chance_and_changes_nothing(build: Build, variant: Variant) -> None:
     sections = get_architecture(variant.architecture).examples[variant.example]
     (section,) = sections
-    chances = [key for key in build(variant).config.resolved()["model"][section] if "drop" in key]
+    chances = [key for key in build(variant).config.resolved()["model"][section] if "dropout" in key]
     settings = {**sections[section], **dict.fromkeys(chances, 0.5)}
     model, ids = build(variant, model={section: settings}), random_ids(3, 12)
     given, state, chance = ids.clone(), deepcopy(model.state_dict()), torch.random.get_rng_state()

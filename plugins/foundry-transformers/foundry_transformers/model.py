@@ -78,8 +78,10 @@ class TransformersLanguageModel(WrappedLanguageModel):
             yield f"its logits have the shape {tuple(logits.shape)}, not (batch, tokens, vocabulary)"
         given = {"position_ids": self.position_ids(few, None, 0), "use_cache": False}
         whole = self.model(few, **{name: value for name, value in given.items() if name in self.arguments}).logits
-        if not torch.allclose(logits, whole, rtol=0, atol=1e-5):
-            yield "its logits do not follow from its hidden states alone"
+        labels = few.masked_fill(torch.arange(few.shape[1]) % 2 == 0, -100)
+        losses: list[Any] = [self.forward(few, labels=labels, return_logits=shown).loss for shown in (True, False)]
+        if not (torch.allclose(logits, whole, rtol=0, atol=1e-5) and torch.allclose(*losses)):
+            yield "its logits do not follow from each hidden state alone"
         if self.context.objective.causal:
             other = few.clone()
             other[:, -1] = (other[:, -1] + 1) % vocabulary
