@@ -33,7 +33,7 @@ from foundry_core.architecture import BuildContext
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError
 from foundry_core.objective import Objective
-from foundry_core.plugins import import_string, installed
+from foundry_core.plugins import import_string, shipped_by
 from foundry_core.storage import FileSink
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
 
 def installed_plugin(architecture: str) -> dict[str, str] | None:
     """Distribution and version that ship an architecture; None for one registered in this process."""
-    claims = installed().get(architecture, [])
-    return {"distribution": claims[0].distribution, "version": claims[0].version} if claims else None
+    point = shipped_by(architecture)
+    return None if point is None else {"distribution": point.distribution, "version": point.version}
 
 
 def release(plugin: Any) -> str:
@@ -287,13 +287,13 @@ def _json(content: dict[str, Any]) -> bytes:
 
 def _loading_module(model: BaseLanguageModel) -> bytes | None:
     """The module that `auto_map` names; None for an architecture that no installed package ships."""
-    claims = installed().get(model.model_type, [])
-    if not claims:
+    point = shipped_by(model.model_type)
+    if point is None:
         return None
-    package = claims[0].module.partition(".")[0]
+    package = point.module.partition(".")[0]
     names = ", ".join(cls.__name__ for cls in exposed(model.model_type))
     text = (
-        f"import {package}  # pip install {claims[0].distribution}\n"
+        f"import {package}  # pip install {point.distribution}\n"
         f"from foundry_core.export import exposed\n\n"
         f'{names} = exposed("{model.model_type}")\n'
     )

@@ -300,14 +300,17 @@ def test_what_writes_by_itself_is_still_there_and_nothing_else_is_let_through() 
     assert ("storage", "open('a+')") in found
 
 
+PICKLES_IN_MEMORY = {"foundry_core/testing/kit/state.py": {"pickle"}}
+"""Who makes a pickle and reads it at once, of what it holds itself: the check that models can be pickled."""
+
+
 @pytest.mark.parametrize("path", [*CORE_FILES, *PLUGIN_FILES], ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_that_is_read_can_run(path: Path) -> None:
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            assert not {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"} & set(modules), where(
-                path, node
-            )
+            runs_code = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"} & set(modules)
+            assert runs_code <= PICKLES_IN_MEMORY.get(str(path.relative_to(ROOT)), set()), where(path, node)
         elif isinstance(node, ast.Call):
             name = dotted(node.func)
             assert name not in ("eval", "exec", "compile", "__import__", "torch.load"), where(path, node)

@@ -37,7 +37,7 @@ DROPOUT_KEY = "dropout"
 """Part of every key of a `model:` section that is a probability of leaving something out in training."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One architecture with settings and an objective.
 
@@ -109,9 +109,10 @@ class Case:
     @cached_property
     def has_dropout(self) -> bool:
         """Whether the settings have a probability of dropout."""
-        return self._settings_with_dropout(0.25) != self._settings_with_dropout(0.5)
+        return self.settings_with_dropout(0.25) != self.settings_with_dropout(0.5)
 
-    def _settings_with_dropout(self, probability: float) -> ModelConfig:
+    def settings_with_dropout(self, probability: float) -> ModelConfig:
+        """The settings with every dropout at this probability."""
         settings = _with_dropout(self.config.model.model_dump(), probability)
         return self.architecture.config_class.model_validate(settings)
 
@@ -119,7 +120,7 @@ class Case:
         """A new model in evaluation mode; the same seed gives the same weights. dropout: instead of what is set."""
         changes: dict[str, Any] = {"random_seed": seed}
         if dropout is not None:
-            changes["model"] = self._settings_with_dropout(dropout)
+            changes["model"] = self.settings_with_dropout(dropout)
         return create_model(self.config.model_copy(update=changes), self.tokenizer).eval()
 
     def stirred(self, *, dropout: float | None = None) -> BaseLanguageModel:
@@ -174,7 +175,7 @@ class Case:
         return [{"input_ids": row, "epoch": 0, "row": first + place} for place, row in enumerate(ids.numpy())]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suite:
     """All cases of one architecture, and a folder that goes when the process ends."""
 
