@@ -19,6 +19,7 @@ import torch
 from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.config_sections import default_special_tokens
+from foundry_core.errors import PluginError
 from foundry_core.model import BaseLanguageModel, create_model
 from foundry_core.objective import Objective
 from foundry_core.plugins import active_modules, available_objectives, get_architecture, hook_manager
@@ -186,10 +187,15 @@ class Suite:
 
     @classmethod
     def of(cls, name: str) -> Suite:
-        """Raises PluginError when the architecture cannot be had, ConfigError when an example is not valid."""
+        """Raises PluginError when the architecture cannot be had or nothing of it can be checked, ConfigError when an
+        example is not valid.
+        """
         architecture = get_architecture(name)
         room = TemporaryDirectory(prefix="foundry-check-")
-        return cls(architecture, tuple(_cases(architecture, Path(room.name))), Path(room.name), room)
+        cases = tuple(_cases(architecture, Path(room.name)))
+        if not cases:
+            raise PluginError(f"'{name}' accepts no objective that is known here, with any of its examples")
+        return cls(architecture, cases, Path(room.name), room)
 
 
 def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
@@ -199,9 +205,11 @@ def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
     for name, settings, vocabulary, length in [*plain, (ODD_SIZES, _one_layer(first), 29, 13)]:
         validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
         known = available_objectives(hook_manager(active_modules(architecture)))
-        for objective in architecture.capabilities(validated).objectives:
+        capabilities = architecture.capabilities(validated)
+        longest = min(length, capabilities.longest_sequence or length)
+        for objective in capabilities.objectives:
             if objective in known:
-                yield Case(architecture, name, settings, known[objective], vocabulary, length, folder)
+                yield Case(architecture, name, settings, known[objective], vocabulary, longest, folder)
 
 
 def _one_layer(settings: Any) -> Any:
