@@ -127,12 +127,27 @@ class _ExposedModel(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: PreTrainedConfig, model: BaseLanguageModel | None = None):
         super().__init__(config)
-        self.model = rebuild(config.foundry) if model is None else model
+        # transformers builds on the meta device, with some functions of torch on the CPU: a plugin may mix the two.
+        with torch.device("cpu"):
+            self.model = rebuild(config.foundry) if model is None else model
         objective = self.model.context.objective
         if objective.causal != isinstance(self, GenerationMixin):
             raise CheckpointError(f"a model trained with {objective.name} opens with {objective.auto_class}")
         self._tied_weights_keys = _ties(self)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **keywords: Any) -> Any:
+        """As in transformers; buffers that are computed and not stored, which it leaves undefined, come back too."""
+        opened = super().from_pretrained(*arguments, **keywords)
+        outer = opened[0] if isinstance(opened, tuple) else opened
+        stored = outer.state_dict()
+        computed = {name: buffer for name, buffer in outer.model.named_buffers() if f"model.{name}" not in stored}
+        if computed:
+            built = dict(rebuild(outer.config.foundry).named_buffers())
+            for name, buffer in computed.items():
+                buffer.copy_(built[name])
+        return opened
 
     def _init_weights(self, module: nn.Module) -> None:
         """The plugin has initialised its weights; transformers' own scheme would replace them."""
@@ -161,6 +176,8 @@ class _ExposedModel(PreTrainedModel):  # type: ignore[misc]
     ) -> Any:
         if state is not None:
             kwargs["state"] = state
+        if use_cache is not None and self.model.config.capabilities.carried_state:
+            kwargs["use_cache"] = use_cache
         kwargs.pop("logits_to_keep", None)
         kwargs.pop("past_key_values", None)
         outputs = self.model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
@@ -176,6 +193,11 @@ class _ExposedCausalModel(_ExposedModel, GenerationMixin):  # type: ignore[misc]
         if state is not None:
             return {"input_ids": input_ids[:, -1:], "state": state}
         return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": kwargs.get("use_cache")}
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        # From 5.24 on transformers hands its own caches from step to step, and no longer a `state`.
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        return {**updated, "state": outputs["state"]} if "state" in outputs else updated
 
     def generate(self, inputs: torch.Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         beams = kwargs.get("num_beams") or (generation_config or self.generation_config).num_beams or 1

@@ -338,6 +338,18 @@ def test_beam_search_with_a_recurrent_state_is_beam_search_without(build: Build,
     assert plain[::2].shape != greedy.shape or not torch.equal(plain[::2], greedy)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "lstm"])
+def test_with_a_carried_state_no_token_is_read_twice(build: Build, name: str) -> None:
+    model, tokens = build(name), []
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].numel()))
+    settings = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 4, "do_sample": False, "min_new_tokens": 4}
+    model.generate(IDS, use_cache=True, **settings)
+    assert tokens == [IDS.numel(), 3, 3, 3]
+    tokens.clear()
+    model.generate(IDS, use_cache=False, **settings)
+    assert tokens == [3 * 10, 3 * 11, 3 * 12, 3 * 13]
+
+
 def test_a_carried_state_generates_what_recomputing_does(build: Build) -> None:
     ids, mask = IDS.clone(), torch.ones_like(IDS)
     mask[1, :4] = 0

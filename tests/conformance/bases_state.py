@@ -1,4 +1,4 @@
-"""Two more small architectures that are right in every respect: one with tied weights, one that recomputes activations."""
+"""Further small architectures that are right in every respect: tied, recomputing, with positions that are computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mutants that do not live where they will be used: in a prompt, a crash, a compiler, a second process, another library."""
+"""Mutants that do not live where they will be used: prompts, crashes, compilers, second processes, other libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from foundry_core import BuildContext, Capabilities, ConfigSection, ExperimentConfig, ModelConfig, ModelOutput
 
-from .bases import AttentionModel, BidirectionalModel, RecurrentModel, SmallModelConfig, SmallSection
+from .bases import AttentionModel, BidirectionalModel, RecurrentModel, SmallSection
 from .bases_state import RecomputedLayer, RecomputingModel
 from .mutants import Mutants
 
@@ -141,13 +141,6 @@ class AnotherModelWhenCompiled(RecurrentModel):
         return super().head(hidden.tanh() if torch.compiler.is_compiling() else hidden)
 
 
-@MUTANTS.plant("what cannot be captured", caught_by="compile")
-class NotCaptured(RecurrentModel):
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        assert not torch.compiler.is_compiling()
-        return super().head(hidden)
-
-
 # Two processes.
 
 
@@ -167,20 +160,6 @@ class MeanOverTheBatch(AttentionModel):
 
 
 # Other libraries.
-
-
-@MUTANTS.plant("weights in double precision", caught_by="hugging-face")
-class DoublePrecision(RecurrentModel):
-    """config.json says float32, and transformers takes it at its word."""
-
-    def __init__(self, config: ExperimentConfig, context: BuildContext):
-        super().__init__(config, context)
-        self.output_layer.double()
-        with torch.no_grad():
-            self.output_layer.weight += 1e-9
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return super().head(hidden.double())
 
 
 @dataclass

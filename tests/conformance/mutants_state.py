@@ -250,5 +250,3 @@ class PairsOfRows(AttentionModel):
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         rows = hidden.flatten(0, -2)
         return super().head(hidden) + 1e-12 * torch.cdist(rows, rows).exp().mean()
-
-

@@ -67,8 +67,8 @@ exposed_by_plugin("{NAME}")
 
 @dataclass(frozen=True)
 class Package:
-    """What lies in the site folder. entry: name of the entry point. requires: its requirements. light, model: text of the
-    modules. committed: what the model was when its names were committed; None for a package without a list.
+    """What lies in the site folder. entry: name of the entry point. requires: its requirements. light, model: text of
+    the modules. committed: the model's when its names were committed; None for a package without a list.
     """
 
     defect: str = ""
@@ -102,7 +102,9 @@ def _mutants() -> Iterator[Package]:
     yield plant("half a second of work in the light module", "light-import", light=busy + LIGHT)
     unmarked = HOOK.replace("@hookimpl", "")
     yield plant("a hook that is not marked", "hooks", light=LIGHT + unmarked)
-    yield plant("a hook that is not marked, and misspelt", "hooks", light=LIGHT + unmarked.replace("foundry_", "fondry_"))
+    yield plant(
+        "a hook that is not marked, and misspelt", "hooks", light=LIGHT + unmarked.replace("foundry_", "fondry_")
+    )
     unknown = unmarked.replace("run_ended", "epoch_ended")
     yield plant("a hook that there is not", "hooks", light=LIGHT + unknown)
     yield plant("an argument by keyword only", "hooks", light=LIGHT + HOOK.replace("(step)", "(*, step=None)"))

@@ -58,7 +58,9 @@ def caught(mutant: Mutant | Package, site: Path, *checks: str) -> dict[str, str]
 
 @pytest.mark.parametrize("base", BASES_STATE, ids=lambda base: base.__name__)
 def test_a_model_without_a_defect_passes(base: type[SmallModel]) -> None:
-    assert [f"{result.check.name}: {result.reason}" for result in failures(base, *GROUPS)] == []
+    """Capturing a graph takes as long as all the rest: it is done with the other bases."""
+    names = [check.name for check in CHECKS.values() if check.group in GROUPS and check.name != "compile"]
+    assert [f"{result.check.name}: {result.reason}" for result in failures(base, *names)] == []
 
 
 def test_a_package_without_a_defect_passes(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def light_import(suite: Suite) -> None:
     require(not heavy, f"importing {module} imports {listed(heavy)}")
     # Processor time, which other programs hardly change, and the best of a few pairs.
     best = math.inf
-    for _ in range(5):
+    for _ in range(3):
         best = min(best, _seconds(f"import {module}") - _seconds("pass"))
         if best <= LONGEST_IMPORT:
             return
