@@ -71,9 +71,8 @@ def experiment(corpus: ToyCorpus) -> Callable[..., ExperimentConfig]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests have recorded under `table`: which checks of the conformance kit catch which mutant."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    rows = sorted(
-        str(value) for report in reports for name, value in getattr(report, "user_properties", ()) if name == "table"
-    )
+    recorded = [each for report in reports for each in getattr(report, "user_properties", ())]
+    rows = sorted({str(value) for name, value in recorded if name == "table"})  # each phase of a test has them
     if rows:
         terminalreporter.section("mutants, and the checks that catch them")
         terminalreporter.write("".join(f"{row}\n" for row in rows))

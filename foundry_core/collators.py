@@ -172,8 +172,8 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
     side, accepted = tokenizer.padding_side, config.capabilities.padding_sides
     if side not in accepted:
         raise TokenizerError(
-            f"the tokenizer pads on the {side}, {config.model.architecture} with these settings takes padding on the "
-            f"{' or '.join(accepted)}: set tokenizer.padding_side"
+            f"the tokenizer pads on the {side}, which {config.model.architecture} does not take: "
+            f"set its padding_side to {' or '.join(accepted)}"
         )
     collator: Collator = import_string(config.objective.collator)(config, tokenizer)
     return collator

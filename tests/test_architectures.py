@@ -1,11 +1,10 @@
-"""What every architecture must be, whatever it is made of: causal or not, blind to padding, pure, able to learn.
+"""What every shipped architecture must be, and the conformance kit does not ask of it.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from foundry_core import BaseLanguageModel, ExperimentConfig, FoundryError, create_model, get_data_collator
+from foundry_core import BaseLanguageModel, ExperimentConfig, FoundryError, create_model
+from foundry_core.testing.kit.masking import padded
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -76,76 +76,6 @@ def random_ids(*shape: int, seed: int = 0, vocabulary: int = 32) -> torch.Tensor
     return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def padded(rows: list[torch.Tensor], side: str, content: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of unequal length with some token as padding, and their mask; two columns more than the longest needs."""
-    width = max(map(len, rows)) + 2
-    ids = torch.full((len(rows), width), content)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[index, place] = row
-        mask[index, place] = 1
-    return ids, mask
-
-
-# What a prediction sees.
-
-
-@each([variant for variant in VARIANTS if not variant.right])
-def test_logits_before_a_changed_token_keep_their_bits_and_all_from_it_on_differ(
-    build: Build, variant: Variant
-) -> None:
-    model, before = build(variant), random_ids(3, 12)
-    after = before.clone()
-    after[:, 5] = (after[:, 5] + 7) % 32
-    old, new = model(before).logits, model(after).logits
-    assert torch.equal(old[:, :5], new[:, :5])
-    assert (old != new)[:, 5:].any(dim=-1).all()
-
-
-@each([variant for variant in VARIANTS if variant.right])
-def test_a_model_of_both_directions_sees_a_changed_token_from_both_sides(build: Build, variant: Variant) -> None:
-    model, before = build(variant), random_ids(3, 12)
-    after = before.clone()
-    after[:, 5] = (after[:, 5] + 7) % 32
-    assert (model(before).logits != model(after).logits).any(dim=-1).all()
-
-
-@each(VARIANTS)
-def test_padding_changes_no_real_logit_and_no_loss(build: Build, variant: Variant) -> None:
-    model = build(variant)
-    rows = [random_ids(length, seed=length) for length in (5, 12, 1, 9)]
-    alone = [model(row[None]).logits[0] for row in rows]
-    labelled = [model(row[None], labels=row[None], reduction="sum") for row in rows]
-    loss, count = sum(out.loss for out in labelled), sum(int(out.count) for out in labelled)
-    for side in model.config.capabilities.padding_sides:
-        for content in (3, model.context.pad_token_id):
-            ids, mask = padded(rows, side, content)
-            labels = ids.masked_fill(mask == 0, -100)
-            out = model(ids, attention_mask=mask, labels=labels, reduction="sum")
-            for index, expected in enumerate(alone):
-                torch.testing.assert_close(out.logits[index][mask[index] == 1], expected, **CLOSE)
-            assert int(out.count) == count
-            torch.testing.assert_close(out.loss, loss, rtol=1e-5, atol=0)
-
-
-@each([variant for variant in VARIANTS if variant.recurrent])
-def test_a_masked_inner_token_is_as_good_as_absent(build: Build, variant: Variant) -> None:
-    model, ids = build(variant), random_ids(3, 10)
-    mask = torch.ones_like(ids)
-    mask[:, 4] = 0
-    kept = mask[0] == 1
-    torch.testing.assert_close(model(ids, attention_mask=mask).logits[:, kept], model(ids[:, kept]).logits, **CLOSE)
-
-
-@each(VARIANTS)
-def test_a_row_does_not_depend_on_the_other_rows(build: Build, variant: Variant) -> None:
-    model, ids = build(variant), random_ids(5, 12)
-    together = model(ids).logits
-    torch.testing.assert_close(model(ids.flip(0)).logits.flip(0), together, rtol=0, atol=1e-6)
-    torch.testing.assert_close(model(ids[2:3]).logits, together[2:3], rtol=0, atol=1e-6)
-
-
 @each(TRANSFORMERS)
 def test_a_row_longer_than_the_model_was_built_for_is_one_line(build: Build, variant: Variant) -> None:
     model = build(variant)
@@ -155,37 +85,6 @@ def test_a_row_longer_than_the_model_was_built_for_is_one_line(build: Build, var
 
 
 # Numbers.
-
-
-@each(VARIANTS)
-def test_evaluation_draws_no_chance_and_changes_nothing(build: Build, variant: Variant) -> None:
-    section = "rnn" if variant.recurrent else "transformer"
-    sizes = {**build(variant).config.resolved()["model"][section], "dropout": 0.5}
-    model, ids = build(variant, model={section: sizes}), random_ids(3, 12)
-    given, state, chance = ids.clone(), deepcopy(model.state_dict()), torch.random.get_rng_state()
-    assert torch.equal(model(ids).logits, model(ids).logits)
-    assert torch.equal(ids, given)
-    assert torch.equal(torch.random.get_rng_state(), chance)
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    model.train()
-    assert not torch.equal(model(ids).logits, model(ids).logits)
-
-
-@each(VARIANTS)
-def test_the_first_loss_is_that_of_guessing(build: Build, variant: Variant) -> None:
-    for seed in range(5):
-        model, ids = build(variant, random_seed=seed), random_ids(8, 16, seed=seed)
-        assert abs(model(ids, labels=ids).loss.item() - math.log(32)) < 0.5
-
-
-@each(VARIANTS)
-def test_every_parameter_gets_a_gradient(build: Build, variant: Variant) -> None:
-    model, ids = build(variant).train(), random_ids(8, 24)
-    model(ids, labels=ids).loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert torch.isfinite(parameter.grad).all(), name
-        assert parameter.grad.any(), name
 
 
 @each(TRANSFORMERS)
@@ -235,14 +134,6 @@ def test_two_halves_with_the_state_carried_are_the_whole(build: Build, variant: 
 
 
 @each(CAUSAL)
-def test_no_state_is_carried_between_calls_that_do_not_ask_for_it(build: Build, variant: Variant) -> None:
-    model, ids = build(variant), random_ids(3, 10)
-    first = model(ids).logits
-    model(random_ids(3, 10, seed=1))
-    assert torch.equal(model(ids).logits, first)
-
-
-@each(CAUSAL)
 def test_greedy_generation_is_the_argmax_loop_for_each_prompt_alone(build: Build, variant: Variant) -> None:
     model = build(variant)
     eos, pad = model.context.eos_token_id, model.context.pad_token_id
@@ -269,84 +160,6 @@ def test_a_masked_model_refuses_to_generate_in_one_line(build: Build, variant: V
     line = rf"^[^\n]*{variant.architecture}[^\n]* does not generate: it is trained with masked_lm$"
     with pytest.raises(FoundryError, match=line):
         model.generate(random_ids(1, 4))
-
-
-# Learning.
-
-
-def trained_losses(model: BaseLanguageModel, batches: Any, *, below: float = -math.inf) -> list[float]:
-    """Losses of a short training; it stops early once three in a row are under `below`."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
-    losses: list[float] = []
-    for batch in batches:
-        loss = model(**batch, return_logits=False).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        if max(losses[-3:]) < below and len(losses) >= 3:
-            break
-    return losses
-
-
-@each(VARIANTS)
-def test_on_noise_no_architecture_goes_under_what_can_be_known(build: Build, letters: Any, variant: Variant) -> None:
-    """Fresh uniform tokens through the objective's own collator.
-
-    A causal model can only guess: ln V. A hidden token that is shown as a mask is a guess too; of those shown as an
-    ordinary token (one in five) half are what they show, up to chance, and a model may learn that. A loss that is not
-    shifted, a collator that does not hide, or a mask that looks ahead go far under it.
-    """
-    model = build(variant, training={"mlm_probability": 0.4})
-    collate = get_data_collator(model.config, letters)
-    ordinary = torch.tensor([i for i in range(32) if i not in letters.all_special_ids])
-    size = len(ordinary)
-
-    def batches() -> Any:
-        for step in range(120):
-            rows = ordinary[random_ids(16, 16, seed=step, vocabulary=size)]
-            yield collate([{"input_ids": row.numpy(), "epoch": 0, "row": 16 * step + i} for i, row in enumerate(rows)])
-
-    floor = math.log(size)
-    if not variant.causal:
-        right, wrong = 0.5 + 0.5 / size, 0.5 / size
-        shown = -right * math.log(right) - (size - 1) * wrong * math.log(wrong)
-        floor = 0.8 * floor + 0.2 * shown
-    losses = trained_losses(model, batches())
-    assert floor - 0.15 < sum(losses[-20:]) / 20 < math.log(32) + 0.3
-
-
-@each(CAUSAL)
-def test_a_causal_model_learns_a_rule_from_one_token_to_the_next(build: Build, variant: Variant) -> None:
-    def batches() -> Any:
-        for step in range(200):
-            columns = [random_ids(16, seed=step)]
-            for _ in range(15):
-                columns.append((5 * columns[-1] + 3) % 32)
-            ids = torch.stack(columns, dim=1)
-            yield {"input_ids": ids, "labels": ids}
-
-    goal = 0.5 * math.log(32)
-    assert trained_losses(build(variant), batches(), below=goal)[-1] < goal
-
-
-@each(MASKED)
-def test_a_masked_model_learns_that_a_neighbour_decides(build: Build, variant: Variant) -> None:
-    model = build(variant)
-    mask_id = model.context.mask_token_id
-
-    def batches() -> Any:
-        for step in range(200):
-            known = random_ids(32, 3, seed=step, vocabulary=27)
-            ids = torch.stack([known, (5 * known + 3) % 27], dim=2).flatten(1)
-            hidden = torch.zeros_like(ids, dtype=torch.bool)
-            hidden[:, 1::2] = True
-            yield {"input_ids": ids.masked_fill(hidden, mask_id), "labels": ids.masked_fill(~hidden, -100)}
-
-    goal = 0.5 * math.log(32)
-    assert trained_losses(model, batches(), below=goal)[-1] < goal
 
 
 # Vocabulary.

@@ -222,6 +222,16 @@ def test_the_objective_chooses_the_collator_and_the_experiment_its_settings(
             collate([[1] * 25])
 
 
+def test_padding_on_a_side_that_the_architecture_does_not_declare_is_refused(
+    experiment: Callable[..., ExperimentConfig], tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer.padding_side = "left"
+    get_data_collator(experiment("gpt2", tmp_path), tokenizer)
+    line = "^the tokenizer pads on the left, which bert does not take: set its padding_side to right$"
+    with pytest.raises(TokenizerError, match=line):
+        get_data_collator(experiment("bert", tmp_path), tokenizer)
+
+
 def test_a_collator_that_cannot_do_what_is_asked_says_so(tokenizer: Any) -> None:
     with pytest.raises(UsageError, match="use MaskedLMDataCollator$"):
         CausalLMDataCollator(tokenizer, mlm=True)

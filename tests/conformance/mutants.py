@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from foundry_core.architecture import registered_architectures
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.run import Result, chosen_checks, run_check
 
@@ -42,16 +42,16 @@ class Mutants(list[Mutant]):
         return add
 
 
-@contextmanager
-def suite_of(model_class: type[SmallModel]) -> Iterator[Suite]:
-    """The cases of a base or a mutant, which is registered under the name of its class."""
+def suite_of(model_class: type[SmallModel]) -> Suite:
+    """The cases of a base or a mutant, which is registered under the name of its class until the test ends."""
     name = model_class.__name__.lower()
-    register(name, model_class)
-    yield Suite.of(name)
+    if name not in registered_architectures():
+        register(name, model_class)
+    return Suite.of(name)
 
 
 def failures(model_class: type[SmallModel], *checks: str) -> list[Result]:
     """Carry out these checks, or the whole kit; those that fail."""
-    with suite_of(model_class) as suite:
-        results = [run_check(check, suite) for check in chosen_checks(checks)]
+    suite = suite_of(model_class)
+    results = [run_check(check, suite) for check in chosen_checks(checks)]
     return [result for result in results if not result.good]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from foundry_core import ModelOutput
+from foundry_core import Capabilities, ModelOutput
 
 from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel
 from .mutants import Mutants
@@ -77,6 +77,16 @@ class ReadsLeftPadding(RecurrentModel):
         self, cell: Any, x_BTD: torch.Tensor, real_BT: torch.Tensor, state_BD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return super().recur(cell, x_BTD, torch.ones_like(real_BT), state_BD)
+
+
+@MUTANTS.plant("padded prompts taken without a declaration", caught_by="left-padding")
+class UndeclaredLeftPadding(ColumnPositions):
+    """The class's own `generate` goes past core's refusal."""
+
+    capabilities = Capabilities(padding_sides=("right",))
+
+    def generate(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        return self.to_transformers().generate(input_ids, **kwargs)
 
 
 @MUTANTS.plant("a mask made of lengths", caught_by="attention-mask")

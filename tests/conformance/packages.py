@@ -98,8 +98,8 @@ def _mutants() -> Iterator[Package]:
     yield plant("entry point of another name", "entry-point", entry="package")
     yield plant("torch in the light module", "light-import", light=f"import torch\n{LIGHT}")
     yield plant("numpy in the light module", "light-import", light=f"import numpy\n{LIGHT}")
-    busy = "import time\nwhile time.process_time() < 0.5: pass\n"
-    yield plant("half a second of work in the light module", "light-import", light=busy + LIGHT)
+    busy = "import time\nwhile time.process_time() < 0.4: pass\n"
+    yield plant("much work in the light module", "light-import", light=busy + LIGHT)
     unmarked = HOOK.replace("@hookimpl", "")
     yield plant("a hook that is not marked", "hooks", light=LIGHT + unmarked)
     yield plant(

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 
+from foundry_core import Capabilities, FoundryError
 from foundry_core.testing.kit.check import CHECKS
 
 from . import mutants_masking, mutants_numerics, mutants_objective
-from .bases import BASES, SmallModel
-from .mutants import Mutant, failures
+from .bases import BASES, AttentionModel, SmallModel
+from .mutants import Mutant, failures, suite_of
 
 MUTANTS = [*mutants_objective.MUTANTS, *mutants_masking.MUTANTS, *mutants_numerics.MUTANTS]
 GROUPS = {"objective", "masking", "numerics"}
@@ -24,6 +26,18 @@ each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
 def test_a_model_without_a_defect_passes_the_kit(base: type[SmallModel]) -> None:
     assert [f"{result.check.name}: {result.reason}" for result in failures(base)] == []
+
+
+def test_padding_on_the_left_that_is_not_declared_is_refused() -> None:
+    class RightOnly(AttentionModel):
+        capabilities = Capabilities(padding_sides=("right",))
+
+    assert failures(RightOnly, "left-padding") == []
+    case = suite_of(RightOnly).cases[0]
+    model, ids = case.model(), case.ids(2, 5)
+    model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1)
+    with pytest.raises(FoundryError, match="^rightonly takes no padding on the left: generate from prompts of one len"):
+        model.generate(ids, attention_mask=torch.ones_like(ids).triu(), max_new_tokens=1)
 
 
 @each_mutant

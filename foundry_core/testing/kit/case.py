@@ -122,7 +122,8 @@ class Case:
         changes: dict[str, Any] = {"random_seed": seed}
         if dropout is not None:
             changes["model"] = self.settings_with_dropout(dropout)
-        return create_model(self.config.model_copy(update=changes), self.tokenizer).eval()
+        model = create_model(self.config.model_copy(update=changes), self.tokenizer)
+        return model.eval()
 
     def stirred(self, *, dropout: float | None = None) -> BaseLanguageModel:
         """A new model in evaluation mode with noise on every parameter.

@@ -82,7 +82,7 @@ def _experiment(case: Case, folder: Path, name: str) -> ExperimentConfig:
             "train_steps": _STEPS,
             "gradient_accumulation_steps": _MICRO_BATCHES,
             "learning_rate": 0.01,
-            "checkpoints": {"every_steps": 2},
+            "checkpoints": {"steps": [_KILLED_AFTER - 1]},
         },
         logging={"log_every_steps": 1},
     )

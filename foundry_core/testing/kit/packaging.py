@@ -126,13 +126,14 @@ def schema(suite: Suite) -> None:
     except Exception as error:
         raise NonconformanceError(f"no JSON schema: {type(error).__name__}: {error}") from error
     examples = {case.example: case for case in suite.cases}
+    mutations: dict[tuple[tuple[str, ...], str], tuple[Case, Any]] = {}
     for case in examples.values():
-        require(
-            load_config(case.config.resolved()) == case.config, f"{case.example}: written and read again, it differs"
-        )
-        dumped = case.config.resolved()["model"]
-        for key, wrong in _mutations(dumped, exported, exported):
-            _require_refused(case, key, wrong)
+        resolved = case.config.resolved()
+        require(load_config(resolved) == case.config, f"{case.example}: written and read again, it differs")
+        for key, wrong in _mutations(resolved["model"], exported, exported):
+            mutations.setdefault((key, repr(wrong)), (case, wrong))
+    for (key, _), (case, wrong) in mutations.items():
+        _require_refused(case, key, wrong)
 
 
 def _sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:

@@ -94,6 +94,19 @@ def test_the_state_is_that_after_the_last_real_token(
             torch.testing.assert_close(ours[:, row : row + 1], theirs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("example", ["tiny", "tiny_bidirectional"])
+def test_a_masked_inner_token_is_as_good_as_absent(
+    name: str, example: str, experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    model = create_model(experiment(name, tmp_path, example=example), letters).eval()
+    mask = torch.ones_like(IDS)
+    mask[:, 4] = 0
+    kept = mask[0] == 1
+    masked = model(IDS, attention_mask=mask).logits[:, kept]
+    torch.testing.assert_close(masked, model(IDS[:, kept]).logits, rtol=0, atol=1e-5)
+
+
 def test_a_row_without_a_real_token_is_no_trouble(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     model = create_model(experiment("gru", tmp_path), letters).eval()
     mask = torch.ones_like(IDS)

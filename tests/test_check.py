@@ -1,0 +1,205 @@
+"""The conformance kit as its users meet it: one pytest test with many cases, and `foundry check`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundry_core.cli import main
+from foundry_core.errors import UsageError
+from foundry_core.testing import conformance
+from foundry_core.testing.kit.check import CHECKS, GROUPS
+from foundry_core.testing.kit.run import all_checks
+
+PLUGIN = '''
+import torch
+from pydantic import Field
+from torch import nn
+
+from foundry_core import BaseLanguageModel, Capabilities, ConfigSection, ModelConfig, register_architecture
+
+
+class Section(ConfigSection):
+    width: int = Field(12, ge=1, description="width of everything")
+
+
+class Config(ModelConfig):
+    bag: Section = Field(Section(), description="sizes")
+
+
+CAPABILITIES = Capabilities(generation=False, any_length=True, padding_sides=("{side}",))
+
+
+@register_architecture("{name}", config=Config, capabilities=CAPABILITIES)
+class Bag(BaseLanguageModel):
+    """The mean of the tokens so far; masked ones are read, and their number is not a number of real ones."""
+
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        width = config.model.bag.width
+        self.embedding, self.hidden = nn.Embedding(context.vocab_size, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, context.vocab_size)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+        sums = self.embedding(input_ids).cumsum(dim=1)
+        means = sums / torch.arange(1, 1 + input_ids.shape[1], dtype=sums.dtype)[:, None]
+        return self.output(self.hidden(means).tanh(), self.head, labels, attention_mask=attention_mask, **kwargs)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def resize_token_embeddings(self, new_num_tokens):
+        raise NotImplementedError
+'''
+
+
+@pytest.fixture
+def bag(tmp_path: Path) -> Callable[..., str]:
+    """`bag(name, padding side)`: a file with an architecture that passes `raw-logits` and fails `attention-mask`."""
+
+    def write(name: str, side: str = "right") -> str:
+        (tmp_path / f"{name}.py").write_text(PLUGIN.replace("{name}", name).replace("{side}", side))
+        return str(tmp_path / f"{name}.py")
+
+    return write
+
+
+def outcome(test: Callable[..., None], check: str) -> str:
+    """How pytest ends a case of the test, and what it says."""
+    try:
+        test(CHECKS[check])
+    except (pytest.fail.Exception, pytest.skip.Exception, pytest.xfail.Exception) as ended:
+        return f"{type(ended).__name__}: {ended}"
+    return "passed"
+
+
+# In pytest.
+
+
+def test_the_test_has_a_case_for_every_check_in_the_order_of_the_groups() -> None:
+    (mark,) = conformance("lstm").pytestmark  # type: ignore[attr-defined]
+    cases = [case.values[0] for case in mark.args[1]]
+    assert cases == all_checks()
+    assert len(cases) == len(CHECKS)
+    assert [case.id for case in mark.args[1]] == [f"{check.group}-{check.name}" for check in cases]
+    assert [check.group for check in cases] == sorted((check.group for check in cases), key=GROUPS.index)
+
+
+def test_every_check_says_what_must_hold_and_how_to_mend_it() -> None:
+    for check in CHECKS.values():
+        assert check.invariant.endswith("."), check.name
+        assert check.mend.endswith("."), check.name
+        assert "\n" not in check.invariant + check.mend, check.name
+
+
+def test_a_failure_says_what_must_hold_what_was_seen_and_the_way_out(bag: Callable[..., str]) -> None:
+    _load(bag("bag_failing"))
+    ended = outcome(conformance("bag_failing"), "attention-mask")
+    first, second, third = ended.split("\n")
+    assert first == f"Failed: attention-mask: {CHECKS['attention-mask'].invariant}"
+    assert second.startswith("default, causal_lm: logits of the other tokens when the masked token 12 is another one:")
+    assert third == CHECKS["attention-mask"].mend
+
+
+def test_an_expected_failure_is_one_and_gives_its_reason(bag: Callable[..., str]) -> None:
+    _load(bag("bag_expected"))
+    test = conformance("bag_expected", expected_failures={"attention-mask": "a mean of everything"})
+    assert outcome(test, "attention-mask").startswith("XFailed: a mean of everything (default, causal_lm: logits of")
+
+
+def test_an_expected_failure_that_passes_or_does_not_apply_is_a_failure(bag: Callable[..., str]) -> None:
+    _load(bag("bag_strict"))
+    needless = {"raw-logits": "they were wrong once"}
+    ended = outcome(conformance("bag_strict", expected_failures=needless), "raw-logits")
+    assert ended.startswith("Failed: raw-logits: ")
+    assert "among the expected failures (they were wrong once) and passed: take it off the list" in ended
+    _load(bag("bag_left", "left"))
+    ended = outcome(conformance("bag_left", expected_failures={"right-padding": "who knows"}), "right-padding")
+    assert "among the expected failures (who knows) and skipped: take it off the list" in ended
+
+
+def test_a_check_is_skipped_for_the_capability_that_is_not_declared(bag: Callable[..., str]) -> None:
+    _load(bag("bag_skipped", "left"))
+    ended = outcome(conformance("bag_skipped"), "right-padding")
+    assert ended == "Skipped: padding on the right is not declared"
+
+
+def test_an_expected_failure_that_is_no_check_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match="^there is no check 'attention-mas' .* Did you mean 'attention-mask'\\?$"):
+        conformance("lstm", expected_failures={"attention-mas": "?"})
+    with pytest.raises(UsageError, match="'masking' is a group: name its checks\\.$"):
+        conformance("lstm", expected_failures={"masking": "?"})
+
+
+def _load(path: str) -> None:
+    from foundry_core.plugins import load_plugin_file
+
+    load_plugin_file(path)
+
+
+# On the command line.
+
+
+def test_check_prints_a_line_for_each_check_and_what_to_do_about_failures(
+    bag: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = bag("bag_table")
+    assert main(["check", "bag_table", "--plugin", path, "--only", "raw-logits", "masking"]) == 9
+    printed, error = capsys.readouterr()
+    table, failed, counts = printed.split("\n\n")
+    rows = [line.split() for line in table.splitlines()]
+    masking = [check.name for check in CHECKS.values() if check.group == "masking"]
+    assert [row[1] for row in rows] == ["raw-logits", *masking]
+    assert {row[1]: row[2] for row in rows} == dict.fromkeys(["raw-logits", *masking], "passed") | {
+        "attention-mask": "failed"
+    }
+    assert CHECKS["attention-mask"].mend in failed
+    assert counts.startswith(f"bag_table: {len(masking)} passed, 1 failed, 0 expected, 0 skipped in ")
+    assert error == "error: bag_table does not conform: attention-mask\n"
+
+
+def test_check_as_json_has_the_reasons(bag: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = bag("bag_json")
+    command = ["check", "bag_json", "--plugin", path, "--json", "--only"]
+    assert main([*command, "attention-mask", "raw-logits"]) == 9
+    good, bad = json.loads(capsys.readouterr().out)
+    assert (good["check"], good["outcome"], good["reason"], good["mend"]) == ("raw-logits", "passed", None, None)
+    assert bad["reason"].startswith("default, causal_lm: logits")
+    assert (bad["group"], bad["outcome"]) == ("masking", "failed")
+    assert bad["mend"] == CHECKS["attention-mask"].mend
+    assert bad["invariant"] == CHECKS["attention-mask"].invariant
+    assert bad["seconds"] > 0
+
+
+def test_check_ends_with_0_where_everything_passes_or_fails_as_expected(
+    bag: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = bag("bag_good")
+    expected = ["--expect", "attention-mask"]
+    assert main(["check", "bag_good", "--plugin", path, "--only", "attention-mask", "raw-logits", *expected]) == 0
+    assert "1 passed, 0 failed, 1 expected" in capsys.readouterr().out
+    assert main(["check", "bag_good", "--only", "raw-logits", "--expect", "raw-logits"]) == 9
+    assert "take it off the list" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["lsmt"], 3, "Unknown architecture: 'lsmt'. Did you mean 'lstm'?"),
+        (["lstm", "--only", "maskin"], 2, "there is no check 'maskin'. Did you mean 'masking'?"),
+        (["lstm", "--expect", "raw-logit"], 2, "there is no check 'raw-logit' that could be expected to fail."),
+    ],
+)
+def test_check_refuses_what_it_does_not_know_in_one_line(
+    arguments: list[str], code: int, line: str, capsys: pytest.CaptureFixture[Any]
+) -> None:
+    assert main(["check", *arguments]) == code
+    printed, error = capsys.readouterr()
+    assert printed == ""
+    assert line in error
+    assert error.count("\n") == 1
