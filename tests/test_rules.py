@@ -272,6 +272,8 @@ WRITES_BY_ITSELF = {
     ("quickstart", "savefig"): "into memory; `storage` writes the picture",
     ("tokenizer_training", "NamedTemporaryFile"): "scratch for a library that reads a path",
     ("tokenizers", "save_pretrained"): "into a temporary folder, from which the files are read",
+    ("testing.kit.reopened", "save_pretrained"): "our own, through `storage`: what is checked is that it can be opened",
+    ("testing.kit.state", "save_pretrained"): "our own, through `storage`: what is checked is that ties survive it",
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.keys import write_keys
@@ -84,13 +85,17 @@ class Package:
     def __str__(self) -> str:
         return f"package, {self.defect}"
 
+    def but(self, **changes: Any) -> Package:
+        """The same with changes."""
+        return replace(self, **changes)
+
 
 RIGHT = Package()
 
 
 def _mutants() -> Iterator[Package]:
-    def plant(defect: str, caught_by: str, **changes: object) -> Package:
-        return replace(RIGHT, defect=defect, caught_by=caught_by, **changes)  # type: ignore[arg-type]
+    def plant(defect: str, caught_by: str, **changes: Any) -> Package:
+        return RIGHT.but(defect=defect, caught_by=caught_by, **changes)
 
     yield plant("no upper bound on foundry-core", "entry-point", requires=("foundry-core>=0.1",))
     yield plant("foundry-core not required", "entry-point", requires=("torch", "foundry-cores<2"))
@@ -130,7 +135,7 @@ def installed(package: Package, site: Path) -> Iterator[None]:
     before = set(sys.modules)
     try:
         if package.committed is not None and package.entry == NAME:
-            _write_modules(site, replace(RIGHT, model=package.committed))
+            _write_modules(site, RIGHT.but(model=package.committed))
             write_keys(Suite.of(NAME))
             _forget(before)
         _write_modules(site, package)

@@ -75,7 +75,7 @@ def exact_resume(case: Case) -> None:
 def _experiment(case: Case, folder: Path, name: str) -> ExperimentConfig:
     return case.config_with(
         model=case.settings_with_dropout(0.2).model_dump(),
-        data={"batch_size": 2},
+        data={"batch_size": 2, "max_sequence_length": min(12, case.length)},
         tokenizer={"output_dir": str(folder / "tokenizer")},
         training={
             "output_dir": str(folder / name),

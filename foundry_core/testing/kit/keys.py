@@ -10,13 +10,12 @@ A title names architecture, example and objective; those that follow each other 
 
 from __future__ import annotations
 
-from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
 from foundry_core.architecture import Architecture
 from foundry_core.errors import UsageError
-from foundry_core.plugins import shipped_by
+from foundry_core.plugins import import_string, shipped_by
 from foundry_core.storage import write_file
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
 
@@ -27,7 +26,7 @@ _HEADER = "# Names of the weights, by which saved models are read. Written by: f
 def keys_file(architecture: Architecture) -> Path | None:
     """Where a package commits to its names; None for an architecture that is registered in this process."""
     point = shipped_by(architecture.name)
-    return None if point is None else Path(str(import_module(point.module).__file__)).with_name(_FILE)
+    return None if point is None else Path(import_string(f"{point.module}:__file__")).with_name(_FILE)
 
 
 def title(case: Case) -> str:

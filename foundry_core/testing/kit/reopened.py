@@ -85,7 +85,7 @@ def open_all(parent: str, module: str | None = None) -> bytes:
     torch.set_num_threads(1)
     torch.manual_seed(_OTHER_SEED)
     if module is not None:
-        import_string(f"{module}:__name__")
+        import_string(f"{module}:__name__")  # for what it registers
     logits: dict[str, torch.Tensor] = {}
     problems: dict[str, str] = {}
     with safe_open(str(Path(parent) / _REQUEST), framework="pt") as file:

@@ -50,7 +50,7 @@ def save_load(suite: Suite) -> None:
     "keys",
     scope="architecture",
     mend="The names of the weights are what every saved model is read by: keep them, and name modules by their place, "
-    "not by a counter. Where a change is wanted, or the package has no list yet: foundry check NAME --write-keys",
+    "not by a counter. Where names are to change, or the package has no list yet, run foundry check NAME --write-keys.",
 )
 def keys(suite: Suite) -> None:
     """The names of the weights are the same in every build, and those that the package has committed to."""
