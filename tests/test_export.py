@@ -38,17 +38,14 @@ from pathlib import Path
 import torch
 import transformers
 arguments = json.loads(sys.argv[1])
-for module in arguments["modules"]:
-    __import__(module)
-assert arguments["modules"] or not any(name.startswith("foundry") for name in sys.modules)
+assert not any(name.startswith("foundry") for name in sys.modules)
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 torch.manual_seed(99)
 ids = torch.tensor(arguments["ids"])
 for name, auto in arguments["folders"].items():
     folder = Path(arguments["parent"]) / name
-    options = {"trust_remote_code": True} if arguments["trust"] else {}
-    model = getattr(transformers, auto).from_pretrained(folder, **options)
+    model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
     assert not model.training
     found = {"logits": model(ids).logits.detach()}
     if auto == "AutoModelForCausalLM":
@@ -94,30 +91,19 @@ def folders(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return parent
 
 
-def strangers_findings(parent: Path, names: list[str], *, modules: list[str], trust: bool) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def opened_with_trust(folders: Path) -> dict[str, Any]:
+    """What a process finds that knows transformers alone. One that has imported the plugin: the conformance kit."""
     arguments = {
-        "parent": str(parent),
-        "folders": {name: AUTO[MODELS[name][2]] for name in names},
+        "parent": str(folders),
+        "folders": {name: AUTO[objective] for name, (_, _, objective) in MODELS.items()},
         "ids": IDS.tolist(),
-        "modules": modules,
-        "trust": trust,
     }
     command = [sys.executable, "-c", STRANGER, json.dumps(arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
-    found = {name: torch.load(parent / name / "found.pt") for name in names}
+    found = {name: torch.load(folders / name / "found.pt") for name in MODELS}
     return {"stderr": ended.stderr, "stdout": ended.stdout, **found}
-
-
-@pytest.fixture(scope="module")
-def opened_with_trust(folders: Path) -> dict[str, Any]:
-    return strangers_findings(folders, list(MODELS), modules=[], trust=True)
-
-
-@pytest.fixture(scope="module")
-def opened_after_import(folders: Path) -> dict[str, Any]:
-    names = [name for name in MODELS if name not in ("gpt2", "bert")]
-    return strangers_findings(folders, names, modules=["foundry_rnn.model"], trust=False)
 
 
 # A fresh process.
@@ -130,13 +116,6 @@ def test_a_process_that_knows_only_transformers_gets_the_same_logits(
     assert torch.equal(opened_with_trust[name]["logits"], build(name)(IDS).logits)
 
 
-@pytest.mark.parametrize("name", ["lstm", "lstm-tied", "gru-masked", "rnn-both"])
-def test_no_trust_is_needed_once_the_plugin_is_imported(
-    build: Build, opened_after_import: dict[str, Any], name: str
-) -> None:
-    assert torch.equal(opened_after_import[name]["logits"], build(name)(IDS).logits)
-
-
 @pytest.mark.parametrize("name", ["gpt2", "lstm", "lstm-tied"])
 def test_generation_through_the_auto_class_is_ours(build: Build, opened_with_trust: dict[str, Any], name: str) -> None:
     ours = build(name).generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False)
@@ -144,11 +123,8 @@ def test_generation_through_the_auto_class_is_ours(build: Build, opened_with_tru
     assert ours.shape[1] > IDS.shape[1]
 
 
-def test_transformers_has_nothing_to_warn_of(
-    opened_with_trust: dict[str, Any], opened_after_import: dict[str, Any]
-) -> None:
+def test_transformers_has_nothing_to_warn_of(opened_with_trust: dict[str, Any]) -> None:
     assert opened_with_trust["stderr"] == opened_with_trust["stdout"] == ""
-    assert opened_after_import["stderr"] == opened_after_import["stdout"] == ""
 
 
 # The way back.
