@@ -35,7 +35,7 @@ from foundry_core.architecture import BuildContext
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError
 from foundry_core.objective import Objective
-from foundry_core.plugins import import_string, installed
+from foundry_core.plugins import import_string, shipped_by
 from foundry_core.storage import MANIFEST, FileSink, parse_json, read_manifest, read_plain_file
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
 
 def installed_plugin(architecture: str) -> dict[str, str] | None:
     """Distribution and version that ship an architecture; None for one registered in this process."""
-    claims = installed().get(architecture, [])
-    return {"distribution": claims[0].distribution, "version": claims[0].version} if claims else None
+    point = shipped_by(architecture)
+    return None if point is None else {"distribution": point.distribution, "version": point.version}
 
 
 def release(plugin: Any) -> str:
@@ -139,12 +139,27 @@ class _ExposedModel(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: PreTrainedConfig, model: BaseLanguageModel | None = None):
         super().__init__(config)
-        self.model = rebuild(config.foundry) if model is None else model
+        # transformers builds on the meta device, with some functions of torch on the CPU: a plugin may mix the two.
+        with torch.device("cpu"):
+            self.model = rebuild(config.foundry) if model is None else model
         objective = self.model.context.objective
         if objective.causal != isinstance(self, GenerationMixin):
             raise CheckpointError(f"a model trained with {objective.name} opens with {objective.auto_class}")
         self._tied_weights_keys = _ties(self)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **keywords: Any) -> Any:
+        """As in transformers; buffers that are computed and not stored, which it leaves undefined, come back too."""
+        opened = super().from_pretrained(*arguments, **keywords)
+        outer = opened[0] if isinstance(opened, tuple) else opened
+        stored = outer.state_dict()
+        computed = {name: buffer for name, buffer in outer.model.named_buffers() if f"model.{name}" not in stored}
+        if computed:
+            built = dict(rebuild(outer.config.foundry).named_buffers())
+            for name, buffer in computed.items():
+                buffer.copy_(built[name])
+        return opened
 
     def _init_weights(self, module: nn.Module) -> None:
         """The plugin has initialised its weights; transformers' own scheme would replace them."""
@@ -173,6 +188,8 @@ class _ExposedModel(PreTrainedModel):  # type: ignore[misc]
     ) -> Any:
         if state is not None:
             kwargs["state"] = state
+        if use_cache is not None and self.model.config.capabilities.carried_state:
+            kwargs["use_cache"] = use_cache
         kwargs.pop("logits_to_keep", None)
         kwargs.pop("past_key_values", None)
         outputs = self.model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
@@ -188,6 +205,11 @@ class _ExposedCausalModel(_ExposedModel, GenerationMixin):  # type: ignore[misc]
         if state is not None:
             return {"input_ids": input_ids[:, -1:], "state": state}
         return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": kwargs.get("use_cache")}
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        # From 5.24 on transformers hands its own caches from step to step, and no longer a `state`.
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        return {**updated, "state": outputs["state"]} if "state" in outputs else updated
 
     def generate(self, inputs: torch.Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         beams = kwargs.get("num_beams") or (generation_config or self.generation_config).num_beams or 1
@@ -299,13 +321,13 @@ def _json(content: dict[str, Any]) -> bytes:
 
 def _loading_module(model: BaseLanguageModel) -> bytes | None:
     """The module that `auto_map` names; None for an architecture that no installed package ships."""
-    claims = installed().get(model.model_type, [])
-    if not claims:
+    point = shipped_by(model.model_type)
+    if point is None:
         return None
-    package = claims[0].module.partition(".")[0]
+    package = point.module.partition(".")[0]
     names = ", ".join(cls.__name__ for cls in exposed(model.model_type))
     text = (
-        f"import {package}  # pip install {claims[0].distribution}\n"
+        f"import {package}  # pip install {point.distribution}\n"
         f"from foundry_core.export import exposed\n\n"
         f'{names} = exposed("{model.model_type}")\n'
     )

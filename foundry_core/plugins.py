@@ -45,6 +45,11 @@ _plugin_files: set[str] = set()
 """Modules that were loaded from a file with `--plugin` in this process."""
 
 
+def shipped_by(architecture: str) -> Installed | None:
+    """The entry point that leads to an architecture, if an installed distribution has it; the first of several."""
+    return next(iter(installed().get(architecture, ())), None)
+
+
 def available_architectures() -> list[str]:
     """Names that `model.architecture` accepts here: installed ones and those registered in this process."""
     from foundry_core.architecture import registered_architectures
@@ -242,11 +247,9 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
         for point in points
     }
     if architecture is not None:
-        target = architecture.model_class
-        owner = next(
-            (point.module for points in installed().values() for point in points if point.name == architecture.name),
-            None if isinstance(target, str) else target.__module__,
-        )
+        target, point = architecture.model_class, shipped_by(architecture.name)
+        in_process = None if isinstance(target, str) else target.__module__
+        owner = in_process if point is None else point.module
         if owner is not None and owner in sys.modules:
             modules[owner] = sys.modules[owner]
     for name in names:

@@ -138,6 +138,7 @@ def test_a_wheel_holds_its_package_with_its_types_and_nothing_else(name: str, wh
     here = source(name) / package
     sources = {f"{package}/{path.relative_to(here)}" for kind in KINDS for path in here.rglob(f"*{kind}")}
     assert {file for file in files if file.endswith(KINDS)} == sources
+    assert (f"{package}/state_keys.txt" in files) == (name in PLUGINS)
     assert metadata(wheels[name])["License-Expression"] == ["Apache-2.0"]
 
 

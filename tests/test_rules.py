@@ -284,6 +284,8 @@ WRITES_BY_ITSELF = {
     ("tokenizer_training", "NamedTemporaryFile"): "scratch for a library that reads a path",
     ("tokenizers", "TemporaryDirectory"): "scratch for the next one",
     ("tokenizers", "save_pretrained"): "into a temporary folder, from which the files are read",
+    ("testing.kit.reopened", "save_pretrained"): "our own, through `storage`: what is checked is that it can be opened",
+    ("testing.kit.state", "save_pretrained"): "our own, through `storage`: what is checked is that ties survive it",
 }
 
 
@@ -353,14 +355,17 @@ def test_what_only_reads_is_not_taken_for_writing() -> None:
     assert list(writes(ast.parse(f"{text}; disk.rename(old, new)"))) == []
 
 
+PICKLES_IN_MEMORY = {"foundry_core/testing/kit/state.py": {"pickle"}}
+"""Who makes a pickle and reads it at once, of what it holds itself: the check that models can be pickled."""
+
+
 @pytest.mark.parametrize("path", [*CORE_FILES, *PLUGIN_FILES], ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_that_is_read_can_run(path: Path) -> None:
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            assert not {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"} & set(modules), where(
-                path, node
-            )
+            runs_code = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"} & set(modules)
+            assert runs_code <= PICKLES_IN_MEMORY.get(str(path.relative_to(ROOT)), set()), where(path, node)
         elif isinstance(node, ast.Call):
             name = dotted(node.func)
             assert name not in ("eval", "exec", "compile", "__import__", "torch.load"), where(path, node)

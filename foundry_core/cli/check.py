@@ -29,6 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expect", nargs="+", default=(), metavar="CHECK", help="checks that are known to fail; one that passes fails"
     )
+    parser.add_argument(
+        "--write-keys", action="store_true", help="commit to the present names of the weights, instead of checking"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     add_plugin_argument(parser)
     parser.set_defaults(execute=execute)
@@ -36,8 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     load_plugins(options)
-    from foundry_core.testing.kit.run import results
+    from foundry_core.testing.kit.keys import write_keys
+    from foundry_core.testing.kit.run import results, suite_of
 
+    if options.write_keys:
+        print(write_keys(suite_of(options.architecture)))
+        return
     expected = dict.fromkeys(options.expect, "expected on the command line")
     carried_out = []
     for result in results(options.architecture, names=options.only, expected_failures=expected):

@@ -44,6 +44,7 @@ class SmallModel(BaseLanguageModel):
     """Embedding, `layers`, and an output layer with weights of its own."""
 
     capabilities = Capabilities()
+    settings: type[ModelConfig] = SmallModelConfig
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
@@ -146,6 +147,9 @@ class AttentionModel(SmallModel):
         carried = (real_BS, tuple(pasts)) if use_cache or state is not None else None
         return self.finish(self.normal(hidden_BTD), labels, attention_mask=attention_mask, state=carried, **kwargs)
 
+    def mixing_flops(self, batch: int, length: int) -> int:
+        return 4 * batch * length * length * self.width * self.depth
+
     def places(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
         """(B, T): how many real tokens stand before each."""
         if real_BS.shape[1] > self.context.max_sequence_length:
@@ -215,7 +219,7 @@ def register(name: str, model_class: type[SmallModel]) -> None:
     """Make a base or a mutant of one available under a name, until the test ends."""
     register_architecture(
         name,
-        config=SmallModelConfig,
+        config=model_class.settings,
         summary="for the tests of the conformance kit",
         capabilities=model_class.capabilities,
         default_tokenizer="character",

@@ -18,6 +18,7 @@ import torch
 
 from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 from foundry_core.config import ExperimentConfig, load_config
+from foundry_core.errors import PluginError
 from foundry_core.model import BaseLanguageModel, create_model
 from foundry_core.objective import Objective
 from foundry_core.plugins import active_modules, available_objectives, get_architecture, hook_manager
@@ -36,7 +37,7 @@ DROPOUT_KEY = "dropout"
 """Part of every key of a `model:` section that is a probability of leaving something out in training."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One architecture with settings and an objective.
 
@@ -108,9 +109,10 @@ class Case:
     @cached_property
     def has_dropout(self) -> bool:
         """Whether the settings have a probability of dropout."""
-        return self._settings_with_dropout(0.25) != self._settings_with_dropout(0.5)
+        return self.settings_with_dropout(0.25) != self.settings_with_dropout(0.5)
 
-    def _settings_with_dropout(self, probability: float) -> ModelConfig:
+    def settings_with_dropout(self, probability: float) -> ModelConfig:
+        """The settings with every dropout at this probability."""
         settings = _with_dropout(self.config.model.model_dump(), probability)
         return self.architecture.config_class.model_validate(settings)
 
@@ -118,7 +120,7 @@ class Case:
         """A new model in evaluation mode; the same seed gives the same weights. dropout: instead of what is set."""
         changes: dict[str, Any] = {"random_seed": seed}
         if dropout is not None:
-            changes["model"] = self._settings_with_dropout(dropout)
+            changes["model"] = self.settings_with_dropout(dropout)
         model = create_model(self.config.model_copy(update=changes), self.tokenizer)
         return model.eval()
 
@@ -174,7 +176,7 @@ class Case:
         return [{"input_ids": row, "epoch": 0, "row": first + place} for place, row in enumerate(ids.numpy())]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suite:
     """All cases of one architecture, and a folder that goes when the process ends."""
 
@@ -185,10 +187,15 @@ class Suite:
 
     @classmethod
     def of(cls, name: str) -> Suite:
-        """Raises PluginError when the architecture cannot be had, ConfigError when an example is not valid."""
+        """Raises PluginError when the architecture cannot be had or nothing of it can be checked, ConfigError when an
+        example is not valid.
+        """
         architecture = get_architecture(name)
         room = TemporaryDirectory(prefix="foundry-check-")
-        return cls(architecture, tuple(_cases(architecture, Path(room.name))), Path(room.name), room)
+        cases = tuple(_cases(architecture, Path(room.name)))
+        if not cases:
+            raise PluginError(f"'{name}' accepts no objective that is known here, with any of its examples")
+        return cls(architecture, cases, Path(room.name), room)
 
 
 def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
@@ -198,9 +205,11 @@ def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
     for name, settings, vocabulary, length in [*plain, (ODD_SIZES, _one_layer(first), 29, 13)]:
         validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
         known = available_objectives(hook_manager(active_modules(architecture)))
-        for objective in architecture.capabilities(validated).objectives:
+        capabilities = architecture.capabilities(validated)
+        longest = min(length, capabilities.longest_sequence or length)
+        for objective in capabilities.objectives:
             if objective in known:
-                yield Case(architecture, name, settings, known[objective], vocabulary, length, folder)
+                yield Case(architecture, name, settings, known[objective], vocabulary, longest, folder)
 
 
 def _one_layer(settings: Any) -> Any:

@@ -1,1 +1,47 @@
-"""Checks of the group cost."""
+"""Is what a model is said to cost what it costs?"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from foundry_core.estimate import activation_bytes, plain_rows, saved_bytes
+from foundry_core.testing.kit.case import Case
+from foundry_core.testing.kit.check import check, require
+
+
+@check(
+    "cost",
+    "flops",
+    mend="`flops` of BaseLanguageModel counts every matrix once per token. Override `mixing_flops` for products "
+    "between activations, such as attention's, and `flops` where a matrix is used more or less often.",
+)
+def flops(case: Case) -> None:
+    """The estimate of a forward pass is within 5 % of the floating-point operations that torch counts."""
+    model, ids = case.model(), case.ids(3, case.length)
+    # Inside a fused kernel nothing can be counted.
+    unfused = torch.backends.mkldnn.flags(enabled=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), unfused, FlopCounterMode(display=False) as counter:
+        model(ids)
+    counted, estimate = counter.get_total_flops(), model.flops(*ids.shape)
+    off = abs(estimate - counted) / max(counted, 1)
+    require(off <= 0.05, f"the estimate is {estimate:,}, torch counts {counted:,}: {off:.1%} off, allowed are 5 %")
+
+
+@check(
+    "cost",
+    "memory-estimate",
+    mend="What the backward pass needs is to grow by the same amount with every row: no cache over calls, nothing "
+    "over pairs of rows.",
+)
+def memory_estimate(case: Case) -> None:
+    """The memory for activations, told from a few rows, is within 15 % of what autograd keeps of many."""
+    model, rows = case.model(), 12
+    labelled = 1.0 if case.causal else case.config.training.mlm_probability
+    kept = saved_bytes(model, plain_rows(model, rows, case.length, labelled))
+    estimate = activation_bytes(model, rows, case.length, labelled=labelled)
+    off = abs(estimate - kept) / max(kept, 1)
+    require(
+        off <= 0.15, f"the estimate is {estimate:,} bytes, autograd keeps {kept:,}: {off:.1%} off, allowed are 15 %"
+    )

@@ -1,1 +1,137 @@
-"""Checks of the group generation."""
+"""Does a model write what its logits say, and say so when it cannot write?
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from foundry_core.errors import FoundryError
+from foundry_core.model import BaseLanguageModel
+from foundry_core.testing.kit.case import Case
+from foundry_core.testing.kit.check import NonconformanceError, check, declared, every, require, require_close
+from foundry_core.testing.kit.masking import padded
+
+_NEW_TOKENS = 6
+
+
+def generates(case: Case) -> str | None:
+    return None if case.capabilities.generation and case.causal else f"does not generate with {case.objective.name}"
+
+
+def does_not_generate(case: Case) -> str | None:
+    return None if generates(case) else "every example generates"
+
+
+def _decided(case: Case) -> BaseLanguageModel:
+    """A model that tells its tokens apart: small weights would choose the same one whatever they read."""
+    model = case.stirred()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+def _prompts(case: Case) -> list[tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]]:
+    """Prompts of unequal length, together with padding on the left where that is declared, otherwise one at a time."""
+    longest = case.length - _NEW_TOKENS - 1
+    rows = [case.ids(length, seed=length) for length in (longest, 1, longest // 2, 3)]
+    if "left" in case.capabilities.padding_sides:
+        return [(rows, *padded(rows, "left", int(case.tokenizer.pad_token_id)))]
+    return [([row], row[None], torch.ones_like(row[None])) for row in rows]
+
+
+def _generated(model: BaseLanguageModel, ids: torch.Tensor, mask: torch.Tensor, **settings: Any) -> Any:
+    pad = model.context.pad_token_id
+    return model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=_NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=pad,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **settings,
+    )
+
+
+@check(
+    "generation",
+    "greedy",
+    needs=generates,
+    mend="Prompts are padded on the left: positions count real tokens, and `attention_mask` goes to whatever looks "
+    "across tokens. The logits of the last place are those of the next token.",
+)
+def greedy(case: Case) -> None:
+    """Greedy generation from ragged prompts is the loop that appends the likeliest token to each prompt alone."""
+    model = _decided(case)
+    eos, pad = model.context.eos_token_id, model.context.pad_token_id
+    for rows, ids, mask in _prompts(case):
+        produced = _generated(model, ids, mask, use_cache=False).sequences[:, ids.shape[1] :].tolist()
+        for row, answer in zip(rows, produced, strict=True):
+            text = row
+            for token in answer:
+                ended = eos in text[len(row) :]
+                expected = pad if ended else int(model(text[None]).logits[0, -1].argmax())
+                place = len(text) - len(row) + 1
+                require(
+                    token == expected,
+                    f"after a prompt of {len(row)} tokens, new token {place} is {token}, the likeliest {expected}",
+                )
+                text = torch.cat([text, torch.tensor([token])])
+
+
+@check(
+    "generation",
+    "step-by-step",
+    needs=every(generates, declared("carried_state")),
+    mend="A step with a state is the next place of the same text: positions go on where the state stands, also behind "
+    "padding, and nothing is counted twice.",
+)
+def step_by_step(case: Case) -> None:
+    """Token by token with the state carried, the logits are those of reading the whole text again, within 1e-4."""
+    model = case.stirred()
+    ids = case.ids(3, case.length)
+    whole, state = model(ids).logits, None
+    for place in range(case.length):
+        output = model(ids[:, place : place + 1], state=state, use_cache=True)
+        state = output.state
+        require(state is not None, "carried_state is declared, but with use_cache=True no state is returned")
+        require_close(output.logits[:, 0], whole[:, place], f"logits of step {place + 1}", atol=1e-4)
+    for rows, prompts, mask in _prompts(case):
+        produced = _generated(model, prompts, mask, use_cache=True)
+        for index, row in enumerate(rows):
+            answer = produced.sequences[index, prompts.shape[1] :]
+            again = model(torch.cat([row, answer])[None]).logits[0, len(row) - 1 :]
+            for step, logits in enumerate(produced.logits):
+                what = f"logits of new token {step + 1} after a prompt of {len(row)} tokens, padded on the left"
+                require_close(logits[index].to(again.dtype), again[step], what, atol=1e-4)
+                if answer[step] == model.context.eos_token_id:
+                    break  # from here on it is padded
+
+
+@check(
+    "generation",
+    "refusal",
+    needs=does_not_generate,
+    mend="Leave `generate` to BaseLanguageModel, and declare `generation` in `capabilities` only for settings that "
+    "can.",
+)
+def refusal(case: Case) -> None:
+    """A model that cannot generate says so in one line, and says it beforehand."""
+    model = case.model()
+    require(not model.supports_generation, "supports_generation is true for a model that does not generate")
+    try:
+        model.generate(case.ids(1, 4), max_new_tokens=2)
+    except FoundryError as error:
+        require("\n" not in str(error), f"the refusal has more than one line: {error}")
+        require(model.model_type in str(error), f"the refusal does not name the architecture: {error}")
+        return
+    except Exception as error:
+        raise NonconformanceError(
+            f"generate raises {type(error).__name__} instead of a FoundryError: {error}"
+        ) from error
+    raise NonconformanceError("generate returns something for a model that does not generate")

@@ -1,1 +1,288 @@
-"""Checks of the group integration."""
+"""Does a model live where it will be used: killed and resumed, compiled, moved, in several processes, opened by others?
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import string
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import distributed, nn
+from torch._C._distributed_c10d import FileStore
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from foundry_core.config import ExperimentConfig
+from foundry_core.estimate import plain_rows, saved_bytes
+from foundry_core.model import BaseLanguageModel
+from foundry_core.storage import write_file
+from foundry_core.testing.kit.case import Case, Suite
+from foundry_core.testing.kit.check import (
+    NonconformanceError,
+    check,
+    declared,
+    listed,
+    named_gradients,
+    require,
+    require_close,
+    require_equal,
+    require_same_gradients,
+)
+from foundry_core.testing.kit.processes import die, forked, killed
+from foundry_core.testing.kit.reopened import reopened
+from foundry_core.trainer import run
+
+_STEPS, _KILLED_AFTER, _MICRO_BATCHES = 12, 5, 2
+
+
+@check(
+    "integration",
+    "exact-resume",
+    scope="objective",
+    mend="Everything that training changes is a parameter or a stored buffer, and chance comes from torch's "
+    "generator, which is seeded at every step: no counters, caches or generators of the model's own.",
+)
+def exact_resume(case: Case) -> None:
+    """Trained for 12 steps with dropout, killed after the fifth and resumed, weights, optimizer, losses and ledger are
+    bit by bit those of a run that was left alone.
+    """
+    lines = random.Random(0)
+    text = "".join(f"{''.join(lines.choices(string.ascii_lowercase, k=30))}\n" for _ in range(30))
+    write_file(case.folder / "train.txt", text.encode())
+    with TemporaryDirectory(dir=case.folder) as folder:
+        alone, resumed = (_experiment(case, Path(folder), name) for name in ("alone", "resumed"))
+        killed(lambda: _run_until_killed(resumed))
+        left_alone, after_a_crash = (
+            json.loads(answer)
+            for answer in forked(lambda: _outcome(alone, resume=False), lambda: _outcome(resumed, resume=True))
+        )
+    for what, expected in left_alone.items():
+        require(after_a_crash[what] == expected, f"killed and resumed, {what} differ from those of a run left alone")
+
+
+def _experiment(case: Case, folder: Path, name: str) -> ExperimentConfig:
+    return case.config_with(
+        model=case.settings_with_dropout(0.2).model_dump(),
+        data={"batch_size": 2, "max_sequence_length": min(12, case.length)},
+        tokenizer={"output_dir": str(folder / "tokenizer")},
+        training={
+            "output_dir": str(folder / name),
+            "train_steps": _STEPS,
+            "gradient_accumulation_steps": _MICRO_BATCHES,
+            "learning_rate": 0.01,
+            "checkpoints": {"steps": [_KILLED_AFTER - 1]},
+        },
+        logging={"log_every_steps": 1},
+    )
+
+
+def _run_until_killed(config: ExperimentConfig) -> None:
+    passes = 0
+
+    def count(module: nn.Module, inputs: Any) -> None:
+        nonlocal passes
+        passes += isinstance(module, BaseLanguageModel)
+        if passes == _KILLED_AFTER * _MICRO_BATCHES + 2:  # in the middle of a step
+            die()
+
+    register_module_forward_pre_hook(count)
+    run(config, quiet=True)
+
+
+def _outcome(config: ExperimentConfig, *, resume: bool) -> bytes:
+    run(config, resume=resume, quiet=True)
+    output_dir = Path(config.training.output_dir)
+    last = output_dir / f"checkpoint-{_STEPS}"
+    records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    state = json.loads((last / "trainer_state.json").read_bytes())
+    outcome = {
+        "weights": hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest(),
+        "optimizer states": hashlib.sha256((last / "optimizer.safetensors").read_bytes()).hexdigest(),
+        "losses": [[record[key] for key in ("step", "loss", "grad_norm")] for record in records],
+        "rows read": state["foundry"]["ledger"],
+    }
+    return json.dumps(outcome).encode()
+
+
+@check(
+    "integration",
+    "gradient-checkpointing",
+    needs=declared("gradient_checkpointing"),
+    mend="Wrap each block in torch.utils.checkpoint.checkpoint(..., use_reentrant=False) and leave preserve_rng_state "
+    "on: dropout must fall the same way again.",
+)
+def gradient_checkpointing(case: Case) -> None:
+    """With activations recomputed the gradients are the same under dropout, within 1e-5, and less is kept."""
+    ids = case.ids(4, case.length)
+    kept, gradients = [], []
+    for recomputing in (False, True):
+        model = case.model(dropout=0.2).train()
+        if recomputing:
+            model.gradient_checkpointing_enable()
+        kept.append(saved_bytes(model, plain_rows(model, 4, case.length)))
+        torch.manual_seed(1)
+        model(ids, labels=ids).loss.backward()
+        gradients.append(named_gradients(model))
+    require_same_gradients(gradients[1], gradients[0], "with activations recomputed")
+    require(kept[1] < kept[0], f"{kept[1]:,} bytes of activations are kept, without recomputing {kept[0]:,}")
+
+
+@check(
+    "integration",
+    "meta-device",
+    mend="Tensors that a module holds are parameters, or buffers (persistent=False where they are computed); others "
+    "stay behind when the model moves to a GPU. Make what depends on the input where the input is.",
+)
+def meta_device(case: Case) -> None:
+    """When the model moves to another device, everything that it holds moves."""
+    model = case.model().to("meta")
+    tensors = [*model.named_parameters(), *model.named_buffers(), *_plain_tensors(model)]
+    behind = [name for name, tensor in tensors if tensor.device.type != "meta"]
+    require(not behind, f"{listed(behind)} stays on the CPU")
+    try:
+        output = model(case.ids(2, case.length).to("meta"))
+    except RuntimeError as error:
+        # No values on this device: a model may look at some. It may not mix in tensors of another one.
+        require("device" not in str(error) or "meta tensors" in str(error), f"on another device: {error}")
+        return
+    require(output.logits.device.type == "meta", "the logits of a model that has moved are on the CPU")
+
+
+def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that modules hold as ordinary attributes, lists and dictionaries of them included."""
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                yield from _tensors_in(value, f"{prefix}.{name}".lstrip("."))
+
+
+def _tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors_in(item, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _tensors_in(item, f"{name}[{place}]")
+
+
+@check(
+    "integration",
+    "compile",
+    scope="architecture",
+    needs=declared("compile"),
+    mend="Keep values of tensors out of Python's control flow and nothing in attributes between calls; or declare "
+    "compile=False, and training.compile is refused when the YAML is read.",
+)
+def compiled(suite: Suite) -> None:
+    """Compiled, the loss and the gradients are the same within 1e-4."""
+    # The smallest model of each kind: to capture and differentiate the graph takes seconds, with the default backend's
+    # code generation minutes.
+    smallest = {(case.objective.name, case.sees_right): case for case in suite.cases if case.capabilities.compile}
+    for case in smallest.values():
+        ids, losses, gradients = case.ids(3, case.length), [], []
+        torch._dynamo.reset()
+        for compiling in (False, True):
+            model = case.stirred().train()
+            forward = torch.compile(model, backend="aot_eager") if compiling else model
+            losses.append(forward(ids, labels=ids, reduction="sum", return_logits=False).loss)
+            losses[-1].backward()
+            gradients.append(named_gradients(model))
+        require_close(losses[1], losses[0], f"{case}: compiled loss", atol=1e-4, rtol=1e-4)
+        require_same_gradients(gradients[1], gradients[0], f"{case}: compiled", relative=1e-4)
+
+
+@check(
+    "integration",
+    "data-parallel",
+    scope="objective",
+    mend="Every parameter takes part in every forward pass, and nothing is summed over a batch but the loss.",
+)
+def data_parallel(case: Case) -> None:
+    """Two processes with half of the rows each come to the gradients of one process with all of them, within 1e-5."""
+    batch = case.ids(6, case.length)
+    model = case.stirred().train()
+    _summed_loss(model, batch, batch).backward()
+    unused = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    require(not unused, f"{listed(unused)} takes no part in the loss: other processes would wait for its gradient")
+    with TemporaryDirectory(dir=case.folder) as folder:
+        answers = forked(*(lambda rank=rank: _trained_in_parallel(case, batch, rank, folder) for rank in (0, 1)))
+    for rank, answer in enumerate(answers):
+        require_same_gradients(load(answer), named_gradients(model), f"in process {rank} of 2")
+
+
+def _summed_loss(model: nn.Module, rows: torch.Tensor, batch: torch.Tensor) -> Any:
+    """Of some rows, divided by the size of the whole batch."""
+    return model(rows, labels=rows, reduction="sum", return_logits=False).loss / batch.numel()
+
+
+def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str) -> bytes:
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = FileStore(f"{folder}/store", 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=30))
+    model = case.stirred().train()
+    parallel = DistributedDataParallel(model)
+    for _ in range(2):  # a parameter that was left out is noticed when the next pass begins
+        model.zero_grad()
+        # The gradients of the processes are averaged.
+        (2 * _summed_loss(parallel, batch[rank::2], batch)).backward()
+    gradients: bytes = save(named_gradients(model))
+    return gradients
+
+
+@check(
+    "integration",
+    "hugging-face",
+    scope="architecture",
+    mend="End the model's module with `exposed_by_plugin(NAME)`, or wrap a model of transformers. Build from the "
+    "configuration alone: nothing but config.json is there when the folder is opened.",
+)
+def hugging_face(suite: Suite) -> None:
+    """The saved folder opens through transformers' auto class in a fresh process, with the same logits."""
+    for each in reopened(suite):
+        if isinstance(each.by_transformers, str):
+            raise NonconformanceError(f"{each.case}: {each.by_transformers}")
+        require_equal(each.by_transformers, each.before, f"{each.case}: logits by {each.case.objective.auto_class}")
+
+
+@check(
+    "integration",
+    "output",
+    mend="End `forward` with `return self.output(hidden, head, labels, ...)` and hand on its keywords; it drops what "
+    "is absent.",
+)
+def output(case: Case) -> None:
+    """Attribute, key and tuple access of the output agree, and what is absent is absent in all three."""
+    model, ids = case.model(), case.ids(2, case.length)
+    calls: list[tuple[dict[str, Any], set[str], set[str]]] = [
+        ({}, {"logits"}, {"loss"}),
+        ({"labels": ids}, {"loss", "logits"}, set()),
+        ({"labels": ids, "return_logits": False}, {"loss"}, {"logits"}),
+    ]
+    for given, present, absent in calls:
+        found = model(ids, **given)
+        what = f"called with {listed(list(given)) or 'ids alone'}"
+        for name in present:
+            require(name in found and getattr(found, name, None) is not None, f"{what}: no {name}")
+        for name in absent:
+            require(name not in found, f"{what}: {name} is there, as {found.get(name)!r}")
+            require(getattr(found, name, 0) is None, f"{what}: .{name} is not None")
+        keys = list(found.keys())
+        require(len(found.to_tuple()) == len(keys), f"{what}: {len(found.to_tuple())} values, {len(keys)} keys")
+        for place, key in enumerate(keys):
+            same = found[key] is getattr(found, key) is found[place] and found[key] is not None
+            require(same, f"{what}: .{key}, [{key!r}] and [{place}] are not the same")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import cache
 from typing import Literal
 
 import torch
+from transformers.utils import logging
 
 from foundry_core.errors import UsageError, did_you_mean
 
@@ -75,15 +77,18 @@ def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str]:
 
 @contextmanager
 def fixed_conditions() -> Iterator[None]:
-    """One thread, and a random state that is left as it was."""
-    threads = torch.get_num_threads()
+    """One thread, a random state that is left as it was, and none of the advice that libraries give in passing."""
+    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
     torch.set_num_threads(1)
+    logging.set_verbosity_error()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             torch.manual_seed(0)
             yield
     finally:
         torch.set_num_threads(threads)
+        logging.set_verbosity(verbosity)
 
 
 @cache

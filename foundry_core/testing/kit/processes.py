@@ -1,0 +1,102 @@
+"""Other processes for the checks: forked children of this one, and fresh ones that know only what is installed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+
+from foundry_core.testing.kit.check import NonconformanceError
+
+_FORK = multiprocessing.get_context("fork")
+
+
+def forked(*functions: Callable[[], bytes], seconds: float = 60) -> list[bytes]:
+    """Carry functions out at the same time, each in a child of this process; returns their answers.
+
+    Raises NonconformanceError with what the first one to fail has raised. No child is left.
+    """
+    children: dict[Connection, ForkProcess] = {}
+    answers: dict[Connection, bytes] = {}
+    deadline = time.monotonic() + seconds
+    try:
+        for function in functions:
+            receiving, sending = _FORK.Pipe(duplex=False)
+            children[receiving] = _started(_answer, function, sending)
+            sending.close()
+        while len(answers) < len(children):
+            ready = wait(set(children) - set(answers), max(0, deadline - time.monotonic()))
+            if not ready:
+                raise NonconformanceError(f"another process gives no answer within {seconds:g} s")
+            answers |= {end: _received(child, end) for end, child in children.items() if end in ready}
+        return [answers[end] for end in children]
+    finally:
+        for end, child in children.items():
+            child.kill()
+            child.join()
+            end.close()
+
+
+def killed(function: Callable[[], None], *, seconds: float = 60) -> None:
+    """Carry out in a child a function that ends with `die`. Raises NonconformanceError when it does not."""
+    child = _started(function)
+    child.join(seconds)
+    code = child.exitcode
+    child.kill()
+    child.join()
+    if code != -signal.SIGKILL:
+        raise NonconformanceError(f"another process was to be killed, and ended with {code}")
+
+
+def die() -> None:
+    """End this process as a crash would: nothing is cleaned up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _started(target: Callable[..., None], *arguments: object) -> ForkProcess:
+    child = _FORK.Process(target=target, args=arguments)
+    child.start()
+    return child
+
+
+def _answer(function: Callable[[], bytes], sending: Connection) -> None:
+    try:
+        answer = b"+" + function()
+    except Exception as error:  # noqa: BLE001 - the parent says it
+        said = str(error) if isinstance(error, NonconformanceError) else f"{type(error).__name__}: {error}"
+        answer = b"-" + " ".join(said.split()).encode()
+    sending.send_bytes(answer)
+
+
+def _received(child: ForkProcess, end: Connection) -> bytes:
+    try:
+        answer = end.recv_bytes()
+    except EOFError:
+        child.join()
+        raise NonconformanceError(f"another process ended with {child.exitcode}, without an answer") from None
+    if answer[:1] == b"-":
+        raise NonconformanceError(answer[1:].decode())
+    return answer[1:]
+
+
+def fresh_command(code: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a program that shares with this process where modules are found, and nothing else."""
+    places = os.pathsep.join(place for place in sys.path if place)
+    environment = {**os.environ, "PYTHONPATH": places, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return [sys.executable, "-c", code, *arguments], environment
+
+
+def fresh(code: str, *arguments: str, seconds: float = 120) -> str:
+    """Run a program in a fresh process; what it prints. Raises NonconformanceError with the last line of its error."""
+    command, environment = fresh_command(code, *arguments)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+    if ended.returncode != 0:
+        last = next(reversed(ended.stderr.strip().splitlines()), f"exit code {ended.returncode}")
+        raise NonconformanceError(f"in a fresh process: {last}")
+    return ended.stdout

@@ -1,0 +1,108 @@
+"""What a process has besides a model: chance, settings of torch, environment, files, network. Who touches it?"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_EVENTS = {
+    "os.mkdir": "makes the folder {0}",
+    "os.remove": "removes {0}",
+    "os.rmdir": "removes {0}",
+    "os.rename": "renames {0}",
+    "os.link": "links {0}",
+    "os.symlink": "links {0}",
+    "os.truncate": "cuts {0}",
+    "os.chmod": "changes {0}",
+    "os.system": "runs {0}",
+    "subprocess.Popen": "runs {0}",
+    "socket.connect": "connects to {1}",
+    "socket.getaddrinfo": "looks {0} up in the network",
+    "socket.gethostbyname": "looks {0} up in the network",
+    "urllib.Request": "asks for {0}",
+}
+"""Audit events that leave a trace outside the process, with their arguments."""
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """A list that fills with what is written, run or asked of the network meanwhile.
+
+    Python has no way to take an audit hook off again: use this in a process that ends soon.
+    """
+    seen: list[str] = []
+    watching = True
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if not watching:
+            return
+        if event == "open":
+            path, mode, flags = arguments
+            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) if isinstance(flags, int) else 0
+            if isinstance(path, str) and (writes or set(mode or "") & set("wax+")) and not _is_byte_code(path):
+                seen.append(f"writes {path}")
+        elif event in _EVENTS and not (isinstance(arguments[0], str) and _is_byte_code(arguments[0])):
+            seen.append(_EVENTS[event].format(*arguments))
+
+    sys.addaudithook(hook)
+    try:
+        yield seen
+    finally:
+        watching = False
+
+
+def _is_byte_code(path: str) -> bool:
+    """Python's own: what an import leaves."""
+    return "__pycache__" in Path(path).parts
+
+
+def settings() -> dict[str, Any]:
+    """Everything that a model must not set, by what it is called."""
+    return {
+        "random's state": random.getstate(),
+        "numpy's random state": np.random.get_state(),
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": torch.get_default_device(),
+        "the number of threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "the environment": dict(os.environ),
+        "the working folder": str(Path.cwd()),
+        "whether gradients are recorded": torch.is_grad_enabled(),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "deterministic algorithms": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        "the precision of matrix products": torch.get_float32_matmul_precision(),
+        "oneDNN": torch.backends.mkldnn.enabled,
+        "cuDNN": (
+            torch.backends.cudnn.enabled,
+            torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.allow_tf32,
+        ),
+        "TF32": torch.backends.cuda.matmul.allow_tf32,
+        "the kernels of attention": (
+            torch._C._get_flash_sdp_enabled(),
+            torch._C._get_mem_efficient_sdp_enabled(),
+            torch._C._get_math_sdp_enabled(),
+        ),
+    }
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Names of the settings that differ."""
+    return [name for name, value in before.items() if not _same(value, after[name])]
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, tuple):
+        return all(map(_same, first, second))
+    return np.array_equal(first, second) if isinstance(first, np.ndarray) else bool(first == second)

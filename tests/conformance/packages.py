@@ -1,0 +1,164 @@
+"""A package with an architecture, as an installer leaves it, and the mutants of its metadata and its light module."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from foundry_core.testing.kit.case import Suite
+from foundry_core.testing.kit.keys import write_keys
+from foundry_core.testing.kit.run import chosen_checks, run_check
+
+NAME = "packaged"
+
+LIGHT = f"""\
+from pydantic import Field
+from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, hookimpl
+
+class Section(ConfigSection):
+    width: int = Field(16, ge=1, description="width of everything")
+
+class Config(ModelConfig):
+    section: Section = Field(Section(), description="sizes")
+
+{NAME} = Architecture(
+    name="{NAME}",
+    summary="a recurrent model that is right in every respect",
+    config_class=Config,
+    model_class="{NAME}_model:Model",
+    capabilities=lambda config: Capabilities(any_length=True, carried_state=True),
+)
+"""
+HOOK = """
+@hookimpl
+def foundry_run_ended(step):
+    pass
+"""
+MODEL = f"""\
+from torch import nn
+from foundry_core import BaseLanguageModel, exposed_by_plugin
+
+class Model(BaseLanguageModel):
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        width = config.model.section.width
+        self.embedding = nn.Embedding(context.vocab_size, width)
+        self.layer = nn.RNN(width, width, batch_first=True)
+        self.output_layer = nn.Linear(width, context.vocab_size)
+
+    def forward(self, input_ids, attention_mask=None, labels=None, state=None, use_cache=False, **kwargs):
+        hidden, state = self.layer(self.embedding(input_ids), state)
+        return self.output(hidden, self.output_layer, labels, attention_mask=attention_mask, state=state, **kwargs)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def resize_token_embeddings(self, new_num_tokens):
+        raise NotImplementedError
+
+exposed_by_plugin("{NAME}")
+"""
+
+
+@dataclass(frozen=True)
+class Package:
+    """What lies in the site folder. entry: name of the entry point. requires: its requirements. light, model: text of
+    the modules. committed: the model's when its names were committed; None for a package without a list.
+    """
+
+    defect: str = ""
+    caught_by: str = ""
+    entry: str = NAME
+    requires: tuple[str, ...] = ("foundry-core<0.2,>=0.1",)
+    light: str = LIGHT + HOOK
+    model: str = MODEL
+    committed: str | None = MODEL
+
+    base = "package"
+
+    def __str__(self) -> str:
+        return f"package, {self.defect}"
+
+    def but(self, **changes: Any) -> Package:
+        """The same with changes."""
+        return replace(self, **changes)
+
+
+RIGHT = Package()
+
+
+def _mutants() -> Iterator[Package]:
+    def plant(defect: str, caught_by: str, **changes: Any) -> Package:
+        return RIGHT.but(defect=defect, caught_by=caught_by, **changes)
+
+    yield plant("no upper bound on foundry-core", "entry-point", requires=("foundry-core>=0.1",))
+    yield plant("foundry-core not required", "entry-point", requires=("torch", "foundry-cores<2"))
+    yield plant("another foundry-core required", "entry-point", requires=("foundry-core<9,>=8",))
+    yield plant("entry point of another name", "entry-point", entry="package")
+    yield plant("torch in the light module", "light-import", light=f"import torch\n{LIGHT}")
+    yield plant("numpy in the light module", "light-import", light=f"import numpy\n{LIGHT}")
+    busy = "import time\nwhile time.process_time() < 0.4: pass\n"
+    yield plant("much work in the light module", "light-import", light=busy + LIGHT)
+    unmarked = HOOK.replace("@hookimpl", "")
+    yield plant("a hook that is not marked", "hooks", light=LIGHT + unmarked)
+    yield plant(
+        "a hook that is not marked, and misspelt", "hooks", light=LIGHT + unmarked.replace("foundry_", "fondry_")
+    )
+    unknown = unmarked.replace("run_ended", "epoch_ended")
+    yield plant("a hook that there is not", "hooks", light=LIGHT + unknown)
+    yield plant("an argument by keyword only", "hooks", light=LIGHT + HOOK.replace("(step)", "(*, step=None)"))
+    yield plant("a misspelt hook", "hooks", light=LIGHT + HOOK.replace("run_ended", "run_endet"))
+    yield plant("no list of names", "keys", committed=None)
+    yield plant("a weight renamed since", "keys", model=MODEL.replace("output_layer", "head"))
+    forgotten = MODEL.replace(f'exposed_by_plugin("{NAME}")', "")
+    yield plant("the auto classes not told", "hugging-face", model=forgotten)
+
+
+PACKAGES = list(_mutants())
+
+
+@contextmanager
+def installed(package: Package, site: Path) -> Iterator[None]:
+    """The package lies in a folder on the path, as an installer would have left it."""
+    information = site / f"foundry_{NAME}-1.0.dist-info"
+    information.mkdir(parents=True)
+    requires = "".join(f"Requires-Dist: {each}\n" for each in package.requires)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: foundry-{NAME}\nVersion: 1.0\n{requires}")
+    (information / "entry_points.txt").write_text(f"[foundry.architectures]\n{package.entry} = {NAME}_light:{NAME}\n")
+    sys.path.insert(0, str(site))
+    before = set(sys.modules)
+    try:
+        if package.committed is not None and package.entry == NAME:
+            _write_modules(site, RIGHT.but(model=package.committed))
+            write_keys(Suite.of(NAME))
+            _forget(before)
+        _write_modules(site, package)
+        yield
+    finally:
+        sys.path.remove(str(site))
+        _forget(before)
+
+
+def _write_modules(site: Path, package: Package) -> None:
+    (site / f"{NAME}_light.py").write_text(textwrap.dedent(package.light))
+    (site / f"{NAME}_model.py").write_text(package.model)
+    importlib.invalidate_caches()
+
+
+def _forget(before: set[str]) -> None:
+    for name in {f"{NAME}_light", f"{NAME}_model"} & (set(sys.modules) - before):
+        del sys.modules[name]
+
+
+def failures(package: Package, site: Path, *checks: str) -> dict[str, str]:
+    """The checks that fail, each with the reason. Raises PluginError where core refuses to load the package."""
+    with installed(package, site):
+        suite = Suite.of(package.entry)
+        results = [run_check(check, suite) for check in chosen_checks(checks)]
+    return {result.check.name: result.reason for result in results if not result.good}

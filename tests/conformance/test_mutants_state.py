@@ -1,0 +1,91 @@
+"""The other half of the kit under its mutants: packaging, state, cost, generation, integration.
+
+`-m slow` carries out the whole kit on each mutant and prints which checks catch it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from foundry_core.errors import PluginError
+from foundry_core.testing.kit.check import CHECKS
+from foundry_core.testing.kit.surroundings import changed, settings
+
+from . import mutants_integration, mutants_state, packages
+from .bases_state import BASES_STATE
+from .mutants import Mutant, SmallModel, failures
+from .packages import PACKAGES, Package
+
+GROUPS = ("packaging", "state", "cost", "generation", "integration")
+MUTANTS: list[Mutant | Package] = [*mutants_state.MUTANTS, *mutants_integration.MUTANTS, *PACKAGES]
+
+each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    """What a mutant does to the process that builds it is undone."""
+    before, here, environment = settings(), Path.cwd(), dict(os.environ)
+    dtype, threads, onednn, chance = torch.get_default_dtype(), torch.get_num_threads(), True, random.getstate()
+    yield
+    os.chdir(here)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.enabled = onednn
+    random.setstate(chance)
+    (Path(tempfile.gettempdir()) / "foundry-mutant").unlink(missing_ok=True)
+    assert changed(before, settings()) in ([], ["numpy's random state"])
+
+
+def caught(mutant: Mutant | Package, site: Path, *checks: str) -> dict[str, str]:
+    """The checks that a mutant fails, each with the reason; where core refuses it, the check that was expected to."""
+    try:
+        if isinstance(mutant, Package):
+            return packages.failures(mutant, site, *checks)
+        return {result.check.name: result.reason for result in failures(mutant.model_class, *checks)}
+    except PluginError as error:
+        return {mutant.caught_by: str(error)}
+
+
+@pytest.mark.parametrize("base", BASES_STATE, ids=lambda base: base.__name__)
+def test_a_model_without_a_defect_passes(base: type[SmallModel]) -> None:
+    """Capturing a graph takes as long as all the rest: it is done with the other bases."""
+    names = [check.name for check in CHECKS.values() if check.group in GROUPS and check.name != "compile"]
+    assert [f"{result.check.name}: {result.reason}" for result in failures(base, *names)] == []
+
+
+def test_a_package_without_a_defect_passes(tmp_path: Path) -> None:
+    assert packages.failures(packages.RIGHT, tmp_path, "packaging", "keys") == {}
+
+
+@each_mutant
+def test_a_planted_defect_is_caught(mutant: Mutant | Package, tmp_path: Path) -> None:
+    reason = caught(mutant, tmp_path, mutant.caught_by).get(mutant.caught_by)
+    assert reason is not None
+    assert "\n" not in reason
+
+
+def test_every_check_catches_a_mutant() -> None:
+    assert {mutant.caught_by for mutant in MUTANTS} == {
+        check.name for check in CHECKS.values() if check.group in GROUPS
+    }
+    assert len({str(mutant) for mutant in MUTANTS}) == len(MUTANTS) >= 40
+
+
+@pytest.mark.slow
+@each_mutant
+def test_which_checks_catch_it(
+    mutant: Mutant | Package, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    found = caught(mutant, tmp_path)
+    record_property("table", f"{mutant}: {', '.join(found)}")
+    assert mutant.caught_by in found

@@ -1,0 +1,71 @@
+"""The committed names of weights: written on demand, read by a check, kept beside those of other architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from foundry_core.cli import main
+from foundry_core.testing.kit.keys import read_keys
+
+from .packages import NAME, RIGHT, failures, installed
+
+HEADER = "# Names of the weights, by which saved models are read. Written by: foundry check NAME --write-keys\n"
+NAMES = [
+    "embedding.weight",
+    "layer.bias_hh_l0",
+    "layer.bias_ih_l0",
+    "layer.weight_hh_l0",
+    "layer.weight_ih_l0",
+    "output_layer.bias",
+    "output_layer.weight",
+]
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> Iterator[Path]:
+    """The list of a package on the path."""
+    with installed(RIGHT, tmp_path):
+        yield tmp_path / "state_keys.txt"
+
+
+def test_the_list_has_the_names_of_every_example_in_order(committed: Path) -> None:
+    names = "".join(f"{name}\n" for name in NAMES)
+    assert committed.read_text() == f"{HEADER}\n[{NAME}: default, causal_lm]\n{names}"
+    assert read_keys(committed) == {f"{NAME}: default, causal_lm": NAMES}
+
+
+def test_written_again_it_keeps_what_others_committed_to_and_shares_equal_lists(
+    committed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = f"[another: tiny, causal_lm]\n[another: tiny, masked_lm]\n{NAMES[0]}\n\n[yet_another: tiny, causal_lm]\n"
+    committed.write_text(other + "".join(f"{name}\n" for name in NAMES))
+    assert main(["check", NAME, "--write-keys"]) == 0
+    assert capsys.readouterr().out == f"{committed}\n"
+    assert read_keys(committed) == {
+        "another: tiny, causal_lm": NAMES[:1],
+        "another: tiny, masked_lm": NAMES[:1],
+        f"{NAME}: default, causal_lm": NAMES,
+        "yet_another: tiny, causal_lm": NAMES,
+    }
+    assert committed.read_text().count(NAMES[1]) == 1
+
+
+def test_a_difference_is_told_by_the_names_that_came_and_went(tmp_path: Path) -> None:
+    renamed = RIGHT.model.replace("output_layer", "head")
+    (reason,) = failures(RIGHT.but(model=renamed), tmp_path, "keys").values()
+    assert reason.endswith("head.bias, head.weight came; output_layer.bias, output_layer.weight went")
+
+
+def test_without_a_package_there_is_nothing_to_write_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "unpackaged.py"
+    path.write_text(
+        "from foundry_core import BaseLanguageModel, ModelConfig, register_architecture\n"
+        "@register_architecture('unpackaged', config=ModelConfig)\n"
+        "class Unpackaged(BaseLanguageModel): ...\n"
+    )
+    assert main(["check", "unpackaged", "--plugin", str(path), "--write-keys"]) == 2
+    line = "error: --write-keys: 'unpackaged' is registered in this process, there is no package to write into\n"
+    assert capsys.readouterr().err == line
