@@ -148,7 +148,7 @@ def test_what_is_no_file_is_refused_without_waiting(
 
 def test_a_text_that_changes_while_it_is_encoded_is_refused_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_text(SENTENCES * 600)  # more than one buffer of tokens
+    path.write_text(SENTENCES * 2000)  # more than one buffer of tokens
     corpus = Corpus.open(path)
     tokenizer = TokenizerFactory.train_character(path)
 

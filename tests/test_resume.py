@@ -152,9 +152,9 @@ def children(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers of a process")
 def test_a_killed_data_worker_ends_a_run_within_five_seconds_and_it_goes_on_bit_for_bit(experiment, tmp_path):
-    """Batches so large that the workers cannot have sent all of them ahead."""
-    settings = {"train_steps": 30, "num_workers": 2, "checkpoints": {"every_steps": 2}}
-    data, logging = {"batch_size": 512}, {"log_every_steps": 1}
+    """So many batches that the workers cannot have sent all of them ahead; those that were sent hide nothing."""
+    settings = {"train_steps": 60, "num_workers": 2, "checkpoints": {"every_steps": 2}}
+    data, logging = {"batch_size": 128}, {"log_every_steps": 1}
     config = experiment("lstm", tmp_path / "broken", training=settings, data=data, logging=logging)
     whole = experiment("lstm", tmp_path / "whole", training=settings | {"num_workers": 0}, data=data, logging=logging)
     run(whole, quiet=True)
@@ -174,10 +174,10 @@ def test_a_killed_data_worker_ends_a_run_within_five_seconds_and_it_goes_on_bit_
     assert len(workers) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert last.startswith(f"error: data worker {workers[0]} was killed by SIGKILL; start again")
-    assert checkpoints(config.training.output_dir)[-1].name != "checkpoint-30"
-    assert run(config, resume=True, quiet=True).step == 30
+    assert len(checkpoints(config.training.output_dir)) < 10
+    assert run(config, resume=True, quiet=True).step == 60
     for name in ("model.safetensors", "optimizer.safetensors", "trainer_state.json"):
-        assert (folder_of(config, 30) / name).read_bytes() == (folder_of(whole, 30) / name).read_bytes()
+        assert (folder_of(config, 60) / name).read_bytes() == (folder_of(whole, 60) / name).read_bytes()
 
 
 def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):

@@ -1,4 +1,4 @@
-"""Going on with something else than a run began with: refused, with all that differs, unless that key is allowed by name.
+"""Going on with something else than a run began with: refused, with all that differs, unless that key is allowed.
 
 Also what a run goes on with, though not bit for bit: another number of threads, other versions.
 """
@@ -132,8 +132,9 @@ def test_another_setting_is_refused_with_what_differs_unless_its_key_is_allowed(
     allow = allow or (overrides[0].partition("=")[0],)
     with pytest.raises(CheckpointError) as refused:
         copy.go_on(*overrides)
-    assert f"checkpoint-2 was trained with other settings: {listed}. Put them back, or allow a key by name: --allow" in (
-        str(refused.value)
+    assert (
+        f"checkpoint-2 was trained with other settings: {listed}. Put them back, or allow a key by name: --allow"
+        in (str(refused.value))
     )
     with pytest.raises(CheckpointError, match=r"was trained with other settings"):
         copy.go_on(*overrides, allow=("training.mlm_probability", *allow[1:]))
@@ -149,7 +150,10 @@ def test_a_section_may_be_allowed_as_a_whole(copy: Begun) -> None:
     [
         (["model.rnn.hidden_size=5"], "model.rnn.hidden_size was 4, is 5"),
         (["model.rnn.num_layers=2"], "model.rnn.num_layers was 1, is 2"),
-        (["model={architecture: gru, rnn: {embedding_size: 4, hidden_size: 4, num_layers: 1}}"], "was 'lstm', is 'gru'"),
+        (
+            ["model={architecture: gru, rnn: {embedding_size: 4, hidden_size: 4, num_layers: 1}}"],
+            "was 'lstm', is 'gru'",
+        ),
     ],
 )
 def test_another_model_is_refused_even_when_it_is_allowed_because_its_weights_do_not_fit(
@@ -206,8 +210,8 @@ def test_a_tokenizer_is_neither_replaced_nor_changed_under_a_run(copy: Begun) ->
 
 
 def test_a_tokenizer_of_another_size_is_other_settings_and_other_data(copy: Begun) -> None:
-    elsewhere = ["tokenizer.vocab_size=9", f"tokenizer.output_dir={copy.folder / 'another'}"]
-    with pytest.raises(CheckpointError, match=r"tokenizer\.vocab_size was 10, is 9"):
+    elsewhere = ["tokenizer.vocab_size=8", f"tokenizer.output_dir={copy.folder / 'another'}"]
+    with pytest.raises(CheckpointError, match=r"tokenizer\.vocab_size was 10, is 8"):
         copy.go_on(*elsewhere)
     with pytest.raises(CheckpointError, match=r"other data: the tokenizer changed since"):
         copy.go_on(*elsewhere, allow=("tokenizer",))
@@ -233,7 +237,9 @@ def test_another_plugin_is_refused_by_name_and_version_unless_allowed(
 
 
 def test_a_budget_that_is_spent_already_is_refused(copy: Begun) -> None:
-    with pytest.raises(CheckpointError, match=r"checkpoint-2 lies beyond the end of this run: 2 steps and 8 rows of 1 "):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-2 lies beyond the end of this run: 2 steps and 8 rows of 1 "
+    ):
         copy.go_on("training.train_steps=1")
 
 
@@ -257,5 +263,5 @@ def test_other_versions_go_on_with_a_warning_that_names_each(copy: Begun, capsys
     manifest["environment"] |= {"torch": "2.0.0", "device": "cuda"}
     (copy.checkpoint / MANIFEST).write_bytes(_sealed(manifest))
     assert copy.go_on() == 3
-    says = rf"not bit for bit as it would have: torch was 2\.0\.0, is {torch.__version__}; device was cuda, is cpu\n"
-    assert says.replace("\\", "") in capsys.readouterr().err
+    says = f"not bit for bit as it would have: torch was 2.0.0, is {torch.__version__}; device was cuda, is cpu\n"
+    assert capsys.readouterr().err.endswith(says)

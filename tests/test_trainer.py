@@ -267,7 +267,13 @@ def test_the_same_seed_gives_the_same_run_and_each_seed_varies_its_own_stream(ex
 
 def test_another_process_with_other_hashes_gives_the_same_run_from_the_tokenizer_on(experiment):
     """Sets and dictionaries of text have another order in each process; nothing that is kept may follow it."""
-    kept = ("model.safetensors", "optimizer.safetensors", "trainer_state.json", "tokenizer.json", "tokenizer_config.json")
+    kept = (
+        "model.safetensors",
+        "optimizer.safetensors",
+        "trainer_state.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    )
     overrides = ["tokenizer.tokenizer_type=sentencepiece", "tokenizer.vocab_size=300"]
     here, there = (experiment(name, "bert", train_steps=3, overrides=overrides) for name in ("here", "there"))
     run(here, quiet=True)
