@@ -380,6 +380,7 @@ def test_nothing_in_a_checkpoint_is_executed(target: Target, monkeypatch: pytest
     change, refused_by = EXECUTABLE[name]
     target.publish(change)
     monkeypatch.chdir(target.checkpoint)
+    monkeypatch.syspath_prepend(target.checkpoint)  # as in a notebook beside it: an import by name would find evil.py
     target.check(refused_by)
     for auto in (
         AutoModelForCausalLM,
