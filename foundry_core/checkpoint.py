@@ -225,8 +225,8 @@ def _step(folder: Path) -> int:
 def check_whole(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, every file of which is as it was published, under the name it was published."""
     manifest = read_manifest(folder)
-    if folder.name != f"checkpoint-{manifest.get('step')}":
-        raise CheckpointError(f"{folder} is not what its name says: its manifest says step {manifest.get('step')}")
+    if folder.name != f"checkpoint-{manifest.get('step')!r}":
+        raise CheckpointError(f"{folder} is not what its name says: its manifest says step {manifest.get('step')!r}")
     return manifest
 
 

@@ -367,8 +367,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 def load_model(folder: str | Path) -> BaseLanguageModel:
     """The model of a saved folder, weights included, in evaluation mode.
 
-    A checkpoint must match its manifest; a folder of `save_pretrained` has none. Raises CheckpointError for
-    whatever is not as it should be, naming the file; sizes that the folder merely claims take no memory.
+    A checkpoint must match its manifest; a folder of `save_pretrained` has none. Sizes that the folder merely claims
+    take no memory. Raises CheckpointError for whatever is not as it should be, naming the file.
     """
     folder = Path(folder)
     if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / STATE):

@@ -44,6 +44,9 @@ def batches_from_workers(load: Callable[[int], Batch], count: int, workers: int)
             for first in range(workers):
                 running.append(_fork(load, range(first, count, workers), running, mask))
         for index in range(count):
+            # Batches that were sent ahead would hide a death for as long as they last.
+            for worker in running:
+                worker.check()
             yield running[index % workers].receive()
     finally:
         # A later fork may inherit this generator as garbage; only its owner may end the workers.
@@ -54,17 +57,31 @@ def batches_from_workers(load: Callable[[int], Batch], count: int, workers: int)
 
 @dataclass
 class _Worker:
+    """code: how it ended, once that is known; its number may belong to another process from then on."""
+
     pid: int
     pipe: Connection
+    code: int | None = None
 
     def receive(self) -> Batch:
         try:
             message = self.pipe.recv_bytes()
         except (EOFError, OSError) as error:
-            raise DataError(
-                f"data worker {self.pid} {self.end()}; start again, with training.num_workers 0 if it recurs."
-            ) from error
+            raise self._lost() from error
         return _unpacked(message)
+
+    def check(self) -> None:
+        """Raises DataError when the process has ended before its work was done."""
+        if self.code is None:
+            with suppress(ChildProcessError):  # somebody else has waited for it: the pipe will tell
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.code = os.waitstatus_to_exitcode(status) if pid else None
+        if self.code:
+            raise self._lost()
+
+    def _lost(self) -> DataError:
+        how = self.end()
+        return DataError(f"data worker {self.pid} {how}; start again, with training.num_workers 0 if it recurs.")
 
     def end(self) -> str:
         """Kill the process, which holds nothing that would need an orderly end; says how it ended."""
@@ -72,11 +89,14 @@ class _Worker:
             return "has ended before"
         self.pipe.close()
         try:
-            os.kill(self.pid, signal.SIGKILL)  # one that is already dying keeps its own exit code
-            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            if self.code is None:
+                os.kill(self.pid, signal.SIGKILL)  # one that is already dying keeps its own exit code
+                self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except (ProcessLookupError, ChildProcessError):
             return "has ended"  # and somebody else in this process has waited for it
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return (
+            f"was killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with exit code {self.code}"
+        )
 
 
 @contextmanager

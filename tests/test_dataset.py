@@ -361,6 +361,32 @@ def test_where_a_run_is_cut_and_how_it_is_batched_does_not_change_the_samples() 
     assert samples(batches(0, 900, batch_size=900)) == whole
 
 
+def test_a_batch_after_100_million_samples_costs_what_the_first_one_does() -> None:
+    """Rows read and positions computed are counted; benchmarks/seeking.py measures the time."""
+    read, asked = list[int](), list[int]()
+
+    class CountedRows(Rows):
+        def row(self, index: int) -> np.ndarray:
+            read.append(index)
+            return super().row(index)
+
+    class CountedOrder(SampleOrder):
+        def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(len(positions))
+            return super().at(positions)
+
+    rows = CountedRows(np.broadcast_to(np.uint16(7), (30_000_000 * 8 + 1,)), "overlap", 9)
+    order = CountedOrder(len(rows), 11)
+    costs = []
+    for start in (0, 10**8):
+        batch = next(iter(Batches(rows, order, collate, 4, start, start + 10**9)))
+        assert batch["where"] == np.stack(SampleOrder(len(rows), 11).at(np.arange(start, start + 4)), axis=1).tolist()
+        costs.append((len(read), sum(asked)))
+        read.clear()
+        asked.clear()
+    assert costs[0] == costs[1] == (4, 4 * Batches._GROUP)
+
+
 def test_importing_the_module_does_not_import_torch() -> None:
     code = "import sys, foundry_core.dataset; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -142,8 +142,9 @@ def test_a_wheel_holds_its_package_with_its_types_and_nothing_else(name: str, wh
     assert metadata(wheels[name])["License-Expression"] == ["Apache-2.0"]
 
 
-def test_the_wheel_of_core_holds_the_licence(wheels: dict[str, Path]) -> None:
+def test_the_wheel_of_core_holds_the_licence_and_the_promises(wheels: dict[str, Path]) -> None:
     files = contents(wheels["foundry-core"])
+    assert "foundry_core/RELIABILITY.md" in files
     (licence,) = [file for file in files if file.endswith("/LICENSE")]
     with zipfile.ZipFile(wheels["foundry-core"]) as archive:
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()

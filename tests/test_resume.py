@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,40 @@ def test_a_checkpoint_of_an_architecture_that_is_not_installed_says_what_made_it
         (folder_of(config, 1) / name).unlink()
     with pytest.raises(CheckpointError, match=r"made with foundry-zebra 2\.0\. .*Unknown architecture: 'zebra'"):
         load_model(folder_of(config, 1))
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers of a process")
+def test_a_killed_data_worker_ends_a_run_within_five_seconds_and_it_goes_on_bit_for_bit(experiment, tmp_path):
+    """So many batches that the workers cannot have sent all of them ahead; those that were sent hide nothing."""
+    settings = {"train_steps": 60, "num_workers": 2, "checkpoints": {"steps": [2]}}
+    data, logging = {"batch_size": 128}, {"log_every_steps": 1}
+    config = experiment("lstm", tmp_path / "broken", training=settings, data=data, logging=logging)
+    whole = experiment("lstm", tmp_path / "whole", training=settings | {"num_workers": 0}, data=data, logging=logging)
+    run(whole, quiet=True)
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(config.resolved()))
+    command = [sys.executable, "-m", "foundry_core.cli", "train", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for line in process.stderr:
+        if line.startswith("step 3/"):
+            workers = children(process.pid)
+            os.kill(workers[0], signal.SIGKILL)
+            break
+    started = time.monotonic()
+    *_, last = process.stderr.read().splitlines()
+    assert time.monotonic() - started < 5
+    assert process.wait() == 4
+    assert len(workers) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert last.startswith(f"error: data worker {workers[0]} was killed by SIGKILL; start again")
+    assert [folder.name for folder in checkpoints(config.training.output_dir)] == ["checkpoint-0", "checkpoint-2"]
+    assert run(config, resume=True, quiet=True).step == 60
+    for name in ("model.safetensors", "optimizer.safetensors", "trainer_state.json"):
+        assert (folder_of(config, 60) / name).read_bytes() == (folder_of(whole, 60) / name).read_bytes()
 
 
 def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):

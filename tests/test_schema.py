@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,110 @@ def test_the_schema_accepts_what_loading_accepts(
     data = changed(start(name), key, value)
     assert loads(data) is valid
     assert accepts(schema, data, schema) is valid
+
+
+# Three hundred configurations that the schema refuses, and what loading says of them.
+
+WRONG = ["", "zzz", "a/b", "8", True, 0, -1, 1.5, 10**9, float("nan"), None, [], ["zzz"], [[1]], {}, {"zzz": 1}]
+CHECKING = """
+import json, sys, time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from foundry_core.cli import main
+found = []
+for number, path in enumerate(json.load(sys.stdin)):
+    out, err, started = StringIO(), StringIO(), time.perf_counter()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([("validate", "train", "plan")[number % 3], path])
+    found.append([code, out.getvalue(), err.getvalue().splitlines(), time.perf_counter() - started])
+json.dump({"found": found, "heavy": sorted({"torch", "transformers", "numpy"} & set(sys.modules))}, sys.stdout)
+"""
+
+
+def places(schema: dict[str, Any], value: Any, root: dict[str, Any], key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a configuration with the part of the schema that describes it."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    for variant in schema.get("anyOf", ()):
+        if isinstance(value, dict) and accepts(variant, value, root):
+            yield from places(variant, value, root, key)
+    for name, part in schema.get("properties", {}).items():
+        if isinstance(value, dict) and name in value:
+            dotted = f"{key}.{name}".removeprefix(".")
+            yield dotted, part
+            yield from places(part, value[name], root, dotted)
+
+
+def block_style(data: dict[str, Any], indent: str = "") -> list[str]:
+    """A YAML with one line for each key; lists and what is wrong in the place of a section are written in one line."""
+    lines = []
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{json.dumps(key)}:", *block_style(value, f"{indent}  ")]
+        else:
+            lines.append(f"{indent}{json.dumps(key)}: {json.dumps(value).replace('NaN', '.nan')}")
+    return lines
+
+
+def line_of(lines: list[str], key: str) -> int:
+    """Where a key stands, or the nearest section around it; 1 for the whole file."""
+    at, found = 0, 1
+    for depth, name in enumerate(key.split(".")):
+        start = f"{'  ' * depth}{json.dumps(name)}:"
+        here = next((n for n, line in enumerate(lines[at:], at) if line.startswith(start)), None)
+        if here is None:
+            return found
+        at, found = here + 1, here + 1
+    return found
+
+
+def malformed(schema: dict[str, Any], chance: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, configuration): each key of each architecture with each wrong value, then left out, then misspelt."""
+    for name in ARCHITECTURES:
+        whole = load_config(start(name)).resolved()
+        for key, part in places(schema, whole, schema):
+            for value in WRONG:
+                if not accepts(part, value, schema):
+                    yield key, changed(whole, key, value)
+            removed = changed(whole, key, ...)
+            if not accepts(schema, removed, schema):
+                yield key, removed
+            cut = chance.randint(key.rfind(".") + 1, len(key))
+            misspelt = f"{key[:cut]}x{key[cut:]}"
+            yield misspelt, changed(whole, misspelt, 1)
+
+
+def test_three_hundred_malformed_configurations_are_refused_by_line_and_key(
+    schema: dict[str, Any], tmp_path: Path
+) -> None:
+    chance = random.Random(14)
+    everything = list(malformed(schema, chance))
+    chance.shuffle(everything)
+    keys = {key for name in ARCHITECTURES for key, _ in places(schema, load_config(start(name)).resolved(), schema)}
+    once = {key: (key, data) for key, data in everything if key in keys}
+    assert set(once) == keys
+    chosen = [*once.values(), *everything][:300]
+    files = []
+    for number, (_, data) in enumerate(chosen):
+        assert not accepts(schema, data, schema)
+        path = tmp_path / f"{number}.yaml"
+        path.write_text("\n".join(block_style(data)) + "\n")
+        files.append(str(path))
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKING], input=json.dumps(files), capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    answer = json.loads(done.stdout)
+    assert answer["heavy"] == []
+    for path, (key, data), (code, out, lines, seconds) in zip(files, chosen, answer["found"], strict=True):
+        where = (key, Path(path).read_text(), lines)
+        assert (code, out) == (2, ""), where
+        assert all(re.fullmatch(rf"{re.escape(path)}:\d+: [^:]+: .+", line) for line in lines), where
+        said = [line.removeprefix(f"{path}:").split(": ", 2)[:2] for line in lines]
+        assert any(
+            f"{named}.".startswith(f"{key}.") and line == str(line_of(block_style(data), named)) for line, named in said
+        ), where
+        assert seconds < 1, where
 
 
 def test_the_command_prints_the_schema_of_all_installed_architectures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -188,12 +189,52 @@ def test_a_micro_batch_with_fewer_predictions_weighs_less(experiment):
     assert metrics(one)[0]["grad_norm"] == pytest.approx(metrics(many)[0]["grad_norm"], rel=1e-5)
 
 
-def test_saving_and_evaluating_often_or_never_gives_the_same_weights(experiment):
-    rarely = experiment("rarely", train_steps=6)
-    often = experiment("often", train_steps=6, checkpoints={"every_steps": 1}, evaluate_every_steps=1)
-    run(rarely, quiet=True)
-    run(often, quiet=True)
-    assert same(weights(rarely, 6), weights(often, 6))
+@pytest.mark.parametrize("architecture", ["lstm", "bert"])
+def test_saving_and_evaluating_often_rarely_or_never_gives_the_same_weights(experiment, architecture):
+    """Never is at the beginning and at the end alone; the batches of a step are two, between which nothing is saved."""
+    outcomes = []
+    for name, when in {
+        "never": {},
+        "rarely": {"checkpoints": {"every_steps": 4}},
+        "often": {"checkpoints": {"every_steps": 1}, "evaluate_every_steps": 1},
+        "all the time, keeping one": {"checkpoints": {"ephemeral_minutes": 1e-9, "keep": 1}},
+    }.items():
+        config = experiment(name, architecture, train_steps=6, gradient_accumulation_steps=2, **when)
+        state = run(config, quiet=True)
+        folder = Path(config.training.output_dir) / "checkpoint-6"
+        files = [(folder / file).read_bytes() for file in ("model.safetensors", "optimizer.safetensors")]
+        outcomes.append((files, state.ledger, [(r["loss"], r["grad_norm"]) for r in metrics(config)]))
+    assert all(outcome == outcomes[0] for outcome in outcomes[1:])
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_the_gradient_of_micro_batches_with_unequal_counts_is_that_of_the_whole_batch(experiment, architecture):
+    """A step of plain gradient descent so large that the weights it leaves are the gradient, to seven figures."""
+    rate, gradients = 1e4, []
+    dropout = [f"model.{'rnn' if architecture == 'lstm' else 'transformer'}.dropout=0"]
+    dropout += [] if architecture == "lstm" else ["model.transformer.attention_dropout=0"]
+    for size, passes in ((24, 1), (8, 3), (1, 24)):
+        config = experiment(
+            f"in {passes}",
+            architecture,
+            epochs=1,
+            gradient_accumulation_steps=passes,
+            optimizer="sgd",
+            learning_rate=rate,
+            weight_decay=0,
+            lr_scheduler="constant",
+            max_grad_norm=None,
+            overrides=[*dropout, "data.max_sequence_length=96", f"data.batch_size={size}"],
+        )
+        state = run(config, quiet=True)
+        assert state.step == 1
+        assert state.samples % 8 == 3  # rows in the last of three micro-batches, one of them a short one
+        before, after = weights(config, 0), weights(config, 1)
+        gradients.append(torch.cat([(before[name] - after[name]).double().flatten() / rate for name in sorted(before)]))
+    whole, *split = gradients
+    assert whole.norm() > 0.01
+    for gradient in split:
+        assert (gradient - whole).norm() / whole.norm() < 1e-5
 
 
 def test_workers_change_nothing(experiment):
@@ -222,6 +263,28 @@ def test_the_same_seed_gives_the_same_run_and_each_seed_varies_its_own_stream(ex
     assert same(first[1], results["dropout"][1])
     assert not same(first[1], results["initial"][1])
     assert not same(first[0], results["dropout"][0])
+
+
+def test_another_process_with_other_hashes_gives_the_same_run_from_the_tokenizer_on(experiment):
+    """Sets and dictionaries of text have another order in each process; nothing that is kept may follow it."""
+    kept = (
+        "model.safetensors",
+        "optimizer.safetensors",
+        "trainer_state.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    )
+    overrides = ["tokenizer.tokenizer_type=sentencepiece", "tokenizer.vocab_size=300"]
+    here, there = (experiment(name, "bert", train_steps=3, overrides=overrides) for name in ("here", "there"))
+    run(here, quiet=True)
+    code = "import json, sys, torch\nfrom foundry_core import load_config, run\ntorch.set_num_threads(1)\n"
+    code += "run(load_config(json.load(sys.stdin)), quiet=True)\n"
+    environment = os.environ | {"PYTHONHASHSEED": "77"}
+    settings = json.dumps(there.resolved()).encode()
+    subprocess.run([sys.executable, "-c", code], input=settings, env=environment, check=True)
+    for file in kept:
+        one, other = (Path(c.training.output_dir) / "checkpoint-3" / file for c in (here, there))
+        assert one.read_bytes() == other.read_bytes(), file
 
 
 def test_the_order_of_the_data_does_not_depend_on_the_architecture(experiment):

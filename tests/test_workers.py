@@ -135,6 +135,16 @@ def test_a_killed_worker_is_named_within_a_second() -> None:
     assert gone(pids)
 
 
+def test_batches_that_were_sent_ahead_do_not_hide_a_death() -> None:
+    iterator = batches_from_workers(lambda index: {"pid": os.getpid()}, 10**6, 2)
+    pids = [next(iterator)["pid"] for _ in range(2)]
+    os.kill(pids[1], signal.SIGKILL)
+    os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOWAIT)
+    with pytest.raises(DataError, match=f"data worker {pids[1]} was killed by SIGKILL"):
+        next(iterator)
+    assert gone(pids)
+
+
 def test_a_worker_that_dies_while_it_is_waited_for_is_noticed_at_once() -> None:
     parent = os.getpid()
 

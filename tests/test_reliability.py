@@ -1,0 +1,46 @@
+"""RELIABILITY.md: every promise is there, and every test that it names exists and is collected."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "foundry_core" / "RELIABILITY.md"
+PROMISES = [f"R{number}" for number in range(1, 20)]
+
+
+def sections() -> dict[str, str]:
+    parts = re.split(r"^## (R\d+) ", PAGE.read_text(), flags=re.MULTILINE)[1:]
+    assert len(parts) == 2 * len(PROMISES)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def functions(path: Path) -> set[str]:
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_promise_says_what_keeps_it_and_which_tests_show_it() -> None:
+    found = sections()
+    assert list(found) == PROMISES
+    for promise, text in found.items():
+        (keepers,) = re.findall(r"^Kept by: (.+?)$", text, flags=re.MULTILINE)
+        modules = re.findall(r"`(\w+)(?:\.\w+)*`", keepers)
+        assert modules, promise
+        assert all((ROOT / "foundry_core" / f"{module}.py").is_file() for module in modules), (promise, modules)
+        assert re.search(r"^\* `tests/", text, flags=re.MULTILINE), promise
+
+
+def test_every_test_that_is_named_exists() -> None:
+    names = re.findall(r"^\* `(.+)`$", PAGE.read_text(), flags=re.MULTILINE)
+    assert len(names) == PAGE.read_text().count("::")
+    assert len(names) > 40
+    missing = [name for name in names if name.partition("::")[2] not in functions(ROOT / name.partition("::")[0])]
+    assert missing == []
+    assert all(name.partition("::")[2].startswith("test_") for name in names)
+
+
+def test_the_page_ships_with_the_package_and_the_readme_links_to_it() -> None:
+    assert "(foundry_core/RELIABILITY.md)" in (ROOT / "README.md").read_text()
+    assert '"RELIABILITY.md"' in (ROOT / "pyproject.toml").read_text()
