@@ -91,7 +91,8 @@ class WrappedLanguageModel(BaseLanguageModel):
         """
         *places, width = hidden.shape
         logits: torch.Tensor = self._only_head[0](inputs_embeds=hidden.reshape(1, math.prod(places), width)).logits
-        return logits.reshape(*places, logits.shape[-1])
+        # Some heads end in fp32 whatever they are given, which would make a float64 model one of fp32.
+        return logits.reshape(*places, logits.shape[-1]).to(torch.promote_types(logits.dtype, hidden.dtype))
 
     def position_ids(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int

@@ -44,6 +44,7 @@ def _capabilities(config: MambaModelConfig) -> Capabilities:
         padding_sides=("left", "right"),
         gradient_checkpointing=True,
         any_length=True,
+        tied_embeddings=config.mamba.tie_embeddings,
     )
 
 

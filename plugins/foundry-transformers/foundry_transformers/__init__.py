@@ -178,6 +178,8 @@ def _capabilities(config: TransformersModelConfig) -> Capabilities:
         padding_sides=("left", "right") if placed or kind.blanks_padding else ("right",),
         gradient_checkpointing=kind.gradient_checkpointing,
         any_length=kind.positions is None,
+        bidirectional=not causal,
+        tied_embeddings=getattr(section, "tie_word_embeddings", True),
     )
 
 

@@ -54,6 +54,30 @@ class TransformersLanguageModel(WrappedLanguageModel):
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         return positions + _first_position(self.context)
 
+    def mixing_flops(self, batch: int, length: int) -> int:
+        """Where there are heads: queries with keys, and attention with values, 2 T for each unit of a head."""
+        inner = self.model.config
+        heads = getattr(inner, "num_attention_heads", None)
+        if heads is None:
+            return 0
+        width = getattr(inner, "head_dim", None) or inner.hidden_size // heads
+        content = batch * length * 4 * length * heads * width
+        return int((content + self._flops_of_distances(batch, length)) * inner.num_hidden_layers)
+
+    def _flops_of_distances(self, batch: int, length: int) -> int:
+        """In one layer, of content with relative positions: disentangled attention (He et al. 2021, equation 4)."""
+        inner = self.model.config
+        if not getattr(inner, "relative_attention", False):
+            return 0
+        buckets, longest = getattr(inner, "position_buckets", -1), inner.max_relative_positions
+        span = next(size for size in (buckets, longest, inner.max_position_embeddings) if size > 0)
+        distances, tokens, width = 2 * span, batch * length, inner.hidden_size
+        # The embeddings of distances are projected once, however many tokens there are: by matrices of their own, which
+        # `flops` has counted for each token, or by those of the content.
+        projected = distances if getattr(inner, "share_att_key", False) else distances - tokens
+        kinds = len(set(inner.pos_att_type or ()) & {"c2p", "p2c"})
+        return int(kinds * 2 * width * (tokens * distances + projected * width))
+
     @torch.no_grad()
     def prove(self) -> None:
         """Raise FoundryError unless the model does what its objective and its declared capabilities rely on.

@@ -1,0 +1,5 @@
+"""mamba under the conformance kit."""
+
+from foundry_core.testing import conformance
+
+test_mamba = conformance("mamba")

@@ -1,0 +1,5 @@
+"""transformers under the conformance kit."""
+
+from foundry_core.testing import conformance
+
+test_transformers = conformance("transformers")
