@@ -220,8 +220,12 @@ EXECUTABLE: dict[str, tuple[Change, set[str]]] = {
     ),
     "entry point": (an_entry_point, LOADING),
     "import string": (put_key(CONFIG, f"{SETTINGS}/model/architecture", "evil:Evil"), LOADING),
-    "plugin": (put_key(CONFIG, f"{SETTINGS}/plugins", ["evil"]), LOADING),
-    "plugin that is a module of Python": (put_key(CONFIG, f"{SETTINGS}/plugins", ["antigravity"]), LOADING),
+    # A run that goes on has the plugins that its YAML names, whatever the checkpoint says.
+    "plugin": (put_key(CONFIG, f"{SETTINGS}/plugins", ["evil"]), LOADING - {"resume"}),
+    "plugin that is a module of Python": (
+        put_key(CONFIG, f"{SETTINGS}/plugins", ["antigravity"]),
+        LOADING - {"resume"},
+    ),
     "class to call": (put_key(CONFIG, f"{SETTINGS}/model/_target_", "evil.Evil"), LOADING),
     "tag of YAML": (put_key(CONFIG, SETTINGS, "!!python/object/apply:os.abort []"), ALL),
     "files of the tokenizer elsewhere": (files_of_the_tokenizer_elsewhere, set()),

@@ -385,7 +385,7 @@ def test_the_schema_knows_what_installed_packages_offer_and_leaves_a_broken_one_
     printed, warned = capsys.readouterr()
     schema = json.loads(printed)
     training = schema["$defs"]["TrainingConfig"]["properties"]
-    assert training["objective"]["enum"] == ["causal_lm", "masked_lm", "rich_lm"]
+    assert training["objective"]["enum"] == ["causal_lm", "masked_lm", "rich_lm", None]
     assert training["optimizer"]["enum"] == ["adamw", "rich", "sgd"]
     assert "rich_type" in schema["$defs"]["TokenizerConfig"]["properties"]["tokenizer_type"]["enum"]
     (speed, null) = training["optimizer_settings"]["anyOf"]

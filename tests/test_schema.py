@@ -37,8 +37,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+def accepts(schema: dict[str, Any] | bool, value: Any, root: dict[str, Any]) -> bool:
     """Draft 2020-12, of which the keywords that are used here; an unknown keyword fails the test that meets it."""
+    if isinstance(schema, bool):
+        return schema
     return all(
         _holds(key, argument, schema, value, root) for key, argument in schema.items() if key not in _ANNOTATIONS
     )

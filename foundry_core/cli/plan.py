@@ -17,6 +17,7 @@ from foundry_core.cli.common import add_config_arguments, read_config
 EXAMPLE = "examples:\n  foundry plan configs/gpt2.yaml\n  foundry plan configs/gpt2.yaml data.batch_size=64 --json"
 
 _TIMED_STEPS = 3
+_PROBED_ROWS = 64
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -105,9 +106,12 @@ def _memory(trainer: Any, resident: int) -> dict[str, Any]:
 
 
 def _share_of_predictions(trainer: Any) -> float:
+    """Labels for each token, in the first rows: a whole batch may be more than there is room for."""
+    from foundry_core.dataset import Batches
     from foundry_core.model import IGNORED
 
-    batch = next(trainer.batches())
+    rows = min(_PROBED_ROWS, trainer.plan.total_samples)
+    (batch,) = Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)
     return float((batch["labels"] != IGNORED).sum() / batch["attention_mask"].sum())
 
 

@@ -133,6 +133,9 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         (definitions["TokenizerConfig"]["properties"], "tokenizer_type"),
     ):
         keys[name]["enum"] = sorted(offered[name])
+        if name != "optimizer":  # null leaves it to the architecture
+            keys[name]["enum"].append(None)
+            del keys[name]["type"]
     for name, sections in settings.items():
         training[name]["anyOf"] = [*({"$ref": references[(each, "validation")]["$ref"]} for each in sections), _NULL]
     if architectures:

@@ -1,4 +1,4 @@
-"""mamba under the conformance kit."""
+"""foundry-mamba under the conformance kit."""
 
 from foundry_core.testing import conformance
 

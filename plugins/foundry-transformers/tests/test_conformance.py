@@ -1,4 +1,4 @@
-"""transformers under the conformance kit."""
+"""Six model types of transformers under the conformance kit."""
 
 from foundry_core.testing import conformance
 
