@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -232,7 +233,9 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
 
 
 def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    """A hidden name that is free: one of the same name may still lie there, because it could not be removed."""
+    names = (folder.with_name(f".{folder.name}.{number}.old") for number in itertools.count(os.getpid()))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def set_aside(folder: str | Path) -> None:

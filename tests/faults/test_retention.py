@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from foundry_core.checkpoint import checkpoints, retire
-from foundry_core.storage import publish_folder, read_manifest
+from foundry_core.storage import publish_folder, read_manifest, remove_set_aside, set_aside
 from foundry_core.verification import verify_run
 from tests.faults.harness import ObservedDisk
 from tests.faults.scenario import flip
@@ -91,3 +91,13 @@ def test_whatever_is_damaged_a_newer_whole_checkpoint_is_there_before_an_older_o
     for victim, left in ended.of("victim"):
         assert left[-1] > victim
     assert fresh.after(ended) == []
+
+
+def test_a_folder_is_set_aside_though_one_of_its_name_could_not_be_removed(tmp_path):
+    for _ in range(2):
+        with publish_folder(tmp_path / "checkpoint-3", {"step": 3}) as sink:
+            sink.write("weights", b"1")
+        set_aside(tmp_path / "checkpoint-3")
+    assert checkpoints(tmp_path) == []
+    assert remove_set_aside(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
