@@ -35,6 +35,7 @@ FILES = {
     "README.md",
     "foundry_my_arch/__init__.py",
     "foundry_my_arch/model.py",
+    "foundry_my_arch/state_keys.txt",
     "foundry_my_arch/py.typed",
     "pyproject.toml",
     "tests/test_my_arch.py",

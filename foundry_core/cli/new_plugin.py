@@ -36,6 +36,7 @@ _FILES = {
     "workflow.yml": ".github/workflows/test.yml",
     "descriptor.py": "$package/__init__.py",
     "model.py": "$package/model.py",
+    "state_keys.txt": "$package/state_keys.txt",
     "test.py": "tests/test_$name.py",
 }
 
