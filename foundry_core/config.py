@@ -24,17 +24,16 @@ from foundry_core.config_sections import (
     TrainingConfig,
 )
 from foundry_core.errors import ConfigError, PluginError, Problem, did_you_mean
-from foundry_core.objective import Objective
-from foundry_core.optimizer import Optimizer
-from foundry_core.plugins import (
-    active_modules,
+from foundry_core.hooks import (
     available_objectives,
     available_optimizers,
     available_tokenizer_types,
-    get_architecture,
     hook_manager,
     providers,
 )
+from foundry_core.objective import Objective
+from foundry_core.optimizer import Optimizer
+from foundry_core.plugins import active_modules, get_architecture
 from foundry_core.tokenizer_type import TokenizerType, special_token_problems
 from foundry_core.yaml_source import KeyPath, YamlSource
 

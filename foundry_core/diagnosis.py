@@ -32,7 +32,8 @@ from foundry_core.discovery import (
     way_out,
 )
 from foundry_core.errors import PluginError
-from foundry_core.plugins import cause, clash, get_architecture, hook_manager, load_architecture, load_module
+from foundry_core.hooks import hook_manager
+from foundry_core.plugins import cause, clash, get_architecture, load_architecture, load_module
 
 if TYPE_CHECKING:
     from foundry_core.architecture import Architecture, Capabilities

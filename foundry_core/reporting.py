@@ -21,8 +21,8 @@ import pluggy
 
 from foundry_core.config import ExperimentConfig
 from foundry_core.errors import FoundryError
+from foundry_core.hooks import owner_of
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
-from foundry_core.plugins import owner_of
 from foundry_core.storage import AppendedLines, StorageError, write_file
 from foundry_core.surroundings import kept_surroundings
 

@@ -49,12 +49,13 @@ from foundry_core.dataset import Batches, SampleOrder, extended_ledger
 from foundry_core.devices import Precision, choose_device, is_out_of_memory
 from foundry_core.errors import CheckpointError, StoppedError, TrainingError
 from foundry_core.evaluation import evaluate, to_device
+from foundry_core.hooks import hook_manager
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport
 from foundry_core.interruption import StopRequest
 from foundry_core.model import BaseLanguageModel, create_model
 from foundry_core.optim import Schedule, build_optimizer
 from foundry_core.optimizer_state import optimizer_values
-from foundry_core.plugins import active_modules, hook_manager
+from foundry_core.plugins import active_modules
 from foundry_core.prepare import (
     ExperimentData,
     RunPlan,

@@ -28,7 +28,7 @@ from foundry_core import (
     register_architecture,
     run,
 )
-from foundry_core.plugins import hook_manager
+from foundry_core.hooks import hook_manager
 from foundry_core.reporting import Notifier
 from foundry_core.surroundings import kept_surroundings
 

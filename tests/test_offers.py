@@ -15,12 +15,7 @@ import pytest
 from foundry_core import ExperimentConfig, Objective, Optimizer, TokenizerType, hookimpl, load_config
 from foundry_core.cli import VERBS, main
 from foundry_core.errors import ConfigError, PluginError
-from foundry_core.plugins import (
-    available_objectives,
-    available_optimizers,
-    available_tokenizer_types,
-    hook_manager,
-)
+from foundry_core.hooks import available_objectives, available_optimizers, available_tokenizer_types, hook_manager
 from foundry_core.tokenizers import train_tokenizer
 
 Distribution = Callable[..., Path]

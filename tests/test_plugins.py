@@ -16,13 +16,12 @@ from foundry_core import BaseLanguageModel, Objective, hookimpl, load_config, re
 from foundry_core.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig
 from foundry_core.cli import main
 from foundry_core.errors import ConfigError, PluginError
+from foundry_core.hooks import available_objectives, hook_manager
 from foundry_core.plugins import (
     _plugin_files,
     active_modules,
     available_architectures,
-    available_objectives,
     get_architecture,
-    hook_manager,
     installed,
     load_plugin_file,
 )

@@ -35,6 +35,7 @@ architecture
 config_sections tokenizer_training
 hookspecs
 plugins
+hooks
 config diagnosis
 corpus export migrate_rules
 tokenizers model migrate
@@ -56,8 +57,8 @@ share, lies above the datasets that it makes; `evaluation` lies below `trainer`,
 """
 
 LIGHT_MODULES = (
-    "errors architecture objective optimizer tokenizer_type hookspecs discovery plugins diagnosis config "
-    "config_sections storage yaml_source migrate_rules migrate testing cli"
+    "errors architecture objective optimizer tokenizer_type hookspecs discovery plugins hooks diagnosis "
+    "config config_sections storage yaml_source migrate_rules migrate testing cli"
 )
 
 

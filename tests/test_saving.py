@@ -22,8 +22,8 @@ from foundry_core.background import Background
 from foundry_core.checkpoint import CheckpointTensors, TensorBuffers, checkpoints
 from foundry_core.devices import is_out_of_memory
 from foundry_core.errors import TrainingError
+from foundry_core.hooks import hook_manager
 from foundry_core.optim import build_optimizer
-from foundry_core.plugins import hook_manager
 from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
 from foundry_core.reporting import Notifier
 from foundry_core.storage import Disk, StorageError

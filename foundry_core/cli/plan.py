@@ -40,9 +40,9 @@ def execute(options: argparse.Namespace) -> None:
 
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     from foundry_core.estimate import estimated_parameters, training_flops
+    from foundry_core.hooks import hook_manager
     from foundry_core.model import create_model
     from foundry_core.optimizer_state import first_state
-    from foundry_core.plugins import hook_manager
     from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
     from foundry_core.reporting import Notifier
     from foundry_core.trainer import Trainer

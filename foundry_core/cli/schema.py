@@ -67,16 +67,16 @@ def execute(options: argparse.Namespace) -> None:
 
 def _offered(modules: list[ModuleType]) -> Offered:
     """Descriptors by the key that names them, and by their name; of two with one name, the first."""
-    from foundry_core import plugins
+    from foundry_core import hooks
 
     found: Offered = {"objective": {}, "optimizer": {}, "tokenizer_type": {}}
     for module in [None, *dict.fromkeys(modules)]:
         try:
-            manager = plugins.hook_manager([] if module is None else [module])
+            manager = hooks.hook_manager([] if module is None else [module])
             offers: Offered = {
-                "objective": {**plugins.available_objectives(manager)},
-                "optimizer": {**plugins.available_optimizers(manager)},
-                "tokenizer_type": {**plugins.available_tokenizer_types(manager)},
+                "objective": {**hooks.available_objectives(manager)},
+                "optimizer": {**hooks.available_optimizers(manager)},
+                "tokenizer_type": {**hooks.available_tokenizer_types(manager)},
             }
         except PluginError as error:
             sys.stderr.write(f"warning: left out: {error}\n")

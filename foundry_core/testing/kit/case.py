@@ -19,9 +19,10 @@ import torch
 from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.errors import PluginError
+from foundry_core.hooks import available_objectives, hook_manager
 from foundry_core.model import BaseLanguageModel, create_model
 from foundry_core.objective import Objective
-from foundry_core.plugins import active_modules, available_objectives, get_architecture, hook_manager
+from foundry_core.plugins import active_modules, get_architecture
 from foundry_core.tokenizers import default_special_tokens, train_tokenizer
 
 if TYPE_CHECKING:

@@ -22,16 +22,9 @@ from foundry_core import __version__, hookspecs
 from foundry_core.config import load_config
 from foundry_core.errors import ConfigError, did_you_mean
 from foundry_core.export import build
+from foundry_core.hooks import available_objectives, hook_manager
 from foundry_core.model import build_context, create_model
-from foundry_core.plugins import (
-    Installed,
-    active_modules,
-    available_objectives,
-    hook_manager,
-    import_string,
-    installed,
-    shipped_by,
-)
+from foundry_core.plugins import Installed, active_modules, import_string, installed, shipped_by
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, check, listed, require
 from foundry_core.testing.kit.processes import forked, fresh, fresh_command
