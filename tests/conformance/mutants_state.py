@@ -111,6 +111,14 @@ class OutputLayerNotResized(AttentionModel):
         self.output_layer = output_layer
 
 
+@MUTANTS.plant("the old embedding kept beside the new one", caught_by="resize")
+class OldEmbeddingKept(AttentionModel):
+    def resize_token_embeddings(self, new_num_tokens: int) -> None:
+        former = self.embedding
+        super().resize_token_embeddings(new_num_tokens)
+        self.former = former
+
+
 # Ties.
 
 

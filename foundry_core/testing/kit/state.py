@@ -80,7 +80,9 @@ def _require_same_names(actual: list[str], expected: list[str], what: str) -> No
     "again, and end with `note_vocabulary_size`.",
 )
 def resize(case: Case) -> None:
-    """With more or fewer tokens the old ones keep their logits, new ones get finite ones, and the model trains on."""
+    """With more or fewer tokens the old ones keep their logits, new ones get finite ones and as many parameters as they
+    would have in a new model, and it trains on.
+    """
     for size in (case.vocabulary + 5, case.vocabulary - 3):
         model, kept = case.stirred(), min(size, case.vocabulary)
         ids = case.ids(3, case.length).clamp(max=kept - 1)
@@ -90,6 +92,9 @@ def resize(case: Case) -> None:
         require(len(_table(model)) == size, f"{what}: get_input_embeddings() has {len(_table(model))} rows")
         known = model.context.vocab_size
         require(known == size, f"{what}: context.vocab_size is {known}; note_vocabulary_size is to be told")
+        if size > case.vocabulary:  # with fewer, a special token of the context may be gone
+            count, expected = model.get_parameter_count(), estimated_parameters(case.config, model.context)
+            require(count == expected, f"{what}: it has {dict(count)}, one built with as many {dict(expected)}")
         require_equal(_table(model)[:kept], rows[:kept], f"{what}: the old rows of the input embeddings")
         logits = model(ids).logits
         require(logits.shape[-1] == size, f"{what}: logits for {logits.shape[-1]} tokens")
