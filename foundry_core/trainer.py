@@ -139,7 +139,7 @@ class Trainer:
         self.precision = Precision(settings.precision, self.device)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).train()
         self.forward: Callable[..., Any] = torch.compile(model) if settings.compile else model
         self.optimizer = build_optimizer(model, settings, config.optimizer)
         self.schedule = Schedule(settings, self.plan.total_steps)
@@ -319,7 +319,6 @@ class Trainer:
         """One optimizer step. Returns its loss, learning rate and gradient norm; moves the state on."""
         state, settings, scaler = self.state, self.config.training, self.precision.scaler
         torch.manual_seed(derive(self.config.seed("dropout"), "dropout", state.step))
-        self.model.train()
         rate = self.schedule.rate(state.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -111,9 +111,9 @@ MECHANISMS = [
     ),
     Without(
         "R8",
-        "trainer",
-        "        self.model.train()\n",
-        "",
+        "evaluation",
+        "        model.train(was_training)",
+        "        pass",
         "test_trainer.py::test_saving_and_evaluating_often_rarely_or_never_gives_the_same_weights",
     ),
     Without(
