@@ -1,9 +1,9 @@
 """What code that is not training's own must leave as it was: random generators, and what torch and numpy do by default.
 
 Kept: the generators of torch (GPUs included), numpy and Python; torch's number of threads, default dtype and device,
-grad mode, determinism and precision of matrix products; numpy's handling of floating-point errors, warning filters,
-the working folder. Not kept, because nothing can keep it: what threads of that code's own do later, environment
-variables, signal handlers, files.
+grad mode, anomaly detection, determinism, precision of matrix products and choice of kernels; numpy's handling of
+floating-point errors, warning filters, the working folder. Not kept, because nothing can keep it: what threads of that
+code's own do later, environment variables, signal handlers, files.
 """
 
 from __future__ import annotations
@@ -34,26 +34,41 @@ def _grad_mode(enabled: bool) -> None:
     torch.set_grad_enabled(enabled)
 
 
+def _anomaly_detection(enabled: bool) -> None:
+    torch.set_anomaly_enabled(enabled, torch.is_anomaly_check_nan_enabled())
+
+
 def _of(holder: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     return lambda: getattr(holder, name), lambda value: setattr(holder, name, value)
 
 
-_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
-    (os.getcwd, os.chdir),
-    (lambda: list(warnings.filters), _filters),
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_default_device, _default_device),
-    (torch.is_grad_enabled, _grad_mode),
-    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
-    _of(torch.backends.cudnn, "benchmark"),
-    _of(torch.backends.cudnn, "deterministic"),
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "the working folder": (os.getcwd, os.chdir),
+    "the warning filters": (lambda: list(warnings.filters), _filters),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": (torch.get_default_device, _default_device),
+    "whether gradients are recorded": (torch.is_grad_enabled, _grad_mode),
+    "anomaly detection": (torch.is_anomaly_enabled, _anomaly_detection),
+    "deterministic algorithms": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "oneDNN": _of(torch.backends.mkldnn, "enabled"),
+    "cuDNN": _of(torch.backends.cudnn, "enabled"),
+    "cuDNN's benchmark": _of(torch.backends.cudnn, "benchmark"),
+    "cuDNN's determinism": _of(torch.backends.cudnn, "deterministic"),
+    # Which kernel attention takes, on a CPU too.
+    "flash attention": (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    "attention that saves memory": (
+        torch.backends.cuda.mem_efficient_sdp_enabled,
+        torch.backends.cuda.enable_mem_efficient_sdp,
+    ),
+    "attention by its formula": (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    "attention by cuDNN": (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
     # The older name of the precision first: setting it sets the newer ones as well.
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    _of(torch.backends, "fp32_precision"),
-    _of(torch.backends.cuda.matmul, "fp32_precision"),
-    _of(torch.backends.mkldnn.matmul, "fp32_precision"),  # type: ignore[attr-defined]
-)
+    "the precision of matrix products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "the precision of fp32": _of(torch.backends, "fp32_precision"),
+    "the precision of matrix products by CUDA": _of(torch.backends.cuda.matmul, "fp32_precision"),
+    "the precision of matrix products by oneDNN": _of(torch.backends.mkldnn.matmul, "fp32_precision"),  # type: ignore[attr-defined]
+}
 
 
 def _read(get: Callable[[], Any]) -> Any:
@@ -66,19 +81,24 @@ def _read(get: Callable[[], Any]) -> Any:
         return type(error)
 
 
+def settings() -> dict[str, Any]:
+    """Everything that is kept beside the generators of chance, by what it is called."""
+    return {name: _read(get) for name, (get, _) in _SETTINGS.items()}
+
+
 @contextmanager
 def kept_surroundings() -> Iterator[None]:
     """Whatever is done inside, the surroundings are afterwards what they were; costs 0.3 ms."""
     on_cpu, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    before = [_read(get) for get, _ in _SETTINGS]
+    before = settings()
     try:
         with np.errstate():
             yield
     finally:
-        for (get, put), value in zip(_SETTINGS, before, strict=True):
-            if _read(get) != value and not isinstance(value, type):
-                put(value)
+        for name, (get, put) in _SETTINGS.items():
+            if _read(get) != before[name] and not isinstance(before[name], type):
+                put(before[name])
         torch.set_rng_state(on_cpu)
         np.random.set_state(of_numpy)
         random.setstate(of_python)

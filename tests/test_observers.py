@@ -46,8 +46,15 @@ def surroundings() -> dict[str, Any]:
         "device": torch.get_default_device(),
         "gradients": torch.is_grad_enabled(),
         "determinism": torch.get_deterministic_debug_mode(),
-        "benchmark": torch.backends.cudnn.benchmark,
-        "cudnn": torch.backends.cudnn.deterministic,
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "oneDNN": torch.backends.mkldnn.enabled,
+        "cuDNN": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+        "attention": (
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+            torch.backends.cuda.math_sdp_enabled(),
+            torch.backends.cuda.cudnn_sdp_enabled(),
+        ),
         "precision": torch.get_float32_matmul_precision(),
         "general precision": torch.backends.fp32_precision,
         "precision on the GPU": torch.backends.cuda.matmul.fp32_precision,
@@ -67,7 +74,13 @@ def change_everything() -> None:
     torch.set_default_device("meta")
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True)
+    torch.set_anomaly_enabled(True)
+    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False
     torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_math_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.set_float32_matmul_precision("high")
     torch.backends.fp32_precision = "tf32"
     torch.backends.cuda.matmul.fp32_precision = "ieee"

@@ -1,68 +1,32 @@
-"""A package with an architecture, as an installer leaves it, and the mutants of its metadata and its light module."""
+"""The package that `foundry new-plugin` writes, as an installer leaves it, and mutants of its metadata and modules."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foundry_core.cli.new_plugin import plugin_files
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.keys import write_keys
 from foundry_core.testing.kit.run import chosen_checks, run_check
 
 NAME = "packaged"
+PACKAGE = f"foundry_{NAME}"
 
-LIGHT = f"""\
-from pydantic import Field
-from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, hookimpl
-
-class Section(ConfigSection):
-    width: int = Field(16, ge=1, description="width of everything")
-
-class Config(ModelConfig):
-    section: Section = Field(Section(), description="sizes")
-
-{NAME} = Architecture(
-    name="{NAME}",
-    summary="a recurrent model that is right in every respect",
-    config_class=Config,
-    model_class="{NAME}_model:Model",
-    capabilities=lambda config: Capabilities(any_length=True, carried_state=True),
-)
-"""
+_FILES = plugin_files(NAME)
+LIGHT = _FILES[f"{PACKAGE}/__init__.py"]
+MODEL = _FILES[f"{PACKAGE}/model.py"]
 HOOK = """
+from foundry_core import hookimpl
+
 @hookimpl
 def foundry_run_ended(step):
     pass
-"""
-MODEL = f"""\
-from torch import nn
-from foundry_core import BaseLanguageModel, exposed_by_plugin
-
-class Model(BaseLanguageModel):
-    def __init__(self, config, context):
-        super().__init__(config, context)
-        width = config.model.section.width
-        self.embedding = nn.Embedding(context.vocab_size, width)
-        self.layer = nn.RNN(width, width, batch_first=True)
-        self.output_layer = nn.Linear(width, context.vocab_size)
-
-    def forward(self, input_ids, attention_mask=None, labels=None, state=None, use_cache=False, **kwargs):
-        hidden, state = self.layer(self.embedding(input_ids), state)
-        return self.output(hidden, self.output_layer, labels, attention_mask=attention_mask, state=state, **kwargs)
-
-    def get_input_embeddings(self):
-        return self.embedding
-
-    def resize_token_embeddings(self, new_num_tokens):
-        raise NotImplementedError
-
-exposed_by_plugin("{NAME}")
 """
 
 
@@ -115,7 +79,7 @@ def _mutants() -> Iterator[Package]:
     yield plant("an argument by keyword only", "hooks", light=LIGHT + HOOK.replace("(step)", "(*, step=None)"))
     yield plant("a misspelt hook", "hooks", light=LIGHT + HOOK.replace("run_ended", "run_endet"))
     yield plant("no list of names", "keys", committed=None)
-    yield plant("a weight renamed since", "keys", model=MODEL.replace("output_layer", "head"))
+    yield plant("a weight renamed since", "keys", model=MODEL.replace("self.embedding", "self.table"))
     forgotten = MODEL.replace(f'exposed_by_plugin("{NAME}")', "")
     yield plant("the auto classes not told", "hugging-face", model=forgotten)
 
@@ -130,7 +94,7 @@ def installed(package: Package, site: Path) -> Iterator[None]:
     information.mkdir(parents=True)
     requires = "".join(f"Requires-Dist: {each}\n" for each in package.requires)
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: foundry-{NAME}\nVersion: 1.0\n{requires}")
-    (information / "entry_points.txt").write_text(f"[foundry.architectures]\n{package.entry} = {NAME}_light:{NAME}\n")
+    (information / "entry_points.txt").write_text(f"[foundry.architectures]\n{package.entry} = {PACKAGE}:{NAME}\n")
     sys.path.insert(0, str(site))
     before = set(sys.modules)
     try:
@@ -146,13 +110,14 @@ def installed(package: Package, site: Path) -> Iterator[None]:
 
 
 def _write_modules(site: Path, package: Package) -> None:
-    (site / f"{NAME}_light.py").write_text(textwrap.dedent(package.light))
-    (site / f"{NAME}_model.py").write_text(package.model)
+    (site / PACKAGE).mkdir(exist_ok=True)
+    (site / PACKAGE / "__init__.py").write_text(package.light)
+    (site / PACKAGE / "model.py").write_text(package.model)
     importlib.invalidate_caches()
 
 
 def _forget(before: set[str]) -> None:
-    for name in {f"{NAME}_light", f"{NAME}_model"} & (set(sys.modules) - before):
+    for name in {PACKAGE, f"{PACKAGE}.model"} & (set(sys.modules) - before):
         del sys.modules[name]
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers.utils import logging
 
 from foundry_core.errors import UsageError, did_you_mean
+from foundry_core.surroundings import kept_surroundings
 
 # Each registers its checks when it is imported.
 from foundry_core.testing.kit import (  # noqa: F401
@@ -28,6 +29,7 @@ from foundry_core.testing.kit import (  # noqa: F401
 )
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.check import CHECKS, GROUPS, Check, NonconformanceError, NotApplicableError, subjects
+from foundry_core.testing.kit.surroundings import kept_environment
 
 Outcome = Literal["passed", "failed", "skipped", "expected"]
 
@@ -77,17 +79,18 @@ def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str]:
 
 @contextmanager
 def fixed_conditions() -> Iterator[None]:
-    """One thread, a random state that is left as it was, and none of the advice that libraries give in passing."""
-    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
-    torch.set_num_threads(1)
+    """One thread, and none of the advice that libraries give in passing. What a model sets when it is built is put
+    back: the next check finds things as this one did, and the check of side effects finds the model at it.
+    """
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with kept_surroundings(), kept_environment():
             warnings.simplefilter("ignore")
+            torch.set_num_threads(1)
             torch.manual_seed(0)
             yield
     finally:
-        torch.set_num_threads(threads)
         logging.set_verbosity(verbosity)
 
 

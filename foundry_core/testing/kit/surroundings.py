@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+
+from foundry_core import surroundings
 
 _EVENTS = {
     "os.mkdir": "makes the folder {0}",
@@ -65,36 +66,26 @@ def _is_byte_code(path: str) -> bool:
 
 
 def settings() -> dict[str, Any]:
-    """Everything that a model must not set, by what it is called."""
+    """Everything that a model must not set, by what it is called. Filters of warnings come with what is imported."""
+    found = {name: value for name, value in surroundings.settings().items() if name != "the warning filters"}
     return {
+        **found,
         "random's state": random.getstate(),
         "numpy's random state": np.random.get_state(),
-        "the default dtype": torch.get_default_dtype(),
-        "the default device": torch.get_default_device(),
-        "the number of threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
         "the environment": dict(os.environ),
-        "the working folder": str(Path.cwd()),
-        "whether gradients are recorded": torch.is_grad_enabled(),
-        "anomaly detection": torch.is_anomaly_enabled(),
-        "deterministic algorithms": (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        ),
-        "the precision of matrix products": torch.get_float32_matmul_precision(),
-        "oneDNN": torch.backends.mkldnn.enabled,
-        "cuDNN": (
-            torch.backends.cudnn.enabled,
-            torch.backends.cudnn.benchmark,
-            torch.backends.cudnn.deterministic,
-            torch.backends.cudnn.allow_tf32,
-        ),
-        "TF32": torch.backends.cuda.matmul.allow_tf32,
-        "the kernels of attention": (
-            torch._C._get_flash_sdp_enabled(),
-            torch._C._get_mem_efficient_sdp_enabled(),
-            torch._C._get_math_sdp_enabled(),
-        ),
     }
+
+
+@contextmanager
+def kept_environment() -> Iterator[None]:
+    """The variables of the environment are afterwards what they were."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        if os.environ != before:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
