@@ -41,8 +41,11 @@ def test_padding_on_the_left_that_is_not_declared_is_refused() -> None:
 
 
 @each_mutant
-def test_a_planted_defect_is_caught(mutant: Mutant) -> None:
-    (result,) = failures(mutant.model_class, mutant.caught_by)
+def test_a_planted_defect_is_caught(mutant: Mutant, record_property: Callable[[str, object], None]) -> None:
+    found = failures(mutant.model_class, mutant.caught_by)
+    record_property("figure: mutants of the kit", 1)
+    record_property("figure: mutants of the kit caught", len(found))
+    (result,) = found
     assert "\n" not in result.reason
 
 

@@ -64,8 +64,12 @@ def test_a_package_without_a_defect_passes(tmp_path: Path) -> None:
 
 
 @each_mutant
-def test_a_planted_defect_is_caught(mutant: Mutant | Package, tmp_path: Path) -> None:
+def test_a_planted_defect_is_caught(
+    mutant: Mutant | Package, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     reason = caught(mutant, tmp_path, mutant.caught_by).get(mutant.caught_by)
+    record_property("figure: mutants of the kit", 1)
+    record_property("figure: mutants of the kit caught", int(reason is not None))
     assert reason is not None
     assert "\n" not in reason
 
