@@ -98,7 +98,8 @@ class Capabilities:
     `state` can be handed from one call to the next. padding_sides: where a batch may be padded. longest_sequence: the
     most tokens that `data.max_sequence_length` may ask for, None when that is not limited. any_length: reads texts
     longer than the rows it was trained on. bidirectional: under an objective that is not causal a prediction sees
-    tokens on both sides. tied_embeddings: the output layer's weights are the input embeddings. compile:
+    tokens on both sides. reach: how many tokens a prediction sees, its own place included, back and where it is
+    bidirectional ahead, None for all. tied_embeddings: the output layer's weights are the input embeddings. compile:
     `training.compile` keeps the losses.
     """
 
@@ -110,6 +111,7 @@ class Capabilities:
     longest_sequence: int | None = None
     any_length: bool = False
     bidirectional: bool = False
+    reach: int | None = None
     tied_embeddings: bool = False
     compile: bool = True
 

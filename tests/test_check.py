@@ -159,8 +159,26 @@ def test_check_prints_a_line_for_each_check_and_what_to_do_about_failures(
         "attention-mask": "failed"
     }
     assert CHECKS["attention-mask"].mend in failed
-    assert counts.startswith(f"bag_table: {len(masking)} passed, 1 failed, 0 expected, 0 skipped in ")
+    assert counts.startswith(f"bag_table ({path}): {len(masking)} passed, 1 failed, 0 expected, 0 skipped in ")
     assert error == "error: bag_table does not conform: attention-mask\n"
+
+
+def test_a_model_that_does_not_run_is_told_of_once_and_debug_shows_where(
+    bag: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(bag("bag_broken"))
+    text = path.read_text().replace("self.hidden(means)", "self.hiden(means)")
+    path.write_text(text)
+    line = text.partition("hiden")[0].count("\n") + 1
+    only = ["--only", "objective", "masking"]
+    assert main(["check", "bag_broken", "--plugin", str(path), *only]) == 9
+    printed, error = capsys.readouterr()
+    assert printed.count(f"AttributeError: 'Bag' object has no attribute 'hiden' ({path}:{line})") == 1
+    assert CHECKS["runs"].mend in printed
+    others = sum(check.group in ("objective", "masking") for check in CHECKS.values()) - 1
+    assert error == f"error: bag_broken does not conform: runs and {others} that fail with it\n"
+    assert main(["check", "bag_broken", *only, "--debug"]) == 9
+    assert f'File "{path}", line {line}, in forward' in capsys.readouterr().err
 
 
 def test_check_as_json_has_the_reasons(bag: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:

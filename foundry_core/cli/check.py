@@ -52,21 +52,34 @@ def execute(options: argparse.Namespace) -> None:
         if not options.json:
             print(_line(result), flush=True)
     failed = [result for result in carried_out if not result.good]
+    # A model that does not run fails every check with one and the same error: it is told of once.
+    causes = list({id(result.error or result): result for result in reversed(failed)}.values())[::-1]
     if options.json:
         print(json.dumps([_facts(result) for result in carried_out], indent=1))
     else:
-        for result in failed:
+        for result in causes:
             print(f"\n{result.check.name}: {result.check.invariant}\n  {result.reason}\n  {result.check.mend}")
         seconds = sum(result.seconds for result in carried_out)
         counts = [
             f"{sum(result.outcome == outcome for result in carried_out)} {outcome}"
             for outcome in ("passed", "failed", "expected", "skipped")
         ]
-        print(f"\n{options.architecture}: {', '.join(counts)} in {seconds:.1f} s")
+        print(f"\n{_described(options.architecture)}: {', '.join(counts)} in {seconds:.1f} s")
     sys.stdout.flush()
     if failed:
-        names = ", ".join(result.check.name for result in failed)
-        raise ConformanceError(f"{options.architecture} does not conform: {names}")
+        names = ", ".join(result.check.name for result in causes)
+        others = f" and {len(failed) - len(causes)} that fail with it" if len(failed) > len(causes) else ""
+        raise ConformanceError(f"{options.architecture} does not conform: {names}{others}") from failed[0].error
+
+
+def _described(name: str) -> str:
+    """The architecture, and which copy of which package it was: an installed one is not the folder one works in."""
+    from foundry_core.plugins import shipped_by
+    from foundry_core.testing.kit.run import suite_of
+
+    point, home = shipped_by(name), suite_of(name).home
+    facts = [str(fact) for fact in (point, home) if fact is not None]
+    return f"{name} ({', '.join(facts)})" if facts else name
 
 
 def _line(result: Result) -> str:

@@ -6,8 +6,9 @@ Shapes: B batch, T tokens of this call, S tokens so far, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -43,8 +44,9 @@ class SmallModelConfig(ModelConfig):
 class SmallModel(BaseLanguageModel):
     """Embedding, `layers`, and an output layer with weights of its own."""
 
-    capabilities = Capabilities()
+    capabilities: Any = Capabilities()
     settings: type[ModelConfig] = SmallModelConfig
+    example: ClassVar[Mapping[str, Any]] = {"width": 16, "num_layers": 2, "dropout": 0.0}
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
@@ -162,6 +164,23 @@ class AttentionModel(SmallModel):
         return visible_BTS.tril(diagonal=real_BS.shape[1] - tokens) if self.context.objective.causal else visible_BTS
 
 
+class DroppingModel(AttentionModel):
+    """With dropout in its example."""
+
+    example: ClassVar[Mapping[str, Any]] = {"width": 16, "num_layers": 2, "dropout": 0.2}
+
+
+class WindowedModel(AttentionModel):
+    """Attention to the last three columns: with every layer two more are within reach."""
+
+    @staticmethod
+    def capabilities(config: Any) -> Capabilities:
+        return replace(AttentionModel.capabilities, reach=1 + 2 * config.small.num_layers)
+
+    def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        return super().visible(real_BS, tokens).triu(diagonal=real_BS.shape[1] - tokens - 2)
+
+
 class BidirectionalModel(AttentionModel):
     """The same attention to both sides."""
 
@@ -223,5 +242,5 @@ def register(name: str, model_class: type[SmallModel]) -> None:
         summary="for the tests of the conformance kit",
         capabilities=model_class.capabilities,
         default_tokenizer="character",
-        examples={"tiny": {"small": {"width": 16, "num_layers": 2, "dropout": 0.0}}},
+        examples={"tiny": {"small": model_class.example}},
     )(model_class)

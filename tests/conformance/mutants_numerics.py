@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
-from foundry_core import BuildContext, ExperimentConfig, ModelOutput
+from foundry_core import BuildContext, ExperimentConfig, ModelConfig, ModelOutput
 
-from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel
+from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel, SmallSection
 from .mutants import Mutants
 
 MUTANTS = Mutants()
@@ -120,6 +122,24 @@ class FrozenPaddingRow(AttentionModel):
 class DropoutInEvaluation(AttentionModel):
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
         return super().finish(F.dropout(hidden_BTD, self.dropout.p), labels, **kwargs)
+
+
+class DropSection(SmallSection):
+    drop: float = Field(0.1, ge=0, lt=1, description="before the output layer")
+
+
+class DropModelConfig(ModelConfig):
+    small: DropSection = Field(DropSection(), description="sizes")
+
+
+@MUTANTS.plant("dropout of another name in evaluation", caught_by="pure-evaluation")
+class DropInEvaluation(AttentionModel):
+    settings = DropModelConfig
+    example: ClassVar[Mapping[str, Any]] = {"width": 16, "num_layers": 2, "drop": 0.0}
+
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        probability = self.config.model.small.drop  # type: ignore[attr-defined]
+        return super().finish(F.dropout(hidden_BTD, probability), labels, **kwargs)
 
 
 @MUTANTS.plant("state carried between calls", caught_by="pure-evaluation")

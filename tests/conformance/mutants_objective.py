@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +10,27 @@ from torch import nn
 
 from foundry_core import ModelOutput
 
-from .bases import AttentionModel, BidirectionalModel, RecurrentModel
+from .bases import AttentionModel, BidirectionalModel, RecurrentModel, WindowedModel
 from .mutants import Mutants
 
 MUTANTS = Mutants()
+
+
+@MUTANTS.plant("a misspelt attribute", caught_by="runs")
+class MisspeltAttribute(RecurrentModel):
+    def forward(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> ModelOutput:
+        self.embeding(input_ids)  # type: ignore[operator]
+        return super().forward(input_ids, *args, **kwargs)
+
+
+@MUTANTS.plant("a window that is not declared", caught_by="causal-leak")
+class UndeclaredWindow(WindowedModel):
+    capabilities = AttentionModel.capabilities  # type: ignore[assignment]
+
+
+@MUTANTS.plant("a reach that ends too early", caught_by="causal-leak")
+class ReachTooShort(RecurrentModel):
+    capabilities = replace(RecurrentModel.capabilities, reach=3)
 
 
 @MUTANTS.plant("mask off by one", caught_by="causal-leak")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -14,8 +15,9 @@ from foundry_core import Capabilities, FoundryError
 from foundry_core.testing.kit.check import CHECKS
 
 from . import mutants_masking, mutants_numerics, mutants_objective
-from .bases import BASES, AttentionModel, SmallModel
+from .bases import BASES, AttentionModel, DroppingModel, SmallModel, WindowedModel
 from .mutants import Mutant, failures, suite_of
+from .mutants_objective import MisspeltAttribute
 
 MUTANTS = [*mutants_objective.MUTANTS, *mutants_masking.MUTANTS, *mutants_numerics.MUTANTS]
 GROUPS = {"objective", "masking", "numerics"}
@@ -26,6 +28,25 @@ each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
 def test_a_model_without_a_defect_passes_the_kit(base: type[SmallModel]) -> None:
     assert [f"{result.check.name}: {result.reason}" for result in failures(base)] == []
+
+
+def test_dropout_that_an_example_sets_disturbs_no_check() -> None:
+    assert [f"{result.check.name}: {result.reason}" for result in failures(DroppingModel)] == []
+
+
+def test_a_model_that_sees_only_so_far_passes_where_it_says_so() -> None:
+    found = failures(WindowedModel, "objective", "masking", "generation")
+    assert [f"{result.check.name}: {result.reason}" for result in found] == []
+
+
+def test_a_model_that_does_not_run_fails_once_in_the_line_that_raises() -> None:
+    causes = {result.reason for result in failures(MisspeltAttribute, "objective", "masking", "state")}
+    (reason,) = causes
+    assert re.fullmatch(
+        r"tiny, causal_lm: AttributeError: 'MisspeltAttribute' object has no attribute 'embeding' "
+        r"\(.*mutants_objective\.py:\d+\)",
+        reason,
+    )
 
 
 def test_padding_on_the_left_that_is_not_declared_is_refused() -> None:

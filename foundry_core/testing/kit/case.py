@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import string
+import sys
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 from foundry_core.config import ExperimentConfig, load_config
@@ -34,7 +36,7 @@ LAYER_KEYS = ("layers", "num_layers", "num_hidden_layers", "n_layer")
 ODD_SIZES = "odd sizes"
 """Name of the case with one layer and other sizes than the examples."""
 
-DROPOUT_KEY = "dropout"
+DROPOUT_KEY = "drop"
 """Part of every key of a `model:` section that is a probability of leaving something out in training."""
 
 
@@ -123,6 +125,10 @@ class Case:
         if dropout is not None:
             changes["model"] = self.settings_with_dropout(dropout)
         model = create_model(self.config.model_copy(update=changes), self.tokenizer)
+        if dropout == 0:
+            for module in model.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):  # one that no key sets, too
+                    module.p = 0.0
         return model.eval()
 
     def stirred(self, *, dropout: float | None = None) -> BaseLanguageModel:
@@ -185,6 +191,28 @@ class Suite:
     cases: tuple[Case, ...]
     folder: Path
     _room: TemporaryDirectory[str] = field(repr=False)
+
+    @cached_property
+    def fault(self) -> tuple[Case, Exception] | None:
+        """The first case that is not built or does not read a batch, and what was raised."""
+        for case in self.cases:
+            try:
+                ids = case.ids(2, min(4, case.length))
+                case.model()(ids, attention_mask=torch.ones_like(ids), labels=ids)
+            except Exception as error:  # noqa: BLE001 - whatever a model under test raises is a finding
+                return case, error
+        return None
+
+    @cached_property
+    def home(self) -> Path | None:
+        """The folder of the package that the model's code is in, or its file where it is a single module."""
+        target = self.architecture.model_class
+        name = target.partition(":")[0] if isinstance(target, str) else target.__module__
+        package = sys.modules.get(name.partition(".")[0])
+        file = getattr(package, "__file__", None)
+        if file is None:
+            return None
+        return Path(file).parent if hasattr(package, "__path__") else Path(file)
 
     @classmethod
     def of(cls, name: str) -> Suite:

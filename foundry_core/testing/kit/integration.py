@@ -120,8 +120,9 @@ def _outcome(config: ExperimentConfig, *, resume: bool) -> bytes:
     "integration",
     "gradient-checkpointing",
     needs=declared("gradient_checkpointing"),
-    mend="Wrap each block in torch.utils.checkpoint.checkpoint(..., use_reentrant=False) and leave preserve_rng_state "
-    "on: dropout must fall the same way again.",
+    mend="Override `gradient_checkpointing_enable` and from then on, in training, wrap each block in "
+    "torch.utils.checkpoint.checkpoint(..., use_reentrant=False); leave preserve_rng_state on: dropout must fall the "
+    "same way again.",
 )
 def gradient_checkpointing(case: Case) -> None:
     """With activations recomputed the gradients are the same under dropout, within 1e-5, and less is kept."""
@@ -188,7 +189,7 @@ def _tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     "compile=False, and training.compile is refused when the YAML is read.",
 )
 def compiled(suite: Suite) -> None:
-    """Compiled, the loss and the gradients are the same within 1e-4."""
+    """Compiled, the loss and the gradients are the same within 1e-4, without dropout."""
     # The smallest model of each kind: to capture and differentiate the graph takes seconds, with the default backend's
     # code generation minutes.
     smallest = {(case.objective.name, case.sees_right): case for case in suite.cases if case.capabilities.compile}
@@ -196,7 +197,7 @@ def compiled(suite: Suite) -> None:
         ids, losses, gradients = case.ids(3, case.length), [], []
         torch._dynamo.reset()
         for compiling in (False, True):
-            model = case.stirred().train()
+            model = case.stirred(dropout=0.0).train()
             forward = torch.compile(model, backend="aot_eager") if compiling else model
             losses.append(forward(ids, labels=ids, reduction="sum", return_logits=False).loss)
             losses[-1].backward()
@@ -212,9 +213,11 @@ def compiled(suite: Suite) -> None:
     mend="Every parameter takes part in every forward pass, and nothing is summed over a batch but the loss.",
 )
 def data_parallel(case: Case) -> None:
-    """Two processes with half of the rows each come to the gradients of one process with all of them, within 1e-5."""
+    """Two processes with half of the rows each come to the gradients of one process with all of them, within 1e-5,
+    without dropout.
+    """
     batch = case.ids(6, case.length)
-    model = case.stirred().train()
+    model = case.stirred(dropout=0.0).train()
     _summed_loss(model, batch, batch).backward()
     unused = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
     require(not unused, f"{listed(unused)} takes no part in the loss: other processes would wait for its gradient")
@@ -234,7 +237,7 @@ def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = FileStore(f"{folder}/store", 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=30))
-    model = case.stirred().train()
+    model = case.stirred(dropout=0.0).train()
     parallel = DistributedDataParallel(model)
     for _ in range(2):  # a parameter that was left out is noticed when the next pass begins
         model.zero_grad()

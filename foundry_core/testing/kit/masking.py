@@ -64,7 +64,8 @@ def right_padding(case: Case) -> None:
     "masking",
     "left-padding",
     mend="Count positions by real tokens, start a recurrence at the first of them, and give a query that sees nothing "
-    "a finite result; or leave 'left' out of the capability `padding_sides`.",
+    "a finite result; hand `attention_mask` on to `self.output`; or leave 'left' out of the capability "
+    "`padding_sides`.",
 )
 def left_padding(case: Case) -> None:
     """Padding on the left, where declared, changes neither real logits nor the loss by more than 1e-5; where it is not
@@ -97,7 +98,7 @@ def require_refused(action: Callable[[], object], what: str) -> None:
     "masking",
     "attention-mask",
     mend="A token whose mask is 0 must not be read at all, wherever it stands: mask attention by `attention_mask` and "
-    "not by lengths; pass it over in a recurrence or a convolution.",
+    "not by lengths; pass it over in a recurrence or a convolution; hand `attention_mask` on to `self.output`.",
 )
 def attention_mask(case: Case) -> None:
     """A masked token between others is invisible: what it is changes no other logit and no loss by more than 1e-5; a

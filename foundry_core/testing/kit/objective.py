@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from foundry_core.collators import Batch, get_data_collator
 from foundry_core.model import IGNORED, BaseLanguageModel, ModelOutput
-from foundry_core.testing.kit.case import Case
+from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,
     check,
@@ -30,32 +30,59 @@ REDUCTIONS = ("mean", "sum", "none")
 
 @check(
     "objective",
+    "runs",
+    scope="architecture",
+    mend="The line that is named, or what it calls, raises; --debug shows the whole traceback. Until it is mended "
+    "every check of the model fails with it.",
+)
+def runs(suite: Suite) -> None:
+    """Every example is built, and reads a batch with a mask and labels."""
+    require(suite.fault is None, "the model does not run")
+
+
+@check(
+    "objective",
     "causal-leak",
     mend="An attention mask, a convolution's padding or a second direction lets a prediction see what it predicts. "
-    "When the token changes nothing, the mask is too narrow, or the capability `bidirectional` is not true.",
+    "When the token changes too little, the mask is too narrow, or a capability is not true: `bidirectional`, or "
+    "`reach`, which says how far convolutions and windows see.",
 )
 def causal_leak(case: Case) -> None:
-    """A changed token leaves every logit before it bit-equal and changes those from it on; a model of both directions
-    sees it on both sides.
+    """A changed token leaves every logit before it bit-equal and changes those from it on, as far as `reach` says; a
+    model of both directions sees it on both sides.
     """
     model, place = case.stirred(), case.length // 2
     before = case.ids(3, case.length)
     after = before.clone()
     after[:, place] = case.changed(before[:, place])
     old, new = model(before).logits, model(after).logits
-    differs = (old != new).any(dim=-1)
-    require(bool(differs[:, place:].all()), f"token {place} does not change the logits from it on")
-    if case.sees_right:
-        require(bool(differs[:, :place].all()), f"token {place} does not change the logits before it")
-    else:
+    if not case.sees_right:
         require_equal(new[:, :place], old[:, :place], f"logits before the changed token {place}")
+    reach = case.capabilities.reach or case.length
+    distance = torch.arange(case.length) - place
+    seen = (distance.abs() < reach) & ((distance >= 0) | case.sees_right)
+    blind = distance[seen & ~(old != new).any(dim=-1).all(dim=0)].tolist()
+    if blind:
+        raise NonconformanceError(f"a changed token does not change the logits {_away(blind)} it")
+    touched = distance[(distance.abs() >= reach) & (old != new).any(dim=-1).any(dim=0)].tolist()
+    if touched:
+        raise NonconformanceError(f"reach is {reach}, but a changed token changes the logits {_away(touched)} it")
+
+
+def _away(distances: list[int]) -> str:
+    """Where places lie, seen from a token."""
+    nearest = min(distances, key=abs)
+    if nearest == 0:
+        return "at"
+    return f"{abs(nearest)} {'place' if abs(nearest) == 1 else 'places'} {'after' if nearest > 0 else 'before'}"
 
 
 @check(
     "objective",
     "reference-loss",
     mend="The model shifts labels itself, or divides by another number than that of its predictions: end `forward` "
-    "with `return self.output(hidden, head, labels, ...)` and hand the labels on as they came.",
+    "with `return self.output(hidden, head, labels, attention_mask=attention_mask, **kwargs)` and hand the labels and "
+    "all keywords on as they came; `reduction` is one of them.",
 )
 def reference_loss(case: Case) -> None:
     """The loss, and its sum, are those of a float64 cross-entropy of the logits over the labels that are not -100,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -36,12 +38,15 @@ Outcome = Literal["passed", "failed", "skipped", "expected"]
 
 @dataclass(frozen=True)
 class Result:
-    """How a check went. expected: it failed, as was said it would. reason: of a failure or a skip, one line."""
+    """How a check went. expected: it failed, as was said it would. reason: of a failure or a skip, one line.
+    error: that of a failure.
+    """
 
     check: Check
     outcome: Outcome
     reason: str
     seconds: float
+    error: Exception | None = None
 
     @property
     def good(self) -> bool:
@@ -51,30 +56,47 @@ class Result:
 def run_check(one: Check, suite: Suite, expected: str | None = None) -> Result:
     """Carry out one check on all it applies to; ends at the first failure. expected: why it is known to fail."""
     start = time.perf_counter()
-    outcome, reason = _outcome(one, suite)
+    outcome, reason, error = _outcome(one, suite)
     if expected is not None and outcome == "failed":
         outcome, reason = "expected", f"{expected} ({reason})"
     elif expected is not None:
         outcome, reason = "failed", f"is among the expected failures ({expected}) and {outcome}: take it off the list"
-    return Result(one, outcome, reason, time.perf_counter() - start)
+    return Result(one, outcome, reason, time.perf_counter() - start, error)
 
 
-def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str]:
+def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str, Exception | None]:
     subject: object = suite
     try:
         chosen, reason = subjects(one, suite)
         if not chosen:
-            return "skipped", reason
+            return "skipped", reason, None
         with fixed_conditions():
+            if one.group != "packaging" and suite.fault is not None:
+                return "failed", _said(suite.fault[1], suite.fault[0], suite), suite.fault[1]
             for subject in chosen:
                 one.function(subject)
     except NotApplicableError as error:
-        return "skipped", str(error)
+        return "skipped", str(error), None
     except Exception as error:  # noqa: BLE001 - whatever a model under test raises is a finding
-        text = " ".join(str(error).split())
-        cause = text if isinstance(error, NonconformanceError) else f"{type(error).__name__}: {text}"
-        return "failed", f"{subject}: {cause}" if subject is not suite else cause
-    return "passed", ""
+        return "failed", _said(error, subject, suite), error
+    return "passed", "", None
+
+
+def _said(error: Exception, subject: object, suite: Suite) -> str:
+    """With what a check failed and how; what the model raised comes with its place in the plugin's code."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, NonconformanceError):
+        text = f"{type(error).__name__}: {text}{_place(error, suite.home)}"
+    return text if subject is suite else f"{subject}: {text}"
+
+
+def _place(error: BaseException, home: Path | None) -> str:
+    """The last line of the plugin's own code that an error came through, in parentheses."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if home is not None and Path(frame.filename).is_relative_to(home)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 @contextmanager
