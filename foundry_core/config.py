@@ -23,7 +23,7 @@ from foundry_core.config_sections import (
     TokenizerConfig,
     TrainingConfig,
 )
-from foundry_core.errors import ConfigError, PluginError, Problem, did_you_mean
+from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean
 from foundry_core.hooks import (
     available_objectives,
     available_optimizers,
@@ -339,7 +339,7 @@ class _Check:
     def _add(self, key: KeyPath, message: str) -> None:
         line = self.source.line_of(key)
         from_command_line = line == 0 and bool(self.source.lines)
-        path = "command line" if from_command_line else self.source.path
+        path = COMMAND_LINE if from_command_line else self.source.path
         self.problems.append(Problem(path, line, ".".join(map(str, key)) or "file", message))
 
     def _translate(self, error: ValidationError, model: type[BaseModel], prefix: KeyPath) -> None:

@@ -201,7 +201,8 @@ def unmet_requirement(point: Installed) -> str | None:
 
 def way_out(point: Installed) -> str:
     """What to do about a plugin that does not work."""
-    return hiding_module(point) or f"Upgrade or remove it: pip uninstall {point.distribution}"
+    verb = "Mend" if point.package.editable else "Upgrade"
+    return hiding_module(point) or f"{verb} or remove it: pip uninstall {point.distribution}"
 
 
 @dataclass(frozen=True)

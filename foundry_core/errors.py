@@ -28,6 +28,10 @@ class UsageError(FoundryError):
     exit_code = 2
 
 
+COMMAND_LINE = "command line"
+"""The path of a problem with a setting that was given there; it has no line."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a configuration: where it stands and what it is."""
@@ -38,7 +42,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return _one_line(f"{self.path}:{self.line}: {self.key}: {self.message}")
+        place = self.path if self.path == COMMAND_LINE else f"{self.path}:{self.line}"
+        return _one_line(f"{place}: {self.key}: {self.message}")
 
 
 class ConfigError(FoundryError):

@@ -151,8 +151,11 @@ def _newer(point: Installed) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """What was raised, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """What was raised, in one line; where, if it is about a file's syntax."""
+    said = str(error)
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        said = f"{error.msg} ({error.filename}:{error.lineno})"
+    return f"{type(error).__name__}: {' '.join(said.split())}"
 
 
 def import_string(target: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from foundry_core.errors import ConfigError, Problem
+from foundry_core.errors import COMMAND_LINE, ConfigError, Problem
 
 KeyPath = tuple[str | int, ...]
 
@@ -92,12 +92,12 @@ class YamlSource:
         dotted, equals, value = assignment.partition("=")
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
-            problem = Problem("command line", 0, assignment, "an override is section.key=value")
+            problem = Problem(COMMAND_LINE, 0, assignment, "an override is section.key=value")
             raise ConfigError([problem])
         try:
-            parsed = YamlSource.parse(value, "command line").data
+            parsed = YamlSource.parse(value, COMMAND_LINE).data
         except ConfigError as error:
-            raise ConfigError([Problem("command line", 0, dotted, each.message) for each in error.problems]) from error
+            raise ConfigError([Problem(COMMAND_LINE, 0, dotted, each.message) for each in error.problems]) from error
         section = self.data
         for depth, key in enumerate(keys[:-1]):
             if section.get(key) is None:
@@ -105,7 +105,7 @@ class YamlSource:
                 self.lines.setdefault(tuple(keys[: depth + 1]), 0)
             section = section[key]
             if not isinstance(section, dict):
-                problem = Problem("command line", 0, dotted, f"{'.'.join(keys[: depth + 1])} is not a section")
+                problem = Problem(COMMAND_LINE, 0, dotted, f"{'.'.join(keys[: depth + 1])} is not a section")
                 raise ConfigError([problem])
         section[keys[-1]] = parsed
         self.lines = {path: line for path, line in self.lines.items() if path[: len(keys)] != tuple(keys)}

@@ -741,7 +741,7 @@ def test_an_override_may_replace_a_whole_section(valid: Path) -> None:
 def test_a_wrong_override_names_the_command_line(
     override: str, problem: str, valid: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert validate(valid, capsys, override) == (2, "", [f"command line:0: {problem}"])
+    assert validate(valid, capsys, override) == (2, "", [f"command line: {problem}"])
 
 
 def test_an_override_that_contradicts_the_file_is_reported_at_the_file(

@@ -22,7 +22,7 @@ from foundry_core.errors import UsageError
 EXAMPLE = """\
 example:
   foundry new-plugin mine
-  pip install ./foundry-mine
+  pip install -e ./foundry-mine
   foundry plugins show mine"""
 
 _LONGEST = 20  # so that no line of the templates grows beyond its 120 columns
@@ -61,8 +61,8 @@ def execute(options: argparse.Namespace) -> None:
     for path, text in plugin_files(name).items():
         write_file(folder / path, text.encode())
     print(f"wrote {folder}; next:")
-    # Without a slash in it, pip would look for a package of that name.
-    print(f"  pip install {folder}{os.sep}")
+    # Editable, so that what is checked is what is being written. Without a slash in it, pip would look for a package.
+    print(f"  pip install -e {folder}{os.sep}")
     print(f"  foundry check {name}")
 
 

@@ -35,7 +35,7 @@ _DOCTOR = """Import every installed plugin's light module and check it: its requ
 descriptor, schema, examples and hooks; a second copy of it, or another module in its place.
 
 Each thing that is wrong is one line on stderr, with the way out; exit code 3 when there is one. What a model computes
-is not looked at."""
+is not looked at: foundry check NAME does that."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +161,7 @@ def _abilities(capabilities: dict[str, dict[str, Any]]) -> str:
     def shown(value: Any) -> str:
         if isinstance(value, bool):
             return "yes" if value else "no"
-        return ", ".join(value) if isinstance(value, list | tuple) else "any" if value is None else str(value)
+        return ", ".join(value) if isinstance(value, list | tuple) else "no limit" if value is None else str(value)
 
     names = next(iter(capabilities.values()), {})
     rows = [(name.replace("_", " "), *(shown(each[name]) for each in capabilities.values())) for name in names]
