@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from foundry_core.architecture import Architecture, Capabilities, ModelConfig
@@ -232,7 +233,12 @@ def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
     plain = [(name, settings, 37, 24) for name, settings in examples.items()]
     first = next(iter(examples.values()))
     for name, settings, vocabulary, length in [*plain, (ODD_SIZES, _one_layer(first), 29, 13)]:
-        validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
+        try:
+            validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
+        except ValidationError:
+            if name == ODD_SIZES:
+                continue  # an architecture that one layer is too few for
+            raise
         known = available_objectives(hook_manager(active_modules(architecture)))
         capabilities = architecture.capabilities(validated)
         longest = min(length, capabilities.longest_sequence or length)
@@ -245,7 +251,9 @@ def _one_layer(settings: Any) -> Any:
     """The same settings with one layer, whichever of the usual keys says so."""
     if not isinstance(settings, Mapping):
         return settings
-    return {key: 1 if key in LAYER_KEYS else _one_layer(value) for key, value in settings.items()}
+    return {
+        key: 1 if key in LAYER_KEYS and type(value) is int else _one_layer(value) for key, value in settings.items()
+    }
 
 
 def _with_dropout(settings: Any, probability: float) -> Any:

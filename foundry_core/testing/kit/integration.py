@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import string
@@ -40,6 +41,7 @@ from foundry_core.testing.kit.check import (
     require_equal,
     require_same_gradients,
 )
+from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.processes import die, forked, killed
 from foundry_core.testing.kit.reopened import reopened
 from foundry_core.trainer import run
@@ -61,6 +63,7 @@ def exact_resume(case: Case) -> None:
     lines = random.Random(0)
     text = "".join(f"{''.join(lines.choices(string.ascii_lowercase, k=30))}\n" for _ in range(30))
     write_file(case.folder / "train.txt", text.encode())
+    write_file(case.folder / "test.txt", text[::-1][: len(text) // 5].encode())
     with TemporaryDirectory(dir=case.folder) as folder:
         alone, resumed = (_experiment(case, Path(folder), name) for name in ("alone", "resumed"))
         killed(lambda: _run_until_killed(resumed))
@@ -75,7 +78,11 @@ def exact_resume(case: Case) -> None:
 def _experiment(case: Case, folder: Path, name: str) -> ExperimentConfig:
     return case.config_with(
         model=case.settings_with_dropout(0.2).model_dump(),
-        data={"batch_size": 2, "max_sequence_length": min(12, case.length)},
+        data={
+            "batch_size": 2,
+            "max_sequence_length": min(12, case.length),
+            "test_corpus": str(case.folder / "test.txt"),
+        },
         tokenizer={"output_dir": str(folder / "tokenizer")},
         training={
             "output_dir": str(folder / name),
@@ -83,6 +90,7 @@ def _experiment(case: Case, folder: Path, name: str) -> ExperimentConfig:
             "gradient_accumulation_steps": _MICRO_BATCHES,
             "learning_rate": 0.01,
             "checkpoints": {"steps": [_KILLED_AFTER - 1]},
+            "evaluate_every_steps": 3,
         },
         logging={"log_every_steps": 1},
     )
@@ -105,12 +113,11 @@ def _outcome(config: ExperimentConfig, *, resume: bool) -> bytes:
     run(config, resume=resume, quiet=True)
     output_dir = Path(config.training.output_dir)
     last = output_dir / f"checkpoint-{_STEPS}"
-    records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
     state = json.loads((last / "trainer_state.json").read_bytes())
     outcome = {
         "weights": hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest(),
         "optimizer states": hashlib.sha256((last / "optimizer.safetensors").read_bytes()).hexdigest(),
-        "losses": [[record[key] for key in ("step", "loss", "grad_norm")] for record in records],
+        "losses": state["log_history"],
         "rows read": state["foundry"]["ledger"],
     }
     return json.dumps(outcome).encode()
@@ -125,8 +132,10 @@ def _outcome(config: ExperimentConfig, *, resume: bool) -> bytes:
     "same way again.",
 )
 def gradient_checkpointing(case: Case) -> None:
-    """With activations recomputed the gradients are the same under dropout, within 1e-5, and less is kept."""
-    ids = case.ids(4, case.length)
+    """With activations recomputed the gradients of a padded batch are the same under dropout, within 1e-5, and less is
+    kept.
+    """
+    ids, mask = _padded(case)
     kept, gradients = [], []
     for recomputing in (False, True):
         model = case.model(dropout=0.2).train()
@@ -134,10 +143,16 @@ def gradient_checkpointing(case: Case) -> None:
             model.gradient_checkpointing_enable()
         kept.append(saved_bytes(model, plain_rows(model, 4, case.length)))
         torch.manual_seed(1)
-        model(ids, labels=ids).loss.backward()
+        model(ids, attention_mask=mask, labels=case.labels(ids, mask)).loss.backward()
         gradients.append(named_gradients(model))
     require_same_gradients(gradients[1], gradients[0], "with activations recomputed")
     require(kept[1] < kept[0], f"{kept[1]:,} bytes of activations are kept, without recomputing {kept[0]:,}")
+
+
+def _padded(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of unequal length, padded on a side that is declared, and their mask."""
+    rows = [case.ids(length, seed=length) for length in (case.length - 1, case.length // 2, 3)]
+    return padded(rows, case.capabilities.padding_sides[-1], int(case.ordinary[0]))
 
 
 @check(
@@ -147,8 +162,10 @@ def gradient_checkpointing(case: Case) -> None:
     "stay behind when the model moves to a GPU. Make what depends on the input where the input is.",
 )
 def meta_device(case: Case) -> None:
-    """When the model moves to another device, everything that it holds moves."""
-    model = case.model().to("meta")
+    """When a model that has read something moves to another device, everything that it holds moves."""
+    model = case.model()
+    model(case.ids(2, case.length))
+    model.to("meta")
     tensors = [*model.named_parameters(), *model.named_buffers(), *_plain_tensors(model)]
     behind = [name for name, tensor in tensors if tensor.device.type != "meta"]
     require(not behind, f"{listed(behind)} stays on the CPU")
@@ -189,17 +206,21 @@ def _tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     "compile=False, and training.compile is refused when the YAML is read.",
 )
 def compiled(suite: Suite) -> None:
-    """Compiled, the loss and the gradients are the same within 1e-4, without dropout."""
+    """Compiled, the loss and the gradients of a padded batch are the same within 1e-4, without dropout."""
     # The smallest model of each kind: to capture and differentiate the graph takes seconds, with the default backend's
     # code generation minutes.
     smallest = {(case.objective.name, case.sees_right): case for case in suite.cases if case.capabilities.compile}
     for case in smallest.values():
-        ids, losses, gradients = case.ids(3, case.length), [], []
+        (ids, mask), losses, gradients = _padded(case), [], []
         torch._dynamo.reset()
+        # Whether all of a batch is real is asked of the mask: the graph is broken there, which is no advice to print.
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         for compiling in (False, True):
             model = case.stirred(dropout=0.0).train()
             forward = torch.compile(model, backend="aot_eager") if compiling else model
-            losses.append(forward(ids, labels=ids, reduction="sum", return_logits=False).loss)
+            labels = case.labels(ids, mask)
+            output = forward(ids, attention_mask=mask, labels=labels, reduction="sum", return_logits=False)
+            losses.append(output.loss)
             losses[-1].backward()
             gradients.append(named_gradients(model))
         require_close(losses[1], losses[0], f"{case}: compiled loss", atol=1e-4, rtol=1e-4)
@@ -251,15 +272,21 @@ def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str
     "integration",
     "hugging-face",
     scope="architecture",
-    mend="End the model's module with `exposed_by_plugin(NAME)`, or wrap a model of transformers. Build from the "
-    "configuration alone: nothing but config.json is there when the folder is opened.",
+    mend="End the model's module with `exposed_by_plugin(NAME)`, or wrap a model of transformers and hand its "
+    "configuration `**context.special_ids`. Build from the configuration alone: nothing but config.json is there when "
+    "the folder is opened.",
 )
 def hugging_face(suite: Suite) -> None:
-    """The saved folder opens through transformers' auto class in a fresh process, with the same logits."""
+    """The saved folder opens through transformers' auto class in a fresh process, with the same logits, and its
+    configuration names the special tokens of the tokenizer.
+    """
     for each in reopened(suite):
         if isinstance(each.by_transformers, str):
             raise NonconformanceError(f"{each.case}: {each.by_transformers}")
         require_equal(each.by_transformers, each.before, f"{each.case}: logits by {each.case.objective.auto_class}")
+        for role, number in each.case.model().context.special_ids.items():
+            found = each.config.get(role)
+            require(found == number, f"{each.case}: config.json says {role} {found}, the tokenizer's is {number}")
 
 
 @check(

@@ -158,8 +158,8 @@ def rows_independent(case: Case) -> None:
     "`any_length`.",
 )
 def lengths(case: Case) -> None:
-    """One row of one token and of the longest length has its logits and a finite loss; one token more is refused in
-    one line, or read where `any_length` is declared.
+    """One row of one token and of the longest length has its logits and a finite loss; one token more, in the row or
+    behind a state, is refused in one line, or read where `any_length` is declared.
     """
     model = case.stirred()
     for length in (1, case.length):
@@ -168,6 +168,10 @@ def lengths(case: Case) -> None:
         _require_read(case, model, case.length + 1)
         return
     require_refused(lambda: model(case.ids(1, case.length + 1)), f"{case.length + 1} tokens, one more than the longest")
+    if case.capabilities.carried_state:
+        full = model(case.ids(1, case.length), use_cache=True).state
+        what = f"one token behind a state of {case.length}, the longest"
+        require_refused(lambda: model(case.ids(1, 1), state=full, use_cache=True), what)
 
 
 def _require_read(case: Case, model: BaseLanguageModel, length: int) -> None:

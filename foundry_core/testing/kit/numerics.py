@@ -19,6 +19,7 @@ from foundry_core.model import BaseLanguageModel
 from foundry_core.testing.kit.case import ODD_SIZES, Case
 from foundry_core.testing.kit.check import check, listed, named_gradients, require, require_close, require_equal
 from foundry_core.testing.kit.masking import padded
+from foundry_core.testing.kit.objective import cross_entropy
 
 
 @check(
@@ -28,8 +29,8 @@ from foundry_core.testing.kit.masking import padded
     "from `torch.finfo(x.dtype).min` of the dtype it is added to; a buffer takes the dtype of what it meets.",
 )
 def bf16(case: Case) -> None:
-    """Under bf16 autocast logits, loss and gradients of padded batches are finite, and the logits within 0.03 of those
-    in fp32.
+    """Under bf16 autocast logits, loss and gradients of padded batches are finite, the logits within 0.03 of those in
+    fp32, and the loss that of its logits.
     """
     model = case.stirred()
     rows = [case.ids(length, seed=length) for length in (case.length // 2, case.length - 1, 1)]
@@ -43,6 +44,8 @@ def bf16(case: Case) -> None:
         rough = output.logits.detach()[mask == 1].double()
         require(bool(rough.isfinite().all()), "logits under bf16 autocast are not finite")
         require(bool(output.loss.isfinite()), "the loss under bf16 autocast is not finite")
+        own = cross_entropy(output.logits, given["labels"], mask=mask, causal=case.causal).mean()
+        require_close(output.loss.double(), own, "the loss under bf16 autocast and that of its logits", rtol=1e-3)
         error = float((rough - exact).norm() / exact.norm())
         require(error < 0.03, f"relative error of the logits under bf16 autocast is {error:.3f}, allowed is 0.03")
         output.loss.backward()
@@ -87,20 +90,31 @@ def initial_loss(case: Case) -> None:
     "`no_grad`. A row of the embedding without one: no `padding_idx`, masks keep padding out.",
 )
 def gradient_reach(case: Case) -> None:
-    """Within three batches every trainable parameter, and every row of the input embeddings, gets a gradient that is
-    not zero; all are finite.
+    """Within three batches every trainable parameter, most rows of every matrix and every row of the input embeddings
+    get a gradient that is not zero; all are finite.
     """
     model = case.model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     unreached = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    rows_reached: dict[str, torch.Tensor] = {}
     for step in range(3):
         ids = case.ids(8, case.length, seed=step)
         optimizer.zero_grad()
         model(ids, labels=ids).loss.backward()
         _require_finite_gradients(model, f"in batch {step + 1}")
-        unreached -= {name for name, gradient in named_gradients(model).items() if bool(gradient.any())}
+        for name, gradient in named_gradients(model).items():
+            if bool(gradient.any()):
+                unreached.discard(name)
+            if gradient.ndim > 1:
+                reached = gradient.flatten(1).any(dim=1)
+                rows_reached[name] = rows_reached.get(name, torch.zeros_like(reached)) | reached
         optimizer.step()
     require(not unreached, f"no gradient reaches {listed(sorted(unreached))}")
+    # Of positions and types only those that occur are trained; a row of a matrix may be a neuron that is dead.
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
+    for name, reached in rows_reached.items():
+        share = float(reached.double().mean())
+        require(share >= (0.25 if name in tables else 0.75), f"a gradient reaches {share:.0%} of the rows of {name}")
     embeddings = model.eval().get_input_embeddings()
     every_id = torch.arange(case.vocabulary)
     vectors = embeddings(every_id)

@@ -51,11 +51,16 @@ def causal_leak(case: Case) -> None:
     """A changed token leaves every logit before it bit-equal and changes those from it on, as far as `reach` says; a
     model of both directions sees it on both sides.
     """
-    model, place = case.stirred(), case.length // 2
-    before = case.ids(3, case.length)
-    after = before.clone()
-    after[:, place] = case.changed(before[:, place])
-    old, new = model(before).logits, model(after).logits
+    model, before = case.stirred(), case.ids(3, case.length)
+    old = model(before).logits
+    for place in (1, case.length // 2, case.length - 2):
+        after = before.clone()
+        after[:, place] = case.changed(before[:, place])
+        _require_seen(case, old, model(after).logits, place)
+
+
+def _require_seen(case: Case, old: torch.Tensor, new: torch.Tensor, place: int) -> None:
+    """The logits before and after a token was changed differ where that token is to be seen, and nowhere else."""
     if not case.sees_right:
         require_equal(new[:, :place], old[:, :place], f"logits before the changed token {place}")
     reach = case.capabilities.reach or case.length
@@ -85,24 +90,62 @@ def _away(distances: list[int]) -> str:
     "all keywords on as they came; `reduction` is one of them.",
 )
 def reference_loss(case: Case) -> None:
-    """The loss, and its sum, are those of a float64 cross-entropy of the logits over the labels that are not -100,
-    shifted by one where the objective is causal, to 1e-5.
+    """The loss, its sum and the losses of single tokens are those of a float64 cross-entropy of the logits over the
+    labels that are not -100, shifted by one where the objective is causal, to 1e-5; predictions are counted.
     """
     model = case.stirred()
     ids, labels = case.ragged()
+    logits = model(ids).logits
+    each_BT = torch.zeros(ids.shape, dtype=torch.float64)
+    chosen = labels != IGNORED
+    if case.causal:
+        chosen = torch.cat([torch.zeros_like(chosen[:, :1]), chosen[:, 1:]], dim=1)
+    each_BT[chosen] = cross_entropy(logits, labels, causal=case.causal)
+    for return_logits in (True, False):
+        output = model(ids, labels=labels, reduction="none", return_logits=return_logits)
+        require("token_losses" in output, "with reduction='none' there are no token_losses")
+        require_close(output.token_losses.double(), each_BT, "losses of the tokens", atol=1e-5, rtol=1e-5)
+        for reduction in ("mean", "sum"):
+            count = model(ids, labels=labels, reduction=reduction, return_logits=return_logits).get("count")
+            counted = count is not None and int(count) == int(chosen.sum())
+            require(counted, f"the output counts {count} predictions, there are {int(chosen.sum())}")
     for reduction in ("mean", "sum"):
         output = model(ids, labels=labels, reduction=reduction)
         losses_N = cross_entropy(output.logits, labels, causal=case.causal)
         # Where every label costs the same, a wrong one would go unnoticed.
         require(float(losses_N.std()) > 0.01, "the logits hardly differ from token to token")
         expected = losses_N.mean() if reduction == "mean" else losses_N.sum()
-        loss, count = _loss(output), output.count
+        loss = _loss(output)
         require(loss.ndim == 0, f"the loss has shape {tuple(loss.shape)}, it must be one number")
         require_close(loss.double(), expected, f"{reduction} of the losses", rtol=1e-5)
-        require(
-            count is not None and int(count) == len(losses_N),
-            f"the output counts {count} predictions, there are {len(losses_N)}",
-        )
+
+
+@check(
+    "objective",
+    "special-tokens",
+    mend="What is padding the mask says, not the token: the end of a text is a token to learn, and one that the "
+    "tokenizer calls padding may stand in a text. Mask by `attention_mask`, ignore labels of -100, and no others.",
+)
+def special_tokens(case: Case) -> None:
+    """Special tokens in a text are predicted, counted and seen like any other."""
+    special = torch.tensor(sorted(set(case.tokenizer.all_special_ids)))
+    model, ids = case.stirred(), case.ids(6, case.length)
+    ids[:, ::3] = special.repeat(ids.numel())[: ids[:, ::3].numel()].view_as(ids[:, ::3])
+    output = model(ids, labels=ids, reduction="sum")
+    expected = cross_entropy(output.logits, ids, causal=case.causal)
+    require_close(_loss(output).double(), expected.sum(), "loss of a text with special tokens", rtol=1e-5)
+    counts = {int(output.count), int(model.targets(ids)[1].sum()), len(expected)}
+    require(
+        len(counts) == 1, f"with special tokens there are {len(expected)} predictions, counted are {sorted(counts)}"
+    )
+    plain, mask, place = case.ids(2, case.length), torch.ones_like(ids[:2]), 2
+    before = model(plain, attention_mask=mask).logits
+    behind = slice(place + 1, place + min(8, case.capabilities.reach or 8))
+    for number in special.tolist():
+        changed = plain.clone()
+        changed[:, place] = number
+        differs = (model(changed, attention_mask=mask).logits != before).any(dim=-1)
+        require(bool(differs[:, behind].all()), f"the special token {number} is not seen by those that follow it")
 
 
 @check(
@@ -223,12 +266,18 @@ def raw_logits(case: Case) -> None:
     require(bool(((total - 1).abs() > 1e-4).any() or (logits < 0).any()), "the logits are probabilities")
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *, causal: bool) -> torch.Tensor:
-    """(N,): the float64 loss of each label that is not -100, by the logits there or, causal, one position before."""
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, *, causal: bool, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(N,): the float64 loss of each label that is not -100, by the logits there or, causal, one position before, where
+    that is not padding.
+    """
     logits = logits.detach().double()
     if causal:
         logits, labels = logits[:, :-1], labels[:, 1:]
     chosen = labels != IGNORED
+    if causal and mask is not None:
+        chosen &= mask[:, :-1] == 1
     return F.cross_entropy(logits[chosen], labels[chosen], reduction="none")
 
 

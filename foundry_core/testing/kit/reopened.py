@@ -5,7 +5,8 @@ All models of an architecture are saved, and one other process opens them all: i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,11 +32,12 @@ _OTHER_SEED = 99
 class Reopened:
     """A model that was saved, and its logits: before, from `BaseLanguageModel.from_pretrained`, from its auto class.
 
-    What went wrong stands where there are none.
+    What went wrong stands where there are none. config: of its config.json.
     """
 
     case: Case
     before: torch.Tensor
+    config: Mapping[str, Any]
     by_us: torch.Tensor | str
     by_transformers: torch.Tensor | str
 
@@ -47,6 +49,7 @@ def reopened(suite: Suite) -> list[Reopened]:
     ids: dict[str, torch.Tensor] = {}
     auto_classes: dict[str, str] = {}
     before: list[torch.Tensor] = []
+    configs: list[dict[str, Any]] = []
     problems: dict[str, str] = {}
     for number, case in enumerate(suite.cases):
         name = str(number)
@@ -57,6 +60,8 @@ def reopened(suite: Suite) -> list[Reopened]:
             model.save_pretrained(parent / name)
         except Exception as error:  # noqa: BLE001 - whatever saving raises is a finding
             problems[name] = f"it is not saved: {_said(error)}"
+        config = parent / name / "config.json"
+        configs.append(json.loads(config.read_bytes()) if config.is_file() else {})
     write_file(parent / _REQUEST, save(ids, metadata=auto_classes))
     target = suite.architecture.model_class
     if isinstance(target, str):
@@ -66,7 +71,12 @@ def reopened(suite: Suite) -> list[Reopened]:
     with safe_open(str(parent / _ANSWER), framework="pt") as file:
         found: dict[str, Any] = {**(file.metadata() or {}), **{key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
     return [
-        Reopened(case, before[number], **{way: problems.get(str(number)) or found[f"{number}/{way}"] for way in _WAYS})
+        Reopened(
+            case,
+            before[number],
+            configs[number],
+            **{way: problems.get(str(number)) or found[f"{number}/{way}"] for way in _WAYS},
+        )
         for number, case in enumerate(suite.cases)
     ]
 
@@ -74,8 +84,12 @@ def reopened(suite: Suite) -> list[Reopened]:
 def _moved_on(case: Case) -> BaseLanguageModel:
     """A model whose weights and whatever it gathers in training are not those that it was built with."""
     model = case.stirred().train()
-    with torch.no_grad():
-        model(case.ids(4, case.length, seed=1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in (1, 2):
+        ids = case.ids(4, case.length, seed=step)
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
     return model.eval()
 
 

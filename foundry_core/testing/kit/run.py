@@ -28,6 +28,7 @@ from foundry_core.testing.kit import (  # noqa: F401
     objective,
     packaging,
     state,
+    training,
 )
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.check import CHECKS, GROUPS, Check, NonconformanceError, NotApplicableError, subjects

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -76,12 +77,12 @@ def _require_same_names(actual: list[str], expected: list[str], what: str) -> No
 @check(
     "state",
     "resize",
-    mend="In `resize_token_embeddings` make larger layers, copy the old rows of weights and biases into them, tie them "
-    "again, and end with `note_vocabulary_size`.",
+    mend="In `resize_token_embeddings` make larger layers, drawn as in __init__ and with dtype and device of the old "
+    "ones, copy the old rows of weights and biases into them, tie them again, and end with `note_vocabulary_size`.",
 )
 def resize(case: Case) -> None:
     """With more or fewer tokens the old ones keep their logits, new ones get finite ones and as many parameters as they
-    would have in a new model, and it trains on.
+    would have in a new model, of its dtype; it trains on, and a new model still guesses.
     """
     for size in (case.vocabulary + 5, case.vocabulary - 3):
         model, kept = case.stirred(), min(size, case.vocabulary)
@@ -106,6 +107,16 @@ def resize(case: Case) -> None:
         for name, parameter in model.named_parameters():
             finite = parameter.grad is None or bool(parameter.grad.isfinite().all())
             require(finite, f"{what}: the gradient of {name} is not finite")
+    grown = case.model().double()
+    grown.resize_token_embeddings(case.vocabulary + 5)
+    narrow = [name for name, parameter in grown.named_parameters() if parameter.dtype != torch.float64]
+    require(not narrow, f"resized, a model of float64 has {listed(narrow)} of another dtype")
+    every_id = torch.randperm(case.vocabulary + 5, generator=torch.Generator().manual_seed(0))
+    ids = every_id.repeat(8 * case.length)[: 8 * case.length].view(8, case.length)
+    loss, guessing = grown(ids, labels=ids).loss.item(), math.log(case.vocabulary + 5)
+    require(
+        abs(loss - guessing) < 0.5, f"grown by 5 tokens, the first loss is {loss:.3f}, guessing gives {guessing:.3f}"
+    )
 
 
 @check(

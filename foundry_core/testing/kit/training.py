@@ -1,0 +1,158 @@
+"""Is what is trained what is evaluated: the same task, the whole gradient, at any length?
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from foundry_core.model import IGNORED, BaseLanguageModel
+from foundry_core.testing.kit.case import Case
+from foundry_core.testing.kit.check import check, require, require_close, require_equal
+from foundry_core.testing.kit.masking import padded
+from foundry_core.testing.kit.objective import cross_entropy
+
+_LONG = 200
+"""Tokens of a long row: longer than the chunks in which scans and losses are usually computed."""
+
+
+@check(
+    "numerics",
+    "train-mode",
+    mend="`self.training` decides about dropout and nothing else: no other loss, mask, temperature or kernel while the "
+    "model trains or is evaluated.",
+)
+def train_mode(case: Case) -> None:
+    """Without dropout, training mode and evaluation mode have the same logits and losses, on padded batches too, with
+    gradients recorded or not, to 1e-5.
+    """
+    model = case.stirred(dropout=0.0)
+    rows = [case.ids(length, seed=length) for length in (case.length // 2, case.length - 1, 1)]
+    for side in case.capabilities.padding_sides:
+        ids, mask = padded(rows, side, int(case.ordinary[0]))
+        labels, chance = case.labels(ids, mask), torch.random.get_rng_state()
+        trained = model.train()(ids, attention_mask=mask, labels=labels)
+        lean = model(ids, attention_mask=mask, labels=labels, reduction="sum", return_logits=False)
+        if not torch.equal(torch.random.get_rng_state(), chance):
+            return  # dropout that no setting turns off
+        scale = max(1.0, float(trained.logits.detach().abs().max()))
+        with torch.no_grad():
+            evaluated = model.eval()(ids, attention_mask=mask, labels=labels)
+            total = model(ids, attention_mask=mask, labels=labels, reduction="sum", return_logits=False)
+        real = mask == 1
+        require_close(
+            evaluated.logits[real], trained.logits[real], "logits of training and evaluation", atol=1e-5 * scale
+        )
+        require_close(evaluated.loss, trained.loss, "loss of training and evaluation", rtol=1e-5)
+        require_close(total.loss, lean.loss, "summed loss of training and evaluation", rtol=1e-5)
+        require_close(total.loss / total.count, trained.loss, "summed loss over its count and the mean", rtol=1e-5)
+
+
+@check(
+    "numerics",
+    "derivative",
+    scope="objective",
+    mend="Part of the gradient is lost or scaled on its way: a `detach` or `no_grad` in a recurrence, in attention "
+    "weights or around a gate, a hook, an operation without a gradient such as rounding.",
+)
+def derivative(case: Case) -> None:
+    """Of every parameter the gradient is, in a random direction, the difference quotient of the loss, within 5 %."""
+    model = case.stirred(dropout=0.0).double().train()
+    ids, labels = case.ragged(seed=3)
+    torch.autograd.backward(_loss(model, ids, labels))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        direction /= direction.norm()
+        gradient = float((parameter.grad * direction).sum()) if parameter.grad is not None else 0.0
+        # A small step where part of the model computes in fp32 drowns in rounding, a large one crosses kinks.
+        quotients = [_quotient(model, parameter, step * direction, ids, labels) / step for step in (1e-2, 1e-4)]
+        off = min(abs(each - gradient) / max(abs(each), abs(gradient), 0.02) for each in quotients)
+        found = " or ".join(f"{each:.4g}" for each in quotients)
+        require(off < 0.05, f"the gradient of {name} in a random direction is {gradient:.4g}, the loss changes {found}")
+
+
+def _loss(model: BaseLanguageModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean of the losses in float64, which core's own, in fp32, is not precise enough for."""
+    torch.manual_seed(0)
+    logits = model(ids).logits.double()
+    if model.context.objective.causal:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+@torch.no_grad()
+def _quotient(
+    model: BaseLanguageModel,
+    parameter: torch.nn.Parameter,
+    step: torch.Tensor,
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+) -> float:
+    """Half the difference of the losses a step before and a step behind."""
+    kept = parameter.clone()
+    losses = []
+    for sign in (1, -1):
+        parameter.copy_(kept + sign * step)
+        losses.append(float(_loss(model, ids, labels)))
+    parameter.copy_(kept)
+    return (losses[0] - losses[1]) / 2
+
+
+@check(
+    "numerics",
+    "long-rows",
+    scope="objective",
+    mend="What holds for a few tokens must hold for hundreds: hand the state on from chunk to chunk, add in fp32 what "
+    "grows with the row, take means over all predictions and not over chunks.",
+)
+def long_rows(case: Case) -> None:
+    """A row of 200 tokens is read as a short one is: finite, in float64 the same to 1e-4, no leak at any place, seen by
+    the tokens that follow, padding invisible, the state carried, the loss that of its logits.
+    """
+    long = replace(case, length=min(_LONG, case.capabilities.longest_sequence or _LONG))
+    model, ids = long.stirred(dropout=0.0), long.ids(2, long.length)
+    with torch.no_grad():
+        logits = model(ids).logits
+        require(bool(logits.isfinite().all()), f"logits of {long.length} tokens are not finite")
+        scale = max(1.0, float(logits.abs().max()))
+        for place in sorted({long.length // 100, long.length // 3 - 3, long.length * 2 // 3 - 5, long.length - 1}):
+            _require_seen(long, model, ids, logits, place)
+        if "right" in case.capabilities.padding_sides:
+            rows = [long.ids(length, seed=length) for length in (long.length * 3 // 4, long.length // 3)]
+            batch, mask = padded(rows, "right", int(case.ordinary[0]))
+            found = model(batch, attention_mask=mask).logits
+            for row, logits_TV in zip(rows, found, strict=True):
+                what = f"logits of {len(row)} tokens, padded on the right"
+                require_close(logits_TV[: len(row)], model(row[None]).logits[0], what, atol=1e-4 * scale)
+        if case.capabilities.carried_state:
+            half = long.length // 2 + 1
+            first = model(ids[:, :half], use_cache=True)
+            require(first.state is not None, "carried_state is declared, but with use_cache=True no state is returned")
+            second = model(ids[:, half:], state=first.state)
+            require_close(second.logits, logits[:, half:], f"logits behind {half} tokens, carried", atol=1e-4 * scale)
+        batch = long.ids(12, long.length, seed=1)
+        whole, lean = model(batch, labels=batch), model(batch, labels=batch, return_logits=False)
+        expected = cross_entropy(whole.logits, batch, causal=case.causal).mean()
+        for output, how in ((whole, "with"), (lean, "without")):
+            require_close(output.loss.double(), expected, f"loss of {batch.numel():,} tokens, {how} logits", rtol=1e-5)
+        exact = model.double()(ids).logits
+        require_close(logits, exact, f"logits of {long.length} tokens in fp32 and float64", atol=1e-4 * scale)
+
+
+def _require_seen(case: Case, model: BaseLanguageModel, ids: torch.Tensor, before: torch.Tensor, place: int) -> None:
+    """A changed token is seen by the next few, and where that is not declared by none before it."""
+    other = ids.clone()
+    other[:, place] = case.changed(ids[:, place])
+    after = model(other).logits
+    if not case.sees_right:
+        require_equal(after[:, :place], before[:, :place], f"logits before the changed token {place} of {case.length}")
+    near = slice(place, place + min(8, case.capabilities.reach or 8))
+    seen = (after != before)[:, near].any(dim=-1).all()
+    require(bool(seen), f"a changed token {place} of {case.length} is not seen by those that follow")
