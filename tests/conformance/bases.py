@@ -45,6 +45,8 @@ class SmallModel(BaseLanguageModel):
     """Embedding, `layers`, and an output layer with weights of its own."""
 
     capabilities: Any = Capabilities()
+    spread = 1.0
+    """Standard deviation of the embeddings."""
     settings: type[ModelConfig] = SmallModelConfig
     example: ClassVar[Mapping[str, Any]] = {"width": 16, "num_layers": 2, "dropout": 0.0}
 
@@ -53,6 +55,7 @@ class SmallModel(BaseLanguageModel):
         settings = config.model.small  # type: ignore[attr-defined]
         self.width, self.depth = settings.width, settings.num_layers
         self.embedding = nn.Embedding(context.vocab_size, self.width)
+        nn.init.normal_(self.embedding.weight, std=self.spread)
         self.dropout = nn.Dropout(settings.dropout)
         self.layers = nn.ModuleList(self.layer() for _ in range(self.depth))
         self.output_layer = nn.Linear(self.width, context.vocab_size)
@@ -74,7 +77,10 @@ class SmallModel(BaseLanguageModel):
 
     def resize_token_embeddings(self, new_num_tokens: int) -> None:
         kept = min(self.embedding.num_embeddings, new_num_tokens)
-        embedding, output_layer = nn.Embedding(new_num_tokens, self.width), nn.Linear(self.width, new_num_tokens)
+        old = self.embedding.weight
+        embedding = nn.Embedding(new_num_tokens, self.width).to(old)
+        output_layer = nn.Linear(self.width, new_num_tokens).to(old)
+        nn.init.normal_(embedding.weight, std=self.spread)
         nn.init.normal_(output_layer.weight, std=0.02)
         nn.init.zeros_(output_layer.bias)
         with torch.no_grad():

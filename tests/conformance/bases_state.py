@@ -18,10 +18,10 @@ class TiedModel(AttentionModel):
     """The output weights are the input embeddings."""
 
     capabilities = replace(AttentionModel.capabilities, tied_embeddings=True)
+    spread = 0.1
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        nn.init.normal_(self.embedding.weight, std=0.1)
         self.tie()
 
     def tie(self) -> None:

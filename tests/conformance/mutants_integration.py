@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, Field, field_validator
 from torch import nn
+from transformers import PreTrainedModel
 
 from foundry_core import BuildContext, Capabilities, ConfigSection, ExperimentConfig, ModelConfig, ModelOutput
 
@@ -129,6 +130,26 @@ class PlainTensor(AttentionModel):
         return super().head(hidden * self.scales[0].to(hidden))
 
 
+@MUTANTS.plant("a mask that is kept where it was made", caught_by="meta-device")
+class MaskOfTheFirstDevice(AttentionModel):
+    kept: torch.Tensor | None = None
+
+    def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = torch.ones(64, 64, dtype=torch.bool, device=real_BS.device).tril()
+        columns = real_BS.shape[1]
+        rows = self.kept[columns - tokens : columns, :columns]
+        return rows & real_BS.bool()[:, None, :] if columns <= 64 else super().visible(real_BS, tokens)
+
+
+@MUTANTS.plant("special tokens of another vocabulary", caught_by="hugging-face")
+class SpecialTokensOfAnother(AttentionModel):
+    def to_transformers(self) -> PreTrainedModel:
+        outer = super().to_transformers()
+        outer.config.eos_token_id = 3
+        return outer
+
+
 @MUTANTS.plant("a tensor made on the CPU", caught_by="meta-device")
 class MadeOnTheCPU(RecurrentModel):
     def start(self, x_BTD: torch.Tensor) -> torch.Tensor:
@@ -139,6 +160,24 @@ class MadeOnTheCPU(RecurrentModel):
 class AnotherModelWhenCompiled(RecurrentModel):
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().head(hidden.tanh() if torch.compiler.is_compiling() else hidden)
+
+
+@MUTANTS.plant("the mask dropped where it is compiled", caught_by="compile")
+class MaskDroppedWhenCompiled(BidirectionalModel):
+    def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        return super().visible(torch.ones_like(real_BS) if torch.compiler.is_compiling() else real_BS, tokens)
+
+
+class MaskForgottenOnTheWay(RecomputedLayer):
+    def forward(self, x_BTD: torch.Tensor, visible_BTS: torch.Tensor, past: Any) -> tuple[torch.Tensor, Any]:
+        columns = visible_BTS.shape[-1]
+        causal_BTS = torch.ones_like(visible_BTS).tril(diagonal=columns - visible_BTS.shape[1])
+        return super().forward(x_BTD, causal_BTS if self.recomputing and self.training else visible_BTS, past)
+
+
+@MUTANTS.plant("the padding mask forgotten where activations are recomputed", caught_by="gradient-checkpointing")
+class MaskDroppedWhenRecomputed(RecomputingModel):
+    layer_class = MaskForgottenOnTheWay
 
 
 # Two processes.

@@ -165,3 +165,12 @@ class SqueezedRow(RecurrentModel):
         if "logits" in output:
             output.logits = output.logits.squeeze(1)
         return output
+
+
+@MUTANTS.plant("positions behind a state clamped", caught_by="lengths")
+class ClampedBehindState(AttentionModel):
+    def places(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        if tokens > self.context.max_sequence_length:
+            return super().places(real_BS, tokens)
+        longest = self.context.max_sequence_length
+        return (real_BS.cumsum(dim=1) - 1).clamp(min=0, max=longest - 1)[:, -tokens:]

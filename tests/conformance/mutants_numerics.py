@@ -118,6 +118,15 @@ class FrozenPaddingRow(AttentionModel):
         self.embedding.padding_idx = context.pad_token_id
 
 
+@MUTANTS.plant("a loss computed in bf16", caught_by="bf16")
+class LossInBf16(AttentionModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        if labels is not None and torch.is_autocast_enabled("cpu"):
+            output["loss"] = output.loss.bfloat16().float()
+        return output
+
+
 @MUTANTS.plant("dropout in evaluation", caught_by="pure-evaluation")
 class DropoutInEvaluation(AttentionModel):
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:

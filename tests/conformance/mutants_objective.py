@@ -199,3 +199,46 @@ class LastPositionDropped(AttentionModel):
         if "logits" in output:
             output.logits = output.logits[:, :-1]
         return output
+
+
+# Losses of single tokens, and special ones.
+
+
+@MUTANTS.plant("no losses of single tokens", caught_by="reference-loss")
+class NoTokenLosses(RecurrentModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        reduction = kwargs.pop("reduction", "mean")
+        return super().finish(hidden_BTD, labels, reduction="mean" if reduction == "none" else reduction, **kwargs)
+
+
+@MUTANTS.plant("losses at the token that predicts", caught_by="reference-loss")
+class LossesAtPredictor(AttentionModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        if "token_losses" in output:
+            output["token_losses"] = output.token_losses.roll(-1, dims=1)
+        return output
+
+
+@MUTANTS.plant("predictions counted with logits only", caught_by="reference-loss")
+class LeanWithoutCount(AttentionModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        kept = {key: value for key, value in output.items() if key != "count" or "logits" in output}
+        return ModelOutput(**kept)
+
+
+@MUTANTS.plant("the end of a text never learnt", caught_by="special-tokens")
+class SpecialLabelsIgnored(RecurrentModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        if labels is not None:
+            labels = labels.masked_fill(labels == self.context.eos_token_id, -100)
+        return super().finish(hidden_BTD, labels, **kwargs)
+
+
+@MUTANTS.plant("padding told by its token", caught_by="special-tokens")
+class PaddingByToken(AttentionModel):
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> ModelOutput:
+        if attention_mask is not None:
+            attention_mask = attention_mask * (input_ids != self.context.pad_token_id)
+        return super().forward(input_ids, attention_mask, *args, **kwargs)

@@ -45,6 +45,13 @@ class RunningMean(AttentionModel):
         return super().head(hidden - self.mean)
 
 
+@MUTANTS.plant("a running mean of what is trained on only", caught_by="save-load")
+class RunningMeanWithGradients(RunningMean):
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.training = self.training and torch.is_grad_enabled()
+        return super().head(hidden)
+
+
 @MUTANTS.plant("a number that training changes", caught_by="save-load")
 class NumberThatChanges(RecurrentModel):
     scale = 1.0
@@ -117,6 +124,22 @@ class OldEmbeddingKept(AttentionModel):
         former = self.embedding
         super().resize_token_embeddings(new_num_tokens)
         self.former = former
+
+
+@MUTANTS.plant("new rows ten times as large", caught_by="resize")
+class NewRowsLarge(TiedModel):
+    def resize_token_embeddings(self, new_num_tokens: int) -> None:
+        old = self.embedding.num_embeddings
+        super().resize_token_embeddings(new_num_tokens)
+        with torch.no_grad():
+            self.embedding.weight[old:] *= 30
+
+
+@MUTANTS.plant("larger layers in fp32", caught_by="resize")
+class ResizedInFp32(RecurrentModel):
+    def resize_token_embeddings(self, new_num_tokens: int) -> None:
+        super().resize_token_embeddings(new_num_tokens)
+        self.embedding, self.output_layer = self.embedding.float(), self.output_layer.float()
 
 
 # Ties.
@@ -245,6 +268,12 @@ class OneStateForAll(RecurrentModel):
 class LayerTooFew(RecurrentModel):
     def flops(self, batch: int, length: int) -> int:
         return super().flops(batch, length) - 2 * batch * length * sum(p.numel() for p in self.layers[0].parameters())
+
+
+@MUTANTS.plant("an estimate for the longest row whatever the row", caught_by="flops")
+class EstimateOfTheLongest(AttentionModel):
+    def mixing_flops(self, batch: int, length: int) -> int:
+        return super().mixing_flops(batch, self.context.max_sequence_length)
 
 
 @MUTANTS.plant("attention left out of the estimate", caught_by="flops")

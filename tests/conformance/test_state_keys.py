@@ -8,33 +8,28 @@ from pathlib import Path
 import pytest
 
 from foundry_core.cli import main
+from foundry_core.cli.new_plugin import plugin_files
 from foundry_core.testing.kit.keys import read_keys
 
-from .packages import NAME, RIGHT, failures, installed
+from .packages import NAME, PACKAGE, RIGHT, failures, installed
 
-HEADER = "# Names of the weights, by which saved models are read. Written by: foundry check NAME --write-keys\n"
-NAMES = [
-    "embedding.weight",
-    "layer.bias_hh_l0",
-    "layer.bias_ih_l0",
-    "layer.weight_hh_l0",
-    "layer.weight_ih_l0",
-    "output_layer.bias",
-    "output_layer.weight",
-]
+WRITTEN = plugin_files(NAME)[f"{PACKAGE}/state_keys.txt"]
+"""The list that `foundry new-plugin` writes."""
+
+NAMES = [line for line in WRITTEN.splitlines() if line and not line.startswith(("#", "["))]
 
 
 @pytest.fixture
 def committed(tmp_path: Path) -> Iterator[Path]:
     """The list of a package on the path."""
     with installed(RIGHT, tmp_path):
-        yield tmp_path / "state_keys.txt"
+        yield tmp_path / PACKAGE / "state_keys.txt"
 
 
 def test_the_list_has_the_names_of_every_example_in_order(committed: Path) -> None:
-    names = "".join(f"{name}\n" for name in NAMES)
-    assert committed.read_text() == f"{HEADER}\n[{NAME}: default, causal_lm]\n{names}"
-    assert read_keys(committed) == {f"{NAME}: default, causal_lm": NAMES}
+    assert len(NAMES) > 20
+    assert committed.read_text() == WRITTEN
+    assert read_keys(committed) == {f"{NAME}: tiny, causal_lm": NAMES}
 
 
 def test_written_again_it_keeps_what_others_committed_to_and_shares_equal_lists(
@@ -47,16 +42,16 @@ def test_written_again_it_keeps_what_others_committed_to_and_shares_equal_lists(
     assert read_keys(committed) == {
         "another: tiny, causal_lm": NAMES[:1],
         "another: tiny, masked_lm": NAMES[:1],
-        f"{NAME}: default, causal_lm": NAMES,
+        f"{NAME}: tiny, causal_lm": NAMES,
         "yet_another: tiny, causal_lm": NAMES,
     }
     assert committed.read_text().count(NAMES[1]) == 1
 
 
 def test_a_difference_is_told_by_the_names_that_came_and_went(tmp_path: Path) -> None:
-    renamed = RIGHT.model.replace("output_layer", "head")
+    renamed = RIGHT.model.replace("self.embedding", "self.table")
     (reason,) = failures(RIGHT.but(model=renamed), tmp_path, "keys").values()
-    assert reason.endswith("head.bias, head.weight came; output_layer.bias, output_layer.weight went")
+    assert reason.endswith("table.weight came; embedding.weight went")
 
 
 def test_without_a_package_there_is_nothing_to_write_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,7 @@ def special_tokens(case: Case) -> None:
     special = torch.tensor(sorted(set(case.tokenizer.all_special_ids)))
     model, ids = case.stirred(), case.ids(6, case.length)
     ids[:, ::3] = special.repeat(ids.numel())[: ids[:, ::3].numel()].view_as(ids[:, ::3])
-    output = model(ids, labels=ids, reduction="sum")
+    output = model(ids, attention_mask=torch.ones_like(ids), labels=ids, reduction="sum")
     expected = cross_entropy(output.logits, ids, causal=case.causal)
     require_close(_loss(output).double(), expected.sum(), "loss of a text with special tokens", rtol=1e-5)
     counts = {int(output.count), int(model.targets(ids)[1].sum()), len(expected)}

@@ -5,8 +5,7 @@ All models of an architecture are saved, and one other process opens them all: i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,12 +31,11 @@ _OTHER_SEED = 99
 class Reopened:
     """A model that was saved, and its logits: before, from `BaseLanguageModel.from_pretrained`, from its auto class.
 
-    What went wrong stands where there are none. config: of its config.json.
+    What went wrong stands where there are none.
     """
 
     case: Case
     before: torch.Tensor
-    config: Mapping[str, Any]
     by_us: torch.Tensor | str
     by_transformers: torch.Tensor | str
 
@@ -49,7 +47,6 @@ def reopened(suite: Suite) -> list[Reopened]:
     ids: dict[str, torch.Tensor] = {}
     auto_classes: dict[str, str] = {}
     before: list[torch.Tensor] = []
-    configs: list[dict[str, Any]] = []
     problems: dict[str, str] = {}
     for number, case in enumerate(suite.cases):
         name = str(number)
@@ -60,8 +57,6 @@ def reopened(suite: Suite) -> list[Reopened]:
             model.save_pretrained(parent / name)
         except Exception as error:  # noqa: BLE001 - whatever saving raises is a finding
             problems[name] = f"it is not saved: {_said(error)}"
-        config = parent / name / "config.json"
-        configs.append(json.loads(config.read_bytes()) if config.is_file() else {})
     write_file(parent / _REQUEST, save(ids, metadata=auto_classes))
     target = suite.architecture.model_class
     if isinstance(target, str):
@@ -74,7 +69,6 @@ def reopened(suite: Suite) -> list[Reopened]:
         Reopened(
             case,
             before[number],
-            configs[number],
             **{way: problems.get(str(number)) or found[f"{number}/{way}"] for way in _WAYS},
         )
         for number, case in enumerate(suite.cases)
