@@ -29,6 +29,7 @@ from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, check, listed, require
 from foundry_core.testing.kit.json_schema import alternatives, kinds
 from foundry_core.testing.kit.processes import forked, fresh, fresh_command
+from foundry_core.testing.kit.reopened import elsewhere
 from foundry_core.testing.kit.surroundings import changed, settings, watched
 
 HEAVY = ("torch", "transformers", "numpy")
@@ -286,3 +287,21 @@ def _built_twice(case: Case) -> bytes:
     require(not seen, f"building {listed(seen)}")
     require(not torch.equal(*states), "building seeds torch's generator")
     return b""
+
+
+@check(
+    "packaging",
+    "import-effects",
+    scope="architecture",
+    mend="At the top of a module stand imports, functions and classes. What the whole process has (seeds, "
+    "torch.set_..., torch.backends, os.environ, the working folder) belongs to whoever runs it: remove the line.",
+)
+def import_effects(suite: Suite) -> None:
+    """Importing the light module, then the model's, leaves random state, default dtype, threads, environment, folder,
+    files and backend flags, and asks nothing of the network.
+    """
+    imports = elsewhere(suite).imports
+    if imports is None:
+        raise NotApplicableError("registered in this process, no other can import it")
+    for module, done in imports.items():
+        require(not done, f"importing {module} {listed(done)}")

@@ -1,4 +1,4 @@
-"""Does a YAML decide what the model is: does every key of it count?"""
+"""Does a YAML decide what the model is: does every key of it count, and nothing else?"""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from foundry_core.testing.kit.check import check, listed, named_gradients, requi
 from foundry_core.testing.kit.json_schema import alternatives, kinds
 from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.numerics import all_tensors, any_differ
+from foundry_core.testing.kit.reopened import digests, elsewhere
 
 Path = tuple[str, ...]
 Effect = Literal["none", "values", "sizes"]
@@ -53,6 +54,40 @@ def settings(suite: Suite) -> None:
                 trials.setdefault(path, []).append(_Trial(built, path, value, news))
     faults = [f"model.{'.'.join(path)}: {fault}" for path, each in trials.items() if (fault := _fault(each))]
     require(not faults, listed(faults))
+
+
+@check(
+    "numerics",
+    "initial-weights",
+    scope="architecture",
+    mend="Make layers in the order of a list or a tuple, not in that of a set, which each process runs through in its "
+    "own: who is made first is drawn first. Copies of one layer start alike, and may stay so: draw each one anew.",
+)
+def initial_weights(suite: Suite) -> None:
+    """A seed gives the same initial weights in another process, in whatever order that runs through sets, and no two
+    matrices that are drawn start equal.
+    """
+    for case in suite.cases:
+        _require_distinct(case)
+    found = elsewhere(suite).weights
+    for case, weights in zip(suite.cases, found or (), strict=False):
+        require(isinstance(weights, dict), f"{case}: in a fresh process it is not built: {weights}")
+        here = digests(case.model())
+        moved = [name for name, digest in here.items() if weights.get(name) != digest]  # type: ignore[union-attr]
+        require(not moved, f"{case}: another process has another initial {listed(moved)}")
+
+
+def _require_distinct(case: Case) -> None:
+    """Those that do not depend on the seed are computed: they may well be equal."""
+    drawn = case.model(seed=1).state_dict()
+    seen: dict[tuple[torch.Size, str], str] = {}
+    model = case.model()
+    found = digests(model)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or not parameter.requires_grad or torch.equal(parameter, drawn[name]):
+            continue
+        twin = seen.setdefault((parameter.shape, found[name]), name)
+        require(twin == name, f"{case}: {twin} and {name} start with the same numbers")
 
 
 def _keys(section: BaseModel, declared: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Iterator[Any]]]:
