@@ -139,7 +139,7 @@ def pure_evaluation(case: Case) -> None:
     model = case.model(dropout=0.2)
     ids = case.ids(3, case.length)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
-    inputs, tensors, chance = deepcopy(given), _tensors(model), _random_states()
+    inputs, tensors, chance = deepcopy(given), all_tensors(model), _random_states()
     with torch.no_grad():
         first = model(**given)
         model(case.ids(3, case.length, seed=1))
@@ -148,7 +148,7 @@ def pure_evaluation(case: Case) -> None:
     require_equal(second.loss, first.loss, "loss of a second call")
     for name, tensor in inputs.items():
         require_equal(given[name], tensor, f"{name} after the call")
-    for name, tensor in _tensors(model).items():
+    for name, tensor in all_tensors(model).items():
         require(name in tensors, f"evaluation adds {name}")
         require_equal(tensor, tensors[name], f"{name} after the call")
     require(_random_states() == chance, "evaluation draws random numbers")
@@ -165,17 +165,17 @@ def seed(case: Case) -> None:
     """Initial weights and training follow the seed: the same one gives the same bits, another one others, and the
     model seeds nothing itself.
     """
-    weights = [_tensors(case.model(seed=number)) for number in (1, 1, 2)]
+    weights = [all_tensors(case.model(seed=number)) for number in (1, 1, 2)]
     for name, tensor in weights[0].items():
         require_equal(weights[1][name], tensor, f"initial {name} with the same seed")
-    require(_differ(weights[0], weights[2]), "another seed gives the same initial weights")
+    require(any_differ(weights[0], weights[2]), "another seed gives the same initial weights")
     runs = [_three_steps(case, number) for number in (1, 1, 2)]
     for name, tensor in runs[0][0].items():
         require_equal(runs[1][0][name], tensor, f"{name} after three steps with the same seed")
     states = [state for _, state in runs]
     require(states[0] != states[2], "the forward pass seeds the random generator")
     if case.has_dropout and case.example != ODD_SIZES:  # dropout between layers needs more than one
-        require(_differ(runs[0][0], runs[2][0]), "dropout is set, and training does not depend on the seed")
+        require(any_differ(runs[0][0], runs[2][0]), "dropout is set, and training does not depend on the seed")
 
 
 @check(
@@ -256,16 +256,16 @@ def _three_steps(case: Case, number: int) -> tuple[dict[str, torch.Tensor], byte
         optimizer.zero_grad()
         model(ids, labels=ids).loss.backward()
         optimizer.step()
-    return _tensors(model), torch.random.get_rng_state().numpy().tobytes()
+    return all_tensors(model), torch.random.get_rng_state().numpy().tobytes()
 
 
-def _tensors(model: BaseLanguageModel) -> dict[str, torch.Tensor]:
+def all_tensors(model: BaseLanguageModel) -> dict[str, torch.Tensor]:
     """A copy of every parameter and buffer, those included that are not saved."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor.detach().clone() for name, tensor in named}
 
 
-def _differ(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+def any_differ(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
     return any(not torch.equal(tensor, others[name]) for name, tensor in some.items())
 
 

@@ -27,7 +27,9 @@ from foundry_core.model import build_context, create_model
 from foundry_core.plugins import Installed, active_modules, import_string, installed, shipped_by
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, check, listed, require
+from foundry_core.testing.kit.json_schema import alternatives, kinds
 from foundry_core.testing.kit.processes import forked, fresh, fresh_command
+from foundry_core.testing.kit.reopened import elsewhere
 from foundry_core.testing.kit.surroundings import changed, settings, watched
 
 HEAVY = ("torch", "transformers", "numpy")
@@ -154,40 +156,24 @@ _SAMPLES: dict[str, Any] = {
 def _mutations(values: Mapping[str, Any], part: Any, whole: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Keys, each with a value that must be refused there; the wrong values follow from the JSON schema."""
     yield (_UNKNOWN_KEY,), 1
-    part = _alternatives(part, whole)[0]
+    part = alternatives(part, whole)[0]
     for name in part.get("required", ()):
         yield (name,), _MISSING
     for name, value in values.items():
         if name == "architecture":
             continue
-        alternatives = _alternatives(part.get("properties", {}).get(name, {}), whole)
-        kinds = {kind for each in alternatives for kind in _kinds(each)}
-        if "number" in kinds:
-            kinds.add("integer")
+        choices = alternatives(part.get("properties", {}).get(name, {}), whole)
+        accepted = {kind for each in choices for kind in kinds(each)}
+        if "number" in accepted:
+            accepted.add("integer")
         for kind, sample in _SAMPLES.items():
-            if kinds and kind not in kinds:
+            if accepted and kind not in accepted:
                 yield (name,), sample
-        if kinds & {"number", "integer"}:
+        if accepted & {"number", "integer"}:
             yield from (((name,), wrong) for wrong in (math.nan, math.inf, -math.inf))
-        section = next((each for each in alternatives if "properties" in each), None)
+        section = next((each for each in choices if "properties" in each), None)
         if section is not None and isinstance(value, Mapping):
             yield from (((name, *key), wrong) for key, wrong in _mutations(value, section, whole))
-
-
-def _alternatives(part: Any, whole: Any) -> list[Any]:
-    """The schemas that a schema may stand for, references followed."""
-    while "$ref" in part:
-        part = whole["$defs"][part["$ref"].rpartition("/")[2]]
-    choices = part.get("anyOf") or part.get("oneOf") or part.get("allOf")
-    return [each for choice in choices for each in _alternatives(choice, whole)] if choices else [part]
-
-
-def _kinds(part: Any) -> set[str]:
-    """JSON types that a schema without alternatives accepts; none where it does not say."""
-    if "type" in part:
-        return {part["type"]} if isinstance(part["type"], str) else set(part["type"])
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
-    return {names[type(value)] for value in part.get("enum", [part[key] for key in ("const",) if key in part])}
 
 
 def _require_refused(case: Case, key: tuple[str, ...], wrong: Any) -> None:
@@ -301,3 +287,21 @@ def _built_twice(case: Case) -> bytes:
     require(not seen, f"building {listed(seen)}")
     require(not torch.equal(*states), "building seeds torch's generator")
     return b""
+
+
+@check(
+    "packaging",
+    "import-effects",
+    scope="architecture",
+    mend="At the top of a module stand imports, functions and classes. What the whole process has (seeds, "
+    "torch.set_..., torch.backends, os.environ, the working folder) belongs to whoever runs it: remove the line.",
+)
+def import_effects(suite: Suite) -> None:
+    """Importing the light module, then the model's, leaves random state, default dtype, threads, environment, folder,
+    files and backend flags, and asks nothing of the network.
+    """
+    imports = elsewhere(suite).imports
+    if imports is None:
+        raise NotApplicableError("registered in this process, no other can import it")
+    for module, done in imports.items():
+        require(not done, f"importing {module} {listed(done)}")

@@ -1,13 +1,18 @@
-"""Saved models, opened again where nothing of this process is left.
+"""What a process sees where nothing of this one is left: a plugin imported, its models made, saved ones opened again.
 
-All models of an architecture are saved, and one other process opens them all: its start takes longer than the rest.
+One other process does it all for an architecture, and opens the models of all its cases: its start takes longer than
+the rest.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from foundry_core.model import BaseLanguageModel
-from foundry_core.plugins import import_string
+from foundry_core.plugins import shipped_by
 from foundry_core.storage import write_file
 from foundry_core.testing.kit.case import Case, Suite
-from foundry_core.testing.kit.processes import forked, fresh
+from foundry_core.testing.kit.processes import forked, fresh, hash_seed_that_reverses
+from foundry_core.testing.kit.surroundings import changed, settings, watched
 
 _REQUEST, _ANSWER = "request.safetensors", "answer.safetensors"
 _PROGRAM = "import sys; from foundry_core.testing.kit.reopened import open_all; open_all(*sys.argv[1:])"
@@ -40,9 +46,27 @@ class Reopened:
     by_transformers: torch.Tensor | str
 
 
-@cache
+@dataclass(frozen=True)
+class Elsewhere:
+    """What the other process has found. models: of each case, opened with another seed.
+
+    imports: modules of the plugin, with what importing each one does besides. weights: of a new model of each case, a
+    digest for every name, or what went wrong. Both are None for a class of this process, which no other can import.
+    """
+
+    models: list[Reopened]
+    imports: dict[str, list[str]] | None
+    weights: list[dict[str, str] | str] | None
+
+
 def reopened(suite: Suite) -> list[Reopened]:
     """The model of each case, opened in another process with another seed."""
+    return elsewhere(suite).models
+
+
+@cache
+def elsewhere(suite: Suite) -> Elsewhere:
+    """What the other process finds, which is asked once."""
     parent = suite.folder / "saved"
     ids: dict[str, torch.Tensor] = {}
     auto_classes: dict[str, str] = {}
@@ -60,19 +84,38 @@ def reopened(suite: Suite) -> list[Reopened]:
     write_file(parent / _REQUEST, save(ids, metadata=auto_classes))
     target = suite.architecture.model_class
     if isinstance(target, str):
-        fresh(_PROGRAM, str(parent), target.partition(":")[0])
+        hash_seed = hash_seed_that_reverses(_neighbours(suite))
+        fresh(_PROGRAM, str(parent), suite.architecture.name, target.partition(":")[0], hash_seed=hash_seed)
     else:  # a class of this process: a child of it knows the class, and none of the models
         forked(lambda: open_all(str(parent)))
     with safe_open(str(parent / _ANSWER), framework="pt") as file:
         found: dict[str, Any] = {**(file.metadata() or {}), **{key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
-    return [
-        Reopened(
-            case,
-            before[number],
-            **{way: problems.get(str(number)) or found[f"{number}/{way}"] for way in _WAYS},
-        )
+    models = [
+        Reopened(case, before[number], **{way: problems.get(str(number)) or found[f"{number}/{way}"] for way in _WAYS})
         for number, case in enumerate(suite.cases)
     ]
+    return Elsewhere(
+        models, **{name: json.loads(found[name]) if name in found else None for name in ("imports", "weights")}
+    )
+
+
+def _neighbours(suite: Suite) -> set[tuple[str, str]]:
+    """Names that stand one after the other in a module: what was made from a set did so in the order of the set."""
+    return {
+        pair
+        for case in suite.cases
+        for module in case.model().modules()
+        for names in (module._parameters, module._modules)
+        for pair in pairwise(name for name in names if not name.isdigit())
+    }
+
+
+def digests(model: torch.nn.Module) -> dict[str, str]:
+    """Of everything in the state, by name."""
+    return {
+        name: hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def _moved_on(case: Case) -> BaseLanguageModel:
@@ -87,13 +130,19 @@ def _moved_on(case: Case) -> BaseLanguageModel:
     return model.eval()
 
 
-def open_all(parent: str, module: str | None = None) -> bytes:
-    """Open every folder that `reopened` has saved, both ways, and write down the logits or what went wrong."""
+def open_all(parent: str, architecture: str | None = None, module: str | None = None) -> bytes:
+    """Open every folder that was saved, both ways, and write down the logits or what went wrong.
+
+    With an architecture and the module of its model, which nothing has imported yet: also what importing them does, and
+    the initial weights of its cases.
+    """
+    found: dict[str, Any] = {}
+    if architecture is not None and module is not None:
+        light = shipped_by(architecture)
+        found["imports"] = {name: _imported(name) for name in ([] if light is None else [light.module]) + [module]}
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.manual_seed(_OTHER_SEED)
-    if module is not None:
-        import_string(f"{module}:__name__")  # for what it registers
     logits: dict[str, torch.Tensor] = {}
     problems: dict[str, str] = {}
     with safe_open(str(Path(parent) / _REQUEST), framework="pt") as file:
@@ -105,8 +154,27 @@ def open_all(parent: str, module: str | None = None) -> bytes:
                     logits[f"{name}/{way}"] = model(file.get_tensor(name)).logits.detach().contiguous()
                 except Exception as error:  # noqa: BLE001 - said by the check that asks
                     problems[f"{name}/{way}"] = _said(error)
-    write_file(Path(parent) / _ANSWER, save(logits, metadata=problems))
+    if architecture is not None:
+        found["weights"] = [_initial_weights(case) for case in Suite.of(architecture).cases]
+    told = {name: json.dumps(value) for name, value in found.items()}
+    write_file(Path(parent) / _ANSWER, save(logits, metadata={**problems, **told}))
     return b""
+
+
+def _imported(module: str) -> list[str]:
+    """Import a module; what that does to everything else."""
+    before = {**settings(), "torch's random state": torch.get_rng_state().tolist()}
+    with watched() as seen:
+        importlib.import_module(module)
+    touched = changed(before, {**settings(), "torch's random state": torch.get_rng_state().tolist()})
+    return [*(f"changes {name}" for name in touched), *seen]
+
+
+def _initial_weights(case: Case) -> dict[str, str] | str:
+    try:
+        return digests(case.model())
+    except Exception as error:  # noqa: BLE001 - said by the check that asks
+        return _said(error)
 
 
 def _by_transformers(folder: Path, auto_class: str) -> Any:

@@ -27,6 +27,7 @@ from foundry_core.testing.kit import (  # noqa: F401
     numerics,
     objective,
     packaging,
+    settings,
     state,
     training,
 )

@@ -23,6 +23,9 @@ _EVENTS = {
     "os.symlink": "links {0}",
     "os.truncate": "cuts {0}",
     "os.chmod": "changes {0}",
+    "os.chdir": "moves to the folder {0}",
+    "os.putenv": "sets the variable {0}",
+    "os.unsetenv": "removes the variable {0}",
     "os.system": "runs {0}",
     "subprocess.Popen": "runs {0}",
     "socket.connect": "connects to {1}",
@@ -30,7 +33,7 @@ _EVENTS = {
     "socket.gethostbyname": "looks {0} up in the network",
     "urllib.Request": "asks for {0}",
 }
-"""Audit events that leave a trace outside the process, with their arguments."""
+"""Audit events that leave a trace outside what computes, with their arguments."""
 
 
 @contextmanager
@@ -51,7 +54,9 @@ def watched() -> Iterator[list[str]]:
             if isinstance(path, str) and (writes or set(mode or "") & set("wax+")) and not _is_byte_code(path):
                 seen.append(f"writes {path}")
         elif event in _EVENTS and not (isinstance(arguments[0], str) and _is_byte_code(arguments[0])):
-            seen.append(_EVENTS[event].format(*arguments))
+            seen.append(
+                _EVENTS[event].format(*(os.fsdecode(each) if isinstance(each, bytes) else each for each in arguments))
+            )
 
     sys.addaudithook(hook)
     try:

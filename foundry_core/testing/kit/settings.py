@@ -1,0 +1,263 @@
+"""Does a YAML decide what the model is: does every key of it count, and nothing else?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from pydantic import BaseModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from foundry_core.architecture import Activation
+from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
+from foundry_core.testing.kit.check import check, listed, named_gradients, require
+from foundry_core.testing.kit.json_schema import alternatives, kinds
+from foundry_core.testing.kit.masking import padded
+from foundry_core.testing.kit.numerics import all_tensors, any_differ
+from foundry_core.testing.kit.reopened import digests, elsewhere
+
+Path = tuple[str, ...]
+Effect = Literal["none", "values", "sizes"]
+"""Of another value: on nothing, on what is computed, on the parameters' names and shapes."""
+
+_INSTEAD_OF_NONE: dict[str, tuple[Any, ...]] = {
+    "boolean": (True, False),
+    "integer": (1, 2, 3, 8),
+    "number": (0.5, 2.0),
+    "string": get_args(Activation),
+}
+
+
+@check(
+    "packaging",
+    "settings",
+    scope="architecture",
+    mend="The model does not read the key, or only within bounds that the schema does not state: use it, take it out "
+    "of the schema, or state them (`ge`, `le`). A key that counts only beside others needs an example that sets them.",
+)
+def settings(suite: Suite) -> None:
+    """Another value of any key of an example's settings gives a model of other sizes or weights, or one that computes
+    something else; larger and smaller numbers alike.
+    """
+    trials: dict[Path, list[_Trial]] = {}
+    for case in suite.cases:
+        if case.example != ODD_SIZES:
+            built = _Built(case)
+            for path, value, others in _keys(case.config.model, case.architecture.config_class):
+                # The name of the architecture says nothing that is not said.
+                news = [other for other in others if other != case.architecture.name]
+                trials.setdefault(path, []).append(_Trial(built, path, value, news))
+    faults = [f"model.{'.'.join(path)}: {fault}" for path, each in trials.items() if (fault := _fault(each))]
+    require(not faults, listed(faults))
+
+
+@check(
+    "numerics",
+    "initial-weights",
+    scope="architecture",
+    mend="Make layers in the order of a list or a tuple, not in that of a set, which each process runs through in its "
+    "own: who is made first is drawn first. Copies of one layer start alike, and may stay so: draw each one anew.",
+)
+def initial_weights(suite: Suite) -> None:
+    """A seed gives the same initial weights in another process, in whatever order that runs through sets, and no two
+    matrices that are drawn start equal.
+    """
+    for case in suite.cases:
+        _require_distinct(case)
+    found = elsewhere(suite).weights
+    for case, weights in zip(suite.cases, found or (), strict=False):
+        require(isinstance(weights, dict), f"{case}: in a fresh process it is not built: {weights}")
+        here = digests(case.model())
+        moved = [name for name, digest in here.items() if weights.get(name) != digest]  # type: ignore[union-attr]
+        require(not moved, f"{case}: another process has another initial {listed(moved)}")
+
+
+def _require_distinct(case: Case) -> None:
+    """Those that do not depend on the seed are computed: they may well be equal."""
+    drawn = case.model(seed=1).state_dict()
+    seen: dict[tuple[torch.Size, str], str] = {}
+    model = case.model()
+    found = digests(model)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or not parameter.requires_grad or torch.equal(parameter, drawn[name]):
+            continue
+        twin = seen.setdefault((parameter.shape, found[name]), name)
+        require(twin == name, f"{case}: {twin} and {name} start with the same numbers")
+
+
+def _keys(section: BaseModel, declared: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Iterator[Any]]]:
+    """Keys below a section with their values, and other values that each may have.
+
+    A section of another class than is declared has the keys of another library, whichever they are: those count that
+    the example sets.
+    """
+    is_open = type(section) not in (declared, *get_args(declared))
+    whole: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _keys(value, field.annotation, (*path, name))
+        elif (name in section.model_fields_set or not is_open) and (*path, name) != ("architecture",):
+            whole = whole or type(section).model_json_schema(by_alias=False)
+            yield (*path, name), value, _others(value, alternatives(whole["properties"][name], whole))
+
+
+def _others(value: Any, choices: Sequence[Any]) -> Iterator[Any]:
+    """Values that a key might have instead; not all are valid."""
+    written = [
+        each for choice in choices for each in choice.get("enum", [choice[key] for key in choice if key == "const"])
+    ]
+    if written:
+        yield from (each for each in written if each is not None and each != value)
+        return
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield from dict.fromkeys(each for each in (2 * value, value + 1, value - 1, value // 2, 1) if each != value)
+    elif isinstance(value, float):
+        yield from (each for each in (2 * value, value / 2, 0.5, 0.25) if each != value)
+    elif isinstance(value, str) and value in get_args(Activation):
+        yield from (each for each in get_args(Activation) if each != value)
+    elif isinstance(value, list | tuple) and value:
+        yield list(value[:-1])
+        yield [*value, value[-1]]
+        yield from ([other, *value[1:]] for other in _others(value[0], ()))
+    elif isinstance(value, Mapping):
+        yield from ({**value, key: other} for key, each in value.items() for other in _others(each, ()))
+    elif value is None:
+        for kind in sorted({kind for choice in choices for kind in kinds(choice)}):
+            yield from _INSTEAD_OF_NONE.get(kind, ())
+
+
+def _with(case: Case, settings: Mapping[str, Any]) -> Case:
+    """A case with other settings. Raises ValueError when core would refuse them; a whole configuration, for which the
+    metadata of every installed package is read, takes five times as long.
+    """
+    model = case.architecture.config_class.model_validate(settings)
+    capabilities = case.architecture.capabilities(model)
+    longest = capabilities.longest_sequence
+    if not capabilities.accepts(case.objective) or (longest is not None and longest < case.length):
+        raise ValueError(f"{case} cannot be trained with these settings")
+    other = replace(case, settings=settings)
+    config = case.config.model_copy(update={"model": model})
+    vars(config).pop("capabilities", None)  # those of the former settings
+    vars(other)["config"] = config
+    return other
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every operation that is carried out, with the shapes and numbers that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        plain = tree_map(lambda each: each.shape if isinstance(each, torch.Tensor) else each, (arguments, keywords))
+        self.seen.append(f"{function}{plain}")
+        return function(*arguments, **(keywords or {}))
+
+
+class _Built:
+    """The model of a case, and what it computes."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        model = case.model()
+        self.weights = all_tensors(model)
+        self.sizes = {name: tensor.shape for name, tensor in self.weights.items()}
+        self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    def _run(self) -> list[torch.Tensor]:
+        """Logits, loss and gradients of a padded batch, in evaluation and in training."""
+        case, model = self.case, self.case.stirred()
+        side, lengths = case.capabilities.padding_sides[0], (case.length // 2, case.length - 1, 1)
+        rows = [case.ids(length, seed=length) for length in lengths]
+        ids, mask = padded(rows, side, int(case.ordinary[0]))
+        found: list[torch.Tensor] = []
+        for training in (False, True):
+            torch.manual_seed(0)
+            output = model.train(training)(ids, attention_mask=mask, labels=case.labels(ids, mask))
+            found += [output.logits.detach(), output.loss.detach()]
+        output.loss.backward()
+        return [*found, *named_gradients(model).values()]
+
+    @cached_property
+    def results(self) -> list[torch.Tensor]:
+        return self._run()
+
+    @cached_property
+    def operations(self) -> list[str]:
+        operations = _Operations()
+        with operations:
+            self._run()
+        return operations.seen
+
+    def effect(self, settings: Mapping[str, Any]) -> Effect | None:
+        """Of other settings; None when they are refused."""
+        results = self.results
+        try:
+            other = _Built(_with(self.case, settings))
+            if other.sizes != self.sizes or other.trainable != self.trainable:
+                return "sizes"
+            if any_differ(self.weights, other.weights) or not all(map(torch.equal, results, other.results)):
+                return "values"
+        except Exception:  # noqa: BLE001 - whatever settings are refused with, nothing is known of them
+            return None
+        # What is only computed another way, or changes no bit of so small a model, is read nevertheless.
+        return "none" if self.operations == other.operations else "values"
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A key of an example: its value, and others that it might have."""
+
+    built: _Built
+    path: Path
+    value: Any
+    others: list[Any]
+
+    def effect(self, other: Any) -> Effect | None:
+        """Of another value; where it is refused, of that value for every key beside it that has the same one."""
+        settings = deepcopy(self.built.case.config.resolved()["model"])
+        section = settings
+        for part in self.path[:-1]:
+            section = section[part]
+        equal = [key for key, each in section.items() if type(each) is type(self.value) is int and each == self.value]
+        for keys in ([self.path[-1]], equal):
+            section.update(dict.fromkeys(keys, other))
+            effect = self.built.effect(settings)
+            if effect is not None or len(equal) < 2:
+                break
+        return effect
+
+
+def _fault(trials: Sequence[_Trial]) -> str | None:
+    """What is wrong with a key. Nothing, when all other values are refused.
+
+    Where a smaller number makes a smaller model, a larger one must make another one, too, and the other way round.
+    What only the results depend on may have an end: a window that is wider than the row.
+    """
+    found: dict[str, tuple[Effect, str]] = {}
+    for trial in trials:
+        for other in trial.others:
+            direction = _direction(trial.value, other)
+            if direction in found and found[direction][0] != "none":
+                continue
+            effect = trial.effect(other)
+            if effect is not None:
+                found[direction] = (effect, f"{trial.value!r} and {other!r} give the same model")
+    effects = {direction: effect for direction, (effect, _) in found.items()}
+    idle = [said for effect, said in found.values() if effect == "none"]
+    return idle[0] if idle and (set(effects.values()) == {"none"} or "sizes" in effects.values()) else None
+
+
+def _direction(value: Any, other: Any) -> str:
+    if type(value) is int and type(other) is int:
+        return "larger" if other > value else "smaller"
+    return "another value"
