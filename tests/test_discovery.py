@@ -371,7 +371,7 @@ def test_entry_points_that_cannot_be_read_stop_no_other(
     out, _ = said(capsys, "list")
     assert any(line.startswith("gpt2") for line in out)
     if of == "foundry-zebra":
-        problem = f"the plugin foundry-zebra 1.0: its entry_points.txt cannot be read. {REMOVE}"
+        problem = f"the plugin foundry-zebra 1.0: its {points} cannot be read. {REMOVE}"
         assert found("foundry-zebra") == [("unusable", problem)]
     else:
         assert found() == [("fine", None)]

@@ -244,7 +244,7 @@ class _UnspeakableError(Exception):
         (SystemExit(3), "SystemExit: 3"),
         (MemoryError(), "MemoryError"),
         (KeyError("a"), "KeyError: 'a'"),
-        (_UnspeakableError(), "test_observers._UnspeakableError: <exception str() failed>"),
+        (_UnspeakableError(), "_UnspeakableError: <exception str() failed>"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )

@@ -344,7 +344,7 @@ def test_a_command_that_two_packages_claim_is_called_by_neither(
     assert main(["say", "hello"]) == 3
     assert capsys.readouterr().err == (
         "error: the command 'say' is claimed by foundry-tell 1.0 and foundry-say 1.0: uninstall one, "
-        "pip uninstall foundry-tell\n"
+        "pip uninstall foundry-tell, or switch it off, FOUNDRY_PLUGINS_DISABLE=foundry-tell\n"
     )
 
 
