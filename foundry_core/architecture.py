@@ -21,20 +21,12 @@ PLUGIN_API_VERSION = 1
 """Version of what plugins rely on: the names of this module, `Objective`, the hooks, `BaseLanguageModel`."""
 
 
-def _spare_others_damaged_packages() -> None:
-    """Let one package whose entry points cannot be read stop neither pydantic nor torch.
-
-    Both ask every installed package for plugins of their own, pydantic when the first class is made and torch when it
-    is imported, and let what is raised pass. Where that is so they have no plugins anyway; elsewhere nothing changes.
-    """
-    try:
-        type("_First", (BaseModel,), {})
-    except Exception:  # noqa: BLE001 - whatever it is, the classes below are to be made
-        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-
-
-_spare_others_damaged_packages()
+try:
+    type("_First", (BaseModel,), {})
+except Exception:  # noqa: BLE001 - whatever it is, the classes below are to be made
+    # When the first class is made, pydantic asks every installed package for plugins of its own, and one package whose
+    # entry points cannot be read ends that. Only then are its plugins, which nobody could have had, switched off.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 class ConfigSection(BaseModel):

@@ -20,7 +20,8 @@ def refuse_misfits(kind: str, descriptor: Any, rules: Mapping[str, Rule]) -> Non
     for name, (wanted, holds) in rules.items():
         value = getattr(descriptor, name)
         if not holds(value):
-            raise PluginError(f"the {kind} {descriptor.name!r}: its {name} is {reprlib.repr(value)}, not {wanted}")
+            are = "are" if name.endswith("s") and not name.endswith("ss") else "is"
+            raise PluginError(f"the {kind} {descriptor.name!r}: its {name} {are} {reprlib.repr(value)}, not {wanted}")
 
 
 def derived_from(value: Any, module: str, name: str) -> bool:

@@ -172,6 +172,21 @@ def _editable_sources(distribution: metadata.Distribution) -> Path | None:
     return None
 
 
+def unreadable_entry_points() -> list[str]:
+    """Of every installed distribution, plugins or not: the entry points that cannot be read, and the way out.
+
+    `metadata.entry_points()`, which torch and others call when they are imported, raises for a single one.
+    """
+    found = []
+    for distribution in metadata.distributions():
+        try:
+            list(distribution.entry_points)
+        except (TypeError, ValueError):
+            package = _package(distribution, _unreadable(distribution, "entry_points.txt"))
+            found.append(f"{package}: {package.damage}. Install it anew or remove it: pip uninstall {package.name}")
+    return found
+
+
 def switched_off(point: Installed) -> str | None:
     """The environment variable that keeps a plugin from counting, and what to do about it; None when it counts."""
     names = {_normal(point.name), _normal(point.distribution)}

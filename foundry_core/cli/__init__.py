@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +78,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - whatever else happens is a bug of ours, and says so in one line
         if debug:
             traceback.print_exc()
-        reason = " ".join(str(error).split())
+        damage = _damage_behind(error)
+        if damage is not None:
+            sys.stderr.write(f"error: {one_line(damage)}\n")
+            return PluginError.exit_code
+        reason = one_line(" ".join(str(error).split()))
         sys.stderr.write(f"internal error: {type(error).__name__}: {reason} (--debug shows where; please report it)\n")
         return 70
+
+
+def _damage_behind(error: Exception) -> str | None:
+    """The package whose entry points stop a library that asks all of them, such as torch when it is imported."""
+    from importlib import metadata
+
+    home = Path(metadata.__file__).parent
+    if not any(Path(frame.filename).parent == home for frame in traceback.extract_tb(error.__traceback__)):
+        return None
+    from foundry_core.discovery import unreadable_entry_points
+
+    return next(iter(unreadable_entry_points()), None)
 
 
 def _carried_out(arguments: list[str]) -> int:
