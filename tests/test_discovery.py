@@ -377,6 +377,84 @@ def test_entry_points_that_cannot_be_read_stop_no_other(
         assert found() == [("fine", None)]
 
 
+def damage(tmp_path: Path, file: str, content: bytes, of: str = "foundry-zebra") -> Path:
+    """Write something else into the notes that an installer left."""
+    path = tmp_path / "site" / f"{of.replace('-', '_')}-1.0.dist-info" / file
+    path.write_bytes(content)
+    return path
+
+
+NO_TEXT = b"[foundry.architectures]\nzebra = zebra_light:zebra\xff\xfe\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("entry_points.txt", NO_TEXT),
+        ("METADATA", b"Name: foundry-zebra\nVersion: 1.0\nSummary: \xff\xfe\n"),
+    ],
+)
+def test_notes_that_are_no_text_make_their_own_plugin_unusable_and_are_named(
+    file: str, content: bytes, zebra: Install, tmp_path: Path, capsys: Any
+) -> None:
+    zebra()
+    path = damage(tmp_path, file, content)
+    problem = f"the plugin foundry-zebra 1.0: its {path} cannot be read. {REMOVE}"
+    assert found("foundry-zebra" if file == "entry_points.txt" else "zebra") == [("unusable", problem)]
+    out, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {problem}"]
+    assert any(line.startswith("gpt2") and line.endswith("fine") for line in out)
+
+
+@pytest.mark.parametrize("file", ["entry_points.txt", "METADATA"])
+def test_notes_of_another_package_that_are_no_text_stop_no_plugin(
+    file: str, zebra: Install, install: Install, tmp_path: Path
+) -> None:
+    zebra()
+    install("another-package")
+    damage(tmp_path, file, b"[console_scripts]\n\xff\xfe", "another-package")
+    assert found() == [("fine", None)]
+
+
+def test_a_note_of_the_sources_that_cannot_be_read_says_nothing(zebra: Install, tmp_path: Path) -> None:
+    zebra()
+    damage(tmp_path, "direct_url.json", b"[" * 100_000)
+    assert found() == [("fine", None)]
+
+
+DAMAGES = {"half a line": b"[console_scripts]\nhalf a line\n", "no text": b"[console_scripts]\n\xff\xfe"}
+
+
+@pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
+def test_a_library_that_asks_every_package_is_not_stopped_by_a_damaged_one_or_the_package_is_named(
+    content: bytes, install: Install, tmp_path: Path
+) -> None:
+    install("another-package")
+    path = damage(tmp_path, "entry_points.txt", content, "another-package")
+    (tmp_path / "x.yaml").write_text(
+        "experiment_name: x\ndata: {training_corpus: x.txt}\nmodel: {architecture: gpt2}\n"
+        "training: {output_dir: x, train_steps: 1}\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]),
+    }
+
+    def done(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "foundry_core.cli", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    # pydantic asks when the first class is made.
+    for arguments in (["--help"], ["plugins", "list"], ["validate", "x.yaml"]):
+        assert (done(*arguments).returncode, done(*arguments).stderr) == (0, "")
+    # torch asks when it is imported, and cannot be had.
+    trained = done("train", "x.yaml")
+    problem = (
+        f"another-package 1.0: its {path} cannot be read. Install it anew or remove it: pip uninstall another-package"
+    )
+    assert (trained.returncode, trained.stderr) == (3, f"error: {problem}\n")
+
+
 # Switched off.
 
 
