@@ -270,9 +270,10 @@ class _Memory:
             seen.add(name)
             yield name
             for value in list(getattr(sys.modules[name], "__dict__", {}).values()):
-                if isinstance(value, ModuleType):
+                kind = type(value)  # not isinstance, which asks the value: it may warn, or import something
+                if issubclass(kind, ModuleType):
                     waiting.append(str(value.__name__))
-                elif isinstance(value, type | FunctionType):
+                elif issubclass(kind, type | FunctionType):
                     waiting.append(str(value.__module__))
 
     def write(self) -> None:

@@ -153,6 +153,29 @@ def test_hooks_that_would_never_be_called_as_meant_are_refused() -> None:
 
     with pytest.raises(PluginError, match=r"^the hook foundry_step_ended of mine has an argument behind a '\*'"):
         hook_manager([module_with(foundry_step_ended=keyword_only)])
+
+    def defaulted(report: object = None) -> None:
+        pass
+
+    def anything(*given: object, **named: object) -> None:
+        pass
+
+    async def later(report: object) -> None:
+        pass
+
+    def yielding(report: object) -> Iterator[None]:
+        yield
+
+    for function, problem in (
+        (defaulted, "has a default for its argument 'report', which it would always get: remove the default"),
+        (anything, "takes arguments by '*', which would hold nothing: name those that it wants"),
+        (later, "is an async function, whose body would never run: write def"),
+        (yielding, "is a generator, whose body would never run: remove the yield"),
+    ):
+        with pytest.raises(PluginError) as raised:
+            hook_manager([module_with(foundry_step_ended=function)])
+        assert str(raised.value) == f"the hook foundry_step_ended of mine {problem}"
+
     for options in ({"wrapper": True}, {"hookwrapper": True}):
         module = types.ModuleType("mine")
 
@@ -162,6 +185,13 @@ def test_hooks_that_would_never_be_called_as_meant_are_refused() -> None:
         module.foundry_objectives = hookimpl(around, **options)  # type: ignore[attr-defined]
         with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine is a wrapper: "):
             hook_manager([module])
+
+
+def test_what_is_offered_may_be_yielded() -> None:
+    def some() -> Iterator[Optimizer]:
+        yield Optimizer("mine", "of a test", "no:where")
+
+    assert "mine" in available_optimizers(hook_manager([module_with(foundry_optimizers=some)]))
 
 
 # Tokenizer types.

@@ -154,6 +154,27 @@ def test_a_broken_plugin_is_explained_by_package_version_cause_and_way_out(
     assert capsys.readouterr().err == f"{path}:3: model.architecture: {message}\n"
 
 
+PANIC = "class Panic(BaseException): ...\nraise Panic('in Rust')\n"
+
+
+@pytest.mark.parametrize("text", [PANIC, "raise GeneratorExit('in Rust')\n"])
+def test_what_is_no_exception_is_a_failure_like_any_other(
+    text: str, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": text})
+    assert re.search(r" fails to import: (Panic|GeneratorExit): in Rust\. Upgrade or remove it", explained("mamba"))
+    assert main(["plugins", "list"]) == 0
+    (tmp_path / "my_arch.py").write_text(text)
+    assert main(["validate", str(experiment(tmp_path, "gpt2")), "--plugin", str(tmp_path / "my_arch.py")]) == 3
+    assert capsys.readouterr().err.endswith(": in Rust\n")
+
+
+def test_an_interruption_during_an_import_is_an_interruption(install: Install) -> None:
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": "raise KeyboardInterrupt\n"})
+    with pytest.raises(KeyboardInterrupt):
+        get_architecture("mamba")
+
+
 def test_a_broken_plugin_fails_only_the_run_that_asks_for_it(install: Install, tmp_path: Path) -> None:
     install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": "1 / 0\n"})
     assert load_config(experiment(tmp_path, "gpt2")).architecture.name == "gpt2"
@@ -463,6 +484,12 @@ def test_a_hook_that_raises_while_objectives_are_gathered_is_an_error_of_the_plu
 
     with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine fails: ValueError: one two$"):
         available_objectives(hook_manager([module_with(foundry_objectives=broken)]))
+
+    def panicking() -> list[Objective]:
+        raise type("Panic", (BaseException,), {})
+
+    with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine fails: Panic$"):
+        available_objectives(hook_manager([module_with(foundry_objectives=panicking)]))
 
 
 def test_a_descriptor_cannot_be_changed() -> None:
