@@ -117,6 +117,28 @@ BROKEN = {
     ),
     "no model": (MAMBA.replace("zebra_model:", "zebra_modal:"), "the module of its model, zebra_modal:Model, is not"),
     "no package of the model": (MAMBA.replace("zebra_model:", "zebra.model:"), "the module of its model, zebra.model:"),
+    "capabilities of another type": (
+        MAMBA.replace("lambda config: Capabilities(", "lambda config: list(").replace("objectives=(", "("),
+        "the capabilities of 'zebra' with 'defaults' are a list, not Capabilities. Upgrade",
+    ),
+    "summary": (MAMBA.replace('"state spaces of a test"', "5"), "'zebra': its summary is 5, not text. Upgrade"),
+    "examples": (
+        MAMBA.replace('{"tiny": {"zebra": {"state_size": 1}}}', '{"tiny": None}'),
+        "its examples are {'tiny': None}, not small `model:` sections by name. Upgrade",
+    ),
+    "model class": (
+        MAMBA.replace('"zebra_model:Model"', "None"),
+        'its model_class is None, not a class or an import string such as "package.module:name". Upgrade',
+    ),
+    "getattr": (
+        MAMBA.replace("zebra = Arch", "_zebra = Arch")
+        + "def __getattr__(name):\n    raise RuntimeError('one\\ntwo')\n",
+        "fails to import: RuntimeError: one two. Upgrade",
+    ),
+    "default tokenizer": (
+        MAMBA.replace('"bpe"', '"nosuch"'),
+        "its default_tokenizer 'nosuch' is no tokenizer type of core's or its own. Upgrade",
+    ),
     "no JSON schema": (
         MAMBA.replace('kernel: str = Field("scan"', "kernel: Callable[..., None] = Field(print"),
         "its section has no JSON schema: PydanticInvalidForJsonSchema: ",
@@ -146,6 +168,99 @@ def test_what_is_wrong_with_a_plugin_is_one_line_with_the_package_and_the_way_ou
     out, err = said(capsys, "doctor", code=3)
     assert err == [f"error: {problem}"]
     assert [line.split()[-1] for line in out if line.startswith(("zebra", "gpt2"))] == ["fine", "unusable"]
+
+
+OFFERS = {
+    "name of core's": (
+        "Objective('causal_lm', '', True, 'overlap', 'zebra_model:f', 'AutoModelForCausalLM')",
+        "two plugins offer the objective 'causal_lm', foundry-core and foundry-zebra 1.0: one of them must go, or be",
+    ),
+    "no list": (
+        None,
+        "the hook foundry_objectives of foundry-zebra 1.0 fails: TypeError: 'NoneType' object is not iter",
+    ),
+    "exit": ("exit(1)", "the hook foundry_objectives of foundry-zebra 1.0 fails: SystemExit: 1. Upgrade"),
+    "another type": ("{}", "the hook foundry_objectives of foundry-zebra 1.0 gives a dict, not Objective. Upgrade"),
+    "name": (
+        "Objective(['x'], '', True, 'overlap', 'zebra_model:f', 'AutoModelForCausalLM')",
+        "of foundry-zebra 1.0 fails: the objective ['x']: its name is ['x'], not a name in printable text. Upgrade",
+    ),
+    "no module": (
+        "Objective('mine', '', True, 'overlap', 'zebra_model.part:f', 'AutoModelForCausalLM')",
+        "the collator of its objective 'mine', zebra_model.part:f, is not there. Upgrade",
+    ),
+    "no function": (
+        "Objective('mine', '', True, 'overlap', 'zebra_light:collator', 'AutoModelForCausalLM')",
+        "the collator of its objective 'mine', zebra_light:collator, is not there: the module has no 'collator'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["architecture", "extension"])
+@pytest.mark.parametrize("offer", OFFERS)
+def test_what_a_plugin_offers_is_looked_at(
+    offer: str, kind: str, zebra: Install, install: Install, tmp_path: Path, capsys: Any
+) -> None:
+    descriptor, reason = OFFERS[offer]
+    offered = "None" if descriptor is None else f"[{descriptor}]"
+    light = f"{MAMBA}from foundry_core import Objective\n@hookimpl\ndef foundry_objectives(): return {offered}\n"
+    if kind == "architecture":
+        zebra(light)
+    else:
+        modules = {**WHOLE, "zebra_light": light}
+        install("foundry-zebra", {}, extensions={"zebra": "zebra_light"}, modules=modules)
+    ((state, problem),) = found()
+    assert (state, problem is not None and reason in problem) == ("unusable", True), problem
+    _, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {problem}"]
+
+
+def test_a_heavy_package_that_is_only_named_is_not_imported_to_be_looked_for(zebra: Install, tmp_path: Path) -> None:
+    zebra(MAMBA.replace("zebra_model:", "zebra_heavy.model:"))
+    heavy = tmp_path / "site" / "zebra_heavy"
+    heavy.mkdir()
+    (heavy / "__init__.py").write_text("raise SystemExit('imported')\n")
+    assert "zebra_heavy.model:Model, is not there" in str(found())
+    (heavy / "model.py").write_text("")
+    assert found() == [("fine", None)]
+
+
+def test_a_module_whose_getattr_raises_is_whole(zebra: Install, capsys: Any) -> None:
+    zebra(MAMBA + "def __getattr__(name):\n    raise RuntimeError(name)\n")
+    assert found() == [("fine", None)]
+    said(capsys, "show", "zebra")
+
+
+def test_what_a_plugin_prints_when_it_is_imported_is_no_part_of_the_answer(zebra: Install, capsys: Any) -> None:
+    zebra("import sys\nprint('hello')\nsys.stdout.buffer.write(b'bytes')\nsys.stdout.close()\n" + MAMBA)
+    assert main(["plugins", "list", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "zebra" in {row["name"] for row in json.loads(captured.out)}
+    assert captured.err == "hello\nbytes"
+
+
+SELF_SIMILAR = MAMBA.replace(
+    'zebra: Section = Field(Section(), description="sizes")',
+    'zebra: Section = Field(Section(), description="sizes")\n'
+    '    within: "ZebraConfig | None" = Field(None, description="once more")',
+).replace(
+    'kernel: str = Field("scan"',
+    'parts: "list[Section]" = Field([], description="parts")\n    kernel: str = Field("scan"',
+)
+
+
+def test_a_section_that_holds_its_like_is_shown_and_validated(zebra: Install, tmp_path: Path, capsys: Any) -> None:
+    zebra(SELF_SIMILAR)
+    assert found() == [("fine", None)]
+    out, _ = said(capsys, "show", "zebra")
+    keys = [
+        line.split()[0] for line in out[out.index(next(line for line in out if line.startswith("key under"))) + 2 :]
+    ]
+    assert keys == ["zebra.state_size", "zebra.parts", "zebra.kernel", "within"]
+    path = tmp_path / "x.yaml"
+    path.write_text("experiment_name: x\nmodel: {architecture: zebra, zzz: 1}\n")
+    assert main(["validate", str(path)]) == 2
+    assert f"{path}:2: model.zzz: unknown key. Known here: architecture, zebra, within." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

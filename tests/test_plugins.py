@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -289,6 +290,47 @@ def test_only_language_models_are_registered(base: type) -> None:
 def test_only_settings_that_are_a_model_config_are_registered() -> None:
     with pytest.raises(PluginError, match=r"^cannot register 'mine': config must be a subclass of ModelConfig, not "):
         register_architecture("mine", config=dict)(a_model())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"capabilities": 5}, "its capabilities are 5, not a function of the `model:` section"),
+        ({"examples": 5}, "its examples are 5, not small `model:` sections by name"),
+        ({"summary": 5}, "its summary is 5, not text"),
+        ({"default_tokenizer": None}, "its default_tokenizer is None, not a name in printable text"),
+    ],
+    ids=str,
+)
+def test_a_registration_that_makes_no_sense_is_refused_where_it_is_made(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(PluginError) as raised:
+        register_architecture("mine", config=ModelConfig, **given)(a_model())
+    assert str(raised.value) == f"the architecture 'mine': {problem}"
+    assert "mine" not in available_architectures()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "said"),
+    [
+        ("lambda config: config.nothing", "fail: AttributeError: 'ModelConfig' object has no attribute 'nothing'"),
+        ("lambda config: None", "are a NoneType, not Capabilities"),
+        ("lambda config: exit(1)", "fail: SystemExit: 1"),
+    ],
+)
+def test_capabilities_that_cannot_be_had_are_a_problem_of_the_architecture_wherever_they_are_asked(
+    capabilities: str, said: str, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = DESCRIPTOR.format(name="mamba").replace('Model")', f'Model", capabilities={capabilities})')
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": text})
+    problem = (
+        f"the plugin foundry-mamba 1.0: the capabilities of 'mamba' {said}. "
+        "Upgrade or remove it: pip uninstall foundry-mamba"
+    )
+    path = experiment(tmp_path, "mamba")
+    assert main(["validate", str(path)]) == 2
+    assert capsys.readouterr().err == f"{path}:3: model.architecture: {problem}\n"
+    assert main(["init", "mamba"]) == 3
+    assert capsys.readouterr().err == f"error: {problem}\n"
 
 
 def test_a_registered_name_that_a_package_ships_is_refused() -> None:
