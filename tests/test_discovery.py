@@ -638,6 +638,58 @@ def test_a_variable_that_names_no_plugin_is_a_problem(monkeypatch: pytest.Monkey
     assert err == [f"error: {line}"]
 
 
+# Ways out.
+
+
+@pytest.mark.parametrize("copy_left", [False, True])
+def test_sources_that_have_been_moved_are_what_is_said_of_an_editable_installation(
+    copy_left: bool, zebra: Install, tmp_path: Path
+) -> None:
+    sources = tmp_path / "sources"
+    zebra(sources=sources)
+    if copy_left:
+        for name, text in WHOLE.items():
+            (tmp_path / "site" / f"{name}.py").write_text(text)
+    sources.rename(tmp_path / "moved")
+    gone = (
+        f"The sources of foundry-zebra 1.0 are no longer in {sources}, where its direct_url.json has them: install it "
+        "again from where they are, pip install -e FOLDER, or remove it: pip uninstall foundry-zebra"
+    )
+    ((state, problem),) = found()
+    assert (state, str(problem).endswith(gone)) == ("shadowed" if copy_left else "unusable", True)
+
+
+def test_a_name_that_one_package_declares_twice_is_its_own_mistake(zebra: Install, tmp_path: Path) -> None:
+    zebra()
+    once = "[foundry.architectures]\nzebra = zebra_light:zebra\n"
+    damage(tmp_path, "entry_points.txt", (once * 2).encode())
+    assert found() == [("fine", None)]
+    damage(tmp_path, "entry_points.txt", f"{once}zebra = zebra_model:zebra\n".encode())
+    problem = (
+        "the plugin foundry-zebra 1.0 declares the architecture 'zebra' more than once, zebra_light:zebra and "
+        f"zebra_model:zebra. {REMOVE}"
+    )
+    assert found() == [("unusable", problem)] * 2
+    with pytest.raises(PluginError) as raised:
+        get_architecture("zebra")
+    assert str(raised.value) == problem
+
+
+def test_control_characters_of_a_package_do_not_reach_the_terminal(
+    zebra: Install, install: Install, capsys: Any
+) -> None:
+    name = "foundry-\x1b[2Jzebra"
+    install(name, {"z\x1b[2J": "zebra_light:z"}, WHOLE, summary="clears \x1b[2J the screen")
+    install("foundry-plain", None, {}, extensions={"plain": "zebra_light\n[foundry.commands]\nx\x1b[2J = zebra_light"})
+    for arguments, code in ((["list"], 0), (["doctor"], 3), (["show", "plain"], 0)):
+        out, err = said(capsys, *arguments, code=code)
+        assert not any("\x1b" in line for line in out + err)
+        assert any("\\x1b[2J" in line for line in out + err) or arguments[0] == "show"
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "\x1b" not in capsys.readouterr().out
+
+
 # Extensions.
 
 
@@ -742,6 +794,44 @@ def test_a_home_that_cannot_be_written_to_costs_the_memory_alone(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert loaded("zebra_light")
     assert loaded("zebra_light")
+
+
+@pytest.mark.parametrize("how", ["import zebra_helper", "from zebra_helper import f"])
+@pytest.mark.parametrize("first", ["zebra", "aardvark"])
+def test_what_a_plugin_imports_besides_its_own_package_is_looked_at_too(
+    how: str, first: str, zebra: Install, install: Install, tmp_path: Path
+) -> None:
+    """aardvark, which is looked at before, imports the helper first."""
+    modules = {**WHOLE, "zebra_light": f"{how}\n{MAMBA}", "zebra_helper": "def f(): ...\n"}
+    zebra(modules=modules)
+    if first == "aardvark":
+        install(
+            "aardvark", {"aardvark": "aardvark:aardvark"}, {"aardvark": f"{how}\n{MAMBA.replace('zebra', 'aardvark')}"}
+        )
+        (tmp_path / "site" / "aardvark_model.py").write_text("")
+    assert found() == [("fine", None)]
+    (tmp_path / "site" / "zebra_helper.py").write_text("1 / 0\n")
+    for name in ("zebra_helper", "zebra_light", "aardvark"):
+        sys.modules.pop(name, None)
+    ((state, problem),) = found()
+    assert (state, "ZeroDivisionError" in str(problem)) == ("unusable", True)
+
+
+def test_what_core_itself_imports_is_not_remembered_of_a_plugin(
+    zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zebra()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = "from foundry_core.diagnosis import examine; examine()"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]),
+    }
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    (memory,) = (tmp_path / "cache" / "foundry").iterdir()
+    files = {key: value["files"] for key, value in json.loads(memory.read_bytes())["plugins"].items()}
+    (of_zebra,) = [list(each) for key, each in files.items() if " zebra = " in key]
+    assert of_zebra == [str(tmp_path / "site" / "zebra_light.py")]
 
 
 # The verbs.

@@ -396,6 +396,7 @@ def test_a_plugin_file_that_raises_is_one_line(
         ("antigravity.py", "there is another module 'antigravity', which it would replace: rename the file"),
         ("my-arch.py", "the file's name must be a Python module name"),
         ("none.py", "there is no such file"),
+        ("plain", "the file's name must end in .py"),
     ],
 )
 def test_a_plugin_file_replaces_no_other_module(name: str, message: str, tmp_path: Path) -> None:
@@ -406,6 +407,19 @@ def test_a_plugin_file_replaces_no_other_module(name: str, message: str, tmp_pat
         load_plugin_file(tmp_path / name)
     assert str(raised.value) == f"--plugin {tmp_path / name}: {message}"
     assert sys.modules["json"] is before
+
+
+def test_a_plugin_that_changes_the_working_folder_changes_no_path_of_the_command(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    elsewhere = "import os\nos.chdir('/')\n"
+    (tmp_path / "my_arch.py").write_text(elsewhere + PLUGIN_FILE)
+    experiment(tmp_path, "from_a_file")
+    assert main(["validate", "experiment.yaml", "--plugin", "my_arch.py"]) == 0
+    install("foundry-mamba", {"mamba": "moving:mamba"}, {"moving": elsewhere + DESCRIPTOR.format(name="mamba")})
+    get_architecture("mamba")
+    assert Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("module", ["os", "antigravity", "in_the_folder", "yaml.constructor", "", "../x", "a b"])
