@@ -5,6 +5,7 @@ A plugin's entry point leads to an `Architecture`. A class in a notebook gets on
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,11 +13,20 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from foundry_core.descriptors import FUNCTION, IMPORT_STRING, NAME, TEXT, Rule, derived_from, refuse_misfits
 from foundry_core.errors import PluginError
 from foundry_core.objective import Objective
 
 PLUGIN_API_VERSION = 1
 """Version of what plugins rely on: the names of this module, `Objective`, the hooks, `BaseLanguageModel`."""
+
+
+try:
+    type("_First", (BaseModel,), {})
+except Exception:  # noqa: BLE001 - whatever it is, the classes below are to be made
+    # When the first class is made, pydantic asks every installed package for plugins of its own, and one package whose
+    # entry points cannot be read ends that. Only then are its plugins, which nobody could have had, switched off.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 class ConfigSection(BaseModel):
@@ -132,6 +142,8 @@ class Architecture:
     model_class: the `BaseLanguageModel` subclass, or its import string `"package.module:Class"` (which keeps the
     descriptor light). capabilities: a function of the validated `model:` section. default_tokenizer: used when the
     YAML names none. examples: small `model:` sections (without `architecture`) that the checks build.
+
+    Raises PluginError for a value that is none of these.
     """
 
     name: str
@@ -142,6 +154,31 @@ class Architecture:
     default_tokenizer: str = "sentencepiece"
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugin_api_version: int = PLUGIN_API_VERSION
+
+    def __post_init__(self) -> None:
+        if self.plugin_api_version == PLUGIN_API_VERSION:  # what another one asks for is not known here
+            refuse_misfits("architecture", self, _RULES)
+
+
+def _are_examples(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)
+        for name, settings in value.items()
+    )
+
+
+_RULES: dict[str, Rule] = {
+    "name": NAME,
+    "summary": TEXT,
+    "config_class": ("a ModelConfig", lambda value: isinstance(value, type) and issubclass(value, ModelConfig)),
+    "model_class": (
+        f"a class or {IMPORT_STRING[0]}",
+        lambda value: isinstance(value, type) or IMPORT_STRING[1](value),
+    ),
+    "capabilities": ("a function of the `model:` section", FUNCTION[1]),
+    "default_tokenizer": NAME,
+    "examples": ("small `model:` sections by name", _are_examples),
+}
 
 
 M = TypeVar("M", bound=type)
@@ -171,24 +208,22 @@ def register_architecture(
     """
 
     def register(cls: M) -> M:
-        if not any(
-            base.__module__ == "foundry_core.model" and base.__name__ == "BaseLanguageModel" for base in cls.__mro__
-        ):
+        if not derived_from(cls, "foundry_core.model", "BaseLanguageModel"):
             raise PluginError(f"cannot register '{name}': {cls.__name__} is not a BaseLanguageModel")
         if not (isinstance(config, type) and issubclass(config, ModelConfig)):
             raise PluginError(f"cannot register '{name}': config must be a subclass of ModelConfig, not {config!r}")
         taken = _registered.get(name)
         if taken is not None:
             raise PluginError(f"the architecture '{name}' is registered already, by {_described(taken.model_class)}")
-        function = capabilities if callable(capabilities) else partial(_same_for_all, capabilities or Capabilities())
+        same = Capabilities() if capabilities is None else capabilities
         _registered[name] = Architecture(
             name=name,
             summary=summary or (cls.__doc__ or "").strip().split("\n")[0],
             config_class=config,
             model_class=cls,
-            capabilities=function,
+            capabilities=partial(_same_for_all, same) if isinstance(same, Capabilities) else same,
             default_tokenizer=default_tokenizer,
-            examples=examples or {},
+            examples={} if examples is None else examples,
         )
         return cls
 

@@ -5,16 +5,18 @@ Shapes: B batch, T tokens of the longest row, padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from foundry_core.config import ExperimentConfig
-from foundry_core.errors import TokenizerError, UsageError
+from foundry_core.errors import PluginError, TokenizerError, UsageError
+from foundry_core.foreign import failing_as
 from foundry_core.model import IGNORED
-from foundry_core.plugins import failing_as, import_string
+from foundry_core.plugins import import_string
 from foundry_core.streams import derive, mix64, uniform
 
 if TYPE_CHECKING:
@@ -176,7 +178,27 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
             f"set its padding_side to {' or '.join(accepted)}"
         )
     objective = config.objective
+    owner = config.providers.get("objective")
+    of_whom = f" of {owner}" if owner else ""
+    what = f"the collator of the objective {objective.name}{of_whom}, {objective.collator},"
     make = import_string(objective.collator)
-    with failing_as(f"the collator of the objective {objective.name}, {objective.collator},"):
+    with failing_as(what):
         collator: Collator = make(config, tokenizer)
-    return collator
+    if owner is None:
+        return collator
+    if not callable(collator):
+        raise PluginError(f"{what} is a {type(collator).__name__}, not a function of rows")
+    return partial(_held_to_its_word, what, collator)
+
+
+def _held_to_its_word(what: str, collator: Collator, rows: Sequence[Any]) -> Batch:
+    """A batch of a plugin's collator. Raises PluginError for what is none."""
+    with failing_as(what):
+        batch: Any = collator(rows)
+    if not isinstance(batch, Mapping):
+        raise PluginError(f"{what} gives a {type(batch).__name__}, not a batch")
+    for name in ("input_ids", "attention_mask", "labels"):
+        tensor = batch.get(name)
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or len(tensor) != len(rows):
+            raise PluginError(f"{what} gives a batch whose {name} is no tensor of a row for each of {len(rows)} rows")
+    return batch  # type: ignore[return-value]

@@ -33,7 +33,7 @@ from foundry_core.hooks import (
 )
 from foundry_core.objective import Objective
 from foundry_core.optimizer import Optimizer
-from foundry_core.plugins import active_modules, get_architecture
+from foundry_core.plugins import active_modules, blamed_on, capabilities_of, get_architecture, shipped_by
 from foundry_core.tokenizer_type import TokenizerType, special_token_problems
 from foundry_core.yaml_source import KeyPath, YamlSource
 
@@ -69,7 +69,8 @@ class ExperimentConfig(ConfigSection):
     @cached_property
     def capabilities(self) -> Capabilities:
         """What the architecture can do with these settings."""
-        return self.architecture.capabilities(self.model)
+        with blamed_on(shipped_by(self.model.architecture)):
+            return capabilities_of(self.architecture, self.model)
 
     @cached_property
     def objective(self) -> Objective:
@@ -169,7 +170,8 @@ class _Check:
             raise ConfigError([Problem(path, line, "model", message)])
         architecture = self._architecture()
         model = self._model(architecture) if architecture is not None else None
-        self._fill_defaults(architecture, model)
+        capabilities = self._capabilities(architecture, model)
+        self._fill_defaults(architecture, capabilities)
         self._choices(architecture)
         # A stand-in keeps the other sections' problems coming when `model:` has its own.
         data = {**self.data, "model": model or ModelConfig.model_construct(architecture="")}
@@ -178,8 +180,8 @@ class _Check:
         except ValidationError as error:
             self._translate(error, ExperimentConfig, ())
             config = None
-        if architecture is not None and model is not None:
-            self._cross_rules(architecture, model)
+        if model is not None and capabilities is not None:
+            self._cross_rules(model, capabilities)
         if self.problems or config is None:
             raise ConfigError(self.problems)
         return config
@@ -214,7 +216,17 @@ class _Check:
             self._translate(error, architecture.config_class, ("model",))
             return None
 
-    def _fill_defaults(self, architecture: Architecture | None, model: ModelConfig | None) -> None:
+    def _capabilities(self, architecture: Architecture | None, model: ModelConfig | None) -> Capabilities | None:
+        if architecture is None or model is None:
+            return None
+        try:
+            with blamed_on(shipped_by(architecture.name)):
+                return capabilities_of(architecture, model)
+        except PluginError as error:
+            self._add(("model", "architecture"), str(error))
+            return None
+
+    def _fill_defaults(self, architecture: Architecture | None, capabilities: Capabilities | None) -> None:
         """What a YAML leaves open and the architecture decides."""
         if architecture is None:
             return
@@ -222,17 +234,16 @@ class _Check:
         if isinstance(tokenizer, dict) and tokenizer.get("tokenizer_type") is None:
             tokenizer["tokenizer_type"] = architecture.default_tokenizer
         training = self.data.get("training")
-        if isinstance(training, dict) and model is not None and training.get("objective") is None:
-            training["objective"] = next(iter(architecture.capabilities(model).objectives), "causal_lm")
+        if isinstance(training, dict) and capabilities is not None and training.get("objective") is None:
+            training["objective"] = next(iter(capabilities.objectives), "causal_lm")
 
-    def _cross_rules(self, architecture: Architecture, model: ModelConfig) -> None:
+    def _cross_rules(self, model: ModelConfig, capabilities: Capabilities) -> None:
         """Rules between sections; those about a section with problems of its own wait until they are mended."""
         data, tokenizer, training = (
             self._sound(DataConfig, "data"),
             self._sound(TokenizerConfig, "tokenizer"),
             self._sound(TrainingConfig, "training"),
         )
-        capabilities = architecture.capabilities(model)
         longest = capabilities.longest_sequence
         if data is not None and longest is not None and data.max_sequence_length > longest:
             self._add(("data", "max_sequence_length"), f"{model.architecture} takes at most {longest} tokens")
@@ -413,10 +424,12 @@ def _section_class(annotation: Any) -> type[BaseModel] | None:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Every section with its dotted name and its keys."""
+def _sections(
+    model: type[BaseModel], prefix: str = "", within: tuple[type[BaseModel], ...] = ()
+) -> Iterator[tuple[str, list[str]]]:
+    """Every section with its dotted name and its keys; one that holds its like is entered once."""
     yield prefix, list(model.model_fields)
     for name, field in model.model_fields.items():
         section = _section_class(field.annotation)
-        if section is not None:
-            yield from _sections(section, f"{prefix}.{name}".strip("."))
+        if section is not None and section not in (*within, model):
+            yield from _sections(section, f"{prefix}.{name}".strip("."), (*within, model))

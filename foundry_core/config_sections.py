@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from foundry_core.architecture import ConfigSection
+from foundry_core.descriptors import Role
 
 MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -26,7 +27,6 @@ def count(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(count), Field(ge=1)]
-Role = Literal["bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "cls_token", "sep_token"]
 
 
 class DataConfig(ConfigSection):

@@ -7,33 +7,45 @@ folders of Python's path, the plugin's own files, the versions. A plugin with a 
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from foundry_core.discovery import (
-    ARCHITECTURES,
+    ALL_GROUPS,
+    COMMANDS,
     EXTENSIONS,
-    GROUPS,
     Installed,
     declared,
     hidden_copies,
     hiding_module,
     installed,
+    is_typed,
     switched_off,
-    way_out,
 )
 from foundry_core.errors import PluginError
-from foundry_core.hooks import hook_manager
-from foundry_core.plugins import cause, clash, get_architecture, load_architecture, load_module
+from foundry_core.foreign import cause, guarded
+from foundry_core.hooks import hook_manager, offered
+from foundry_core.plugins import (
+    blamed_on,
+    capabilities_of,
+    clash,
+    get_architecture,
+    load_architecture,
+    load_module,
+    refuse_unfit,
+)
+from foundry_core.tokenizer_type import CORE_TOKENIZER_TYPES
 
 if TYPE_CHECKING:
     from foundry_core.architecture import Architecture, Capabilities
@@ -53,15 +65,22 @@ class Finding:
     problem: str | None = None
 
 
-def examine(*, anew: bool = False) -> list[Finding]:
-    """Every installed plugin, architectures first. anew: nothing that is remembered counts."""
-    claims = [claims for group in GROUPS for claims in declared(group).values()]
+def examine(*, anew: bool = False, verbs: Collection[str] = ()) -> list[Finding]:
+    """Every installed plugin: architectures, extensions, commands.
+
+    anew: nothing that is remembered counts. verbs: names that no command can have.
+    """
+    claims = [claims for group in ALL_GROUPS for claims in declared(group).values()]
     points = [point for each in claims for point in each]
     contested = {}
     for each in claims:
         active = [point for point in each if not switched_off(point)]
-        if len(active) > 1 and active[0].group == ARCHITECTURES:
+        if len(active) > 1 and active[0].group != EXTENSIONS:
             contested.update(dict.fromkeys(active, clash(active)))
+        elif active and active[0].group == COMMANDS and active[0].name in verbs:
+            contested[active[0]] = (
+                f"the command '{active[0].name}' of {active[0]} has the name of a verb of foundry's own"
+            )
     memory, hidden = _Memory(anew), hidden_copies()
     findings = []
     for point in points:
@@ -81,53 +100,96 @@ def _finding(point: Installed, memory: _Memory, clashing: str | None, copy: str 
         return Finding(point, "unusable", problem=clashing)
     summary = memory.recall(point)
     if summary is None:
+        there = memory.modules_before()
         try:
             summary = _summary_of_whole(point)
         except PluginError as error:
             return Finding(point, "unusable", problem=str(error) + (f" {copy}" if copy else ""))
-        memory.keep(point, summary)
+        memory.keep(point, summary, there)
     shadow = hiding_module(point) or copy
     return Finding(point, "shadowed" if shadow else "fine", summary, shadow)
 
 
 def _summary_of_whole(point: Installed) -> str:
     """What a plugin says of itself. Raises PluginError when it does not load, or would fail later."""
-    if point.group != ARCHITECTURES:
+    if point.group == COMMANDS:
+        _look_at_command(point)
+        return point.package.summary
+    if point.group == EXTENSIONS:
         hooks(point)
+        _look_at_offers(point)
         return point.package.summary
     architecture = load_architecture(point)
     hooks(point)
-    with _blamed_on(point):
+    tokenizer_types = _look_at_offers(point)
+    with blamed_on(point):
         by_example(architecture)
-        target = architecture.model_class
-        if isinstance(target, str) and not _is_there(target.partition(":")[0]):
-            raise PluginError(f"the module of its model, {target}, is not there")
-        try:
+        if isinstance(architecture.model_class, str):
+            _look_for("the module of its model", architecture.model_class)
+        if architecture.default_tokenizer not in tokenizer_types:
+            raise PluginError(
+                f"its default_tokenizer '{architecture.default_tokenizer}' is no tokenizer type of core's or its own"
+            )
+        with guarded(lambda error: PluginError(f"its section has no JSON schema: {cause(error)}")):
             architecture.config_class.model_json_schema()
-        except Exception as error:
-            raise PluginError(f"its section has no JSON schema: {cause(error)}") from error
     return " ".join(architecture.summary.split())
 
 
-@contextmanager
-def _blamed_on(point: Installed) -> Iterator[None]:
-    try:
-        yield
-    except PluginError as error:
-        raise PluginError(f"the plugin {point}: {error}. {way_out(point)}") from error
+def _look_at_command(point: Installed) -> None:
+    """Its module is imported when its name is typed, and may be heavy: whether it is there is all that is asked."""
+    refuse_unfit(point)
+    with blamed_on(point):
+        if not is_typed(point.name):
+            raise PluginError(f"its command {point.name!r} cannot be typed: a name is printable and begins with no '-'")
+        _look_for("the module of its command", point.module)
+
+
+_TARGETS = {"objective": "collator", "optimizer": "builder", "tokenizer type": "trainer"}
+"""The import string in each kind of descriptor that a plugin offers."""
+
+
+def _look_at_offers(point: Installed) -> set[str]:
+    """Ask a plugin for what it offers; gives the tokenizer types there are where it is active."""
+    module = load_module(point)
+    with blamed_on(point):
+        offers = offered(hook_manager([module]))
+        for kind, target in _TARGETS.items():
+            for descriptor in offers[kind]:
+                _look_for(f"the {target} of its {kind} '{descriptor.name}'", getattr(descriptor, target))
+    return {*CORE_TOKENIZER_TYPES, *(each.name for each in offers["tokenizer type"])}
+
+
+def _look_for(what: str, target: str) -> None:
+    """Raise PluginError where an import would find nothing; nothing is imported for it, heavy as it may be."""
+    module, _, attribute = target.partition(":")
+    if not _is_there(module):
+        raise PluginError(f"{what}, {target}, is not there")
+    names = vars(sys.modules[module]) if module in sys.modules else None
+    if attribute and names is not None and attribute not in names and "__getattr__" not in names:
+        raise PluginError(f"{what}, {target}, is not there: the module has no '{attribute}'")
 
 
 def _is_there(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # what should contain it is not there either
-        return False
+    """Whether there is a module, its packages not imported as `find_spec` would."""
+    folders: Sequence[str] | None = None
+    for name in accumulate(module.split("."), "{}.{}".format):
+        if name in sys.modules:
+            folders = vars(sys.modules[name]).get("__path__")
+            continue
+        if "." not in name:
+            spec = importlib.util.find_spec(name)
+        else:
+            spec = None if folders is None else importlib.machinery.PathFinder.find_spec(name, folders)
+        if spec is None:
+            return False
+        folders = spec.submodule_search_locations
+    return True
 
 
 def hooks(point: Installed) -> list[str]:
     """The hooks that a plugin's module implements. Raises PluginError for one that does not exist."""
     module = load_module(point)
-    with _blamed_on(point):
+    with blamed_on(point):
         return _hooks(module)
 
 
@@ -149,12 +211,7 @@ def by_example(architecture: Architecture) -> dict[str, Capabilities]:
             first = error.errors(include_url=False)[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise PluginError(f"the example '{name}' of '{architecture.name}' is not valid, {reason}") from error
-        try:
-            found[name] = architecture.capabilities(section)
-        except Exception as error:
-            raise PluginError(
-                f"the capabilities of '{architecture.name}' with '{name}' fail: {cause(error)}"
-            ) from error
+        found[name] = capabilities_of(architecture, section, example=name)
     return found
 
 
@@ -166,6 +223,7 @@ class _Memory:
         self.known: dict[str, Any] = {} if anew else self._read()
         self.valid: dict[str, Any] = {}
         self.learned = False
+        self.cores_own: set[str] = set()
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -182,13 +240,41 @@ class _Memory:
         self.valid[_key(point)] = entry
         return str(entry.get("summary"))
 
-    def keep(self, point: Installed, summary: str) -> None:
-        top = point.module.partition(".")[0]
-        modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == top]
+    def modules_before(self) -> set[str]:
+        """What is imported before a plugin is looked at; what core needs for that is not the plugin's."""
+        if not self.cores_own:
+            from packaging import requirements  # noqa: F401
+
+            from foundry_core import architecture, hookspecs  # noqa: F401
+
+            self.cores_own = set(map(_top, sys.modules)) | sys.stdlib_module_names
+        return set(sys.modules)
+
+    def keep(self, point: Installed, summary: str, before: set[str]) -> None:
+        """before: the modules that were there when it was not looked at yet."""
+        own = [name for name in sys.modules if _top(name) == _top(point.module)]
+        names = [*own, *self._depended_on([*own, *(set(sys.modules) - before)])]
         # A package's folder changes when a module in it comes or goes, one that is not imported yet among them.
-        files = [file for module in modules for file in _files(module)]
+        files = [file for name in dict.fromkeys(names) for file in _files(sys.modules[name])]
         self.valid[_key(point)] = {"summary": summary, "files": _state_of(files)}
         self.learned = True
+
+    def _depended_on(self, names: list[str]) -> Iterator[str]:
+        """These modules and those whose contents they hold, which another plugin may have imported already."""
+        seen: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name in seen or name not in sys.modules or _top(name) in self.cores_own:
+                continue
+            seen.add(name)
+            yield name
+            for value in list(getattr(sys.modules[name], "__dict__", {}).values()):
+                kind = type(value)  # not isinstance, which asks the value: it may warn, or import something
+                if issubclass(kind, ModuleType):
+                    waiting.append(str(value.__name__))
+                elif issubclass(kind, type | FunctionType):
+                    waiting.append(str(value.__module__))
 
     def write(self) -> None:
         if not self.learned or self.path is None:
@@ -199,10 +285,15 @@ class _Memory:
             write_file(self.path, json.dumps({"world": _world(), "plugins": self.valid}).encode())
 
 
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
 def _files(module: ModuleType) -> Iterator[str]:
-    if getattr(module, "__file__", None) is not None:
-        yield str(module.__file__)
-    yield from getattr(module, "__path__", ())
+    names = getattr(module, "__dict__", {})  # a module's own __getattr__ is not asked: it may raise what it likes
+    if names.get("__file__") is not None:
+        yield str(names["__file__"])
+    yield from names.get("__path__", ())
 
 
 def _cache_file() -> Path | None:
@@ -244,10 +335,11 @@ def facts(name: str) -> dict[str, Any]:
     """
     from foundry_core.architecture import registered_architectures
 
-    extensions = [point for claims in installed(EXTENSIONS).values() for point in claims]
-    extension = next((point for point in extensions if name in (point.name, point.module)), None)
-    if extension is not None and name not in declared() and name not in registered_architectures():
-        return _package_facts(extension) | {"summary": extension.package.summary, "hooks": hooks(extension)}
+    others = [point for group in (EXTENSIONS, COMMANDS) for claims in installed(group).values() for point in claims]
+    other = next((point for point in others if name in (point.name, point.module)), None)
+    if other is not None and name not in declared() and name not in registered_architectures():
+        able = hooks(other) if other.group == EXTENSIONS else []
+        return _package_facts(other) | {"summary": other.package.summary, "hooks": able}
     architecture = get_architecture(name)
     point = next(iter(installed().get(name, ())), None)
     target = architecture.model_class

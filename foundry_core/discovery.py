@@ -27,7 +27,7 @@ EXTENSIONS = "foundry.plugins"
 COMMANDS = "foundry.commands"
 GROUPS = (ARCHITECTURES, EXTENSIONS)
 """The groups whose modules may have hooks."""
-_ALL_GROUPS = (*GROUPS, COMMANDS)
+ALL_GROUPS = (*GROUPS, COMMANDS)
 
 ONLY = "FOUNDRY_PLUGINS"
 DISABLED = "FOUNDRY_PLUGINS_DISABLE"
@@ -35,7 +35,11 @@ DISABLED = "FOUNDRY_PLUGINS_DISABLE"
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution. folder: where its modules are; of an editable installation, its sources."""
+    """An installed distribution.
+
+    folder: where its modules are; of an editable installation, its sources. damage: which of its own files cannot be
+    read, and why; None where all can.
+    """
 
     name: str
     version: str
@@ -43,6 +47,7 @@ class Package:
     editable: bool
     summary: str
     requires: tuple[str, ...]
+    damage: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
@@ -59,8 +64,8 @@ class Installed:
 
     @property
     def kind(self) -> str:
-        """`architecture`, or `extension`: a module that is active where `plugins:` of a YAML names it."""
-        return "architecture" if self.group == ARCHITECTURES else "extension"
+        """`architecture`, `command`, or `extension`: a module that is active where `plugins:` of a YAML names it."""
+        return {ARCHITECTURES: "architecture", COMMANDS: "command"}.get(self.group, "extension")
 
     @property
     def module(self) -> str:
@@ -102,25 +107,45 @@ def _plugin_packages() -> Iterator[tuple[Package, Package, list[Installed]]]:
     """
     seen: set[Package] = set()
     for distribution in metadata.distributions():
-        text = distribution.read_text("entry_points.txt") or ""
-        if not any(f"[{group}]" in text for group in _ALL_GROUPS):
+        text, unreadable = _read(distribution, "entry_points.txt")
+        if not any(f"[{group}]" in text for group in ALL_GROUPS):
             continue
-        package = _package(distribution)
+        try:
+            declared_points = list(distribution.entry_points)
+        except (TypeError, ValueError):
+            declared_points = []
+            unreadable = unreadable or _unreadable(distribution, "entry_points.txt")
+        package = _package(distribution, unreadable)
         if package in seen:  # its folder stands on the path twice
             continue
         seen.add(package)
         copies = list(metadata.distributions(name=package.name))
         first = _package(copies[0]) if len(copies) > 1 else package
-        try:
-            points = [Installed(point.group, point.name, point.value, package) for point in distribution.entry_points]
-        except (TypeError, ValueError):
-            points = [Installed(ARCHITECTURES, package.name, "", package)]  # so that somebody is told: see load_module
-        yield package, first, [point for point in points if point.group in _ALL_GROUPS]
+        points = [Installed(point.group, point.name, point.value, package) for point in declared_points]
+        if unreadable is not None:
+            points = [Installed(ARCHITECTURES, package.name, "", package)]  # so that somebody is told: see refuse_unfit
+        # A line that is there twice says nothing new.
+        yield package, first, list(dict.fromkeys(point for point in points if point.group in ALL_GROUPS))
 
 
-def _package(distribution: metadata.Distribution) -> Package:
+def _read(distribution: metadata.Distribution, name: str) -> tuple[str, str | None]:
+    """A file of a distribution's notes, empty where there is none, and what keeps it from being read as it is."""
+    try:
+        return distribution.read_text(name) or "", None
+    except UnicodeDecodeError as error:
+        # Enough of it to tell whether it is about a plugin.
+        return error.object.decode("utf-8", "replace"), _unreadable(distribution, name)
+
+
+def _unreadable(distribution: metadata.Distribution, name: str) -> str:
+    place = getattr(distribution, "_path", None)  # there is no public way to it, and not every kind has one
+    return f"its {name if place is None else Path(str(place)) / name} cannot be read"
+
+
+def _package(distribution: metadata.Distribution, damage: str | None = None) -> Package:
     # The headers alone: the body is the README of the package.
-    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    text, unreadable = _read(distribution, "METADATA")
+    text = text or _read(distribution, "PKG-INFO")[0]
     headers = HeaderParser().parsestr(text)
     folder = Path(str(distribution.locate_file("")))
     sources = _editable_sources(distribution)
@@ -132,6 +157,7 @@ def _package(distribution: metadata.Distribution) -> Package:
         editable=sources is not None,
         summary=headers.get("Summary") or "",
         requires=tuple(headers.get_all("Requires-Dist") or ()),
+        damage=damage or unreadable,
     )
 
 
@@ -141,9 +167,24 @@ def _editable_sources(distribution: metadata.Distribution) -> Path | None:
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")
         if origin.get("dir_info", {}).get("editable"):
             return Path(unquote(urlsplit(origin["url"]).path))
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         pass  # a damaged note says nothing, and pip ignores it too
     return None
+
+
+def unreadable_entry_points() -> list[str]:
+    """Of every installed distribution, plugins or not: the entry points that cannot be read, and the way out.
+
+    `metadata.entry_points()`, which torch and others call when they are imported, raises for a single one.
+    """
+    found = []
+    for distribution in metadata.distributions():
+        try:
+            list(distribution.entry_points)
+        except (TypeError, ValueError):
+            package = _package(distribution, _unreadable(distribution, "entry_points.txt"))
+            found.append(f"{package}: {package.damage}. Install it anew or remove it: pip uninstall {package.name}")
+    return found
 
 
 def switched_off(point: Installed) -> str | None:
@@ -158,7 +199,7 @@ def switched_off(point: Installed) -> str | None:
 
 def misnamed_in_environment() -> Iterator[str]:
     """Names in the two variables that no plugin has, one line for each."""
-    points = [point for group in GROUPS for claims in declared(group).values() for point in claims]
+    points = [point for group in ALL_GROUPS for claims in declared(group).values() for point in claims]
     known = {name: None for point in points for name in (point.name, point.distribution)}
     there = set(map(_normal, known))
     for variable in (ONLY, DISABLED):
@@ -197,6 +238,11 @@ def unmet_requirement(point: Installed) -> str | None:
         ):
             return f"foundry-core{requirement.specifier}"
     return None
+
+
+def is_typed(command: str) -> bool:
+    """Whether a command's name can be written on a command line and shown on a terminal."""
+    return command.isprintable() and not command.startswith("-")
 
 
 def way_out(point: Installed) -> str:
@@ -239,8 +285,15 @@ def _same_sources(one: Package, other: Package) -> bool:
 def hiding_module(point: Installed) -> str | None:
     """What Python imports in place of a plugin's module, and what to do about it; None when it imports the plugin's.
 
-    A folder of the same name that stands earlier on the path, often the current one, is imported instead.
+    A folder of the same name that stands earlier on the path, often the current one, is imported instead. Of an
+    editable installation whose sources have been moved there may be nothing, or an old copy.
     """
+    if point.package.editable and not point.package.folder.exists():
+        return (
+            f"The sources of {point} are no longer in {point.package.folder}, where its direct_url.json has them: "
+            "install it again from where they are, pip install -e FOLDER, or remove it: "
+            f"pip uninstall {point.distribution}"
+        )
     top = point.module.partition(".")[0]
     found = _place(top)
     if found is None:

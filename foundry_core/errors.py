@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
-def _one_line(text: str) -> str:
-    """Control characters written out: what a user's file holds must not break a message into two."""
+def one_line(text: str) -> str:
+    """Control characters written out: what a file or a package holds must not break a message, nor a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -43,7 +43,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = self.path if self.path == COMMAND_LINE else f"{self.path}:{self.line}"
-        return _one_line(f"{place}: {self.key}: {self.message}")
+        return one_line(f"{place}: {self.key}: {self.message}")
 
 
 class ConfigError(FoundryError):
@@ -80,7 +80,7 @@ class CheckpointError(FoundryError):
     exit_code = 6
 
     def __init__(self, *problems: str):
-        super().__init__("\n".join(map(_one_line, problems)))
+        super().__init__("\n".join(map(one_line, problems)))
 
 
 class TrainingError(FoundryError):

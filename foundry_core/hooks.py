@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.discovery import ARCHITECTURES, EXTENSIONS, installed
 from foundry_core.errors import PluginError, did_you_mean
+from foundry_core.foreign import cause, guarded, undisturbed
 from foundry_core.objective import CORE_OBJECTIVES, Objective
 from foundry_core.optimizer import CORE_OPTIMIZERS, Optimizer
-from foundry_core.plugins import cause
 from foundry_core.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType
 
 if TYPE_CHECKING:
@@ -41,10 +42,21 @@ def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
 
 def _refuse_misuse(hook: str, implementation: pluggy.HookImpl) -> None:
     """What pluggy lets pass and would never be called as it is meant."""
-    parameters = inspect.signature(implementation.function).parameters.values()
+    function = implementation.function
+    parameters = inspect.signature(function).parameters.values()
+    offering = hook in {asked for asked, _, _ in _KINDS.values()}
     if implementation.wrapper or implementation.hookwrapper:
         problem = "is a wrapper: foundry asks and tells each plugin by itself"
-    elif any(each.kind is each.KEYWORD_ONLY and each.default is each.empty for each in parameters):
+    elif inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        problem = "is an async function, whose body would never run: write def"
+    elif inspect.isgeneratorfunction(function) and not offering:
+        problem = "is a generator, whose body would never run: remove the yield"
+    elif any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters):
+        problem = "takes arguments by '*', which would hold nothing: name those that it wants"
+    elif any(each.default is not each.empty for each in parameters):
+        named = next(each.name for each in parameters if each.default is not each.empty)
+        problem = f"has a default for its argument '{named}', which it would always get: remove the default"
+    elif any(each.kind is each.KEYWORD_ONLY for each in parameters):
         problem = "has an argument behind a '*', which it would never get: remove the '*'"
     else:
         return
@@ -98,6 +110,19 @@ def providers(manager: pluggy.PluginManager, chosen: Mapping[str, str]) -> dict[
     return {kind: owner_of(plugin) for kind, plugin in plugins.items() if plugin is not None}
 
 
+def _offering_failure(hook: str, plugin: Any, error: BaseException) -> PluginError:
+    return PluginError(f"the hook {hook} of {owner_of(plugin)} fails: {cause(error)}")
+
+
+def offered(manager: pluggy.PluginManager) -> dict[str, list[Any]]:
+    """Descriptors that plugins offer beside core's own, by kind. Raises PluginError as the functions above do."""
+    available_objectives(manager)  # what an objective is like
+    return {
+        kind: [descriptor for descriptor, plugin in _offers(manager, kind).values() if plugin is not None]
+        for kind in _KINDS
+    }
+
+
 _KINDS: dict[str, tuple[str, type[Any], Mapping[str, Any]]] = {
     "objective": ("foundry_objectives", Objective, CORE_OBJECTIVES),
     "optimizer": ("foundry_optimizers", Optimizer, CORE_OPTIMIZERS),
@@ -112,10 +137,8 @@ def _offers(manager: pluggy.PluginManager, kind: str) -> dict[str, tuple[Any, An
     found: dict[str, tuple[Any, Any]] = {name: (descriptor, None) for name, descriptor in core.items()}
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         plugin = implementation.plugin
-        try:
+        with guarded(partial(_offering_failure, hook, plugin)), undisturbed():
             offered = list(implementation.function())
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"the hook {hook} of {owner_of(plugin)} fails: {cause(error)}") from error
         for descriptor in offered:
             if not isinstance(descriptor, descriptor_class):
                 raise PluginError(

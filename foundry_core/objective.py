@@ -6,7 +6,9 @@ Core ships `causal_lm` and `masked_lm`; a plugin adds more through the hook `fou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from foundry_core.descriptors import FLAG, IMPORT_STRING, NAME, ROLES, SETTINGS, TEXT, one_of, refuse_misfits
 
 if TYPE_CHECKING:
     from foundry_core.architecture import ConfigSection
@@ -33,6 +35,8 @@ class Objective:
         this one, whose name it cannot know. None: only architectures that name this one accept it.
     settings: schema of `training.objective_settings`, for settings that `training:` has no key for; the collator finds
         an instance there. None: it takes none.
+
+    Raises PluginError for a value that is none of these.
     """
 
     name: str
@@ -44,6 +48,21 @@ class Objective:
     required_tokens: tuple[str, ...] = ()
     like: str | None = None
     settings: type[ConfigSection] | None = None
+
+    def __post_init__(self) -> None:
+        auto_class = "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
+        rules = {
+            "name": NAME,
+            "summary": TEXT,
+            "causal": FLAG,
+            "layout": one_of(*get_args(RowLayout)),
+            "collator": IMPORT_STRING,
+            "auto_class": (auto_class, lambda value: value == auto_class),
+            "required_tokens": ROLES,
+            "like": ("the name of an objective", lambda value: value is None or isinstance(value, str)),
+            "settings": SETTINGS,
+        }
+        refuse_misfits("objective", self, rules)
 
 
 CAUSAL_LM = Objective(

@@ -13,8 +13,9 @@ from torch import nn
 
 from foundry_core.config_sections import TrainingConfig
 from foundry_core.errors import PluginError
+from foundry_core.foreign import failing_as
 from foundry_core.optimizer import CORE_OPTIMIZERS, Optimizer
-from foundry_core.plugins import failing_as, import_string
+from foundry_core.plugins import import_string
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -56,8 +57,10 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, kind: Optimizer | 
     return optimizer
 
 
-def _decay_by_parameter(groups: ParameterGroups) -> list[tuple[int, float]]:
-    return sorted((id(parameter), group["weight_decay"]) for group in groups for parameter in group["params"])
+def _decay_by_parameter(groups: ParameterGroups) -> list[tuple[int, float | None]]:
+    """Each parameter with its decay; None where an optimizer has lost it, as one does that knows no groups."""
+    decays = ((id(parameter), group.get("weight_decay")) for group in groups for parameter in group["params"])
+    return sorted(decays, key=lambda pair: pair[0])
 
 
 def adamw(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Optimizer:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from foundry_core.descriptors import IMPORT_STRING, NAME, SETTINGS, TEXT, refuse_misfits
+
 if TYPE_CHECKING:
     from foundry_core.architecture import ConfigSection
 
@@ -26,12 +28,18 @@ class Optimizer:
 
     Whatever an optimizer remembers from step to step belongs in its `state` and its `param_groups`: tensors, numbers
     and text there are saved, and a run goes on bit for bit. Anything else there is refused after the first step.
+
+    Raises PluginError for a value that is none of these.
     """
 
     name: str
     summary: str
     builder: str
     settings: type[ConfigSection] | None = None
+
+    def __post_init__(self) -> None:
+        rules = {"name": NAME, "summary": TEXT, "builder": IMPORT_STRING, "settings": SETTINGS}
+        refuse_misfits("optimizer", self, rules)
 
 
 ADAMW = Optimizer(

@@ -12,6 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,11 @@ from foundry_core.discovery import (
 )
 from foundry_core.discovery import Installed as Installed
 from foundry_core.discovery import installed as installed
-from foundry_core.errors import FoundryError, PluginError, did_you_mean
+from foundry_core.errors import PluginError, did_you_mean
+from foundry_core.foreign import cause, failing_as, guarded, undisturbed
 
 if TYPE_CHECKING:
-    from foundry_core.architecture import Architecture
+    from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 
 _plugin_files: set[str] = set()
 """Modules that were loaded from a file with `--plugin` in this process."""
@@ -78,10 +80,13 @@ def get_architecture(name: str) -> Architecture:
 
 
 def clash(claims: Sequence[Installed]) -> str:
-    """What is said of a name that several distributions claim."""
-    one = claims[0].distribution
+    """What is said of a name that several distributions claim, or one of them twice."""
+    kind, name, one = claims[0].kind, claims[0].name, claims[0].distribution
+    if len({point.package for point in claims}) == 1:
+        targets = " and ".join(point.target for point in claims)
+        return f"the plugin {claims[0]} declares the {kind} '{name}' more than once, {targets}. {way_out(claims[0])}"
     return (
-        f"the architecture '{claims[0].name}' is claimed by {' and '.join(map(str, claims))}: uninstall one, "
+        f"the {kind} '{name}' is claimed by {' and '.join(map(str, claims))}: uninstall one, "
         f"pip uninstall {one}, or switch it off, {DISABLED}={one}"
     )
 
@@ -97,14 +102,12 @@ def _unknown(name: str) -> str:
 
 def load_architecture(point: Installed) -> Architecture:
     """The descriptor that an entry point leads to. Raises PluginError with the cause and the way out."""
-    from foundry_core.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig
+    from foundry_core.architecture import PLUGIN_API_VERSION, Architecture
 
     attribute = point.target.partition(":")[2]
     module = load_module(point)
-    try:
+    with guarded(partial(_import_failure, point)):
         descriptor: Any = getattr(module, attribute)
-    except Exception as error:
-        raise _import_failure(point, error) from error
     if not isinstance(descriptor, Architecture):
         kind = type(descriptor).__name__
         raise PluginError(
@@ -120,24 +123,31 @@ def load_architecture(point: Installed) -> Architecture:
             f"the plugin {point} is made for plugin API {descriptor.plugin_api_version}, this core has "
             f"{PLUGIN_API_VERSION}: {_newer(point)}"
         )
-    schema: Any = descriptor.config_class
-    if not (isinstance(schema, type) and issubclass(schema, ModelConfig)):
-        raise PluginError(f"the plugin {point}: its config_class is {schema!r}, not a ModelConfig. {way_out(point)}")
     return descriptor
 
 
 def load_module(point: Installed) -> ModuleType:
     """Import the module that an entry point names. Raises PluginError with the cause and the way out."""
-    if not point.target:
-        raise PluginError(f"the plugin {point}: its entry_points.txt cannot be read. {way_out(point)}")
-    # Asked before: what a plugin for another core imports from it may not be there, and that would say less.
+    refuse_unfit(point)
+    with guarded(partial(_import_failure, point)):
+        return _imported(point.module)
+
+
+def refuse_unfit(point: Installed) -> None:
+    """Raise PluginError for a plugin that is not to be imported at all, with the cause and the way out.
+
+    What a plugin for another core imports from it may not be there, and that would say less.
+    """
+    if point.package.damage is not None:
+        raise PluginError(f"the plugin {point}: {point.package.damage}. {way_out(point)}")
     requirement = unmet_requirement(point)
     if requirement is not None:
         raise PluginError(f"the plugin {point} needs {requirement}, this core is {__version__}: {_newer(point)}")
-    try:
-        return importlib.import_module(point.module)
-    except (Exception, SystemExit) as error:
-        raise _import_failure(point, error) from error
+
+
+def _imported(module: str) -> ModuleType:
+    with undisturbed():
+        return importlib.import_module(module)
 
 
 def _import_failure(point: Installed, error: BaseException) -> PluginError:
@@ -150,30 +160,37 @@ def _newer(point: Installed) -> str:
     return f"pip install --upgrade foundry-core {point.distribution}"
 
 
-def cause(error: BaseException) -> str:
-    """What was raised, in one line; where, if it is about a file's syntax."""
-    said = str(error)
-    if isinstance(error, SyntaxError) and error.filename is not None:
-        said = f"{error.msg} ({error.filename}:{error.lineno})"
-    return f"{type(error).__name__}: {' '.join(said.split())}"
+@contextmanager
+def blamed_on(point: Installed | None) -> Iterator[None]:
+    """A PluginError names the plugin and the way out; None: it came with no package, and its text stays."""
+    try:
+        yield
+    except PluginError as error:
+        if point is None:
+            raise
+        raise PluginError(f"the plugin {point}: {error}. {way_out(point)}") from error
+
+
+def capabilities_of(architecture: Architecture, section: ModelConfig, *, example: str | None = None) -> Capabilities:
+    """What an architecture says that it can do with a `model:` section. Raises PluginError when it does not say.
+
+    example: what the section is called, if it is one of the plugin's own.
+    """
+    from foundry_core.architecture import Capabilities
+
+    what = f"the capabilities of '{architecture.name}'" + (f" with '{example}'" if example else "")
+    with guarded(lambda error: PluginError(f"{what} fail: {cause(error)}")), undisturbed():
+        found: Any = architecture.capabilities(section)
+    if not isinstance(found, Capabilities):
+        raise PluginError(f"{what} are a {type(found).__name__}, not Capabilities")
+    return found
 
 
 def import_string(target: str) -> Any:
     """The object that `"package.module:attribute"` names, for targets written in code, never in a YAML."""
     module, _, attribute = target.partition(":")
     with failing_as(f"the import of {target}"):
-        return getattr(importlib.import_module(module), attribute)
-
-
-@contextmanager
-def failing_as(what: str) -> Iterator[None]:
-    """Whatever a plugin's code raises becomes a PluginError, `<what> fails: <cause>`; errors of ours pass."""
-    try:
-        yield
-    except FoundryError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{what} fails: {cause(error)}") from error
+        return getattr(_imported(module), attribute)
 
 
 def get_command(name: str) -> tuple[ModuleType, Installed]:
@@ -183,12 +200,10 @@ def get_command(name: str) -> tuple[ModuleType, Installed]:
     """
     claims = installed(COMMANDS)[name]
     if len(claims) > 1:
-        owners = " and ".join(map(str, claims))
-        raise PluginError(
-            f"the command '{name}' is claimed by {owners}: uninstall one, pip uninstall {claims[0].distribution}"
-        )
+        raise PluginError(clash(claims))
+    refuse_unfit(claims[0])
     with failing_as(f"the import of {claims[0].target}, the command '{name}' of {claims[0]},"):
-        module = importlib.import_module(claims[0].module)
+        module = _imported(claims[0].module)
     if not callable(getattr(module, "configure", None)):
         raise PluginError(
             f"the command '{name}' of {claims[0]}: {claims[0].target} is no module with a function configure(parser)"
@@ -201,6 +216,8 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     path = Path(path)
     if not path.is_file():
         raise PluginError(f"--plugin {path}: there is no such file")
+    if path.suffix != ".py":
+        raise PluginError(f"--plugin {path}: the file's name must end in .py")
     name = path.stem
     if not name.isidentifier():
         raise PluginError(f"--plugin {path}: the file's name must be a Python module name")
@@ -212,14 +229,17 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        if isinstance(error, PluginError):
-            raise
-        raise PluginError(f"--plugin {path} fails: {cause(error)}") from error
+        with guarded(partial(_file_failure, path)), undisturbed():
+            spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     _plugin_files.add(name)
     return module
+
+
+def _file_failure(path: Path, error: BaseException) -> PluginError:
+    return error if isinstance(error, PluginError) else PluginError(f"--plugin {path} fails: {cause(error)}")
 
 
 def _is_module(name: str, path: Path) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -20,11 +19,16 @@ from typing import IO, Any
 import pluggy
 
 from foundry_core.config import ExperimentConfig
-from foundry_core.errors import FoundryError
+from foundry_core.errors import FoundryError, PluginError
+from foundry_core.foreign import cause, guarded
 from foundry_core.hooks import owner_of
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
 from foundry_core.storage import AppendedLines, StorageError, write_file
 from foundry_core.surroundings import kept_surroundings
+
+
+class _Muted(PluginError):  # noqa: N818 - what becomes of the observer
+    """An observer that failed."""
 
 
 class Notifier:
@@ -48,17 +52,22 @@ class Notifier:
                     self._tell(implementation, hook, facts)
 
     def _tell(self, implementation: pluggy.HookImpl, hook: str, facts: Mapping[str, Any]) -> None:
-        try:
-            implementation.function(**{name: deepcopy(facts[name]) for name in implementation.argnames})
-        except StorageError:
-            raise  # a disk that refuses the metrics will refuse the checkpoint too
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - an observer must never stop a run
-            self._muted.add(id(implementation.plugin))
-            cause = " ".join("".join(traceback.format_exception_only(error)).split())
-            stream = self._stream or sys.stderr
-            stream.write(
-                f"warning: observer {owner_of(implementation.plugin)} failed in {hook} and is muted: {cause}\n"
+        plugin = implementation.plugin
+
+        def failure(error: BaseException) -> BaseException:
+            # A disk that refuses the metrics will refuse the checkpoint too.
+            fatal = isinstance(error, StorageError) and isinstance(plugin, MetricsFile)
+            return (
+                error if fatal else _Muted(f"observer {owner_of(plugin)} failed in {hook} and is muted: {cause(error)}")
             )
+
+        try:
+            with guarded(failure):
+                implementation.function(**{name: deepcopy(facts[name]) for name in implementation.argnames})
+        except _Muted as muted:
+            self._muted.add(id(plugin))
+            stream = self._stream or sys.stderr
+            stream.write(f"warning: {muted}\n")
 
 
 class MetricsFile:

@@ -1,9 +1,9 @@
 """What code that is not training's own must leave as it was: random generators, and what torch and numpy do by default.
 
 Kept: the generators of torch (GPUs included), numpy and Python; torch's number of threads, default dtype and device,
-grad mode, anomaly detection, determinism, precision of matrix products and choice of kernels; numpy's handling of
-floating-point errors, warning filters, the working folder. Not kept, because nothing can keep it: what threads of that
-code's own do later, environment variables, signal handlers, files.
+grad mode, autocast, anomaly detection, determinism, precision of matrix products and choice of kernels; numpy's
+handling of floating-point errors, warning filters, the working folder. Not kept, because nothing can keep it: what
+threads of that code's own do later, environment variables, signal handlers, files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,34 @@ def _anomaly_detection(enabled: bool) -> None:
     torch.set_anomaly_enabled(enabled, torch.is_anomaly_check_nan_enabled())
 
 
+def _autocast_depth() -> int:
+    """How many autocast blocks are open; there is no way to ask but to open one more."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+def _close_autocast(depth: int) -> None:
+    while _autocast_depth() > depth:
+        torch.autocast_decrement_nesting()
+    while _autocast_depth() < depth:
+        torch.autocast_increment_nesting()
+    # Copies of weights in lower precision would be used after the weights have changed.
+    torch.clear_autocast_cache()
+
+
+def _autocast(device: str) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
+    return {
+        f"autocast on {device}": (
+            partial(torch.is_autocast_enabled, device),
+            partial(torch.set_autocast_enabled, device),
+        ),
+        f"the dtype of autocast on {device}": (
+            partial(torch.get_autocast_dtype, device),
+            partial(torch.set_autocast_dtype, device),
+        ),
+    }
+
+
 def _of(holder: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     return lambda: getattr(holder, name), lambda value: setattr(holder, name, value)
 
@@ -49,6 +78,10 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the default device": (torch.get_default_device, _default_device),
     "whether gradients are recorded": (torch.is_grad_enabled, _grad_mode),
+    **_autocast("cpu"),
+    **_autocast("cuda"),
+    "open autocast blocks": (_autocast_depth, _close_autocast),
+    "autocast's memory of weights": (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     "anomaly detection": (torch.is_anomaly_enabled, _anomaly_detection),
     "deterministic algorithms": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     "oneDNN": _of(torch.backends.mkldnn, "enabled"),

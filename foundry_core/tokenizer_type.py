@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from string import punctuation
 from typing import Any
 
+from foundry_core.descriptors import FUNCTION, IMPORT_STRING, NAME, ROLES, TEXT, TOKENS, refuse_misfits
+
 Roles = Mapping[str, str]
 """Special tokens by role, such as `{"eos_token": "</s>"}`."""
 
@@ -34,6 +36,8 @@ class TokenizerType:
     masked_tokens: those that are added when the objective needs a mask_token.
     required_tokens: roles that this kind cannot do without.
     problems: a function of the special tokens: each role that is unusable in this kind, and why.
+
+    Raises PluginError for a value that is none of these.
     """
 
     name: str
@@ -47,6 +51,18 @@ class TokenizerType:
     )
     required_tokens: tuple[str, ...] = ()
     problems: Callable[[Roles], Iterable[tuple[str, str]]] = _none
+
+    def __post_init__(self) -> None:
+        rules = {
+            "name": NAME,
+            "summary": TEXT,
+            "trainer": IMPORT_STRING,
+            "special_tokens": TOKENS,
+            "masked_tokens": TOKENS,
+            "required_tokens": ROLES,
+            "problems": FUNCTION,
+        }
+        refuse_misfits("tokenizer type", self, rules)
 
     def tokens_by_role(self, changes: Mapping[Any, str | None] | None, masked: bool) -> dict[str, str]:
         """The special tokens there will be. changes: those of the YAML; `masked`: the objective hides tokens."""

@@ -117,6 +117,28 @@ BROKEN = {
     ),
     "no model": (MAMBA.replace("zebra_model:", "zebra_modal:"), "the module of its model, zebra_modal:Model, is not"),
     "no package of the model": (MAMBA.replace("zebra_model:", "zebra.model:"), "the module of its model, zebra.model:"),
+    "capabilities of another type": (
+        MAMBA.replace("lambda config: Capabilities(", "lambda config: list(").replace("objectives=(", "("),
+        "the capabilities of 'zebra' with 'defaults' are a list, not Capabilities. Upgrade",
+    ),
+    "summary": (MAMBA.replace('"state spaces of a test"', "5"), "'zebra': its summary is 5, not text. Upgrade"),
+    "examples": (
+        MAMBA.replace('{"tiny": {"zebra": {"state_size": 1}}}', '{"tiny": None}'),
+        "its examples are {'tiny': None}, not small `model:` sections by name. Upgrade",
+    ),
+    "model class": (
+        MAMBA.replace('"zebra_model:Model"', "None"),
+        'its model_class is None, not a class or an import string such as "package.module:name". Upgrade',
+    ),
+    "getattr": (
+        MAMBA.replace("zebra = Arch", "_zebra = Arch")
+        + "def __getattr__(name):\n    raise RuntimeError('one\\ntwo')\n",
+        "fails to import: RuntimeError: one two. Upgrade",
+    ),
+    "default tokenizer": (
+        MAMBA.replace('"bpe"', '"nosuch"'),
+        "its default_tokenizer 'nosuch' is no tokenizer type of core's or its own. Upgrade",
+    ),
     "no JSON schema": (
         MAMBA.replace('kernel: str = Field("scan"', "kernel: Callable[..., None] = Field(print"),
         "its section has no JSON schema: PydanticInvalidForJsonSchema: ",
@@ -146,6 +168,99 @@ def test_what_is_wrong_with_a_plugin_is_one_line_with_the_package_and_the_way_ou
     out, err = said(capsys, "doctor", code=3)
     assert err == [f"error: {problem}"]
     assert [line.split()[-1] for line in out if line.startswith(("zebra", "gpt2"))] == ["fine", "unusable"]
+
+
+OFFERS = {
+    "name of core's": (
+        "Objective('causal_lm', '', True, 'overlap', 'zebra_model:f', 'AutoModelForCausalLM')",
+        "two plugins offer the objective 'causal_lm', foundry-core and foundry-zebra 1.0: one of them must go, or be",
+    ),
+    "no list": (
+        None,
+        "the hook foundry_objectives of foundry-zebra 1.0 fails: TypeError: 'NoneType' object is not iter",
+    ),
+    "exit": ("exit(1)", "the hook foundry_objectives of foundry-zebra 1.0 fails: SystemExit: 1. Upgrade"),
+    "another type": ("{}", "the hook foundry_objectives of foundry-zebra 1.0 gives a dict, not Objective. Upgrade"),
+    "name": (
+        "Objective(['x'], '', True, 'overlap', 'zebra_model:f', 'AutoModelForCausalLM')",
+        "of foundry-zebra 1.0 fails: the objective ['x']: its name is ['x'], not a name in printable text. Upgrade",
+    ),
+    "no module": (
+        "Objective('mine', '', True, 'overlap', 'zebra_model.part:f', 'AutoModelForCausalLM')",
+        "the collator of its objective 'mine', zebra_model.part:f, is not there. Upgrade",
+    ),
+    "no function": (
+        "Objective('mine', '', True, 'overlap', 'zebra_light:collator', 'AutoModelForCausalLM')",
+        "the collator of its objective 'mine', zebra_light:collator, is not there: the module has no 'collator'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["architecture", "extension"])
+@pytest.mark.parametrize("offer", OFFERS)
+def test_what_a_plugin_offers_is_looked_at(
+    offer: str, kind: str, zebra: Install, install: Install, tmp_path: Path, capsys: Any
+) -> None:
+    descriptor, reason = OFFERS[offer]
+    offered = "None" if descriptor is None else f"[{descriptor}]"
+    light = f"{MAMBA}from foundry_core import Objective\n@hookimpl\ndef foundry_objectives(): return {offered}\n"
+    if kind == "architecture":
+        zebra(light)
+    else:
+        modules = {**WHOLE, "zebra_light": light}
+        install("foundry-zebra", {}, extensions={"zebra": "zebra_light"}, modules=modules)
+    ((state, problem),) = found()
+    assert (state, problem is not None and reason in problem) == ("unusable", True), problem
+    _, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {problem}"]
+
+
+def test_a_heavy_package_that_is_only_named_is_not_imported_to_be_looked_for(zebra: Install, tmp_path: Path) -> None:
+    zebra(MAMBA.replace("zebra_model:", "zebra_heavy.model:"))
+    heavy = tmp_path / "site" / "zebra_heavy"
+    heavy.mkdir()
+    (heavy / "__init__.py").write_text("raise SystemExit('imported')\n")
+    assert "zebra_heavy.model:Model, is not there" in str(found())
+    (heavy / "model.py").write_text("")
+    assert found() == [("fine", None)]
+
+
+def test_a_module_whose_getattr_raises_is_whole(zebra: Install, capsys: Any) -> None:
+    zebra(MAMBA + "def __getattr__(name):\n    raise RuntimeError(name)\n")
+    assert found() == [("fine", None)]
+    said(capsys, "show", "zebra")
+
+
+def test_what_a_plugin_prints_when_it_is_imported_is_no_part_of_the_answer(zebra: Install, capsys: Any) -> None:
+    zebra("import sys\nprint('hello')\nsys.stdout.buffer.write(b'bytes')\nsys.stdout.close()\n" + MAMBA)
+    assert main(["plugins", "list", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "zebra" in {row["name"] for row in json.loads(captured.out)}
+    assert captured.err == "hello\nbytes"
+
+
+SELF_SIMILAR = MAMBA.replace(
+    'zebra: Section = Field(Section(), description="sizes")',
+    'zebra: Section = Field(Section(), description="sizes")\n'
+    '    within: "ZebraConfig | None" = Field(None, description="once more")',
+).replace(
+    'kernel: str = Field("scan"',
+    'parts: "list[Section]" = Field([], description="parts")\n    kernel: str = Field("scan"',
+)
+
+
+def test_a_section_that_holds_its_like_is_shown_and_validated(zebra: Install, tmp_path: Path, capsys: Any) -> None:
+    zebra(SELF_SIMILAR)
+    assert found() == [("fine", None)]
+    out, _ = said(capsys, "show", "zebra")
+    keys = [
+        line.split()[0] for line in out[out.index(next(line for line in out if line.startswith("key under"))) + 2 :]
+    ]
+    assert keys == ["zebra.state_size", "zebra.parts", "zebra.kernel", "within"]
+    path = tmp_path / "x.yaml"
+    path.write_text("experiment_name: x\nmodel: {architecture: zebra, zzz: 1}\n")
+    assert main(["validate", str(path)]) == 2
+    assert f"{path}:2: model.zzz: unknown key. Known here: architecture, zebra, within." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -371,10 +486,88 @@ def test_entry_points_that_cannot_be_read_stop_no_other(
     out, _ = said(capsys, "list")
     assert any(line.startswith("gpt2") for line in out)
     if of == "foundry-zebra":
-        problem = f"the plugin foundry-zebra 1.0: its entry_points.txt cannot be read. {REMOVE}"
+        problem = f"the plugin foundry-zebra 1.0: its {points} cannot be read. {REMOVE}"
         assert found("foundry-zebra") == [("unusable", problem)]
     else:
         assert found() == [("fine", None)]
+
+
+def damage(tmp_path: Path, file: str, content: bytes, of: str = "foundry-zebra") -> Path:
+    """Write something else into the notes that an installer left."""
+    path = tmp_path / "site" / f"{of.replace('-', '_')}-1.0.dist-info" / file
+    path.write_bytes(content)
+    return path
+
+
+NO_TEXT = b"[foundry.architectures]\nzebra = zebra_light:zebra\xff\xfe\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("entry_points.txt", NO_TEXT),
+        ("METADATA", b"Name: foundry-zebra\nVersion: 1.0\nSummary: \xff\xfe\n"),
+    ],
+)
+def test_notes_that_are_no_text_make_their_own_plugin_unusable_and_are_named(
+    file: str, content: bytes, zebra: Install, tmp_path: Path, capsys: Any
+) -> None:
+    zebra()
+    path = damage(tmp_path, file, content)
+    problem = f"the plugin foundry-zebra 1.0: its {path} cannot be read. {REMOVE}"
+    assert found("foundry-zebra" if file == "entry_points.txt" else "zebra") == [("unusable", problem)]
+    out, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {problem}"]
+    assert any(line.startswith("gpt2") and line.endswith("fine") for line in out)
+
+
+@pytest.mark.parametrize("file", ["entry_points.txt", "METADATA"])
+def test_notes_of_another_package_that_are_no_text_stop_no_plugin(
+    file: str, zebra: Install, install: Install, tmp_path: Path
+) -> None:
+    zebra()
+    install("another-package")
+    damage(tmp_path, file, b"[console_scripts]\n\xff\xfe", "another-package")
+    assert found() == [("fine", None)]
+
+
+def test_a_note_of_the_sources_that_cannot_be_read_says_nothing(zebra: Install, tmp_path: Path) -> None:
+    zebra()
+    damage(tmp_path, "direct_url.json", b"[" * 100_000)
+    assert found() == [("fine", None)]
+
+
+DAMAGES = {"half a line": b"[console_scripts]\nhalf a line\n", "no text": b"[console_scripts]\n\xff\xfe"}
+
+
+@pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
+def test_a_library_that_asks_every_package_is_not_stopped_by_a_damaged_one_or_the_package_is_named(
+    content: bytes, install: Install, tmp_path: Path
+) -> None:
+    install("another-package")
+    path = damage(tmp_path, "entry_points.txt", content, "another-package")
+    (tmp_path / "x.yaml").write_text(
+        "experiment_name: x\ndata: {training_corpus: x.txt}\nmodel: {architecture: gpt2}\n"
+        "training: {output_dir: x, train_steps: 1}\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]),
+    }
+
+    def done(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "foundry_core.cli", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    # pydantic asks when the first class is made.
+    for arguments in (["--help"], ["plugins", "list"], ["validate", "x.yaml"]):
+        assert (done(*arguments).returncode, done(*arguments).stderr) == (0, "")
+    # torch asks when it is imported, and cannot be had.
+    trained = done("train", "x.yaml")
+    problem = (
+        f"another-package 1.0: its {path} cannot be read. Install it anew or remove it: pip uninstall another-package"
+    )
+    assert (trained.returncode, trained.stderr) == (3, f"error: {problem}\n")
 
 
 # Switched off.
@@ -443,6 +636,58 @@ def test_a_variable_that_names_no_plugin_is_a_problem(monkeypatch: pytest.Monkey
     line = "FOUNDRY_PLUGINS_DISABLE names 'gtp2', which no installed plugin is called. Did you mean 'gpt2'?"
     _, err = said(capsys, "doctor", code=3)
     assert err == [f"error: {line}"]
+
+
+# Ways out.
+
+
+@pytest.mark.parametrize("copy_left", [False, True])
+def test_sources_that_have_been_moved_are_what_is_said_of_an_editable_installation(
+    copy_left: bool, zebra: Install, tmp_path: Path
+) -> None:
+    sources = tmp_path / "sources"
+    zebra(sources=sources)
+    if copy_left:
+        for name, text in WHOLE.items():
+            (tmp_path / "site" / f"{name}.py").write_text(text)
+    sources.rename(tmp_path / "moved")
+    gone = (
+        f"The sources of foundry-zebra 1.0 are no longer in {sources}, where its direct_url.json has them: install it "
+        "again from where they are, pip install -e FOLDER, or remove it: pip uninstall foundry-zebra"
+    )
+    ((state, problem),) = found()
+    assert (state, str(problem).endswith(gone)) == ("shadowed" if copy_left else "unusable", True)
+
+
+def test_a_name_that_one_package_declares_twice_is_its_own_mistake(zebra: Install, tmp_path: Path) -> None:
+    zebra()
+    once = "[foundry.architectures]\nzebra = zebra_light:zebra\n"
+    damage(tmp_path, "entry_points.txt", (once * 2).encode())
+    assert found() == [("fine", None)]
+    damage(tmp_path, "entry_points.txt", f"{once}zebra = zebra_model:zebra\n".encode())
+    problem = (
+        "the plugin foundry-zebra 1.0 declares the architecture 'zebra' more than once, zebra_light:zebra and "
+        f"zebra_model:zebra. {REMOVE}"
+    )
+    assert found() == [("unusable", problem)] * 2
+    with pytest.raises(PluginError) as raised:
+        get_architecture("zebra")
+    assert str(raised.value) == problem
+
+
+def test_control_characters_of_a_package_do_not_reach_the_terminal(
+    zebra: Install, install: Install, capsys: Any
+) -> None:
+    name = "foundry-\x1b[2Jzebra"
+    install(name, {"z\x1b[2J": "zebra_light:z"}, WHOLE, summary="clears \x1b[2J the screen")
+    install("foundry-plain", None, {}, extensions={"plain": "zebra_light\n[foundry.commands]\nx\x1b[2J = zebra_light"})
+    for arguments, code in ((["list"], 0), (["doctor"], 3), (["show", "plain"], 0)):
+        out, err = said(capsys, *arguments, code=code)
+        assert not any("\x1b" in line for line in out + err)
+        assert any("\\x1b[2J" in line for line in out + err) or arguments[0] == "show"
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "\x1b" not in capsys.readouterr().out
 
 
 # Extensions.
@@ -549,6 +794,44 @@ def test_a_home_that_cannot_be_written_to_costs_the_memory_alone(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert loaded("zebra_light")
     assert loaded("zebra_light")
+
+
+@pytest.mark.parametrize("how", ["import zebra_helper", "from zebra_helper import f"])
+@pytest.mark.parametrize("first", ["zebra", "aardvark"])
+def test_what_a_plugin_imports_besides_its_own_package_is_looked_at_too(
+    how: str, first: str, zebra: Install, install: Install, tmp_path: Path
+) -> None:
+    """aardvark, which is looked at before, imports the helper first."""
+    modules = {**WHOLE, "zebra_light": f"{how}\n{MAMBA}", "zebra_helper": "def f(): ...\n"}
+    zebra(modules=modules)
+    if first == "aardvark":
+        install(
+            "aardvark", {"aardvark": "aardvark:aardvark"}, {"aardvark": f"{how}\n{MAMBA.replace('zebra', 'aardvark')}"}
+        )
+        (tmp_path / "site" / "aardvark_model.py").write_text("")
+    assert found() == [("fine", None)]
+    (tmp_path / "site" / "zebra_helper.py").write_text("1 / 0\n")
+    for name in ("zebra_helper", "zebra_light", "aardvark"):
+        sys.modules.pop(name, None)
+    ((state, problem),) = found()
+    assert (state, "ZeroDivisionError" in str(problem)) == ("unusable", True)
+
+
+def test_what_core_itself_imports_is_not_remembered_of_a_plugin(
+    zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zebra()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = "from foundry_core.diagnosis import examine; examine()"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]),
+    }
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    (memory,) = (tmp_path / "cache" / "foundry").iterdir()
+    files = {key: value["files"] for key, value in json.loads(memory.read_bytes())["plugins"].items()}
+    (of_zebra,) = [list(each) for key, each in files.items() if " zebra = " in key]
+    assert of_zebra == [str(tmp_path / "site" / "zebra_light.py")]
 
 
 # The verbs.

@@ -146,6 +146,14 @@ def test_a_name_that_python_or_pip_cannot_have_is_answered_with_one_that_they_ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["null", "true", "false", "yes", "no", "on", "off", "y", "n"])
+def test_a_name_that_yaml_reads_as_something_else_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, name, "--dir", str(tmp_path)).startswith(f"error: YAML reads '{name}' as something else")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["lambda", "int", "copy", "architecture", "model", "base", "config", "model_dump"])
 def test_a_name_that_would_replace_another_one_in_the_files_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -23,13 +23,15 @@ from foundry_core import (
     Capabilities,
     ExperimentConfig,
     ModelConfig,
+    RunInfo,
     hookimpl,
     load_config,
     register_architecture,
     run,
 )
 from foundry_core.hooks import hook_manager
-from foundry_core.reporting import Notifier
+from foundry_core.reporting import MetricsFile, Notifier
+from foundry_core.storage import StorageError
 from foundry_core.surroundings import kept_surroundings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,6 +48,11 @@ def surroundings() -> dict[str, Any]:
         "device": torch.get_default_device(),
         "gradients": torch.is_grad_enabled(),
         "determinism": torch.get_deterministic_debug_mode(),
+        "autocast": [
+            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")
+        ],
+        "open autocast blocks": (torch.autocast_increment_nesting(), torch.autocast_decrement_nesting()),
+        "autocast's memory": torch.is_autocast_cache_enabled(),
         "anomaly detection": torch.is_anomaly_enabled(),
         "oneDNN": torch.backends.mkldnn.enabled,
         "cuDNN": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
@@ -75,6 +82,9 @@ def change_everything() -> None:
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True)
     torch.set_anomaly_enabled(True)
+    torch.autocast("cpu", dtype=torch.float16, cache_enabled=False).__enter__()
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False
     torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = True
     torch.backends.cuda.enable_flash_sdp(False)
@@ -224,12 +234,14 @@ def test_each_observer_is_given_its_own_copies() -> None:
         def foundry_run_started(self, run: Any) -> None:
             heard.append(run)
 
-    from foundry_core import RunInfo
-
     told = RunInfo("x", Path("x"), {"training": {"steps": [1]}}, 10, 0, {"device": "cpu"})
     Notifier(hook_manager([Hearing(), Noisy(), Hearing()])).tell("foundry_run_started", run=told)
     assert heard == [told, told]
     assert len({id(run.config["training"]["steps"]) for run in (told, *heard)}) == 3
+
+
+class _Panic(BaseException):
+    """As the panic of an extension in Rust arrives."""
 
 
 class _UnspeakableError(Exception):
@@ -244,7 +256,10 @@ class _UnspeakableError(Exception):
         (SystemExit(3), "SystemExit: 3"),
         (MemoryError(), "MemoryError"),
         (KeyError("a"), "KeyError: 'a'"),
-        (_UnspeakableError(), "test_observers._UnspeakableError: <exception str() failed>"),
+        (_Panic("in Rust"), "_Panic: in Rust"),
+        (GeneratorExit(), "GeneratorExit"),
+        (StorageError("a file of its own"), "a file of its own"),
+        (_UnspeakableError(), "_UnspeakableError: <exception str() failed>"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -274,6 +289,13 @@ def test_an_observer_that_fails_is_named_once_in_one_line_and_muted(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: observer Failing failed in foundry_run_ended and is muted: ")
     assert line.endswith(said)
+
+
+def test_a_disk_that_refuses_the_metrics_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    metrics = MetricsFile(tmp_path / "file" / "metrics.jsonl")
+    with pytest.raises(StorageError):
+        Notifier(hook_manager([metrics])).tell("foundry_run_started", run=RunInfo("x", tmp_path, {}, 10, 0))
 
 
 def test_an_interruption_while_an_observer_works_is_an_interruption() -> None:

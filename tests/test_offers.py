@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from foundry_core import ExperimentConfig, Objective, Optimizer, TokenizerType, hookimpl, load_config
+from foundry_core import ExperimentConfig, Objective, Optimizer, TokenizerType, hookimpl, load_config, run
 from foundry_core.cli import VERBS, main
-from foundry_core.errors import ConfigError, PluginError
+from foundry_core.errors import ConfigError, FoundryError, PluginError
 from foundry_core.hooks import available_objectives, available_optimizers, available_tokenizer_types, hook_manager
 from foundry_core.tokenizers import train_tokenizer
 
@@ -153,6 +153,29 @@ def test_hooks_that_would_never_be_called_as_meant_are_refused() -> None:
 
     with pytest.raises(PluginError, match=r"^the hook foundry_step_ended of mine has an argument behind a '\*'"):
         hook_manager([module_with(foundry_step_ended=keyword_only)])
+
+    def defaulted(report: object = None) -> None:
+        pass
+
+    def anything(*given: object, **named: object) -> None:
+        pass
+
+    async def later(report: object) -> None:
+        pass
+
+    def yielding(report: object) -> Iterator[None]:
+        yield
+
+    for function, problem in (
+        (defaulted, "has a default for its argument 'report', which it would always get: remove the default"),
+        (anything, "takes arguments by '*', which would hold nothing: name those that it wants"),
+        (later, "is an async function, whose body would never run: write def"),
+        (yielding, "is a generator, whose body would never run: remove the yield"),
+    ):
+        with pytest.raises(PluginError) as raised:
+            hook_manager([module_with(foundry_step_ended=function)])
+        assert str(raised.value) == f"the hook foundry_step_ended of mine {problem}"
+
     for options in ({"wrapper": True}, {"hookwrapper": True}):
         module = types.ModuleType("mine")
 
@@ -162,6 +185,122 @@ def test_hooks_that_would_never_be_called_as_meant_are_refused() -> None:
         module.foundry_objectives = hookimpl(around, **options)  # type: ignore[attr-defined]
         with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine is a wrapper: "):
             hook_manager([module])
+
+
+def test_what_is_offered_may_be_yielded() -> None:
+    def some() -> Iterator[Optimizer]:
+        yield Optimizer("mine", "of a test", "no:where")
+
+    assert "mine" in available_optimizers(hook_manager([module_with(foundry_optimizers=some)]))
+
+
+OBJECTIVE = {
+    "name": "mine",
+    "summary": "of a test",
+    "causal": True,
+    "layout": "overlap",
+    "collator": "no:where",
+    "auto_class": "AutoModelForCausalLM",
+}
+OPTIMIZER = {"name": "mine", "summary": "of a test", "builder": "no:where"}
+TOKENIZER = {"name": "mine", "summary": "of a test", "trainer": "no:where"}
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "whole", "wrong", "problem"),
+    [
+        (Objective, OBJECTIVE, {"name": ""}, "objective '': its name is '', not a name in printable text"),
+        (Objective, OBJECTIVE, {"summary": None}, "its summary is None, not text"),
+        (Objective, OBJECTIVE, {"causal": "yes"}, "its causal is 'yes', not True or False"),
+        (Objective, OBJECTIVE, {"layout": "nosuch"}, "its layout is 'nosuch', not one of overlap, framed"),
+        (Objective, OBJECTIVE, {"collator": "no.where"}, "its collator is 'no.where', not an import string such as "),
+        (
+            Objective,
+            OBJECTIVE,
+            {"auto_class": "AutoModelForMaskedLM"},
+            "its auto_class is 'AutoModelForMaskedLM', not AutoModelForCausalLM",
+        ),
+        (
+            Objective,
+            OBJECTIVE,
+            {"required_tokens": "mask_token"},
+            "its required_tokens are 'mask_token', not a tuple of ",
+        ),
+        (Objective, OBJECTIVE, {"like": 3}, "its like is 3, not the name of an objective"),
+        (Objective, OBJECTIVE, {"settings": dict}, "its settings are <class 'dict'>, not a ConfigSection"),
+        (
+            Optimizer,
+            OPTIMIZER,
+            {"builder": None},
+            "optimizer 'mine': its builder is None, not an import string such as ",
+        ),
+        (Optimizer, OPTIMIZER, {"settings": dict}, "its settings are <class 'dict'>, not a ConfigSection"),
+        (TokenizerType, TOKENIZER, {"trainer": print}, "tokenizer type 'mine': its trainer is <built-in "),
+        (
+            TokenizerType,
+            TOKENIZER,
+            {"required_tokens": "unk_token"},
+            "its required_tokens are 'unk_token', not a tuple ",
+        ),
+        (TokenizerType, TOKENIZER, {"required_tokens": ("unk",)}, "its required_tokens are ('unk',), not a tuple of "),
+        (TokenizerType, TOKENIZER, {"masked_tokens": None}, "its masked_tokens are None, not names of special tokens "),
+        (TokenizerType, TOKENIZER, {"problems": []}, "its problems are [], not a function"),
+    ],
+    ids=str,
+)
+def test_a_descriptor_that_makes_no_sense_is_refused_where_it_is_made(
+    descriptor: type[Any], whole: dict[str, Any], wrong: dict[str, Any], problem: str
+) -> None:
+    descriptor(**whole)
+    with pytest.raises(PluginError) as raised:
+        descriptor(**{**whole, **wrong})
+    assert problem in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+COLLATING = """\
+from foundry_core import Objective, hookimpl
+
+@hookimpl
+def foundry_objectives():
+    return [
+        Objective("mine", "of a test", True, "overlap", "foundry_mine:make", "AutoModelForCausalLM", like="causal_lm")
+    ]
+
+def make(config, tokenizer):
+    {body}
+"""
+MINE = "the collator of the objective mine of foundry-mine 1.0, foundry_mine:make,"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return None", "is a NoneType, not a function of rows"),
+        ("1 / 0", "fails: ZeroDivisionError: division by zero"),
+        ("return lambda rows: None", "gives a NoneType, not a batch"),
+        ("return lambda rows: rows[99]", "fails: IndexError: list index out of range"),
+        (
+            "return lambda rows: {'input_ids': __import__('torch').ones(4, 3)}",
+            "gives a batch whose attention_mask is no tensor of a row for each of 4 rows",
+        ),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_collator_that_breaks_a_rule_is_named_with_its_package(
+    body: str,
+    said: str,
+    workers: int,
+    distribution: Distribution,
+    experiment: Callable[..., ExperimentConfig],
+    tmp_path: Path,
+) -> None:
+    module = package(distribution, "foundry-mine", COLLATING.format(body=body))
+    training = {"objective": "mine", "num_workers": workers}
+    config = experiment("lstm", tmp_path, plugins=[module], training=training)
+    with pytest.raises(FoundryError) as raised:
+        run(config, quiet=True)
+    assert str(raised.value).removeprefix("a data worker failed: ") == f"{MINE} {said}"
 
 
 # Tokenizer types.
@@ -344,8 +483,97 @@ def test_a_command_that_two_packages_claim_is_called_by_neither(
     assert main(["say", "hello"]) == 3
     assert capsys.readouterr().err == (
         "error: the command 'say' is claimed by foundry-tell 1.0 and foundry-say 1.0: uninstall one, "
-        "pip uninstall foundry-tell\n"
+        "pip uninstall foundry-tell, or switch it off, FOUNDRY_PLUGINS_DISABLE=foundry-tell\n"
     )
+
+
+SIBLINGS = """\
+def configure(parser):
+    verbs = parser.add_subparsers()
+    verbs.add_parser("whole", aliases=["w"]).set_defaults(execute=lambda options: print("carried out"))
+    verbs.add_parser("empty")
+    deep = verbs.add_parser("deep").add_subparsers()
+    deep.add_parser("er").set_defaults(execute=lambda options: 1 / 0)
+"""
+
+
+def test_a_part_of_a_command_that_does_not_work_stops_no_other_part(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(SIBLINGS)
+    for name in ("whole", "w"):
+        assert main(["say", name]) == 0
+        assert capsys.readouterr().out == "carried out\n"
+    assert main(["say", "empty"]) == 3
+    assert "has nothing to carry out: configure must call set_defaults" in capsys.readouterr().err
+    assert main(["say", "deep", "er", "--debug"]) == 3
+    assert "'say' of foundry-say 1.0 fails: ZeroDivisionError: division by zero" in capsys.readouterr().err
+
+
+def test_a_command_with_any_name_and_version_leaves_the_help_whole(
+    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(COMMAND.format(body="pass"), by="foundry-100%s", name="50%d")
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "of foundry-100%s 1.0" in capsys.readouterr().out
+    assert main(["50%d", "hello"]) == 0
+
+
+def states(capsys: pytest.CaptureFixture[str], verb: str) -> dict[str, tuple[str, str | None]]:
+    """State and problem of each command that is installed."""
+    main(["plugins", verb, "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    return {row["distribution"]: (row["state"], row["problem"]) for row in rows if row["kind"] == "command"}
+
+
+@pytest.mark.parametrize("verb", ["list", "doctor"])
+def test_commands_are_looked_at_without_being_imported(
+    verb: str, command: Callable[..., None], distribution: Distribution, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("raise SystemExit(9)\n")
+    command("", name="validate", by="foundry-verb")
+    command("", name="-x", by="foundry-dash")
+    distribution("foundry-gone", {"foundry.commands": {"gone": "foundry_gone_command"}})
+    way_out = "Upgrade or remove it: pip uninstall foundry-"
+    assert states(capsys, verb) == {
+        "foundry-say": ("fine", None),
+        "foundry-verb": (
+            "unusable",
+            "the command 'validate' of foundry-verb 1.0 has the name of a verb of foundry's own",
+        ),
+        "foundry-dash": (
+            "unusable",
+            "the plugin foundry-dash 1.0: its command '-x' cannot be typed: a name is printable and begins with no "
+            f"'-'. {way_out}dash",
+        ),
+        "foundry-gone": (
+            "unusable",
+            "the plugin foundry-gone 1.0: the module of its command, foundry_gone_command, is not there. "
+            f"{way_out}gone",
+        ),
+    }
+    command("", by="foundry-tell")
+    both = (
+        "the command 'say' is claimed by foundry-tell 1.0 and foundry-say 1.0: uninstall one, "
+        "pip uninstall foundry-tell, or switch it off, FOUNDRY_PLUGINS_DISABLE=foundry-tell"
+    )
+    found = states(capsys, verb)
+    assert found["foundry-say"] == found["foundry-tell"] == ("unusable", both)
+
+
+def test_a_command_can_be_switched_off_and_shown(
+    command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("")
+    assert main(["plugins", "show", "say"]) == 0
+    assert "  entry point        say = foundry_say_command" in capsys.readouterr().out
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "foundry-say")
+    assert main(["plugins", "doctor"]) == 0
+    assert main(["plugins", "list"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("say ") and "switches" in line]
+    assert line.split()[:4] == ["say", "foundry-say", "1.0", "disabled:"]
 
 
 # The JSON schema.

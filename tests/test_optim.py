@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from foundry_core import ExperimentConfig, create_model
+from foundry_core import ExperimentConfig, Optimizer, create_model
 from foundry_core.config import TrainingConfig
+from foundry_core.errors import PluginError
 from foundry_core.optim import Schedule, build_optimizer, parameter_groups, warmup_steps
 from foundry_core.prepare import RunPlan, experiment_corpora, experiment_data, experiment_tokenizer
 
@@ -159,6 +160,16 @@ def test_a_frozen_parameter_is_in_no_group() -> None:
     model.weight.requires_grad = False
     (group,) = parameter_groups(model, training())
     assert group["params"] == [model.bias]
+
+
+def flattening(groups: Any, settings: Any) -> torch.optim.Optimizer:
+    return torch.optim.LBFGS([parameter for group in groups for parameter in group["params"]])
+
+
+def test_an_optimizer_that_knows_no_groups_is_refused() -> None:
+    kind = Optimizer("flat", "of a test", f"{__name__}:flattening")
+    with pytest.raises(PluginError, match=r"flattening changes the parameter groups it was given$"):
+        build_optimizer(torch.nn.Linear(3, 2), training(), kind)
 
 
 def test_the_optimizer_takes_the_settings_and_decays_only_what_it_should() -> None:

@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,6 +155,27 @@ def test_a_broken_plugin_is_explained_by_package_version_cause_and_way_out(
     assert capsys.readouterr().err == f"{path}:3: model.architecture: {message}\n"
 
 
+PANIC = "class Panic(BaseException): ...\nraise Panic('in Rust')\n"
+
+
+@pytest.mark.parametrize("text", [PANIC, "raise GeneratorExit('in Rust')\n"])
+def test_what_is_no_exception_is_a_failure_like_any_other(
+    text: str, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": text})
+    assert re.search(r" fails to import: (Panic|GeneratorExit): in Rust\. Upgrade or remove it", explained("mamba"))
+    assert main(["plugins", "list"]) == 0
+    (tmp_path / "my_arch.py").write_text(text)
+    assert main(["validate", str(experiment(tmp_path, "gpt2")), "--plugin", str(tmp_path / "my_arch.py")]) == 3
+    assert capsys.readouterr().err.endswith(": in Rust\n")
+
+
+def test_an_interruption_during_an_import_is_an_interruption(install: Install) -> None:
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": "raise KeyboardInterrupt\n"})
+    with pytest.raises(KeyboardInterrupt):
+        get_architecture("mamba")
+
+
 def test_a_broken_plugin_fails_only_the_run_that_asks_for_it(install: Install, tmp_path: Path) -> None:
     install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": "1 / 0\n"})
     assert load_config(experiment(tmp_path, "gpt2")).architecture.name == "gpt2"
@@ -270,6 +292,47 @@ def test_only_settings_that_are_a_model_config_are_registered() -> None:
         register_architecture("mine", config=dict)(a_model())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"capabilities": 5}, "its capabilities are 5, not a function of the `model:` section"),
+        ({"examples": 5}, "its examples are 5, not small `model:` sections by name"),
+        ({"summary": 5}, "its summary is 5, not text"),
+        ({"default_tokenizer": None}, "its default_tokenizer is None, not a name in printable text"),
+    ],
+    ids=str,
+)
+def test_a_registration_that_makes_no_sense_is_refused_where_it_is_made(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(PluginError) as raised:
+        register_architecture("mine", config=ModelConfig, **given)(a_model())
+    assert str(raised.value) == f"the architecture 'mine': {problem}"
+    assert "mine" not in available_architectures()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "said"),
+    [
+        ("lambda config: config.nothing", "fail: AttributeError: 'ModelConfig' object has no attribute 'nothing'"),
+        ("lambda config: None", "are a NoneType, not Capabilities"),
+        ("lambda config: exit(1)", "fail: SystemExit: 1"),
+    ],
+)
+def test_capabilities_that_cannot_be_had_are_a_problem_of_the_architecture_wherever_they_are_asked(
+    capabilities: str, said: str, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = DESCRIPTOR.format(name="mamba").replace('Model")', f'Model", capabilities={capabilities})')
+    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": text})
+    problem = (
+        f"the plugin foundry-mamba 1.0: the capabilities of 'mamba' {said}. "
+        "Upgrade or remove it: pip uninstall foundry-mamba"
+    )
+    path = experiment(tmp_path, "mamba")
+    assert main(["validate", str(path)]) == 2
+    assert capsys.readouterr().err == f"{path}:3: model.architecture: {problem}\n"
+    assert main(["init", "mamba"]) == 3
+    assert capsys.readouterr().err == f"error: {problem}\n"
+
+
 def test_a_registered_name_that_a_package_ships_is_refused() -> None:
     register_architecture("gpt2", config=ModelConfig)(a_model())
     assert re.fullmatch(
@@ -309,7 +372,7 @@ def test_a_plugin_file_makes_its_architecture_valid_and_nothing_is_trained(
     ("text", "message"),
     [
         ("1 / 0\n", "fails: ZeroDivisionError: division by zero"),
-        ("raise SystemExit\n", "fails: SystemExit: "),
+        ("raise SystemExit\n", "fails: SystemExit"),
         ("raise ValueError('one\\ntwo')\n", "fails: ValueError: one two"),
         ("def f(:\n", "fails: SyntaxError: .*"),
     ],
@@ -333,6 +396,7 @@ def test_a_plugin_file_that_raises_is_one_line(
         ("antigravity.py", "there is another module 'antigravity', which it would replace: rename the file"),
         ("my-arch.py", "the file's name must be a Python module name"),
         ("none.py", "there is no such file"),
+        ("plain", "the file's name must end in .py"),
     ],
 )
 def test_a_plugin_file_replaces_no_other_module(name: str, message: str, tmp_path: Path) -> None:
@@ -343,6 +407,19 @@ def test_a_plugin_file_replaces_no_other_module(name: str, message: str, tmp_pat
         load_plugin_file(tmp_path / name)
     assert str(raised.value) == f"--plugin {tmp_path / name}: {message}"
     assert sys.modules["json"] is before
+
+
+def test_a_plugin_that_changes_the_working_folder_changes_no_path_of_the_command(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    elsewhere = "import os\nos.chdir('/')\n"
+    (tmp_path / "my_arch.py").write_text(elsewhere + PLUGIN_FILE)
+    experiment(tmp_path, "from_a_file")
+    assert main(["validate", "experiment.yaml", "--plugin", "my_arch.py"]) == 0
+    install("foundry-mamba", {"mamba": "moving:mamba"}, {"moving": elsewhere + DESCRIPTOR.format(name="mamba")})
+    get_architecture("mamba")
+    assert Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("module", ["os", "antigravity", "in_the_folder", "yaml.constructor", "", "../x", "a b"])
@@ -463,6 +540,12 @@ def test_a_hook_that_raises_while_objectives_are_gathered_is_an_error_of_the_plu
 
     with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine fails: ValueError: one two$"):
         available_objectives(hook_manager([module_with(foundry_objectives=broken)]))
+
+    def panicking() -> list[Objective]:
+        raise type("Panic", (BaseException,), {})
+
+    with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine fails: Panic$"):
+        available_objectives(hook_manager([module_with(foundry_objectives=panicking)]))
 
 
 def test_a_descriptor_cannot_be_changed() -> None:

@@ -29,6 +29,7 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 
 LAYERS = """
 errors
+descriptors foreign
 objective optimizer tokenizer_type surroundings
 storage yaml_source streams workers text_counts corpus_files interruption devices background discovery
 architecture
@@ -57,8 +58,8 @@ share, lies above the datasets that it makes; `evaluation` lies below `trainer`,
 """
 
 LIGHT_MODULES = (
-    "errors architecture objective optimizer tokenizer_type hookspecs discovery plugins hooks diagnosis "
-    "config config_sections storage yaml_source migrate_rules migrate testing cli"
+    "errors descriptors foreign architecture objective optimizer tokenizer_type hookspecs discovery plugins hooks "
+    "diagnosis config config_sections storage yaml_source migrate_rules migrate testing cli"
 )
 
 

@@ -14,12 +14,13 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from foundry_core.errors import ConfigError, FoundryError, PluginError, StoppedError
+from foundry_core.errors import ConfigError, FoundryError, PluginError, StoppedError, one_line
 
 if TYPE_CHECKING:
     _SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         prefix = "" if isinstance(error, ConfigError | StoppedError) else "error: "
-        sys.stderr.write("".join(f"{prefix}{line}\n" for line in str(error).split("\n")))
+        sys.stderr.write("".join(f"{prefix}{one_line(line)}\n" for line in str(error).split("\n")))
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"interrupted{f': {interrupt}' if str(interrupt) else ''}\n")
@@ -77,9 +78,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - whatever else happens is a bug of ours, and says so in one line
         if debug:
             traceback.print_exc()
-        reason = " ".join(str(error).split())
+        damage = _damage_behind(error)
+        if damage is not None:
+            sys.stderr.write(f"error: {one_line(damage)}\n")
+            return PluginError.exit_code
+        reason = one_line(" ".join(str(error).split()))
         sys.stderr.write(f"internal error: {type(error).__name__}: {reason} (--debug shows where; please report it)\n")
         return 70
+
+
+def _damage_behind(error: Exception) -> str | None:
+    """The package whose entry points stop a library that asks all of them, such as torch when it is imported."""
+    from importlib import metadata
+
+    home = Path(metadata.__file__).parent
+    if not any(Path(frame.filename).parent == home for frame in traceback.extract_tb(error.__traceback__)):
+        return None
+    from foundry_core.discovery import unreadable_entry_points
+
+    return next(iter(unreadable_entry_points()), None)
 
 
 def _carried_out(arguments: list[str]) -> int:
@@ -127,13 +144,16 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
     """What installed packages add; only the chosen one is imported."""
-    from foundry_core.discovery import COMMANDS, installed
-    from foundry_core.plugins import failing_as, get_command
+    from foundry_core.discovery import COMMANDS, installed, is_typed
+    from foundry_core.foreign import failing_as
+    from foundry_core.plugins import get_command
 
     for name, claims in installed(COMMANDS).items():
-        summary = f"of {' and '.join(map(str, claims))}"
-        if name in VERBS:
+        if name in VERBS or not is_typed(name):  # foundry plugins doctor says so
             continue
+        summary = one_line(f"of {' and '.join(map(str, claims))}").replace(
+            "%", "%%"
+        )  # argparse fills in what follows one
         if name != chosen:
             verbs.add_parser(name, help=summary)
             continue
@@ -143,20 +163,22 @@ def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
             verb = _add_verb(verbs, name, summary, module)
         for leaf in _leaves(verb):
             execute = leaf.get_default("execute") or verb.get_default("execute")
-            if not callable(execute):
-                raise PluginError(f"{what} has nothing to carry out: configure must call set_defaults(execute=...)")
             leaf.set_defaults(execute=partial(_execute_foreign, what, execute))
 
 
-def _execute_foreign(what: str, execute: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+def _execute_foreign(what: str, execute: Any, options: argparse.Namespace) -> None:
     """What fails in a package's command is its own bug; how it ends the process is its own affair."""
-    try:
+    from foundry_core.foreign import cause, guarded
+
+    def failure(error: BaseException) -> BaseException:
+        if isinstance(error, FoundryError | BrokenPipeError | SystemExit):
+            return error
+        return PluginError(f"{what} fails: {cause(error)} (--debug shows where)")
+
+    if not callable(execute):
+        raise PluginError(f"{what} has nothing to carry out: configure must call set_defaults(execute=...)")
+    with guarded(failure):
         execute(options)
-    except (FoundryError, BrokenPipeError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise PluginError(f"{what} fails: {type(error).__name__}: {reason} (--debug shows where)") from error
 
 
 def _add_verb(verbs: _SubParsers, name: str, summary: str, module: ModuleType) -> argparse.ArgumentParser:
@@ -190,5 +212,5 @@ def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """A verb's parser, or those of its sub-verbs."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            return list(action.choices.values())
+            return list(dict.fromkeys(leaf for verb in action.choices.values() for leaf in _leaves(verb)))
     return [parser]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from foundry_core.errors import CheckpointError, ConfigError, UsageError
+from foundry_core.errors import CheckpointError, ConfigError, UsageError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -100,7 +100,7 @@ def _checkpoint_folder(folder: Path) -> Path:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Text columns, two spaces apart; columns after the first that hold figures are right-aligned."""
-    cells = [list(header), *map(list, rows)]
+    cells = [list(header), *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     numeric = [
         column > 0 and all(not row[column] or row[column][0] in "0123456789-+." for row in rows)

@@ -176,7 +176,7 @@ class _Outline:
 def _values(architecture: Architecture, name: str) -> dict[Place, Any]:
     """Keys that get a value of ours: placeholders, and what the architecture decides."""
     capabilities = _capabilities(architecture)
-    objective = capabilities.objectives[0]
+    objective = next(iter(capabilities.objectives), "causal_lm")
     values: dict[Place, Any] = {
         ("experiment_name",): name,
         ("data", "training_corpus"): "corpora/train.txt",
@@ -200,13 +200,15 @@ def _capabilities(architecture: Architecture) -> Capabilities:
     from pydantic import ValidationError
 
     from foundry_core.architecture import Capabilities
+    from foundry_core.plugins import blamed_on, capabilities_of, shipped_by
 
     for settings in ({}, *architecture.examples.values()):
         try:
             config = architecture.config_class.model_validate({"architecture": architecture.name, **settings})
         except ValidationError:
             continue
-        return architecture.capabilities(config)
+        with blamed_on(shipped_by(architecture.name)):
+            return capabilities_of(architecture, config)
     return Capabilities()
 
 

@@ -25,6 +25,9 @@ example:
   pip install -e ./foundry-mine
   foundry plugins show mine"""
 
+# Ours reads no more than the first three so, but editors and other programs read these files, too.
+_YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
 _LONGEST = 20  # so that no line of the templates grows beyond its 120 columns
 
 # Where each template goes; $name and $package in paths, too.
@@ -109,6 +112,8 @@ def _refuse_unusable(name: str) -> None:
         )
     # `base` would make a second BaseLanguageModel, `config` a ConfigSection; `model` is the module of the model.
     known = keyword.iskeyword(name) or hasattr(builtins, name) or hasattr(ModelConfig, name)
+    if name in _YAML_WORDS:
+        raise UsageError(f"YAML reads '{name}' as something else than a name: choose another name")
     if known or name in ("base", "config", "model", *ModelConfig.model_fields):
         raise UsageError(f"'{name}' has a meaning of its own in Python or in core: choose another name")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.cli.common import add_plugin_argument, load_plugins, table
+from foundry_core.errors import one_line
 
 if TYPE_CHECKING:
     from foundry_core.diagnosis import Finding
@@ -25,14 +26,16 @@ examples:
 
 _LIST = """One line for each installed plugin: what it is, or what is wrong with it and the way out.
 
-Architectures first, then extensions: modules that are active where plugins: of a YAML names them. Plugins that were
+Architectures first, then extensions: modules that are active where plugins: of a YAML names them. Last the commands
+that packages add to foundry. Plugins that were
 found whole are remembered until something changes; foundry plugins doctor looks at all of them anew."""
 
 _SHOW = """Show a plugin: its package and where it is installed, what the architecture can do with its example settings,
 every key of its section of the YAML, the hooks that its module implements."""
 
 _DOCTOR = """Import every installed plugin's light module and check it: its requirement on foundry-core, plugin API,
-descriptor, schema, examples and hooks; a second copy of it, or another module in its place.
+descriptor, schema, examples, hooks and what they offer; a second copy of it, or another module in its place. Of a
+command its name and that its module is there.
 
 Each thing that is wrong is one line on stderr, with the way out; exit code 3 when there is one. What a model computes
 is not looked at: foundry check NAME does that."""
@@ -61,15 +64,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def list_plugins(options: argparse.Namespace) -> None:
+    from foundry_core.cli import VERBS
     from foundry_core.diagnosis import examine
 
-    findings = examine()
+    findings = examine(verbs=VERBS)
     if options.json:
         print(_as_json(findings))
         return
     if not any(finding.point.kind == "architecture" for finding in findings):
         print("no architecture is installed; for instance: pip install foundry-gpt2")
-    for kind in ("architecture", "extension"):
+    for kind in ("architecture", "extension", "command"):
         rows = [
             (_name(finding), finding.point.distribution, finding.point.version, _in_words(finding))
             for finding in findings
@@ -80,8 +84,8 @@ def list_plugins(options: argparse.Namespace) -> None:
 
 
 def _name(finding: Finding) -> str:
-    """What a YAML calls it: `model.architecture`, or an item of `plugins:`."""
-    return finding.point.name if finding.point.kind == "architecture" else finding.point.module
+    """What a YAML calls it, `model.architecture` or an item of `plugins:`; or what is typed."""
+    return finding.point.module if finding.point.kind == "extension" else finding.point.name
 
 
 def _in_words(finding: Finding) -> str:
@@ -101,11 +105,12 @@ def _as_json(findings: list[Finding]) -> str:
 
 
 def doctor(options: argparse.Namespace) -> None:
+    from foundry_core.cli import VERBS
     from foundry_core.diagnosis import examine
     from foundry_core.discovery import misnamed_in_environment
     from foundry_core.errors import PluginError
 
-    findings = examine(anew=True)
+    findings = examine(anew=True, verbs=VERBS)
     wrong = [finding.problem or "" for finding in findings if finding.state in ("unusable", "shadowed")]
     # Two that claim one name have the same line.
     problems = list(dict.fromkeys([*wrong, *misnamed_in_environment()]))
@@ -132,9 +137,9 @@ def show_plugin(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(known, indent=1))
         return
-    print(f"{known['name']}: {known['summary']}")
+    print(one_line(f"{known['name']}: {known['summary']}"))
     for label, value in _head(known):
-        print(f"  {label:<18} {value}")
+        print(one_line(f"  {label:<18} {value}"))
     if known["kind"] == "architecture":
         print(f"\n{_abilities(known['capabilities'])}\n\n{_keys(known['schema'])}")
 
@@ -171,19 +176,23 @@ def _abilities(capabilities: dict[str, dict[str, Any]]) -> str:
 def _keys(schema: dict[str, Any]) -> str:
     """Every key of the `model:` section, with what it accepts, its default and its meaning."""
 
-    def rows(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    def rows(
+        section: dict[str, Any], prefix: str, within: tuple[dict[str, Any], ...]
+    ) -> Iterator[tuple[str, str, str, str]]:
         for name, entry in section["properties"].items():
             target = _resolved(entry, schema)
             if (prefix, name) == ("", "architecture"):
                 continue
-            if "properties" in target:
-                yield from rows(target, f"{prefix}{name}.")
+            # A section that holds its like is entered once.
+            if "properties" in target and target not in within:
+                yield from rows(target, f"{prefix}{name}.", (*within, target))
                 continue
             required = "default" not in entry
             default = "" if required else json.dumps(entry["default"], ensure_ascii=False).strip('"')
             yield f"{prefix}{name}", _accepted(target, schema), default, entry.get("description", "")
 
-    return table(("key under model:", "accepts", "default", "meaning"), list(rows(schema, "")))
+    whole = _resolved(schema, schema)
+    return table(("key under model:", "accepts", "default", "meaning"), list(rows(whole, "", (whole,))))
 
 
 def _resolved(entry: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
