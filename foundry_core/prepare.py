@@ -63,9 +63,11 @@ def tokenizer_folder(config: ExperimentConfig) -> Path:
 
 def own_folders(config: ExperimentConfig) -> list[Path]:
     """Where only this run writes: all of its folders, but for a tokenizer that it may share with others."""
-    output_dir = Path(config.training.output_dir)
-    own = tokenizer_folder(config)
-    return [output_dir, own, own / _TOKENS] if config.tokenizer.output_dir is None else [output_dir]
+    output_dir, tokenizer = Path(config.training.output_dir), tokenizer_folder(config)
+    # A link leads to what others may use, too.
+    if config.tokenizer.output_dir is not None or tokenizer.is_symlink():
+        return [output_dir]
+    return [output_dir, tokenizer, *(folder for folder in (tokenizer / _TOKENS,) if not folder.is_symlink())]
 
 
 def _tokenizer_inputs(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def interrupted_scenario(folder: Path) -> Scenario:
     shutil.copytree(made / "checkpoint-2", made / ".checkpoint-4.1.tmp")
     (made / ".checkpoint-4.1.tmp" / "MANIFEST.json").unlink()
     shutil.copytree(made / "checkpoint-2", made / ".checkpoint-1.1.old")
-    (made / ".metrics.jsonl.1.tmp").write_text("half")
+    (made / ".metrics.jsonl.foundry-0123456789abcdef.tmp").write_text("half")
     flip(made / "checkpoint-3" / "model.safetensors", -3)
     with (made / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
