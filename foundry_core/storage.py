@@ -104,7 +104,7 @@ def _reported(path: Path, size: int | None = None, *, failed: str = "write") -> 
         raise StorageError(f"cannot {failed} {path}{amount}: {error.strerror or error}") from error
 
 
-_HIDDEN = re.compile(r"\..+\.foundry-[0-9a-f]{16}\.(?:tmp|old)|\.(?:checkpoint-\d+|[0-9a-f]{16}\.\w+)\.\d+\.(?:tmp|old)")
+_HIDDEN = re.compile(r"\.(.+\.foundry-[0-9a-f]{16}|(checkpoint-\d+|[0-9a-f]{16}\.\w+)\.\d+)\.(tmp|old)")
 """The names of `_hidden`, and with them those that end in a process id, as earlier versions made them of what is large:
 nothing else is ever taken for a leftover.
 """
@@ -426,10 +426,14 @@ _growing: weakref.WeakSet[AppendedLines] = weakref.WeakSet()
 
 
 class RunLock:
-    """Holds `<folder>/.lock` while a run writes there; the kernel frees it when the process dies."""
+    """Holds `<folder>/.lock` while a run writes there; the kernel frees it when the process dies.
 
-    def __init__(self, folder: str | Path):
-        self.path = Path(folder) / ".lock"
+    name: of another lock, for a part of what is done there. waiting: told who holds it, which is then waited for;
+    without it StorageError is raised.
+    """
+
+    def __init__(self, folder: str | Path, name: str = ".lock", *, waiting: Callable[[str], None] | None = None):
+        self.path = Path(folder) / name
         _make_folders(self.path.parent)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         owner = f"pid {os.getpid()} on {socket.gethostname()}, started {started}".encode()
@@ -437,15 +441,18 @@ class RunLock:
         with _reported(self.path, len(owner)):
             self._file = disk.append_to(self.path)
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    held_by = self.path.read_text("utf-8", errors="replace").strip() or "another process"
+                    if waiting is None:
+                        raise StorageError(
+                            f"{folder} is in use by {held_by}: wait for it, or choose another training.output_dir"
+                        ) from None
+                    waiting(held_by)
+                    fcntl.flock(self._file, fcntl.LOCK_EX)
                 disk.empty(self._file)
                 disk.write(self._file, owner)
-            except BlockingIOError:
-                self._file.close()
-                held_by = self.path.read_text("utf-8", errors="replace").strip() or "another process"
-                raise StorageError(
-                    f"{folder} is in use by {held_by}: wait for it, or choose another training.output_dir"
-                ) from None
             except BaseException:
                 self._file.close()
                 raise

@@ -64,7 +64,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         elif path.name == MANIFEST:
             # Where training went on from is a matter of when it stopped, and the seal over that with it.
             found[name] = {**json.loads(path.read_bytes()), "parent": None, "sha256": None}
-        elif name not in ("run.json", ".lock"):
+        elif name != "run.json" and not name.endswith(".lock"):
             found[name] = path.read_bytes()
     return found
 

@@ -155,7 +155,9 @@ MUTANTS = {
         "interrupted",
     ),
     "the manifest is written first": Mutant(
-        storage.publish_folder, ("yield sink", "sink.write(MANIFEST, b'{}'); yield sink"), order
+        storage.publish_folder,
+        ("yield sink", "sink.write(MANIFEST, b'{}'); yield sink; disk.remove_file(hidden / MANIFEST)"),
+        order,
     ),
     "a folder is removed under its name": Mutant(
         checkpoint.retire,
@@ -215,7 +217,7 @@ MUTANTS = {
     ),
     "a fork holds the lock on": Mutant(storage._release_in_child, ("lock.release()", "pass"), survived_by_a_fork),
     "a tokenizer's origin is written last only": Mutant(
-        prepare.experiment_tokenizer,
+        prepare._trained_tokenizer,
         ("_write_sidecar(sidecar, inputs, None)", "pass"),
         kills("tokenizer/.tokenizer"),
         "unprepared",
