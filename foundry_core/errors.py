@@ -1,13 +1,16 @@
 """The errors a user can cause, each with the exit code that the command line ends with.
 
 A `FoundryError` carries one line that says what is wrong and what to do. The command line prints that line on stderr
-and nothing else (`--debug` adds the traceback). Anything that is not a `FoundryError` is a bug of ours.
+and nothing else (`--debug` adds the traceback). Anything that is not a `FoundryError` is a bug of ours. `warn` is for
+what stops nothing.
 """
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 
@@ -99,6 +102,18 @@ class StoppedError(FoundryError):
     """A run that a signal ended at a step boundary, its state saved. 75 asks a scheduler to start it again."""
 
     exit_code = 75
+
+
+def tell(text: str) -> None:
+    """Write to stderr, if that can be: a reader that has gone, or a full disk behind it, stops nothing."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            sys.stderr.write(text)
+
+
+def warn(line: str) -> None:
+    """Say something on stderr that a user should know, and that stops nothing."""
+    tell(f"warning: {line}\n")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.corpus import Corpus
 from foundry_core.dataset import Rows, StreamSizes, TokenFile, prepare_tokens
-from foundry_core.errors import DataError, TokenizerError, UsageError
+from foundry_core.errors import DataError, TokenizerError, UsageError, warn
 from foundry_core.optim import warmup_steps
-from foundry_core.storage import write_file
+from foundry_core.storage import RunLock, write_file
 from foundry_core.tokenizers import load_tokenizer, save_tokenizer, tokenizer_digest, train_tokenizer
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _SIDECAR = "foundry.json"
 _TOKENS = "tokens"
+_LOCK = ".tokenizer.lock"
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,11 @@ def tokenizer_folder(config: ExperimentConfig) -> Path:
 
 def own_folders(config: ExperimentConfig) -> list[Path]:
     """Where only this run writes: all of its folders, but for a tokenizer that it may share with others."""
-    output_dir = Path(config.training.output_dir)
-    own = tokenizer_folder(config)
-    return [output_dir, own, own / _TOKENS] if config.tokenizer.output_dir is None else [output_dir]
+    output_dir, tokenizer = Path(config.training.output_dir), tokenizer_folder(config)
+    # A link leads to what others may use, too.
+    if config.tokenizer.output_dir is not None or tokenizer.is_symlink():
+        return [output_dir]
+    return [output_dir, tokenizer, *(folder for folder in (tokenizer / _TOKENS,) if not folder.is_symlink())]
 
 
 def _tokenizer_inputs(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]:
@@ -85,35 +88,66 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
     """
     folder = tokenizer_folder(config)
     inputs = _tokenizer_inputs(config, corpus)
+    tokenizer = None if force else _stored_tokenizer(folder, inputs)
+    if tokenizer is None:
+        # Two runs at once train one after the other: the second one finds what the first has made, or is refused.
+        with RunLock(folder, _LOCK, waiting=lambda owner: warn(f"waiting for the tokenizer in {folder}: {owner}")):
+            tokenizer = None if force else _stored_tokenizer(folder, inputs)
+            if tokenizer is None:
+                tokenizer = _trained_tokenizer(config, corpus, folder, inputs)
+    tokenizer.model_max_length = config.data.max_sequence_length
+    return tokenizer
+
+
+def _stored_tokenizer(folder: Path, inputs: dict[str, Any]) -> PreTrainedTokenizerFast | None:
+    """The tokenizer that was made from these inputs; None when there is none yet, or one that was never finished."""
     sidecar = folder / _SIDECAR
-    if sidecar.exists() and not force and (stored := _read_sidecar(sidecar))["tokenizer"] is not None:
-        changed = sorted(key for key in inputs if stored.get(key) != inputs[key])
-        if changed:
+    # Looked for first, because it is written last.
+    there = (folder / "tokenizer.json").exists()
+    if not sidecar.exists():
+        if there:
             raise TokenizerError(
-                f"{folder} was trained from other inputs ({_difference(stored, inputs, changed)}): name another "
-                "tokenizer.output_dir, or train it anew with: foundry tokenizer train YAML --force"
+                f"{folder} holds a tokenizer of unknown origin: name another tokenizer.output_dir, or train over it "
+                "with: foundry tokenizer train YAML --force"
             )
-        tokenizer = load_tokenizer(folder)
-        if tokenizer_digest(tokenizer) != stored["tokenizer"]:
-            raise TokenizerError(
-                f"{folder} was changed after it was trained: put its files back, or train it anew with: "
-                "foundry tokenizer train YAML --force"
-            )
-        return _sized(tokenizer, config)
-    if (folder / "tokenizer.json").exists() and not sidecar.exists() and not force:
+        return None
+    stored = _read_sidecar(sidecar)
+    if stored["tokenizer"] is None:
+        return None
+    changed = sorted(key for key in inputs if stored.get(key) != inputs[key])
+    if changed:
         raise TokenizerError(
-            f"{folder} holds a tokenizer of unknown origin: name another tokenizer.output_dir, or train over it with: "
+            f"{folder} was trained from other inputs ({_difference(stored, inputs, changed)}): name another "
+            "tokenizer.output_dir, or train it anew with: foundry tokenizer train YAML --force"
+        )
+    tokenizer = load_tokenizer(folder)
+    if tokenizer_digest(tokenizer) != stored["tokenizer"]:
+        raise TokenizerError(
+            f"{folder} was changed after it was trained: put its files back, or train it anew with: "
             "foundry tokenizer train YAML --force"
         )
-    tokenizer = train_tokenizer(
+    return tokenizer
+
+
+def _trained_tokenizer(
+    config: ExperimentConfig, corpus: Corpus, folder: Path, inputs: dict[str, Any]
+) -> PreTrainedTokenizerFast:
+    """A new tokenizer, as it is read back from the folder that it is saved in; only for who holds the folder's lock."""
+    sidecar = folder / _SIDECAR
+    trained = train_tokenizer(
         config.tokenizer_type, corpus.documents, config.tokenizer.vocab_size, inputs["special_tokens"]
     )
     # Written before the files without a digest and after them with it: one that was interrupted is trained again.
     _write_sidecar(sidecar, inputs, None)
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(trained, folder)
     tokenizer = load_tokenizer(folder)
+    if tokenizer_digest(tokenizer) != tokenizer_digest(trained):
+        raise TokenizerError(
+            f"{folder} does not hold the tokenizer that was just saved there, but another one: something else writes "
+            "to it, name another tokenizer.output_dir"
+        )
     _write_sidecar(sidecar, inputs, tokenizer_digest(tokenizer))
-    return _sized(tokenizer, config)
+    return tokenizer
 
 
 def _write_sidecar(path: Path, inputs: dict[str, Any], digest: str | None) -> None:
@@ -129,11 +163,6 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise TokenizerError(f"{path} is damaged: delete {path.parent}") from None
     return dict(stored)
-
-
-def _sized(tokenizer: PreTrainedTokenizerFast, config: ExperimentConfig) -> PreTrainedTokenizerFast:
-    tokenizer.model_max_length = config.data.max_sequence_length
-    return tokenizer
 
 
 def _difference(stored: dict[str, Any], inputs: dict[str, Any], changed: list[str]) -> str:

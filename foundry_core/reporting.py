@@ -23,7 +23,7 @@ from foundry_core.errors import FoundryError, PluginError
 from foundry_core.foreign import cause, guarded
 from foundry_core.hooks import owner_of
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
-from foundry_core.storage import AppendedLines, StorageError, write_file
+from foundry_core.storage import AppendedLines, StorageError, read_appended, write_file
 from foundry_core.surroundings import kept_surroundings
 
 
@@ -79,7 +79,7 @@ class MetricsFile:
 
     @hookimpl
     def foundry_run_started(self, run: RunInfo) -> None:
-        if self._path.exists():
+        if os.path.lexists(self._path):
             _drop_after(self._path, run.first_step)
         self._lines = AppendedLines(self._path)
 
@@ -102,15 +102,15 @@ class MetricsFile:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Cut the lines of steps that a resumed run will take again, and a last line that a crash tore."""
+    """Cut the lines of steps that a resumed run will take again, and what is none, such as one that a crash tore."""
     kept = []
-    for line in path.read_text("utf-8").split("\n"):
+    for line in read_appended(path).split(b"\n"):
         try:
-            if line and json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    write_file(path, "".join(kept).encode())
+    write_file(path, b"".join(kept))
 
 
 def duration(seconds: float) -> str:

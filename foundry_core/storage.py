@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import itertools
 import json
 import os
+import re
+import secrets
 import socket
 import stat
 import time
@@ -55,10 +56,12 @@ class Disk:
         path.mkdir(exist_ok=True)
 
     def create(self, path: Path) -> FileIO:
-        return FileIO(path, "wb")
+        return FileIO(path, "xb")
 
     def append_to(self, path: Path) -> FileIO:
-        return FileIO(path, "ab")
+        """Neither through a link, which leads elsewhere, nor into a FIFO, which would wait for a reader."""
+        plain = os.O_NOFOLLOW | os.O_NONBLOCK
+        return FileIO(path, "ab", opener=lambda name, flags: os.open(name, flags | plain, 0o666))
 
     def write(self, file: FileIO, data: bytes) -> None:
         rest = memoryview(data)
@@ -99,6 +102,24 @@ def _reported(path: Path, size: int | None = None, *, failed: str = "write") -> 
     except OSError as error:
         amount = f" ({size:,} bytes)" if size is not None else ""
         raise StorageError(f"cannot {failed} {path}{amount}: {error.strerror or error}") from error
+
+
+_HIDDEN = re.compile(r"\.(.+\.foundry-[0-9a-f]{16}|(checkpoint-\d+|[0-9a-f]{16}\.\w+)\.\d+)\.(tmp|old)")
+"""The names of `_hidden`, and with them those that end in a process id, as earlier versions made them of what is large:
+nothing else is ever taken for a leftover.
+"""
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    """A name beside `path` that nobody else has: process ids would not do, two containers may have the same.
+
+    kind: "tmp" for what is being written, "old" for what is being removed.
+    """
+    return path.with_name(f".{path.name}.foundry-{secrets.token_hex(8)}.{kind}")
+
+
+def _leftovers(folder: Path, kind: str) -> list[Path]:
+    return [path for path in sorted(folder.glob(f".*.{kind}")) if _HIDDEN.fullmatch(path.name)]
 
 
 def _make_folders(path: Path) -> None:
@@ -163,8 +184,8 @@ def write_file(path: str | Path, data: bytes) -> None:
 def write_file_with(path: str | Path, fill: Callable[[Writer], Any]) -> None:
     """Like `write_file`, for content that `fill` streams into the file: it may be larger than memory."""
     path = Path(path)
-    # The process id keeps two processes that write the same file apart; the last rename wins with a whole file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Two processes that write the same file do so apart; the last rename wins with a whole file.
+    temporary = _hidden(path, "tmp")
     _make_folders(path.parent)
     try:
         with _NewFile(temporary) as file:
@@ -207,11 +228,9 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
     beside the file list. Raises StorageError; what was written so far is removed.
     """
     target = Path(target)
-    hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    hidden = _hidden(target, "tmp")
     _make_folders(target.parent)
     with _reported(target):
-        if hidden.exists():
-            _remove(hidden)
         disk.make_folder(hidden)
     sink = _HiddenFolder(hidden)
     try:
@@ -223,7 +242,7 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
         with _reported(target):
             disk.sync_folder(hidden)
             if target.exists():
-                disk.rename(target, _aside(target))
+                disk.rename(target, _hidden(target, "old"))
             disk.rename(hidden, target)
             disk.sync_folder(target.parent)
     except BaseException:
@@ -232,17 +251,11 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
         raise
 
 
-def _aside(folder: Path) -> Path:
-    """A hidden name that is free: one of the same name may still lie there, because it could not be removed."""
-    names = (folder.with_name(f".{folder.name}.{number}.old") for number in itertools.count(os.getpid()))
-    return next(name for name in names if not os.path.lexists(name))
-
-
 def set_aside(folder: str | Path) -> None:
     """Hide a published folder until `remove_set_aside`: it never stands half deleted under its name."""
     folder = Path(folder)
     with _reported(folder, failed="remove"):
-        disk.rename(folder, _aside(folder))
+        disk.rename(folder, _hidden(folder, "old"))
 
 
 def remove_set_aside(parent: str | Path) -> list[str]:
@@ -251,7 +264,7 @@ def remove_set_aside(parent: str | Path) -> list[str]:
     A line for each that could not be removed: it takes room, and is tried again the next time.
     """
     parent = Path(parent)
-    paths = sorted(parent.glob(".*.old"))
+    paths = _leftovers(parent, "old")
     try:
         with _reported(parent):
             if paths:
@@ -262,8 +275,11 @@ def remove_set_aside(parent: str | Path) -> list[str]:
 
 
 def remove_leftovers(*parents: str | Path) -> list[str]:
-    """Remove what killed processes left unfinished, too: what was set aside and what was being written."""
-    unfinished = [path for parent in parents for path in sorted(Path(parent).glob(".*.tmp"))]
+    """Remove what killed processes left unfinished, too: what was set aside and what was being written.
+
+    Only what `storage` itself has named: a run may write to a folder that holds other things of its user's.
+    """
+    unfinished = [path for parent in parents for path in _leftovers(Path(parent), "tmp")]
     return _removed(unfinished) + [line for parent in parents for line in remove_set_aside(parent)]
 
 
@@ -362,6 +378,12 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_plain(path: Path) -> None:
+    """Raises StorageError when a link, a FIFO or anything else that is no plain file has the name of a run's file."""
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise StorageError(f"cannot write {path}: it is a link or no plain file; remove it")
+
+
 class AppendedLines:
     """A text file that grows by whole lines, such as metrics.jsonl; each line is handed to the kernel at once.
 
@@ -372,6 +394,7 @@ class AppendedLines:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         _make_folders(self.path.parent)
+        require_plain(self.path)
         with _reported(self.path):
             self._file = disk.append_to(self.path)
         _growing.add(self)
@@ -392,29 +415,44 @@ class AppendedLines:
             self._file.close()
 
 
+def read_appended(path: Path) -> bytes:
+    """All of a file of `AppendedLines`. Raises StorageError when it cannot be read or is no plain file."""
+    require_plain(path)
+    with _reported(path, failed="read"):
+        return path.read_bytes()
+
+
 _growing: weakref.WeakSet[AppendedLines] = weakref.WeakSet()
 
 
 class RunLock:
-    """Holds `<folder>/.lock` while a run writes there; the kernel frees it when the process dies."""
+    """Holds `<folder>/.lock` while a run writes there; the kernel frees it when the process dies.
 
-    def __init__(self, folder: str | Path):
-        self.path = Path(folder) / ".lock"
+    name: of another lock, for a part of what is done there. waiting: told who holds it, which is then waited for;
+    without it StorageError is raised.
+    """
+
+    def __init__(self, folder: str | Path, name: str = ".lock", *, waiting: Callable[[str], None] | None = None):
+        self.path = Path(folder) / name
         _make_folders(self.path.parent)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         owner = f"pid {os.getpid()} on {socket.gethostname()}, started {started}".encode()
+        require_plain(self.path)
         with _reported(self.path, len(owner)):
             self._file = disk.append_to(self.path)
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    held_by = self.path.read_text("utf-8", errors="replace").strip() or "another process"
+                    if waiting is None:
+                        raise StorageError(
+                            f"{folder} is in use by {held_by}: wait for it, or choose another training.output_dir"
+                        ) from None
+                    waiting(held_by)
+                    fcntl.flock(self._file, fcntl.LOCK_EX)
                 disk.empty(self._file)
                 disk.write(self._file, owner)
-            except BlockingIOError:
-                self._file.close()
-                held_by = self.path.read_text("utf-8", errors="replace").strip() or "another process"
-                raise StorageError(
-                    f"{folder} is in use by {held_by}: wait for it, or choose another training.output_dir"
-                ) from None
             except BaseException:
                 self._file.close()
                 raise

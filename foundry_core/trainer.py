@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +46,7 @@ from foundry_core.collators import Batch, get_data_collator
 from foundry_core.config import ExperimentConfig
 from foundry_core.dataset import Batches, SampleOrder, extended_ledger
 from foundry_core.devices import Precision, choose_device, is_out_of_memory
-from foundry_core.errors import CheckpointError, StoppedError, TrainingError
+from foundry_core.errors import CheckpointError, StoppedError, TrainingError, warn
 from foundry_core.evaluation import evaluate, to_device
 from foundry_core.hooks import hook_manager
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport
@@ -436,11 +435,6 @@ class Trainer:
 
 def _first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return next((name for name, tensor in tensors if not bool(tensor.isfinite().all())), None)
-
-
-def warn(line: str) -> None:
-    """Tell of something that does not stop a run."""
-    sys.stderr.write(f"warning: {line}\n")
 
 
 class _Watch:

@@ -2,15 +2,31 @@
 
 import gzip
 import json
+import os
 import shutil
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from foundry_core import storage
 from foundry_core.errors import DataError, TokenizerError, UsageError
 from foundry_core.evaluation import evaluate_corpus
 from foundry_core.model import create_model
-from foundry_core.prepare import RunPlan, experiment_corpora, experiment_data, experiment_tokenizer, tokenizer_folder
+from foundry_core.prepare import (
+    RunPlan,
+    experiment_corpora,
+    experiment_data,
+    experiment_tokenizer,
+    tokenizer_folder,
+    train_tokenizer_from_config,
+)
+from foundry_core.storage import Disk
+from foundry_core.tokenizers import load_tokenizer, tokenizer_digest
 
 
 def prepared(config):
@@ -93,3 +109,69 @@ def test_a_text_without_anything_to_predict_has_no_score(experiment, tmp_path):
     text.write_text("zygote zygote zygote\n")
     with pytest.raises(DataError, match="nothing to predict: every token of it is special"):
         evaluate_corpus(create_model(config, tokenizer), tokenizer, Path(text))
+
+
+class Together(Disk):
+    """Two threads at one tokenizer: the first to finish it waits, half-way through its files, until the second says
+    that it waits for the first.
+    """
+
+    def __init__(self):
+        self.half_way, self.said, self.lines = threading.Event(), threading.Event(), []
+
+    def rename(self, old, new):
+        super().rename(old, new)
+        if new.name == "tokenizer.json" and not self.half_way.is_set():
+            self.half_way.set()
+            assert self.said.wait(60)
+
+    def write_line(self, line):
+        self.lines.append(line)
+        self.said.set()
+
+
+@pytest.mark.parametrize("size", [120, 60], ids=["the same", "another size"])
+def test_two_runs_never_train_one_tokenizer_at_once(experiment, tmp_path, monkeypatch, size):
+    disk = Together()
+    monkeypatch.setattr(storage, "disk", disk)
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=disk.write_line))
+    shared = {"output_dir": str(tmp_path / "tokenizer")}
+    one = experiment("lstm", tmp_path / "one", tokenizer={"vocab_size": 120, **shared})
+    other = experiment("lstm", tmp_path / "other", tokenizer={"vocab_size": size, **shared})
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(train_tokenizer_from_config, one)
+        assert disk.half_way.wait(60)
+        if size == 120:
+            assert tokenizer_digest(train_tokenizer_from_config(other)) == tokenizer_digest(first.result())
+        else:
+            with pytest.raises(TokenizerError, match="from other inputs .vocab_size was 120, is 60.: name another"):
+                train_tokenizer_from_config(other)
+        assert first.result().get_vocab() == load_tokenizer(tmp_path / "tokenizer").get_vocab()
+    (line,) = disk.lines
+    owner = f"pid {os.getpid()} on {socket.gethostname()}, started "
+    assert line.startswith(f"warning: waiting for the tokenizer in {tmp_path / 'tokenizer'}: {owner}")
+
+
+def test_a_tokenizer_that_is_exchanged_while_it_is_saved_is_refused(experiment, tmp_path, monkeypatch):
+    """By something that heeds no lock."""
+    train_tokenizer_from_config(experiment("lstm", tmp_path / "other", tokenizer={"vocab_size": 60}))
+    files = tmp_path / "other" / "run" / "tokenizer"
+
+    class Exchanging(Disk):
+        def rename(self, old, new):
+            super().rename(old, new)
+            if new.name.startswith("tokenizer"):
+                shutil.copy(files / new.name, new)
+
+    monkeypatch.setattr(storage, "disk", Exchanging())
+    config = experiment("lstm", tmp_path)
+    with pytest.raises(TokenizerError, match="does not hold the tokenizer that was just saved there"):
+        train_tokenizer_from_config(config)
+
+
+def test_a_finished_tokenizer_is_used_without_writing_anything(experiment, tmp_path, monkeypatch):
+    """It may lie where only reading is allowed."""
+    config = experiment("lstm", tmp_path, tokenizer={"output_dir": str(tmp_path / "tokenizer")})
+    made, _ = prepared(config)
+    monkeypatch.setattr(storage, "disk", None)
+    assert prepared(config)[0].get_vocab() == made.get_vocab()

@@ -85,10 +85,11 @@ def test_what_a_killed_process_left_half_written_is_removed(experiment, tmp_path
     config = experiment("lstm", tmp_path, training={"train_steps": 2})
     run(config, quiet=True)
     output = Path(config.training.output_dir)
-    for name in (".checkpoint-2.123.tmp", ".checkpoint-1.99.old"):
+    token = "foundry-0123456789abcdef"
+    for name in (f".checkpoint-2.{token}.tmp", f".checkpoint-1.{token}.old", ".checkpoint-3.99.tmp"):
         (output / name).mkdir()
         (output / name / "model.safetensors").write_bytes(b"half")
-    (output / ".metrics.jsonl.7.tmp").write_text("half")
+    (output / f".metrics.jsonl.{token}.tmp").write_text("half")
     run(config, resume=True, quiet=True)
     assert not [path.name for path in output.iterdir() if path.name.endswith((".tmp", ".old"))]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from foundry_core.errors import CheckpointError, ConfigError, UsageError, one_line
+from foundry_core.errors import CheckpointError, ConfigError, UsageError, one_line, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,7 +94,7 @@ def _checkpoint_folder(folder: Path) -> Path:
         raise CheckpointError(f"{folder} is neither a checkpoint nor a run with checkpoints")
     newest, passed_over = newest_valid(folder)
     for line in passed_over:
-        sys.stderr.write(f"warning: {line}\n")
+        warn(line)
     return newest
 
 

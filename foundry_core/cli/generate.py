@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from foundry_core.cli.common import add_checkpoint_argument, open_checkpoint
 
@@ -27,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.errors import UsageError
+    from foundry_core.errors import UsageError, warn
 
     if options.tokens < 1 or options.samples < 1 or options.temperature <= 0 or options.top_k < 0:
         raise UsageError("--tokens and --samples must be at least 1, --temperature above 0, --top-k not negative")
@@ -36,7 +35,7 @@ def execute(options: argparse.Namespace) -> None:
 
     _, model, tokenizer = open_checkpoint(options)
     for line in prompt_warnings(model, tokenizer, options.prompt, options.tokens):
-        sys.stderr.write(f"warning: {line}\n")
+        warn(line)
     texts = continuations(
         model,
         tokenizer,

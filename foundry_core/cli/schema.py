@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.cli.common import add_plugin_argument, load_plugins
-from foundry_core.errors import PluginError
+from foundry_core.errors import PluginError, warn
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -50,10 +49,10 @@ def execute(options: argparse.Namespace) -> None:
             architecture = get_architecture(name)
             schema_of([architecture])
         except PluginError as error:
-            sys.stderr.write(f"warning: left out: {error}\n")
+            warn(f"left out: {error}")
         except Exception as error:  # noqa: BLE001 - whatever a plugin's classes do, the other schemas are printed
             reason = str(error).split("\n")[0]
-            sys.stderr.write(f"warning: left out: '{name}' has no JSON schema: {type(error).__name__}: {reason}\n")
+            warn(f"left out: '{name}' has no JSON schema: {type(error).__name__}: {reason}")
         else:
             usable.append(architecture)
             modules += active_modules(architecture)
@@ -61,7 +60,7 @@ def execute(options: argparse.Namespace) -> None:
         try:
             modules += active_modules(None, [point.module])
         except PluginError as error:
-            sys.stderr.write(f"warning: left out: {error}\n")
+            warn(f"left out: {error}")
     print(json.dumps(schema_of(usable, _offered(modules)), indent=1))
 
 
@@ -79,7 +78,7 @@ def _offered(modules: list[ModuleType]) -> Offered:
                 "tokenizer_type": {**hooks.available_tokenizer_types(manager)},
             }
         except PluginError as error:
-            sys.stderr.write(f"warning: left out: {error}\n")
+            warn(f"left out: {error}")
             continue
         for key, descriptors in offers.items():
             found[key] = {**descriptors, **found[key]}

@@ -64,7 +64,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         elif path.name == MANIFEST:
             # Where training went on from is a matter of when it stopped, and the seal over that with it.
             found[name] = {**json.loads(path.read_bytes()), "parent": None, "sha256": None}
-        elif name not in ("run.json", ".lock"):
+        elif name != "run.json" and not name.endswith(".lock"):
             found[name] = path.read_bytes()
     return found
 
@@ -218,7 +218,7 @@ def interrupted_scenario(folder: Path) -> Scenario:
     shutil.copytree(made / "checkpoint-2", made / ".checkpoint-4.1.tmp")
     (made / ".checkpoint-4.1.tmp" / "MANIFEST.json").unlink()
     shutil.copytree(made / "checkpoint-2", made / ".checkpoint-1.1.old")
-    (made / ".metrics.jsonl.1.tmp").write_text("half")
+    (made / ".metrics.jsonl.foundry-0123456789abcdef.tmp").write_text("half")
     flip(made / "checkpoint-3" / "model.safetensors", -3)
     with (made / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')

@@ -27,7 +27,7 @@ LINE = re.compile(
 
 def visible(path):
     """The path under the names that hidden folders and files are about to have, or had."""
-    return Path(re.sub(r"/\.([^/]+)\.\d+\.(?:tmp|old)", r"/\1", str(path)))
+    return Path(re.sub(r"/\.([^/]+)\.(?:foundry-[0-9a-f]{16}|\d+)\.(?:tmp|old)", r"/\1", str(path)))
 
 
 def says(line, operation, kind, *, tidies):

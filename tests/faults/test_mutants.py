@@ -117,8 +117,8 @@ class Mutant:
 
 
 IN_PLACE = (
-    'hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")',
-    "hidden = target",
+    'hidden = _hidden(target, "tmp")',
+    "hidden = target; remove_tree(target)",
     "if target.exists():",
     "if False:",
     "disk.rename(hidden, target)",
@@ -146,8 +146,8 @@ MUTANTS = {
     "a file is written in place": Mutant(
         storage.write_file_with,
         (
-            'temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")',
-            "temporary = path",
+            'temporary = _hidden(path, "tmp")',
+            "temporary = path; remove_tree(path)",
             "disk.rename(temporary, path)",
             "pass",
         ),
@@ -155,7 +155,9 @@ MUTANTS = {
         "interrupted",
     ),
     "the manifest is written first": Mutant(
-        storage.publish_folder, ("yield sink", "sink.write(MANIFEST, b'{}'); yield sink"), order
+        storage.publish_folder,
+        ("yield sink", "sink.write(MANIFEST, b'{}'); yield sink; disk.remove_file(hidden / MANIFEST)"),
+        order,
     ),
     "a folder is removed under its name": Mutant(
         checkpoint.retire,
@@ -197,7 +199,7 @@ MUTANTS = {
         reporting._drop_after, ('json.loads(line)["step"] <= step', "json.loads(line)"), kills(".checkpoint-3")
     ),
     "a torn line stays": Mutant(
-        reporting._drop_after, ("continue", "kept.append(line + '\\n')"), going_on, "interrupted"
+        reporting._drop_after, ("continue", "kept.append(line + b'\\n')"), going_on, "interrupted"
     ),
     "the newest checkpoint is taken unseen": Mutant(
         checkpoint.newest_valid, ("read_manifest(folder)", "pass"), going_on, "interrupted"
@@ -215,7 +217,7 @@ MUTANTS = {
     ),
     "a fork holds the lock on": Mutant(storage._release_in_child, ("lock.release()", "pass"), survived_by_a_fork),
     "a tokenizer's origin is written last only": Mutant(
-        prepare.experiment_tokenizer,
+        prepare._trained_tokenizer,
         ("_write_sidecar(sidecar, inputs, None)", "pass"),
         kills("tokenizer/.tokenizer"),
         "unprepared",

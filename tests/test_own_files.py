@@ -1,0 +1,141 @@
+"""What a run takes for its own in the folders that it is given, and what it leaves alone."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from foundry_core import run
+from foundry_core.reporting import MetricsFile
+from foundry_core.storage import AppendedLines, RunLock, StorageError, publish_folder, remove_leftovers, write_file
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    pass
+
+
+FOREIGN = (".vim.old", ".cache.tmp", ".notes.123.tmp", ".bashrc.1.old", ".foundry-0123456789abcdef.tmp", "x.old")
+LEFT = (".checkpoint-4.foundry-0123456789abcdef.tmp", ".run.json.foundry-fedcba9876543210.tmp", ".checkpoint-1.77.old")
+
+
+def test_tidying_removes_what_foundry_has_named_and_nothing_else(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 1})
+    folder = Path(config.training.output_dir)
+    for name in (*FOREIGN, *LEFT):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "letter.txt").write_text("dear")
+    run(config, quiet=True)
+    run(config, resume=True, quiet=True)
+    assert all((folder / name / "letter.txt").read_text() == "dear" for name in FOREIGN)
+    assert not any((folder / name).exists() for name in LEFT)
+
+
+def test_tidying_does_not_follow_a_link_to_a_tokenizer_of_others(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 1})
+    shared = tmp_path / "shared"
+    (shared / "tokens").mkdir(parents=True)
+    Path(config.training.output_dir).mkdir()
+    (Path(config.training.output_dir) / "tokenizer").symlink_to(shared)
+    theirs = [
+        shared / ".tokenizer.json.foundry-0123456789abcdef.tmp",
+        shared / "tokens" / ".0123456789abcdef.tokens.foundry-0123456789abcdef.tmp",
+    ]
+    for path in theirs:
+        path.write_text("being written by another run")
+    run(config, quiet=True)
+    assert all(path.exists() for path in theirs)
+
+
+def test_what_is_being_written_is_known_as_a_leftover_and_no_other_process_has_its_name(tmp_path, monkeypatch):
+    """Two containers have the same process id."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    seen = []
+
+    def look(sink):
+        with publish_folder(tmp_path / "checkpoint-1", {}) as other:
+            seen.extend(path.name for path in tmp_path.glob(".*"))
+            other.write("weights", b"2")
+        sink.write("weights", b"1")
+
+    with publish_folder(tmp_path / "checkpoint-1", {}) as sink:
+        look(sink)
+    assert len(set(seen)) == 2
+    assert (tmp_path / "checkpoint-1" / "weights").read_bytes() == b"1"
+    for name in seen:
+        (tmp_path / name).mkdir()
+    assert remove_leftovers(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_what_is_written_does_not_go_through_a_link_that_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0" * 2 * size)
+    (tmp_path / "letter.txt").write_text("dear")
+    (tmp_path / f".x.foundry-{'0' * 16}.tmp").symlink_to(tmp_path / "letter.txt")
+    with pytest.raises(StorageError, match="File exists"):
+        write_file(tmp_path / "x", b"content")
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def link(path):
+    target = path.with_name("letter.txt")
+    target.write_text("dear")
+    path.symlink_to(target)
+
+
+def dangling_link(path):
+    path.symlink_to(path.with_name("letter.txt"))
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+@pytest.mark.parametrize("make", [link, dangling_link, os.mkfifo, os.mkdir], ids=lambda make: make.__name__)
+def test_a_link_or_a_fifo_in_place_of_a_file_of_the_run_is_refused_in_one_line(experiment, tmp_path, name, make):
+    config = experiment("lstm", tmp_path, training={"train_steps": 1})
+    folder = Path(config.training.output_dir)
+    folder.mkdir()
+    make(folder / name)
+    letter = folder / "letter.txt"
+    before = letter.read_text() if letter.exists() else None
+    with pytest.raises(StorageError, match=rf"^cannot write \S+/{name}: it is a link or no plain file; remove it$"):
+        run(config, quiet=True)
+    assert (letter.read_text() if letter.exists() else None) == before
+
+
+@pytest.mark.parametrize("opened", [AppendedLines, lambda path: RunLock(path.parent)], ids=["lines", "lock"])
+def test_a_link_that_comes_at_the_last_moment_is_not_followed_either(tmp_path, monkeypatch, opened):
+    monkeypatch.setattr("foundry_core.storage.require_plain", lambda path: None)
+    link(tmp_path / ".lock")
+    with pytest.raises(StorageError, match=r"cannot write .*/\.lock"):
+        opened(tmp_path / ".lock")
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_lines_of_the_log_that_are_none_of_ours_are_dropped_and_it_goes_on(experiment, tmp_path, capsys):
+    config = experiment(
+        "lstm", tmp_path, training={"train_steps": 6, "checkpoints": {"steps": [3]}}, logging={"log_every_steps": 1}
+    )
+    run(config, quiet=True)
+    path = Path(config.training.output_dir) / "metrics.jsonl"
+    whole = path.read_bytes().splitlines()
+    foreign = [b"\xff", b"\xfe\x00", b"7", b'{"step": "3"}', b"[" * 100_000, b"", b'{"kind": "train"']
+    path.write_bytes(b"\n".join([*foreign[:3], *whole, *foreign[3:]]))
+    run(config, resume=True, quiet=True)
+    assert path.read_bytes().splitlines() == whole
+    assert "muted" not in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_read_stops_the_run_by_name(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("")
+    read = Path.read_bytes
+    denied = PermissionError(13, "Permission denied")
+
+    def refuse(self):
+        if self == path:
+            raise denied
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(StorageError, match=r"cannot read .*metrics\.jsonl: Permission denied"):
+        MetricsFile(path).foundry_run_started(SimpleNamespace(first_step=0))
