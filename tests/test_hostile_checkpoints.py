@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from foundry_core import BaseLanguageModel, ExperimentConfig, run
 from foundry_core.cli import main
 from foundry_core.errors import FoundryError
-from foundry_core.storage import MANIFEST, _sealed, publish_folder, read_manifest
+from foundry_core.storage import MANIFEST, publish_folder, read_manifest, sealed
 
 Files = dict[str, bytes]
 Change = Callable[[Files, str], object]
@@ -437,7 +437,7 @@ Edit = Callable[[dict[str, Any]], object]
 def manifest_of(target: Target, edit: Edit) -> None:
     manifest = read_manifest(target.checkpoint)
     edit(manifest)
-    (target.checkpoint / MANIFEST).write_bytes(_sealed(manifest))
+    (target.checkpoint / MANIFEST).write_bytes(sealed(manifest))
 
 
 def listed(name: str, **entry: Any) -> Edit:
