@@ -36,6 +36,7 @@ from foundry_core.export import (
     stored_tensors,
     weights_file,
 )
+from foundry_core.lineage import Lineage, Position
 from foundry_core.model import BaseLanguageModel
 from foundry_core.objective import Objective
 from foundry_core.optim import ScheduleState
@@ -60,7 +61,7 @@ _NAME = re.compile(r"checkpoint-(\d+)\Z")
 
 # Settings that may differ when a run goes on: where and how often it reports and saves, which changes no weight.
 # Nor does an observer's module; who ships what is trained with is compared by itself.
-_FREE = ("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
+FREE = ("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
 _SHOWN = 200  # characters of a value in a message
 
 _Whole: TypeAlias = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
@@ -174,10 +175,18 @@ def save_checkpoint(
     """Publish `checkpoint-<step>`; returns its folder once it is safely on the disk.
 
     fixed: of `fixed_files`. tensors: of `CheckpointTensors.of`, or a copy of them. facts: what the manifest says beside
-    the step and the files: parent, ephemeral, environment.
+    the step and the files: parent, ephemeral, environment; order (seed, rows in a step) becomes a part of its lineage.
     """
     target = output_dir / f"checkpoint-{state.step}"
-    with publish_folder(target, {"step": state.step, **facts}) as sink:
+    said = {key: value for key, value in facts.items() if key != "order"}
+    lineage = Lineage.of(
+        output_dir,
+        facts["parent"],
+        position(state),
+        order=facts["order"],
+        data={"data": state.data, "stream": asdict(state)["stream"]},
+    )
+    with publish_folder(target, {"step": state.step, **said, **lineage.facts()}) as sink:
         for name, content in fixed.items():
             sink.write(name, content)
         sink.write(WEIGHTS, weights_file(tensors.weights))
@@ -191,6 +200,11 @@ def save_checkpoint(
         }
         sink.write(STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
     return target
+
+
+def position(state: TrainState) -> Position:
+    """Where a state stands in its data."""
+    return Position(state.step, state.samples, state.tokens_seen, state.ledger)
 
 
 def environment_changes(folder: Path, device: torch.device) -> list[str]:
@@ -274,20 +288,20 @@ def load_checkpoint(
         before = description.get("providers", {}).get(kind, provider)
         if before != provider:
             differences[f"plugin.{kind}"] = f"the plugin of the {kind} was {before}, is {provider}"
-    barred = [line for key, line in differences.items() if not _covered(key, (*_FREE, *allowed))]
+    barred = [line for key, line in differences.items() if not covered(key, (*FREE, *allowed))]
     if barred:
         raise CheckpointError(
             f"{folder} was trained with other settings: {'; '.join(barred)}. Put them back, or allow a key by name: "
             "--allow KEY"
         )
     state = read_state(folder)
-    if state.precision != fresh.precision and not _covered("training.precision", allowed):
+    if state.precision != fresh.precision and not covered("training.precision", allowed):
         raise CheckpointError(
             f"{folder} was trained in {state.precision}, here training.precision comes to {fresh.precision}: set it, "
             "or allow it: --allow training.precision"
         )
     changed = sorted(key for key in {*state.data, *fresh.data} if state.data.get(key) != fresh.data.get(key))
-    if changed and not _covered("data", allowed):
+    if changed and not covered("data", allowed):
         raise CheckpointError(
             f"{folder} was trained on other data: {' and '.join(changed)} changed since. Put it back, or allow it: "
             "--allow data"
@@ -338,7 +352,8 @@ def _names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _names(value, f"{prefix}{key}.")
 
 
-def _covered(key: str, names: Iterable[str]) -> bool:
+def covered(key: str, names: Iterable[str]) -> bool:
+    """Whether a dotted key is among names of keys and sections."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 

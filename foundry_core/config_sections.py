@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from foundry_core.architecture import ConfigSection
 from foundry_core.descriptors import Role
 
+MOST_ROWS = 2**20
+"""Sequences in one forward pass, and in one optimizer step."""
 MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -38,8 +40,8 @@ class DataConfig(ConfigSection):
         "line",
         description="what one document of a .txt file is: a line, a block between blank lines, or the whole file",
     )
-    max_sequence_length: int = Field(128, ge=4, description="tokens in a row, special tokens included")
-    batch_size: int = Field(32, ge=1, description="sequences per forward pass on one device")
+    max_sequence_length: int = Field(128, ge=4, le=MOST_ROWS, description="tokens in a row, special tokens included")
+    batch_size: int = Field(32, ge=1, le=MOST_ROWS, description="sequences per forward pass on one device")
 
 
 class TokenizerConfig(ConfigSection):
@@ -119,7 +121,7 @@ class TrainingConfig(ConfigSection):
     plateau_patience: int = Field(1, ge=0, description="plateau: evaluations without improvement before a cut")
     warmup_steps: int | None = Field(None, ge=0, description="optimizer steps of linear warm-up")
     warmup_ratio: float | None = Field(None, ge=0, le=1, description="warm-up as a share of all steps")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes in one optimizer step")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=MOST_ROWS, description="forward passes in one optimizer step")
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on a GPU that computes in it, fp32 otherwise; weights stay in fp32"

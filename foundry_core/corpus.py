@@ -27,6 +27,7 @@ DocumentUnit = Literal["line", "block", "file"]
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*+\n)+")
+_KEY_TEXT = re.compile(r'"(?:t|\\u0074)(?:e|\\u0065)(?:x|\\u0078)(?:t|\\u0074)"')
 _SPACE_OR_X = bytes(ord(" ") if chr(byte).isspace() and byte < 128 else ord("x") for byte in range(256))
 _WIDE_SPACES = (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -325,7 +326,8 @@ def _json_documents(path: Path, stamp: tuple[int, int], account: ByteAccount) ->
 def _json_text(line: str) -> str:
     """The value of "text"; raises ValueError with what is wrong, or RecursionError for JSON that is nested too deep."""
     # Two equal keys are legal JSON of which Python keeps the last; the slower hook runs only where two are possible.
-    record = json.loads(line, object_pairs_hook=_unique_keys if line.count('"text"') > 1 else None)
+    spelt = len(_KEY_TEXT.findall(line)) if "\\u00" in line else line.count('"text"')
+    record = json.loads(line, object_pairs_hook=_unique_keys if spelt > 1 else None)
     if not isinstance(record, dict):
         raise ValueError('not an object; each line must be {"text": "..."}')
     if "text" not in record:

@@ -21,11 +21,11 @@ from typing import Annotated, Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from foundry_core import storage
 from foundry_core.corpus import ByteAccount, Corpus
-from foundry_core.errors import DataError
+from foundry_core.errors import CheckpointError, DataError
 from foundry_core.streams import derive, mix64
 from foundry_core.workers import Batch, batches_from_workers
 
@@ -33,7 +33,7 @@ Ints: TypeAlias = NDArray[np.int64]
 Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 Collate: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 
-_FORMAT = 1
+_FORMAT = 2
 _FLUSH_TOKENS = 1 << 20
 
 
@@ -42,7 +42,7 @@ _FLUSH_TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class TokenInfo:
-    """What a token file holds and what it was made from; the content of its sidecar."""
+    """What a token file holds and what it was made from; the content of its sidecar, which is sealed."""
 
     format: int
     digest: str
@@ -50,7 +50,7 @@ class TokenInfo:
     corpus_digest: str
     tokenizer_digest: str
     separator_id: int
-    dtype: str
+    dtype: Literal["<u2", "<u4"]
     tokens: int
     """Length of the stream, separators included: 1 + the sum of (tokens + 1) over the documents."""
     documents: int
@@ -61,6 +61,15 @@ class TokenInfo:
     tokens_sha256: str
     documents_bytes: int
     documents_sha256: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for counts that do not belong to one file."""
+        widths = (self.tokens * np.dtype(self.dtype).itemsize, (self.documents + 1) * np.dtype("<i8").itemsize)
+        if widths != (self.tokens_bytes, self.documents_bytes) or self.tokens < 1:
+            raise ValueError("its counts and its bytes disagree")
+
+
+_SIDECAR = TypeAdapter(TokenInfo)
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def prepare_tokens(
     info = _whole(stem, digest)
     if info is None:
         info = TokenInfo(**made_from, digest=digest, **_build(stem, corpus, tokenizer, progress))
-        storage.write_file(stem.with_suffix(".json"), (json.dumps(asdict(info), indent=1) + "\n").encode())
+        storage.write_file(stem.with_suffix(".json"), storage.sealed(asdict(info)))
     return TokenFile(
         tokens=np.memmap(stem.with_suffix(".tokens"), dtype=info.dtype, mode="r"),
         documents=np.memmap(stem.with_suffix(".documents"), dtype="<i8", mode="r"),
@@ -115,8 +124,9 @@ def prepare_tokens(
 
 def _whole(stem: Path, digest: str) -> TokenInfo | None:
     """The sidecar's content, if it and both files are complete and undamaged."""
+    sidecar = stem.with_suffix(".json")
     try:
-        info = TokenInfo(**json.loads(stem.with_suffix(".json").read_bytes()))
+        info = _SIDECAR.validate_json(json.dumps(storage.unsealed(sidecar, sidecar.read_bytes())), strict=True)
         for suffix, size, sha256 in (
             (".tokens", info.tokens_bytes, info.tokens_sha256),
             (".documents", info.documents_bytes, info.documents_sha256),
@@ -124,7 +134,7 @@ def _whole(stem: Path, digest: str) -> TokenInfo | None:
             path = stem.with_suffix(suffix)
             if path.stat().st_size != size or storage.file_digest(path) != sha256:
                 return None
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, CheckpointError, ValidationError):
         return None
     except OSError as error:
         raise DataError(f"{error.filename or stem}: cannot be read: {error.strerror}; remove it or mend it.") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from foundry_core.errors import CheckpointError, FoundryError
 
@@ -235,7 +236,7 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
     sink = _HiddenFolder(hidden)
     try:
         yield sink
-        sink.write(MANIFEST, _sealed({"format": MANIFEST_FORMAT, **facts, "files": dict(sorted(sink.files.items()))}))
+        sink.write(MANIFEST, sealed({"format": MANIFEST_FORMAT, **facts, "files": dict(sorted(sink.files.items()))}))
         for lines in tuple(_growing):
             if lines.path.parent == target.parent:
                 lines.sync()
@@ -294,10 +295,23 @@ def _removed(paths: Iterable[Path]) -> list[str]:
     return problems
 
 
-def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """A manifest as its file, the last line of which is the sha256 of the rest: a flip in it is seen like any other."""
-    digest = hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
-    return (json.dumps({**manifest, "sha256": digest}, indent=1) + "\n").encode()
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """A JSON object as its file, the last line of which is the sha256 of the rest: a flip in it is seen."""
+    digest = hashlib.sha256(json.dumps(content, indent=1).encode()).hexdigest()
+    return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
+
+
+def unsealed(path: Path, raw: bytes) -> dict[str, Any]:
+    """What was sealed. Raises CheckpointError naming the file when it is not as it was written."""
+    stored = parse_json(path, raw)
+    try:
+        content = {key: value for key, value in stored.items() if key != "sha256"}
+        whole = sealed(content) == raw
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}") from error
+    if not whole:
+        raise CheckpointError(f"{path} is damaged: its sha256 is not the one that it ends with")
+    return content
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -310,16 +324,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
     if (folder / MANIFEST).is_symlink():
         raise CheckpointError(f"{folder / MANIFEST} is a link, and not a plain file of the folder")
-    raw = read_plain_file(folder / MANIFEST)
-    manifest = parse_json(folder / MANIFEST, raw)
+    manifest = unsealed(folder / MANIFEST, read_plain_file(folder / MANIFEST))
     try:
-        manifest = {key: value for key, value in manifest.items() if key != "sha256"}
-        whole, version = _sealed(manifest) == raw, manifest["format"]
+        version = manifest["format"]
         expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is damaged: {type(error).__name__}") from error
-    if not whole:
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: its sha256 is not the one that it ends with")
     if version != MANIFEST_FORMAT:
         raise CheckpointError(f"{folder / MANIFEST} has format {version!r}, this version reads {MANIFEST_FORMAT}")
     # Hidden files are the desktop's (.DS_Store); no library reads one.
@@ -361,15 +371,22 @@ def read_plain_file(path: Path) -> bytes:
 
 
 def parse_json(path: Path, raw: bytes) -> Any:
-    """What a JSON file holds. Raises CheckpointError naming it when it is not JSON: NaN and infinities are not."""
+    """What a JSON file holds. Raises CheckpointError naming it when it is not JSON: NaN and infinities are not, nor is
+    a number that is too large for a float.
+    """
     try:
-        return json.loads(raw, parse_constant=_no_number)
+        return json.loads(raw, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _no_number(name: str) -> Any:
+def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
 
 
 def file_digest(path: str | Path) -> str:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,7 @@ from foundry_core.checkpoint import (
 )
 from foundry_core.collators import Batch, get_data_collator
 from foundry_core.config import ExperimentConfig
+from foundry_core.config_sections import MOST_ROWS
 from foundry_core.dataset import Batches, SampleOrder, extended_ledger
 from foundry_core.devices import Precision, choose_device, is_out_of_memory
 from foundry_core.errors import CheckpointError, StoppedError, TrainingError, warn
@@ -182,16 +183,32 @@ class Trainer:
                 self.precision.scaler.load_state_dict(self.state.scaler)
             except (KeyError, RuntimeError) as error:
                 raise CheckpointError(f"{folder}: its gradient scaler is damaged: {error}") from error
-        if self.state.step > self.plan.total_steps or self.state.samples > self.plan.total_samples:
+        # Where steps are counted, those before may have been larger ones.
+        by_steps = self.config.training.train_steps is not None
+        most = self.state.step * MOST_ROWS if by_steps else self.plan.total_samples
+        if self.state.step > self.plan.total_steps or self.state.samples > most:
             raise CheckpointError(
                 f"{folder} lies beyond the end of this run: {self.state.step:,} steps and {self.state.samples:,} rows "
                 f"of {self.plan.total_steps:,} and {self.plan.total_samples:,}. Give it a longer budget, or start in "
                 "another training.output_dir"
             )
+        self._check_budget(folder)
         self._parent = folder.name
         there = checkpoints(self.output_dir)
         self._damaged = set(there[there.index(folder) + 1 :])
         self._ephemeral = {path for path in there if is_ephemeral(path)}
+
+    def _check_budget(self, folder: Path) -> None:
+        """The steps that are left need rows: with another batch size, those before took more or fewer than planned."""
+        state, plan = self.state, self.plan
+        left = plan.total_steps - state.step
+        if self.config.training.train_steps is not None:
+            self.plan = replace(plan, total_samples=state.samples + left * plan.samples_per_step)
+        elif left and plan.total_samples - state.samples <= (left - 1) * plan.samples_per_step:
+            raise CheckpointError(
+                f"{folder} leaves {plan.total_samples - state.samples:,} rows for {left:,} steps of "
+                f"{plan.samples_per_step:,}: a step was larger before. Give the budget as training.train_steps"
+            )
 
     def train(self) -> TrainState:
         """Run the plan from where the state stands to its end."""
@@ -409,7 +426,8 @@ class Trainer:
         tensors, state = CheckpointTensors.of(self.model, self.optimizer), self.state
         if self.background:
             tensors, state = self.buffers.copy(tensors), deepcopy(state)
-        facts = {"parent": self._parent, "ephemeral": ephemeral, "environment": environment(self.device)}
+        facts: dict[str, Any] = {"order": (self.order.seed, self.plan.samples_per_step)}
+        facts |= {"parent": self._parent, "ephemeral": ephemeral, "environment": environment(self.device)}
         self._parent = f"checkpoint-{state.step}"
         self.saving.start(partial(self._publish, tensors, state, facts))
 

@@ -6,35 +6,54 @@ recomputes what training must have seen: the data ledger, the tokens and the wor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foundry_core.checkpoint import TrainState, check_whole, checkpoints, read_state
-from foundry_core.dataset import SampleOrder, extended_ledger
+from foundry_core.checkpoint import (
+    FREE,
+    TrainState,
+    check_whole,
+    checkpoints,
+    config_differences,
+    covered,
+    position,
+    read_state,
+)
+from foundry_core.config_sections import MOST_ROWS
+from foundry_core.dataset import Ints, SampleOrder, extended_ledger
 from foundry_core.errors import CheckpointError
 from foundry_core.export import read_description
+from foundry_core.lineage import Lineage, Position, identity
 from foundry_core.streams import derive
+
+_MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
+"""Steps and rows from one checkpoint to the next that are derived: some minutes of work."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A whole checkpoint. since: the one whose position its own was derived from, None for the beginning."""
+    """A whole checkpoint. since: what its position was derived from, or why it was not. changed: a phrase for each
+    setting that is another one than in the checkpoint before.
+    """
 
     folder: Path
     state: TrainState
     manifest: dict[str, Any]
     experiment: dict[str, Any]
-    since: str | None = None
+    lineage: Lineage
+    since: str = ""
+    changed: tuple[str, ...] = ()
 
 
 def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
     """The checkpoints that are whole, and a line for everything that is wrong.
 
-    A checkpoint whose parent was retired is derived from the newest earlier one with the same settings and data; where
-    there is none, and for a parent that was trained on other data, from that parent's word.
+    A checkpoint whose parent was retired is derived from the newest earlier one of its course; where there is none,
+    from where it says that its course began. One that does not say is whole, and not derived.
     """
     whole: list[Verified] = []
     problems: list[str] = []
@@ -44,34 +63,46 @@ def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
     for folder in folders:
         try:
             one = _opened(folder)
-            base = _base(one, whole)
-            _check(one, base)
+            base, since = _base(one, whole)
+            since = since if base is None else _check(one, base, since)
         except CheckpointError as error:
             problems.append(str(error))
         else:
-            whole.append(
-                Verified(one.folder, one.state, one.manifest, one.experiment, base.folder.name if base else None)
-            )
+            changed = _changed(whole[-1].experiment, one.experiment) if whole else ()
+            whole.append(replace(one, since=since, changed=changed))
     return whole, problems
 
 
 def _opened(folder: Path) -> Verified:
     manifest = check_whole(folder)
-    return Verified(folder, read_state(folder), manifest, read_description(folder)["experiment"])
+    experiment = read_description(folder)["experiment"]
+    return Verified(folder, read_state(folder), manifest, experiment, Lineage.read(folder, manifest))
 
 
-def _base(one: Verified, earlier: list[Verified]) -> Verified | None:
-    """The checkpoint to derive another one's position from."""
-    parent = one.manifest.get("parent")
-    if parent is None and one.state.step == 0:
-        return None
-    named = [each for each in earlier if each.folder.name == parent]
-    alike = [each for each in earlier if _seen_alike(each, one)]
-    return next(iter([*named, *reversed(alike)]), None)
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(line for key, line in config_differences(before, after).items() if not covered(key, FREE))
 
 
-def _seen_alike(a: Verified, b: Verified) -> bool:
-    return a.state.data == b.state.data and a.state.stream == b.state.stream and _order(a) == _order(b)
+def _base(one: Verified, earlier: list[Verified]) -> tuple[Position | None, str]:
+    """Where to derive another one's position from, and what to call that; None where nothing says it."""
+    parent, course = one.lineage.parent, one.lineage.course
+    if parent is None:
+        return Position(), "the beginning"
+    for each in earlier:
+        if each.folder.name == parent.checkpoint:
+            if parent.sha256 not in (None, identity(each.folder)):
+                raise CheckpointError(
+                    f"{one.folder} does not follow from the {parent.checkpoint} beside it, but from another one of "
+                    "that name: one of the two belongs to another run"
+                )
+            return position(each.state), parent.checkpoint
+    if course is None:
+        return None, f"not derivable: {parent.checkpoint} is gone"
+    for each in reversed(earlier):
+        known = each.lineage.course
+        if known is not None and (known.settings, known.since) == (course.settings, course.since):
+            return position(each.state), each.folder.name
+    return course.since, f"its word of step {course.since.step}" if course.since.step else "the beginning"
 
 
 def _order(one: Verified) -> tuple[int, int]:
@@ -80,34 +111,53 @@ def _order(one: Verified) -> tuple[int, int]:
     try:
         seed = experiment["seeds"]["data_order"]
         seed = experiment["random_seed"] if seed is None else seed
-        per_step = experiment["data"]["batch_size"] * experiment["training"]["gradient_accumulation_steps"]
-        return derive(int(seed), "data_order"), int(per_step)
+        numbers = (seed, experiment["data"]["batch_size"], experiment["training"]["gradient_accumulation_steps"])
+        if not all(type(number) is int for number in numbers):
+            raise TypeError(f"{numbers!r} are not integers")
+        per_step = numbers[1] * numbers[2]
+        if not (0 <= seed < 2**63 and 1 <= per_step <= MOST_ROWS):
+            raise ValueError(f"seed {seed}, {per_step} rows in a step")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{one.folder}: its configuration is damaged: {error}") from error
+    return derive(seed, "data_order"), per_step
 
 
-def _check(one: Verified, base: Verified | None) -> None:
-    start = base.state if base is not None else TrainState()
+def _check(one: Verified, start: Position, since: str) -> str:
+    """Derives the position of a checkpoint; returns what to say of it."""
     state, sizes = one.state, one.state.stream
     assert sizes is not None
     seed, per_step = _order(one)
+    steps, rows = state.step - start.step, state.samples - start.samples
+    if steps < 0 or rows > steps * per_step:
+        raise _wrong(one, since, "samples", state.samples, start.samples + max(steps, 0) * per_step)
+    if rows < 0 or (steps and rows <= (steps - 1) * per_step):
+        raise CheckpointError(f"{one.folder} has {state.samples:,} samples, too few for its {state.step:,} steps")
+    if steps > _MOST_STEPS or rows > _MOST_DERIVED:
+        return f"not derived: {rows:,} rows since {since}"
     order = SampleOrder(sizes.rows, seed)
-    ledger, tokens, samples = start.ledger, start.tokens_seen, start.samples
-    for _ in range(state.step - start.step):
-        stop = min(samples + per_step, state.samples)
-        if stop == samples:
-            raise CheckpointError(f"{one.folder} has {state.samples:,} samples, too few for its {state.step:,} steps")
-        epochs, rows = order.at(np.arange(samples, stop))
-        ledger = extended_ledger(ledger, epochs, rows)
-        tokens += int(np.minimum(sizes.tokens_per_row, sizes.tokens_per_epoch - rows * sizes.tokens_per_row).sum())
-        samples = stop
+    ledger, tokens = start.ledger, start.tokens_seen
+    for epochs, taken in _steps(order, start.samples, state.samples, per_step):
+        ledger = extended_ledger(ledger, epochs, taken)
+        tokens += int(np.minimum(sizes.tokens_per_row, sizes.tokens_per_epoch - taken * sizes.tokens_per_row).sum())
     words = round(tokens * sizes.words_per_epoch / sizes.tokens_per_epoch)
     for name, stored, derived in (
-        ("samples", state.samples, samples),
         ("data ledger", state.ledger, ledger),
         ("tokens seen", state.tokens_seen, tokens),
         ("words seen", state.words_seen, words),
     ):
         if stored != derived:
-            since = base.folder.name if base is not None else "the beginning"
-            raise CheckpointError(f"{one.folder}: its {name} is {stored}, but from {since} on it comes to {derived}")
+            raise _wrong(one, since, name, stored, derived)
+    return since
+
+
+def _wrong(one: Verified, since: str, name: str, stored: Any, derived: Any) -> CheckpointError:
+    return CheckpointError(f"{one.folder}: its {name} is {stored}, but from {since} on it comes to {derived}")
+
+
+def _steps(order: SampleOrder, start: int, stop: int, per_step: int) -> Iterator[tuple[Ints, Ints]]:
+    """Epochs and rows of each step; the order of one step costs nearly as much as that of many small ones."""
+    group = per_step * max(1, (1 << 16) // per_step)
+    for first in range(start, stop, group):
+        epochs, rows = order.at(np.arange(first, min(first + group, stop)))
+        for at in range(0, len(rows), per_step):
+            yield epochs[at : at + per_step], rows[at : at + per_step]

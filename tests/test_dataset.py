@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.corpus import ByteAccount, Corpus, DocumentUnit
 from foundry_core.dataset import Batches, Rows, SampleOrder, permutation, prepare_tokens
 from foundry_core.errors import DataError
+from foundry_core.storage import sealed
 
 TEXT = "the cat sat\nthe dog\n\na cat saw the dog sit\nunseen words\n"
 
@@ -132,6 +133,46 @@ def test_a_torn_or_damaged_token_file_is_rebuilt(tmp_path: Path, suffix: str, da
     calls: list[int] = []
     prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path, progress=calls.append)
     assert calls == []
+
+
+@pytest.mark.parametrize("resealed", [False, True])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("words", 10**6),
+        ("text_bytes", 1),
+        ("dtype", "<u4"),
+        ("dtype", "zzz"),
+        ("tokens", 18.0),
+        ("tokens", 17),
+        ("documents", "4"),
+        ("account", []),
+    ],
+)
+def test_a_sidecar_is_believed_when_it_is_as_it_was_written(
+    tmp_path: Path, key: str, value: Any, resealed: bool
+) -> None:
+    """What was sealed anew is somebody's word; of a type or a size that does not fit the files it is not taken."""
+    first = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    content = json.loads(path.read_text()) | {key: value}
+    if resealed:
+        del content["sha256"]
+    path.write_bytes(sealed(content) if resealed else json.dumps(content, indent=1).encode() + b"\n")
+    again = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
+    assert again.tokens.tolist() == first.tokens.tolist()
+    assert again.info == first.info or (resealed and key in ("words", "text_bytes"))
+
+
+def test_a_sidecar_without_a_seal_is_built_anew(tmp_path: Path) -> None:
+    first = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    calls: list[int] = []
+    again = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path, progress=calls.append)
+    assert (again.info, len(calls)) == (first.info, 1)
 
 
 def test_a_corpus_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:

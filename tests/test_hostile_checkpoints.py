@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from foundry_core import BaseLanguageModel, ExperimentConfig, run
 from foundry_core.cli import main
 from foundry_core.errors import FoundryError
-from foundry_core.storage import MANIFEST, _sealed, publish_folder, read_manifest
+from foundry_core.storage import MANIFEST, publish_folder, read_manifest, sealed
 
 Files = dict[str, bytes]
 Change = Callable[[Files, str], object]
@@ -260,6 +260,9 @@ CLAIMS: dict[str, tuple[Change, set[str]]] = {
     "number of 5000 digits": (put_text(STATE, '"global_step": 2', f'"global_step": {"9" * 5000}'), READING_STATE),
     "not a number": (put_key(STATE, "foundry/epoch", float("nan")), READING_STATE),
     "number that becomes infinite": (put_text(STATE, '"scale": 1.0', '"scale": 1e999'), READING_STATE),
+    "seed that becomes infinite": (put_text(CONFIG, '"random_seed": 42', '"random_seed": 1e999'), ALL),
+    "batch of 4 * 10^12": (put_key(CONFIG, f"{SETTINGS}/data/batch_size", 4 * 10**12), ALL),
+    "batch that is half a row": (put_key(CONFIG, f"{SETTINGS}/data/batch_size", 0.5), ALL),
     "negative position": (put_key(STATE, "foundry/samples", -1), READING_STATE),
     "position of 2^63": (put_key(STATE, "foundry/samples", 2**63), READING_STATE),
     "position beyond the end": (put_key(STATE, "foundry/samples", 2**62), READING_STATE),
@@ -437,7 +440,7 @@ Edit = Callable[[dict[str, Any]], object]
 def manifest_of(target: Target, edit: Edit) -> None:
     manifest = read_manifest(target.checkpoint)
     edit(manifest)
-    (target.checkpoint / MANIFEST).write_bytes(_sealed(manifest))
+    (target.checkpoint / MANIFEST).write_bytes(sealed(manifest))
 
 
 def listed(name: str, **entry: Any) -> Edit:

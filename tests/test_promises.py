@@ -240,7 +240,7 @@ MECHANISMS = [
     Without(
         "R18",
         "checkpoint",
-        '    if changed and not _covered("data", allowed):',
+        '    if changed and not covered("data", allowed):',
         "    if False:",
         "test_resume_refusals.py::test_other_data_are_refused_by_name_unless_allowed",
     ),

@@ -16,7 +16,7 @@ import torch
 
 from foundry_core import ExperimentConfig, load_config, run
 from foundry_core.errors import CheckpointError, FoundryError, TokenizerError
-from foundry_core.storage import MANIFEST, _sealed, publish_folder, read_manifest
+from foundry_core.storage import MANIFEST, publish_folder, read_manifest, sealed
 
 TEXT = "the cat sees a dog\na dog sees the cat\n" * 40
 
@@ -261,7 +261,7 @@ def test_the_same_environment_goes_on_without_one(copy: Begun, capsys: pytest.Ca
 def test_other_versions_go_on_with_a_warning_that_names_each(copy: Begun, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = read_manifest(copy.checkpoint)
     manifest["environment"] |= {"torch": "2.0.0", "device": "cuda"}
-    (copy.checkpoint / MANIFEST).write_bytes(_sealed(manifest))
+    (copy.checkpoint / MANIFEST).write_bytes(sealed(manifest))
     assert copy.go_on() == 3
     says = f"not bit for bit as it would have: torch was 2.0.0, is {torch.__version__}; device was cuda, is cpu\n"
     assert capsys.readouterr().err.endswith(says)

@@ -29,12 +29,17 @@ def execute(options: argparse.Namespace) -> None:
             f"{len(one.manifest['files'])}",
             f"{one.state.tokens_seen:,}",
             f"{one.state.words_seen:,}",
-            one.since or "the beginning",
+            one.since,
         )
         for one in whole
     ]
     if rows:
         print(table(("checkpoint", "files", "tokens seen", "words seen", "follows from"), rows))
+    for one in whole:
+        if one.changed:
+            print(f"{one.folder.name} goes on with other settings: {'; '.join(one.changed)}")
     if problems:
         raise CheckpointError(*problems)
-    print(f"all {len(whole)} checkpoints are whole, and each follows from the one before")
+    derived = sum(not one.since.startswith("not deriv") for one in whole)
+    follows = "each follows from the one before" if derived == len(whole) else f"{derived} follow from the one before"
+    print(f"all {len(whole)} checkpoints are whole, and {follows}")

@@ -1,0 +1,179 @@
+"""`foundry verify`: an honest run is never accused, and a checkpoint of another run is seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundry_core import ExperimentConfig, run
+from foundry_core.cli import main
+from foundry_core.errors import CheckpointError
+from foundry_core.storage import MANIFEST, publish_folder, read_manifest, sealed
+from foundry_core.verification import verify_run
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def train(experiment: Callable[..., ExperimentConfig], tmp_path: Path, one_thread: None) -> Train:
+    """Trains a tiny model, or goes on with it when some keys are allowed to be others; gives the run's folder."""
+
+    def go(*allowed: str, folder: str = "a", data: Any = None, **training: Any) -> Path:
+        settings = {"lr_scheduler": "constant", "warmup_steps": 0, "train_steps": None, **training}
+        rnn = {"embedding_size": 8, "hidden_size": 8, "num_layers": 1}
+        shared = {"output_dir": str(tmp_path / "tokenizer")}
+        config = experiment(
+            "lstm", tmp_path / folder, data=data or {}, model={"rnn": rnn}, training=settings, tokenizer=shared
+        )
+        run(config, resume=bool(allowed), allowed_changes=allowed, quiet=True)
+        return tmp_path / folder / "run"
+
+    return go
+
+
+def since(folder: Path) -> dict[str, str]:
+    whole, problems = verify_run(folder)
+    assert problems == []
+    return {one.folder.name: one.since for one in whole}
+
+
+KEPT_ONE = {"checkpoints": {"every_steps": 4, "keep": 1}}
+
+
+def test_each_checkpoint_is_derived_from_the_one_before(train: Train) -> None:
+    folder = train(train_steps=8, checkpoints={"every_steps": 4})
+    assert since(folder) == {
+        "checkpoint-0": "the beginning",
+        "checkpoint-4": "checkpoint-0",
+        "checkpoint-8": "checkpoint-4",
+    }
+
+
+def test_a_retired_parent_is_bridged_from_the_newest_earlier_checkpoint(train: Train) -> None:
+    assert since(train(train_steps=8, **KEPT_ONE))["checkpoint-8"] == "checkpoint-0"
+
+
+def test_another_batch_size_whose_first_checkpoint_was_retired_is_no_alarm(train: Train) -> None:
+    folder = train(train_steps=8, **KEPT_ONE)
+    train("data.batch_size", "training.train_steps", data={"batch_size": 2}, train_steps=16, **KEPT_ONE)
+    assert since(folder) == {"checkpoint-0": "the beginning", "checkpoint-16": "its word of step 8"}
+
+
+def test_after_another_batch_size_every_step_still_has_its_rows(train: Train) -> None:
+    folder = train(train_steps=8)
+    train("data.batch_size", "training.train_steps", data={"batch_size": 2}, train_steps=16)
+    assert [one.state.samples for one in verify_run(folder)[0]] == [0, 32, 48]
+
+
+def test_a_budget_that_leaves_steps_without_rows_is_refused(train: Train) -> None:
+    folder = train(epochs=0.1)
+    with pytest.raises(CheckpointError, match=r"rows for \d+ steps of 2: a step was larger before"):
+        train("data.batch_size", "training.epochs", data={"batch_size": 2}, epochs=0.12)
+    assert since(folder)
+
+
+def test_a_batch_size_that_was_another_one_in_between_is_no_alarm(train: Train) -> None:
+    folder = train(train_steps=4, **KEPT_ONE)
+    train("data.batch_size", "training.train_steps", data={"batch_size": 2}, train_steps=8, **KEPT_ONE)
+    train("data.batch_size", "training.train_steps", data={"batch_size": 4}, train_steps=16, **KEPT_ONE)
+    assert since(folder) == {"checkpoint-0": "the beginning", "checkpoint-16": "its word of step 8"}
+
+
+def test_a_budget_that_ended_with_a_short_step_and_went_on_is_no_alarm(train: Train) -> None:
+    schedule = {"checkpoints": {"keep": 1, "every_steps": 1}}
+    folder = train(epochs=0.03, **schedule)
+    (one,) = [each for each in verify_run(folder)[0] if each.state.step]
+    assert one.state.samples % 4
+    train("training.epochs", epochs=0.06, **schedule)
+    assert list(since(folder).values()) == ["the beginning", f"its word of step {one.state.step}"]
+
+
+def test_what_does_not_say_its_course_is_not_derived_and_no_alarm(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(train_steps=8, **KEPT_ONE)
+    edited(folder / "checkpoint-8", parent="checkpoint-4", course=None)
+    assert since(folder)["checkpoint-8"] == "not derivable: checkpoint-4 is gone"
+    assert main(["verify", str(folder)]) == 0
+    assert "all 2 checkpoints are whole, and 1 follow from the one before" in capsys.readouterr().out
+
+
+def edited(checkpoint: Path, **facts: Any) -> None:
+    (checkpoint / MANIFEST).write_bytes(sealed(read_manifest(checkpoint) | facts))
+
+
+def test_a_checkpoint_of_another_run_is_seen(train: Train) -> None:
+    schedule = {"train_steps": 6, "checkpoints": {"every_steps": 2}}
+    folder, other = train(**schedule), train(folder="b", learning_rate=0.5, **schedule)
+    shutil.rmtree(folder / "checkpoint-4")
+    shutil.copytree(other / "checkpoint-4", folder / "checkpoint-4")
+    whole, problems = verify_run(folder)
+    assert [one.folder.name for one in whole] == ["checkpoint-0", "checkpoint-2", "checkpoint-6"]
+    assert len(problems) == 1
+    assert "does not follow from the checkpoint-2 beside it, but from another one of that name" in problems[0]
+
+
+def test_the_checkpoint_after_a_foreign_one_is_seen_when_what_came_before_is_gone(train: Train) -> None:
+    schedule = {"train_steps": 6, "checkpoints": {"every_steps": 2}}
+    folder, other = train(**schedule), train(folder="b", learning_rate=0.5, **schedule)
+    for name in ("checkpoint-2", "checkpoint-4"):
+        shutil.rmtree(folder / name)
+    shutil.copytree(other / "checkpoint-4", folder / "checkpoint-4")
+    _, problems = verify_run(folder)
+    assert len(problems) == 1
+    assert "checkpoint-6 does not follow from the checkpoint-4 beside it" in problems[0]
+
+
+def test_settings_that_were_allowed_to_change_are_told(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(train_steps=2)
+    train("training.learning_rate", "training.train_steps", train_steps=4, learning_rate=0.25)
+    assert main(["verify", str(folder)]) == 0
+    assert "checkpoint-4 goes on with other settings: training.learning_rate was 0.0005, is 0.25; " in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_parent_that_was_taken_away_while_training_ran_stops_nothing(train: Train) -> None:
+    folder = train(train_steps=4)
+    edited(folder / "checkpoint-4", course=None)
+    train("training.train_steps", train_steps=6)
+    assert since(folder)["checkpoint-6"] == "checkpoint-4"
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"parent": 3}, "does not say what it follows from"),
+        ({"parent": {"checkpoint": "checkpoint-0", "sha256": 1}}, "does not say what it follows from"),
+        ({"course": {"settings": "", "since": {}, "position": {}}}, "does not say what it follows from"),
+        ({"course": []}, "does not say what it follows from"),
+        ({"parent": None}, None),
+    ],
+)
+def test_a_lineage_that_is_none_is_one_line(train: Train, facts: dict[str, Any], says: str | None) -> None:
+    folder = train(train_steps=2)
+    edited(folder / "checkpoint-2", **facts)
+    _, problems = verify_run(folder)
+    assert [says in line for line in problems] == [True] if says else problems == []
+
+
+def test_a_position_that_would_take_for_ever_to_derive_is_not_derived(train: Train) -> None:
+    folder, far = train(train_steps=2), 10**15
+    manifest = read_manifest(folder / "checkpoint-2")
+    files = {name: (folder / "checkpoint-2" / name).read_bytes() for name in manifest["files"]}
+    state = json.loads(files["trainer_state.json"])
+    state["foundry"].update(step=far, samples=4 * far)
+    files["trainer_state.json"] = json.dumps(state).encode()
+    facts = {key: value for key, value in manifest.items() if key not in ("format", "files")}
+    with publish_folder(folder / f"checkpoint-{far}", facts | {"step": far}) as sink:
+        for name, content in files.items():
+            sink.write(name, content)
+    started = time.perf_counter()
+    assert since(folder)[f"checkpoint-{far}"].startswith("not derived: 4,000,000,000,000,000 rows since ")
+    assert time.perf_counter() - started < 5
