@@ -159,9 +159,14 @@ def cause(error: BaseException) -> str:
 
 
 def import_string(target: str) -> Any:
-    """The object that `"package.module:attribute"` names, for targets written in code, never in a YAML."""
+    """The object that `"package.module:attribute"` names, for targets written in code, never in a YAML.
+
+    What importing it does to the surroundings is put back: a run is the same whichever plugin it has.
+    """
+    from foundry_core.surroundings import kept_surroundings
+
     module, _, attribute = target.partition(":")
-    with failing_as(f"the import of {target}"):
+    with failing_as(f"the import of {target}"), kept_surroundings():
         return getattr(importlib.import_module(module), attribute)
 
 

@@ -14,12 +14,17 @@ import torch
 from foundry_core import Capabilities, FoundryError
 from foundry_core.testing.kit.check import CHECKS
 
-from . import mutants_masking, mutants_numerics, mutants_objective
+from . import mutants_masking, mutants_numerics, mutants_objective, mutants_settings
 from .bases import BASES, AttentionModel, DroppingModel, SmallModel, WindowedModel
 from .mutants import Mutant, failures, suite_of
 from .mutants_objective import MisspeltAttribute
 
-MUTANTS = [*mutants_objective.MUTANTS, *mutants_masking.MUTANTS, *mutants_numerics.MUTANTS]
+MUTANTS = [
+    *mutants_objective.MUTANTS,
+    *mutants_masking.MUTANTS,
+    *mutants_numerics.MUTANTS,
+    *mutants_settings.WEIGHTS,
+]
 GROUPS = {"objective", "masking", "numerics"}
 
 each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
