@@ -187,9 +187,14 @@ def capabilities_of(architecture: Architecture, section: ModelConfig, *, example
 
 
 def import_string(target: str) -> Any:
-    """The object that `"package.module:attribute"` names, for targets written in code, never in a YAML."""
+    """The object that `"package.module:attribute"` names, for targets written in code, never in a YAML.
+
+    What importing it does to the surroundings is put back: a run is the same whichever plugin it has.
+    """
+    from foundry_core.surroundings import kept_surroundings
+
     module, _, attribute = target.partition(":")
-    with failing_as(f"the import of {target}"):
+    with failing_as(f"the import of {target}"), kept_surroundings():
         return getattr(_imported(module), attribute)
 
 

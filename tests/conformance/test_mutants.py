@@ -14,7 +14,7 @@ import torch
 from foundry_core import Capabilities, FoundryError
 from foundry_core.testing.kit.check import CHECKS
 
-from . import mutants_masking, mutants_numerics, mutants_objective, mutants_training
+from . import mutants_masking, mutants_numerics, mutants_objective, mutants_settings, mutants_training
 from .bases import BASES, AttentionModel, DroppingModel, SmallModel, WindowedModel
 from .mutants import Mutant, failures, suite_of
 from .mutants_objective import MisspeltAttribute
@@ -24,6 +24,7 @@ MUTANTS = [
     *mutants_masking.MUTANTS,
     *mutants_numerics.MUTANTS,
     *mutants_training.MUTANTS,
+    *mutants_settings.WEIGHTS,
 ]
 GROUPS = {"objective", "masking", "numerics"}
 

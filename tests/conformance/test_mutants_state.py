@@ -15,13 +15,19 @@ from foundry_core.errors import PluginError
 from foundry_core.testing.kit.check import CHECKS
 from foundry_core.testing.kit.surroundings import changed, settings
 
-from . import mutants_integration, mutants_state, packages
+from . import mutants_integration, mutants_settings, mutants_state, packages
 from .bases_state import BASES_STATE
 from .mutants import Mutant, SmallModel, failures
 from .packages import PACKAGES, Package
 
 GROUPS = ("packaging", "state", "cost", "generation", "integration")
-MUTANTS: list[Mutant | Package] = [*mutants_state.MUTANTS, *mutants_integration.MUTANTS, *PACKAGES]
+MUTANTS: list[Mutant | Package] = [
+    *mutants_state.MUTANTS,
+    *mutants_integration.MUTANTS,
+    *mutants_settings.SETTINGS,
+    *mutants_settings.PACKAGES,
+    *PACKAGES,
+]
 
 each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 
@@ -60,7 +66,7 @@ def test_a_model_without_a_defect_passes(base: type[SmallModel]) -> None:
 
 
 def test_a_package_without_a_defect_passes(tmp_path: Path) -> None:
-    assert packages.failures(packages.RIGHT, tmp_path, "packaging", "state", "hugging-face") == {}
+    assert packages.failures(packages.RIGHT, tmp_path, "packaging", "state", "initial-weights", "hugging-face") == {}
 
 
 @each_mutant
@@ -75,7 +81,8 @@ def test_a_planted_defect_is_caught(
 
 
 def test_every_check_catches_a_mutant() -> None:
-    assert {mutant.caught_by for mutant in MUTANTS} == {
+    caught_by = {mutant.caught_by for mutant in MUTANTS}
+    assert {name for name in caught_by if CHECKS[name].group in GROUPS} == {
         check.name for check in CHECKS.values() if check.group in GROUPS
     }
     assert len({str(mutant) for mutant in MUTANTS}) == len(MUTANTS) >= 40

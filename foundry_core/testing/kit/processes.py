@@ -93,8 +93,8 @@ def fresh_command(code: str, *arguments: str) -> tuple[list[str], dict[str, str]
 
 
 def hash_seed_that_reverses(pairs: Collection[tuple[str, str]]) -> str:
-    """A value of PYTHONHASHSEED for a process that runs through a set of two names the second one first, for as many of
-    these pairs as can be had by trying some: one value in two would leave a given pair in its order.
+    """A value of PYTHONHASHSEED with which a process runs through a set of two names from the second to the first, for
+    as many of these pairs as a few tries find: with one value in two a pair stays in its order.
     """
     names = [name for pair in pairs for name in pair]
     code = "import sys; n = sys.argv[1:]; print(sum(next(iter({a, b})) == b for a, b in zip(n[::2], n[1::2])))"

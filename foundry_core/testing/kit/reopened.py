@@ -100,9 +100,11 @@ def elsewhere(suite: Suite) -> Elsewhere:
 
 
 def _neighbours(suite: Suite) -> set[tuple[str, str]]:
-    """Names that stand one after the other in a module: what was made from a set did so in the order of the set."""
+    """Names that stand one after the other in a module, as what was made from a set of names does; each two in the
+    order in which this process runs through a set of them.
+    """
     return {
-        pair
+        tuple({*pair})  # type: ignore[misc]
         for case in suite.cases
         for module in case.model().modules()
         for names in (module._parameters, module._modules)

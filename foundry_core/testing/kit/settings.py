@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -158,9 +159,15 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        plain = tree_map(lambda each: each.shape if isinstance(each, torch.Tensor) else each, (arguments, keywords))
-        self.seen.append(f"{function}{plain}")
+        self.seen.append(f"{function}{tree_map(_told, (arguments, keywords))}")
         return function(*arguments, **(keywords or {}))
+
+
+def _told(argument: Any) -> Any:
+    """What is compared of an argument: the shape of a tensor, a number or a name itself."""
+    if isinstance(argument, torch.Tensor):
+        return argument.shape
+    return argument if isinstance(argument, bool | int | float | str | torch.dtype | None) else type(argument)
 
 
 class _Built:
@@ -173,29 +180,30 @@ class _Built:
         self.sizes = {name: tensor.shape for name, tensor in self.weights.items()}
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
-    def _run(self) -> list[torch.Tensor]:
+    def _run(self, watching: AbstractContextManager[Any]) -> list[torch.Tensor]:
         """Logits, loss and gradients of a padded batch, in evaluation and in training."""
         case, model = self.case, self.case.stirred()
         side, lengths = case.capabilities.padding_sides[0], (case.length // 2, case.length - 1, 1)
         rows = [case.ids(length, seed=length) for length in lengths]
         ids, mask = padded(rows, side, int(case.ordinary[0]))
         found: list[torch.Tensor] = []
-        for training in (False, True):
-            torch.manual_seed(0)
-            output = model.train(training)(ids, attention_mask=mask, labels=case.labels(ids, mask))
-            found += [output.logits.detach(), output.loss.detach()]
-        output.loss.backward()
+        labels = case.labels(ids, mask)
+        with watching:
+            for training in (False, True):
+                torch.manual_seed(0)
+                output = model.train(training)(ids, attention_mask=mask, labels=labels)
+                found += [output.logits.detach(), output.loss.detach()]
+            output.loss.backward()
         return [*found, *named_gradients(model).values()]
 
     @cached_property
     def results(self) -> list[torch.Tensor]:
-        return self._run()
+        return self._run(nullcontext())
 
     @cached_property
     def operations(self) -> list[str]:
         operations = _Operations()
-        with operations:
-            self._run()
+        self._run(operations)
         return operations.seen
 
     def effect(self, settings: Mapping[str, Any]) -> Effect | None:
