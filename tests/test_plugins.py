@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from foundry_core import BaseLanguageModel, Objective, hookimpl, load_config, register_architecture
 from foundry_core.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig
@@ -23,9 +25,11 @@ from foundry_core.plugins import (
     active_modules,
     available_architectures,
     get_architecture,
+    import_string,
     installed,
     load_plugin_file,
 )
+from foundry_core.surroundings import settings
 
 Install = Callable[..., None]
 
@@ -553,3 +557,24 @@ def test_a_descriptor_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         descriptor.name = "gpt3"  # type: ignore[misc]
     assert isinstance(descriptor, Architecture)
+
+
+def test_what_a_models_module_sets_when_it_is_imported_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "setting.py").write_text(
+        "import os, random, torch\n"
+        "torch.set_float32_matmul_precision('medium')\n"
+        "torch.backends.mkldnn.enabled = False\n"
+        "torch.set_default_dtype(torch.float64)\n"
+        "torch.manual_seed(0)\n"
+        "random.seed(0)\n"
+        "os.chdir('/')\n"
+        "class Model: ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before, chance, drawn = settings(), torch.get_rng_state(), random.getstate()
+    assert import_string("setting:Model").__name__ == "Model"
+    assert settings() == before
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert random.getstate() == drawn
