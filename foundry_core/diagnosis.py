@@ -32,6 +32,7 @@ from foundry_core.discovery import (
     installed,
     is_typed,
     switched_off,
+    way_out,
 )
 from foundry_core.errors import PluginError
 from foundry_core.foreign import cause, guarded
@@ -78,9 +79,8 @@ def examine(*, anew: bool = False, verbs: Collection[str] = ()) -> list[Finding]
         if len(active) > 1 and active[0].group != EXTENSIONS:
             contested.update(dict.fromkeys(active, clash(active)))
         elif active and active[0].group == COMMANDS and active[0].name in verbs:
-            contested[active[0]] = (
-                f"the command '{active[0].name}' of {active[0]} has the name of a verb of foundry's own"
-            )
+            taken = f"the command '{active[0].name}' of {active[0]} has the name of a verb of foundry's own"
+            contested[active[0]] = f"{taken}. {way_out(active[0])}"
     memory, hidden = _Memory(anew), hidden_copies()
     findings = []
     for point in points:

@@ -245,7 +245,8 @@ SELF_SIMILAR = MAMBA.replace(
     '    within: "ZebraConfig | None" = Field(None, description="once more")',
 ).replace(
     'kernel: str = Field("scan"',
-    'parts: "list[Section]" = Field([], description="parts")\n    kernel: str = Field("scan"',
+    'parts: "list[Section]" = Field([], description="parts")\n'
+    '    twin: "Section" = Field(None, description="another")\n    kernel: str = Field("scan"',
 )
 
 
@@ -256,7 +257,7 @@ def test_a_section_that_holds_its_like_is_shown_and_validated(zebra: Install, tm
     keys = [
         line.split()[0] for line in out[out.index(next(line for line in out if line.startswith("key under"))) + 2 :]
     ]
-    assert keys == ["zebra.state_size", "zebra.parts", "zebra.kernel", "within"]
+    assert keys == ["zebra.state_size", "zebra.parts", "zebra.twin", "zebra.kernel", "within"]
     path = tmp_path / "x.yaml"
     path.write_text("experiment_name: x\nmodel: {architecture: zebra, zzz: 1}\n")
     assert main(["validate", str(path)]) == 2

@@ -541,7 +541,7 @@ def test_commands_are_looked_at_without_being_imported(
         "foundry-say": ("fine", None),
         "foundry-verb": (
             "unusable",
-            "the command 'validate' of foundry-verb 1.0 has the name of a verb of foundry's own",
+            f"the command 'validate' of foundry-verb 1.0 has the name of a verb of foundry's own. {way_out}verb",
         ),
         "foundry-dash": (
             "unusable",
