@@ -35,6 +35,8 @@ class StopRequest:
         """A block that has nothing to save: the first signal does not wait, it leaves it with StoppedError."""
         try:
             self._at_once = True
+            if self.requested:
+                raise _Asked
             yield
         except _Asked:
             raise StoppedError(

@@ -226,6 +226,13 @@ def test_a_signal_before_training_begins_ends_the_run_at_once_and_it_begins_agai
     assert run(config, quiet=True).step == 2
 
 
+def test_a_signal_before_there_is_anything_to_interrupt_is_not_forgotten():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedError, match="stopped by SIGTERM before training began"), stop.at_once():
+            pytest.fail("it went on")
+
+
 def test_a_second_signal_before_training_begins_does_what_it_did_before():
     heard = []
 
