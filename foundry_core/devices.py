@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch
 
-from foundry_core.errors import UsageError
+from foundry_core.errors import TrainingError, UsageError
 
 
 class Precision:
@@ -32,6 +33,27 @@ def choose_device(asked: str) -> torch.device:
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError("cuda was asked for (training.device), and torch finds no GPU")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def memory_watched(line: Callable[[], str]) -> Iterator[None]:
+    """Raises TrainingError with that line when memory runs out in the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(line()) from error
+
+
+def model_memory_watched() -> AbstractContextManager[None]:
+    """For where a model takes its memory, before anything is trained."""
+    return memory_watched(
+        lambda: (
+            "out of memory while the model is built, nothing was trained: give smaller sizes in the section model, "
+            "or a smaller tokenizer.vocab_size"
+        )
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO
 
 
 def one_line(text: str) -> str:
@@ -104,11 +105,12 @@ class StoppedError(FoundryError):
     exit_code = 75
 
 
-def tell(text: str) -> None:
+def tell(text: str, stream: IO[str] | None = None) -> None:
     """Write to stderr, if that can be: a reader that has gone, or a full disk behind it, stops nothing."""
+    stream = stream or sys.stderr
     with suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            sys.stderr.write(text)
+        if stream is not None:
+            stream.write(text)
 
 
 def warn(line: str) -> None:

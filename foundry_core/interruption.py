@@ -1,14 +1,22 @@
-"""Signals that ask a run to end: heard at the next step boundary, where a checkpoint can be saved."""
+"""Signals that ask a run to end: heard at the next step boundary, where a checkpoint can be saved; before, at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from foundry_core.errors import StoppedError
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What Ctrl-C, `kill` and schedulers send; SIGUSR1 is the warning that many clusters send before a job's time is up."""
+
+
+class _Asked(KeyboardInterrupt):
+    """What a signal raises where it need not wait. Nothing takes that for a failure of its own."""
 
 
 class StopRequest:
@@ -20,6 +28,22 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested: str | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._at_once = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that has nothing to save: the first signal does not wait, it leaves it with StoppedError."""
+        try:
+            self._at_once = True
+            if self.requested:
+                raise _Asked
+            yield
+        except _Asked:
+            raise StoppedError(
+                f"stopped by {self.requested} before training began, nothing is lost: start it again as it was started"
+            ) from None
+        finally:
+            self._at_once = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -34,6 +58,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._restore()
         self.requested = signal.Signals(number).name
+        if self._at_once:
+            raise _Asked
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput as _MappedOutput
 
 from foundry_core.architecture import BuildContext
 from foundry_core.config import ExperimentConfig
+from foundry_core.devices import model_memory_watched
 from foundry_core.errors import FoundryError, TokenizerError
 from foundry_core.export import build, expose, load_model, save_model, undisturbed_random_state
 from foundry_core.storage import InPlaceFolder
@@ -279,7 +280,7 @@ def create_model(
     The process's random state is left as it was. Further keywords go to the plugin's `from_config`.
     """
     context = build_context(config, tokenizer)
-    with undisturbed_random_state():
+    with model_memory_watched(), undisturbed_random_state():
         torch.manual_seed(derive(config.seed("initialisation"), "initialisation"))
         return build(config, context, **kwargs)
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.corpus import Corpus
+from foundry_core.corpus_files import shown
 from foundry_core.dataset import Rows, StreamSizes, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, UsageError, warn
 from foundry_core.optim import warmup_steps
+from foundry_core.reporting import METRICS
 from foundry_core.storage import RunLock, write_file
 from foundry_core.tokenizers import load_tokenizer, save_tokenizer, tokenizer_digest, train_tokenizer
 
@@ -38,7 +40,25 @@ class Corpora:
 
 def training_corpus(config: ExperimentConfig) -> Corpus:
     """The documents a model is trained on, and the only ones that a tokenizer sees."""
-    return Corpus.open(config.data.training_corpus, unit=config.data.documents, name="data.training_corpus")
+    return _opened(config, config.data.training_corpus, "data.training_corpus")
+
+
+def _opened(config: ExperimentConfig, spec: str, name: str) -> Corpus:
+    """A corpus that holds nothing that a run writes: it would be another one the next time."""
+    folder, output_dir = Path(spec).expanduser(), Path(config.training.output_dir)
+    for key, own in (("training.output_dir", output_dir), ("tokenizer.output_dir", tokenizer_folder(config))):
+        if folder.is_dir() and own.resolve().is_relative_to(folder.resolve()):
+            below = own.resolve().relative_to(folder.resolve()).parts
+            if not any(part.startswith(".") for part in below):  # no corpus enters what is hidden
+                raise DataError(
+                    f"{name}: {shown(folder)} contains {key} ({own}), whose files would join the corpus: give a folder "
+                    f"that holds the text alone, or another {key}"
+                )
+    corpus = Corpus.open(spec, unit=config.data.documents, name=name)
+    written = (output_dir / METRICS).resolve()
+    if any(path.resolve() == written for path in corpus.files):
+        raise DataError(f"{name}: {output_dir / METRICS} is written by the run itself: leave training.output_dir out")
+    return corpus
 
 
 def experiment_corpora(config: ExperimentConfig) -> Corpora:
@@ -46,7 +66,7 @@ def experiment_corpora(config: ExperimentConfig) -> Corpora:
     train = training_corpus(config)
     if config.data.test_corpus is None:
         return Corpora(train, None)
-    test = Corpus.open(config.data.test_corpus, unit=config.data.documents, name="data.test_corpus")
+    test = _opened(config, config.data.test_corpus, "data.test_corpus")
     trained = dict(zip(train.file_digests, train.files, strict=True))
     for path, digest, (size, _) in zip(test.files, test.file_digests, test.stamps, strict=True):
         if size and digest in trained:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from foundry_core.cli.common import table, yaml_scalar
+from foundry_core.cli.common import report, table, yaml_scalar
 from foundry_core.config import load_config
 from foundry_core.errors import UsageError
 from foundry_core.evaluation import read_pairs, score_pairs
@@ -174,15 +174,13 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
             "agreement": accuracies,
         }
     header = ("model", "parameters", "tokens/s", "test loss", "floor", "0 attractors", "1", "2")
-    sys.stdout.write("\n" + table(header, rows) + "\n\n" + _explanation(corpus) + "\n")
+    report("\n" + table(header, rows) + "\n\n" + _explanation(corpus))
     picture = _picture(folder / "curves.png", curves, results, corpus)
     if picture is not None:
-        sys.stdout.write(f"Learning curves: {picture}\n")
+        report(f"Learning curves: {picture}")
     _mark(folder, yamls, seed=seed, results=results)
     example = "gpt2" if "gpt2" in names else names[-1]
-    sys.stdout.write(
-        f"Took {duration(time.monotonic() - started)}. Next: foundry generate {folder}/runs/{example} --samples 5\n"
-    )
+    report(f"Took {duration(time.monotonic() - started)}. Next: foundry generate {folder}/runs/{example} --samples 5")
     return results
 
 

@@ -10,21 +10,24 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pluggy
 
 from foundry_core.config import ExperimentConfig
-from foundry_core.errors import FoundryError, PluginError
+from foundry_core.errors import FoundryError, PluginError, tell
 from foundry_core.foreign import cause, guarded
 from foundry_core.hooks import owner_of
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
 from foundry_core.storage import AppendedLines, StorageError, read_appended, write_file
 from foundry_core.surroundings import kept_surroundings
+
+METRICS = "metrics.jsonl"
+"""The log's name in `training.output_dir`."""
 
 
 class _Muted(PluginError):  # noqa: N818 - what becomes of the observer
@@ -66,8 +69,7 @@ class Notifier:
                 implementation.function(**{name: deepcopy(facts[name]) for name in implementation.argnames})
         except _Muted as muted:
             self._muted.add(id(plugin))
-            stream = self._stream or sys.stderr
-            stream.write(f"warning: {muted}\n")
+            tell(f"warning: {muted}\n", self._stream)
 
 
 class MetricsFile:
@@ -128,13 +130,39 @@ def compact(number: float) -> str:
     return f"{number:.3g}"
 
 
+class _Stderr:
+    """stderr for a library that draws on it: a reader that has gone, or a full disk behind it, stops nothing."""
+
+    @property
+    def _stream(self) -> Any:
+        # While rich shows a bar, what is written to stderr comes here: to write it there would go in circles.
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            tell(text, self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and bool(self._stream.isatty())
+
+
 class Console:
     """The terminal: a progress bar where there is one, plain lines otherwise."""
 
     def __init__(self, stream: IO[str] | None = None):
         from rich.console import Console as RichConsole
 
-        self._console = RichConsole(file=stream, stderr=stream is None, highlight=False, soft_wrap=True)
+        self._console = RichConsole(file=stream or cast(IO[str], _Stderr()), highlight=False, soft_wrap=True)
         self._progress: Any = None
         self._task: Any = None
 
@@ -188,7 +216,7 @@ def reading(label: str, total: int, *, quiet: bool = False) -> Iterator[Callable
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = RichConsole(stderr=True)
+    console = RichConsole(file=cast(IO[str], _Stderr()))
     if quiet or not console.is_terminal:
         yield lambda count: None
         return
@@ -273,7 +301,7 @@ class WeightsAndBiases:
 def observers(config: ExperimentConfig, *, quiet: bool = False) -> Iterable[Any]:
     """Those that the `logging` section asks for."""
     folder = Path(config.training.output_dir)
-    found: list[Any] = [MetricsFile(folder / "metrics.jsonl")]
+    found: list[Any] = [MetricsFile(folder / METRICS)]
     if not quiet:
         found.append(Console())
     if config.logging.tensorboard:

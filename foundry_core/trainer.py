@@ -14,7 +14,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
@@ -46,8 +46,8 @@ from foundry_core.collators import Batch, get_data_collator
 from foundry_core.config import ExperimentConfig
 from foundry_core.config_sections import MOST_ROWS
 from foundry_core.dataset import Batches, SampleOrder, extended_ledger
-from foundry_core.devices import Precision, choose_device, is_out_of_memory
-from foundry_core.errors import CheckpointError, StoppedError, TrainingError, warn
+from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
+from foundry_core.errors import CheckpointError, StoppedError, TrainingError, UsageError, warn
 from foundry_core.evaluation import evaluate, to_device
 from foundry_core.hooks import hook_manager
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport
@@ -72,6 +72,7 @@ from foundry_core.streams import derive
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_RECORD, _CONFIG = "run.json", "config.yaml"
 _CALMER = "Lower training.learning_rate, lengthen the warm-up, or use fp32"
 
 
@@ -90,29 +91,45 @@ def run(
     with hook implementations. Raises FoundryError with one line for whatever the user can mend.
     """
     output_dir = Path(config.training.output_dir)
-    with RunLock(output_dir):
-        if not resume and checkpoints(output_dir):
-            raise CheckpointError(
-                f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "
-                "choose another training.output_dir"
-            )
-        # What cannot go on is said before anything is prepared, which may take hours.
-        if resume:
-            newest_valid(output_dir)
-        Precision(config.training.precision, choose_device(config.training.device))
-        modules = active_modules(config.architecture, config.plugins)
-        manager = hook_manager([*modules, *observers(config, quiet=quiet), *extra_observers])
-        for line in remove_leftovers(*own_folders(config)):
-            warn(line)
-        corpora = experiment_corpora(config)
-        tokenizer = experiment_tokenizer(config, corpora.train)
-        with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
-            data = experiment_data(config, tokenizer, corpora, progress=progress)
-        model = create_model(config, tokenizer)
-        trainer = Trainer(config, model, tokenizer, data, Notifier(manager))
-        if resume:
-            trainer.resume(allowed_changes)
-        return trainer.train()
+    with StopRequest() as stop, RunLock(output_dir):
+        with stop.at_once():
+            trainer = _prepared(config, resume, allowed_changes, extra_observers, quiet)
+        return trainer.train(stop)
+
+
+def _prepared(
+    config: ExperimentConfig, resume: bool, allowed_changes: Iterable[str], extra_observers: Sequence[Any], quiet: bool
+) -> Trainer:
+    """Everything up to the first step; nothing of it is lost, or needs to be taken back, when it is interrupted."""
+    output_dir = Path(config.training.output_dir)
+    if not resume and checkpoints(output_dir):
+        raise CheckpointError(
+            f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "
+            "choose another training.output_dir"
+        )
+    record = output_dir / _CONFIG
+    if os.path.lexists(record) and not (output_dir / _RECORD).exists():
+        raise UsageError(
+            f"{record} was not written by a run, and would be replaced by the resolved configuration: give it "
+            "another name, or choose another training.output_dir"
+        )
+    # What cannot go on is said before anything is prepared, which may take hours.
+    if resume:
+        newest_valid(output_dir)
+    Precision(config.training.precision, choose_device(config.training.device))
+    modules = active_modules(config.architecture, config.plugins)
+    manager = hook_manager([*modules, *observers(config, quiet=quiet), *extra_observers])
+    for line in remove_leftovers(*own_folders(config)):
+        warn(line)
+    corpora = experiment_corpora(config)
+    tokenizer = experiment_tokenizer(config, corpora.train)
+    with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
+        data = experiment_data(config, tokenizer, corpora, progress=progress)
+    model = create_model(config, tokenizer)
+    trainer = Trainer(config, model, tokenizer, data, Notifier(manager))
+    if resume:
+        trainer.resume(allowed_changes)
+    return trainer
 
 
 class Trainer:
@@ -139,9 +156,10 @@ class Trainer:
         self.precision = Precision(settings.precision, self.device)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        self.model = model.to(self.device).train()
+        with model_memory_watched():
+            self.model = model.to(self.device).train()
+            self.optimizer = build_optimizer(model, settings, config.optimizer)
         self.forward: Callable[..., Any] = torch.compile(model) if settings.compile else model
-        self.optimizer = build_optimizer(model, settings, config.optimizer)
         self.schedule = Schedule(settings, self.plan.total_steps)
         self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
         self.collate = get_data_collator(config, tokenizer)
@@ -210,12 +228,12 @@ class Trainer:
                 f"{plan.samples_per_step:,}: a step was larger before. Give the budget as training.train_steps"
             )
 
-    def train(self) -> TrainState:
-        """Run the plan from where the state stands to its end."""
+    def train(self, stop: StopRequest | None = None) -> TrainState:
+        """Run the plan from where the state stands to its end. stop: one that is entered; default: an own one."""
         state, plan, settings = self.state, self.plan, self.config.training
         due, start = set(plan.checkpoint_steps), state.step
         batches = self.batches()
-        with StopRequest() as stop, self._told():
+        with nullcontext(stop) if stop is not None else StopRequest() as stop, self._told():
             if self._parent is None:
                 self._save()
             else:
@@ -268,15 +286,9 @@ class Trainer:
             "with --resume"
         )
 
-    @contextmanager
-    def _memory_watched(self, stage: str) -> Iterator[None]:
+    def _memory_watched(self, stage: str) -> AbstractContextManager[None]:
         """No batch is left out when memory ends: the run does, with a line that says how it goes on."""
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingError(self._out_of_memory(stage)) from error
+        return memory_watched(partial(self._out_of_memory, stage))
 
     def _out_of_memory(self, stage: str) -> str:
         where = f"out of memory in {stage}, nothing is lost"
@@ -301,9 +313,9 @@ class Trainer:
         }
         environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
         record = environment | {"plan": asdict(self.plan), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        write_file(self.output_dir / "run.json", (json.dumps(record, indent=1) + "\n").encode())
+        write_file(self.output_dir / _RECORD, (json.dumps(record, indent=1) + "\n").encode())
         text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
-        write_file(self.output_dir / "config.yaml", text.encode())
+        write_file(self.output_dir / _CONFIG, text.encode())
         self.notifier.tell(
             "foundry_run_started",
             run=RunInfo(

@@ -5,8 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from foundry_core import run
+from foundry_core import load_config, run
+from foundry_core.errors import UsageError
 from foundry_core.reporting import MetricsFile
 from foundry_core.storage import AppendedLines, RunLock, StorageError, publish_folder, remove_leftovers, write_file
 
@@ -139,3 +141,24 @@ def test_a_log_that_cannot_be_read_stops_the_run_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(StorageError, match=r"cannot read .*metrics\.jsonl: Permission denied"):
         MetricsFile(path).foundry_run_started(SimpleNamespace(first_step=0))
+
+
+def test_a_configuration_of_the_users_own_is_not_replaced(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 1})
+    path = Path(config.training.output_dir) / "config.yaml"
+    path.parent.mkdir()
+    text = "# the one that worked\n" + yaml.safe_dump(config.resolved())
+    path.write_text(text)
+    with pytest.raises(
+        UsageError, match=r"/config\.yaml was not written by a run, and would be replaced .*: give it an"
+    ):
+        run(load_config(path), quiet=True)
+    assert path.read_text() == text
+
+
+def test_a_run_goes_on_from_the_configuration_that_it_has_written(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 2})
+    run(config, quiet=True)
+    written = load_config(Path(config.training.output_dir) / "config.yaml", ["training.train_steps=3"])
+    assert run(written, resume=True, allowed_changes=["training.train_steps"], quiet=True).step == 3
+    assert load_config(Path(config.training.output_dir) / "config.yaml") == written

@@ -175,3 +175,32 @@ def test_a_finished_tokenizer_is_used_without_writing_anything(experiment, tmp_p
     made, _ = prepared(config)
     monkeypatch.setattr(storage, "disk", None)
     assert prepared(config)[0].get_vocab() == made.get_vocab()
+
+
+@pytest.mark.parametrize("key", ["training", "tokenizer"])
+def test_a_corpus_that_holds_the_folder_of_the_run_is_refused_before_it_grows(experiment, corpus, tmp_path, key):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    shutil.copy(corpus.train, texts / "a.txt")
+    data = {"training_corpus": str(texts)}
+    inside = {key: {"output_dir": str(texts / "runs" / "x")}}
+    says = rf"^data\.training_corpus: \S+/texts contains {key}\.output_dir \(\S+/x\), whose files would join the corpus"
+    with pytest.raises(DataError, match=says):
+        experiment_corpora(experiment("lstm", tmp_path, data=data, **inside))
+    scored = {"test_corpus": str(texts)}
+    with pytest.raises(DataError, match=r"^data\.test_corpus: "):
+        experiment_corpora(experiment("lstm", tmp_path, data=scored, **inside))
+    hidden = {key: {"output_dir": str(texts / ".runs" / "x")}}
+    for sections in ({}, hidden):
+        assert experiment_corpora(experiment("lstm", tmp_path, data=data, **sections)).train.files == (texts / "a.txt",)
+
+
+def test_a_corpus_that_the_log_of_the_run_has_joined_says_so(experiment, corpus, tmp_path):
+    shutil.copy(corpus.train, tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text('{"text": "the man is old ."}\n')
+    config = experiment("lstm", tmp_path, data={"training_corpus": f"{tmp_path}/**/*.jsonl"})
+    assert len(experiment_corpora(config).train.files) == 1
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train"}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl is written by the run itself: leave training\.output_dir out"):
+        experiment_corpora(config)

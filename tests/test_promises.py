@@ -139,8 +139,8 @@ MECHANISMS = [
     ),
     Without(
         "R10",
-        "trainer",
-        "raise TrainingError(self._out_of_memory(stage)) from error",
+        "devices",
+        "raise TrainingError(line()) from error",
         "raise",
         "test_saving.py::test_without_memory_nothing_is_lost_and_the_line_says_how_to_go_on",
     ),

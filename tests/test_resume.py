@@ -12,12 +12,13 @@ import pytest
 import torch
 import yaml
 
-from foundry_core import create_model, run
+from foundry_core import create_model, run, storage
 from foundry_core.checkpoint import TrainState, checkpoints, load_checkpoint
-from foundry_core.errors import CheckpointError, UsageError
+from foundry_core.errors import CheckpointError, StoppedError, UsageError
 from foundry_core.export import load_model, rebuild
+from foundry_core.interruption import SIGNALS, StopRequest
 from foundry_core.optim import build_optimizer
-from foundry_core.storage import MANIFEST, read_manifest
+from foundry_core.storage import MANIFEST, Disk, read_manifest
 from foundry_core.tokenizers import load_tokenizer
 
 
@@ -197,3 +198,55 @@ def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):
     shorter = experiment("lstm", tmp_path, training={"train_steps": 4, "checkpoints": {"steps": [2]}})
     assert run(shorter, resume=True, quiet=True, allowed_changes=["training.train_steps"]).step == 4
     assert torch.isfinite(next(load_model(folder_of(shorter, 4)).parameters())).all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_before_training_begins_ends_the_run_at_once_and_it_begins_again(experiment, tmp_path, number):
+    """It comes while the corpus is being encoded."""
+
+    class Signalling(Disk):
+        def create(self, path):
+            if ".tokens." in path.name:
+                os.kill(os.getpid(), number)
+            return super().create(path)
+
+    config = experiment("lstm", tmp_path, training={"train_steps": 2})
+    handlers = [signal.getsignal(each) for each in SIGNALS]
+    before, storage.disk = storage.disk, Signalling()
+    try:
+        with pytest.raises(StoppedError) as caught:
+            run(config, quiet=True)
+    finally:
+        storage.disk = before
+    assert str(caught.value) == (
+        f"stopped by {number.name} before training began, nothing is lost: start it again as it was started"
+    )
+    assert [signal.getsignal(each) for each in SIGNALS] == handlers
+    assert checkpoints(config.training.output_dir) == []
+    assert run(config, quiet=True).step == 2
+
+
+def test_a_signal_before_there_is_anything_to_interrupt_is_not_forgotten():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedError, match="stopped by SIGTERM before training began"), stop.at_once():
+            pytest.fail("it went on")
+
+
+def test_a_second_signal_before_training_begins_does_what_it_did_before():
+    heard = []
+
+    def tidied_slowly():
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        finally:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        with StopRequest() as stop, pytest.raises(StoppedError), stop.at_once():
+            tidied_slowly()
+        assert stop.requested == "SIGUSR1"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1]

@@ -280,7 +280,7 @@ WRITING_CALLS = re.compile(
 )
 
 WRITES_BY_ITSELF = {
-    ("cli", "open"): "the null device, in place of a reader that has gone",
+    ("cli.common", "open"): "the null device, in place of a reader that has gone",
     ("evaluation", "TemporaryDirectory"): "scratch: the tokens of a text that is only scored",
     ("quickstart", "savefig"): "into memory; `storage` writes the picture",
     ("tokenizer_training", "NamedTemporaryFile"): "scratch for a library that reads a path",

@@ -279,3 +279,33 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_though_the_loss_i
     with pytest.raises(TrainingError, match=says):
         run(config, quiet=True)
     assert [folder.name for folder in checkpoints(config.training.output_dir)][-1] == "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), None],
+    ids=["on the device", "in the machine", "what the allocator says"],
+)
+@pytest.mark.parametrize("where", ["built", "moved"])
+def test_without_memory_for_the_model_itself_the_line_says_what_to_make_smaller(experiment, tmp_path, where, error):
+    def fail():
+        if error is not None:
+            raise error
+        torch.empty(1 << 55, dtype=torch.uint8)
+
+    @register_architecture("large", config=ModelConfig)
+    class Large(Bigram):
+        def __init__(self, config, context):
+            super().__init__(config, context)
+            if where == "built":
+                fail()
+
+        def to(self, *arguments, **named):
+            fail()
+
+    says = (
+        "^out of memory while the model is built, nothing was trained: give smaller sizes in the section model, or a "
+        "smaller tokenizer.vocab_size$"
+    )
+    with pytest.raises(TrainingError, match=says):
+        run(experiment("large", tmp_path), quiet=True)

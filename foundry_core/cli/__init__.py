@@ -10,8 +10,8 @@ traceback; `--debug` shows it.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from foundry_core.errors import ConfigError, FoundryError, PluginError, StoppedError, one_line
+from foundry_core.cli.common import discard_lost, open_closed_streams
+from foundry_core.errors import ConfigError, FoundryError, PluginError, StoppedError, one_line, tell
 
 if TYPE_CHECKING:
     _SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -44,6 +45,12 @@ VERBS = {
     "new-plugin": ("new_plugin", "write a package for an architecture of your own"),
 }
 
+_PRINTING = {"init", "validate", "plan", "evaluate", "generate", "migrate", "schema", "plugins"}
+"""Verbs whose output is all they are for: when its reader has gone, they are done."""
+
+_NO_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+"""What writing to stdout fails with, naming no file. Files are written and read by those who know their names."""
+
 _EXAMPLES = """\
 examples:
   foundry quickstart                        a first look, three minutes on two cores
@@ -57,33 +64,43 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    open_closed_streams()
+    try:
+        return _exit_code(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            discard_lost(stream)
+
+
+def _exit_code(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
         return _carried_out(arguments)
     except FoundryError as error:
         if debug:
-            traceback.print_exc()
+            tell(traceback.format_exc())
         prefix = "" if isinstance(error, ConfigError | StoppedError) else "error: "
-        sys.stderr.write("".join(f"{prefix}{one_line(line)}\n" for line in str(error).split("\n")))
+        tell("".join(f"{prefix}{one_line(line)}\n" for line in str(error).split("\n")))
         return error.exit_code
     except KeyboardInterrupt as interrupt:
-        sys.stderr.write(f"interrupted{f': {interrupt}' if str(interrupt) else ''}\n")
+        tell(f"interrupted{f': {interrupt}' if str(interrupt) else ''}\n")
         return 130
-    except BrokenPipeError:
-        # The reader has closed the pipe (`foundry schema | head`): not an error. Point stdout away from it, or Python
-        # complains when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:  # noqa: BLE001 - whatever else happens is a bug of ours, and says so in one line
+        if isinstance(error, OSError) and error.filename is None and error.errno in _NO_OUTPUT:
+            # A reader that has closed the pipe (`foundry schema | head`) has had enough; but a verb that does more than
+            # print has not done it.
+            if isinstance(error, BrokenPipeError) and _verb(arguments) in _PRINTING:
+                return 0
+            tell(f"error: cannot write the output: {error.strerror}\n")
+            return 8
         if debug:
-            traceback.print_exc()
+            tell(traceback.format_exc())
         damage = _damage_behind(error)
         if damage is not None:
-            sys.stderr.write(f"error: {one_line(damage)}\n")
+            tell(f"error: {one_line(damage)}\n")
             return PluginError.exit_code
         reason = one_line(" ".join(str(error).split()))
-        sys.stderr.write(f"internal error: {type(error).__name__}: {reason} (--debug shows where; please report it)\n")
+        tell(f"internal error: {type(error).__name__}: {reason} (--debug shows where; please report it)\n")
         return 70
 
 
@@ -97,6 +114,10 @@ def _damage_behind(error: Exception) -> str | None:
     from foundry_core.discovery import unreadable_entry_points
 
     return next(iter(unreadable_entry_points()), None)
+
+
+def _verb(arguments: Sequence[str]) -> str | None:
+    return next((argument for argument in arguments if not argument.startswith("-")), None)
 
 
 def _carried_out(arguments: list[str]) -> int:
@@ -131,7 +152,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"foundry-core {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", title="verbs")
-    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    chosen = _verb(arguments)
     for name, (module_name, summary) in VERBS.items():
         if name == chosen:
             _add_verb(verbs, name, summary, importlib.import_module(f"foundry_core.cli.{module_name}"))

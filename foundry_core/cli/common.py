@@ -7,9 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from foundry_core.errors import CheckpointError, ConfigError, UsageError, one_line, warn
 
@@ -96,6 +97,36 @@ def _checkpoint_folder(folder: Path) -> Path:
     for line in passed_over:
         warn(line)
     return newest
+
+
+def report(text: str) -> None:
+    """Say on stdout what a verb has done; that it cannot be said does not undo it."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        discard_lost(sys.stdout)
+        warn(f"stdout cannot be written: {error.strerror}")
+
+
+def discard_lost(stream: IO[str]) -> None:
+    """Let what could not be written to stdout or stderr go nowhere, or Python complains of it when it exits."""
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+    except ValueError:  # somebody has closed it
+        pass
+
+
+def open_closed_streams() -> None:
+    """Streams that the shell has closed (`>&-`) go nowhere: the next file to be opened must not take their place."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The lowest number that is free is that of the stream.
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_config_arguments, read_config, table
+from foundry_core.cli.common import add_config_arguments, read_config, report, table
 
 EXAMPLE = "example:\n  foundry data prepare configs/gpt2.yaml data.training_corpus=corpora/big.txt.gz"
 
@@ -50,5 +50,5 @@ def execute(options: argparse.Namespace) -> None:
         )
         rows.append((name, *(f"{figure:,}" for figure in figures)))
     header = ("corpus", "bytes", "text", "separators", "skipped", "documents", "empty", "words", "tokens", "rows")
-    print(table(header, rows))
-    print(f"token files in {tokenizer_folder(config) / 'tokens'}")
+    report(table(header, rows))
+    report(f"token files in {tokenizer_folder(config) / 'tokens'}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from string import Template
 
 from foundry_core import __version__
+from foundry_core.cli.common import report
 from foundry_core.errors import UsageError
 
 EXAMPLE = """\
@@ -63,10 +64,10 @@ def execute(options: argparse.Namespace) -> None:
         raise UsageError(f"{folder} exists and is not overwritten: choose another --dir, or remove it")
     for path, text in plugin_files(name).items():
         write_file(folder / path, text.encode())
-    print(f"wrote {folder}; next:")
+    report(f"wrote {folder}; next:")
     # Editable, so that what is checked is what is being written. Without a slash in it, pip would look for a package.
-    print(f"  pip install -e {folder}{os.sep}")
-    print(f"  foundry check {name}")
+    report(f"  pip install -e {folder}{os.sep}")
+    report(f"  foundry check {name}")
 
 
 def plugin_files(name: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_config_arguments, read_config
+from foundry_core.cli.common import add_config_arguments, read_config, report
 
 EXAMPLE = "example:\n  foundry tokenizer train configs/bert.yaml"
 
@@ -24,6 +24,6 @@ def execute(options: argparse.Namespace) -> None:
 
     tokenizer = train_tokenizer_from_config(config, force=options.force)
     kind = config.tokenizer.tokenizer_type
-    print(f"{kind} tokenizer with {len(tokenizer)} tokens in {tokenizer_folder(config)}")
+    report(f"{kind} tokenizer with {len(tokenizer)} tokens in {tokenizer_folder(config)}")
     words = "The researcher, in 1998, wrote: naïve learners generalise."
-    print(f"for example: {' '.join(tokenizer.convert_ids_to_tokens(tokenizer(words)['input_ids']))}")
+    report(f"for example: {' '.join(tokenizer.convert_ids_to_tokens(tokenizer(words)['input_ids']))}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_config_arguments, read_config
+from foundry_core.cli.common import add_config_arguments, read_config, report
 
 EXAMPLE = """\
 examples:
@@ -44,4 +44,4 @@ def execute(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("go on from the last checkpoint with --resume") from None
     checkpoint = f"{config.training.output_dir}/checkpoint-{state.step}"
-    print(f"trained {state.step} steps, {state.tokens_seen:,} tokens: {checkpoint}")
+    report(f"trained {state.step} steps, {state.tokens_seen:,} tokens: {checkpoint}")

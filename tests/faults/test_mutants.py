@@ -189,7 +189,9 @@ MUTANTS = {
     "what cannot be removed is said every time": Mutant(
         trainer.Trainer._retire, ("self._warned.update(problems)", "pass"), removal("rename")
     ),
-    "leftovers stay": Mutant(trainer.run, ("remove_leftovers(*own_folders(config))", "()"), going_on, "interrupted"),
+    "leftovers stay": Mutant(
+        trainer._prepared, ("remove_leftovers(*own_folders(config))", "()"), going_on, "interrupted"
+    ),
     "what an error left half written stays": Mutant(
         storage.publish_folder,
         ("with suppress(OSError):\n            _remove(hidden)", "pass"),

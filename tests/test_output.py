@@ -1,0 +1,108 @@
+"""What is written to the terminal stops nothing: its reader has gone, a disk is full, the shell has closed it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from foundry_core import RunInfo, hookimpl
+from foundry_core.errors import warn
+from foundry_core.hooks import hook_manager
+from foundry_core.reporting import Console, Notifier, reading
+
+FOUNDRY = f"{sys.executable} -m foundry_core.cli"
+
+
+def shell(line, cwd):
+    """A line of bash; `$?` of it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(["bash", "-c", line], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def written(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 30}, logging={"log_every_steps": 1})
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(config.resolved()))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "redirected",
+    ["2>&1 | head -n 1; exit ${PIPESTATUS[0]}", ">/dev/full 2>&1", ">&- 2>&-", "<&- >&-"],
+    ids=["head", "full", "closed", "stdout closed"],
+)
+def test_a_run_goes_to_its_end_whatever_becomes_of_what_it_says(written, redirected):
+    done = shell(f"{FOUNDRY} train x.yaml {redirected}", written)
+    assert done.returncode == 0, done
+    assert (written / "run" / "checkpoint-30").is_dir()
+    assert (written / "run" / ".lock").read_text().startswith("pid ")
+    assert "Exception ignored" not in done.stdout + done.stderr
+
+
+def test_a_run_that_fails_keeps_its_exit_code_where_nobody_hears_of_it(written):
+    assert shell(f"{FOUNDRY} train x.yaml data.training_corpus=none.txt 2>/dev/full", written).returncode == 4
+
+
+def test_a_result_that_cannot_be_said_is_a_warning_and_a_text_that_cannot_be_printed_an_error(written):
+    done = shell(f"{FOUNDRY} train x.yaml --quiet >/dev/full", written)
+    assert (done.returncode, done.stderr) == (0, "warning: stdout cannot be written: No space left on device\n")
+    printed = shell(f"{FOUNDRY} schema >/dev/full", written)
+    assert (printed.returncode, printed.stderr) == (8, "error: cannot write the output: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("schema", 0), ("--help", 0), ("check lstm", 8)], ids=["a text", "help", "work"]
+)
+def test_a_reader_that_has_gone_is_success_only_for_what_is_no_more_than_a_text(written, arguments, code):
+    done = shell(f"{FOUNDRY} {arguments} | true; exit ${{PIPESTATUS[0]}}", written)
+    assert done.returncode == code
+    assert done.stderr == ("error: cannot write the output: Broken pipe\n" if code else "")
+
+
+class Gone:
+    """A stream whose reader has gone."""
+
+    encoding = "utf-8"
+
+    def __init__(self, *, terminal):
+        self.terminal = terminal
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def flush(self):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def isatty(self):
+        return self.terminal
+
+
+@pytest.mark.parametrize("stream", [Gone(terminal=False), Gone(terminal=True), None], ids=["pipe", "terminal", "none"])
+def test_progress_and_warnings_stop_nothing(monkeypatch, stream):
+    class Failing:
+        @hookimpl
+        def foundry_run_ended(self, step):
+            raise RuntimeError("an observer's own")
+
+    monkeypatch.setattr(sys, "stderr", stream)
+    before = sys.stdout
+    warn("nobody hears it")
+    with reading("encoding", 10) as progress:
+        progress(5)
+    told = []
+
+    class Hearing(Console):
+        @hookimpl
+        def foundry_run_ended(self, step):
+            super().foundry_run_ended(step)
+            told.append(step)
+
+    notifier = Notifier(hook_manager([Hearing(), Failing()]))
+    facts = {"experiment_name": "x", "output_dir": Path("x"), "config": {}, "total_steps": 3}
+    notifier.tell("foundry_run_started", run=RunInfo(**facts, first_step=0, facts={}))
+    notifier.tell("foundry_run_ended", step=3)
+    assert told == [3]
+    assert sys.stdout is before
