@@ -34,8 +34,11 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+_TOO_LARGE = ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is a device's or the machine's memory that ran out; torch has one class for each."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _TOO_LARGE)
     )

@@ -18,7 +18,8 @@ from transformers.utils import ModelOutput as _MappedOutput
 
 from foundry_core.architecture import BuildContext
 from foundry_core.config import ExperimentConfig
-from foundry_core.errors import FoundryError, TokenizerError
+from foundry_core.devices import is_out_of_memory
+from foundry_core.errors import FoundryError, TokenizerError, TrainingError
 from foundry_core.export import build, expose, load_model, save_model, undisturbed_random_state
 from foundry_core.storage import InPlaceFolder
 from foundry_core.streams import derive
@@ -281,7 +282,14 @@ def create_model(
     context = build_context(config, tokenizer)
     with undisturbed_random_state():
         torch.manual_seed(derive(config.seed("initialisation"), "initialisation"))
-        return build(config, context, **kwargs)
+        try:
+            return build(config, context, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                "model: there is no memory here for a model of these sizes: give it fewer layers or smaller ones"
+            ) from error
 
 
 create_model_from_config = create_model
