@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.corpus import Corpus, DocumentUnit
 from foundry_core.errors import PluginError, TokenizerError, did_you_mean
 from foundry_core.plugins import failing_as, import_string
-from foundry_core.storage import InPlaceFolder, parse_json, read_plain_file
+from foundry_core.storage import InPlaceFolder, parse_json, read_plain_file, scratch_reported
 from foundry_core.text_counts import UNIT, blocks
 from foundry_core.tokenizer_bounds import check_bounds
 from foundry_core.tokenizer_training import (
@@ -117,7 +117,7 @@ def _broken_rule(tokenizer: Any, vocab_size: int | None, special_tokens: Mapping
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
     """The files of the folder that `AutoTokenizer.from_pretrained` loads, and sentencepiece's own model with them."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_reported(), tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     settings = json.loads(files["tokenizer_config.json"])
