@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
 
 from foundry_core.descriptors import FUNCTION, IMPORT_STRING, NAME, TEXT, Rule, derived_from, refuse_misfits
 from foundry_core.errors import PluginError
@@ -30,9 +30,48 @@ except Exception:  # noqa: BLE001 - whatever it is, the classes below are to be 
 
 
 class ConfigSection(BaseModel):
-    """A section of the YAML: unknown keys are refused, values are not converted, and nothing changes after loading."""
+    """A section of the YAML: unknown keys are refused, values are not converted, and nothing changes after loading.
+
+    An integer without a bound of its own is at most `LARGEST`: what is larger overflows in libraries, or never ends.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    LARGEST: ClassVar[int] = 2**31 - 1
+
+    @field_validator("*")
+    @classmethod
+    def _possible(cls, value: Any) -> Any:
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, int) and abs(each) > cls.LARGEST:
+                raise ValueError(f"must be at most {cls.LARGEST:,}")
+            if isinstance(each, str) and "\0" in each:
+                raise ValueError("holds a NUL character")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The schema says the same."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for each in properties.values():
+            _bound(each, cls.LARGEST)
+        return schema
+
+
+def _bound(schema: Any, largest: int) -> None:
+    if isinstance(schema, list):
+        for each in schema:
+            _bound(each, largest)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "integer":
+            if "exclusiveMaximum" not in schema:
+                schema.setdefault("maximum", largest)
+            if "exclusiveMinimum" not in schema:
+                schema.setdefault("minimum", -largest)
+        elif schema.get("type") == "string" and not {"enum", "const"} & schema.keys():
+            schema.setdefault("pattern", "^[^\\u0000]*$")
+        _bound(schema.get("anyOf"), largest)
+        _bound(schema.get("items"), largest)
 
 
 class ModelConfig(ConfigSection):
@@ -41,17 +80,20 @@ class ModelConfig(ConfigSection):
     architecture: str = Field(description="name of an installed architecture: see `foundry plugins list`")
 
 
+MOST_LAYERS, WIDEST = 10_000, 2**20
+"""Blocks of a model, and width of anything inside: beyond what any machine holds, and short of what never ends."""
+
 Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
 
 
 class TransformerConfig(ConfigSection):
     """The sizes every transformer shares; `model.transformer` in the YAML."""
 
-    layers: int = Field(4, ge=1, description="number of blocks")
-    embedding_size: int = Field(256, ge=1, description="width of the token embeddings; equal to hidden_size")
-    hidden_size: int = Field(256, ge=1, description="width of the residual stream")
-    intermediate_hidden_size: int = Field(1024, ge=1, description="width inside the feed-forward layers")
-    attention_heads: int = Field(4, ge=1, description="attention heads; they divide hidden_size")
+    layers: int = Field(4, ge=1, le=MOST_LAYERS, description="number of blocks")
+    embedding_size: int = Field(256, ge=1, le=WIDEST, description="width of the token embeddings; equal to hidden_size")
+    hidden_size: int = Field(256, ge=1, le=WIDEST, description="width of the residual stream")
+    intermediate_hidden_size: int = Field(1024, ge=1, le=WIDEST, description="width inside the feed-forward layers")
+    attention_heads: int = Field(4, ge=1, le=WIDEST, description="attention heads; they divide hidden_size")
     activation_function: Activation = Field("gelu", description="gelu is exact, gelu_new is GPT-2's tanh approximation")
     dropout: float = Field(0.1, ge=0, lt=1, description="on embeddings and after each sub-layer")
     attention_dropout: float = Field(0.1, ge=0, lt=1, description="on attention probabilities")

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from foundry_core.architecture import Architecture, Capabilities, ConfigSection, ModelConfig
 from foundry_core.config_sections import (
+    MOST_ROWS,
     DataConfig,
     LoggingConfig,
     SeedsConfig,
@@ -46,6 +47,8 @@ Choice = TypeVar("Choice")
 
 class ExperimentConfig(ConfigSection):
     """A whole, valid experiment. Made by `load_config`; immutable."""
+
+    LARGEST = 2**63 - 1
 
     experiment_name: str = Field(
         min_length=1, pattern=r"^[^/\\\x00-\x1f]+$", description="names the run in logs and reports"
@@ -251,6 +254,11 @@ class _Check:
             self._add(("data", "test_corpus"), "is the training corpus: its loss would say nothing")
         if training is None:
             return
+        if data is not None and data.batch_size * training.gradient_accumulation_steps > MOST_ROWS:
+            self._add(
+                ("training", "gradient_accumulation_steps"),
+                f"times data.batch_size must be at most {MOST_ROWS:,}: the rows of one optimizer step",
+            )
         if training.gradient_checkpointing and not capabilities.gradient_checkpointing:
             self._add(("training", "gradient_checkpointing"), f"{model.architecture} does not support it")
         if training.compile and not capabilities.compile:

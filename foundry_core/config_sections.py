@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from foundry_core.architecture import ConfigSection
 from foundry_core.descriptors import Role
 
 MOST_ROWS = 2**20
 """Sequences in one forward pass, and in one optimizer step."""
+MOST_COUNT = 2**42
+"""Steps, tokens or words of a budget or a milestone."""
 MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -28,7 +31,7 @@ def count(value: Any) -> Any:
     return int(number) if number == int(number) else value
 
 
-Count = Annotated[int, BeforeValidator(count), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=MOST_COUNT)]
 
 
 class DataConfig(ConfigSection):
@@ -40,8 +43,17 @@ class DataConfig(ConfigSection):
         "line",
         description="what one document of a .txt file is: a line, a block between blank lines, or the whole file",
     )
-    max_sequence_length: int = Field(128, ge=4, le=MOST_ROWS, description="tokens in a row, special tokens included")
+    max_sequence_length: int = Field(128, ge=4, le=2**24, description="tokens in a row, special tokens included")
     batch_size: int = Field(32, ge=1, le=MOST_ROWS, description="sequences per forward pass on one device")
+
+    @field_validator("training_corpus", "test_corpus")
+    @classmethod
+    def _home_is_known(cls, value: str | None) -> str | None:
+        try:
+            Path(value or "").expanduser()
+        except RuntimeError:
+            raise ValueError(f"{value!r} names the home of a user who is not known here") from None
+        return value
 
 
 class TokenizerConfig(ConfigSection):
@@ -51,7 +63,7 @@ class TokenizerConfig(ConfigSection):
         "the architecture's",
     )
     vocab_size: int = Field(
-        8000, ge=8, description="most tokens, special ones included; for character and word a limit"
+        8000, ge=8, le=2**24, description="most tokens, special ones included; for character and word a limit"
     )
     output_dir: str | None = Field(
         None,
@@ -64,6 +76,8 @@ class TokenizerConfig(ConfigSection):
 
 
 class Milestones(ConfigSection):
+    LARGEST = 2**63 - 1
+
     words: Annotated[tuple[Count, ...], Field(strict=False)] = Field(
         (), description="save when so many words were seen"
     )
@@ -73,6 +87,8 @@ class Milestones(ConfigSection):
 
 
 class CheckpointConfig(ConfigSection):
+    LARGEST = 2**63 - 1
+
     every_steps: int | None = Field(None, ge=1, description="save every so many optimizer steps")
     log_base: float | None = Field(None, ge=1.01, description="save at steps 1, b, b^2, b^3, ...")
     steps: Annotated[tuple[int, ...], Field(strict=False)] = Field((), description="save at these steps")
@@ -86,6 +102,8 @@ class CheckpointConfig(ConfigSection):
 
 
 class TrainingConfig(ConfigSection):
+    LARGEST = 2**63 - 1
+
     output_dir: str = Field(min_length=1, description="the run's folder: checkpoints, metrics.jsonl, config.yaml")
     objective: str = Field(
         "causal_lm", description="causal_lm, masked_lm, or one that a plugin adds; default: the architecture's"
@@ -95,7 +113,7 @@ class TrainingConfig(ConfigSection):
     )
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens hidden under masked_lm")
     learning_rate: float = Field(5e-4, gt=0, description="the peak, after warm-up")
-    epochs: float | None = Field(None, gt=0, description="budget: passes over the training corpus")
+    epochs: float | None = Field(None, gt=0, le=1e9, description="budget: passes over the training corpus")
     train_steps: Count | None = Field(None, description="budget: optimizer steps")
     train_tokens: Count | None = Field(
         None, description="budget: tokens of the corpus, such as 10M; padding not counted"
@@ -134,7 +152,7 @@ class TrainingConfig(ConfigSection):
     evaluate_every_steps: int | None = Field(
         None, ge=1, description="score the test corpus so often; always at the end"
     )
-    num_workers: int = Field(0, ge=0, description="processes that prepare batches; never changes the result")
+    num_workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches; never changes the result")
     checkpoints: CheckpointConfig = Field(CheckpointConfig(), description="when to save; step 0 and the end always are")
 
     @model_validator(mode="after")
@@ -168,6 +186,8 @@ class LoggingConfig(ConfigSection):
 
 
 class SeedsConfig(ConfigSection):
+    LARGEST = 2**63 - 1
+
     initialisation: int | None = Field(None, ge=0, lt=2**63, description="weights at step 0; default random_seed")
     data_order: int | None = Field(None, ge=0, lt=2**63, description="order of the rows; default random_seed")
     masking: int | None = Field(None, ge=0, lt=2**63, description="which tokens are hidden; default random_seed")

@@ -100,7 +100,11 @@ class Corpus:
         ignored: list[Path] = []
         specs = [spec] if isinstance(spec, str | Path) else list(spec)
         for one in specs:
-            found, others = find_files(Path(one).expanduser(), name)
+            try:
+                path = Path(one).expanduser()
+            except RuntimeError as error:  # ~nobody
+                raise DataError(f"{name}: {shown(Path(one))}: {error}") from error
+            found, others = find_files(path, name)
             files += found
             ignored += others
         if not files:

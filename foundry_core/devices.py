@@ -56,8 +56,11 @@ def model_memory_watched() -> AbstractContextManager[None]:
     )
 
 
+_TOO_LARGE = ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is a device's or the machine's memory that ran out; torch has one class for each."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _TOO_LARGE)
     )

@@ -25,6 +25,7 @@ from foundry_core.export import undisturbed_random_state
 from foundry_core.hookspecs import EvaluationReport
 from foundry_core.model import IGNORED, BaseLanguageModel
 from foundry_core.prepare import cut_rows
+from foundry_core.storage import scratch_reported
 from foundry_core.tokenizers import separator_id
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def evaluate_corpus(
     """Score a saved model on a text that it may never have seen; nothing is kept on the disk."""
     config = model.config
     documents = Corpus.open(corpus, unit=config.data.documents, name="corpus")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_reported(), tempfile.TemporaryDirectory() as folder:
         tokens = prepare_tokens(documents, tokenizer, Path(folder))
         rows = cut_rows(tokens, config, tokenizer)
         collate = get_data_collator(config, tokenizer)

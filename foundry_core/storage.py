@@ -17,6 +17,7 @@ import re
 import secrets
 import socket
 import stat
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -103,6 +104,25 @@ def _reported(path: Path, size: int | None = None, *, failed: str = "write") -> 
     except OSError as error:
         amount = f" ({size:,} bytes)" if size is not None else ""
         raise StorageError(f"cannot {failed} {path}{amount}: {error.strerror or error}") from error
+
+
+@contextmanager
+def scratch_reported() -> Iterator[None]:
+    """For a library that writes files of its own into a temporary folder: a disk that refuses is a StorageError there,
+    too. Those in Rust say so in an exception that is no OSError.
+    """
+    try:
+        yield
+    except FoundryError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        path = getattr(error, "filename", None) or tempfile.tempdir or "the temporary folder"
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(
+            f"cannot write {path}: {reason}; make room there, or set TMPDIR to another folder"
+        ) from error
 
 
 _HIDDEN = re.compile(r"\.(.+\.foundry-[0-9a-f]{16}|(checkpoint-\d+|[0-9a-f]{16}\.\w+)\.\d+)\.(tmp|old)")

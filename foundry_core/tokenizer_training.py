@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import TokenizerError
+from foundry_core.storage import scratch_reported
 from foundry_core.text_counts import SPACE, UNIT, blocks, by_frequency, character_counts, count, most_frequent, seeds
 
 Documents = Callable[[], Iterable[str]]
@@ -249,7 +250,10 @@ def _sentencepiece_model(order: _Order, unknown: str) -> bytes:
     appended = order.size() - order.room(unknown)
     model = io.BytesIO()
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", suffix=".tsv") as scratch:
+        with (
+            scratch_reported(),
+            tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", suffix=".tsv") as scratch,
+        ):
             scratch.writelines(seeds(counts, _LONGEST, _SEEDS))
             scratch.flush()
             sentencepiece.SentencePieceTrainer.train(

@@ -35,8 +35,9 @@ from foundry_core.corpus import Corpus, DocumentUnit
 from foundry_core.errors import PluginError, TokenizerError, did_you_mean
 from foundry_core.foreign import failing_as
 from foundry_core.plugins import import_string
-from foundry_core.storage import InPlaceFolder, parse_json, read_plain_file
+from foundry_core.storage import InPlaceFolder, parse_json, read_plain_file, scratch_reported
 from foundry_core.text_counts import UNIT, blocks
+from foundry_core.tokenizer_bounds import check_bounds
 from foundry_core.tokenizer_training import (
     KIND_KEY,
     SENTENCEPIECE_FILE,
@@ -117,7 +118,7 @@ def _broken_rule(tokenizer: Any, vocab_size: int | None, special_tokens: Mapping
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
     """The files of the folder that `AutoTokenizer.from_pretrained` loads, and sentencepiece's own model with them."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_reported(), tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     settings = json.loads(files["tokenizer_config.json"])
@@ -148,8 +149,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         path = Path(folder) / "tokenizer.json"
         raw = read_plain_file(path)
-        _check_ids(parse_json(path, raw))
+        check_bounds(parse_json(path, raw))
         backend = Tokenizer.from_str(raw.decode())
+        # What an earlier call asked for is none of a file's business: it may say 10^12 tokens of padding.
+        backend.no_padding()
+        backend.no_truncation()
         path = Path(folder) / "tokenizer_config.json"
         stored = parse_json(path, read_plain_file(path))
         settings = {name: stored[name] for name in _SETTINGS if stored.get(name) is not None}
@@ -163,15 +167,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     model = Path(folder) / SENTENCEPIECE_FILE
     tokenizer.foundry_files = {SENTENCEPIECE_FILE: read_plain_file(model)} if model.is_file() else {}
     return tokenizer
-
-
-def _check_ids(state: Mapping[str, Any]) -> None:
-    """Ids follow each other from 0: the library walks from the first to the last, through every hole in a file's."""
-    vocabulary, added = state["model"]["vocab"], [token["id"] for token in state["added_tokens"]]
-    ids = list(vocabulary.values()) if isinstance(vocabulary, Mapping) else list(range(len(vocabulary)))
-    whole = all(type(number) is int and 0 <= number < len(ids) + len(added) for number in [*ids, *added])
-    if not whole or set(ids) != set(range(len(ids))):
-        raise TokenizerError("its token ids are not the numbers from 0 on")
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -41,13 +41,13 @@ def batches_from_workers(load: Callable[[int], Batch], count: int, workers: int)
     running: list[_Worker] = []
     try:
         with _signals_held() as mask:
-            for first in range(workers):
-                running.append(_fork(load, range(first, count, workers), running, mask))
+            for first in range(min(workers, count)):
+                running.append(_fork(load, range(first, count, min(workers, count)), running, mask))
         for index in range(count):
             # Batches that were sent ahead would hide a death for as long as they last.
             for worker in running:
                 worker.check()
-            yield running[index % workers].receive()
+            yield running[index % len(running)].receive()
     finally:
         # A later fork may inherit this generator as garbage; only its owner may end the workers.
         if os.getpid() == parent:

@@ -606,6 +606,72 @@ def test_a_rule_between_sound_sections_is_checked_beside_the_problems_of_others(
     ]
 
 
+COUNTED = (
+    "data.max_sequence_length",
+    "data.batch_size",
+    "tokenizer.vocab_size",
+    "training.train_steps",
+    "training.num_workers",
+    "training.gradient_accumulation_steps",
+    "training.warmup_steps",
+    "training.plateau_patience",
+    "training.evaluate_every_steps",
+    "training.checkpoints.every_steps",
+    "training.checkpoints.keep",
+    "logging.log_every_steps",
+    "model.transformer.layers",
+    "model.transformer.hidden_size",
+    "model.transformer.attention_heads",
+    "model.transformer.intermediate_hidden_size",
+)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *(f"{key}={10**30}" for key in COUNTED),
+        f"training.checkpoints.steps=[{10**30}]",
+        "training.num_workers=100000",
+        "model.transformer.layers=1000000",
+        "data.training_corpus=~nosuchuser/x",
+        "data.test_corpus=~nosuchuser/x",
+        'training.output_dir="a\\0b"',
+        'tokenizer.output_dir="a\\0b"',
+        'plugins=["a\\0b"]',
+        "random_seed=18446744073709551616",
+    ],
+)
+def test_what_no_machine_can_do_is_refused_at_its_key(tmp_path: Path, setting: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(VALID)
+    with pytest.raises(ConfigError) as refused:
+        load_config(path, [setting])
+    key = setting.partition("=")[0]
+    assert any(f"{problem.key}.".startswith(f"{key}.") for problem in refused.value.problems)
+
+
+@pytest.mark.parametrize("epochs", ["1e308", "1e300"])
+def test_a_number_of_epochs_that_cannot_be_counted_is_refused(tmp_path: Path, epochs: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(edited((STEPS, f"  epochs: {epochs}")))
+    with pytest.raises(ConfigError, match=r"a\.yaml:21: training\.epochs: must be less than or equal to 1000000000"):
+        load_config(path)
+
+
+def test_a_step_of_more_rows_than_there_can_be_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(VALID)
+    with pytest.raises(ConfigError, match=r"training\.gradient_accumulation_steps: times data\.batch_size must be"):
+        load_config(path, ["data.batch_size=2048", "training.gradient_accumulation_steps=1024"])
+
+
+@pytest.mark.parametrize("budget", ["train_steps: 1000000000", "train_tokens: 1000B", "epochs: 1e6"])
+def test_a_budget_that_nobody_will_reach_is_one(tmp_path: Path, budget: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(edited((STEPS, f"  {budget}")))
+    load_config(path)
+
+
 def test_rows_longer_than_the_architecture_takes_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ open it, because for them it is harmless.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -233,6 +234,30 @@ EXECUTABLE: dict[str, tuple[Change, set[str]]] = {
 
 HUGE = 10**12
 MOMENT = "exp_avg/embedding.weight"
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+OF_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+MAP = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(4) + b"a" * 5000 + b"\0").decode()}
+TWICE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2,
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {},
+}
+PADDING = {
+    "strategy": {"Fixed": 10**12},
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "<unk>",
+}
+
+
+def growing(name: str, step: dict[str, Any]) -> dict[str, Any]:
+    """A sequence in a sequence: each step makes text longer by itself, and all together fill a memory."""
+    return {"type": "Sequence", name: [step, {"type": "Sequence", name: [step] * 40}]}
+
+
 CLAIMS: dict[str, tuple[Change, set[str]]] = {
     "header of 2^60 bytes": (put(WEIGHTS, content=header(2**60)), LOADING),
     "header of 99 MB": (put(WEIGHTS, content=header(99_000_000)), LOADING),
@@ -253,6 +278,12 @@ CLAIMS: dict[str, tuple[Change, set[str]]] = {
     "token id of 2^31": (put_text(TOKENIZER, '"the":', '"thee":2147483648,"the":'), SCORING),
     "token that the model has not": (put_key(TOKENIZER_CONFIG, "pad_token", "<another>"), SCORING),
     "tokenizer that panics": (put_key(TOKENIZER, "model/unk_token", "<gone>"), SCORING),
+    "normalizer that grows": (put_key(TOKENIZER, "normalizer", growing("normalizers", REPLACE)), SCORING),
+    "decoder that grows": (put_key(TOKENIZER, "decoder", growing("decoders", REPLACE)), SCORING),
+    "bytes of bytes": (put_key(TOKENIZER, "pre_tokenizer", growing("pretokenizers", OF_BYTES)), SCORING),
+    "map of characters that grows": (put_key(TOKENIZER, "normalizer", MAP), SCORING),
+    "template that doubles": (put_key(TOKENIZER, "post_processor", growing("processors", TWICE)), SCORING),
+    "padding to 10^12": (put_key(TOKENIZER, "padding", PADDING), set()),
     "deep state": (put(STATE, content=deep), READING_STATE),
     "deep configuration": (put(CONFIG, content=deep), ALL),
     "deep tokenizer": (put(TOKENIZER, content=deep), SCORING),
@@ -430,6 +461,23 @@ def test_what_a_checkpoint_claims_is_checked_before_it_is_believed(target: Targe
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     target.check(refused_by)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+
+
+def test_of_what_lies_outside_only_the_test_corpus_is_read_and_only_where_none_is_given(
+    target: Target, corpus: Any
+) -> None:
+    """A corpus that is not there stands for one that must not be read: whoever tries says so."""
+    gone = target.run / "gone.txt"
+    for name in ("training_corpus", "test_corpus"):
+        target.publish(put_key(CONFIG, f"{SETTINGS}/data/{name}", str(gone.with_name(f"{name}.txt"))))
+    for door in ("from_pretrained", "generate", "verify"):
+        assert target.open(door).lines == []
+    given = [*target.command("evaluate"), "--corpus", str(corpus.test)]
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(given) == 0
+    assert str(corpus.test) in printed.getvalue()
+    (line,) = target.open("evaluate").lines
+    assert f"{target.run}/test_corpus.txt" in line
 
 
 # The manifest, and files that are none.

@@ -33,7 +33,7 @@ descriptors foreign
 objective optimizer tokenizer_type surroundings
 storage yaml_source streams workers text_counts corpus_files interruption devices background discovery
 architecture
-config_sections tokenizer_training lineage
+config_sections tokenizer_training tokenizer_bounds lineage
 hookspecs
 plugins
 hooks

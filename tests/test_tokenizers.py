@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -714,3 +715,31 @@ def test_the_factory_takes_one_path_no_folder_and_special_tokens(tmp_path):
 def test_importing_the_module_does_not_import_torch():
     code = "import sys, foundry_core.tokenizers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from foundry_core import load_config
+from foundry_core.errors import FoundryError
+from foundry_core.tokenizers import tokenizer_files, train_tokenizer
+kind, limit = sys.argv[1], int(sys.argv[2])
+def documents(): return ["the cat sat on the mat " * 3, *(f"word{number} cat{number}" for number in range(600))]
+roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    tokenizer_files(train_tokenizer(kind, documents, 400, roles))
+except FoundryError as error:
+    print(error, end="")
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("sentencepiece", 1024), ("word", 1024), ("word", 8)])
+def test_a_disk_that_refuses_a_temporary_file_is_one_line_that_names_its_place(kind: str, limit: int) -> None:
+    """The files of seeds, of the library in Rust, and of the one in Python."""
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, kind, str(limit)], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (8, "")
+    assert re.fullmatch(r"cannot write /\S+: (File too large|.+\(os error \d+\)); make room there, .+", ended.stdout)

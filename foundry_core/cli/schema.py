@@ -98,10 +98,17 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         """pydantic's, except that a count may be written as 10M and that keys get no title of their own."""
 
         def generate_inner(self, schema: Any) -> JsonSchemaValue:
-            # The lower bound of a count is checked after it is read, around it.
-            count = schema["schema"] if schema["type"] == "function-after" else schema
+            # The bounds of a count are checked after it is read, around it.
+            count = schema
+            while count["type"] == "function-after":
+                count = count["schema"]
             if count["type"] == "function-before" and count["function"]["function"] is config_sections.count:
-                return {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": COUNT_PATTERN}]}
+                return {
+                    "anyOf": [
+                        {"type": "integer", "minimum": 1, "maximum": config_sections.MOST_COUNT},
+                        {"type": "string", "pattern": COUNT_PATTERN},
+                    ]
+                }
             return super().generate_inner(schema)
 
         def field_title_should_be_set(self, schema: Any) -> bool:

@@ -8,7 +8,7 @@ from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig,
 class BertSection(ConfigSection):
     """`model.bert`."""
 
-    type_vocab_size: int = Field(2, ge=1, description="segments that token_type_ids can name")
+    type_vocab_size: int = Field(2, ge=1, le=2**20, description="segments that token_type_ids can name")
 
 
 class BertModelConfig(ModelConfig):

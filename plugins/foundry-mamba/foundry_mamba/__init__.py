@@ -10,11 +10,13 @@ from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
 class MambaSection(ConfigSection):
     """`model.mamba`."""
 
-    hidden_size: int = Field(256, ge=1, description="width of the residual stream and of the token embeddings")
-    num_layers: int = Field(4, ge=1, description="number of blocks")
-    expand: int = Field(2, ge=1, description="channels inside a block, as a multiple of hidden_size")
-    state_size: int = Field(16, ge=1, description="numbers that each channel remembers")
-    conv_kernel: int = Field(4, ge=2, description="tokens under the causal convolution before the recurrence")
+    hidden_size: int = Field(
+        256, ge=1, le=2**20, description="width of the residual stream and of the token embeddings"
+    )
+    num_layers: int = Field(4, ge=1, le=10_000, description="number of blocks")
+    expand: int = Field(2, ge=1, le=2**20, description="channels inside a block, as a multiple of hidden_size")
+    state_size: int = Field(16, ge=1, le=2**20, description="numbers that each channel remembers")
+    conv_kernel: int = Field(4, ge=2, le=2**20, description="tokens under the causal convolution before the recurrence")
     time_step_rank: int | None = Field(
         None, ge=1, description="rank of the step-size projection; null: hidden_size / 16"
     )

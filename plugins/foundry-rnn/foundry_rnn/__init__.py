@@ -13,9 +13,9 @@ class RNNSection(ConfigSection):
     """`model.rnn`."""
 
     rnn_type: RNNType | None = Field(None, description="left out, or the same as model.architecture")
-    embedding_size: int = Field(256, ge=1, description="width of the token embeddings")
-    hidden_size: int = Field(256, ge=1, description="width of the recurrent state, in each direction")
-    num_layers: int = Field(2, ge=1, description="recurrent layers on top of each other")
+    embedding_size: int = Field(256, ge=1, le=2**20, description="width of the token embeddings")
+    hidden_size: int = Field(256, ge=1, le=2**20, description="width of the recurrent state, in each direction")
+    num_layers: int = Field(2, ge=1, le=10_000, description="recurrent layers on top of each other")
     bidirectional: bool = Field(False, description="read from both sides; then only masked_lm can be trained")
     dropout: float = Field(0.1, ge=0, lt=1, description="on embeddings, between layers and before the output")
     tie_embeddings: bool = Field(False, description="output weights are the input embeddings (Press and Wolf 2017)")

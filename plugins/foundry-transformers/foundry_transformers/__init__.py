@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from pydantic import Field, SerializeAsAny, TypeAdapter, ValidationError, create_model, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, did_you_mean
@@ -145,8 +145,16 @@ def _open_schema() -> dict[str, Any]:
 
 
 def _any_of(annotations: list[Any]) -> dict[str, Any]:
-    schemas = [TypeAdapter(each).json_schema() for each in annotations]
+    schemas = [_schema_of(each) for each in annotations]
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+@cache
+def _schema_of(annotation: Any) -> dict[str, Any]:
+    """That of a key in a section, with the bounds that a section sets."""
+    section = create_model("Section", __base__=ConfigSection, key=(annotation, Field()))
+    schema: dict[str, Any] = section.model_json_schema()["properties"]["key"]
+    return {name: value for name, value in schema.items() if name != "title"}
 
 
 def _small_llama() -> TransformersSection:
