@@ -172,9 +172,8 @@ def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
     for name, claims in installed(COMMANDS).items():
         if name in VERBS or not is_typed(name):  # foundry plugins doctor says so
             continue
-        summary = one_line(f"of {' and '.join(map(str, claims))}").replace(
-            "%", "%%"
-        )  # argparse fills in what follows one
+        owners = one_line(" and ".join(map(str, claims)))
+        summary = f"of {owners}".replace("%", "%%")  # argparse fills in what follows one
         if name != chosen:
             verbs.add_parser(name, help=summary)
             continue
