@@ -208,9 +208,15 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 
 def _accepted(entry: dict[str, Any], schema: dict[str, Any]) -> str:
     """A JSON schema in a few words."""
+    from foundry_core.architecture import ConfigSection
+
     if "anyOf" in entry:
         return " | ".join(_accepted(_resolved(each, schema), schema) for each in entry["anyOf"])
     if "enum" in entry or "const" in entry:
         return " | ".join(map(str, entry.get("enum", [entry.get("const")])))
-    bounds = [f"{sign} {entry[key]:g}" for key, sign in _BOUNDS.items() if key in entry]
+    bounds = [
+        f"{sign} {entry[key]:,}"
+        for key, sign in _BOUNDS.items()
+        if key in entry and abs(entry[key]) != ConfigSection.LARGEST  # which every integer has
+    ]
     return " ".join([str(entry.get("type", "any")), ", ".join(bounds)]).strip()

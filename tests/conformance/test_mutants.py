@@ -16,7 +16,7 @@ from foundry_core.testing.kit.check import CHECKS
 
 from . import mutants_masking, mutants_numerics, mutants_objective, mutants_settings, mutants_training
 from .bases import BASES, AttentionModel, DroppingModel, SmallModel, WindowedModel
-from .mutants import Mutant, failures, suite_of
+from .mutants import Mutant, failures, suite_of, whole_kit
 from .mutants_objective import MisspeltAttribute
 
 MUTANTS = [
@@ -86,6 +86,6 @@ def test_every_check_catches_a_mutant() -> None:
 @pytest.mark.slow
 @each_mutant
 def test_which_checks_catch_it(mutant: Mutant, record_property: Callable[[str, object], None]) -> None:
-    caught_by = [result.check.name for result in failures(mutant.model_class)]
+    caught_by = [result.check.name for result in failures(mutant.model_class, *whole_kit(mutant.caught_by))]
     record_property("table", f"{mutant}: {', '.join(caught_by)}")
     assert mutant.caught_by in caught_by

@@ -17,7 +17,7 @@ from foundry_core.testing.kit.surroundings import changed, settings
 
 from . import mutants_integration, mutants_settings, mutants_state, packages
 from .bases_state import BASES_STATE
-from .mutants import Mutant, SmallModel, failures
+from .mutants import Mutant, SmallModel, failures, whole_kit
 from .packages import PACKAGES, Package
 
 GROUPS = ("packaging", "state", "cost", "generation", "integration")
@@ -93,6 +93,6 @@ def test_every_check_catches_a_mutant() -> None:
 def test_which_checks_catch_it(
     mutant: Mutant | Package, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    found = caught(mutant, tmp_path)
+    found = caught(mutant, tmp_path, *whole_kit(mutant.caught_by))
     record_property("table", f"{mutant}: {', '.join(found)}")
     assert mutant.caught_by in found

@@ -121,6 +121,7 @@ class Child:
         self._receiver, sender = Pipe(duplex=False)
         self.pid = os.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
             _live(function, sender, self._errors.fileno())
         sender.close()
 

@@ -86,7 +86,7 @@ def keeping(judge: Judge) -> Iterable[str]:
 
 def stopping(judge: Judge) -> Iterable[str]:
     chance = random.Random(0)
-    for _ in range(7):
+    for _ in range(30):  # the first that is noticed ends it
         yield from stopped(judge, signal.SIGTERM, chance)
 
 

@@ -77,7 +77,7 @@ def leaving_at_the_second(judge, number):
             pass
         child.signal(number)
     # Without its mechanism it would wait for ever; a busy machine may need a while to unwind.
-    wrong = [] if child.leaves_within(20) else [f"is still there after the second {number.name}"]
+    wrong = [] if child.leaves_within(10) else [f"is still there after the second {number.name}"]
     ended = child.kill() if wrong else child.wait()
     code = 130 if number == signal.SIGINT else -number
     if ended.code != code:
