@@ -407,3 +407,10 @@ def test_public_names_are_those_a_type_checker_sees() -> None:
     }
     assert seen == {(name, f"foundry_core.{home}") for name, home in foundry_core._HOME.items()}
     assert {name for name, _ in seen} | {"__version__"} == set(foundry_core.__all__)
+
+
+def test_the_readme_lists_every_module() -> None:
+    listed = re.search(r"^foundry_core/ (.+?)^  cli/", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert listed is not None
+    modules = {path.stem for path in CORE.glob("*.py")} - {"__init__"}
+    assert modules <= set(listed.group(1).split())
