@@ -80,8 +80,9 @@ def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str, Exception | None]:
     except NotApplicableError as error:
         return "skipped", str(error), None
     except Exception as error:  # noqa: BLE001 - whatever a model under test raises is a finding
-        if suite.fault is not None and not isinstance(error, NonconformanceError):
-            subject, error = suite.fault  # what it stumbled over is that the model does not run
+        if not isinstance(error, NonconformanceError):
+            with fixed_conditions():  # which building the model may change
+                subject, error = suite.fault or (subject, error)
         return "failed", _said(error, subject, suite), error
     return "passed", "", None
 
