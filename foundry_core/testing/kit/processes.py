@@ -94,12 +94,12 @@ def fresh_command(code: str, *arguments: str) -> tuple[list[str], dict[str, str]
 
 def hash_seed_that_reverses(pairs: Collection[tuple[str, str]]) -> str:
     """A value of PYTHONHASHSEED with which a process runs through a set of two names from the second to the first, for
-    as many of these pairs as a few tries find: with one value in two a pair stays in its order.
+    as many of these pairs as 64 tries find: with one value in two a pair stays in its order.
     """
     names = [name for pair in pairs for name in pair]
     code = "import sys; n = sys.argv[1:]; print(sum(next(iter({a, b})) == b for a, b in zip(n[::2], n[1::2])))"
     reversed_pairs: dict[str, int] = {}
-    for number in map(str, range(1, 17)):
+    for number in map(str, range(1, 65)):
         command = [sys.executable, "-S", "-c", code, *names]  # without site: 10 ms
         environment = {**os.environ, "PYTHONHASHSEED": number}
         said = subprocess.run(command, env=environment, capture_output=True, check=True).stdout

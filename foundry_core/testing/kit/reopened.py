@@ -101,15 +101,23 @@ def elsewhere(suite: Suite) -> Elsewhere:
 
 def _neighbours(suite: Suite) -> set[tuple[str, str]]:
     """Names that stand one after the other in a module, as what was made from a set of names does; each two in the
-    order in which this process runs through a set of them.
+    order in which this process runs through a set of them. Only names of what is drawn: the order of the others changes
+    nothing.
     """
     return {
         tuple({*pair})  # type: ignore[misc]
         for case in suite.cases
         for module in case.model().modules()
-        for names in (module._parameters, module._modules)
-        for pair in pairwise(name for name in names if not name.isdigit())
+        for members in (module._parameters, module._modules)
+        for pair in pairwise(name for name, member in members.items() if not name.isdigit() and _is_drawn(member))
     }
+
+
+def _is_drawn(member: torch.nn.Module | torch.nn.Parameter | None) -> bool:
+    """Whether there is chance in it: a parameter whose numbers differ."""
+    if isinstance(member, torch.nn.Module):
+        return any(map(_is_drawn, member.parameters()))
+    return member is not None and bool((member != member.flatten()[0]).any())
 
 
 def digests(model: torch.nn.Module) -> dict[str, str]:
