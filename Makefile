@@ -20,11 +20,11 @@ run: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Real text, the whole quickstart, torch.compile: about ten minutes.
+# Real text, the whole quickstart, torch.compile, the whole kit on each of its mutants: about half an hour.
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations=0 --junitxml=slow.xml
 
-# Every crash point, 200 random kills, every flip: the long version of what make test samples.
+# Every crash point, 200 random kills, every flip, each promise without its mechanism: about a quarter of an hour.
 test-faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal --durations=0 --junitxml=faults.xml
 
