@@ -262,18 +262,18 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
     a YAML cannot import anything else.
     """
     modules: dict[str, ModuleType] = {}
-    known = {
-        point.module: point
-        for group in (ARCHITECTURES, EXTENSIONS)
-        for points in declared(group).values()
-        for point in points
-    }
     if architecture is not None:
         target, point = architecture.model_class, shipped_by(architecture.name)
         in_process = None if isinstance(target, str) else target.__module__
         owner = in_process if point is None else point.module
         if owner is not None and owner in sys.modules:
             modules[owner] = sys.modules[owner]
+    known = {
+        point.module: point
+        for group in (ARCHITECTURES, EXTENSIONS)
+        for points in (declared(group) if names else {}).values()
+        for point in points
+    }
     for name in names:
         if name in known:
             reason = switched_off(known[name])

@@ -262,6 +262,18 @@ def test_help_names_every_verb_and_shows_examples(capsys):
     assert "foundry train" in output
 
 
+def test_what_large_imports_leave_is_not_collected_again_and_the_collector_goes_on():
+    code = (
+        "import gc, sys\n"
+        "from foundry_core.cli.common import large_imports\n"
+        "with large_imports(): import torch; inside = gc.isenabled()\n"
+        "assert not inside and gc.isenabled()\n"
+        "print(gc.get_freeze_count())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(said) > 100_000
+
+
 def test_a_closed_pipe_is_not_an_error():
     code = "import sys; from foundry_core.cli import main; sys.exit(main(['schema']))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

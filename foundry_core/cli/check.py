@@ -10,7 +10,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from foundry_core.cli.common import add_plugin_argument, load_plugins
+from foundry_core.cli.common import add_plugin_argument, large_imports, load_plugins
 from foundry_core.errors import ConformanceError
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     load_plugins(options)
-    from foundry_core.testing.kit.keys import write_keys
-    from foundry_core.testing.kit.run import results, suite_of
+    with large_imports():
+        from foundry_core.testing.kit.keys import write_keys
+        from foundry_core.testing.kit.run import results, suite_of
 
     if options.write_keys:
         print(write_keys(suite_of(options.architecture)))

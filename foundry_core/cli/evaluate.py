@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import Any
 
-from foundry_core.cli.common import add_checkpoint_argument, open_checkpoint, table
+from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint, table
 
 EXAMPLE = """\
 examples:
@@ -32,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     from foundry_core.errors import UsageError
-    from foundry_core.evaluation import evaluate_corpus, read_pairs, score_pairs
+
+    with large_imports():
+        from foundry_core.evaluation import evaluate_corpus, read_pairs, score_pairs
 
     pairs = [pair for path in options.pairs for pair in read_pairs(path)]
     folder, model, tokenizer = open_checkpoint(options)

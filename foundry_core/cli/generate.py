@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_checkpoint_argument, open_checkpoint
+from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint
 
 EXAMPLE = """\
 examples:
@@ -31,7 +31,8 @@ def execute(options: argparse.Namespace) -> None:
     if options.tokens < 1 or options.samples < 1 or options.temperature <= 0 or options.top_k < 0:
         raise UsageError("--tokens and --samples must be at least 1, --temperature above 0, --top-k not negative")
 
-    from foundry_core.evaluation import continuations, prompt_warnings
+    with large_imports():
+        from foundry_core.evaluation import continuations, prompt_warnings
 
     _, model, tokenizer = open_checkpoint(options)
     for line in prompt_warnings(model, tokenizer, options.prompt, options.tokens):

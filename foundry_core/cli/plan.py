@@ -12,7 +12,7 @@ import time
 from itertools import islice
 from typing import Any
 
-from foundry_core.cli.common import add_config_arguments, read_config
+from foundry_core.cli.common import add_config_arguments, large_imports, read_config
 
 EXAMPLE = "examples:\n  foundry plan configs/gpt2.yaml\n  foundry plan configs/gpt2.yaml data.batch_size=64 --json"
 
@@ -39,13 +39,14 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
-    from foundry_core.estimate import estimated_parameters, training_flops
-    from foundry_core.hooks import hook_manager
-    from foundry_core.model import create_model
-    from foundry_core.optimizer_state import first_state
-    from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
-    from foundry_core.reporting import Notifier
-    from foundry_core.trainer import Trainer
+    with large_imports():
+        from foundry_core.estimate import estimated_parameters, training_flops
+        from foundry_core.hooks import hook_manager
+        from foundry_core.model import create_model
+        from foundry_core.optimizer_state import first_state
+        from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
+        from foundry_core.reporting import Notifier
+        from foundry_core.trainer import Trainer
 
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from foundry_core.cli.common import large_imports
+
 EXAMPLE = "example:\n  foundry quickstart my-first-models"
 
 
@@ -20,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.quickstart import quickstart
+    with large_imports():
+        from foundry_core.quickstart import quickstart
 
     quickstart(options.folder, seed=options.seed)

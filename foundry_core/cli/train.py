@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_config_arguments, read_config, report
+from foundry_core.cli.common import add_config_arguments, large_imports, read_config, report
 
 EXAMPLE = """\
 examples:
@@ -35,7 +35,9 @@ def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
 
     from foundry_core.errors import UsageError
-    from foundry_core.trainer import run
+
+    with large_imports():
+        from foundry_core.trainer import run
 
     if options.allow and not options.resume:
         raise UsageError("--allow says what may differ from the checkpoint that --resume goes on from: give both")

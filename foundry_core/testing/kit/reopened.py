@@ -29,7 +29,13 @@ from foundry_core.testing.kit.processes import forked, fresh, hash_seed_that_rev
 from foundry_core.testing.kit.surroundings import changed, settings, watched
 
 _REQUEST, _ANSWER = "request.safetensors", "answer.safetensors"
-_PROGRAM = "import sys; from foundry_core.testing.kit.reopened import open_all; open_all(*sys.argv[1:])"
+_PROGRAM = """
+import gc, sys
+gc.disable()  # it ends soon: a third of what importing torch and transformers takes, see cli.common.large_imports
+from foundry_core.testing.kit.reopened import open_all
+open_all(*sys.argv[1:])
+gc.freeze()
+"""
 _OTHER_SEED = 99
 
 

@@ -1,7 +1,7 @@
 """Any model type of transformers: the library's own model inside, core's loss outside, and a proof that they fit.
 
-Whoever wraps one architecture looks at it first. Here nobody has: what training relies on is tried out on each model
-when it is built, on a few tokens, and a model that does not have it is refused.
+Whoever wraps one architecture looks at it first. Here nobody has: what training relies on is tried out on a few tokens
+when a model is built, once in a process for the same settings, and a model that does not have it is refused.
 
 Shapes: B batch, T tokens, D width, V vocabulary.
 """
@@ -19,9 +19,16 @@ from foundry_core import BuildContext, ExperimentConfig, FoundryError, WrappedLa
 from foundry_transformers import catalogue
 from foundry_transformers.catalogue import ModelType
 
+_proven: set[tuple[type[PreTrainedModel], str]] = set()
+"""What has been proved in this process: the library's class, and all that a model of it is built from."""
+
 
 class TransformersLanguageModel(WrappedLanguageModel):
     """The model type that `model.transformers` names, with its settings. State: its key-value cache."""
+
+    def __init__(self, config: ExperimentConfig, context: BuildContext, inner: PreTrainedModel):
+        super().__init__(config, context, inner)
+        self.counts_from_padding = _kind(config).counts_from_padding
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
@@ -31,8 +38,11 @@ class TransformersLanguageModel(WrappedLanguageModel):
         with _refused_in_one_line(f"transformers refuses these settings of a {kind.name}"):
             inner = _built(kind, getattr(transformers, name), _settings(config, context, kind))
         model = cls(config, context, inner, **kwargs)
-        if next(model.parameters()).device.type != "meta":
+        # A proof takes several times as long as building a small model, and says the same for every seed.
+        known = f"{inner.config.to_json_string(use_diff=False)} {config.model} {context}"
+        if next(model.parameters()).device.type != "meta" and (type(inner), known) not in _proven:
             model.prove()
+            _proven.add((type(inner), known))
         return model
 
     def resize_token_embeddings(self, new_num_tokens: int) -> None:
@@ -48,7 +58,7 @@ class TransformersLanguageModel(WrappedLanguageModel):
         Left to itself it takes a token for padding that has its id and counts on behind it, masked or not.
         """
         positions = super().position_ids(input_ids, attention_mask, past)
-        if not _kind(self.config).counts_from_padding:
+        if not self.counts_from_padding:
             return positions
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
