@@ -37,20 +37,12 @@ from foundry_core.export import (
     weights_file,
 )
 from foundry_core.lineage import Lineage, Position
+from foundry_core.manifest import MANIFEST, parse_json, read_manifest, read_plain_file
 from foundry_core.model import BaseLanguageModel
 from foundry_core.objective import Objective
 from foundry_core.optim import ScheduleState
 from foundry_core.optimizer_state import load_optimizer, optimizer_tensors
-from foundry_core.storage import (
-    MANIFEST,
-    StorageError,
-    parse_json,
-    publish_folder,
-    read_manifest,
-    read_plain_file,
-    remove_set_aside,
-    set_aside,
-)
+from foundry_core.storage import StorageError, publish_folder, remove_set_aside, set_aside
 from foundry_core.tokenizers import tokenizer_files
 
 if TYPE_CHECKING:

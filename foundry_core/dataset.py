@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
-from foundry_core import storage
+from foundry_core import manifest, storage
 from foundry_core.corpus import ByteAccount, Corpus
 from foundry_core.errors import CheckpointError, DataError
 from foundry_core.streams import derive, mix64
@@ -114,7 +114,7 @@ def prepare_tokens(
     info = _whole(stem, digest)
     if info is None:
         info = TokenInfo(**made_from, digest=digest, **_build(stem, corpus, tokenizer, progress))
-        storage.write_file(stem.with_suffix(".json"), storage.sealed(asdict(info)))
+        storage.write_file(stem.with_suffix(".json"), manifest.sealed(asdict(info)))
     return TokenFile(
         tokens=np.memmap(stem.with_suffix(".tokens"), dtype=info.dtype, mode="r"),
         documents=np.memmap(stem.with_suffix(".documents"), dtype="<i8", mode="r"),
@@ -126,13 +126,13 @@ def _whole(stem: Path, digest: str) -> TokenInfo | None:
     """The sidecar's content, if it and both files are complete and undamaged."""
     sidecar = stem.with_suffix(".json")
     try:
-        info = _SIDECAR.validate_json(json.dumps(storage.unsealed(sidecar, sidecar.read_bytes())), strict=True)
+        info = _SIDECAR.validate_json(json.dumps(manifest.unsealed(sidecar, sidecar.read_bytes())), strict=True)
         for suffix, size, sha256 in (
             (".tokens", info.tokens_bytes, info.tokens_sha256),
             (".documents", info.documents_bytes, info.documents_sha256),
         ):
             path = stem.with_suffix(suffix)
-            if path.stat().st_size != size or storage.file_digest(path) != sha256:
+            if path.stat().st_size != size or manifest.file_digest(path) != sha256:
                 return None
     except (FileNotFoundError, CheckpointError, ValidationError):
         return None

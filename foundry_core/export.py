@@ -34,9 +34,10 @@ from foundry_core import __version__
 from foundry_core.architecture import BuildContext
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError
+from foundry_core.manifest import MANIFEST, parse_json, read_manifest, read_plain_file
 from foundry_core.objective import Objective
 from foundry_core.plugins import import_string, shipped_by
-from foundry_core.storage import MANIFEST, FileSink, parse_json, read_manifest, read_plain_file
+from foundry_core.storage import FileSink
 
 if TYPE_CHECKING:
     from foundry_core.model import BaseLanguageModel

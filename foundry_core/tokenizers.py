@@ -34,8 +34,9 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.corpus import Corpus, DocumentUnit
 from foundry_core.errors import PluginError, TokenizerError, did_you_mean
 from foundry_core.foreign import failing_as
+from foundry_core.manifest import parse_json, read_plain_file
 from foundry_core.plugins import import_string
-from foundry_core.storage import InPlaceFolder, parse_json, read_plain_file, scratch_reported
+from foundry_core.storage import InPlaceFolder, scratch_reported
 from foundry_core.text_counts import UNIT, blocks
 from foundry_core.tokenizer_bounds import check_bounds
 from foundry_core.tokenizer_training import (

@@ -17,7 +17,7 @@ from foundry_core import BaseLanguageModel, ExperimentConfig, load_config, run
 from foundry_core.checkpoint import newest_valid
 from foundry_core.cli import main
 from foundry_core.errors import CheckpointError
-from foundry_core.storage import MANIFEST, read_manifest
+from foundry_core.manifest import MANIFEST, read_manifest
 
 FILES = (
     "MANIFEST.json",

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.corpus import ByteAccount, Corpus, DocumentUnit
 from foundry_core.dataset import Batches, Rows, SampleOrder, permutation, prepare_tokens
 from foundry_core.errors import DataError
-from foundry_core.storage import sealed
+from foundry_core.manifest import sealed
 
 TEXT = "the cat sat\nthe dog\n\na cat saw the dog sit\nunseen words\n"
 

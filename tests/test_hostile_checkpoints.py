@@ -34,7 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from foundry_core import BaseLanguageModel, ExperimentConfig, run
 from foundry_core.cli import main
 from foundry_core.errors import FoundryError
-from foundry_core.storage import MANIFEST, publish_folder, read_manifest, sealed
+from foundry_core.manifest import MANIFEST, read_manifest, sealed
+from foundry_core.storage import publish_folder
 
 Files = dict[str, bytes]
 Change = Callable[[Files, str], object]

@@ -89,7 +89,7 @@ MECHANISMS = [
     ),
     Without(
         "R6",
-        "storage",
+        "manifest",
         "        if not same:",
         "        if False:",
         "test_damaged_checkpoints.py::test_a_flipped_byte_is_refused_by_the_name_of_its_file",
@@ -209,7 +209,7 @@ MECHANISMS = [
     ),
     Without(
         "R17",
-        "storage",
+        "manifest",
         "        if Path(name).name != name or path.is_symlink():",
         "        if False:",
         "test_hostile_checkpoints.py::test_a_manifest_of_anything_but_the_folders_own_files_is_refused",

@@ -17,8 +17,9 @@ from foundry_core.checkpoint import TrainState, checkpoints, load_checkpoint
 from foundry_core.errors import CheckpointError, StoppedError, UsageError
 from foundry_core.export import load_model, rebuild
 from foundry_core.interruption import SIGNALS, StopRequest
+from foundry_core.manifest import MANIFEST, read_manifest
 from foundry_core.optim import build_optimizer
-from foundry_core.storage import MANIFEST, Disk, read_manifest
+from foundry_core.storage import Disk
 from foundry_core.tokenizers import load_tokenizer
 
 

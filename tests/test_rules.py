@@ -31,8 +31,8 @@ LAYERS = """
 errors
 descriptors foreign
 objective optimizer tokenizer_type surroundings
-storage yaml_source streams workers text_counts corpus_files interruption devices background discovery
-architecture
+manifest yaml_source streams workers text_counts corpus_files interruption devices background discovery
+storage architecture
 config_sections tokenizer_training tokenizer_bounds lineage
 hookspecs
 plugins
@@ -51,15 +51,16 @@ cli
 """
 """Bottom first; a module imports from the lines above its own, `cli` also from itself.
 
-Where this is finer than the design: `objective` lies below `architecture`, which has one in its `BuildContext`;
-`export` lies below `model`, whose `save_pretrained` writes with it; `prepare`, which the trainer and the evaluation
-share, lies above the datasets that it makes; `evaluation` lies below `trainer`, which evaluates while it trains;
-`quickstart` is the body of a verb and prints a table as verbs do.
+Where this is finer than the design: `manifest`, which reads what `storage` has published, lies below it; `objective`
+lies below `architecture`, which has one in its `BuildContext`; `export` lies below `model`, whose `save_pretrained`
+writes with it; `prepare`, which the trainer and the evaluation share, lies above the datasets that it makes;
+`evaluation` lies below `trainer`, which evaluates while it trains; `quickstart` is the body of a verb and prints a
+table as verbs do.
 """
 
 LIGHT_MODULES = (
     "errors descriptors foreign architecture objective optimizer tokenizer_type hookspecs discovery plugins hooks "
-    "diagnosis config config_sections storage yaml_source migrate_rules migrate testing cli"
+    "diagnosis config config_sections manifest storage yaml_source migrate_rules migrate testing cli"
 )
 
 

@@ -14,7 +14,8 @@ import pytest
 from foundry_core import ExperimentConfig, run
 from foundry_core.cli import main
 from foundry_core.errors import CheckpointError
-from foundry_core.storage import MANIFEST, publish_folder, read_manifest, sealed
+from foundry_core.manifest import MANIFEST, read_manifest, sealed
+from foundry_core.storage import publish_folder
 from foundry_core.verification import verify_run
 
 Train = Callable[..., Path]

@@ -104,7 +104,7 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
 def _checkpoint_folder(folder: Path) -> Path:
     """A checkpoint or model folder, which is taken as it was named, or the newest valid checkpoint of a run."""
     from foundry_core.checkpoint import checkpoints, newest_valid
-    from foundry_core.storage import MANIFEST
+    from foundry_core.manifest import MANIFEST
 
     if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / "config.json"):
         return folder

@@ -22,7 +22,7 @@ import torch
 from foundry_core import hookimpl, load_config, run, storage, trainer
 from foundry_core.checkpoint import checkpoints
 from foundry_core.errors import CheckpointError
-from foundry_core.storage import MANIFEST
+from foundry_core.manifest import MANIFEST
 from foundry_core.verification import verify_run
 from tests.faults.harness import Child, Ended, Fault, ObservedDisk, Operation, Tell, in_child
 

@@ -2,7 +2,7 @@
 
 from foundry_core.checkpoint import checkpoints
 from foundry_core.errors import CheckpointError
-from foundry_core.storage import MANIFEST, read_manifest
+from foundry_core.manifest import MANIFEST, read_manifest
 from tests.faults.harness import in_child
 from tests.faults.scenario import flip
 

@@ -5,7 +5,8 @@ import errno
 import pytest
 
 from foundry_core.checkpoint import checkpoints, retire
-from foundry_core.storage import publish_folder, read_manifest, remove_set_aside, set_aside
+from foundry_core.manifest import read_manifest
+from foundry_core.storage import publish_folder, remove_set_aside, set_aside
 from foundry_core.verification import verify_run
 from tests.faults.harness import ObservedDisk
 from tests.faults.scenario import flip
