@@ -33,6 +33,7 @@ from transformers.modeling_utils import PreTrainedModel
 from foundry_core import __version__
 from foundry_core.architecture import BuildContext
 from foundry_core.config import ExperimentConfig, load_config
+from foundry_core.descriptors import derived_from
 from foundry_core.errors import CheckpointError, ConfigError, PluginError
 from foundry_core.manifest import MANIFEST, parse_json, read_manifest, read_plain_file
 from foundry_core.objective import Objective
@@ -123,11 +124,23 @@ def _stored_context(stored: dict[str, Any], objective: Objective) -> BuildContex
 
 
 def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> BaseLanguageModel:
-    """The model of a configuration, through its plugin."""
+    """The model of a configuration, through its plugin. Raises PluginError where that has no model to give."""
     target = config.architecture.model_class
     model_class = import_string(target) if isinstance(target, str) else target
+    if not _is_ours(model_class):
+        raise PluginError(f"{target} is no class derived from BaseLanguageModel")
+    missing = ", ".join(sorted(model_class.__abstractmethods__))
+    if missing:
+        raise PluginError(f"{model_class.__module__}.{model_class.__qualname__} does not define {missing}")
     model: BaseLanguageModel = model_class.from_config(config, context, **kwargs)
+    if not _is_ours(type(model)):
+        kind = type(model).__name__
+        raise PluginError(f"{model_class.__module__}.{model_class.__qualname__}.from_config gives a {kind}, no model")
     return model
+
+
+def _is_ours(kind: Any) -> bool:
+    return derived_from(kind, "foundry_core.model", "BaseLanguageModel")
 
 
 class _ExposedModel(PreTrainedModel):  # type: ignore[misc]

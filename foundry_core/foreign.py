@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from foundry_core.errors import FoundryError, PluginError, one_line
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -52,6 +55,24 @@ def cause(error: BaseException) -> str:
     said = one_line(" ".join(said.split()))
     kind = type(error).__name__
     return said if isinstance(error, FoundryError) else f"{kind}: {said}" if said else kind
+
+
+def last_line_in(error: BaseException, homes: Mapping[Path, T]) -> tuple[T, str] | None:
+    """Through which of some folders and files an error came last, what the mapping has for it, and where: file:line."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        for home, owner in homes.items():
+            if Path(frame.filename).is_relative_to(home):
+                return owner, f"{frame.filename}:{frame.lineno}"
+    return None
+
+
+def home_of(module: str) -> Path | None:
+    """The folder of the package that an imported module is in, or its file where it is a single one."""
+    package = sys.modules.get(module.partition(".")[0])
+    file = getattr(package, "__file__", None)
+    if file is None:
+        return None
+    return Path(file).parent if hasattr(package, "__path__") else Path(file)
 
 
 class _Stderr(io.RawIOBase):

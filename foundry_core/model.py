@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D width, V vocabulary, N predicted tokens.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from transformers.utils import ModelOutput as _MappedOutput
 from foundry_core.architecture import BuildContext
 from foundry_core.config import ExperimentConfig
 from foundry_core.devices import model_memory_watched
-from foundry_core.errors import FoundryError, TokenizerError
+from foundry_core.errors import FoundryError, PluginError, TokenizerError
 from foundry_core.export import build, expose, load_model, save_model, undisturbed_random_state
 from foundry_core.storage import InPlaceFolder
 from foundry_core.streams import derive
@@ -82,7 +83,15 @@ class BaseLanguageModel(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
-        """Build the model: settings from `config.model`, sizes and token ids from `context`, never from the YAML."""
+        """Build the model: settings from `config.model`, sizes and token ids from `context`, never from the YAML.
+
+        Raises PluginError for a class that is not made of these two and the further keywords.
+        """
+        try:
+            inspect.signature(cls).bind(config, context, **kwargs)
+        except TypeError as error:
+            given = ", ".join(["config", "context", *kwargs])
+            raise PluginError(f"{cls.__module__}.{cls.__qualname__} cannot be made of ({given}): {error}") from error
         return cls(config, context, **kwargs)
 
     @abstractmethod
@@ -286,3 +295,18 @@ def create_model(
 
 
 create_model_from_config = create_model
+
+
+def training_loss(model: BaseLanguageModel, output: Any) -> torch.Tensor:
+    """The loss that a model gives for a batch with labels.
+
+    Raises PluginError for what is no number that follows from its parameters: its `forward` does not end as it should.
+    """
+    loss = getattr(output, "loss", None)
+    if isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad:
+        return loss
+    found = f"a loss of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) and loss.ndim else "no loss"
+    raise PluginError(
+        f"{type(model).__module__}.{type(model).__qualname__}.forward gives {found} that its parameters could learn "
+        "from: it ends with `return self.output(hidden, head, labels, ...)`"
+    )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundry_core import __version__
 from foundry_core.discovery import (
+    ALL_GROUPS,
     ARCHITECTURES,
     COMMANDS,
     DISABLED,
@@ -32,7 +33,7 @@ from foundry_core.discovery import (
 from foundry_core.discovery import Installed as Installed
 from foundry_core.discovery import installed as installed
 from foundry_core.errors import PluginError, did_you_mean
-from foundry_core.foreign import cause, failing_as, guarded, undisturbed
+from foundry_core.foreign import cause, failing_as, guarded, home_of, last_line_in, undisturbed
 
 if TYPE_CHECKING:
     from foundry_core.architecture import Architecture, Capabilities, ModelConfig
@@ -169,6 +170,19 @@ def blamed_on(point: Installed | None) -> Iterator[None]:
         if point is None:
             raise
         raise PluginError(f"the plugin {point}: {error}. {way_out(point)}") from error
+
+
+def blame(error: BaseException) -> str | None:
+    """The plugin through whose code an error came last, and where in it; None when it came through no plugin's."""
+    owners = {name: f"--plugin {sys.modules[name].__file__}" for name in _plugin_files}
+    for point in (point for each in ALL_GROUPS for claims in installed(each).values() for point in claims):
+        descriptor = getattr(sys.modules.get(point.module), point.target.partition(":")[2], None)
+        target = getattr(descriptor, "model_class", None)
+        for module in (point.module, target.partition(":")[0] if isinstance(target, str) else point.module):
+            owners.setdefault(module, f"the plugin {point}")
+    homes = {home: owner for module, owner in owners.items() if (home := home_of(module)) is not None}
+    found = last_line_in(error, homes)
+    return None if found is None else f"{found[0]} fails: {cause(error)} ({found[1]})"
 
 
 def capabilities_of(architecture: Architecture, section: ModelConfig, *, example: str | None = None) -> Capabilities:

@@ -52,7 +52,7 @@ from foundry_core.evaluation import evaluate, to_device
 from foundry_core.hooks import hook_manager
 from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport
 from foundry_core.interruption import StopRequest
-from foundry_core.model import BaseLanguageModel, create_model
+from foundry_core.model import BaseLanguageModel, create_model, training_loss
 from foundry_core.optim import Schedule, build_optimizer
 from foundry_core.optimizer_state import optimizer_values
 from foundry_core.plugins import active_modules
@@ -357,8 +357,9 @@ class Trainer:
         for batch in micro_batches:
             with self.precision.autocast():
                 output = self.forward(**to_device(batch, self.device), reduction="sum", return_logits=False)
-            scaler.scale(output.loss / count).backward()
-            total += output.loss.detach()
+            loss_sum = training_loss(self.model, output)
+            torch.autograd.backward(scaler.scale(loss_sum / count))
+            total += loss_sum.detach()
         scaler.unscale_(self.optimizer)
         limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))

@@ -95,9 +95,9 @@ def _exit_code(arguments: list[str]) -> int:
             return 8
         if debug:
             tell(traceback.format_exc())
-        damage = _damage_behind(error)
-        if damage is not None:
-            tell(f"error: {one_line(damage)}\n")
+        not_ours = _damage_behind(error) or _blame(error)
+        if not_ours is not None:
+            tell(f"error: {one_line(not_ours)}\n")
             return PluginError.exit_code
         reason = one_line(" ".join(str(error).split()))
         tell(f"internal error: {type(error).__name__}: {reason} (--debug shows where; please report it)\n")
@@ -114,6 +114,14 @@ def _damage_behind(error: Exception) -> str | None:
     from foundry_core.discovery import unreadable_entry_points
 
     return next(iter(unreadable_entry_points()), None)
+
+
+def _blame(error: Exception) -> str | None:
+    """The plugin through whose code the error came."""
+    from foundry_core.plugins import blame
+
+    found = blame(error)
+    return None if found is None else f"{found} (--debug shows how it got there)"
 
 
 def _verb(arguments: Sequence[str]) -> str | None:

@@ -6,7 +6,6 @@ Shapes: B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import string
-import sys
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from torch import nn
 from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 from foundry_core.config import ExperimentConfig, load_config
 from foundry_core.errors import PluginError
+from foundry_core.foreign import home_of
 from foundry_core.hooks import available_objectives, hook_manager
 from foundry_core.model import BaseLanguageModel, create_model
 from foundry_core.objective import Objective
@@ -209,11 +209,7 @@ class Suite:
         """The folder of the package that the model's code is in, or its file where it is a single module."""
         target = self.architecture.model_class
         name = target.partition(":")[0] if isinstance(target, str) else target.__module__
-        package = sys.modules.get(name.partition(".")[0])
-        file = getattr(package, "__file__", None)
-        if file is None:
-            return None
-        return Path(file).parent if hasattr(package, "__path__") else Path(file)
+        return home_of(name)
 
     @classmethod
     def of(cls, name: str) -> Suite:

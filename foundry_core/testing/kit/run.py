@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from transformers.utils import logging
 
 from foundry_core.errors import UsageError, did_you_mean
+from foundry_core.foreign import last_line_in
 from foundry_core.surroundings import kept_surroundings
 
 # Each registers its checks when it is imported.
@@ -99,9 +99,8 @@ def _place(error: BaseException, home: Path | None) -> str:
     """The last line of the plugin's own code that an error came through, in parentheses."""
     while error.__cause__ is not None:
         error = error.__cause__
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if home is not None and Path(frame.filename).is_relative_to(home)]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    found = None if home is None else last_line_in(error, {home: None})
+    return "" if found is None else f" ({found[1]})"
 
 
 @contextmanager

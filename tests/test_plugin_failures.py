@@ -1,0 +1,153 @@
+"""A plugin whose model or optimizer does what it must not while a run goes on: one line names the plugin, and where."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundry_core.cli import main
+from foundry_core.errors import PluginError
+
+Install = Callable[..., None]
+
+DESCRIPTOR = """\
+from foundry_core import Architecture, ModelConfig, Optimizer, hookimpl
+okapi = Architecture(name="okapi", summary="of a test", config_class=ModelConfig, model_class="okapi_model:Model")
+
+@hookimpl
+def foundry_optimizers():
+    return [Optimizer(name="stumbling", summary="of a test", builder="okapi_model:stumbling")]
+"""
+MODEL = """\
+from types import SimpleNamespace
+import torch
+from torch import nn
+from foundry_core import BaseLanguageModel
+
+class Stumbling(torch.optim.SGD):
+    def step(self, closure=None):
+        raise LookupError("no such step")
+
+def stumbling(groups, training):
+    return Stumbling(groups, lr=0.1)
+
+class Model(BaseLanguageModel):
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        self.embedding = nn.Embedding(context.vocab_size, 8)
+        self.out = nn.Linear(8, context.vocab_size)
+        self.calls = 0
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def resize_token_embeddings(self, new_num_tokens):
+        raise NotImplementedError
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+        self.calls += 1
+        hidden = self.embedding(input_ids)
+        return self.output(hidden, self.out, labels, attention_mask=attention_mask, **kwargs)
+"""
+PACKAGE = "the plugin foundry-okapi 1.0"
+NO_LOSS = (
+    "okapi_model.Model.forward gives no loss that its parameters could learn from: it ends with "
+    "`return self.output(hidden, head, labels, ...)`"
+)
+
+FAULTS: dict[str, tuple[str, str, str]] = {
+    "no class": (
+        "class Model(",
+        "def Model():\n    pass\n\nclass Other(",
+        "okapi_model:Model is no class derived from",
+    ),
+    "of another family": ("Model(BaseLanguageModel)", "Model(nn.Module)", "okapi_model:Model is no class derived from"),
+    "abstract": (
+        "def resize_token_embeddings",
+        "def resize",
+        "okapi_model.Model does not define resize_token_embeddings",
+    ),
+    "made of something else": (
+        "def __init__(self, config, context):",
+        "def __init__(self, config):",
+        "okapi_model.Model cannot be made of (config, context): too many positional arguments",
+    ),
+    "nothing made": (
+        "    def get_input",
+        "    @classmethod\n    def from_config(cls, config, context):\n        pass\n\n    def get_input",
+        "okapi_model.Model.from_config gives a NoneType, no model",
+    ),
+    "building": (
+        "self.calls = 0",
+        "self.calls = {}['sizes']",
+        f"{PACKAGE} fails: KeyError: 'sizes' (",
+    ),
+    "a later step": (
+        "self.calls += 1",
+        "self.calls += 1; assert self.calls < 4, 'enough'",
+        f"{PACKAGE} fails: AssertionError: enough (",
+    ),
+    "what core is given": (
+        "self.embedding(input_ids)",
+        "self.embedding(input_ids)[..., :7]",
+        f"{PACKAGE} fails: RuntimeError: ",
+    ),
+    "nothing given": ("return self.output", "self.output", NO_LOSS),
+    "labels not handed on": ("self.out, labels,", "self.out, None,", NO_LOSS),
+    "a loss cut off": ("    def forward", "    @torch.no_grad()\n    def forward", NO_LOSS),
+    "a loss for each row": (
+        "return self.output(hidden, self.out, labels, attention_mask=attention_mask, **kwargs)",
+        "return SimpleNamespace(loss=hidden.sum((1, 2)))",
+        "okapi_model.Model.forward gives a loss of shape (4,) that its parameters could learn from",
+    ),
+}
+
+
+@pytest.fixture
+def okapi(install: Install, tmp_path: Path) -> Callable[..., list[str]]:
+    """Installs a package with a model, trains it for six steps, and gives the lines of stderr and the exit code."""
+    letters = random.Random(0)
+    (tmp_path / "train.txt").write_text("".join(letters.choice("abcd \n") for _ in range(3000)))
+    yaml = tmp_path / "okapi.yaml"
+    yaml.write_text(
+        "experiment_name: okapi\n"
+        f"data: {{training_corpus: {tmp_path}/train.txt, max_sequence_length: 16, batch_size: 4}}\n"
+        "tokenizer: {tokenizer_type: character}\nmodel: {architecture: okapi}\n"
+        f"training: {{output_dir: {tmp_path}/run, train_steps: 6, device: cpu, precision: fp32}}\n"
+    )
+
+    def train(model: str, *settings: str, code: int = PluginError.exit_code) -> None:
+        modules = {"okapi_light": DESCRIPTOR, "okapi_model": model}
+        install("foundry-okapi", {"okapi": "okapi_light:okapi"}, modules=modules)
+        assert main(["train", str(yaml), "--quiet", *settings]) == code
+
+    return train
+
+
+def test_a_whole_model_is_trained(okapi: Any) -> None:
+    okapi(MODEL, code=0)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_model_that_does_not_work_is_one_line_that_names_it(fault: str, okapi: Any, capsys: Any) -> None:
+    text, instead, says = FAULTS[fault]
+    assert MODEL.count(text) == 1
+    model = MODEL.replace(text, instead)
+    okapi(model)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {says}")
+    if says.startswith(PACKAGE):
+        where = "return self.output" if fault == "what core is given" else instead
+        (number,) = (number for number, code in enumerate(model.splitlines(), 1) if where in code)
+        assert f"okapi_model.py:{number}) (--debug shows how it got there)" in line
+
+
+def test_an_optimizer_that_fails_at_a_step_is_named_with_the_line(okapi: Any, capsys: Any) -> None:
+    okapi(MODEL, "training.optimizer=stumbling")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {PACKAGE} fails: LookupError: no such step (")
+    assert "okapi_model.py:8)" in line
