@@ -248,10 +248,10 @@ from io import StringIO
 from foundry_core.cli import main
 found = []
 for number, path in enumerate(json.load(sys.stdin)):
-    out, err, started = StringIO(), StringIO(), time.perf_counter()
+    out, err, started = StringIO(), StringIO(), time.process_time()
     with redirect_stdout(out), redirect_stderr(err):
         code = main([("validate", "train", "plan")[number % 3], path])
-    found.append([code, out.getvalue(), err.getvalue().splitlines(), time.perf_counter() - started])
+    found.append([code, out.getvalue(), err.getvalue().splitlines(), time.process_time() - started])
 json.dump({"found": found, "heavy": sorted({"torch", "transformers", "numpy"} & set(sys.modules))}, sys.stdout)
 """
 
