@@ -111,12 +111,20 @@ def _neighbours(suite: Suite) -> set[tuple[str, str]]:
     nothing.
     """
     return {
-        tuple({*pair})  # type: ignore[misc]
+        _in_order_of_a_set(*pair)
         for case in suite.cases
         for module in case.model().modules()
         for members in (module._parameters, module._modules)
         for pair in pairwise(name for name, member in members.items() if not name.isdigit() and _is_drawn(member))
     }
+
+
+def _in_order_of_a_set(first: str, second: str) -> tuple[str, str]:
+    """As this process runs through a set of two names. Where that depends on which was put in first, as it does for one
+    pair in nine, as they are given: what was made in the order of a set stands in that order.
+    """
+    orders = {tuple({first, second}), tuple({second, first})}
+    return (first, second) if len(orders) == 2 else orders.pop()  # type: ignore[return-value]
 
 
 def _is_drawn(member: torch.nn.Module | torch.nn.Parameter | None) -> bool:
