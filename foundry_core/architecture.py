@@ -255,7 +255,9 @@ def register_architecture(
         if not (isinstance(config, type) and issubclass(config, ModelConfig)):
             raise PluginError(f"cannot register '{name}': config must be a subclass of ModelConfig, not {config!r}")
         taken = _registered.get(name)
-        if taken is not None:
+        # A cell of a notebook that is carried out again means its new class.
+        again = taken is not None and cls.__module__ == "__main__" and _described(taken.model_class) == _described(cls)
+        if taken is not None and not again:
             raise PluginError(f"the architecture '{name}' is registered already, by {_described(taken.model_class)}")
         same = Capabilities() if capabilities is None else capabilities
         _registered[name] = Architecture(

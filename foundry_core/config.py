@@ -30,6 +30,7 @@ from foundry_core.hooks import (
     available_optimizers,
     available_tokenizer_types,
     hook_manager,
+    modules_behind,
     providers,
 )
 from foundry_core.objective import Objective
@@ -99,12 +100,17 @@ class ExperimentConfig(ConfigSection):
     @cached_property
     def providers(self) -> dict[str, str]:
         """The distributions of objective, optimizer and tokenizer type, where they are not core's own."""
-        chosen = {
-            "objective": self.training.objective,
-            "optimizer": self.training.optimizer,
-            "tokenizer type": self.tokenizer.tokenizer_type,
-        }
-        return providers(self._hooks(), chosen)
+        return providers(self._hooks(), {**self._to_be_read, "optimizer": self.training.optimizer})
+
+    @property
+    def needed_to_read(self) -> list[str]:
+        """Of `plugins`, those without which a trained model cannot be opened: whoever watched it is not among them."""
+        behind = modules_behind(self._hooks(), self._to_be_read)
+        return [module for module in self.plugins if module in behind]
+
+    @property
+    def _to_be_read(self) -> dict[str, str]:
+        return {"objective": self.training.objective, "tokenizer type": self.tokenizer.tokenizer_type}
 
     def _hooks(self) -> PluginManager:
         # Not kept: a manager holds modules, which no copy of a configuration could be made with.

@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -37,7 +38,7 @@ from foundry_core.descriptors import derived_from
 from foundry_core.errors import CheckpointError, ConfigError, PluginError
 from foundry_core.manifest import MANIFEST, parse_json, read_manifest, read_plain_file
 from foundry_core.objective import Objective
-from foundry_core.plugins import import_string, shipped_by
+from foundry_core.plugins import blame, import_string, shipped_by
 from foundry_core.storage import FileSink
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def describe(config: ExperimentConfig, context: BuildContext) -> dict[str, Any]:
         "core": __version__,
         "plugin": installed_plugin(config.model.architecture),
         "providers": config.providers,
+        "needs": config.needed_to_read,
         "experiment": config.resolved(),
         "context": facts,
     }
@@ -98,14 +100,26 @@ def rebuild(description: dict[str, Any]) -> BaseLanguageModel:
 
 def _described(description: dict[str, Any]) -> tuple[ExperimentConfig, BuildContext]:
     try:
-        config = load_config(description["experiment"])
+        config = load_config(_without_training(description))
         return config, _stored_context(description["context"], config.objective)
     except (ConfigError, PluginError) as error:
         made_with = release(description.get("plugin"))
         problems = "; ".join(str(error).splitlines())
         raise CheckpointError(f"this model cannot be built here. It was made with {made_with}. {problems}") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the foundry part of config.json is damaged: {error}") from error
+
+
+def _without_training(description: dict[str, Any]) -> dict[str, Any]:
+    """The experiment without what only training took: observers, and the optimizer of another package."""
+    experiment = dict(description["experiment"])
+    needs = description.get("needs")
+    if needs is not None:
+        experiment["plugins"] = [module for module in experiment["plugins"] if module in needs]
+    if "optimizer" in description.get("providers", {}):
+        optimizer = ("optimizer", "optimizer_settings")
+        experiment["training"] = {key: value for key, value in experiment["training"].items() if key not in optimizer}
+    return experiment
 
 
 def _stored_context(stored: dict[str, Any], objective: Objective) -> BuildContext:
@@ -136,7 +150,30 @@ def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Bas
     if not _is_ours(type(model)):
         kind = type(model).__name__
         raise PluginError(f"{model_class.__module__}.{model_class.__qualname__}.from_config gives a {kind}, no model")
+    _refuse_misfit(model)
     return model
+
+
+def _refuse_misfit(model: BaseLanguageModel) -> None:
+    """What training calls, called wrongly, would fail in a line of ours: it is the model that does not take it."""
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    if "context" not in vars(model):
+        raise PluginError(f"{name}.__init__ does not call super().__init__(config, context)")
+    embeddings: Any = model.get_input_embeddings()
+    if not isinstance(embeddings, nn.Module):
+        kind = type(embeddings).__name__
+        raise PluginError(
+            f"{name}.get_input_embeddings gives a {kind}, not the module that turns token ids into vectors"
+        )
+    try:
+        inspect.signature(model.forward).bind(
+            None, attention_mask=None, labels=None, reduction="sum", return_logits=False
+        )
+    except TypeError as error:
+        raise PluginError(
+            f"{name}.forward does not take (input_ids, attention_mask=, labels=, **kwargs), which are handed on to "
+            f"`self.output`: {error}"
+        ) from error
 
 
 def _is_ours(kind: Any) -> bool:
@@ -421,8 +458,11 @@ def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) 
         try:
             with torch.device("meta"), undisturbed_random_state():
                 skeleton = build(config, context)
-        except (RuntimeError, ArithmeticError, MemoryError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / _CONFIG} describes a model that cannot be built: {error}") from error
+        except (RuntimeError, ArithmeticError, MemoryError, TypeError, ValueError, LookupError) as error:
+            reason = blame(error) or error
+            raise CheckpointError(
+                f"{folder / _CONFIG} describes a model that cannot be built on torch's meta device: {reason}"
+            ) from error
         finally:
             counting.remove()
         _fitting(skeleton, path, file)

@@ -7,8 +7,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO, TypeVar, cast
 
 from foundry_core.errors import FoundryError, PluginError, one_line
@@ -67,12 +69,58 @@ def last_line_in(error: BaseException, homes: Mapping[Path, T]) -> tuple[T, str]
 
 
 def home_of(module: str) -> Path | None:
-    """The folder of the package that an imported module is in, or its file where it is a single one."""
-    package = sys.modules.get(module.partition(".")[0])
-    file = getattr(package, "__file__", None)
-    if file is None:
-        return None
-    return Path(file).parent if hasattr(package, "__path__") else Path(file)
+    """The folder of the topmost package that an imported module is in, or its file where it is in none.
+
+    A namespace package is no home: others may have a part of it.
+    """
+    parts = module.split(".")
+    for length in range(1, len(parts) + 1):
+        package = sys.modules.get(".".join(parts[:length]))
+        file = getattr(package, "__file__", None)
+        if file is not None:
+            return Path(file).parent if hasattr(package, "__path__") else Path(file)
+    return None
+
+
+class _AfterTorch:
+    """A finder that does something as soon as torch has been imported, by whomever."""
+
+    def __init__(self, then: Callable[[], object]):
+        self._then = then
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name) if name == "torch" else None
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def executed(module: ModuleType) -> None:
+                execute(module)
+                self._then()
+
+            spec.loader.exec_module = executed  # type: ignore[method-assign]
+        return spec
+
+
+@contextmanager
+def surroundings_kept() -> Iterator[None]:
+    """`surroundings.kept_surroundings` for code that may be the first to import torch: from then on."""
+
+    def keep() -> None:
+        from foundry_core.surroundings import kept_surroundings
+
+        stack.enter_context(kept_surroundings())
+
+    with ExitStack() as stack:
+        if "torch" in sys.modules:
+            keep()
+            yield
+            return
+        finder: Any = _AfterTorch(keep)
+        sys.meta_path.insert(0, finder)
+        try:
+            yield
+        finally:
+            sys.meta_path.remove(finder)
 
 
 class _Stderr(io.RawIOBase):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundry_core.discovery import ARCHITECTURES, EXTENSIONS, installed
 from foundry_core.errors import PluginError, did_you_mean
-from foundry_core.foreign import cause, guarded, undisturbed
+from foundry_core.foreign import cause, guarded, surroundings_kept, undisturbed
 from foundry_core.objective import CORE_OBJECTIVES, Objective
 from foundry_core.optimizer import CORE_OPTIMIZERS, Optimizer
 from foundry_core.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType
@@ -110,6 +110,12 @@ def providers(manager: pluggy.PluginManager, chosen: Mapping[str, str]) -> dict[
     return {kind: owner_of(plugin) for kind, plugin in plugins.items() if plugin is not None}
 
 
+def modules_behind(manager: pluggy.PluginManager, chosen: Mapping[str, str]) -> set[str]:
+    """The modules that offer what a run has chosen; chosen as for `providers`."""
+    plugins = [_offers(manager, kind)[name][1] for kind, name in chosen.items()]
+    return {plugin.__name__ for plugin in plugins if isinstance(plugin, ModuleType)}
+
+
 def _offering_failure(hook: str, plugin: Any, error: BaseException) -> PluginError:
     return PluginError(f"the hook {hook} of {owner_of(plugin)} fails: {cause(error)}")
 
@@ -137,7 +143,7 @@ def _offers(manager: pluggy.PluginManager, kind: str) -> dict[str, tuple[Any, An
     found: dict[str, tuple[Any, Any]] = {name: (descriptor, None) for name, descriptor in core.items()}
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         plugin = implementation.plugin
-        with guarded(partial(_offering_failure, hook, plugin)), undisturbed():
+        with guarded(partial(_offering_failure, hook, plugin)), undisturbed(), surroundings_kept():
             offered = list(implementation.function())
         for descriptor in offered:
             if not isinstance(descriptor, descriptor_class):

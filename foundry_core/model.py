@@ -305,6 +305,8 @@ def training_loss(model: BaseLanguageModel, output: Any) -> torch.Tensor:
     loss = getattr(output, "loss", None)
     if isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad:
         return loss
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        raise PluginError("something has turned the recording of gradients off for the whole process: an observer?")
     found = f"a loss of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) and loss.ndim else "no loss"
     raise PluginError(
         f"{type(model).__module__}.{type(model).__qualname__}.forward gives {found} that its parameters could learn "

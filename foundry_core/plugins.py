@@ -33,7 +33,7 @@ from foundry_core.discovery import (
 from foundry_core.discovery import Installed as Installed
 from foundry_core.discovery import installed as installed
 from foundry_core.errors import PluginError, did_you_mean
-from foundry_core.foreign import cause, failing_as, guarded, home_of, last_line_in, undisturbed
+from foundry_core.foreign import cause, failing_as, guarded, home_of, last_line_in, surroundings_kept, undisturbed
 
 if TYPE_CHECKING:
     from foundry_core.architecture import Architecture, Capabilities, ModelConfig
@@ -147,7 +147,7 @@ def refuse_unfit(point: Installed) -> None:
 
 
 def _imported(module: str) -> ModuleType:
-    with undisturbed():
+    with undisturbed(), surroundings_kept():
         return importlib.import_module(module)
 
 
@@ -205,10 +205,8 @@ def import_string(target: str) -> Any:
 
     What importing it does to the surroundings is put back: a run is the same whichever plugin it has.
     """
-    from foundry_core.surroundings import kept_surroundings
-
     module, _, attribute = target.partition(":")
-    with failing_as(f"the import of {target}"), kept_surroundings():
+    with failing_as(f"the import of {target}"):
         return getattr(_imported(module), attribute)
 
 
@@ -248,7 +246,7 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with guarded(partial(_file_failure, path)), undisturbed():
+        with guarded(partial(_file_failure, path)), undisturbed(), surroundings_kept():
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)

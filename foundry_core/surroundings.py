@@ -1,7 +1,8 @@
 """What code that is not training's own must leave as it was: random generators, and what torch and numpy do by default.
 
 Kept: the generators of torch (GPUs included), numpy and Python; torch's number of threads, default dtype and device,
-grad mode, autocast, anomaly detection, determinism, precision of matrix products and choice of kernels; numpy's
+grad mode, autocast, anomaly detection, determinism, precision of matrix products and choice of kernels, hooks
+on every module; numpy's
 handling of floating-point errors, warning filters, the working folder. Not kept, because nothing can keep it: what
 threads of that code's own do later, environment variables, signal handlers, files.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -67,6 +69,20 @@ def _autocast(device: str) -> dict[str, tuple[Callable[[], Any], Callable[[Any],
     }
 
 
+_HOOKS = [value for value in vars(torch.nn.modules.module).values() if isinstance(value, OrderedDict)]
+"""What `torch.nn.modules.module.register_module_...hook` fills."""
+
+
+def _hooks_on_every_module() -> list[dict[Any, Any]]:
+    return [dict(hooks) for hooks in _HOOKS]
+
+
+def _put_hooks(wanted: list[dict[Any, Any]]) -> None:
+    for hooks, before in zip(_HOOKS, wanted, strict=True):
+        hooks.clear()
+        hooks.update(before)
+
+
 def _of(holder: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     return lambda: getattr(holder, name), lambda value: setattr(holder, name, value)
 
@@ -88,6 +104,10 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "cuDNN": _of(torch.backends.cudnn, "enabled"),
     "cuDNN's benchmark": _of(torch.backends.cudnn, "benchmark"),
     "cuDNN's determinism": _of(torch.backends.cudnn, "deterministic"),
+    "oneDNN's determinism": _of(torch.backends.mkldnn, "deterministic"),
+    "sums in bf16 by CUDA": _of(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    "sums in fp16 by CUDA": _of(torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction"),
+    "the hooks on every module": (_hooks_on_every_module, _put_hooks),
     # Which kernel attention takes, on a CPU too.
     "flash attention": (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
     "attention that saves memory": (
@@ -100,6 +120,10 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "the precision of matrix products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "the precision of fp32": _of(torch.backends, "fp32_precision"),
     "the precision of matrix products by CUDA": _of(torch.backends.cuda.matmul, "fp32_precision"),
+    "the precision of convolutions by cuDNN": _of(torch.backends.cudnn.conv, "fp32_precision"),  # type: ignore[attr-defined]
+    "the precision of recurrent layers by cuDNN": _of(torch.backends.cudnn.rnn, "fp32_precision"),
+    "the precision of convolutions by oneDNN": _of(torch.backends.mkldnn.conv, "fp32_precision"),  # type: ignore[attr-defined]
+    "the precision of recurrent layers by oneDNN": _of(torch.backends.mkldnn.rnn, "fp32_precision"),  # type: ignore[attr-defined]
     "the precision of matrix products by oneDNN": _of(torch.backends.mkldnn.matmul, "fp32_precision"),  # type: ignore[attr-defined]
 }
 

@@ -148,6 +148,16 @@ def put_text(file: str, old: str, new: str) -> Change:
     return change
 
 
+def needed_plugin(module: str) -> Change:
+    """A module that is said to offer what the model was trained with."""
+
+    def change(files: Files, code: str) -> None:
+        for key in (f"{SETTINGS}/plugins", "foundry/needs"):
+            put_key(CONFIG, key, [module])(files, code)
+
+    return change
+
+
 def put_tensor(file: str, name: str, make: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Change:
     """A tensor made from the one of that name, or none."""
 
@@ -223,11 +233,9 @@ EXECUTABLE: dict[str, tuple[Change, set[str]]] = {
     "entry point": (an_entry_point, LOADING),
     "import string": (put_key(CONFIG, f"{SETTINGS}/model/architecture", "evil:Evil"), LOADING),
     # A run that goes on has the plugins that its YAML names, whatever the checkpoint says.
-    "plugin": (put_key(CONFIG, f"{SETTINGS}/plugins", ["evil"]), LOADING - {"resume"}),
-    "plugin that is a module of Python": (
-        put_key(CONFIG, f"{SETTINGS}/plugins", ["antigravity"]),
-        LOADING - {"resume"},
-    ),
+    "plugin": (needed_plugin("evil"), LOADING - {"resume"}),
+    "plugin that is a module of Python": (needed_plugin("antigravity"), LOADING - {"resume"}),
+    "plugin that only watched": (put_key(CONFIG, f"{SETTINGS}/plugins", ["evil"]), set()),
     "class to call": (put_key(CONFIG, f"{SETTINGS}/model/_target_", "evil.Evil"), LOADING),
     "tag of YAML": (put_key(CONFIG, SETTINGS, "!!python/object/apply:os.abort []"), ALL),
     "files of the tokenizer elsewhere": (files_of_the_tokenizer_elsewhere, set()),

@@ -62,7 +62,7 @@ def test_it_writes_a_package_and_says_what_comes_next(tmp_path: Path, capsys: py
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == FILES
     assert capsys.readouterr().out.splitlines() == [
         f"wrote {folder}; next:",
-        f"  pip install -e {folder}/",
+        f"  pip install -e '{folder}/'",
         "  foundry check my_arch",
     ]
 

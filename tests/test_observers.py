@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 import sys
 import types
 import warnings
@@ -66,6 +67,17 @@ def surroundings() -> dict[str, Any]:
         "general precision": torch.backends.fp32_precision,
         "precision on the GPU": torch.backends.cuda.matmul.fp32_precision,
         "precision on the CPU": torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
+        "precision of layers": [
+            layer.fp32_precision
+            for backend in (torch.backends.cudnn, torch.backends.mkldnn)
+            for layer in (backend.conv, backend.rnn)
+        ],
+        "determinism on the CPU": torch.backends.mkldnn.deterministic,
+        "sums on the GPU": (
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        ),
+        "hooks on every module": list(torch.nn.modules.module._global_forward_hooks.values()),
         "floating-point errors": np.geterr(),
         "filters": list(warnings.filters),
         "folder": os.getcwd(),  # noqa: PTH109
@@ -94,6 +106,12 @@ def change_everything() -> None:
     torch.set_float32_matmul_precision("high")
     torch.backends.fp32_precision = "tf32"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
+    for backend in (torch.backends.cudnn, torch.backends.mkldnn):
+        backend.conv.fp32_precision = backend.rnn.fp32_precision = "ieee"
+    torch.backends.mkldnn.deterministic = True
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.nn.modules.module.register_module_forward_hook(lambda module, given, output: None)
     np.seterr(all="raise")
     warnings.simplefilter("error")
     os.chdir("/")
@@ -329,6 +347,38 @@ def test_an_observer_may_be_added_when_a_run_goes_on(
     run(config, quiet=True)
     observed = load_config({**config.resolved(), "plugins": ["foundry_silent"]}, ["training.checkpoints.every_steps=1"])
     assert run(observed, resume=True, quiet=True).step == 2
+
+
+def test_a_checkpoint_opens_where_those_who_watched_its_training_are_not(
+    distribution: Callable[..., Path], experiment: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: Any
+) -> None:
+    silent = "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step):\n    pass\n"
+    distribution("foundry-silent", {"foundry.plugins": {"silent": "foundry_silent"}}, {"foundry_silent.py": silent})
+    run(experiment("lstm", tmp_path, training={"train_steps": 1}, plugins=["foundry_silent"]), quiet=True)
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "silent")
+    model = BaseLanguageModel.from_pretrained(tmp_path / "run" / "checkpoint-1")
+    assert model.config.plugins == ()
+
+
+def test_what_the_first_import_of_torch_brings_with_it_changes_no_run(
+    distribution: Callable[..., Path], experiment: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    changing = "import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_num_threads(7)\n" + (
+        "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step):\n    pass\n"
+    )
+    site = distribution(
+        "foundry-early", {"foundry.plugins": {"early": "foundry_early"}}, {"foundry_early.py": changing}
+    )
+    config = experiment("lstm", tmp_path, training={"train_steps": 1}).resolved()
+    (tmp_path / "x.yaml").write_text(json.dumps(config))
+    program = (
+        "import sys\nfrom foundry_core.cli import main\nassert main(sys.argv[1:]) == 0\n"
+        "import torch; print(torch.get_default_dtype(), torch.get_num_threads())"
+    )
+    command = [sys.executable, "-c", program, "train", str(tmp_path / "x.yaml"), "--quiet", "plugins=[foundry_early]"]
+    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "torch.float32 1"
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["works", "fails"])

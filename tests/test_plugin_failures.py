@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from foundry_core.cli import main
-from foundry_core.errors import PluginError
+from foundry_core.errors import CheckpointError, PluginError
 
 Install = Callable[..., None]
 
@@ -76,6 +76,21 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "def __init__(self, config):",
         "okapi_model.Model cannot be made of (config, context): too many positional arguments",
     ),
+    "without its base": (
+        "super().__init__(config, context)",
+        "nn.Module.__init__(self)",
+        "okapi_model.Model.__init__ does not call super().__init__(config, context)",
+    ),
+    "weights for a module": (
+        "return self.embedding\n",
+        "return self.embedding.weight\n",
+        "okapi_model.Model.get_input_embeddings gives a Parameter, not the module",
+    ),
+    "no further keywords": (
+        "labels=None, **kwargs):",
+        "labels=None, kwargs={}):",
+        "okapi_model.Model.forward does not take (input_ids, attention_mask=, labels=, **kwargs), which are handed on",
+    ),
     "nothing made": (
         "    def get_input",
         "    @classmethod\n    def from_config(cls, config, context):\n        pass\n\n    def get_input",
@@ -120,8 +135,8 @@ def okapi(install: Install, tmp_path: Path) -> Callable[..., list[str]]:
         f"training: {{output_dir: {tmp_path}/run, train_steps: 6, device: cpu, precision: fp32}}\n"
     )
 
-    def train(model: str, *settings: str, code: int = PluginError.exit_code) -> None:
-        modules = {"okapi_light": DESCRIPTOR, "okapi_model": model}
+    def train(model: str, *settings: str, code: int = PluginError.exit_code, descriptor: str = DESCRIPTOR) -> None:
+        modules = {"okapi_light": descriptor, "okapi_model": model}
         install("foundry-okapi", {"okapi": "okapi_light:okapi"}, modules=modules)
         assert main(["train", str(yaml), "--quiet", *settings]) == code
 
@@ -151,3 +166,23 @@ def test_an_optimizer_that_fails_at_a_step_is_named_with_the_line(okapi: Any, ca
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {PACKAGE} fails: LookupError: no such step (")
     assert "okapi_model.py:8)" in line
+
+
+def test_a_model_that_is_not_built_without_memory_is_named_with_the_line_when_its_checkpoint_is_opened(
+    okapi: Any, tmp_path: Path, capsys: Any
+) -> None:
+    okapi(MODEL.replace("self.calls = 0", "self.calls = int(torch.zeros(1).item())"), code=0)
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "run")]) == CheckpointError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cannot be built on torch's meta device: {PACKAGE} fails: RuntimeError: Tensor.item()" in line
+    assert line.endswith("okapi_model.py:18)")
+
+
+def test_a_model_in_a_namespace_package_is_named(okapi: Any, tmp_path: Path, capsys: Any) -> None:
+    place = tmp_path / "site" / "lab"
+    place.mkdir(parents=True)
+    (place / "okapi_model.py").write_text(MODEL.replace("self.calls += 1", "self.calls += {}['n']"))
+    okapi(MODEL, descriptor=DESCRIPTOR.replace("okapi_model:Model", "lab.okapi_model:Model"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {PACKAGE} fails: KeyError: 'n' ({place / 'okapi_model.py'}:")

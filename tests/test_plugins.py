@@ -578,3 +578,11 @@ def test_what_a_models_module_sets_when_it_is_imported_is_put_back(
     assert settings() == before
     assert torch.equal(torch.get_rng_state(), chance)
     assert random.getstate() == drawn
+
+
+def test_a_cell_of_a_notebook_may_register_its_class_again() -> None:
+    first, second = a_model(), a_model()
+    for model in (first, second):
+        model.__module__, model.__qualname__ = "__main__", "Cell"
+        register_architecture("mine", config=ModelConfig)(model)
+    assert get_architecture("mine").model_class is second

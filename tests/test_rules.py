@@ -28,9 +28,9 @@ PLUGIN_FILES = sorted(
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safetensors", "rich", "matplotlib"}
 
 LAYERS = """
-errors
+errors surroundings
 descriptors foreign
-objective optimizer tokenizer_type surroundings
+objective optimizer tokenizer_type
 manifest yaml_source streams workers text_counts corpus_files interruption devices background discovery
 storage architecture
 config_sections tokenizer_training tokenizer_bounds lineage

@@ -12,6 +12,7 @@ import importlib.util
 import keyword
 import os
 import re
+import shlex
 from importlib import metadata, resources
 from pathlib import Path
 from string import Template
@@ -66,7 +67,7 @@ def execute(options: argparse.Namespace) -> None:
         write_file(folder / path, text.encode())
     report(f"wrote {folder}; next:")
     # Editable, so that what is checked is what is being written. Without a slash in it, pip would look for a package.
-    report(f"  pip install -e {folder}{os.sep}")
+    report(f"  pip install -e {shlex.quote(f'{folder}{os.sep}')}")
     report(f"  foundry check {name}")
 
 
