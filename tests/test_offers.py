@@ -10,9 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from foundry_core import ExperimentConfig, Objective, Optimizer, TokenizerType, hookimpl, load_config, run
+from foundry_core import (
+    ExperimentConfig,
+    Objective,
+    Optimizer,
+    TokenizerType,
+    get_data_collator,
+    hookimpl,
+    load_config,
+    run,
+)
 from foundry_core.cli import VERBS, main
 from foundry_core.errors import ConfigError, FoundryError, PluginError
 from foundry_core.hooks import available_objectives, available_optimizers, available_tokenizer_types, hook_manager
@@ -268,9 +278,26 @@ def foundry_objectives():
     ]
 
 def make(config, tokenizer):
-    {body}
+    import random
+    import numpy as np
+    import torch
+    from foundry_core import CausalLMDataCollator
+    pad = CausalLMDataCollator(tokenizer)
+
+    def changed(change):
+        def collate(rows):
+            batch = pad(rows)
+            return {**batch, **(change(batch) or {})}
+        return collate
+
+    BODY
 """
 MINE = "the collator of the objective mine of foundry-mine 1.0, foundry_mine:make,"
+CHANCE = (
+    "draws from the global generator of {}, so that the number of workers would change batches: draw what a row needs "
+    'from numpy.random.default_rng([config.seed("masking"), row["epoch"], row["row"]])'
+)
+BATCH = "input_ids, attention_mask, labels"
 
 
 @pytest.mark.parametrize(
@@ -284,6 +311,7 @@ MINE = "the collator of the objective mine of foundry-mine 1.0, foundry_mine:mak
             "return lambda rows: {'input_ids': __import__('torch').ones(4, 3)}",
             "gives a batch whose attention_mask is no tensor of a row for each of 4 rows",
         ),
+        ("return changed(lambda batch: torch.rand(3) is None)", CHANCE.format("torch")),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 2])
@@ -295,12 +323,107 @@ def test_a_collator_that_breaks_a_rule_is_named_with_its_package(
     experiment: Callable[..., ExperimentConfig],
     tmp_path: Path,
 ) -> None:
-    module = package(distribution, "foundry-mine", COLLATING.format(body=body))
+    module = package(distribution, "foundry-mine", COLLATING.replace("BODY", body))
     training = {"objective": "mine", "num_workers": workers}
     config = experiment("lstm", tmp_path, plugins=[module], training=training)
     with pytest.raises(FoundryError) as raised:
         run(config, quiet=True)
     assert str(raised.value).removeprefix("a data worker failed: ") == f"{MINE} {said}"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("dict.fromkeys(batch, torch.zeros(4, 0))", "whose input_ids is no tensor of a row for each of 4 rows"),
+        (
+            "{'labels': batch['labels'][:, 1:]}",
+            "whose tensors differ in shape: input_ids (4, 16), attention_mask (4, 16), labels (4, 15)",
+        ),
+        (
+            "{'attention_mask': batch['attention_mask'][:, 1:]}",
+            "whose tensors differ in shape: input_ids (4, 16), attention_mask (4, 15), labels (4, 16)",
+        ),
+        ("{'weights': batch['labels'], 'n': 3}", f"with 'weights', 'n', which a model does not take: it takes {BATCH}"),
+        ("{'input_ids': batch['input_ids'].int()}", "whose input_ids are torch.int32, not torch.int64"),
+        ("{'labels': batch['labels'].float()}", "whose labels are torch.float32, not torch.int64"),
+        ("{'input_ids': batch['labels'].clone().fill_(32)}", "whose input_ids hold 32: a token is from 0 to 31"),
+        ("{'input_ids': batch['labels'] - 101}", "whose input_ids hold -96: a token is from 0 to 31"),
+        (
+            "{'labels': batch['labels'].fill_(-1)}",
+            "whose labels hold -1: a token is from 0 to 31, or -100 where nothing is predicted",
+        ),
+        (
+            "{'labels': batch['labels'] + 27}",
+            "whose labels hold 32: a token is from 0 to 31, or -100 where nothing is predicted",
+        ),
+    ],
+)
+def test_a_batch_that_no_model_takes_is_the_collators(
+    change: str, problem: str, distribution: Distribution, letters: Any
+) -> None:
+    collate = collator_of(distribution, letters, f"return changed(lambda batch: {change})")
+    assert len(letters) == 32
+    with pytest.raises(PluginError) as raised:
+        collate(features(4))
+    assert str(raised.value) == f"{MINE} gives a batch {problem}"
+
+
+@pytest.mark.parametrize(
+    "body", ["pass", "{'labels': batch['labels'].fill_(-100)}", "{'labels': batch['labels'] + 26}"]
+)
+def test_a_batch_at_the_bounds_is_taken(body: str, distribution: Distribution, letters: Any) -> None:
+    body = "return pad" if body == "pass" else f"return changed(lambda batch: {body})"
+    assert ", ".join(collator_of(distribution, letters, body)(features(4))) == BATCH
+
+
+@pytest.mark.parametrize(
+    ("draw", "whose"),
+    [
+        ("torch.rand(3)", "torch"),
+        ("torch.manual_seed(rows[0]['row'])", "torch"),
+        ("np.random.rand()", "numpy"),
+        ("np.random.seed(3)", "numpy"),
+        ("np.random.standard_normal()", "numpy"),
+        ("random.random()", "Python's random"),
+    ],
+)
+def test_a_collator_that_draws_from_a_global_generator_is_refused(
+    draw: str, whose: str, distribution: Distribution, letters: Any
+) -> None:
+    collate = collator_of(distribution, letters, f"return lambda rows: ({draw}, pad(rows))[1]")
+    np.random.seed(1)
+    np.random.standard_normal()  # one more is kept for the next call, which changes that alone
+    with pytest.raises(PluginError) as raised:
+        collate(features(4))
+    assert str(raised.value) == f"{MINE} {CHANCE.format(whose)}"
+
+
+def test_rows_without_a_place_may_be_collated_by_chance(distribution: Distribution, letters: Any) -> None:
+    """Those of a caller's own: core's collators hide tokens by torch's generator then."""
+    collate = collator_of(distribution, letters, "return lambda rows: (torch.rand(3), pad(rows))[1]")
+    assert len(collate([{"input_ids": row["input_ids"]} for row in features(4)])) == 3
+
+
+def test_chance_from_seed_epoch_and_row_is_what_a_collator_may_draw(distribution: Distribution, letters: Any) -> None:
+    body = """
+    def hidden(row):
+        return np.random.default_rng([config.seed("masking"), row["epoch"], row["row"]]).random() < 0.5
+    def collate(rows):
+        batch = pad(rows)
+        batch["labels"][torch.tensor([hidden(row) for row in rows])] = -100
+        return batch
+    return collate"""
+    labels = collator_of(distribution, letters, body)(features(40))["labels"]
+    assert 0 < int((labels == -100).all(dim=1).sum()) < 40
+
+
+def collator_of(distribution: Distribution, tokenizer: Any, body: str) -> Any:
+    module = package(distribution, "foundry-mine", COLLATING.replace("BODY", body))
+    return get_data_collator(load_config(settings("lstm", module), ["training.objective=mine"]), tokenizer)
+
+
+def features(count: int) -> list[dict[str, Any]]:
+    return [{"input_ids": np.full(16, 5), "epoch": 0, "row": row} for row in range(count)]
 
 
 # Tokenizer types.
