@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from foundry_core import (
+    Capabilities,
     ExperimentConfig,
     Objective,
     Optimizer,
@@ -268,6 +269,77 @@ def test_a_descriptor_that_makes_no_sense_is_refused_where_it_is_made(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"objectives": ("masked_lm")}, "objectives are 'masked_lm', not a tuple of names such as (\"causal_lm\",)"),
+        ({"objectives": ("masked_lm", 3)}, "objectives are ('masked_lm', 3), not a tuple of names such as "),
+        ({"padding_sides": "left"}, "padding_sides are 'left', not a tuple of 'left' and 'right', or of one of them"),
+        (
+            {"padding_sides": ("top",)},
+            "padding_sides are ('top',), not a tuple of 'left' and 'right', or of one of them",
+        ),
+        ({"padding_sides": ()}, "padding_sides are (), not a tuple of 'left' and 'right', or of one of them"),
+        ({"longest_sequence": 0}, "longest_sequence is 0, not a whole number of at least 1, or None"),
+        ({"longest_sequence": "64"}, "longest_sequence is '64', not a whole number of at least 1, or None"),
+        ({"reach": 0}, "reach is 0, not a whole number of at least 1, or None"),
+        ({"reach": True}, "reach is True, not a whole number of at least 1, or None"),
+        ({"reach": 2.5}, "reach is 2.5, not a whole number of at least 1, or None"),
+        *(
+            ({flag: "no"}, f"{flag} is 'no', not True or False")
+            for flag in ("generation", "carried_state", "any_length", "bidirectional", "compile")
+        ),
+        ({"tied_embeddings": None}, "tied_embeddings are None, not True or False"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing is 1, not True or False"),
+    ],
+    ids=str,
+)
+def test_capabilities_that_make_no_sense_are_refused_where_they_are_made(wrong: dict[str, Any], problem: str) -> None:
+    Capabilities(objectives=["masked_lm"], padding_sides=["right", "left"], longest_sequence=1, reach=1)  # type: ignore[arg-type]
+    with pytest.raises(PluginError) as raised:
+        Capabilities(**wrong)
+    assert f"Capabilities.{problem}" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+ANT = """\
+from foundry_core import Architecture, Capabilities, ModelConfig
+
+ant = Architecture(
+    name="ant",
+    summary="of a test",
+    config_class=ModelConfig,
+    model_class="foundry_ant:Model",
+    capabilities=lambda config: Capabilities(objectives=("masked_lm")),
+)
+"""
+TEXT = "Capabilities.objectives are 'masked_lm', not a tuple of names such as (\"causal_lm\",)"
+
+
+@pytest.mark.parametrize("verb", ["validate", "init", "doctor"])
+def test_the_plugin_whose_capabilities_make_no_sense_is_named(
+    verb: str, distribution: Distribution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distribution("foundry-ant", {"foundry.architectures": {"ant": "foundry_ant:ant"}}, {"foundry_ant.py": ANT})
+    yaml = tmp_path / "ant.yaml"
+    yaml.write_text(json.dumps(settings("ant")))
+    arguments = {"validate": ["validate", str(yaml)], "init": ["init", "ant"], "doctor": ["plugins", "doctor"]}[verb]
+    assert main(arguments) in (2, 3)
+    problems = [line for line in capsys.readouterr().err.splitlines() if TEXT in line]
+    assert len(problems) == 1
+    assert "foundry-ant 1.0: the capabilities of 'ant'" in problems[0]
+
+
+def test_a_file_whose_capabilities_make_no_sense_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "antfile.py"
+    file.write_text(
+        "from foundry_core import Capabilities, ModelConfig, register_architecture\n"
+        "register_architecture('ant', config=ModelConfig, capabilities=Capabilities(objectives=('masked_lm')))\n"
+    )
+    assert main(["plugins", "show", "ant", "--plugin", str(file)]) == 3
+    assert capsys.readouterr().err == f"error: --plugin {file}: {TEXT}\n"
+
+
 COLLATING = """\
 from foundry_core import Objective, hookimpl
 
@@ -383,6 +455,7 @@ def test_a_batch_at_the_bounds_is_taken(body: str, distribution: Distribution, l
         ("torch.manual_seed(rows[0]['row'])", "torch"),
         ("np.random.rand()", "numpy"),
         ("np.random.seed(3)", "numpy"),
+        ("np.random.bytes(4 * 624)", "numpy"),  # once round, to where it stood
         ("np.random.standard_normal()", "numpy"),
         ("random.random()", "Python's random"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
-from foundry_core.errors import CheckpointError, ConfigError, UsageError, one_line, warn
+from foundry_core.errors import CheckpointError, ConfigError, PluginError, UsageError, one_line, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -70,9 +70,18 @@ def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
 
 def load_plugins(options: argparse.Namespace) -> list[ModuleType]:
     """Run the plugin files that the command line names."""
+    return [_plugin_file(path) for path in options.plugin]
+
+
+def _plugin_file(path: str) -> ModuleType:
     from foundry_core.plugins import load_plugin_file
 
-    return [load_plugin_file(path) for path in options.plugin]
+    try:
+        return load_plugin_file(path)
+    except PluginError as error:  # of a descriptor that the file makes, for instance
+        if str(error).startswith("--plugin "):
+            raise
+        raise PluginError(f"--plugin {path}: {error}") from error
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
