@@ -116,7 +116,7 @@ def _summary_of_whole(point: Installed) -> str:
         _look_at_command(point)
         return point.package.summary
     if point.group == EXTENSIONS:
-        hooks(point)
+        _look_at_extension(point)
         _look_at_offers(point)
         return point.package.summary
     architecture = load_architecture(point)
@@ -133,6 +133,19 @@ def _summary_of_whole(point: Installed) -> str:
         with guarded(lambda error: PluginError(f"its section has no JSON schema: {cause(error)}")):
             architecture.config_class.model_json_schema()
     return " ".join(architecture.summary.split())
+
+
+def _look_at_extension(point: Installed) -> None:
+    """Raise PluginError where naming it under `plugins:` would do nothing."""
+    able = hooks(point)
+    with blamed_on(point):
+        if point.target != point.module:
+            raise PluginError(
+                f"its entry point leads into a module, to {point.target}, where no hook is looked for: "
+                f'they are functions of the module, and the entry point is {point.name} = "{point.module}"'
+            )
+        if not able:
+            raise PluginError(f"{point.module} has no hook: no function in it is marked with @hookimpl")
 
 
 def _look_at_command(point: Installed) -> None:

@@ -106,6 +106,10 @@ BROKEN = {
         MAMBA.replace("run_ended", "run_endet"),
         "unknown hook 'foundry_run_endet' in plugin <module 'zebra_light' from ",
     ),
+    "unmarked hook": (
+        MAMBA.replace("@hookimpl\n", ""),
+        "the hook foundry_run_ended of foundry-zebra 1.0 is not marked, and would never be called: put @hookimpl of ",
+    ),
     "misspelt argument": (MAMBA.replace("(step)", "(stap)"), "for hook 'foundry_run_ended' hookimpl definition: "),
     "example": (
         MAMBA.replace('"state_size": 1', '"state_size": 0'),
@@ -693,13 +697,14 @@ def test_control_characters_of_a_package_do_not_reach_the_terminal(
 
 # Extensions.
 
+HEARS = "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step): ...\n"
+
 
 def test_an_extension_is_listed_by_the_module_that_a_yaml_names_and_checked_like_an_architecture(
     install: Install, capsys: Any
 ) -> None:
-    text = "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step): ...\n"
-    install("foundry-watch", None, {"watch_plugin": text}, extensions={"watch": "watch_plugin"}, summary="looks on")
-    install("foundry-wotch", None, {"wotch": text.replace("ended", "endet")}, extensions={"wotch": "wotch"})
+    install("foundry-watch", None, {"watch_plugin": HEARS}, extensions={"watch": "watch_plugin"}, summary="looks on")
+    install("foundry-wotch", None, {"wotch": HEARS.replace("ended", "endet")}, extensions={"wotch": "wotch"})
     out, _ = said(capsys, "list")
     (line,) = [line for line in out if line.startswith("watch_plugin")]
     assert line.split(maxsplit=3) == ["watch_plugin", "foundry-watch", "1.0", "looks on"]
@@ -712,8 +717,40 @@ def test_an_extension_is_listed_by_the_module_that_a_yaml_names_and_checked_like
 
 def test_extensions_of_one_name_do_not_clash_since_a_yaml_names_their_modules(install: Install) -> None:
     for number in ("one", "two"):
-        install(f"foundry-{number}", None, {f"watch_{number}": ""}, extensions={"watch": f"watch_{number}"})
+        install(f"foundry-{number}", None, {f"watch_{number}": HEARS}, extensions={"watch": f"watch_{number}"})
     assert found("watch") == [("fine", None), ("fine", None)]
+
+
+IN_A_CLASS = "class Plugin:\n" + "".join(f"    {line}\n" for line in HEARS.splitlines()[2:])
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "problem"),
+    [
+        (
+            f"from foundry_core import hookimpl\n{IN_A_CLASS}",
+            "watch_plugin:Plugin",
+            "its entry point leads into a module, to watch_plugin:Plugin, where no hook is looked for: they are "
+            'functions of the module, and the entry point is watch = "watch_plugin"',
+        ),
+        ("x = 1\n", "watch_plugin", "watch_plugin has no hook: no function in it is marked with @hookimpl"),
+        (
+            HEARS.replace("@hookimpl\n", ""),
+            "watch_plugin",
+            "the hook foundry_run_ended of foundry-watch 1.0 is not marked, and would never be called: put @hookimpl "
+            "of foundry_core before watch_plugin.foundry_run_ended, or give it another name",
+        ),
+    ],
+    ids=["in a class", "none", "unmarked"],
+)
+def test_an_extension_whose_hooks_would_never_be_called_is_unusable(
+    text: str, target: str, problem: str, install: Install, capsys: Any
+) -> None:
+    install("foundry-watch", None, {"watch_plugin": text}, extensions={"watch": target})
+    line = f"the plugin foundry-watch 1.0: {problem}. Upgrade or remove it: pip uninstall foundry-watch"
+    assert found("watch") == [("unusable", line)]
+    _, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {line}"]
 
 
 # What is remembered.

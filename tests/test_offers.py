@@ -198,6 +198,30 @@ def test_hooks_that_would_never_be_called_as_meant_are_refused() -> None:
             hook_manager([module])
 
 
+def test_a_hook_that_is_not_marked_is_refused_where_its_module_is_active(distribution: Distribution) -> None:
+    module = package(distribution, "foundry-mine", PREFIX_LM.format(like="").replace("@hookimpl\n", ""))
+    with pytest.raises(ConfigError) as raised:
+        load_config(settings("gpt2", module))
+    (problem,) = raised.value.problems
+    assert problem.message == (
+        "the hook foundry_objectives of foundry-mine 1.0 is not marked, and would never be called: put @hookimpl of "
+        "foundry_core before foundry_mine.foundry_objectives, or give it another name"
+    )
+
+
+def test_what_only_has_the_name_of_a_hook_is_let_be() -> None:
+    """A function from elsewhere, one with a name of its own, and what is no function."""
+    module = types.ModuleType("mine")
+    vars(module).update(foundry_run_started=lambda run: None, foundry_run_ended="no function", foundry_run_paused=print)
+    own = types.FunctionType((lambda: None).__code__, {"__name__": "mine"})
+    assert own.__module__ == "mine"
+    module.foundry_helper = own  # type: ignore[attr-defined]
+    hook_manager([module])
+    module.foundry_run_ended = own  # type: ignore[attr-defined]
+    with pytest.raises(PluginError, match="foundry_run_ended of mine is not marked"):
+        hook_manager([module])
+
+
 def test_what_is_offered_may_be_yielded() -> None:
     def some() -> Iterator[Optimizer]:
         yield Optimizer("mine", "of a test", "no:where")
