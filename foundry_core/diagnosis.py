@@ -348,9 +348,13 @@ def facts(name: str) -> dict[str, Any]:
     """
     from foundry_core.architecture import registered_architectures
 
-    others = [point for group in (EXTENSIONS, COMMANDS) for claims in installed(group).values() for point in claims]
-    other = next((point for point in others if name in (point.name, point.module)), None)
+    others = [point for group in (EXTENSIONS, COMMANDS) for claims in declared(group).values() for point in claims]
+    others = [point for point in others if name in (point.name, point.module)]
+    other = min(others, key=lambda point: switched_off(point) is not None, default=None)
     if other is not None and name not in declared() and name not in registered_architectures():
+        off = switched_off(other)
+        if off is not None:
+            raise PluginError(f"the {other.kind} '{name}' is disabled: {off}")
         able = hooks(other) if other.group == EXTENSIONS else []
         return _package_facts(other) | {"summary": other.package.summary, "hooks": able}
     architecture = get_architecture(name)

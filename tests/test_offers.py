@@ -667,6 +667,42 @@ def test_a_command_that_fails_is_named_with_its_package(
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["say", "foundry-say", "foundry_say_command"])
+def test_a_command_that_is_switched_off_says_so(
+    name: str, command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("raise SystemExit(9)\n")
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", name)
+    assert main(["say", "hello"]) == 3
+    assert capsys.readouterr().err == (
+        f"error: the command 'say' is disabled: FOUNDRY_PLUGINS_DISABLE={name} switches foundry-say 1.0 off: "
+        "take it out of that variable\n"
+    )
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "foundry-say" not in capsys.readouterr().out
+
+
+def test_of_a_command_that_two_packages_claim_one_may_be_switched_off(
+    command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for by in ("foundry-say", "foundry-tell"):
+        command(COMMAND.format(body=f"print('{by}')"), by=by)
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "foundry-say")
+    assert main(["say", "hello"]) == 0
+    assert capsys.readouterr().out == "foundry-tell\n"
+
+
+def test_a_command_may_have_an_option_debug_of_its_own(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = COMMAND.format(body="print(options.what, options.debug)")
+    command(text.replace("parser.set", "parser.add_argument('--debug', type=int, default=0)\n    parser.set"))
+    assert main(["say", "hello", "--debug", "3"]) == 0
+    assert main(["say", "hello"]) == 0
+    assert capsys.readouterr().out == "hello 3\nhello 0\n"
+
+
 def test_how_a_command_ends_the_process_is_its_own_affair(command: Callable[..., None]) -> None:
     command(COMMAND.format(body="raise SystemExit(7)"))
     with pytest.raises(SystemExit) as stop:
