@@ -178,9 +178,9 @@ def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
     from foundry_core.foreign import failing_as
     from foundry_core.plugins import get_command
 
-    commands = installed(COMMANDS)
-    if chosen is not None and chosen not in commands and chosen in (all_there_are := declared(COMMANDS)):
-        raise PluginError(f"the command '{chosen}' is disabled: {switched_off(all_there_are[chosen][0])}")
+    commands, there = installed(COMMANDS), declared(COMMANDS)
+    if chosen in there and chosen not in commands:
+        raise PluginError(f"the command '{chosen}' is disabled: {switched_off(there[chosen][0])}")
     for name, claims in commands.items():
         if name in VERBS or not is_typed(name):  # foundry plugins doctor says so
             continue
