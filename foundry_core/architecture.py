@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
 
-from foundry_core.descriptors import FUNCTION, IMPORT_STRING, NAME, TEXT, Rule, derived_from, refuse_misfits
+from foundry_core.descriptors import (
+    COUNT,
+    FLAG,
+    FUNCTION,
+    IMPORT_STRING,
+    NAME,
+    NAMES,
+    TEXT,
+    Rule,
+    derived_from,
+    refuse_misfits,
+    some_of,
+)
 from foundry_core.errors import PluginError
 from foundry_core.objective import Objective
 
@@ -153,6 +165,8 @@ class Capabilities:
     tokens on both sides. reach: how many tokens a prediction sees, its own place included, back and where it is
     bidirectional ahead, None for all. tied_embeddings: the output layer's weights are the input embeddings. compile:
     `training.compile` keeps the losses.
+
+    Raises PluginError for a value that is none of these.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -167,9 +181,21 @@ class Capabilities:
     tied_embeddings: bool = False
     compile: bool = True
 
+    def __post_init__(self) -> None:
+        refuse_misfits("Capabilities", self, _OF_CAPABILITIES)
+
     def accepts(self, objective: Objective) -> bool:
         """Whether the architecture, with these settings, can be trained with an objective."""
         return objective.name in self.objectives or objective.like in self.objectives
+
+
+_OF_CAPABILITIES: dict[str, Rule] = {
+    "objectives": NAMES,
+    "padding_sides": some_of("left", "right"),
+    "longest_sequence": COUNT,
+    "reach": COUNT,
+    **{each.name: FLAG for each in fields(Capabilities) if isinstance(each.default, bool)},
+}
 
 
 def _default_capabilities(config: Any) -> Capabilities:

@@ -16,12 +16,13 @@ Rule = tuple[str, Callable[[Any], bool]]
 
 
 def refuse_misfits(kind: str, descriptor: Any, rules: Mapping[str, Rule]) -> None:
-    """Raise PluginError for the first field that breaks its rule."""
+    """Raise PluginError for the first field that breaks its rule. kind: what stands before its name."""
     for name, (wanted, holds) in rules.items():
         value = getattr(descriptor, name)
         if not holds(value):
             are = "are" if name.endswith("s") and not name.endswith("ss") else "is"
-            raise PluginError(f"the {kind} {descriptor.name!r}: its {name} {are} {reprlib.repr(value)}, not {wanted}")
+            whose = f"the {kind} {descriptor.name!r}: its {name}" if hasattr(descriptor, "name") else f"{kind}.{name}"
+            raise PluginError(f"{whose} {are} {reprlib.repr(value)}, not {wanted}")
 
 
 def derived_from(value: Any, module: str, name: str) -> bool:
@@ -33,8 +34,21 @@ def one_of(*choices: str) -> Rule:
     return f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices
 
 
+def some_of(*choices: str) -> Rule:
+    wanted = f"a tuple of {' and '.join(map(repr, choices))}, or of one of them"
+    return wanted, lambda value: isinstance(value, tuple | list) and bool(value) and all(e in choices for e in value)
+
+
 def _is_import_string(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value) is not None
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(NAME[1](name) for name in value)
 
 
 def _are_roles(value: Any) -> bool:
@@ -49,6 +63,8 @@ def _are_tokens(value: Any) -> bool:
 
 NAME: Rule = ("a name in printable text", lambda value: isinstance(value, str) and value != "" and value.isprintable())
 TEXT: Rule = ("text", lambda value: isinstance(value, str))
+NAMES: Rule = ('a tuple of names such as ("causal_lm",)', _are_names)
+COUNT: Rule = ("a whole number of at least 1, or None", _is_count)
 FLAG: Rule = ("True or False", lambda value: isinstance(value, bool))
 FUNCTION: Rule = ("a function", callable)
 IMPORT_STRING: Rule = ('an import string such as "package.module:name"', _is_import_string)

@@ -116,7 +116,7 @@ def _summary_of_whole(point: Installed) -> str:
         _look_at_command(point)
         return point.package.summary
     if point.group == EXTENSIONS:
-        hooks(point)
+        _look_at_extension(point)
         _look_at_offers(point)
         return point.package.summary
     architecture = load_architecture(point)
@@ -133,6 +133,19 @@ def _summary_of_whole(point: Installed) -> str:
         with guarded(lambda error: PluginError(f"its section has no JSON schema: {cause(error)}")):
             architecture.config_class.model_json_schema()
     return " ".join(architecture.summary.split())
+
+
+def _look_at_extension(point: Installed) -> None:
+    """Raise PluginError where naming it under `plugins:` would do nothing."""
+    able = hooks(point)
+    with blamed_on(point):
+        if point.target != point.module:
+            raise PluginError(
+                f"its entry point leads into a module, to {point.target}, where no hook is looked for: "
+                f'they are functions of the module, and the entry point is {point.name} = "{point.module}"'
+            )
+        if not able:
+            raise PluginError(f"{point.module} has no hook: no function in it is marked with @hookimpl")
 
 
 def _look_at_command(point: Installed) -> None:
@@ -335,9 +348,13 @@ def facts(name: str) -> dict[str, Any]:
     """
     from foundry_core.architecture import registered_architectures
 
-    others = [point for group in (EXTENSIONS, COMMANDS) for claims in installed(group).values() for point in claims]
-    other = next((point for point in others if name in (point.name, point.module)), None)
+    others = [point for group in (EXTENSIONS, COMMANDS) for claims in declared(group).values() for point in claims]
+    others = [point for point in others if name in (point.name, point.module)]
+    other = min(others, key=lambda point: switched_off(point) is not None, default=None)
     if other is not None and name not in declared() and name not in registered_architectures():
+        off = switched_off(other)
+        if off is not None:
+            raise PluginError(f"the {other.kind} '{name}' is disabled: {off}")
         able = hooks(other) if other.group == EXTENSIONS else []
         return _package_facts(other) | {"summary": other.package.summary, "hooks": able}
     architecture = get_architecture(name)

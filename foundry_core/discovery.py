@@ -1,8 +1,8 @@
 """Which plugins are installed, read from package metadata; nothing of theirs is imported. Light.
 
 A distribution that stands on the path twice counts once: its first copy hides the others. Two environment variables,
-each with names of distributions or entry points between commas, say which plugins count: FOUNDRY_PLUGINS, where it is
-not empty, those alone; FOUNDRY_PLUGINS_DISABLE, all but those.
+each with names of distributions, entry points or their modules between commas, say which plugins count:
+FOUNDRY_PLUGINS, where it is not empty, those alone; FOUNDRY_PLUGINS_DISABLE, all but those.
 """
 
 from __future__ import annotations
@@ -189,10 +189,10 @@ def unreadable_entry_points() -> list[str]:
 
 def switched_off(point: Installed) -> str | None:
     """The environment variable that keeps a plugin from counting, and what to do about it; None when it counts."""
-    names = {_normal(point.name), _normal(point.distribution)}
-    if names & set(_listed(DISABLED)):
+    names = set(map(_normal, _names(point)))
+    if not names.isdisjoint(map(_normal, _listed(DISABLED))):
         return f"{DISABLED}={os.environ[DISABLED]} switches {point} off: take it out of that variable"
-    if _listed(ONLY) and not names & set(_listed(ONLY)):
+    if _listed(ONLY) and names.isdisjoint(map(_normal, _listed(ONLY))):
         return f"{ONLY}={os.environ[ONLY]} leaves {point} out: add it to that variable"
     return None
 
@@ -200,16 +200,21 @@ def switched_off(point: Installed) -> str | None:
 def misnamed_in_environment() -> Iterator[str]:
     """Names in the two variables that no plugin has, one line for each."""
     points = [point for group in ALL_GROUPS for claims in declared(group).values() for point in claims]
-    known = {name: None for point in points for name in (point.name, point.distribution)}
+    known = dict.fromkeys(name for point in points for name in _names(point))
     there = set(map(_normal, known))
     for variable in (ONLY, DISABLED):
         for name in _listed(variable):
-            if name not in there:
+            if _normal(name) not in there:
                 yield f"{variable} names '{name}', which no installed plugin is called.{did_you_mean(name, known)}"
 
 
+def _names(point: Installed) -> tuple[str, str, str]:
+    """What the two variables may call a plugin."""
+    return point.name, point.distribution, point.module
+
+
 def _listed(variable: str) -> list[str]:
-    return [_normal(name) for name in os.environ.get(variable, "").split(",") if name.strip()]
+    return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
 
 
 def _normal(name: str) -> str:

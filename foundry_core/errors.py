@@ -119,6 +119,7 @@ def warn(line: str) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'lstm'?"` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    """`" Did you mean 'lstm'?"` for the nearest known name, whatever its case, or an empty string."""
+    spelt = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name.casefold(), spelt, n=1, cutoff=0.6)
+    return f" Did you mean '{spelt[near[0]]}'?" if near else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.discovery import ARCHITECTURES, EXTENSIONS, installed
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
-    """A pluggy manager with these modules or observers registered, and misspelt or misused hooks refused."""
+    """A pluggy manager with these modules or observers registered; misspelt, unmarked and misused hooks are refused."""
     import pluggy
 
     from foundry_core import hookspecs
@@ -30,6 +30,7 @@ def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
     try:
         for module in modules:
             manager.register(module)
+            _refuse_unmarked(module)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         reason = " ".join(str(error).split())
@@ -38,6 +39,32 @@ def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
         for implementation in getattr(hook, "get_hookimpls", list)():
             _refuse_misuse(hook.name, implementation)
     return manager
+
+
+def hooks_in(module: ModuleType) -> dict[str, bool]:
+    """A module's functions that are marked as hooks, and those of its own that have the name of one; which are marked.
+
+    What it has imported from elsewhere is not meant by its name.
+    """
+    from foundry_core import hookspecs
+
+    found = {}
+    for name, value in vars(module).items():
+        if isinstance(value, FunctionType):
+            marked = hasattr(value, "foundry_impl")
+            named = hasattr(getattr(hookspecs, name, None), "foundry_spec") and value.__module__ == module.__name__
+            if marked or named:
+                found[name] = marked
+    return found
+
+
+def _refuse_unmarked(module: Any) -> None:
+    for name, marked in hooks_in(module).items() if isinstance(module, ModuleType) else ():
+        if not marked:
+            raise PluginError(
+                f"the hook {name} of {owner_of(module)} is not marked, and would never be called: "
+                f"put @hookimpl of foundry_core before {module.__name__}.{name}, or give it another name"
+            )
 
 
 def _refuse_misuse(hook: str, implementation: pluggy.HookImpl) -> None:

@@ -113,6 +113,11 @@ MISTYPED = [
         f"12: model.architecture: Unknown architecture: 'lstn'. Did you mean 'lstm'? {AVAILABLE}",
     ),
     wrong(
+        "architecture in capitals",
+        edited(("architecture: gpt2", "architecture: LSTM")),
+        f"12: model.architecture: Unknown architecture: 'LSTM'. Did you mean 'lstm'? {AVAILABLE}",
+    ),
+    wrong(
         "architecture like no other",
         edited(("architecture: gpt2", "architecture: xylophone")),
         f"12: model.architecture: Unknown architecture: 'xylophone'. {AVAILABLE}",

@@ -18,7 +18,7 @@ from foundry_core.architecture import PLUGIN_API_VERSION, ModelConfig
 from foundry_core.cli import main
 from foundry_core.diagnosis import examine
 from foundry_core.discovery import declared, hidden_copies, installed, misnamed_in_environment
-from foundry_core.errors import PluginError
+from foundry_core.errors import PluginError, did_you_mean
 from foundry_core.model import BaseLanguageModel
 from foundry_core.plugins import active_modules, available_architectures, get_architecture
 
@@ -105,6 +105,10 @@ BROKEN = {
     "misspelt hook": (
         MAMBA.replace("run_ended", "run_endet"),
         "unknown hook 'foundry_run_endet' in plugin <module 'zebra_light' from ",
+    ),
+    "unmarked hook": (
+        MAMBA.replace("@hookimpl\n", ""),
+        "the hook foundry_run_ended of foundry-zebra 1.0 is not marked, and would never be called: put @hookimpl of ",
     ),
     "misspelt argument": (MAMBA.replace("(step)", "(stap)"), "for hook 'foundry_run_ended' hookimpl definition: "),
     "example": (
@@ -574,7 +578,7 @@ def test_a_library_that_asks_every_package_is_not_stopped_by_a_damaged_one_or_th
 # Switched off.
 
 
-@pytest.mark.parametrize("name", ["zebra", "foundry-zebra", " Foundry_Zebra ,, gpt2"])
+@pytest.mark.parametrize("name", ["zebra", "foundry-zebra", "zebra_light", " Foundry_Zebra ,, gpt2"])
 def test_a_disabled_plugin_is_absent_and_asking_for_it_names_the_variable(
     name: str, zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -612,17 +616,35 @@ def test_the_allow_list_leaves_out_whatever_it_does_not_name(
         assert "gpt2" in available_architectures()
 
 
-def test_a_disabled_extension_cannot_be_made_active_by_a_yaml(
-    install: Install, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["foundry-watch", "watch_plugin", "watch"])
+def test_a_disabled_extension_is_neither_active_nor_shown(
+    name: str, install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     install("foundry-watch", modules={"watch_plugin": "1 / 0\n"}, extensions={"watch": "watch_plugin"})
-    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "foundry-watch")
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", name)
+    reason = f"is disabled: FOUNDRY_PLUGINS_DISABLE={name} switches foundry-watch 1.0 off: take it out of that variable"
     with pytest.raises(PluginError) as raised:
         active_modules(None, ["watch_plugin"])
-    assert str(raised.value) == (
-        "the module 'watch_plugin' is disabled: FOUNDRY_PLUGINS_DISABLE=foundry-watch switches foundry-watch 1.0 off: "
-        "take it out of that variable"
-    )
+    assert str(raised.value) == f"the module 'watch_plugin' {reason}"
+    for asked in ("watch", "watch_plugin"):
+        _, err = said(capsys, "show", asked, code=3)
+        assert err == [f"error: the extension '{asked}' {reason}"]
+
+
+def test_of_two_extensions_with_one_name_the_one_that_counts_is_shown(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for number in ("one", "two"):
+        install(f"foundry-{number}", None, {f"watch_{number}": HEARS}, extensions={"watch": f"watch_{number}"})
+    for off, on in (("one", "two"), ("two", "one")):
+        monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", f"foundry-{off}")
+        out, _ = said(capsys, "show", "watch")
+        assert f"  package            foundry-{on} 1.0" in out
+
+
+def test_a_suggestion_is_spelt_as_the_name_that_there_is() -> None:
+    assert did_you_mean("foundry_mamba", ["Foundry-Mamba", "Foundry-GPT"]) == " Did you mean 'Foundry-Mamba'?"
+    assert did_you_mean("xylophone", ["Foundry-Mamba"]) == ""
 
 
 def test_a_name_that_is_switched_off_is_free_for_a_class_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -633,10 +655,10 @@ def test_a_name_that_is_switched_off_is_free_for_a_class_of_your_own(monkeypatch
 
 def test_a_variable_that_names_no_plugin_is_a_problem(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert list(misnamed_in_environment()) == []
-    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "gtp2,bert")
-    line = "FOUNDRY_PLUGINS_DISABLE names 'gtp2', which no installed plugin is called. Did you mean 'gpt2'?"
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "gtp2,bert,Foundry_Brt,foundry_rnn")
+    line = "FOUNDRY_PLUGINS_DISABLE names '{}', which no installed plugin is called. Did you mean '{}'?"
     _, err = said(capsys, "doctor", code=3)
-    assert err == [f"error: {line}"]
+    assert err == [f"error: {line.format('gtp2', 'gpt2')}", f"error: {line.format('Foundry_Brt', 'foundry_bert')}"]
 
 
 # Ways out.
@@ -693,13 +715,14 @@ def test_control_characters_of_a_package_do_not_reach_the_terminal(
 
 # Extensions.
 
+HEARS = "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step): ...\n"
+
 
 def test_an_extension_is_listed_by_the_module_that_a_yaml_names_and_checked_like_an_architecture(
     install: Install, capsys: Any
 ) -> None:
-    text = "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step): ...\n"
-    install("foundry-watch", None, {"watch_plugin": text}, extensions={"watch": "watch_plugin"}, summary="looks on")
-    install("foundry-wotch", None, {"wotch": text.replace("ended", "endet")}, extensions={"wotch": "wotch"})
+    install("foundry-watch", None, {"watch_plugin": HEARS}, extensions={"watch": "watch_plugin"}, summary="looks on")
+    install("foundry-wotch", None, {"wotch": HEARS.replace("ended", "endet")}, extensions={"wotch": "wotch"})
     out, _ = said(capsys, "list")
     (line,) = [line for line in out if line.startswith("watch_plugin")]
     assert line.split(maxsplit=3) == ["watch_plugin", "foundry-watch", "1.0", "looks on"]
@@ -712,8 +735,40 @@ def test_an_extension_is_listed_by_the_module_that_a_yaml_names_and_checked_like
 
 def test_extensions_of_one_name_do_not_clash_since_a_yaml_names_their_modules(install: Install) -> None:
     for number in ("one", "two"):
-        install(f"foundry-{number}", None, {f"watch_{number}": ""}, extensions={"watch": f"watch_{number}"})
+        install(f"foundry-{number}", None, {f"watch_{number}": HEARS}, extensions={"watch": f"watch_{number}"})
     assert found("watch") == [("fine", None), ("fine", None)]
+
+
+IN_A_CLASS = "class Plugin:\n" + "".join(f"    {line}\n" for line in HEARS.splitlines()[2:])
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "problem"),
+    [
+        (
+            f"from foundry_core import hookimpl\n{IN_A_CLASS}",
+            "watch_plugin:Plugin",
+            "its entry point leads into a module, to watch_plugin:Plugin, where no hook is looked for: they are "
+            'functions of the module, and the entry point is watch = "watch_plugin"',
+        ),
+        ("x = 1\n", "watch_plugin", "watch_plugin has no hook: no function in it is marked with @hookimpl"),
+        (
+            HEARS.replace("@hookimpl\n", ""),
+            "watch_plugin",
+            "the hook foundry_run_ended of foundry-watch 1.0 is not marked, and would never be called: put @hookimpl "
+            "of foundry_core before watch_plugin.foundry_run_ended, or give it another name",
+        ),
+    ],
+    ids=["in a class", "none", "unmarked"],
+)
+def test_an_extension_whose_hooks_would_never_be_called_is_unusable(
+    text: str, target: str, problem: str, install: Install, capsys: Any
+) -> None:
+    install("foundry-watch", None, {"watch_plugin": text}, extensions={"watch": target})
+    line = f"the plugin foundry-watch 1.0: {problem}. Upgrade or remove it: pip uninstall foundry-watch"
+    assert found("watch") == [("unusable", line)]
+    _, err = said(capsys, "doctor", code=3)
+    assert err == [f"error: {line}"]
 
 
 # What is remembered.

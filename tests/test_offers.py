@@ -10,9 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from foundry_core import ExperimentConfig, Objective, Optimizer, TokenizerType, hookimpl, load_config, run
+from foundry_core import (
+    Capabilities,
+    ExperimentConfig,
+    Objective,
+    Optimizer,
+    TokenizerType,
+    get_data_collator,
+    hookimpl,
+    load_config,
+    run,
+)
 from foundry_core.cli import VERBS, main
 from foundry_core.errors import ConfigError, FoundryError, PluginError
 from foundry_core.hooks import available_objectives, available_optimizers, available_tokenizer_types, hook_manager
@@ -187,6 +198,30 @@ def test_hooks_that_would_never_be_called_as_meant_are_refused() -> None:
             hook_manager([module])
 
 
+def test_a_hook_that_is_not_marked_is_refused_where_its_module_is_active(distribution: Distribution) -> None:
+    module = package(distribution, "foundry-mine", PREFIX_LM.format(like="").replace("@hookimpl\n", ""))
+    with pytest.raises(ConfigError) as raised:
+        load_config(settings("gpt2", module))
+    (problem,) = raised.value.problems
+    assert problem.message == (
+        "the hook foundry_objectives of foundry-mine 1.0 is not marked, and would never be called: put @hookimpl of "
+        "foundry_core before foundry_mine.foundry_objectives, or give it another name"
+    )
+
+
+def test_what_only_has_the_name_of_a_hook_is_let_be() -> None:
+    """A function from elsewhere, one with a name of its own, and what is no function."""
+    module = types.ModuleType("mine")
+    vars(module).update(foundry_run_started=lambda run: None, foundry_run_ended="no function", foundry_run_paused=print)
+    own = types.FunctionType((lambda: None).__code__, {"__name__": "mine"})
+    assert own.__module__ == "mine"
+    module.foundry_helper = own  # type: ignore[attr-defined]
+    hook_manager([module])
+    module.foundry_run_ended = own  # type: ignore[attr-defined]
+    with pytest.raises(PluginError, match="foundry_run_ended of mine is not marked"):
+        hook_manager([module])
+
+
 def test_what_is_offered_may_be_yielded() -> None:
     def some() -> Iterator[Optimizer]:
         yield Optimizer("mine", "of a test", "no:where")
@@ -258,6 +293,77 @@ def test_a_descriptor_that_makes_no_sense_is_refused_where_it_is_made(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"objectives": ("masked_lm")}, "objectives are 'masked_lm', not a tuple of names such as (\"causal_lm\",)"),
+        ({"objectives": ("masked_lm", 3)}, "objectives are ('masked_lm', 3), not a tuple of names such as "),
+        ({"padding_sides": "left"}, "padding_sides are 'left', not a tuple of 'left' and 'right', or of one of them"),
+        (
+            {"padding_sides": ("top",)},
+            "padding_sides are ('top',), not a tuple of 'left' and 'right', or of one of them",
+        ),
+        ({"padding_sides": ()}, "padding_sides are (), not a tuple of 'left' and 'right', or of one of them"),
+        ({"longest_sequence": 0}, "longest_sequence is 0, not a whole number of at least 1, or None"),
+        ({"longest_sequence": "64"}, "longest_sequence is '64', not a whole number of at least 1, or None"),
+        ({"reach": 0}, "reach is 0, not a whole number of at least 1, or None"),
+        ({"reach": True}, "reach is True, not a whole number of at least 1, or None"),
+        ({"reach": 2.5}, "reach is 2.5, not a whole number of at least 1, or None"),
+        *(
+            ({flag: "no"}, f"{flag} is 'no', not True or False")
+            for flag in ("generation", "carried_state", "any_length", "bidirectional", "compile")
+        ),
+        ({"tied_embeddings": None}, "tied_embeddings are None, not True or False"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing is 1, not True or False"),
+    ],
+    ids=str,
+)
+def test_capabilities_that_make_no_sense_are_refused_where_they_are_made(wrong: dict[str, Any], problem: str) -> None:
+    Capabilities(objectives=["masked_lm"], padding_sides=["right", "left"], longest_sequence=1, reach=1)  # type: ignore[arg-type]
+    with pytest.raises(PluginError) as raised:
+        Capabilities(**wrong)
+    assert f"Capabilities.{problem}" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+ANT = """\
+from foundry_core import Architecture, Capabilities, ModelConfig
+
+ant = Architecture(
+    name="ant",
+    summary="of a test",
+    config_class=ModelConfig,
+    model_class="foundry_ant:Model",
+    capabilities=lambda config: Capabilities(objectives=("masked_lm")),
+)
+"""
+TEXT = "Capabilities.objectives are 'masked_lm', not a tuple of names such as (\"causal_lm\",)"
+
+
+@pytest.mark.parametrize("verb", ["validate", "init", "doctor"])
+def test_the_plugin_whose_capabilities_make_no_sense_is_named(
+    verb: str, distribution: Distribution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distribution("foundry-ant", {"foundry.architectures": {"ant": "foundry_ant:ant"}}, {"foundry_ant.py": ANT})
+    yaml = tmp_path / "ant.yaml"
+    yaml.write_text(json.dumps(settings("ant")))
+    arguments = {"validate": ["validate", str(yaml)], "init": ["init", "ant"], "doctor": ["plugins", "doctor"]}[verb]
+    assert main(arguments) in (2, 3)
+    problems = [line for line in capsys.readouterr().err.splitlines() if TEXT in line]
+    assert len(problems) == 1
+    assert "foundry-ant 1.0: the capabilities of 'ant'" in problems[0]
+
+
+def test_a_file_whose_capabilities_make_no_sense_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "antfile.py"
+    file.write_text(
+        "from foundry_core import Capabilities, ModelConfig, register_architecture\n"
+        "register_architecture('ant', config=ModelConfig, capabilities=Capabilities(objectives=('masked_lm')))\n"
+    )
+    assert main(["plugins", "show", "ant", "--plugin", str(file)]) == 3
+    assert capsys.readouterr().err == f"error: --plugin {file}: {TEXT}\n"
+
+
 COLLATING = """\
 from foundry_core import Objective, hookimpl
 
@@ -268,9 +374,26 @@ def foundry_objectives():
     ]
 
 def make(config, tokenizer):
-    {body}
+    import random
+    import numpy as np
+    import torch
+    from foundry_core import CausalLMDataCollator
+    pad = CausalLMDataCollator(tokenizer)
+
+    def changed(change):
+        def collate(rows):
+            batch = pad(rows)
+            return {**batch, **(change(batch) or {})}
+        return collate
+
+    BODY
 """
 MINE = "the collator of the objective mine of foundry-mine 1.0, foundry_mine:make,"
+CHANCE = (
+    "draws from the global generator of {}, so that the number of workers would change batches: draw what a row needs "
+    'from numpy.random.default_rng([config.seed("masking"), row["epoch"], row["row"]])'
+)
+BATCH = "input_ids, attention_mask, labels"
 
 
 @pytest.mark.parametrize(
@@ -284,6 +407,7 @@ MINE = "the collator of the objective mine of foundry-mine 1.0, foundry_mine:mak
             "return lambda rows: {'input_ids': __import__('torch').ones(4, 3)}",
             "gives a batch whose attention_mask is no tensor of a row for each of 4 rows",
         ),
+        ("return changed(lambda batch: torch.rand(3) is None)", CHANCE.format("torch")),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 2])
@@ -295,12 +419,108 @@ def test_a_collator_that_breaks_a_rule_is_named_with_its_package(
     experiment: Callable[..., ExperimentConfig],
     tmp_path: Path,
 ) -> None:
-    module = package(distribution, "foundry-mine", COLLATING.format(body=body))
+    module = package(distribution, "foundry-mine", COLLATING.replace("BODY", body))
     training = {"objective": "mine", "num_workers": workers}
     config = experiment("lstm", tmp_path, plugins=[module], training=training)
     with pytest.raises(FoundryError) as raised:
         run(config, quiet=True)
     assert str(raised.value).removeprefix("a data worker failed: ") == f"{MINE} {said}"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("dict.fromkeys(batch, torch.zeros(4, 0))", "whose input_ids is no tensor of a row for each of 4 rows"),
+        (
+            "{'labels': batch['labels'][:, 1:]}",
+            "whose tensors differ in shape: input_ids (4, 16), attention_mask (4, 16), labels (4, 15)",
+        ),
+        (
+            "{'attention_mask': batch['attention_mask'][:, 1:]}",
+            "whose tensors differ in shape: input_ids (4, 16), attention_mask (4, 15), labels (4, 16)",
+        ),
+        ("{'weights': batch['labels'], 'n': 3}", f"with 'weights', 'n', which a model does not take: it takes {BATCH}"),
+        ("{'input_ids': batch['input_ids'].int()}", "whose input_ids are torch.int32, not torch.int64"),
+        ("{'labels': batch['labels'].float()}", "whose labels are torch.float32, not torch.int64"),
+        ("{'input_ids': batch['labels'].clone().fill_(32)}", "whose input_ids hold 32: a token is from 0 to 31"),
+        ("{'input_ids': batch['labels'] - 101}", "whose input_ids hold -96: a token is from 0 to 31"),
+        (
+            "{'labels': batch['labels'].fill_(-1)}",
+            "whose labels hold -1: a token is from 0 to 31, or -100 where nothing is predicted",
+        ),
+        (
+            "{'labels': batch['labels'] + 27}",
+            "whose labels hold 32: a token is from 0 to 31, or -100 where nothing is predicted",
+        ),
+    ],
+)
+def test_a_batch_that_no_model_takes_is_the_collators(
+    change: str, problem: str, distribution: Distribution, letters: Any
+) -> None:
+    collate = collator_of(distribution, letters, f"return changed(lambda batch: {change})")
+    assert len(letters) == 32
+    with pytest.raises(PluginError) as raised:
+        collate(features(4))
+    assert str(raised.value) == f"{MINE} gives a batch {problem}"
+
+
+@pytest.mark.parametrize(
+    "body", ["pass", "{'labels': batch['labels'].fill_(-100)}", "{'labels': batch['labels'] + 26}"]
+)
+def test_a_batch_at_the_bounds_is_taken(body: str, distribution: Distribution, letters: Any) -> None:
+    body = "return pad" if body == "pass" else f"return changed(lambda batch: {body})"
+    assert ", ".join(collator_of(distribution, letters, body)(features(4))) == BATCH
+
+
+@pytest.mark.parametrize(
+    ("draw", "whose"),
+    [
+        ("torch.rand(3)", "torch"),
+        ("torch.manual_seed(rows[0]['row'])", "torch"),
+        ("np.random.rand()", "numpy"),
+        ("np.random.seed(3)", "numpy"),
+        ("np.random.bytes(4 * 624)", "numpy"),  # once round, to where it stood
+        ("np.random.standard_normal()", "numpy"),
+        ("random.random()", "Python's random"),
+    ],
+)
+def test_a_collator_that_draws_from_a_global_generator_is_refused(
+    draw: str, whose: str, distribution: Distribution, letters: Any
+) -> None:
+    collate = collator_of(distribution, letters, f"return lambda rows: ({draw}, pad(rows))[1]")
+    np.random.seed(1)
+    np.random.standard_normal()  # one more is kept for the next call, which changes that alone
+    with pytest.raises(PluginError) as raised:
+        collate(features(4))
+    assert str(raised.value) == f"{MINE} {CHANCE.format(whose)}"
+
+
+def test_rows_without_a_place_may_be_collated_by_chance(distribution: Distribution, letters: Any) -> None:
+    """Those of a caller's own: core's collators hide tokens by torch's generator then."""
+    collate = collator_of(distribution, letters, "return lambda rows: (torch.rand(3), pad(rows))[1]")
+    assert len(collate([{"input_ids": row["input_ids"]} for row in features(4)])) == 3
+
+
+def test_chance_from_seed_epoch_and_row_is_what_a_collator_may_draw(distribution: Distribution, letters: Any) -> None:
+    body = """
+    def hidden(row):
+        return np.random.default_rng([config.seed("masking"), row["epoch"], row["row"]]).random() < 0.5
+    def collate(rows):
+        batch = pad(rows)
+        batch["labels"][torch.tensor([hidden(row) for row in rows])] = -100
+        return batch
+    return collate"""
+    labels = collator_of(distribution, letters, body)(features(40))["labels"]
+    assert 0 < int((labels == -100).all(dim=1).sum()) < 40
+
+
+def collator_of(distribution: Distribution, tokenizer: Any, body: str) -> Any:
+    module = package(distribution, "foundry-mine", COLLATING.replace("BODY", body))
+    return get_data_collator(load_config(settings("lstm", module), ["training.objective=mine"]), tokenizer)
+
+
+def features(count: int) -> list[dict[str, Any]]:
+    return [{"input_ids": np.full(16, 5), "epoch": 0, "row": row} for row in range(count)]
 
 
 # Tokenizer types.
@@ -445,6 +665,42 @@ def test_a_command_that_fails_is_named_with_its_package(
     assert capsys.readouterr().err == f"error: {said}\n"
     assert main(["say", "hello", "--debug"]) == 3
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["say", "foundry-say", "foundry_say_command"])
+def test_a_command_that_is_switched_off_says_so(
+    name: str, command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("raise SystemExit(9)\n")
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", name)
+    assert main(["say", "hello"]) == 3
+    assert capsys.readouterr().err == (
+        f"error: the command 'say' is disabled: FOUNDRY_PLUGINS_DISABLE={name} switches foundry-say 1.0 off: "
+        "take it out of that variable\n"
+    )
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "foundry-say" not in capsys.readouterr().out
+
+
+def test_of_a_command_that_two_packages_claim_one_may_be_switched_off(
+    command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for by in ("foundry-say", "foundry-tell"):
+        command(COMMAND.format(body=f"print('{by}')"), by=by)
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "foundry-say")
+    assert main(["say", "hello"]) == 0
+    assert capsys.readouterr().out == "foundry-tell\n"
+
+
+def test_a_command_may_have_an_option_debug_of_its_own(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = COMMAND.format(body="print(options.what, options.debug)")
+    command(text.replace("parser.set", "parser.add_argument('--debug', type=int, default=0)\n    parser.set"))
+    assert main(["say", "hello", "--debug", "3"]) == 0
+    assert main(["say", "hello"]) == 0
+    assert capsys.readouterr().out == "hello 3\nhello 0\n"
 
 
 def test_how_a_command_ends_the_process_is_its_own_affair(command: Callable[..., None]) -> None:

@@ -393,6 +393,56 @@ def test_a_plugin_file_that_raises_is_one_line(
     assert "my_arch" not in sys.modules
 
 
+HOOKS = """\
+from foundry_core import hookimpl
+
+@hookimpl
+def foundry_run_ended(step):
+    pass
+
+@hookimpl
+def foundry_step_ended(report):
+    pass
+"""
+
+
+@pytest.mark.parametrize("overrides", [[], ["plugins=[my_arch]"]], ids=["not named", "named"])
+@pytest.mark.parametrize(
+    ("text", "architecture", "silent"),
+    [
+        (HOOKS, "gpt2", "foundry_run_ended, foundry_step_ended"),
+        (HOOKS.replace("@hookimpl\ndef foundry_run_ended", "def foundry_run_ended"), "gpt2", None),
+        (PLUGIN_FILE + HOOKS, "gpt2", "foundry_run_ended, foundry_step_ended"),
+        (PLUGIN_FILE + HOOKS, "from_a_file", ""),
+        (PLUGIN_FILE, "gpt2", ""),
+    ],
+    ids=["observer", "unmarked", "another architecture", "the architecture in use", "no hooks"],
+)
+def test_a_plugin_file_whose_hooks_are_not_active_is_named(
+    text: str,
+    architecture: str,
+    silent: str | None,
+    overrides: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plugin = tmp_path / "my_arch.py"
+    plugin.write_text(text)
+    code = main(["validate", str(experiment(tmp_path, architecture)), *overrides, "--plugin", str(plugin)])
+    said = capsys.readouterr().err
+    if silent is None and overrides:
+        assert code == 2
+        assert "the hook foundry_run_ended of my_arch is not marked" in said
+        return
+    assert code == 0
+    hooks = "foundry_run_ended, foundry_step_ended" if silent is None else silent
+    warning = (
+        f"warning: --plugin {plugin} has hooks, {hooks}, which are not active in this run: "
+        "name it in the YAML, plugins: [my_arch]\n"
+    )
+    assert said == ("" if overrides or not hooks else warning)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -15,6 +15,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -173,11 +174,14 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
     """What installed packages add; only the chosen one is imported."""
-    from foundry_core.discovery import COMMANDS, installed, is_typed
+    from foundry_core.discovery import COMMANDS, declared, installed, is_typed, switched_off
     from foundry_core.foreign import failing_as
     from foundry_core.plugins import get_command
 
-    for name, claims in installed(COMMANDS).items():
+    commands, there = installed(COMMANDS), declared(COMMANDS)
+    if chosen in there and chosen not in commands:
+        raise PluginError(f"the command '{chosen}' is disabled: {switched_off(there[chosen][0])}")
+    for name, claims in commands.items():
         if name in VERBS or not is_typed(name):  # foundry plugins doctor says so
             continue
         owners = one_line(" and ".join(map(str, claims)))
@@ -221,9 +225,10 @@ def _add_verb(verbs: _SubParsers, name: str, summary: str, module: ModuleType) -
     module.configure(verb)
     # After the verb, too: nobody remembers which side a global option belongs on. SUPPRESS keeps an earlier value.
     for leaf in _leaves(verb):
-        leaf.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-        )
+        with suppress(argparse.ArgumentError):  # a package's command may have one of its own
+            leaf.add_argument(
+                "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+            )
     return verb
 
 

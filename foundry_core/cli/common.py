@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
-from foundry_core.errors import CheckpointError, ConfigError, UsageError, one_line, warn
+from foundry_core.errors import CheckpointError, ConfigError, PluginError, UsageError, one_line, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,8 +53,27 @@ def read_config(options: argparse.Namespace) -> ExperimentConfig:
     """The configuration that the command line names."""
     from foundry_core.config import load_config
 
-    load_plugins(options)
-    return load_config(options.config, options.overrides)
+    files = load_plugins(options)
+    config = load_config(options.config, options.overrides)
+    _warn_of_silent(files, config)
+    return config
+
+
+def _warn_of_silent(files: Sequence[ModuleType], config: ExperimentConfig) -> None:
+    """Say which plugin files have hooks that this run does not call."""
+    if not files:
+        return
+    from foundry_core.hooks import hooks_in
+    from foundry_core.plugins import active_modules
+
+    active = active_modules(config.architecture, config.plugins)
+    for file in dict.fromkeys(files):
+        hooks = hooks_in(file)
+        if hooks and file not in active:
+            warn(
+                f"--plugin {file.__file__} has hooks, {', '.join(hooks)}, which are not active in this run: "
+                f"name it in the YAML, plugins: [{file.__name__}]"
+            )
 
 
 def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +89,18 @@ def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
 
 def load_plugins(options: argparse.Namespace) -> list[ModuleType]:
     """Run the plugin files that the command line names."""
+    return [_plugin_file(path) for path in options.plugin]
+
+
+def _plugin_file(path: str) -> ModuleType:
     from foundry_core.plugins import load_plugin_file
 
-    return [load_plugin_file(path) for path in options.plugin]
+    try:
+        return load_plugin_file(path)
+    except PluginError as error:  # of a descriptor that the file makes, for instance
+        if str(error).startswith("--plugin "):
+            raise
+        raise PluginError(f"--plugin {path}: {error}") from error
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:

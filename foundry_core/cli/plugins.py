@@ -1,7 +1,7 @@
 """List the plugins that are installed, show all there is to know of one, or find out what is wrong.
 
-FOUNDRY_PLUGINS, an allow-list, and FOUNDRY_PLUGINS_DISABLE switch plugins on and off: names of packages or
-architectures between commas.
+FOUNDRY_PLUGINS, an allow-list, and FOUNDRY_PLUGINS_DISABLE switch plugins on and off: names of packages, or of
+plugins as foundry plugins list has them, between commas.
 """
 
 from __future__ import annotations

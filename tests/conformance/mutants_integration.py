@@ -342,11 +342,11 @@ class ObjectiveNotBuilt(AttentionModel):
             raise ValueError("this one is causal")
 
 
-@MUTANTS.plant("objectives that are a string", caught_by="capabilities")
-class ObjectivesAString(AttentionModel):
-    """Every part of it is `in` it, and its first element is a letter."""
+@MUTANTS.plant("objectives that are a list", caught_by="capabilities")
+class ObjectivesAList(AttentionModel):
+    """A text is refused where it is made; a list can be read, and changed afterwards."""
 
-    capabilities = Capabilities(objectives="causal_lm")  # type: ignore[arg-type]
+    capabilities = Capabilities(objectives=["causal_lm"])  # type: ignore[arg-type]
 
 
 # Side effects of building.
