@@ -121,6 +121,13 @@ class RecomputesNothing(RecomputingModel):
         pass
 
 
+@MUTANTS.plant("a value read from a tensor while it is built", caught_by="meta-device")
+class ReadsAValue(RecurrentModel):
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        self.largest = self.embedding.weight.abs().max().item()
+
+
 @MUTANTS.plant("a plain tensor for an attribute", caught_by="meta-device")
 class PlainTensor(AttentionModel):
     def __init__(self, config: ExperimentConfig, context: BuildContext):

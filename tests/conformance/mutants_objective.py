@@ -24,6 +24,12 @@ class MisspeltAttribute(RecurrentModel):
         return super().forward(input_ids, *args, **kwargs)
 
 
+@MUTANTS.plant("no keywords but the usual ones", caught_by="runs")
+class NoFurtherKeywords(AttentionModel):
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> ModelOutput:  # type: ignore[override]
+        return super().forward(input_ids, attention_mask, labels)
+
+
 @MUTANTS.plant("a window that is not declared", caught_by="causal-leak")
 class UndeclaredWindow(WindowedModel):
     capabilities = AttentionModel.capabilities  # type: ignore[assignment]

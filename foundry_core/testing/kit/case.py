@@ -199,7 +199,9 @@ class Suite:
         for case in self.cases:
             try:
                 ids = case.ids(2, min(4, case.length))
-                case.model()(ids, attention_mask=torch.ones_like(ids), labels=ids)
+                model, given = case.model(), {"attention_mask": torch.ones_like(ids), "labels": ids}
+                model(ids, **given)
+                model(ids, **given, reduction="sum", return_logits=False)  # as the trainer does
             except Exception as error:  # noqa: BLE001 - whatever a model under test raises is a finding
                 return case, error
         return None

@@ -32,11 +32,14 @@ REDUCTIONS = ("mean", "sum", "none")
     "objective",
     "runs",
     scope="architecture",
-    mend="The line that is named, or what it calls, raises; --debug shows the whole traceback. Until it is mended "
-    "every check of the model fails with it.",
+    mend="The line that is named, or what it calls, raises; --debug shows the whole traceback. A keyword that is not "
+    "expected: `forward` takes `**kwargs` and hands them on to `self.output`. Until it is mended every check of the "
+    "model fails with it.",
 )
 def runs(suite: Suite) -> None:
-    """Every example is built, and reads a batch with a mask and labels."""
+    """Every example is built, and reads a batch with a mask and labels, as one does who wants logits and as the trainer
+    does.
+    """
     require(suite.fault is None, "the model does not run")
 
 

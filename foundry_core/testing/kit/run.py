@@ -91,7 +91,9 @@ def _said(error: Exception, subject: object, suite: Suite) -> str:
     """With what a check failed and how; what the model raised comes with its place in the plugin's code."""
     text = " ".join(str(error).split())
     if not isinstance(error, NonconformanceError):
-        text = f"{type(error).__name__}: {text}{_place(error, suite.home)}"
+        text = f"{type(error).__name__}: {text}"
+    if error.__cause__ is not None or not isinstance(error, NonconformanceError):
+        text += _place(error, suite.home)
     return text if subject is suite else f"{subject}: {text}"
 
 
