@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from foundry_core import ModelOutput
+from foundry_core import BuildContext, ExperimentConfig, ModelOutput
 
 from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel
 from .mutants import Mutants
@@ -40,6 +40,23 @@ class CappedInEvaluation(RecurrentModel):
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = super().head(hidden)
         return logits if self.training else 0.5 * (logits / 0.5).tanh()
+
+
+# Dropout.
+
+
+@MUTANTS.plant("what is to be kept dropped", caught_by="dropout")
+class KeepsForDrops(AttentionModel):
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        if self.dropout.p:
+            self.dropout.p = 1 - self.dropout.p
+
+
+@MUTANTS.plant("logits dropped", caught_by="dropout")
+class LogitsDropped(RecurrentModel):
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.dropout(super().head(hidden))
 
 
 # Gradients.

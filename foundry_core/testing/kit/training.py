@@ -57,6 +57,31 @@ def train_mode(case: Case) -> None:
 
 @check(
     "numerics",
+    "dropout",
+    scope="objective",
+    mend="`nn.Dropout(p)` takes the probability that something is left out, not kept. It belongs on embeddings and in "
+    "layers, not on logits; `F.dropout` takes `p` from the settings and `training=self.training`.",
+    needs=lambda case: None if case.has_dropout else "no setting is a probability of dropout",
+)
+def dropout(case: Case) -> None:
+    """Dropout of 0.5 moves the logits in training further than one of 0.05 does, and leaves none of them out."""
+    ids = case.ids(4, min(16, case.length))
+    distances = []
+    for probability in (0.05, 0.5):
+        model = case.stirred(dropout=probability)
+        with torch.no_grad():
+            evaluated, trained = model(ids).logits, model.train()(ids).logits
+        left_out = float(((trained == 0) & (evaluated != 0)).double().mean())
+        require(left_out < 0.2, f"{left_out:.0%} of the logits in training are 0 where dropout is {probability:g}")
+        distances.append(float((trained - evaluated).abs().mean()))
+    low, high = distances
+    if high > 0 or low > 0:  # dropout between layers needs more than one
+        found = f"logits in training are {high:.3g} away from those of evaluation where dropout is 0.5"
+        require(high > low, f"{found}, and {low:.3g} where it is 0.05")
+
+
+@check(
+    "numerics",
     "derivative",
     scope="objective",
     mend="Part of the gradient is lost or scaled on its way: a `detach` or `no_grad` in a recurrence, in attention "
@@ -194,7 +219,7 @@ def _require_whole_gradient(case: Case, model: BaseLanguageModel) -> None:
         """Of each row how far the gradient is from the difference quotient, relative to the larger."""
         with torch.no_grad():
             quotients = (read(step) - read(-step)) / (2 * step)
-        return (quotients - gradients).abs() / torch.maximum(quotients.abs(), gradients.abs()).clamp(min=0.02)
+        return (quotients - gradients).abs() / torch.maximum(quotients.abs(), gradients.abs()).clamp(min=0.1)
 
     hook = embeddings.register_forward_hook(lambda module, given, vectors: vectors + moved.to(vectors.dtype))
     try:
