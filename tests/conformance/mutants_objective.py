@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,15 +71,6 @@ class NoPlaces(nn.Module):
 
 @MUTANTS.plant("no positions", caught_by="word-order")
 class Unordered(BidirectionalModel):
-    def __init__(self, config: ExperimentConfig, context: BuildContext):
-        super().__init__(config, context)
-        self.positions = NoPlaces()  # type: ignore[assignment]
-
-
-@MUTANTS.plant("one layer without positions", caught_by="word-order")
-class UnorderedLayer(AttentionModel):
-    example: ClassVar[Mapping[str, Any]] = {"width": 16, "num_layers": 1, "dropout": 0.0}
-
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
         self.positions = NoPlaces()  # type: ignore[assignment]
