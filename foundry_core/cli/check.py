@@ -66,6 +66,9 @@ def execute(options: argparse.Namespace) -> None:
             for outcome in ("passed", "failed", "expected", "skipped")
         ]
         print(f"\n{_described(options.architecture)}: {', '.join(counts)} in {seconds:.1f} s")
+        reason = suite_of(options.architecture).without_one_layer
+        if reason is not None:
+            print(f"nothing was tried with one layer: {reason}")
     sys.stdout.flush()
     if failed:
         names = ", ".join(result.check.name for result in causes)

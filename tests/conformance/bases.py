@@ -187,6 +187,36 @@ class WindowedModel(AttentionModel):
         return super().visible(real_BS, tokens).triu(diagonal=real_BS.shape[1] - tokens - 2)
 
 
+class TableOfPositions(AttentionModel):
+    """With a table that does not depend on how long the rows of a run are."""
+
+    capabilities = replace(AttentionModel.capabilities, longest_sequence=512)
+
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        self.positions = nn.Embedding(512, self.width)
+        nn.init.normal_(self.positions.weight, std=0.1)
+
+
+class Table(nn.Module):
+    """What a row is at each place, as a parameter."""
+
+    def __init__(self, length: int, width: int):
+        super().__init__()
+        self.values_LD = nn.Parameter(0.1 * torch.randn(length, width))
+
+    def forward(self, places_BT: torch.Tensor) -> torch.Tensor:
+        return self.values_LD[places_BT]
+
+
+class ParameterOfPositions(TableOfPositions):
+    """The same table, not as an embedding."""
+
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        self.positions = Table(512, self.width)  # type: ignore[assignment]
+
+
 class BidirectionalModel(AttentionModel):
     """The same attention to both sides."""
 

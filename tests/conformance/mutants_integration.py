@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, Field, field_validator
 from torch import nn
@@ -118,6 +119,13 @@ class RecomputesOtherDropout(RecomputingModel):
 class RecomputesNothing(RecomputingModel):
     def gradient_checkpointing_enable(self) -> None:
         pass
+
+
+@MUTANTS.plant("a value read from a tensor while it is built", caught_by="meta-device")
+class ReadsAValue(RecurrentModel):
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        self.largest = self.embedding.weight.abs().max().item()
 
 
 @MUTANTS.plant("a plain tensor for an attribute", caught_by="meta-device")
@@ -352,13 +360,19 @@ class ObjectivesAList(AttentionModel):
 # Side effects of building.
 
 
-def touches(defect: str, touch: Any) -> None:
-    """Plant a model that does something besides when it is built."""
+def touches(defect: str, touch: Any, *, when: str = "building") -> None:
+    """Plant a model that does something besides when it is built, trained or evaluated."""
 
     class Touching(RecurrentModel):
         def __init__(self, config: ExperimentConfig, context: BuildContext):
             super().__init__(config, context)
-            touch()
+            if when == "building":
+                touch()
+
+        def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+            if when == ("training" if self.training else "evaluation"):
+                touch()
+            return super().finish(hidden_BTD, labels, **kwargs)
 
     Touching.__name__ = Touching.__qualname__ = "".join(word.capitalize() for word in defect.split())
     globals()[Touching.__name__] = Touching
@@ -388,3 +402,10 @@ touches("torch seeded", lambda: torch.manual_seed(0))
 touches("chance of Python drawn", random.random)
 touches("a backend switched off", lambda: setattr(torch.backends.mkldnn, "enabled", False))
 touches("a process started", lambda: os.system("true"))
+touches("a precision set in training", lambda: torch.set_float32_matmul_precision("medium"), when="training")
+touches("one thread set in training", lambda: torch.set_num_threads(1), when="training")
+touches("numpy seeded in training", lambda: np.random.seed(0), when="training")
+touches(
+    "a backend switched off in evaluation", lambda: setattr(torch.backends.mkldnn, "enabled", False), when="evaluation"
+)
+touches("a file written in evaluation", write_a_file, when="evaluation")

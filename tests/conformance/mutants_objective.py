@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundry_core import ModelOutput
+from foundry_core import BuildContext, ExperimentConfig, ModelOutput
 
-from .bases import AttentionModel, BidirectionalModel, RecurrentModel, WindowedModel
+from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel, WindowedModel
 from .mutants import Mutants
 
 MUTANTS = Mutants()
@@ -21,6 +21,12 @@ class MisspeltAttribute(RecurrentModel):
     def forward(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> ModelOutput:
         self.embeding(input_ids)  # type: ignore[operator]
         return super().forward(input_ids, *args, **kwargs)
+
+
+@MUTANTS.plant("no keywords but the usual ones", caught_by="runs")
+class NoFurtherKeywords(AttentionModel):
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> ModelOutput:  # type: ignore[override]
+        return super().forward(input_ids, attention_mask, labels)
 
 
 @MUTANTS.plant("a window that is not declared", caught_by="causal-leak")
@@ -54,6 +60,40 @@ class ReversedLayer(RecurrentModel):
 class OneDirection(BidirectionalModel):
     def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
         return super().visible(real_BS, tokens).tril()
+
+
+class NoPlaces(nn.Module):
+    """In the place of a table of positions."""
+
+    def forward(self, places_BT: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(())
+
+
+@MUTANTS.plant("no positions", caught_by="word-order")
+class Unordered(BidirectionalModel):
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        self.positions = NoPlaces()  # type: ignore[assignment]
+
+
+class OneSidedBias(AttentionLayer):
+    """Distances as T5 counts them in its decoder."""
+
+    def __init__(self, width: int, dropout: nn.Dropout):
+        super().__init__(width, dropout)
+        self.bias = nn.Embedding(8, 1)
+
+    def weights(self, scores_BTS: torch.Tensor, visible_BTS: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(scores_BTS.shape[-1])
+        distances = (places[:, None] - places).clamp(0, 7)
+        return super().weights(scores_BTS + self.bias(distances)[..., 0], visible_BTS)
+
+
+@MUTANTS.plant("distances to the right clamped at 0", caught_by="word-order")
+class OneSidedDistances(Unordered):
+    """With two layers the first tells the second."""
+
+    layer_class = OneSidedBias
 
 
 @MUTANTS.plant("looks ahead while it trains", caught_by="noise-floor")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from foundry_core import ModelOutput
+from foundry_core import BuildContext, ExperimentConfig, ModelOutput
 
 from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel
 from .mutants import Mutants
@@ -40,6 +40,23 @@ class CappedInEvaluation(RecurrentModel):
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = super().head(hidden)
         return logits if self.training else 0.5 * (logits / 0.5).tanh()
+
+
+# Dropout.
+
+
+@MUTANTS.plant("what is to be kept dropped", caught_by="dropout")
+class KeepsForDrops(AttentionModel):
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        if self.dropout.p:
+            self.dropout.p = 1 - self.dropout.p
+
+
+@MUTANTS.plant("logits dropped", caught_by="dropout")
+class LogitsDropped(RecurrentModel):
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.dropout(super().head(hidden))
 
 
 # Gradients.
@@ -84,6 +101,14 @@ class QueryIsValue(AttentionModel):
 # Long rows.
 
 
+class KeysDetached(AttentionLayer):
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible_BTS: torch.Tensor
+    ) -> torch.Tensor:
+        key, value = (torch.cat([each[:, :-48].detach(), each[:, -48:]], dim=1) for each in (key, value))
+        return super().attend(query, key, value, visible_BTS)
+
+
 @MUTANTS.plant("a state that is lost between chunks of 64", caught_by="long-rows")
 class ChunksApart(RecurrentModel):
     def recur(
@@ -95,6 +120,27 @@ class ChunksApart(RecurrentModel):
             outputs.append(output)
             start = torch.zeros_like(start)
         return torch.cat(outputs, dim=1), state_BD
+
+
+@MUTANTS.plant("a gradient that ends between chunks of 64", caught_by="long-rows")
+class GradientCut(RecurrentModel):
+    """Truncated backpropagation, which no value shows."""
+
+    def recur(
+        self, cell: Any, x_BTD: torch.Tensor, real_BT: torch.Tensor, state_BD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = []
+        for x, real in zip(x_BTD.split(64, dim=1), real_BT.split(64, dim=1), strict=True):
+            output, state_BD = super().recur(cell, x, real, state_BD.detach())
+            outputs.append(output)
+        return torch.cat(outputs, dim=1), state_BD
+
+
+@MUTANTS.plant("keys without a gradient behind 48 tokens", caught_by="long-rows")
+class OldKeysDetached(BidirectionalModel):
+    """As if what has been read were a cache."""
+
+    layer_class = KeysDetached
 
 
 @MUTANTS.plant("a mask of 32 columns", caught_by="long-rows")

@@ -15,7 +15,15 @@ from foundry_core import Capabilities, FoundryError
 from foundry_core.testing.kit.check import CHECKS
 
 from . import mutants_masking, mutants_numerics, mutants_objective, mutants_settings, mutants_training
-from .bases import BASES, AttentionModel, DroppingModel, SmallModel, WindowedModel
+from .bases import (
+    BASES,
+    AttentionModel,
+    DroppingModel,
+    ParameterOfPositions,
+    SmallModel,
+    TableOfPositions,
+    WindowedModel,
+)
 from .mutants import Mutant, failures, suite_of, whole_kit
 from .mutants_objective import MisspeltAttribute
 
@@ -42,6 +50,12 @@ def test_dropout_that_an_example_sets_disturbs_no_check() -> None:
 
 def test_a_model_that_sees_only_so_far_passes_where_it_says_so() -> None:
     found = failures(WindowedModel, "objective", "masking", "generation")
+    assert [f"{result.check.name}: {result.reason}" for result in found] == []
+
+
+@pytest.mark.parametrize("table", [TableOfPositions, ParameterOfPositions])
+def test_a_table_of_more_positions_than_any_row_has_passes(table: type[SmallModel]) -> None:
+    found = failures(table, "objective", "masking", "numerics")
     assert [f"{result.check.name}: {result.reason}" for result in found] == []
 
 

@@ -31,8 +31,19 @@ from foundry_core.tokenizers import default_special_tokens, train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LAYER_KEYS = ("layers", "num_layers", "num_hidden_layers", "n_layer")
-"""Keys of a `model:` section that say how many layers there are; the odd sizes have one."""
+LAYER_KEYS = (
+    "layers",
+    "num_layers",
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "depth",
+    "blocks",
+    "num_blocks",
+)
+"""Keys of a `model:` section that say how many layers there are; where the first example sets one, the odd sizes have
+one layer.
+"""
 
 ODD_SIZES = "odd sizes"
 """Name of the case with one layer and other sizes than the examples."""
@@ -199,10 +210,21 @@ class Suite:
         for case in self.cases:
             try:
                 ids = case.ids(2, min(4, case.length))
-                case.model()(ids, attention_mask=torch.ones_like(ids), labels=ids)
+                model, given = case.model(), {"attention_mask": torch.ones_like(ids), "labels": ids}
+                model(ids, **given)
+                model(ids, **given, reduction="sum", return_logits=False)  # as the trainer does
             except Exception as error:  # noqa: BLE001 - whatever a model under test raises is a finding
                 return case, error
         return None
+
+    @cached_property
+    def without_one_layer(self) -> str | None:
+        """Why nothing is tried with one layer, if so."""
+        odd = [case for case in self.cases if case.example == ODD_SIZES]
+        if not odd:
+            return "the settings refuse one layer"
+        found = _keys(odd[0].settings) & set(LAYER_KEYS)
+        return None if found else f"the first example sets no key called {' or '.join(LAYER_KEYS)}"
 
     @cached_property
     def home(self) -> Path | None:
@@ -241,6 +263,11 @@ def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
         for objective in capabilities.objectives:
             if objective in known:
                 yield Case(architecture, name, settings, known[objective], vocabulary, longest, folder)
+
+
+def _keys(settings: Mapping[str, Any]) -> set[str]:
+    """Those of the sections too."""
+    return set(settings).union(*(_keys(value) for value in settings.values() if isinstance(value, Mapping)))
 
 
 def _one_layer(settings: Any) -> Any:

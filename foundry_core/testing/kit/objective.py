@@ -32,11 +32,14 @@ REDUCTIONS = ("mean", "sum", "none")
     "objective",
     "runs",
     scope="architecture",
-    mend="The line that is named, or what it calls, raises; --debug shows the whole traceback. Until it is mended "
-    "every check of the model fails with it.",
+    mend="The line that is named, or what it calls, raises; --debug shows the whole traceback. A keyword that is not "
+    "expected: `forward` takes `**kwargs` and hands them on to `self.output`. Until it is mended every check of the "
+    "model fails with it.",
 )
 def runs(suite: Suite) -> None:
-    """Every example is built, and reads a batch with a mask and labels."""
+    """Every example is built, and reads a batch with a mask and labels, as one does who wants logits and as the trainer
+    does.
+    """
     require(suite.fault is None, "the model does not run")
 
 
@@ -80,6 +83,35 @@ def _away(distances: list[int]) -> str:
     if nearest == 0:
         return "at"
     return f"{abs(nearest)} {'place' if abs(nearest) == 1 else 'places'} {'after' if nearest > 0 else 'before'}"
+
+
+@check(
+    "objective",
+    "word-order",
+    mend="Positions do not reach what mixes the tokens: rotary angles over the heads' axis instead of the time's, "
+    "distances clamped at 0 on one side, positions that are all the same, or none. A sum over tokens knows no order.",
+    needs=lambda case: None if case.sees_right else "no prediction sees tokens on both sides",
+)
+def word_order(case: Case) -> None:
+    """Two tokens that change places change what is predicted beside them: in float64 by more than 1e-9, on either side,
+    as far as `reach` says.
+    """
+    # A causal model may be a sum or a mean by intention, and causal attention tells the order by its mask alone.
+    near, far = 1, min(3, (case.length - 1) // 2, (case.capabilities.reach or case.length) - 1)
+    if far <= near:
+        return  # no two tokens are within reach of a third
+    model, ids = case.stirred().double(), case.ids(1, 2 * far + 1)
+    ids[0, far] = int(case.tokenizer.mask_token_id)
+    for side, sign in (("left", -1), ("right", 1)):
+        places = [far + sign * near, far + sign * far]
+        ids[0, places] = case.ordinary[[0, -1]]
+        swapped = ids.clone()
+        swapped[0, places] = case.ordinary[[-1, 0]]
+        with torch.no_grad():
+            before, after = (model(each).logits[0, far] for each in (ids, swapped))
+        moved = float((after - before).abs().max())
+        pair = f"two tokens {near} and {far} places to the {side}"
+        require(moved > 1e-9, f"{pair} that change places move no logit by more than {moved:.1g}")
 
 
 @check(

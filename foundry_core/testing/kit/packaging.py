@@ -7,7 +7,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib import metadata
@@ -259,33 +259,43 @@ def hooks(suite: Suite) -> None:
     "packaging",
     "side-effects",
     scope="objective",
-    mend="Building makes layers and nothing else: no seed, no torch.set_..., no os.environ, no cache, no download. "
-    "Weights are drawn with torch's own generator, which core seeds.",
+    mend="Building makes layers and `forward` computes, nothing else: no seed, no torch.set_..., no torch.backends, no "
+    "os.environ, no cache, no download. Weights and dropout come from torch's own generator, which core seeds.",
 )
 def side_effects(case: Case) -> None:
-    """Building leaves random state, default dtype, threads, environment, folder, files and backend flags, and asks
-    nothing of the network.
+    """Building, a training step and evaluation leave random state, default dtype, threads, environment, folder, files
+    and backend flags, and ask nothing of the network.
     """
-    forked(lambda: _built_twice(case))
+    forked(lambda: _used_twice(case))
 
 
-def _built_twice(case: Case) -> bytes:
+def _used_twice(case: Case) -> bytes:
     """In a process of its own, where a side effect reaches no other check."""
     context, target = build_context(case.config, case.tokenizer), case.architecture.model_class
     if isinstance(target, str):
         import_string(target)  # what the libraries below set when they are imported is not the model's doing
     before = settings()
-    build(case.config, context)
+    model = build(case.config, context)
     touched = changed(before, settings())
     require(not touched, f"building changes {listed(touched)}")
-    states = []
-    with watched() as seen:
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            build(case.config, context)
-            states.append(torch.random.get_rng_state())
-    require(not seen, f"building {listed(seen)}")
-    require(not torch.equal(*states), "building seeds torch's generator")
+    ids = case.ids(2, min(8, case.length))
+    uses: dict[str, Callable[[], object]] = {
+        "building": lambda: build(case.config, context),
+        "a training step": lambda: model.train()(ids, labels=ids).loss.backward(),
+        "evaluation": lambda: model.eval()(ids),
+    }
+    for what, use in uses.items():
+        before, states = settings(), []
+        with watched() as seen:
+            for seed in (1, 2):
+                torch.manual_seed(seed)
+                use()
+                states.append(torch.random.get_rng_state())
+        touched = changed(before, settings())
+        require(not touched, f"{what} changes {listed(touched)}")
+        require(not seen, f"{what} {listed(seen)}")
+        # Dropout may draw from the generator: after two seeds it is in two states all the same.
+        require(not torch.equal(*states), f"{what} seeds torch's generator")
     return b""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -91,7 +92,9 @@ def _said(error: Exception, subject: object, suite: Suite) -> str:
     """With what a check failed and how; what the model raised comes with its place in the plugin's code."""
     text = " ".join(str(error).split())
     if not isinstance(error, NonconformanceError):
-        text = f"{type(error).__name__}: {text}{_place(error, suite.home)}"
+        text = f"{type(error).__name__}: {text}"
+    if error.__cause__ is not None or not isinstance(error, NonconformanceError):
+        text += _place(error, suite.home)
     return text if subject is suite else f"{subject}: {text}"
 
 
@@ -108,8 +111,10 @@ def fixed_conditions() -> Iterator[None]:
     """One thread, and none of the advice that libraries give in passing. What a model sets when it is built is put
     back: the next check finds things as this one did, and the check of side effects finds the model at it.
     """
-    verbosity = logging.get_verbosity()
+    verbosity, thresholds = logging.get_verbosity(), gc.get_threshold()
     logging.set_verbosity_error()
+    # Models that are built by the hundred make the garbage collector look for cycles all the time, a tenth of the kit.
+    gc.set_threshold(20_000, 20, 20)
     try:
         with kept_surroundings(), kept_environment():
             warnings.simplefilter("ignore")
@@ -117,6 +122,7 @@ def fixed_conditions() -> Iterator[None]:
             torch.manual_seed(0)
             yield
     finally:
+        gc.set_threshold(*thresholds)
         logging.set_verbosity(verbosity)
 
 

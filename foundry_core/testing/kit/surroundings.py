@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import torch
 
 from foundry_core import surroundings
 
@@ -38,7 +40,7 @@ _EVENTS = {
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """A list that fills with what is written, run or asked of the network meanwhile.
+    """A list that fills with what is written, run or asked of the network meanwhile, and with numbers of threads set.
 
     Python has no way to take an audit hook off again: use this in a process that ends soon.
     """
@@ -58,9 +60,14 @@ def watched() -> Iterator[list[str]]:
                 _EVENTS[event].format(*(os.fsdecode(each) if isinstance(each, bytes) else each for each in arguments))
             )
 
+    def set_num_threads(number: int) -> None:
+        seen.append(f"sets the number of threads to {number}")
+
     sys.addaudithook(hook)
     try:
-        yield seen
+        # Under the kit there is one thread: whoever asks for one would go unnoticed.
+        with patch.object(torch, "set_num_threads", set_num_threads):
+            yield seen
     finally:
         watching = False
 

@@ -19,6 +19,9 @@ from foundry_core.testing.kit.objective import cross_entropy
 _LONG = 200
 """Tokens of a long row: longer than the chunks in which scans and losses are usually computed."""
 
+_CHUNKS = (16, 32, 48, 50, 64, 80, 96, 100, 112, 128)
+"""Tokens after which such a chunk may end."""
+
 
 @check(
     "numerics",
@@ -50,6 +53,31 @@ def train_mode(case: Case) -> None:
         require_close(evaluated.loss, trained.loss, "loss of training and evaluation", rtol=1e-5)
         require_close(total.loss, lean.loss, "summed loss of training and evaluation", rtol=1e-5)
         require_close(total.loss / total.count, trained.loss, "summed loss over its count and the mean", rtol=1e-5)
+
+
+@check(
+    "numerics",
+    "dropout",
+    scope="objective",
+    mend="`nn.Dropout(p)` takes the probability that something is left out, not kept. It belongs on embeddings and in "
+    "layers, not on logits; `F.dropout` takes `p` from the settings and `training=self.training`.",
+    needs=lambda case: None if case.has_dropout else "no setting is a probability of dropout",
+)
+def dropout(case: Case) -> None:
+    """Dropout of 0.5 moves the logits in training further than one of 0.05 does, and leaves none of them out."""
+    ids = case.ids(4, min(16, case.length))
+    distances = []
+    for probability in (0.05, 0.5):
+        model = case.stirred(dropout=probability)
+        with torch.no_grad():
+            evaluated, trained = model(ids).logits, model.train()(ids).logits
+        left_out = float(((trained == 0) & (evaluated != 0)).double().mean())
+        require(left_out < 0.2, f"{left_out:.0%} of the logits in training are 0 where dropout is {probability:g}")
+        distances.append(float((trained - evaluated).abs().mean()))
+    low, high = distances
+    if high > 0 or low > 0:  # dropout between layers needs more than one
+        found = f"logits in training are {high:.3g} away from those of evaluation where dropout is 0.5"
+        require(high > low, f"{found}, and {low:.3g} where it is 0.05")
 
 
 @check(
@@ -109,12 +137,12 @@ def _quotient(
     "numerics",
     "long-rows",
     scope="objective",
-    mend="What holds for a few tokens must hold for hundreds: hand the state on from chunk to chunk, add in fp32 what "
-    "grows with the row, take means over all predictions and not over chunks.",
+    mend="What holds for a few tokens must hold for hundreds: hand the state on from chunk to chunk, with its gradient "
+    "(no `detach`), add in fp32 what grows with the row, take means over all predictions and not over chunks.",
 )
 def long_rows(case: Case) -> None:
     """A row of 200 tokens is read as a short one is: finite, in float64 the same to 1e-4, no leak at any place, seen by
-    the tokens that follow, padding invisible, the state carried, the loss that of its logits.
+    the tokens that follow, padding invisible, the state carried, the loss that of its logits, the gradient whole.
     """
     long = replace(case, length=min(_LONG, case.capabilities.longest_sequence or _LONG))
     model, ids = long.stirred(dropout=0.0), long.ids(2, long.length)
@@ -144,6 +172,7 @@ def long_rows(case: Case) -> None:
             require_close(output.loss.double(), expected, f"loss of {batch.numel():,} tokens, {how} logits", rtol=1e-5)
         exact = model.double()(ids).logits
         require_close(logits, exact, f"logits of {long.length} tokens in fp32 and float64", atol=1e-4 * scale)
+    _require_whole_gradient(long, model.train())
 
 
 def _require_seen(case: Case, model: BaseLanguageModel, ids: torch.Tensor, before: torch.Tensor, place: int) -> None:
@@ -156,3 +185,53 @@ def _require_seen(case: Case, model: BaseLanguageModel, ids: torch.Tensor, befor
     near = slice(place, place + min(8, case.capabilities.reach or 8))
     seen = (after != before)[:, near].any(dim=-1).all()
     require(bool(seen), f"a changed token {place} of {case.length} is not seen by those that follow")
+
+
+def _require_whole_gradient(case: Case, model: BaseLanguageModel) -> None:
+    """Where a chunk of the row may end, the gradient that the next few tokens send to the vector of its last token is
+    the difference quotient, within 5 %; in a model of both directions so is that of the tokens before its first.
+    """
+    near = min(8, (case.capabilities.reach or case.length) - 1)
+    length = min(_CHUNKS[-1] + near, case.length)
+    ends = [end for end in _CHUNKS if end + near <= length]
+    if near < 1 or not ends:
+        return
+    rows = [(end - 1, slice(end, end + near)) for end in ends]
+    if case.sees_right:
+        rows += [(length - end, slice(length - end - near, length - end)) for end in ends]
+    ids, generator = case.ids(len(rows), length, seed=2), torch.Generator().manual_seed(0)
+    readout = torch.randn(case.vocabulary, generator=generator, dtype=torch.float64)
+    embeddings = model.get_input_embeddings()
+    direction = torch.randn(embeddings(ids[:1, :1]).shape[-1], generator=generator, dtype=torch.float64)
+    direction /= direction.norm()
+    places = torch.tensor([place for place, _ in rows])
+    moved = torch.zeros(len(rows), length, len(direction), dtype=torch.float64, requires_grad=True)
+
+    def read(distance: float) -> torch.Tensor:
+        """Of each row a number that its tokens give which are to see the one that is moved so far."""
+        with torch.no_grad():
+            moved[torch.arange(len(rows)), places] = distance * direction
+        torch.manual_seed(0)
+        logits = model(ids).logits.double()
+        return torch.stack([(logits[row, seeing] @ readout).sum() for row, (_, seeing) in enumerate(rows)])
+
+    def off(step: float) -> torch.Tensor:
+        """Of each row how far the gradient is from the difference quotient, relative to the larger."""
+        with torch.no_grad():
+            quotients = (read(step) - read(-step)) / (2 * step)
+        return (quotients - gradients).abs() / torch.maximum(quotients.abs(), gradients.abs()).clamp(min=0.1)
+
+    hook = embeddings.register_forward_hook(lambda module, given, vectors: vectors + moved.to(vectors.dtype))
+    try:
+        torch.autograd.backward(read(0.0).sum())
+        if moved.grad is None:
+            return  # the vectors are looked up in another way
+        gradients = moved.grad[torch.arange(len(rows)), places] @ direction
+        worst = off(1e-2)
+        if bool((worst >= 0.05).any()):  # such a step may cross a kink
+            worst = torch.minimum(worst, off(1e-4))
+    finally:
+        hook.remove()
+    for (place, seeing), share in zip(rows, worst.tolist(), strict=True):
+        sent = f"tokens {seeing.start} to {seeing.stop - 1} send to token {place} of {length}"
+        require(share < 0.05, f"the gradient that {sent} is {share:.0%} off what a small change of it changes there")
