@@ -8,7 +8,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from torch import nn
 
 from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 from foundry_core.config import ExperimentConfig, load_config
-from foundry_core.errors import PluginError
+from foundry_core.errors import ConfigError, PluginError
 from foundry_core.foreign import home_of
 from foundry_core.hooks import available_objectives, hook_manager
 from foundry_core.model import BaseLanguageModel, create_model
@@ -120,6 +120,15 @@ class Case:
         for name, section in sections.items():
             content[name] = {**content.get(name, {}), **section}
         return load_config(content)
+
+    def with_one_layer(self) -> Case:
+        """The same case with one layer, where the settings say how many there are and take one."""
+        case = replace(self, settings=_one_layer(self.settings))
+        try:
+            case.config  # noqa: B018 - reads it
+        except ConfigError:
+            return self
+        return case
 
     @cached_property
     def has_dropout(self) -> bool:
