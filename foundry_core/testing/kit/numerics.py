@@ -226,11 +226,13 @@ class _LiveTensors:
 
     def __enter__(self) -> Self:
         gc.collect()
+        self._frozen = gc.get_freeze_count() > 0
         gc.freeze()  # or each count would look at every object of every module that is imported
         return self
 
     def __exit__(self, *exception: object) -> None:
-        gc.unfreeze()
+        if not self._frozen:  # by the command line, as long as the process lives
+            gc.unfreeze()
 
     def watched(self) -> Any:
         """Forward passes inside are counted with what they save for their backward pass."""

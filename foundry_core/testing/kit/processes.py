@@ -94,14 +94,14 @@ def fresh_command(code: str, *arguments: str) -> tuple[list[str], dict[str, str]
 
 def hash_seed_that_reverses(pairs: Collection[tuple[str, str]]) -> str:
     """A value of PYTHONHASHSEED with which a process runs through a set of two names from the second to the first,
-    whichever was put in first: for up to four pairs all of them, which takes some tens of tries, for more as many as 64
+    whichever was put in first: for up to four pairs all of them, which takes some tens of tries, for more as many as 32
     tries find. With one value in two a pair stays in its order.
     """
     names = [name for pair in pairs for name in pair]
     reversed_order = "next(iter({a, b})) == b == next(iter({b, a}))"
     code = f"import sys; n = sys.argv[1:]; print(sum({reversed_order} for a, b in zip(n[::2], n[1::2])))"
     reversed_pairs: dict[str, int] = {}
-    for number in map(str, range(1, 257 if len(pairs) <= 4 else 65)):
+    for number in map(str, range(1, 257 if len(pairs) <= 4 else 33)):
         command = [sys.executable, "-S", "-c", code, *names]  # without site: 10 ms
         environment = {**os.environ, "PYTHONHASHSEED": number}
         said = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
