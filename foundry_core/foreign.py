@@ -76,9 +76,10 @@ def home_of(module: str) -> Path | None:
     parts = module.split(".")
     for length in range(1, len(parts) + 1):
         package = sys.modules.get(".".join(parts[:length]))
-        file = getattr(package, "__file__", None)
+        known = {} if package is None else vars(package)  # not getattr: a module may have one of its own, which raises
+        file = known.get("__file__")
         if file is not None:
-            return Path(file).parent if hasattr(package, "__path__") else Path(file)
+            return Path(file).parent if "__path__" in known else Path(file)
     return None
 
 

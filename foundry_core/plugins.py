@@ -176,11 +176,12 @@ def blame(error: BaseException) -> str | None:
     """The plugin through whose code an error came last, and where in it; None when it came through no plugin's."""
     owners = {name: f"--plugin {sys.modules[name].__file__}" for name in _plugin_files}
     for point in (point for each in ALL_GROUPS for claims in installed(each).values() for point in claims):
-        descriptor = getattr(sys.modules.get(point.module), point.target.partition(":")[2], None)
+        module = sys.modules.get(point.module)
+        descriptor = None if module is None else vars(module).get(point.target.partition(":")[2])
         target = getattr(descriptor, "model_class", None)
-        for module in (point.module, target.partition(":")[0] if isinstance(target, str) else point.module):
-            owners.setdefault(module, f"the plugin {point}")
-    homes = {home: owner for module, owner in owners.items() if (home := home_of(module)) is not None}
+        for name in (point.module, target.partition(":")[0] if isinstance(target, str) else point.module):
+            owners.setdefault(name, f"the plugin {point}")
+    homes = {home: owner for name, owner in owners.items() if (home := home_of(name)) is not None}
     found = last_line_in(error, homes)
     return None if found is None else f"{found[0]} fails: {cause(error)} ({found[1]})"
 

@@ -360,6 +360,23 @@ def test_a_checkpoint_opens_where_those_who_watched_its_training_are_not(
     assert model.config.plugins == ()
 
 
+def test_a_checkpoint_opens_where_the_package_of_its_optimizer_is_not(
+    distribution: Callable[..., Path], experiment: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: Any
+) -> None:
+    light = (
+        "from foundry_core import Optimizer, hookimpl\n\n@hookimpl\ndef foundry_optimizers():\n"
+        "    return [Optimizer(name='own', summary='of a test', builder='foundry_own_torch:make')]\n"
+    )
+    heavy = "import torch\n\ndef make(groups, training):\n    return torch.optim.SGD(groups, lr=0.1)\n"
+    files = {"foundry_own.py": light, "foundry_own_torch.py": heavy}
+    distribution("foundry-own", {"foundry.plugins": {"own": "foundry_own"}}, files)
+    config = experiment("lstm", tmp_path, training={"train_steps": 1, "optimizer": "own"}, plugins=["foundry_own"])
+    run(config, quiet=True)
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "own")
+    model = BaseLanguageModel.from_pretrained(tmp_path / "run" / "checkpoint-1")
+    assert (model.config.plugins, model.config.training.optimizer) == ((), "adamw")
+
+
 def test_what_the_first_import_of_torch_brings_with_it_changes_no_run(
     distribution: Callable[..., Path], experiment: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:

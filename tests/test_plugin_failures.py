@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,17 @@ def test_a_model_that_does_not_work_is_one_line_that_names_it(fault: str, okapi:
         where = "return self.output" if fault == "what core is given" else instead
         (number,) = (number for number, code in enumerate(model.splitlines(), 1) if where in code)
         assert f"okapi_model.py:{number}) (--debug shows how it got there)" in line
+
+
+def test_a_module_whose_getattr_raises_is_not_in_the_way_of_naming_another(
+    okapi: Any, install: Install, capsys: Any
+) -> None:
+    lazy = "def __getattr__(name):\n    raise RuntimeError(name)\n"
+    install("foundry-lazy", extensions={"lazy": "lazy_module"}, modules={"lazy_module": lazy})
+    importlib.import_module("lazy_module")
+    okapi(MODEL.replace("self.calls += 1", "self.calls += {}['n']"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {PACKAGE} fails: KeyError: 'n' (")
 
 
 def test_an_optimizer_that_fails_at_a_step_is_named_with_the_line(okapi: Any, capsys: Any) -> None:
