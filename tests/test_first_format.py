@@ -1,0 +1,40 @@
+"""Checkpoints written before the modules of core moved into packages still open, and training goes on from them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from foundry_core import BaseLanguageModel, load_config, run
+
+STORED = Path(__file__).parent / "fixtures" / "first_format"
+PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
+LOGITS = {
+    "lstm": [-0.04262961819767952, 0.03651706874370575, -0.00212656706571579, 0.012378807179629803],
+    "bert": [-0.006953965872526169, 0.15785762667655945, 0.0989542305469513, -0.23244459927082062],
+}
+"""The first logits after the prompt, as the code that wrote the checkpoints gave them."""
+
+
+@pytest.mark.parametrize(("architecture", "auto"), [("lstm", AutoModelForCausalLM), ("bert", AutoModelForMaskedLM)])
+def test_an_old_checkpoint_opens_with_its_logits(architecture: str, auto: type) -> None:
+    folder = STORED / architecture / "checkpoint-3"
+    for model in (BaseLanguageModel.from_pretrained(folder), auto.from_pretrained(folder, trust_remote_code=True)):
+        with torch.no_grad():
+            logits = model.eval()(PROMPT).logits[0, -1, :4]
+        torch.testing.assert_close(logits, torch.tensor(LOGITS[architecture]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["lstm", "bert"])
+def test_training_goes_on_from_an_old_checkpoint(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(STORED, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / architecture, tmp_path / "runs" / architecture)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(f"{architecture}.yaml", ["training.train_steps=5"])
+    assert run(config, resume=True, allowed_changes=["training.train_steps"], quiet=True).step == 5
