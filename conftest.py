@@ -62,7 +62,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> ToyCorpus:
 @pytest.fixture(scope="session")
 def letters() -> PreTrainedTokenizerFast:
     """A character tokenizer of 32 ids with every special token that an objective asks for."""
-    from foundry_core.tokenizers import default_special_tokens, train_tokenizer
+    from foundry_core.tokenization.tokenizer import default_special_tokens, train_tokenizer
 
     special = default_special_tokens("character", masked=True)
     return train_tokenizer("character", lambda: iter([ALPHABET]), None, special)
@@ -75,7 +75,7 @@ def experiment(corpus: ToyCorpus) -> Callable[..., ExperimentConfig]:
     example: one of the architecture's own. A section given is laid over the tiny one, key by key.
     """
     from foundry_core import load_config
-    from foundry_core.plugins import get_architecture
+    from foundry_core.registry.loading import get_architecture
 
     def make(architecture: str, folder: Path, *, example: str = "tiny", **sections: Any) -> ExperimentConfig:
         tiny: dict[str, Any] = {
@@ -95,7 +95,7 @@ def experiment(corpus: ToyCorpus) -> Callable[..., ExperimentConfig]:
 @pytest.fixture(autouse=True)
 def _no_registration_stays() -> Iterator[None]:
     """An architecture that a test registers is gone after it: other tests say which ones there are."""
-    from foundry_core.architecture import _registered
+    from foundry_core.registry.architecture import _registered
 
     before = dict(_registered)
     yield

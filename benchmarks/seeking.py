@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from foundry_core.dataset import Batches, Rows, SampleOrder
+from foundry_core.data.token_file import Batches, Rows, SampleOrder
 
 ROWS = 30_000_000
 LENGTH = 128

@@ -25,7 +25,7 @@ COMMANDS = {
     "foundry validate configs/gpt2.yaml": (FOUNDRY, "validate", "configs/gpt2.yaml"),
 }
 
-TRAINER = "import foundry_core.trainer"
+TRAINER = "import foundry_core.training.trainer"
 PAUSED = f"from foundry_core.cli.common import large_imports\nwith large_imports(): {TRAINER}"
 
 

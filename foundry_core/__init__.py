@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from foundry_core.architecture import (
+    from foundry_core.config.experiment import ExperimentConfig, load_config
+    from foundry_core.config.sections import TrainingConfig
+    from foundry_core.data.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
+    from foundry_core.data.preparation import train_tokenizer_from_config
+    from foundry_core.errors import FoundryError, did_you_mean
+    from foundry_core.models.base import BaseLanguageModel, ModelOutput, create_model, create_model_from_config
+    from foundry_core.models.folder import exposed_by_plugin
+    from foundry_core.models.wrapped import WrappedLanguageModel
+    from foundry_core.registry.architecture import (
         Architecture,
         BuildContext,
         Capabilities,
@@ -21,53 +29,45 @@ if TYPE_CHECKING:
         TransformerConfig,
         register_architecture,
     )
-    from foundry_core.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
-    from foundry_core.config import ExperimentConfig, load_config
-    from foundry_core.config_sections import TrainingConfig
-    from foundry_core.errors import FoundryError, did_you_mean
-    from foundry_core.export import exposed_by_plugin
-    from foundry_core.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
-    from foundry_core.huggingface import WrappedLanguageModel
-    from foundry_core.model import BaseLanguageModel, ModelOutput, create_model, create_model_from_config
-    from foundry_core.objective import Objective
-    from foundry_core.optimizer import Optimizer
-    from foundry_core.prepare import train_tokenizer_from_config
-    from foundry_core.tokenizer_type import TokenizerType
-    from foundry_core.tokenizers import TokenizerFactory
-    from foundry_core.trainer import run
+    from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
+    from foundry_core.registry.objective import Objective
+    from foundry_core.registry.optimizer import Optimizer
+    from foundry_core.registry.tokenizer_type import TokenizerType
+    from foundry_core.tokenization.tokenizer import TokenizerFactory
+    from foundry_core.training.trainer import run
 
 _HOME = {
-    "Architecture": "architecture",
-    "BaseLanguageModel": "model",
-    "BuildContext": "architecture",
-    "Capabilities": "architecture",
-    "CausalLMDataCollator": "collators",
-    "ConfigSection": "architecture",
-    "EvaluationReport": "hookspecs",
-    "ExperimentConfig": "config",
+    "Architecture": "registry.architecture",
+    "BaseLanguageModel": "models.base",
+    "BuildContext": "registry.architecture",
+    "Capabilities": "registry.architecture",
+    "CausalLMDataCollator": "data.collators",
+    "ConfigSection": "registry.architecture",
+    "EvaluationReport": "registry.hookspecs",
+    "ExperimentConfig": "config.experiment",
     "FoundryError": "errors",
-    "MaskedLMDataCollator": "collators",
-    "ModelConfig": "architecture",
-    "ModelOutput": "model",
-    "Objective": "objective",
-    "Optimizer": "optimizer",
-    "RunInfo": "hookspecs",
-    "StepReport": "hookspecs",
-    "TokenizerFactory": "tokenizers",
-    "TokenizerType": "tokenizer_type",
-    "TrainingConfig": "config_sections",
-    "TransformerConfig": "architecture",
-    "WrappedLanguageModel": "huggingface",
-    "create_model": "model",
-    "create_model_from_config": "model",
+    "MaskedLMDataCollator": "data.collators",
+    "ModelConfig": "registry.architecture",
+    "ModelOutput": "models.base",
+    "Objective": "registry.objective",
+    "Optimizer": "registry.optimizer",
+    "RunInfo": "registry.hookspecs",
+    "StepReport": "registry.hookspecs",
+    "TokenizerFactory": "tokenization.tokenizer",
+    "TokenizerType": "registry.tokenizer_type",
+    "TrainingConfig": "config.sections",
+    "TransformerConfig": "registry.architecture",
+    "WrappedLanguageModel": "models.wrapped",
+    "create_model": "models.base",
+    "create_model_from_config": "models.base",
     "did_you_mean": "errors",
-    "exposed_by_plugin": "export",
-    "get_data_collator": "collators",
-    "hookimpl": "hookspecs",
-    "load_config": "config",
-    "register_architecture": "architecture",
-    "run": "trainer",
-    "train_tokenizer_from_config": "prepare",
+    "exposed_by_plugin": "models.folder",
+    "get_data_collator": "data.collators",
+    "hookimpl": "registry.hookspecs",
+    "load_config": "config.experiment",
+    "register_architecture": "registry.architecture",
+    "run": "training.trainer",
+    "train_tokenizer_from_config": "data.preparation",
 }
 
 __all__ = [

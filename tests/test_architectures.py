@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from foundry_core import BaseLanguageModel, Capabilities, ExperimentConfig, FoundryError, create_model
-from foundry_core.plugins import get_architecture
+from foundry_core.registry.loading import get_architecture
 
 NAMES = ("gpt2", "bert", "lstm", "gru", "rnn", "mamba", "transformers")
 

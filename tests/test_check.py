@@ -137,7 +137,7 @@ def test_an_expected_failure_that_is_no_check_is_refused_with_the_nearest_name()
 
 
 def _load(path: str) -> None:
-    from foundry_core.plugins import load_plugin_file
+    from foundry_core.registry.loading import load_plugin_file
 
     load_plugin_file(path)
 

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from foundry_core import load_config
 from foundry_core.cli import main
-from foundry_core.config import ExperimentConfig
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError
-from foundry_core.objective import CORE_OBJECTIVES
-from foundry_core.yaml_source import YamlSource
+from foundry_core.registry.objective import CORE_OBJECTIVES
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
 
@@ -680,8 +680,8 @@ def test_a_budget_that_nobody_will_reach_is_one(tmp_path: Path, budget: str) -> 
 def test_rows_longer_than_the_architecture_takes_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from foundry_core.architecture import Capabilities, ModelConfig, register_architecture
-    from foundry_core.model import BaseLanguageModel
+    from foundry_core.models.base import BaseLanguageModel
+    from foundry_core.registry.architecture import Capabilities, ModelConfig, register_architecture
 
     register_architecture("short_sighted", config=ModelConfig, capabilities=Capabilities(longest_sequence=63))(
         type("ShortSighted", (BaseLanguageModel,), {})
@@ -697,7 +697,7 @@ def test_compiling_is_refused_where_the_architecture_says_that_it_cannot_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from foundry_core import BaseLanguageModel
-    from foundry_core.architecture import Capabilities, ModelConfig, register_architecture
+    from foundry_core.registry.architecture import Capabilities, ModelConfig, register_architecture
 
     register_architecture("as_it_is", config=ModelConfig, capabilities=Capabilities(compile=False))(
         type("AsItIs", (BaseLanguageModel,), {})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from foundry_core.corpus import _WIDE_SPACES, ByteAccount, Corpus, DocumentUnit, _words
+from foundry_core.corpus.reader import _WIDE_SPACES, ByteAccount, Corpus, DocumentUnit, _words
 from foundry_core.errors import DataError
 
 MIB = 1 << 20
@@ -148,7 +148,7 @@ def test_a_single_line_of_64_mib_is_one_document(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     written(tmp_path / "a.txt", b"some words in a line\n" * (64 * MIB // 21))
     code = (
-        "import resource, sys; from collections import deque; from foundry_core.corpus import *\n"
+        "import resource, sys; from collections import deque; from foundry_core.corpus.reader import *\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "corpus = Corpus.open(sys.argv[1]); corpus.digest; deque(corpus.documents(ByteAccount()), maxlen=0)\n"
         "sys.exit(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > 40 * 1024)"

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, load_config, run
-from foundry_core.checkpoint import newest_valid
+from foundry_core.checkpoints.checkpoint import newest_valid
 from foundry_core.cli import main
 from foundry_core.errors import CheckpointError
-from foundry_core.manifest import MANIFEST, read_manifest
+from foundry_core.storage.manifest import MANIFEST, read_manifest
 
 FILES = (
     "MANIFEST.json",

@@ -16,10 +16,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.corpus import ByteAccount, Corpus, DocumentUnit
-from foundry_core.dataset import Batches, Rows, SampleOrder, permutation, prepare_tokens
+from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit
+from foundry_core.data.token_file import Batches, Rows, SampleOrder, permutation, prepare_tokens
 from foundry_core.errors import DataError
-from foundry_core.manifest import sealed
+from foundry_core.storage.manifest import sealed
 
 TEXT = "the cat sat\nthe dog\n\na cat saw the dog sit\nunseen words\n"
 
@@ -193,7 +193,7 @@ def test_two_processes_that_prepare_the_same_both_end_well(tmp_path: Path) -> No
     word_tokenizer().save_pretrained(tmp_path / "tokenizer")
     code = (
         "import sys; from pathlib import Path; from transformers import AutoTokenizer\n"
-        "from foundry_core.corpus import Corpus; from foundry_core.dataset import prepare_tokens\n"
+        "from foundry_core.corpus.reader import Corpus; from foundry_core.data.token_file import prepare_tokens\n"
         "folder = Path(sys.argv[1]); tokenizer = AutoTokenizer.from_pretrained(folder / 'tokenizer')\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "file = prepare_tokens(Corpus.open(folder / 'corpus.txt'), tokenizer, folder / 'out')\n"
@@ -429,7 +429,7 @@ def test_a_batch_after_100_million_samples_costs_what_the_first_one_does() -> No
 
 
 def test_importing_the_module_does_not_import_torch() -> None:
-    code = "import sys, foundry_core.dataset; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, foundry_core.data.token_file; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

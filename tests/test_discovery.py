@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from foundry_core import __version__, register_architecture
-from foundry_core.architecture import PLUGIN_API_VERSION, ModelConfig
 from foundry_core.cli import main
-from foundry_core.diagnosis import examine
-from foundry_core.discovery import declared, hidden_copies, installed, misnamed_in_environment
 from foundry_core.errors import PluginError, did_you_mean
-from foundry_core.model import BaseLanguageModel
-from foundry_core.plugins import active_modules, available_architectures, get_architecture
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.registry.architecture import PLUGIN_API_VERSION, ModelConfig
+from foundry_core.registry.discovery import declared, hidden_copies, installed, misnamed_in_environment
+from foundry_core.registry.doctor import examine
+from foundry_core.registry.loading import active_modules, available_architectures, get_architecture
 
 Install = Callable[..., None]
 
@@ -303,7 +303,7 @@ def test_a_core_under_development_counts_as_what_it_will_be(
     requirement: str, state: str, zebra: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zebra(requires=[requirement])
-    monkeypatch.setattr("foundry_core.discovery.__version__", "0.2.0.dev1")
+    monkeypatch.setattr("foundry_core.registry.discovery.__version__", "0.2.0.dev1")
     assert [each for each, _ in found()] == [state]
 
 
@@ -878,7 +878,7 @@ def test_what_core_itself_imports_is_not_remembered_of_a_plugin(
 ) -> None:
     zebra()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    code = "from foundry_core.diagnosis import examine; examine()"
+    code = "from foundry_core.registry.doctor import examine; examine()"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
-from foundry_core.estimate import activation_bytes, estimated_parameters, plain_rows, saved_bytes, training_flops
-from foundry_core.model import build_context
+from foundry_core.models.base import build_context
+from foundry_core.models.cost import activation_bytes, estimated_parameters, plain_rows, saved_bytes, training_flops
 
 Build = Callable[..., BaseLanguageModel]
 SIZES = {"embedding_size": 24, "hidden_size": 32, "num_layers": 2, "dropout": 0.3}

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from foundry_core import StepReport, hookimpl, load_config, run
-from foundry_core.checkpoint import versions
-from foundry_core.plugins import get_architecture
+from foundry_core.checkpoints.checkpoint import versions
+from foundry_core.registry.loading import get_architecture
 from foundry_core.testing.toy_language import write_corpus
 
 RECORD = Path(__file__).with_name("golden_losses.json")

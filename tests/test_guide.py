@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from foundry_core import Architecture, Capabilities, Objective, hookspecs
-from foundry_core.optimizer import Optimizer
+from foundry_core import Architecture, Capabilities, Objective
+from foundry_core.registry import hookspecs
+from foundry_core.registry.optimizer import Optimizer
+from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.check import CHECKS
 from foundry_core.testing.kit.keys import write_keys
 from foundry_core.testing.kit.run import all_checks, run_check
-from foundry_core.tokenizer_type import TokenizerType
 
 GUIDE = (Path(__file__).parents[1] / "plugins" / "README.md").read_text(encoding="utf-8")
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("foundry_")}

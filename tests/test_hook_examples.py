@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from foundry_core import ExperimentConfig, StepReport, hookspecs, load_config, run
-from foundry_core.checkpoint import checkpoints
+from foundry_core import ExperimentConfig, StepReport, load_config, run
+from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.cli import main
+from foundry_core.registry import hookspecs
 
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("foundry_")}
 

@@ -21,11 +21,11 @@ import yaml
 
 from foundry_core import load_config, run
 from foundry_core.cli import main
-from foundry_core.corpus import Corpus
-from foundry_core.dataset import prepare_tokens
+from foundry_core.corpus.reader import Corpus
+from foundry_core.data.preparation import tokenizer_folder
+from foundry_core.data.token_file import prepare_tokens
 from foundry_core.errors import DataError, TokenizerError
-from foundry_core.prepare import tokenizer_folder
-from foundry_core.tokenizers import DocumentEncoder, TokenizerFactory, load_tokenizer
+from foundry_core.tokenization.tokenizer import DocumentEncoder, TokenizerFactory, load_tokenizer
 
 DATA = Path(os.environ.get("FOUNDRY_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "robustness"
 KINDS = ("sentencepiece", "wordpiece", "bpe", "character", "word")
@@ -191,7 +191,7 @@ def first_fault(content: bytes) -> int | None:
 def test_a_text_of_the_world_is_read_to_its_last_byte_or_refused_at_its_first_fault(
     source: Path, unit: Any, tmp_path: Path
 ) -> None:
-    from foundry_core.corpus import ByteAccount
+    from foundry_core.corpus.reader import ByteAccount
 
     path, account = as_text(source, tmp_path), ByteAccount()
     fault = first_fault(path.read_bytes())

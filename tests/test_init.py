@@ -12,13 +12,13 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from foundry_core.architecture import Architecture, Capabilities, ConfigSection, ModelConfig
 from foundry_core.cli import main
 from foundry_core.cli.common import yaml_scalar
 from foundry_core.cli.init import COMMENT_COLUMN, WIDTH, starting_yaml
-from foundry_core.config import ExperimentConfig, load_config
-from foundry_core.plugins import available_architectures, get_architecture
-from foundry_core.yaml_source import YamlSource
+from foundry_core.config.experiment import ExperimentConfig, load_config
+from foundry_core.config.yaml_source import YamlSource
+from foundry_core.registry.architecture import Architecture, Capabilities, ConfigSection, ModelConfig
+from foundry_core.registry.loading import available_architectures, get_architecture
 
 ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
 
@@ -179,7 +179,7 @@ def test_an_architecture_of_a_third_party_gets_its_own_keys_and_defaults() -> No
 
 ARCHITECTURE_FILE = """\
 from pydantic import Field
-from foundry_core.architecture import ConfigSection, ModelConfig, _registered, Architecture
+from foundry_core.registry.architecture import ConfigSection, ModelConfig, _registered, Architecture
 
 class Config(ModelConfig):
     width: int = Field(description="how wide")
@@ -191,7 +191,7 @@ _registered["unsized"] = Architecture("unsized", "no example says its width", Co
 def test_a_key_without_default_or_example_is_left_to_fill_in_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from foundry_core.architecture import _registered
+    from foundry_core.registry.architecture import _registered
 
     plugin = tmp_path / "unsized_plugin.py"
     plugin.write_text(ARCHITECTURE_FILE)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from foundry_core.cli import main
-from foundry_core.config import load_config
+from foundry_core.config.experiment import load_config
+from foundry_core.config.migration import Migration, migrate
+from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError, UsageError
-from foundry_core.migrate import Migration, migrate
-from foundry_core.yaml_source import YamlSource
 
 # The example of the design, letter by letter.
 EXAMPLE = """\

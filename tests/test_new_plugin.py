@@ -23,8 +23,8 @@ from packaging.specifiers import SpecifierSet
 from foundry_core import BaseLanguageModel, __version__, create_model, load_config
 from foundry_core.cli import main
 from foundry_core.cli.new_plugin import _core_versions, plugin_files
-from foundry_core.diagnosis import examine
-from foundry_core.plugins import get_architecture
+from foundry_core.registry.doctor import examine
+from foundry_core.registry.loading import get_architecture
 
 Install = Callable[..., None]
 LONGEST = "abcdefghijklmnopqrst"

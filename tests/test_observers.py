@@ -30,10 +30,10 @@ from foundry_core import (
     register_architecture,
     run,
 )
-from foundry_core.hooks import hook_manager
-from foundry_core.reporting import MetricsFile, Notifier
-from foundry_core.storage import StorageError
-from foundry_core.surroundings import kept_surroundings
+from foundry_core.registry.hooks import hook_manager
+from foundry_core.registry.surroundings import kept_surroundings
+from foundry_core.storage.files import StorageError
+from foundry_core.training.observers import MetricsFile, Notifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

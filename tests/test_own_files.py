@@ -9,8 +9,15 @@ import yaml
 
 from foundry_core import load_config, run
 from foundry_core.errors import UsageError
-from foundry_core.reporting import MetricsFile
-from foundry_core.storage import AppendedLines, RunLock, StorageError, publish_folder, remove_leftovers, write_file
+from foundry_core.storage.files import (
+    AppendedLines,
+    RunLock,
+    StorageError,
+    publish_folder,
+    remove_leftovers,
+    write_file,
+)
+from foundry_core.training.observers import MetricsFile
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +113,7 @@ def test_a_link_or_a_fifo_in_place_of_a_file_of_the_run_is_refused_in_one_line(e
 
 @pytest.mark.parametrize("opened", [AppendedLines, lambda path: RunLock(path.parent)], ids=["lines", "lock"])
 def test_a_link_that_comes_at_the_last_moment_is_not_followed_either(tmp_path, monkeypatch, opened):
-    monkeypatch.setattr("foundry_core.storage.require_plain", lambda path: None)
+    monkeypatch.setattr("foundry_core.storage.files.require_plain", lambda path: None)
     link(tmp_path / ".lock")
     with pytest.raises(StorageError, match=r"cannot write .*/\.lock"):
         opened(tmp_path / ".lock")

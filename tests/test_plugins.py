@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from foundry_core import BaseLanguageModel, Objective, hookimpl, load_config, register_architecture
-from foundry_core.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig
 from foundry_core.cli import main
 from foundry_core.errors import ConfigError, PluginError
-from foundry_core.hooks import available_objectives, hook_manager
-from foundry_core.plugins import (
+from foundry_core.registry.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig
+from foundry_core.registry.hooks import available_objectives, hook_manager
+from foundry_core.registry.loading import (
     _plugin_files,
     active_modules,
     available_architectures,
@@ -29,7 +29,7 @@ from foundry_core.plugins import (
     installed,
     load_plugin_file,
 )
-from foundry_core.surroundings import settings
+from foundry_core.registry.surroundings import settings
 
 Install = Callable[..., None]
 

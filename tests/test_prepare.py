@@ -13,11 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from foundry_core import storage
-from foundry_core.errors import DataError, TokenizerError, UsageError
-from foundry_core.evaluation import evaluate_corpus
-from foundry_core.model import create_model
-from foundry_core.prepare import (
+from foundry_core.data.preparation import (
     RunPlan,
     experiment_corpora,
     experiment_data,
@@ -25,8 +21,12 @@ from foundry_core.prepare import (
     tokenizer_folder,
     train_tokenizer_from_config,
 )
-from foundry_core.storage import Disk
-from foundry_core.tokenizers import load_tokenizer, tokenizer_digest
+from foundry_core.errors import DataError, TokenizerError, UsageError
+from foundry_core.evaluation.corpus_loss import evaluate_corpus
+from foundry_core.models.base import create_model
+from foundry_core.storage import files as storage
+from foundry_core.storage.files import Disk
+from foundry_core.tokenization.tokenizer import load_tokenizer, tokenizer_digest
 
 
 def prepared(config):

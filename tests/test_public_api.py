@@ -16,8 +16,9 @@ import pytest
 from pydantic import BaseModel
 
 import foundry_core
-from foundry_core import ExperimentConfig, discovery, hookspecs
-from foundry_core.architecture import PLUGIN_API_VERSION
+from foundry_core import ExperimentConfig
+from foundry_core.registry import discovery, hookspecs
+from foundry_core.registry.architecture import PLUGIN_API_VERSION
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = ROOT / "tests" / "public_api.txt"

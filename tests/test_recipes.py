@@ -13,10 +13,10 @@ import torch
 
 from foundry_core import load_config, run
 from foundry_core.cli import main
-from foundry_core.dataset import prepare_tokens
-from foundry_core.export import load_model
-from foundry_core.prepare import experiment_corpora
-from foundry_core.tokenizers import load_tokenizer
+from foundry_core.data.preparation import experiment_corpora
+from foundry_core.data.token_file import prepare_tokens
+from foundry_core.models.folder import load_model
+from foundry_core.tokenization.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FOUNDRY_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -12,15 +12,16 @@ import pytest
 import torch
 import yaml
 
-from foundry_core import create_model, run, storage
-from foundry_core.checkpoint import TrainState, checkpoints, load_checkpoint
+from foundry_core import create_model, run
+from foundry_core.checkpoints.checkpoint import TrainState, checkpoints, load_checkpoint
 from foundry_core.errors import CheckpointError, StoppedError, UsageError
-from foundry_core.export import load_model, rebuild
-from foundry_core.interruption import SIGNALS, StopRequest
-from foundry_core.manifest import MANIFEST, read_manifest
-from foundry_core.optim import build_optimizer
-from foundry_core.storage import Disk
-from foundry_core.tokenizers import load_tokenizer
+from foundry_core.models.folder import load_model, rebuild
+from foundry_core.storage import files as storage
+from foundry_core.storage.files import Disk
+from foundry_core.storage.manifest import MANIFEST, read_manifest
+from foundry_core.tokenization.tokenizer import load_tokenizer
+from foundry_core.training.optim import build_optimizer
+from foundry_core.training.signals import SIGNALS, StopRequest
 
 
 @pytest.fixture(autouse=True)

@@ -317,7 +317,9 @@ def writes(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 @pytest.mark.parametrize("path", [p for p in CORE_FILES if p.name != "storage.py"], ids=lambda p: named(p) or "package")
 def test_everything_is_written_through_storage(path: Path) -> None:
     for call, node in writes(parsed(path)):
-        assert (named(path), call) in WRITES_BY_ITSELF, f"{where(path, node)}: {call} goes past foundry_core.storage"
+        assert (named(path), call) in WRITES_BY_ITSELF, (
+            f"{where(path, node)}: {call} goes past foundry_core.storage.files"
+        )
 
 
 def test_what_writes_by_itself_is_still_there_and_nothing_else_is_let_through() -> None:

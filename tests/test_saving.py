@@ -8,26 +8,18 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from foundry_core import (
-    BaseLanguageModel,
-    ModelConfig,
-    create_model,
-    hookimpl,
-    load_config,
-    register_architecture,
-    run,
-    storage,
-)
-from foundry_core.background import Background
-from foundry_core.checkpoint import CheckpointTensors, TensorBuffers, checkpoints
+from foundry_core import BaseLanguageModel, ModelConfig, create_model, hookimpl, load_config, register_architecture, run
+from foundry_core.checkpoints.checkpoint import CheckpointTensors, TensorBuffers, checkpoints
+from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
 from foundry_core.devices import is_out_of_memory
 from foundry_core.errors import TrainingError
-from foundry_core.hooks import hook_manager
-from foundry_core.optim import build_optimizer
-from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
-from foundry_core.reporting import Notifier
-from foundry_core.storage import Disk, StorageError
-from foundry_core.trainer import Trainer
+from foundry_core.registry.hooks import hook_manager
+from foundry_core.storage import files as storage
+from foundry_core.storage.files import Disk, StorageError
+from foundry_core.training.background import Background
+from foundry_core.training.observers import Notifier
+from foundry_core.training.optim import build_optimizer
+from foundry_core.training.trainer import Trainer
 
 WHAT_TRAINING_MAKES = ("model.safetensors", "optimizer.safetensors", "trainer_state.json")
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from foundry_core.architecture import Architecture, ConfigSection, ModelConfig, _registered
 from foundry_core.cli import main
 from foundry_core.cli.init import starting_yaml
 from foundry_core.cli.schema import DIALECT, schema_of
-from foundry_core.config import load_config
+from foundry_core.config.experiment import load_config
+from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError
-from foundry_core.plugins import available_architectures, get_architecture
-from foundry_core.yaml_source import YamlSource
+from foundry_core.registry.architecture import Architecture, ConfigSection, ModelConfig, _registered
+from foundry_core.registry.loading import available_architectures, get_architecture
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
 ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]

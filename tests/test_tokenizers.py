@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from foundry_core import text_counts
 from foundry_core.errors import TokenizerError
-from foundry_core.tokenizers import (
+from foundry_core.tokenization import text_counts
+from foundry_core.tokenization.tokenizer import (
     SENTENCEPIECE_FILE,
     DocumentEncoder,
     TokenizerFactory,
@@ -573,8 +573,9 @@ def test_the_most_frequent_are_chosen_exactly_up_to_the_room():
 
 _BOUNDED = """
 import random, sys
-from foundry_core import text_counts, tokenizer_training
-from foundry_core.tokenizers import default_special_tokens, tokenizer_digest, train_tokenizer
+from foundry_core.tokenization import text_counts
+from foundry_core.tokenization import training as tokenizer_training
+from foundry_core.tokenization.tokenizer import default_special_tokens, tokenizer_digest, train_tokenizer
 text_counts._COUNTED, tokenizer_training._HANDED, text_counts._BATCH = 20000, 10000, 1000
 rng = random.Random(3)
 documents = [" ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(20)) + " the cat" for _ in range(300)]
@@ -635,7 +636,7 @@ def test_auto_tokenizer_loads_the_folder_in_a_fresh_process_with_identical_ids(t
 _TRAIN_AND_SAVE = """
 import json, sys
 from pathlib import Path
-from foundry_core.tokenizers import default_special_tokens, save_tokenizer, train_tokenizer
+from foundry_core.tokenization.tokenizer import default_special_tokens, save_tokenizer, train_tokenizer
 documents = json.load(sys.stdin)
 for kind, size in json.loads(sys.argv[2]).items():
     special = default_special_tokens(kind, masked=True)
@@ -713,7 +714,7 @@ def test_the_factory_takes_one_path_no_folder_and_special_tokens(tmp_path):
 
 
 def test_importing_the_module_does_not_import_torch():
-    code = "import sys, foundry_core.tokenizers; sys.exit('torch' in sys.modules)"
+    code = "import sys, foundry_core.tokenization.tokenizer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -722,7 +723,7 @@ import resource, sys
 from pathlib import Path
 from foundry_core import load_config
 from foundry_core.errors import FoundryError
-from foundry_core.tokenizers import tokenizer_files, train_tokenizer
+from foundry_core.tokenization.tokenizer import tokenizer_files, train_tokenizer
 kind, limit = sys.argv[1], int(sys.argv[2])
 def documents(): return ["the cat sat on the mat " * 3, *(f"word{number} cat{number}" for number in range(600))]
 roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load
 
 from foundry_core import create_model, hookimpl, load_config, run
-from foundry_core.checkpoint import checkpoints
+from foundry_core.checkpoints.checkpoint import checkpoints
+from foundry_core.data.preparation import RunPlan, experiment_corpora, experiment_data, experiment_tokenizer
 from foundry_core.errors import CheckpointError, TokenizerError, TrainingError, UsageError
-from foundry_core.export import load_model
-from foundry_core.prepare import RunPlan, experiment_corpora, experiment_data, experiment_tokenizer
+from foundry_core.models.folder import load_model
 from foundry_core.testing.toy_language import write_corpus
-from foundry_core.tokenizers import load_tokenizer
+from foundry_core.tokenization.tokenizer import load_tokenizer
 
 MODELS = {
     "lstm": {"rnn": {"embedding_size": 12, "hidden_size": 16, "num_layers": 1, "dropout": 0.1}},
@@ -514,12 +514,12 @@ def test_what_a_run_resolved_is_on_record(experiment):
 def test_a_run_in_use_is_refused_and_the_lock_dies_with_its_process(experiment):
     config = experiment(train_steps=1)
     code = (
-        "import os, sys\nfrom foundry_core.storage import RunLock\n"
+        "import os, sys\nfrom foundry_core.storage.files import RunLock\n"
         f"lock = RunLock({config.training.output_dir!r})\nprint('held', flush=True)\nsys.stdin.read()\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
-    from foundry_core.storage import StorageError
+    from foundry_core.storage.files import StorageError
 
     with pytest.raises(StorageError, match=rf"in use by pid {holder.pid} on .*started"):
         run(config, quiet=True)

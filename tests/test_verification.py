@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from foundry_core import ExperimentConfig, run
+from foundry_core.checkpoints.verification import verify_run
 from foundry_core.cli import main
 from foundry_core.errors import CheckpointError
-from foundry_core.manifest import MANIFEST, read_manifest, sealed
-from foundry_core.storage import publish_folder
-from foundry_core.verification import verify_run
+from foundry_core.storage.files import publish_folder
+from foundry_core.storage.manifest import MANIFEST, read_manifest, sealed
 
 Train = Callable[..., Path]
 

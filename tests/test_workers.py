@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from foundry_core.dataset import Batches, Rows, SampleOrder
+from foundry_core.data.token_file import Batches, Rows, SampleOrder
+from foundry_core.data.workers import Batch, batches_from_workers
 from foundry_core.errors import DataError, FoundryError, TokenizerError
-from foundry_core.workers import Batch, batches_from_workers
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
@@ -217,7 +217,7 @@ def test_leaving_early_ends_the_workers() -> None:
 def test_workers_end_when_their_parent_is_killed() -> None:
     code = (
         "import os, sys, torch\n"
-        "from foundry_core.workers import batches_from_workers\n"
+        "from foundry_core.data.workers import batches_from_workers\n"
         "filler = torch.zeros(1 << 21, dtype=torch.uint8)\n"
         "iterator = batches_from_workers(lambda index: {'pid': os.getpid(), 'filler': filler}, 250, 2)\n"
         "print(next(iterator)['pid'], next(iterator)['pid'], flush=True); sys.stdin.readline()"
@@ -313,5 +313,5 @@ def test_a_worker_may_use_operations_that_have_threads_in_its_parent() -> None:
 
 
 def test_importing_the_module_does_not_import_torch() -> None:
-    code = "import sys, foundry_core.workers; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, foundry_core.data.workers; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

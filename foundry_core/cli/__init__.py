@@ -112,14 +112,14 @@ def _damage_behind(error: Exception) -> str | None:
     home = Path(metadata.__file__).parent
     if not any(Path(frame.filename).parent == home for frame in traceback.extract_tb(error.__traceback__)):
         return None
-    from foundry_core.discovery import unreadable_entry_points
+    from foundry_core.registry.discovery import unreadable_entry_points
 
     return next(iter(unreadable_entry_points()), None)
 
 
 def _blame(error: Exception) -> str | None:
     """The plugin through whose code the error came."""
-    from foundry_core.plugins import blame
+    from foundry_core.registry.loading import blame
 
     found = blame(error)
     return None if found is None else f"{found} (--debug shows how it got there)"
@@ -174,9 +174,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
     """What installed packages add; only the chosen one is imported."""
-    from foundry_core.discovery import COMMANDS, declared, installed, is_typed, switched_off
-    from foundry_core.foreign import failing_as
-    from foundry_core.plugins import get_command
+    from foundry_core.registry.discovery import COMMANDS, declared, installed, is_typed, switched_off
+    from foundry_core.registry.isolation import failing_as
+    from foundry_core.registry.loading import get_command
 
     commands, there = installed(COMMANDS), declared(COMMANDS)
     if chosen in there and chosen not in commands:
@@ -200,7 +200,7 @@ def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
 
 def _execute_foreign(what: str, execute: Any, options: argparse.Namespace) -> None:
     """What fails in a package's command is its own bug; how it ends the process is its own affair."""
-    from foundry_core.foreign import cause, guarded
+    from foundry_core.registry.isolation import cause, guarded
 
     def failure(error: BaseException) -> BaseException:
         if isinstance(error, FoundryError | BrokenPipeError | SystemExit):

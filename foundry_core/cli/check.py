@@ -78,7 +78,7 @@ def execute(options: argparse.Namespace) -> None:
 
 def _described(name: str) -> str:
     """The architecture, and which copy of which package it was: an installed one is not the folder one works in."""
-    from foundry_core.plugins import shipped_by
+    from foundry_core.registry.loading import shipped_by
     from foundry_core.testing.kit.run import suite_of
 
     point, home = shipped_by(name), suite_of(name).home

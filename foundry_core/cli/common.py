@@ -18,8 +18,8 @@ from foundry_core.errors import CheckpointError, ConfigError, PluginError, Usage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from foundry_core.config import ExperimentConfig
-    from foundry_core.model import BaseLanguageModel
+    from foundry_core.config.experiment import ExperimentConfig
+    from foundry_core.models.base import BaseLanguageModel
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_config(options: argparse.Namespace) -> ExperimentConfig:
     """The configuration that the command line names."""
-    from foundry_core.config import load_config
+    from foundry_core.config.experiment import load_config
 
     files = load_plugins(options)
     config = load_config(options.config, options.overrides)
@@ -63,8 +63,8 @@ def _warn_of_silent(files: Sequence[ModuleType], config: ExperimentConfig) -> No
     """Say which plugin files have hooks that this run does not call."""
     if not files:
         return
-    from foundry_core.hooks import hooks_in
-    from foundry_core.plugins import active_modules
+    from foundry_core.registry.hooks import hooks_in
+    from foundry_core.registry.loading import active_modules
 
     active = active_modules(config.architecture, config.plugins)
     for file in dict.fromkeys(files):
@@ -93,7 +93,7 @@ def load_plugins(options: argparse.Namespace) -> list[ModuleType]:
 
 
 def _plugin_file(path: str) -> ModuleType:
-    from foundry_core.plugins import load_plugin_file
+    from foundry_core.registry.loading import load_plugin_file
 
     try:
         return load_plugin_file(path)
@@ -115,8 +115,8 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageModel, PreTrainedTokenizerFast]:
     """The checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
     from foundry_core.devices import choose_device
-    from foundry_core.model import BaseLanguageModel
-    from foundry_core.tokenizers import load_tokenizer
+    from foundry_core.models.base import BaseLanguageModel
+    from foundry_core.tokenization.tokenizer import load_tokenizer
 
     load_plugins(options)
     folder = _checkpoint_folder(Path(options.checkpoint))
@@ -131,8 +131,8 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
 
 def _checkpoint_folder(folder: Path) -> Path:
     """A checkpoint or model folder, which is taken as it was named, or the newest valid checkpoint of a run."""
-    from foundry_core.checkpoint import checkpoints, newest_valid
-    from foundry_core.manifest import MANIFEST
+    from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
+    from foundry_core.storage.manifest import MANIFEST
 
     if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / "config.json"):
         return folder
@@ -194,7 +194,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write_answer(text: str, output: str | None) -> None:
     """Print a text, or write it to a file that must not exist yet."""
-    from foundry_core.storage import write_file
+    from foundry_core.storage.files import write_file
 
     if output is None:
         sys.stdout.write(text)
@@ -206,7 +206,7 @@ def write_answer(text: str, output: str | None) -> None:
 
 def yaml_scalar(value: Any) -> str:
     """A plain value as YAML that `YamlSource` reads back as the same value; text is quoted only where it must be."""
-    from foundry_core.yaml_source import YamlSource
+    from foundry_core.config.yaml_source import YamlSource
 
     if not isinstance(value, str):
         return json.dumps(value)

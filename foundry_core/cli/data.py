@@ -24,8 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
 
-    from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer, tokenizer_folder
-    from foundry_core.reporting import reading
+    from foundry_core.data.preparation import (
+        experiment_corpora,
+        experiment_data,
+        experiment_tokenizer,
+        tokenizer_folder,
+    )
+    from foundry_core.training.observers import reading
 
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)

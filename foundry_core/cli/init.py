@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-    from foundry_core.architecture import Architecture, Capabilities
+    from foundry_core.registry.architecture import Architecture, Capabilities
 
 EXAMPLE = """\
 examples:
@@ -59,9 +59,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.config import load_config
-    from foundry_core.plugins import get_architecture
-    from foundry_core.yaml_source import YamlSource
+    from foundry_core.config.experiment import load_config
+    from foundry_core.config.yaml_source import YamlSource
+    from foundry_core.registry.loading import get_architecture
 
     load_plugins(options)
     architecture = get_architecture(options.architecture)
@@ -80,7 +80,7 @@ def execute(options: argparse.Namespace) -> None:
 
 def starting_yaml(architecture: Architecture, name: str) -> str:
     """A whole configuration for an architecture: every key of every section, with its meaning."""
-    from foundry_core.config import ExperimentConfig
+    from foundry_core.config.experiment import ExperimentConfig
 
     title = f"A configuration to start from: {architecture.name}, {' '.join(architecture.summary.split())}."
     lines = [
@@ -199,8 +199,8 @@ def _capabilities(architecture: Architecture) -> Capabilities:
     """What the architecture can do with its defaults, or with an example when it has keys without a default."""
     from pydantic import ValidationError
 
-    from foundry_core.architecture import Capabilities
-    from foundry_core.plugins import blamed_on, capabilities_of, shipped_by
+    from foundry_core.registry.architecture import Capabilities
+    from foundry_core.registry.loading import blamed_on, capabilities_of, shipped_by
 
     for settings in ({}, *architecture.examples.values()):
         try:

@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.migrate import migrate
-    from foundry_core.yaml_source import YamlSource
+    from foundry_core.config.migration import migrate
+    from foundry_core.config.yaml_source import YamlSource
 
     migration = migrate(YamlSource.read(options.old))
     write_answer("".join(f"{line}\n" for line in yaml_lines(migration.data)), options.output)

@@ -55,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.storage import write_file
+    from foundry_core.storage.files import write_file
 
     name = options.name
     _refuse_unusable(name)
@@ -103,7 +103,7 @@ def _core_versions(version: str) -> tuple[str, str]:
 
 def _refuse_unusable(name: str) -> None:
     """Names that are no entry point, no Python variable, or would replace another name in the files written."""
-    from foundry_core.architecture import ModelConfig
+    from foundry_core.registry.architecture import ModelConfig
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > _LONGEST:
         cleaned = re.sub(r"[^a-z0-9]+", "_", name.lower()).lstrip("_0123456789")[:_LONGEST].rstrip("_")
@@ -122,7 +122,7 @@ def _refuse_unusable(name: str) -> None:
 
 def _refuse_taken(name: str) -> None:
     """Names of what is installed, disabled plugins included: both could not be used together."""
-    from foundry_core.discovery import declared
+    from foundry_core.registry.discovery import declared
 
     for claims in declared().values():
         for point in claims:

@@ -40,13 +40,13 @@ def execute(options: argparse.Namespace) -> None:
 
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     with large_imports():
-        from foundry_core.estimate import estimated_parameters, training_flops
-        from foundry_core.hooks import hook_manager
-        from foundry_core.model import create_model
-        from foundry_core.optimizer_state import first_state
-        from foundry_core.prepare import experiment_corpora, experiment_data, experiment_tokenizer
-        from foundry_core.reporting import Notifier
-        from foundry_core.trainer import Trainer
+        from foundry_core.checkpoints.optimizer_state import first_state
+        from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
+        from foundry_core.models.base import create_model
+        from foundry_core.models.cost import estimated_parameters, training_flops
+        from foundry_core.registry.hooks import hook_manager
+        from foundry_core.training.observers import Notifier
+        from foundry_core.training.trainer import Trainer
 
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)
@@ -93,7 +93,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
 
 def _memory(trainer: Any, resident: int) -> dict[str, Any]:
     """Estimated from a few rows: what the whole batch needs may be more than there is."""
-    from foundry_core.estimate import activation_bytes
+    from foundry_core.models.cost import activation_bytes
 
     data = trainer.config.data
     activations = activation_bytes(
@@ -108,8 +108,8 @@ def _memory(trainer: Any, resident: int) -> dict[str, Any]:
 
 def _share_of_predictions(trainer: Any) -> float:
     """Labels for each token, in the first rows: a whole batch may be more than there is room for."""
-    from foundry_core.dataset import Batches
-    from foundry_core.model import IGNORED
+    from foundry_core.data.token_file import Batches
+    from foundry_core.models.base import IGNORED
 
     rows = min(_PROBED_ROWS, trainer.plan.total_samples)
     (batch,) = Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)
@@ -129,7 +129,7 @@ def _time(trainer: Any, steps: int) -> dict[str, Any]:
 
 
 def _shown(name: str, value: Any) -> str:
-    from foundry_core.reporting import duration
+    from foundry_core.training.observers import duration
 
     if name == "checkpoints":
         steps = ", ".join(map(str, value if len(value) <= 8 else [*value[:5], "...", *value[-2:]]))

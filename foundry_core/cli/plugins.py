@@ -15,7 +15,7 @@ from foundry_core.cli.common import add_plugin_argument, load_plugins, table
 from foundry_core.errors import one_line
 
 if TYPE_CHECKING:
-    from foundry_core.diagnosis import Finding
+    from foundry_core.registry.doctor import Finding
 
 EXAMPLE = """\
 examples:
@@ -65,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def list_plugins(options: argparse.Namespace) -> None:
     from foundry_core.cli import VERBS
-    from foundry_core.diagnosis import examine
+    from foundry_core.registry.doctor import examine
 
     findings = examine(verbs=VERBS)
     if options.json:
@@ -106,9 +106,9 @@ def _as_json(findings: list[Finding]) -> str:
 
 def doctor(options: argparse.Namespace) -> None:
     from foundry_core.cli import VERBS
-    from foundry_core.diagnosis import examine
-    from foundry_core.discovery import misnamed_in_environment
     from foundry_core.errors import PluginError
+    from foundry_core.registry.discovery import misnamed_in_environment
+    from foundry_core.registry.doctor import examine
 
     findings = examine(anew=True, verbs=VERBS)
     wrong = [finding.problem or "" for finding in findings if finding.state in ("unusable", "shadowed")]
@@ -130,7 +130,7 @@ def doctor(options: argparse.Namespace) -> None:
 
 
 def show_plugin(options: argparse.Namespace) -> None:
-    from foundry_core.diagnosis import facts
+    from foundry_core.registry.doctor import facts
 
     load_plugins(options)
     known = facts(options.name)
@@ -208,7 +208,7 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 
 def _accepted(entry: dict[str, Any], schema: dict[str, Any]) -> str:
     """A JSON schema in a few words."""
-    from foundry_core.architecture import ConfigSection
+    from foundry_core.registry.architecture import ConfigSection
 
     if "anyOf" in entry:
         return " | ".join(_accepted(_resolved(each, schema), schema) for each in entry["anyOf"])

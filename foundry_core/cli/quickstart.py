@@ -23,6 +23,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     with large_imports():
-        from foundry_core.quickstart import quickstart
+        from foundry_core.cli.quickstart_run import quickstart
 
     quickstart(options.folder, seed=options.seed)

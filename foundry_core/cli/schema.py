@@ -22,7 +22,7 @@ from foundry_core.errors import PluginError, warn
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from foundry_core.architecture import Architecture
+    from foundry_core.registry.architecture import Architecture
 
 EXAMPLE = "example:\n  foundry schema > foundry.schema.json"
 
@@ -39,8 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.discovery import EXTENSIONS, installed
-    from foundry_core.plugins import active_modules, available_architectures, get_architecture
+    from foundry_core.registry.discovery import EXTENSIONS, installed
+    from foundry_core.registry.loading import active_modules, available_architectures, get_architecture
 
     modules = load_plugins(options)
     usable = []
@@ -66,7 +66,7 @@ def execute(options: argparse.Namespace) -> None:
 
 def _offered(modules: list[ModuleType]) -> Offered:
     """Descriptors by the key that names them, and by their name; of two with one name, the first."""
-    from foundry_core import hooks
+    from foundry_core.registry import hooks
 
     found: Offered = {"objective": {}, "optimizer": {}, "tokenizer_type": {}}
     for module in [None, *dict.fromkeys(modules)]:
@@ -92,7 +92,8 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
     """
     from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
-    from foundry_core import config, config_sections
+    from foundry_core.config import experiment as config
+    from foundry_core.config import sections as config_sections
 
     class Generator(GenerateJsonSchema):
         """pydantic's, except that a count may be written as 10M and that keys get no title of their own."""

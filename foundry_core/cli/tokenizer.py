@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
 
-    from foundry_core.prepare import tokenizer_folder, train_tokenizer_from_config
+    from foundry_core.data.preparation import tokenizer_folder, train_tokenizer_from_config
 
     tokenizer = train_tokenizer_from_config(config, force=options.force)
     kind = config.tokenizer.tokenizer_type

@@ -19,8 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
+    from foundry_core.checkpoints.verification import verify_run
     from foundry_core.errors import CheckpointError
-    from foundry_core.verification import verify_run
 
     whole, problems = verify_run(options.run)
     rows = [

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from foundry_core.storage import write_file
+from foundry_core.storage.files import write_file
 
 END_TOKENS_PER_SENTENCE = 1
 """A sentence in a stream of tokens is closed by one end-of-sentence token, which is certain and so costs 0 nats."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from foundry_core.architecture import registered_architectures
+from foundry_core.registry.architecture import registered_architectures
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.run import Result, chosen_checks, run_check
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry_core.cli.new_plugin import plugin_files
-from foundry_core.surroundings import kept_surroundings
+from foundry_core.registry.surroundings import kept_surroundings
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.keys import write_keys
 from foundry_core.testing.kit.run import chosen_checks, run_check

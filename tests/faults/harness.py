@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import pytest
 
 from foundry_core.errors import FoundryError
-from foundry_core.storage import Disk
+from foundry_core.storage.files import Disk
 
 LONG = 60
 """Seconds after which something that ought to happen at once will not happen any more."""

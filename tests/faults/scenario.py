@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 
-from foundry_core import hookimpl, load_config, run, storage, trainer
-from foundry_core.checkpoint import checkpoints
+from foundry_core import hookimpl, load_config, run
+from foundry_core.checkpoints.checkpoint import checkpoints
+from foundry_core.checkpoints.verification import verify_run
 from foundry_core.errors import CheckpointError
-from foundry_core.manifest import MANIFEST
-from foundry_core.verification import verify_run
+from foundry_core.storage import files as storage
+from foundry_core.storage.manifest import MANIFEST
+from foundry_core.training import trainer
 from tests.faults.harness import Child, Ended, Fault, ObservedDisk, Operation, Tell, in_child
 
 TIMES = ("tokens_per_second", "seconds_left")

@@ -1,8 +1,8 @@
 """A checkpoint that is not what was written is refused, by the name of the file and what is wrong with it."""
 
-from foundry_core.checkpoint import checkpoints
+from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.errors import CheckpointError
-from foundry_core.manifest import MANIFEST, read_manifest
+from foundry_core.storage.manifest import MANIFEST, read_manifest
 from tests.faults.harness import in_child
 from tests.faults.scenario import flip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foundry_core.checkpoint import newest_valid
+from foundry_core.checkpoints.checkpoint import newest_valid
 from tests.faults.harness import Ended, in_child
 
 NEW_MOUNTS, NEW_USER = 0x00020000, 0x10000000

@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from foundry_core import checkpoint, interruption, manifest, prepare, reporting, storage, trainer
+from foundry_core.checkpoints import checkpoint
+from foundry_core.data import preparation as prepare
+from foundry_core.storage import files as storage
+from foundry_core.storage import manifest
+from foundry_core.training import observers as reporting
+from foundry_core.training import signals as interruption
+from foundry_core.training import trainer
 from tests.faults.harness import in_child
 from tests.faults.scenario import Judge
 from tests.faults.test_damage import not_refused
@@ -166,7 +172,7 @@ MUTANTS = {
     ),
     "a folder is removed under its name": Mutant(
         checkpoint.retire,
-        ("set_aside(victim)", "__import__('foundry_core.storage', fromlist=['_'])._remove(victim)"),
+        ("set_aside(victim)", "__import__('foundry_core.storage.files', fromlist=['_'])._remove(victim)"),
         kills("run/checkpoint-"),
     ),
     "retention comes before acknowledgement": Mutant(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from foundry_core.checkpoint import checkpoints
+from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.errors import CheckpointError
-from foundry_core.manifest import MANIFEST, read_manifest
+from foundry_core.storage.manifest import MANIFEST, read_manifest
 from tests.faults.harness import shares
 from tests.faults.power import Model, put
 

@@ -4,10 +4,10 @@ import errno
 
 import pytest
 
-from foundry_core.checkpoint import checkpoints, retire
-from foundry_core.manifest import read_manifest
-from foundry_core.storage import publish_folder, remove_set_aside, set_aside
-from foundry_core.verification import verify_run
+from foundry_core.checkpoints.checkpoint import checkpoints, retire
+from foundry_core.checkpoints.verification import verify_run
+from foundry_core.storage.files import publish_folder, remove_set_aside, set_aside
+from foundry_core.storage.manifest import read_manifest
 from tests.faults.harness import ObservedDisk
 from tests.faults.scenario import flip
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from foundry_core.checkpoint import checkpoints
+from foundry_core.checkpoints.checkpoint import checkpoints
 from tests.faults.harness import ObservedDisk
 from tests.faults.scenario import Judge, Scenario
 

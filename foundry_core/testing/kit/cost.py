@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from foundry_core.estimate import activation_bytes, plain_rows, saved_bytes
+from foundry_core.models.cost import activation_bytes, plain_rows, saved_bytes
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import check, require
 

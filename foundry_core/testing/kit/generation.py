@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from foundry_core.errors import FoundryError
-from foundry_core.model import BaseLanguageModel
+from foundry_core.models.base import BaseLanguageModel
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import NonconformanceError, check, declared, every, require, require_close
 from foundry_core.testing.kit.masking import padded

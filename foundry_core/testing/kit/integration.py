@@ -25,10 +25,10 @@ from torch._C._distributed_c10d import FileStore
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from foundry_core.config import ExperimentConfig
-from foundry_core.estimate import estimated_parameters, plain_rows, saved_bytes
-from foundry_core.model import BaseLanguageModel, build_context
-from foundry_core.storage import write_file
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.models.base import BaseLanguageModel, build_context
+from foundry_core.models.cost import estimated_parameters, plain_rows, saved_bytes
+from foundry_core.storage.files import write_file
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,
@@ -44,7 +44,7 @@ from foundry_core.testing.kit.check import (
 from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.processes import die, forked, killed
 from foundry_core.testing.kit.reopened import reopened
-from foundry_core.trainer import run
+from foundry_core.training.trainer import run
 
 _STEPS, _KILLED_AFTER, _MICRO_BATCHES = 12, 5, 2
 

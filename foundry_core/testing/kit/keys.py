@@ -13,10 +13,10 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from foundry_core.architecture import Architecture
 from foundry_core.errors import UsageError
-from foundry_core.plugins import import_string, shipped_by
-from foundry_core.storage import write_file
+from foundry_core.registry.architecture import Architecture
+from foundry_core.registry.loading import import_string, shipped_by
+from foundry_core.storage.files import write_file
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
 
 _FILE = "state_keys.txt"

@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from foundry_core.collators import get_data_collator
+from foundry_core.data.collators import get_data_collator
 from foundry_core.errors import FoundryError
-from foundry_core.model import BaseLanguageModel
+from foundry_core.models.base import BaseLanguageModel
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import NonconformanceError, check, require, require_close
 

@@ -15,7 +15,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from foundry_core.model import BaseLanguageModel
+from foundry_core.models.base import BaseLanguageModel
 from foundry_core.testing.kit.case import ODD_SIZES, Case
 from foundry_core.testing.kit.check import check, listed, named_gradients, require, require_close, require_equal
 from foundry_core.testing.kit.masking import padded

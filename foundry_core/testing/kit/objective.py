@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from foundry_core.collators import Batch, get_data_collator
-from foundry_core.model import IGNORED, BaseLanguageModel, ModelOutput
+from foundry_core.data.collators import Batch, get_data_collator
+from foundry_core.models.base import IGNORED, BaseLanguageModel, ModelOutput
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,

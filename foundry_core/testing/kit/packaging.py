@@ -18,13 +18,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from foundry_core import __version__, hookspecs
-from foundry_core.config import load_config
+from foundry_core import __version__
+from foundry_core.config.experiment import load_config
 from foundry_core.errors import ConfigError, did_you_mean
-from foundry_core.export import build
-from foundry_core.hooks import available_objectives, hook_manager
-from foundry_core.model import build_context, create_model
-from foundry_core.plugins import Installed, active_modules, import_string, installed, shipped_by
+from foundry_core.models.base import build_context, create_model
+from foundry_core.models.folder import build
+from foundry_core.registry import hookspecs
+from foundry_core.registry.hooks import available_objectives, hook_manager
+from foundry_core.registry.loading import Installed, active_modules, import_string, installed, shipped_by
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, check, listed, require
 from foundry_core.testing.kit.json_schema import alternatives, kinds

@@ -21,9 +21,9 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import save
 
-from foundry_core.model import BaseLanguageModel
-from foundry_core.plugins import shipped_by
-from foundry_core.storage import write_file
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.registry.loading import shipped_by
+from foundry_core.storage.files import write_file
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.processes import forked, fresh, hash_seed_that_reverses
 from foundry_core.testing.kit.surroundings import changed, settings, watched

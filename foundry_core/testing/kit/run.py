@@ -16,8 +16,8 @@ import torch
 from transformers.utils import logging
 
 from foundry_core.errors import UsageError, did_you_mean
-from foundry_core.foreign import last_line_in
-from foundry_core.surroundings import kept_surroundings
+from foundry_core.registry.isolation import last_line_in
+from foundry_core.registry.surroundings import kept_surroundings
 
 # Each registers its checks when it is imported.
 from foundry_core.testing.kit import (  # noqa: F401

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from foundry_core.estimate import estimated_parameters
-from foundry_core.model import BaseLanguageModel
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.cost import estimated_parameters
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from foundry_core import surroundings
+from foundry_core.registry import surroundings
 
 _EVENTS = {
     "os.mkdir": "makes the folder {0}",

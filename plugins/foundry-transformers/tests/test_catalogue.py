@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
 
 from foundry_core import Capabilities, ExperimentConfig, load_config
 from foundry_core.errors import ConfigError
-from foundry_core.plugins import get_architecture
+from foundry_core.registry.loading import get_architecture
 
 Experiment = Callable[..., ExperimentConfig]
 EXAMPLES = get_architecture("transformers").examples
@@ -76,7 +76,7 @@ def test_every_type_has_a_section_whose_defaults_are_written_and_read_back() -> 
 
 def test_reading_and_checking_loads_neither_torch_nor_transformers() -> None:
     program = (
-        "import sys\nfrom foundry_core.plugins import get_architecture\n"
+        "import sys\nfrom foundry_core.registry.loading import get_architecture\n"
         "descriptor = get_architecture('transformers')\n"
         "for example in descriptor.examples.values():\n"
         "    settings = {'architecture': 'transformers', **example}\n"

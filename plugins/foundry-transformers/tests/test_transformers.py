@@ -16,7 +16,7 @@ import torch
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, FoundryError, create_model, run
 from foundry_core.errors import ConfigError
-from foundry_core.plugins import get_architecture
+from foundry_core.registry.loading import get_architecture
 
 Experiment = Callable[..., ExperimentConfig]
 Build = Callable[..., BaseLanguageModel]

@@ -1,0 +1,1 @@
+"""Checkpoints: saving, loading, optimizer state, retention, lineage and verification."""

@@ -1,0 +1,1 @@
+"""Scores of a model: loss on a corpus, minimal pairs, generation."""

@@ -1,0 +1,1 @@
+"""Language models: the base class and the loss, building, the transformers adapter, model folders, and cost."""

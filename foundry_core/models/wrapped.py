@@ -1,0 +1,177 @@
+"""Training a transformers model as one of ours: `WrappedLanguageModel`.
+
+The wrapped model keeps its keys and its class on disk; the loss is core's, and the vocabulary projection is done by
+core's helper, so its cost and its convention are those of every other architecture.
+
+Shapes: B batch, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from copy import copy
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.errors import FoundryError
+from foundry_core.models.base import BaseLanguageModel, ModelOutput
+from foundry_core.registry.architecture import BuildContext
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+_OUTPUT_KEYWORDS = ("reduction", "return_logits")
+# What transformers calls a state: since 5.24, before that, and before that in recurrent models.
+_STATE_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+class _Answer(tuple[torch.Tensor]):
+    """What a base model returns: hidden states, and nothing of all the rest that a head might hand on."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
+
+
+class _GivenHiddenStates(nn.Module):
+    """Stands where the base model was and answers with the hidden states it is given as `inputs_embeds`."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        for name, child in base.named_children():
+            # Some heads ask the base model's decoder instead of the whole, or take its embedding as their weights.
+            self.__dict__[name] = self if isinstance(child, PreTrainedModel) else child
+
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor | None = None, **__: Any) -> _Answer:
+        if inputs_embeds is None:
+            raise TypeError("its forward does not hand inputs_embeds on to its base model")
+        return _Answer((inputs_embeds,))
+
+
+class WrappedLanguageModel(BaseLanguageModel):
+    """A plugin's base for an architecture that transformers has: `from_config` builds the inner model, no more.
+
+    inner: the transformers model with its language-model head; kept as `self.model`, the names that its forward takes
+    as `self.arguments`. `state` is what it calls its cache. Raises FoundryError when it has no head by itself.
+    """
+
+    def __init__(self, config: ExperimentConfig, context: BuildContext, inner: PreTrainedModel):
+        super().__init__(config, context)
+        if inner.base_model is inner:
+            raise FoundryError(f"{type(inner).__name__} cannot be trained here: it has no base model beside a head")
+        self.model = inner
+        self.arguments: AbstractSet[str] = frozenset(inspect.signature(inner.forward).parameters)
+        self._state_name = next((name for name in _STATE_NAMES if name in self.arguments), None)
+        # transformers gives the padding id a row that never learns. Padding is masked anyway, and an id taken on trust
+        # has cost others a real token: every row is trained.
+        embeddings: Any = self.get_input_embeddings()
+        embeddings.padding_idx = None
+        self._separate_head()
+
+    def _separate_head(self) -> None:
+        """Keep the inner model without its base: same class, same head, and hidden states for input.
+
+        Not registered as a module: its parameters are the inner model's, and are counted and saved there.
+        """
+        base = {self.model.base_model_prefix: _GivenHiddenStates(self.model.base_model)}
+        only_head = copy(self.model)
+        only_head.__dict__["_modules"] = {**self.model._modules, **base}
+        self._only_head = (only_head,)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., V), by what the inner model's own forward does after its base model.
+
+        That may be more than a projection: the transform of a masked model, scaled or capped logits.
+        """
+        *places, width = hidden.shape
+        logits: torch.Tensor = self._only_head[0](inputs_embeds=hidden.reshape(1, math.prod(places), width)).logits
+        # Some heads end in fp32 whatever they are given, which would make a float64 model one of fp32.
+        return logits.reshape(*places, logits.shape[-1]).to(torch.promote_types(logits.dtype, hidden.dtype))
+
+    def position_ids(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int
+    ) -> torch.Tensor | None:
+        """Where each token stands, (B, T) or (1, T), for a model that takes it; None: from 0 on. past: tokens read.
+
+        Positions count real tokens, as in transformers' `generate`: left padding shifts none of them.
+        """
+        length = input_ids.shape[1]
+        if attention_mask is not None:
+            return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+        return torch.arange(past, past + length, device=input_ids.device)[None] if past else None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        state: Any = None,
+        use_cache: bool = False,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        asked = {key: kwargs.pop(key) for key in _OUTPUT_KEYWORDS if key in kwargs}
+        past = self._past(state, input_ids.shape[1])
+        if self._state_name is not None and (use_cache or state is not None):
+            kwargs |= {self._state_name: state, "use_cache": True}
+        elif "use_cache" in self.arguments:
+            kwargs["use_cache"] = False
+        if "position_ids" in self.arguments and "position_ids" not in kwargs:
+            kwargs["position_ids"] = self.position_ids(input_ids, attention_mask, past)
+        inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        return self.output(
+            inner.last_hidden_state,
+            self.head,
+            labels,
+            attention_mask=attention_mask,
+            hidden_states=inner.get("hidden_states"),
+            attentions=inner.get("attentions"),
+            state=inner.get(self._state_name) if self._state_name is not None else None,
+            **asked,
+        )
+
+    def _past(self, state: Any, length: int) -> int:
+        """Tokens that the state has read. Raises FoundryError where `length` more of them cannot follow."""
+        if state is not None and length > 1 and getattr(self.model, "_is_stateful", False):
+            raise FoundryError(
+                f"this {self.model_type} goes on from a state by one token at a time: {type(self.model).__name__} "
+                "reads several as if nothing came before them"
+            )
+        if self.config.capabilities.any_length:
+            return 0
+        past = int(state.get_seq_length()) if state is not None else 0
+        if past + length > self.context.max_sequence_length:
+            raise FoundryError(
+                f"{past + length} tokens are more than this {self.model_type} was built for "
+                f"(data.max_sequence_length: {self.context.max_sequence_length})"
+            )
+        return past
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self._only_head[0].training = mode
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.model.get_input_embeddings()
+        return embeddings
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> None:
+        # mean_resizing draws new rows from the old ones' distribution, at the cost of a covariance matrix.
+        self.model.resize_token_embeddings(new_num_tokens, mean_resizing=False)
+        self._separate_head()
+        self.note_vocabulary_size(new_num_tokens)
+
+    def gradient_checkpointing_enable(self) -> None:
+        # The name since transformers 5.24, and the one before it.
+        name = "activation_checkpointing_enable"
+        enable = getattr(self.model, name if hasattr(self.model, name) else "gradient_checkpointing_enable")
+        enable({"use_reentrant": False})
+
+    def to_transformers(self) -> PreTrainedModel:
+        return self.model

@@ -1,0 +1,308 @@
+"""What core knows of an architecture. Light: importing this, or a descriptor made with it, leaves torch alone.
+
+A plugin's entry point leads to an `Architecture`. A class in a notebook gets one through `register_architecture`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+
+from foundry_core.errors import PluginError
+from foundry_core.registry.descriptors import (
+    COUNT,
+    FLAG,
+    FUNCTION,
+    IMPORT_STRING,
+    NAME,
+    NAMES,
+    TEXT,
+    Rule,
+    derived_from,
+    refuse_misfits,
+    some_of,
+)
+from foundry_core.registry.objective import Objective
+
+PLUGIN_API_VERSION = 1
+"""Version of what plugins rely on: the names of this module, `Objective`, the hooks, `BaseLanguageModel`."""
+
+
+try:
+    type("_First", (BaseModel,), {})
+except Exception:  # noqa: BLE001 - whatever it is, the classes below are to be made
+    # When the first class is made, pydantic asks every installed package for plugins of its own, and one package whose
+    # entry points cannot be read ends that. Only then are its plugins, which nobody could have had, switched off.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+
+class ConfigSection(BaseModel):
+    """A section of the YAML: unknown keys are refused, values are not converted, and nothing changes after loading.
+
+    An integer without a bound of its own is at most `LARGEST`: what is larger overflows in libraries, or never ends.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    LARGEST: ClassVar[int] = 2**31 - 1
+
+    @field_validator("*")
+    @classmethod
+    def _possible(cls, value: Any) -> Any:
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, int) and abs(each) > cls.LARGEST:
+                raise ValueError(f"must be at most {cls.LARGEST:,}")
+            if isinstance(each, str) and "\0" in each:
+                raise ValueError("holds a NUL character")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The schema says the same."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for each in properties.values():
+            _bound(each, cls.LARGEST)
+        return schema
+
+
+def _bound(schema: Any, largest: int) -> None:
+    if isinstance(schema, list):
+        for each in schema:
+            _bound(each, largest)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "integer":
+            if "exclusiveMaximum" not in schema:
+                schema.setdefault("maximum", largest)
+            if "exclusiveMinimum" not in schema:
+                schema.setdefault("minimum", -largest)
+        elif schema.get("type") == "string" and not {"enum", "const"} & schema.keys():
+            schema.setdefault("pattern", "^[^\\u0000]*$")
+        _bound(schema.get("anyOf"), largest)
+        _bound(schema.get("items"), largest)
+
+
+class ModelConfig(ConfigSection):
+    """Base of the `model:` section; a plugin's subclass adds the sections that its architecture reads."""
+
+    architecture: str = Field(description="name of an installed architecture: see `foundry plugins list`")
+
+
+MOST_LAYERS, WIDEST = 10_000, 2**20
+"""Blocks of a model, and width of anything inside: beyond what any machine holds, and short of what never ends."""
+
+Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
+
+
+class TransformerConfig(ConfigSection):
+    """The sizes every transformer shares; `model.transformer` in the YAML."""
+
+    layers: int = Field(4, ge=1, le=MOST_LAYERS, description="number of blocks")
+    embedding_size: int = Field(256, ge=1, le=WIDEST, description="width of the token embeddings; equal to hidden_size")
+    hidden_size: int = Field(256, ge=1, le=WIDEST, description="width of the residual stream")
+    intermediate_hidden_size: int = Field(1024, ge=1, le=WIDEST, description="width inside the feed-forward layers")
+    attention_heads: int = Field(4, ge=1, le=WIDEST, description="attention heads; they divide hidden_size")
+    activation_function: Activation = Field("gelu", description="gelu is exact, gelu_new is GPT-2's tanh approximation")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on embeddings and after each sub-layer")
+    attention_dropout: float = Field(0.1, ge=0, lt=1, description="on attention probabilities")
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if self.embedding_size != self.hidden_size:
+            raise ValueError(
+                f"embedding_size ({self.embedding_size}) must equal hidden_size ({self.hidden_size}): "
+                "there is no projection between them"
+            )
+        if self.hidden_size % self.attention_heads:
+            raise ValueError(f"attention_heads ({self.attention_heads}) must divide hidden_size ({self.hidden_size})")
+        return self
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a model is built from besides its own settings; made from the tokenizer that exists.
+
+    vocab_size: rows of the embedding, every token id is below it. Token ids are None where the tokenizer has no such
+    token. max_sequence_length: the longest row, in tokens.
+    """
+
+    vocab_size: int
+    max_sequence_length: int
+    objective: Objective
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    unk_token_id: int | None = None
+    mask_token_id: int | None = None
+    cls_token_id: int | None = None
+    sep_token_id: int | None = None
+
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        """Token ids for a transformers configuration.
+
+        bos is the token that a document starts with in training: in the causal stream the separator that closed the
+        one before, in framed rows the cls token. A scorer that prepends bos then asks what the model was taught.
+        """
+        separator = self.eos_token_id if self.eos_token_id is not None else self.sep_token_id
+        start = self.cls_token_id if self.objective.layout == "framed" else separator
+        return {"pad_token_id": self.pad_token_id, "bos_token_id": start, "eos_token_id": separator}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an architecture can do *with given settings*: a bidirectional LSTM cannot be trained causally.
+
+    objectives: accepted values of `training.objective`; the first is the default. One that a plugin declares to be
+    `like` one of them is accepted too. generation: can produce text when the objective is causal. carried_state:
+    `state` can be handed from one call to the next. padding_sides: where a batch may be padded. longest_sequence: the
+    most tokens that `data.max_sequence_length` may ask for, None when that is not limited. any_length: reads texts
+    longer than the rows it was trained on. bidirectional: under an objective that is not causal a prediction sees
+    tokens on both sides. reach: how many tokens a prediction sees, its own place included, back and where it is
+    bidirectional ahead, None for all. tied_embeddings: the output layer's weights are the input embeddings. compile:
+    `training.compile` keeps the losses.
+
+    Raises PluginError for a value that is none of these.
+    """
+
+    objectives: tuple[str, ...] = ("causal_lm",)
+    generation: bool = True
+    carried_state: bool = False
+    padding_sides: tuple[Literal["left", "right"], ...] = ("right",)
+    gradient_checkpointing: bool = False
+    longest_sequence: int | None = None
+    any_length: bool = False
+    bidirectional: bool = False
+    reach: int | None = None
+    tied_embeddings: bool = False
+    compile: bool = True
+
+    def __post_init__(self) -> None:
+        refuse_misfits("Capabilities", self, _OF_CAPABILITIES)
+
+    def accepts(self, objective: Objective) -> bool:
+        """Whether the architecture, with these settings, can be trained with an objective."""
+        return objective.name in self.objectives or objective.like in self.objectives
+
+
+_OF_CAPABILITIES: dict[str, Rule] = {
+    "objectives": NAMES,
+    "padding_sides": some_of("left", "right"),
+    "longest_sequence": COUNT,
+    "reach": COUNT,
+    **{each.name: FLAG for each in fields(Capabilities) if isinstance(each.default, bool)},
+}
+
+
+def _default_capabilities(config: Any) -> Capabilities:
+    return Capabilities()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of model, as its plugin describes it.
+
+    name: the value of `model.architecture`, and the entry point's name. config_class: the schema of `model:`.
+    model_class: the `BaseLanguageModel` subclass, or its import string `"package.module:Class"` (which keeps the
+    descriptor light). capabilities: a function of the validated `model:` section. default_tokenizer: used when the
+    YAML names none. examples: small `model:` sections (without `architecture`) that the checks build.
+
+    Raises PluginError for a value that is none of these.
+    """
+
+    name: str
+    summary: str
+    config_class: type[ModelConfig]
+    model_class: str | type[Any]
+    capabilities: Callable[[Any], Capabilities] = _default_capabilities
+    default_tokenizer: str = "sentencepiece"
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plugin_api_version: int = PLUGIN_API_VERSION
+
+    def __post_init__(self) -> None:
+        if self.plugin_api_version == PLUGIN_API_VERSION:  # what another one asks for is not known here
+            refuse_misfits("architecture", self, _RULES)
+
+
+def _are_examples(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)
+        for name, settings in value.items()
+    )
+
+
+_RULES: dict[str, Rule] = {
+    "name": NAME,
+    "summary": TEXT,
+    "config_class": ("a ModelConfig", lambda value: isinstance(value, type) and issubclass(value, ModelConfig)),
+    "model_class": (
+        f"a class or {IMPORT_STRING[0]}",
+        lambda value: isinstance(value, type) or IMPORT_STRING[1](value),
+    ),
+    "capabilities": ("a function of the `model:` section", FUNCTION[1]),
+    "default_tokenizer": NAME,
+    "examples": ("small `model:` sections by name", _are_examples),
+}
+
+
+M = TypeVar("M", bound=type)
+
+_registered: dict[str, Architecture] = {}
+
+
+def registered_architectures() -> Mapping[str, Architecture]:
+    """Architectures registered in this process with `register_architecture`, by name."""
+    return _registered
+
+
+def register_architecture(
+    name: str,
+    *,
+    config: type[ModelConfig],
+    summary: str = "",
+    capabilities: Callable[[Any], Capabilities] | Capabilities | None = None,
+    default_tokenizer: str = "sentencepiece",
+    examples: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Callable[[M], M]:
+    """Class decorator: make a `BaseLanguageModel` available as `model.architecture: name` in this process.
+
+    `capabilities` may be a value or a function of the `model:` section; left out, the model is causal and generates.
+    `examples`: small `model:` sections that `foundry check` builds; left out, one of defaults alone. Raises PluginError
+    when the name is taken or the class is not a `BaseLanguageModel`.
+    """
+
+    def register(cls: M) -> M:
+        if not derived_from(cls, "foundry_core.models.base", "BaseLanguageModel"):
+            raise PluginError(f"cannot register '{name}': {cls.__name__} is not a BaseLanguageModel")
+        if not (isinstance(config, type) and issubclass(config, ModelConfig)):
+            raise PluginError(f"cannot register '{name}': config must be a subclass of ModelConfig, not {config!r}")
+        taken = _registered.get(name)
+        # A cell of a notebook that is carried out again means its new class.
+        again = taken is not None and cls.__module__ == "__main__" and _described(taken.model_class) == _described(cls)
+        if taken is not None and not again:
+            raise PluginError(f"the architecture '{name}' is registered already, by {_described(taken.model_class)}")
+        same = Capabilities() if capabilities is None else capabilities
+        _registered[name] = Architecture(
+            name=name,
+            summary=summary or (cls.__doc__ or "").strip().split("\n")[0],
+            config_class=config,
+            model_class=cls,
+            capabilities=partial(_same_for_all, same) if isinstance(same, Capabilities) else same,
+            default_tokenizer=default_tokenizer,
+            examples={} if examples is None else examples,
+        )
+        return cls
+
+    return register
+
+
+def _same_for_all(capabilities: Capabilities, config: Any) -> Capabilities:
+    return capabilities
+
+
+def _described(model_class: str | type[Any]) -> str:
+    return model_class if isinstance(model_class, str) else f"{model_class.__module__}.{model_class.__qualname__}"

@@ -1,0 +1,330 @@
+r"""The hooks a plugin may implement; each active implementation is called by itself.
+
+Mark an implementation with `from foundry_core import hookimpl`. An installed package is active only when the run uses
+its architecture or names its module under `plugins:`. The module is declared as an entry point, and stays light:
+
+    [project.entry-points."foundry.plugins"]
+    rmsprop = "foundry_rmsprop"
+
+Hooks that return a list *offer* something by name: frozen descriptors, which name their heavy half by import string.
+The others are told of a run. They are observers and cannot change it: each gets copies, what it returns is ignored,
+the random generators and torch's settings are put back after it, and one that raises is reported once and muted.
+
+Each example below is a whole package, file by file, and the YAML that uses it.
+
+A command of `foundry` is an entry point and no hook. `foundry --help` lists it from metadata, without importing any
+plugin, which asking a hook would take; and it is active in no run, so that "installed is not active" holds as it is.
+The module has what core's own verbs have: a docstring, `configure(parser)`, which sets `execute`, and an `EXAMPLE`.
+It is imported when its name is typed.
+
+    [project.entry-points."foundry.commands"]
+    count = "foundry_count.command"
+
+# foundry_count/command.py
+'''Count the white-space separated words of a text.'''
+
+EXAMPLE = "example:\n  foundry count corpora/train.txt"
+
+
+def configure(parser):
+    parser.add_argument("file", help="a text file")
+    parser.set_defaults(execute=execute)
+
+
+def execute(options):
+    with open(options.file, encoding="utf-8") as text:
+        print(sum(len(line.split()) for line in text))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from foundry_core.registry.objective import Objective
+from foundry_core.registry.optimizer import Optimizer
+from foundry_core.registry.tokenizer_type import TokenizerType
+
+hookspec = pluggy.HookspecMarker("foundry")
+hookimpl = pluggy.HookimplMarker("foundry")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known when a run starts: the resolved configuration as plain data, where it writes, what it plans.
+
+    facts: parameters, device, precision, threads, compile. wandb_run_id: stays the same when the run is resumed.
+    """
+
+    experiment_name: str
+    output_dir: Path
+    config: Mapping[str, Any]
+    total_steps: int
+    first_step: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    wandb_run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step. loss: nats per predicted token of this step. learning_rate: the one applied.
+
+    grad_norm: before clipping. tokens_per_second: since the last report. *_seen: since the start of the experiment,
+    padding and overlap not counted. seconds_left: at the present speed.
+    """
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_seen: int
+    words_seen: int
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Scores on the test corpus. loss: nats per predicted token; perplexity: its exponential.
+
+    bits_per_byte: all nats over the UTF-8 bytes of the documents, in bits; None when the objective is not causal,
+    because the hidden tokens of a masked model do not add up to the probability of the text.
+    """
+
+    step: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    tokens: int
+
+
+@hookspec
+def foundry_objectives() -> list[Objective]:  # type: ignore[empty-body]
+    """Offer further values of `training.objective`.
+
+    An objective that asks of a model what one of core's does says so with `like`, and is open to every architecture
+    that accepts that one.
+
+    # foundry_second_half/__init__.py
+    from foundry_core import Objective, hookimpl
+
+
+    @hookimpl
+    def foundry_objectives():
+        return [
+            Objective(
+                name="second_half",
+                summary="predict the second half of each row from all that precedes it",
+                causal=True,
+                layout="overlap",
+                collator="foundry_second_half.collator:second_half_collator",
+                auto_class="AutoModelForCausalLM",
+                like="causal_lm",
+            )
+        ]
+
+    # foundry_second_half/collator.py
+    from foundry_core import CausalLMDataCollator
+
+
+    def second_half_collator(config, tokenizer):
+        pad = CausalLMDataCollator(tokenizer, max_length=config.data.max_sequence_length)
+
+        def collate(rows):
+            batch = pad(rows)
+            for labels, row in zip(batch["labels"], rows):
+                labels[: len(row["input_ids"]) // 2] = -100
+            return batch
+
+        return collate
+
+    # experiment.yaml
+    training: {objective: second_half}
+    plugins: [foundry_second_half]
+    """
+
+
+@hookspec
+def foundry_optimizers() -> list[Optimizer]:  # type: ignore[empty-body]
+    """Offer further values of `training.optimizer`.
+
+    # foundry_rmsprop/__init__.py
+    from pydantic import Field
+
+    from foundry_core import ConfigSection, Optimizer, hookimpl
+
+
+    class RMSpropSettings(ConfigSection):
+        smoothing: float = Field(0.99, ge=0, lt=1, description="decay of the squared gradient's average")
+
+
+    @hookimpl
+    def foundry_optimizers():
+        return [
+            Optimizer(
+                name="rmsprop",
+                summary="the gradient over the root of its running mean square (Tieleman and Hinton 2012)",
+                builder="foundry_rmsprop.optimizer:rmsprop",
+                settings=RMSpropSettings,
+            )
+        ]
+
+    # foundry_rmsprop/optimizer.py
+    import torch
+
+
+    def rmsprop(parameter_groups, training):
+        smoothing = training.optimizer_settings.smoothing
+        return torch.optim.RMSprop(parameter_groups, lr=training.learning_rate, alpha=smoothing)
+
+    # experiment.yaml
+    training: {optimizer: rmsprop, optimizer_settings: {smoothing: 0.95}}
+    plugins: [foundry_rmsprop]
+    """
+
+
+@hookspec
+def foundry_tokenizer_types() -> list[TokenizerType]:  # type: ignore[empty-body]
+    """Offer further values of `tokenizer.tokenizer_type`.
+
+    # foundry_marks/__init__.py
+    from foundry_core import TokenizerType, hookimpl
+
+
+    @hookimpl
+    def foundry_tokenizer_types():
+        return [
+            TokenizerType(
+                name="words_and_marks",
+                summary="one token for each frequent word, and for each run of punctuation",
+                trainer="foundry_marks.tokenizer:train",
+                masked_tokens={},  # without a mask token: for causal objectives
+                required_tokens=("unk_token",),
+            )
+        ]
+
+    # foundry_marks/tokenizer.py
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+
+    def train(documents, vocab_size, special_tokens):
+        backend = Tokenizer(models.WordLevel(unk_token=special_tokens["unk_token"]))
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        names = list(dict.fromkeys(special_tokens.values()))
+        trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=names, show_progress=False)
+        backend.train_from_iterator(documents(), trainer)
+        return PreTrainedTokenizerFast(tokenizer_object=backend, **special_tokens)
+
+    # experiment.yaml
+    tokenizer: {tokenizer_type: words_and_marks}
+    plugins: [foundry_marks]
+    """
+
+
+@hookspec
+def foundry_run_started(run: RunInfo) -> None:
+    """Called once before the first step.
+
+    # foundry_note/__init__.py
+    import json
+
+    from foundry_core import hookimpl
+
+
+    @hookimpl
+    def foundry_run_started(run):
+        note = {"experiment": run.experiment_name, "from": run.first_step, "to": run.total_steps, **run.facts}
+        (run.output_dir / "note.json").write_text(json.dumps(note))
+
+    # experiment.yaml
+    plugins: [foundry_note]
+    """
+
+
+@hookspec
+def foundry_step_ended(report: StepReport) -> None:
+    r"""Called every `logging.log_every_steps` optimizer steps, and after the last.
+
+    # foundry_spikes/__init__.py
+    import sys
+
+    from foundry_core import hookimpl
+
+
+    @hookimpl
+    def foundry_step_ended(report):
+        if report.grad_norm > 100:
+            print(f"step {report.step}: gradient norm {report.grad_norm:.0f}", file=sys.stderr)
+
+    # experiment.yaml
+    plugins: [foundry_spikes]
+    """
+
+
+@hookspec
+def foundry_evaluated(report: EvaluationReport) -> None:
+    r"""Called after each evaluation on the test corpus.
+
+    # foundry_best/__init__.py
+    import math
+    import sys
+
+    from foundry_core import hookimpl
+
+    best = math.inf
+
+
+    @hookimpl
+    def foundry_evaluated(report):
+        global best
+        if report.loss < best:
+            best = report.loss
+            print(f"step {report.step}: the best so far, perplexity {report.perplexity:.2f}", file=sys.stderr)
+
+    # experiment.yaml
+    plugins: [foundry_best]
+    """
+
+
+@hookspec
+def foundry_checkpoint_saved(step: int, folder: Path) -> None:
+    r"""Called when a checkpoint is safely on the disk. Its files are for reading: changed ones count as damaged.
+
+    # foundry_list/__init__.py
+    from foundry_core import hookimpl
+
+
+    @hookimpl
+    def foundry_checkpoint_saved(step, folder):
+        with (folder.parent / "checkpoints.txt").open("a") as file:
+            file.write(f"{step} {folder}\n")
+
+    # experiment.yaml
+    plugins: [foundry_list]
+    """
+
+
+@hookspec
+def foundry_run_ended(step: int) -> None:
+    r"""Called once when the loop is left, also by an error.
+
+    # foundry_bell/__init__.py
+    import sys
+
+    from foundry_core import hookimpl
+
+
+    @hookimpl
+    def foundry_run_ended(step):
+        print(f"\aended after step {step}", file=sys.stderr)
+
+    # experiment.yaml
+    plugins: [foundry_bell]
+    """

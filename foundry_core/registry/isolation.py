@@ -1,0 +1,151 @@
+"""Code that is not ours: what it raises is an error of its own, and what it does on the side is kept from us. Light."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, TypeVar, cast
+
+from foundry_core.errors import FoundryError, PluginError, one_line
+
+T = TypeVar("T")
+
+
+@contextmanager
+def guarded(failure: Callable[[BaseException], BaseException]) -> Iterator[None]:
+    """Whatever is raised inside is raised as what `failure` makes of it; the user's interruption alone passes as it is.
+
+    Whatever: the panic of an extension in Rust, an exit and a test's skip are no `Exception`, and end a program alike.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        made = failure(error)
+        if made is error:
+            raise
+        raise made from error
+
+
+@contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Whatever a plugin's code raises becomes a PluginError, `<what> fails: <cause>`; errors of ours pass."""
+
+    def failure(error: BaseException) -> BaseException:
+        return error if isinstance(error, FoundryError) else PluginError(f"{what} fails: {cause(error)}")
+
+    with guarded(failure):
+        yield
+
+
+def cause(error: BaseException) -> str:
+    """What was raised, in one line; where, if it is about a file's syntax."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - a class of theirs, too
+        said = "<exception str() failed>"
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        said = f"{error.msg} ({error.filename}:{error.lineno})"
+    said = one_line(" ".join(said.split()))
+    kind = type(error).__name__
+    return said if isinstance(error, FoundryError) else f"{kind}: {said}" if said else kind
+
+
+def last_line_in(error: BaseException, homes: Mapping[Path, T]) -> tuple[T, str] | None:
+    """Through which of some folders and files an error came last, what the mapping has for it, and where: file:line."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        for home, owner in homes.items():
+            if Path(frame.filename).is_relative_to(home):
+                return owner, f"{frame.filename}:{frame.lineno}"
+    return None
+
+
+def home_of(module: str) -> Path | None:
+    """The folder of the topmost package that an imported module is in, or its file where it is in none.
+
+    A namespace package is no home: others may have a part of it.
+    """
+    parts = module.split(".")
+    for length in range(1, len(parts) + 1):
+        package = sys.modules.get(".".join(parts[:length]))
+        known = {} if package is None else vars(package)  # not getattr: a module may have one of its own, which raises
+        file = known.get("__file__")
+        if file is not None:
+            return Path(file).parent if "__path__" in known else Path(file)
+    return None
+
+
+class _AfterTorch:
+    """A finder that does something as soon as torch has been imported, by whomever."""
+
+    def __init__(self, then: Callable[[], object]):
+        self._then = then
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name) if name == "torch" else None
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def executed(module: ModuleType) -> None:
+                execute(module)
+                self._then()
+
+            spec.loader.exec_module = executed  # type: ignore[method-assign]
+        return spec
+
+
+@contextmanager
+def surroundings_kept() -> Iterator[None]:
+    """`surroundings.kept_surroundings` for code that may be the first to import torch: from then on."""
+
+    def keep() -> None:
+        from foundry_core.registry.surroundings import kept_surroundings
+
+        stack.enter_context(kept_surroundings())
+
+    with ExitStack() as stack:
+        if "torch" in sys.modules:
+            keep()
+            yield
+            return
+        finder: Any = _AfterTorch(keep)
+        sys.meta_path.insert(0, finder)
+        try:
+            yield
+        finally:
+            sys.meta_path.remove(finder)
+
+
+class _Stderr(io.RawIOBase):
+    """Where bytes for stdout go instead. Closing it closes nothing else."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        sys.stderr.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What is printed inside goes to stderr, since stdout is for the answer; stdout and the working folder stay."""
+    folder = None
+    with suppress(OSError):  # it may be gone already
+        folder = Path.cwd()
+    aside = io.TextIOWrapper(cast("BinaryIO", _Stderr()), encoding="utf-8", write_through=True)
+    try:
+        with redirect_stdout(aside):
+            yield
+    finally:
+        with suppress(OSError):
+            if folder is not None and Path.cwd() != folder:
+                os.chdir(folder)

@@ -1,0 +1,56 @@
+"""What a gradient is followed with. Light: an `Optimizer` is a frozen description; its builder is named, not imported.
+
+Core ships `adamw` and `sgd`; a plugin adds more through the hook `foundry_optimizers`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from foundry_core.registry.descriptors import IMPORT_STRING, NAME, SETTINGS, TEXT, refuse_misfits
+
+if TYPE_CHECKING:
+    from foundry_core.registry.architecture import ConfigSection
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """A kind of optimizer.
+
+    name: the value of `training.optimizer`.
+    builder: import string of a function `f(parameter_groups, training)` that gives a `torch.optim.Optimizer`.
+        `parameter_groups` are core's, as torch takes them: which parameters decay is not the optimizer's to decide.
+        `training` is the configuration's section; `training.learning_rate` is the peak, and the trainer sets `lr` of
+        each group before each step.
+    settings: schema of `training.optimizer_settings`, for settings that `training:` has no key for; the builder finds
+        an instance there. None: it takes none.
+
+    Whatever an optimizer remembers from step to step belongs in its `state` and its `param_groups`: tensors, numbers
+    and text there are saved, and a run goes on bit for bit. Anything else there is refused after the first step.
+
+    Raises PluginError for a value that is none of these.
+    """
+
+    name: str
+    summary: str
+    builder: str
+    settings: type[ConfigSection] | None = None
+
+    def __post_init__(self) -> None:
+        rules = {"name": NAME, "summary": TEXT, "builder": IMPORT_STRING, "settings": SETTINGS}
+        refuse_misfits("optimizer", self, rules)
+
+
+ADAMW = Optimizer(
+    name="adamw",
+    summary="Adam with decoupled weight decay (Loshchilov and Hutter 2019)",
+    builder="foundry_core.training.optim:adamw",
+)
+SGD = Optimizer(
+    name="sgd",
+    summary="stochastic gradient descent, with momentum where sgd_momentum is set",
+    builder="foundry_core.training.optim:sgd",
+)
+
+CORE_OPTIMIZERS = {optimizer.name: optimizer for optimizer in (ADAMW, SGD)}

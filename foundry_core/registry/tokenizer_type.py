@@ -1,0 +1,154 @@
+"""What kinds of tokenizer there are. Light: a `TokenizerType` is a frozen description; its trainer is named, not
+imported.
+
+Core ships five; a plugin adds more through the hook `foundry_tokenizer_types`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from string import punctuation
+from typing import Any
+
+from foundry_core.registry.descriptors import FUNCTION, IMPORT_STRING, NAME, ROLES, TEXT, TOKENS, refuse_misfits
+
+Roles = Mapping[str, str]
+"""Special tokens by role, such as `{"eos_token": "</s>"}`."""
+
+
+def _none(roles: Roles) -> tuple[()]:
+    return ()
+
+
+@dataclass(frozen=True)
+class TokenizerType:
+    """A kind of tokenizer.
+
+    name: the value of `tokenizer.tokenizer_type`.
+    trainer: import string of a function `f(documents, vocab_size, special_tokens)` that gives a transformers
+        `PreTrainedTokenizerFast`. `documents()` starts a fresh pass over the texts; `vocab_size` counts the special
+        tokens and is a limit, None for no limit; `special_tokens` are names by role. The same input must give the same
+        tokenizer, byte for byte. With a cls_token and a sep_token, encoding a text must put it between the two.
+    special_tokens: names by role where a YAML gives none.
+    masked_tokens: those that are added when the objective needs a mask_token.
+    required_tokens: roles that this kind cannot do without.
+    problems: a function of the special tokens: each role that is unusable in this kind, and why.
+
+    Raises PluginError for a value that is none of these.
+    """
+
+    name: str
+    summary: str
+    trainer: str
+    special_tokens: Roles = field(
+        default_factory=lambda: {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    )
+    masked_tokens: Roles = field(
+        default_factory=lambda: {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+    )
+    required_tokens: tuple[str, ...] = ()
+    problems: Callable[[Roles], Iterable[tuple[str, str]]] = _none
+
+    def __post_init__(self) -> None:
+        rules = {
+            "name": NAME,
+            "summary": TEXT,
+            "trainer": IMPORT_STRING,
+            "special_tokens": TOKENS,
+            "masked_tokens": TOKENS,
+            "required_tokens": ROLES,
+            "problems": FUNCTION,
+        }
+        refuse_misfits("tokenizer type", self, rules)
+
+    def tokens_by_role(self, changes: Mapping[Any, str | None] | None, masked: bool) -> dict[str, str]:
+        """The special tokens there will be. changes: those of the YAML; `masked`: the objective hides tokens."""
+        tokens = {**self.special_tokens, **(self.masked_tokens if masked else {}), **(changes or {})}
+        return {role: token for role, token in tokens.items() if token is not None}
+
+
+def special_token_problems(kind: TokenizerType, roles: Roles) -> Iterator[tuple[str | None, str]]:
+    """What makes special tokens unusable: the role it concerns, None for all of them, and the reason."""
+    for role, name in roles.items():
+        if not name or re.search("[\\s:$\u2581]", name):
+            yield (
+                role,
+                f"{name!r} cannot be a special token: it must not be empty and must not hold white space, ':', '$' or "
+                "'\u2581'",
+            )
+    ends = [role for role in ("eos_token", "sep_token") if role in roles]
+    if not ends:
+        yield None, "a tokenizer needs an eos_token or a sep_token, which ends a document: add one of them"
+    pad, mask = roles.get("pad_token"), roles.get("mask_token")
+    for role in ends:
+        if pad is not None and pad == roles[role]:
+            yield (
+                "pad_token",
+                f"equals the {role} {pad!r}: padding is not learned, so the end of a text would never be learned; give "
+                "padding a token of its own, such as '<pad>'",
+            )
+    if mask is not None and list(roles.values()).count(mask) > 1:
+        yield "mask_token", f"{mask!r} has a second role: give masking a token of its own, such as '<mask>'"
+    for role in kind.required_tokens:
+        if role not in roles:
+            yield role, f"a {kind.name} tokenizer needs {'an' if role[0] in 'eu' else 'a'} {role}"
+    yield from kind.problems(roles)
+
+
+def _sentencepiece_problems(roles: Roles) -> Iterator[tuple[str, str]]:
+    unknown = roles.get("unk_token")
+    if unknown is not None and len(unknown) < 2:
+        yield "unk_token", f"{unknown!r} of a sentencepiece tokenizer is one character: write it as '<unk>'"
+
+
+def _wordpiece_problems(roles: Roles) -> Iterator[tuple[str, str]]:
+    unknown = roles.get("unk_token")
+    if unknown is not None and not _splits(unknown):
+        yield (
+            "unk_token",
+            f"{unknown!r} of a wordpiece tokenizer is spelt like a word of the text: write it as '[UNK]'",
+        )
+
+
+def _splits(name: str) -> bool:
+    """Whether wordpiece, which cuts at punctuation, never sees this as one word."""
+    return len(name) > 1 and any(c in punctuation or unicodedata.category(c).startswith("P") for c in name)
+
+
+SENTENCEPIECE = TokenizerType(
+    name="sentencepiece",
+    summary="unigram pieces that may cross no space, bytes for rare characters (Kudo and Richardson 2018)",
+    trainer="foundry_core.tokenization.training:train_sentencepiece",
+    problems=_sentencepiece_problems,
+)
+WORDPIECE = TokenizerType(
+    name="wordpiece",
+    summary="BERT's pieces of words, case and accents kept (Devlin et al. 2019)",
+    trainer="foundry_core.tokenization.training:train_wordpiece",
+    special_tokens={f"{role}_token": f"[{role.upper()}]" for role in ("cls", "sep", "mask", "unk", "pad")},
+    masked_tokens={},
+    required_tokens=("unk_token",),
+    problems=_wordpiece_problems,
+)
+BPE = TokenizerType(
+    name="bpe",
+    summary="merged pairs of bytes: no text is unknown (Radford et al. 2019)",
+    trainer="foundry_core.tokenization.training:train_bpe",
+)
+CHARACTER = TokenizerType(
+    name="character",
+    summary="one token for each character",
+    trainer="foundry_core.tokenization.training:train_character",
+    required_tokens=("unk_token",),
+)
+WORD = TokenizerType(
+    name="word",
+    summary="one token for each frequent word, cut at white space",
+    trainer="foundry_core.tokenization.training:train_word",
+    required_tokens=("unk_token",),
+)
+
+CORE_TOKENIZER_TYPES = {kind.name: kind for kind in (SENTENCEPIECE, WORDPIECE, BPE, CHARACTER, WORD)}

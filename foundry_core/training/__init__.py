@@ -1,0 +1,1 @@
+"""Training: the run, the trainer, its plan, optimizers and schedules, observers and signals."""
