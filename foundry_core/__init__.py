@@ -20,19 +20,12 @@ if TYPE_CHECKING:
     from foundry_core.models.base import BaseLanguageModel, ModelOutput, create_model, create_model_from_config
     from foundry_core.models.folder import exposed_by_plugin
     from foundry_core.models.wrapped import WrappedLanguageModel
-    from foundry_core.registry.architecture import (
-        Architecture,
-        BuildContext,
-        Capabilities,
-        ConfigSection,
-        ModelConfig,
-        TransformerConfig,
-        register_architecture,
-    )
+    from foundry_core.registry.architecture import Architecture, BuildContext, Capabilities, register_architecture
     from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
     from foundry_core.registry.tokenizer_type import TokenizerType
+    from foundry_core.schema import ConfigSection, ModelConfig, TransformerConfig
     from foundry_core.tokenization.tokenizer import TokenizerFactory
     from foundry_core.training.trainer import run
 
@@ -42,12 +35,12 @@ _HOME = {
     "BuildContext": "registry.architecture",
     "Capabilities": "registry.architecture",
     "CausalLMDataCollator": "data.collators",
-    "ConfigSection": "registry.architecture",
+    "ConfigSection": "schema",
     "EvaluationReport": "registry.hookspecs",
     "ExperimentConfig": "config.experiment",
     "FoundryError": "errors",
     "MaskedLMDataCollator": "data.collators",
-    "ModelConfig": "registry.architecture",
+    "ModelConfig": "schema",
     "ModelOutput": "models.base",
     "Objective": "registry.objective",
     "Optimizer": "registry.optimizer",
@@ -56,7 +49,7 @@ _HOME = {
     "TokenizerFactory": "tokenization.tokenizer",
     "TokenizerType": "registry.tokenizer_type",
     "TrainingConfig": "config.sections",
-    "TransformerConfig": "registry.architecture",
+    "TransformerConfig": "schema",
     "WrappedLanguageModel": "models.wrapped",
     "create_model": "models.base",
     "create_model_from_config": "models.base",

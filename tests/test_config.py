@@ -681,7 +681,8 @@ def test_rows_longer_than_the_architecture_takes_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from foundry_core.models.base import BaseLanguageModel
-    from foundry_core.registry.architecture import Capabilities, ModelConfig, register_architecture
+    from foundry_core.registry.architecture import Capabilities, register_architecture
+    from foundry_core.schema import ModelConfig
 
     register_architecture("short_sighted", config=ModelConfig, capabilities=Capabilities(longest_sequence=63))(
         type("ShortSighted", (BaseLanguageModel,), {})
@@ -697,7 +698,8 @@ def test_compiling_is_refused_where_the_architecture_says_that_it_cannot_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from foundry_core import BaseLanguageModel
-    from foundry_core.registry.architecture import Capabilities, ModelConfig, register_architecture
+    from foundry_core.registry.architecture import Capabilities, register_architecture
+    from foundry_core.schema import ModelConfig
 
     register_architecture("as_it_is", config=ModelConfig, capabilities=Capabilities(compile=False))(
         type("AsItIs", (BaseLanguageModel,), {})

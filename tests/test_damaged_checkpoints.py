@@ -17,7 +17,8 @@ from foundry_core import BaseLanguageModel, ExperimentConfig, load_config, run
 from foundry_core.checkpoints.checkpoint import newest_valid
 from foundry_core.cli import main
 from foundry_core.errors import CheckpointError
-from foundry_core.storage.manifest import MANIFEST, read_manifest
+from foundry_core.run_folder import MANIFEST
+from foundry_core.storage.manifest import read_manifest
 
 FILES = (
     "MANIFEST.json",

@@ -17,10 +17,11 @@ from foundry_core import __version__, register_architecture
 from foundry_core.cli import main
 from foundry_core.errors import PluginError, did_you_mean
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.registry.architecture import PLUGIN_API_VERSION, ModelConfig
+from foundry_core.registry.architecture import PLUGIN_API_VERSION
 from foundry_core.registry.discovery import declared, hidden_copies, installed, misnamed_in_environment
 from foundry_core.registry.doctor import examine
 from foundry_core.registry.loading import active_modules, available_architectures, get_architecture
+from foundry_core.schema import ModelConfig
 
 Install = Callable[..., None]
 

@@ -34,8 +34,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from foundry_core import BaseLanguageModel, ExperimentConfig, run
 from foundry_core.cli import main
 from foundry_core.errors import FoundryError
+from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.files import publish_folder
-from foundry_core.storage.manifest import MANIFEST, read_manifest, sealed
+from foundry_core.storage.manifest import read_manifest, sealed
 
 Files = dict[str, bytes]
 Change = Callable[[Files, str], object]

@@ -17,8 +17,9 @@ from foundry_core.cli.common import yaml_scalar
 from foundry_core.cli.init import COMMENT_COLUMN, WIDTH, starting_yaml
 from foundry_core.config.experiment import ExperimentConfig, load_config
 from foundry_core.config.yaml_source import YamlSource
-from foundry_core.registry.architecture import Architecture, Capabilities, ConfigSection, ModelConfig
+from foundry_core.registry.architecture import Architecture, Capabilities
 from foundry_core.registry.loading import available_architectures, get_architecture
+from foundry_core.schema import ConfigSection, ModelConfig
 
 ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
 
@@ -179,7 +180,8 @@ def test_an_architecture_of_a_third_party_gets_its_own_keys_and_defaults() -> No
 
 ARCHITECTURE_FILE = """\
 from pydantic import Field
-from foundry_core.registry.architecture import ConfigSection, ModelConfig, _registered, Architecture
+from foundry_core.registry.architecture import _registered, Architecture
+from foundry_core.schema import ConfigSection, ModelConfig
 
 class Config(ModelConfig):
     width: int = Field(description="how wide")

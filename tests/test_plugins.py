@@ -18,7 +18,7 @@ import torch
 from foundry_core import BaseLanguageModel, Objective, hookimpl, load_config, register_architecture
 from foundry_core.cli import main
 from foundry_core.errors import ConfigError, PluginError
-from foundry_core.registry.architecture import PLUGIN_API_VERSION, Architecture, ModelConfig
+from foundry_core.registry.architecture import PLUGIN_API_VERSION, Architecture
 from foundry_core.registry.hooks import available_objectives, hook_manager
 from foundry_core.registry.loading import (
     _plugin_files,
@@ -30,6 +30,7 @@ from foundry_core.registry.loading import (
     load_plugin_file,
 )
 from foundry_core.registry.surroundings import settings
+from foundry_core.schema import ModelConfig
 
 Install = Callable[..., None]
 

@@ -16,9 +16,10 @@ from foundry_core import create_model, run
 from foundry_core.checkpoints.checkpoint import TrainState, checkpoints, load_checkpoint
 from foundry_core.errors import CheckpointError, StoppedError, UsageError
 from foundry_core.models.folder import load_model, rebuild
+from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk
-from foundry_core.storage.manifest import MANIFEST, read_manifest
+from foundry_core.storage.manifest import read_manifest
 from foundry_core.tokenization.tokenizer import load_tokenizer
 from foundry_core.training.optim import build_optimizer
 from foundry_core.training.signals import SIGNALS, StopRequest

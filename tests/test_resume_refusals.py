@@ -16,8 +16,9 @@ import torch
 
 from foundry_core import ExperimentConfig, load_config, run
 from foundry_core.errors import CheckpointError, FoundryError, TokenizerError
+from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.files import publish_folder
-from foundry_core.storage.manifest import MANIFEST, read_manifest, sealed
+from foundry_core.storage.manifest import read_manifest, sealed
 
 TEXT = "the cat sees a dog\na dog sees the cat\n" * 40
 

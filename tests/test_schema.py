@@ -20,8 +20,9 @@ from foundry_core.cli.schema import DIALECT, schema_of
 from foundry_core.config.experiment import load_config
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError
-from foundry_core.registry.architecture import Architecture, ConfigSection, ModelConfig, _registered
+from foundry_core.registry.architecture import Architecture, _registered
 from foundry_core.registry.loading import available_architectures, get_architecture
+from foundry_core.schema import ConfigSection, ModelConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
 ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]

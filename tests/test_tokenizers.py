@@ -18,7 +18,7 @@ import sentencepiece
 from foundry_core.errors import TokenizerError
 from foundry_core.tokenization import text_counts
 from foundry_core.tokenization.tokenizer import (
-    SENTENCEPIECE_FILE,
+    SENTENCEPIECE_MODEL,
     DocumentEncoder,
     TokenizerFactory,
     default_special_tokens,
@@ -386,7 +386,7 @@ def test_sentencepiece_keeps_the_model_it_was_converted_from(tmp_path, tokenizer
     tokenizer = tokenizers["sentencepiece"]
     save_tokenizer(tokenizer, tmp_path / "one")
     save_tokenizer(load_tokenizer(tmp_path / "one"), tmp_path / "two")
-    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "two" / SENTENCEPIECE_FILE))
+    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "two" / SENTENCEPIECE_MODEL))
     text = "the cat runs quickly naïve 北京 ž"
     assert encode(tokenizer, text)[0] == original.encode(" " + text)
 
@@ -603,7 +603,7 @@ def test_the_seeds_are_the_repeated_strings_with_their_frequencies():
 
 
 def test_the_file_of_sentencepiece_does_not_name_the_temporary_one(tokenizers):
-    model = tokenizer_files(tokenizers["sentencepiece"])[SENTENCEPIECE_FILE]
+    model = tokenizer_files(tokenizers["sentencepiece"])[SENTENCEPIECE_MODEL]
     assert b".tsv" not in model
     assert len(sentencepiece.SentencePieceProcessor(model_proto=model)) == SIZES["sentencepiece"] - 3
 

@@ -15,8 +15,9 @@ from foundry_core import ExperimentConfig, run
 from foundry_core.checkpoints.verification import verify_run
 from foundry_core.cli import main
 from foundry_core.errors import CheckpointError
+from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.files import publish_folder
-from foundry_core.storage.manifest import MANIFEST, read_manifest, sealed
+from foundry_core.storage.manifest import read_manifest, sealed
 
 Train = Callable[..., Path]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -29,8 +28,6 @@ from foundry_core.data.token_file import StreamSizes
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.folder import (
-    STATE,
-    WEIGHTS,
     installed_plugin,
     load_weights,
     model_files,
@@ -40,16 +37,14 @@ from foundry_core.models.folder import (
     weights_file,
 )
 from foundry_core.registry.objective import Objective
+from foundry_core.run_folder import CHECKPOINT, MANIFEST, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
 from foundry_core.storage.files import StorageError, publish_folder, remove_set_aside, set_aside
-from foundry_core.storage.manifest import MANIFEST, parse_json, read_manifest, read_plain_file
+from foundry_core.storage.manifest import parse_json, read_manifest, read_plain_file
 from foundry_core.tokenization.tokenizer import tokenizer_files
 from foundry_core.training.optim import ScheduleState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_OPTIMIZER = "optimizer.safetensors"
-_NAME = re.compile(r"checkpoint-(\d+)\Z")
 
 # Settings that may differ when a run goes on: where and how often it reports and saves, which changes no weight.
 # Nor does an observer's module; who ships what is trained with is compared by itself.
@@ -169,7 +164,7 @@ def save_checkpoint(
     fixed: of `fixed_files`. tensors: of `CheckpointTensors.of`, or a copy of them. facts: what the manifest says beside
     the step and the files: parent, ephemeral, environment; order (seed, rows in a step) becomes a part of its lineage.
     """
-    target = output_dir / f"checkpoint-{state.step}"
+    target = output_dir / checkpoint_name(state.step)
     said = {key: value for key, value in facts.items() if key != "order"}
     lineage = Lineage.of(
         output_dir,
@@ -182,7 +177,7 @@ def save_checkpoint(
         for name, content in fixed.items():
             sink.write(name, content)
         sink.write(WEIGHTS, weights_file(tensors.weights))
-        sink.write(_OPTIMIZER, weights_file(tensors.optimizer))
+        sink.write(OPTIMIZER, weights_file(tensors.optimizer))
         facts_of_trainer = {
             "global_step": state.step,
             "epoch": state.epoch,
@@ -190,7 +185,7 @@ def save_checkpoint(
             "log_history": state.log,
             "foundry": {key: value for key, value in asdict(state).items() if key != "log"},
         }
-        sink.write(STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
+        sink.write(TRAINER_STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
     return target
 
 
@@ -221,7 +216,9 @@ def is_ephemeral(folder: Path) -> bool:
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders of a run, oldest step first; nothing is read."""
-    return sorted((p for p in Path(output_dir).glob("checkpoint-*") if _NAME.match(p.name) and p.is_dir()), key=_step)
+    return sorted(
+        (p for p in Path(output_dir).glob("checkpoint-*") if CHECKPOINT.match(p.name) and p.is_dir()), key=_step
+    )
 
 
 def _step(folder: Path) -> int:
@@ -302,13 +299,13 @@ def load_checkpoint(
     load_weights(model, folder / WEIGHTS)
     # What one optimizer remembers means nothing to another: it begins anew where the change was allowed.
     if "training.optimizer" not in differences:
-        load_optimizer(folder / _OPTIMIZER, state.optimizer, model, optimizer, begun=state.step > 0)
+        load_optimizer(folder / OPTIMIZER, state.optimizer, model, optimizer, begun=state.step > 0)
     return state
 
 
 def read_state(folder: Path) -> TrainState:
     """The position that a checkpoint stores. Raises CheckpointError when it is not one."""
-    path = folder / STATE
+    path = folder / TRAINER_STATE
     stored = parse_json(path, read_plain_file(path))
     try:
         content = {**stored["foundry"], "log": stored["log_history"]}
@@ -323,7 +320,7 @@ def read_state(folder: Path) -> TrainState:
     if differing or state.stream is None:
         reason = f"{min(differing)} is missing or unknown" if differing else "stream is missing"
         raise CheckpointError(f"{path} is damaged or of another version: {reason}")
-    if folder.name != f"checkpoint-{state.step}":
+    if folder.name != checkpoint_name(state.step):
         raise CheckpointError(f"{path} says step {state.step}, its folder another one")
     return state
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field, TypeAdapter, ValidationError
 
 from foundry_core.errors import CheckpointError
-from foundry_core.storage.manifest import MANIFEST, parse_json, read_plain_file
+from foundry_core.run_folder import MANIFEST
+from foundry_core.storage.manifest import parse_json, read_plain_file
 
 Whole: TypeAlias = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Sha256: TypeAlias = Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]

@@ -132,9 +132,9 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
 def _checkpoint_folder(folder: Path) -> Path:
     """A checkpoint or model folder, which is taken as it was named, or the newest valid checkpoint of a run."""
     from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
-    from foundry_core.storage.manifest import MANIFEST
+    from foundry_core.run_folder import MANIFEST, MODEL_CONFIG
 
-    if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / "config.json"):
+    if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / MODEL_CONFIG):
         return folder
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder")

@@ -103,7 +103,7 @@ def _core_versions(version: str) -> tuple[str, str]:
 
 def _refuse_unusable(name: str) -> None:
     """Names that are no entry point, no Python variable, or would replace another name in the files written."""
-    from foundry_core.registry.architecture import ModelConfig
+    from foundry_core.schema import ModelConfig
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > _LONGEST:
         cleaned = re.sub(r"[^a-z0-9]+", "_", name.lower()).lstrip("_0123456789")[:_LONGEST].rstrip("_")

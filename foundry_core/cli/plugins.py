@@ -208,7 +208,7 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 
 def _accepted(entry: dict[str, Any], schema: dict[str, Any]) -> str:
     """A JSON schema in a few words."""
-    from foundry_core.registry.architecture import ConfigSection
+    from foundry_core.schema import ConfigSection
 
     if "anyOf" in entry:
         return " | ".join(_accepted(_resolved(each, schema), schema) for each in entry["anyOf"])

@@ -25,7 +25,7 @@ from foundry_core.config.sections import (
 )
 from foundry_core.config.yaml_source import KeyPath, YamlSource
 from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean
-from foundry_core.registry.architecture import Architecture, Capabilities, ConfigSection, ModelConfig
+from foundry_core.registry.architecture import Architecture, Capabilities
 from foundry_core.registry.hooks import (
     available_objectives,
     available_optimizers,
@@ -38,6 +38,7 @@ from foundry_core.registry.loading import active_modules, blamed_on, capabilitie
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.tokenizer_type import TokenizerType, special_token_problems
+from foundry_core.schema import ConfigSection, ModelConfig
 
 if TYPE_CHECKING:
     from pluggy import PluginManager

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from foundry_core.registry.architecture import ConfigSection
 from foundry_core.registry.descriptors import Role
+from foundry_core.schema import ConfigSection
 
 MOST_ROWS = 2**20
 """Sequences in one forward pass, and in one optimizer step."""

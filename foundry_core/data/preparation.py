@@ -17,17 +17,13 @@ from foundry_core.corpus.files import shown
 from foundry_core.corpus.reader import Corpus
 from foundry_core.data.token_file import Rows, StreamSizes, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, UsageError, warn
+from foundry_core.run_folder import METRICS, TOKENIZER, TOKENIZER_LOCK, TOKENIZER_MODEL, TOKENIZER_ORIGIN, TOKENS
 from foundry_core.storage.files import RunLock, write_file
 from foundry_core.tokenization.tokenizer import load_tokenizer, save_tokenizer, tokenizer_digest, train_tokenizer
-from foundry_core.training.observers import METRICS
 from foundry_core.training.optim import warmup_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_SIDECAR = "foundry.json"
-_TOKENS = "tokens"
-_LOCK = ".tokenizer.lock"
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def experiment_corpora(config: ExperimentConfig) -> Corpora:
 
 def tokenizer_folder(config: ExperimentConfig) -> Path:
     """Where the experiment's tokenizer and its token files are kept."""
-    return Path(config.tokenizer.output_dir or Path(config.training.output_dir) / "tokenizer")
+    return Path(config.tokenizer.output_dir or Path(config.training.output_dir) / TOKENIZER)
 
 
 def own_folders(config: ExperimentConfig) -> list[Path]:
@@ -88,7 +84,7 @@ def own_folders(config: ExperimentConfig) -> list[Path]:
     # A link leads to what others may use, too.
     if config.tokenizer.output_dir is not None or tokenizer.is_symlink():
         return [output_dir]
-    return [output_dir, tokenizer, *(folder for folder in (tokenizer / _TOKENS,) if not folder.is_symlink())]
+    return [output_dir, tokenizer, *(folder for folder in (tokenizer / TOKENS,) if not folder.is_symlink())]
 
 
 def _tokenizer_inputs(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]:
@@ -111,7 +107,9 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
     tokenizer = None if force else _stored_tokenizer(folder, inputs)
     if tokenizer is None:
         # Two runs at once train one after the other: the second one finds what the first has made, or is refused.
-        with RunLock(folder, _LOCK, waiting=lambda owner: warn(f"waiting for the tokenizer in {folder}: {owner}")):
+        with RunLock(
+            folder, TOKENIZER_LOCK, waiting=lambda owner: warn(f"waiting for the tokenizer in {folder}: {owner}")
+        ):
             tokenizer = None if force else _stored_tokenizer(folder, inputs)
             if tokenizer is None:
                 tokenizer = _trained_tokenizer(config, corpus, folder, inputs)
@@ -121,9 +119,9 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
 
 def _stored_tokenizer(folder: Path, inputs: dict[str, Any]) -> PreTrainedTokenizerFast | None:
     """The tokenizer that was made from these inputs; None when there is none yet, or one that was never finished."""
-    sidecar = folder / _SIDECAR
+    sidecar = folder / TOKENIZER_ORIGIN
     # Looked for first, because it is written last.
-    there = (folder / "tokenizer.json").exists()
+    there = (folder / TOKENIZER_MODEL).exists()
     if not sidecar.exists():
         if there:
             raise TokenizerError(
@@ -153,7 +151,7 @@ def _trained_tokenizer(
     config: ExperimentConfig, corpus: Corpus, folder: Path, inputs: dict[str, Any]
 ) -> PreTrainedTokenizerFast:
     """A new tokenizer, as it is read back from the folder that it is saved in; only for who holds the folder's lock."""
-    sidecar = folder / _SIDECAR
+    sidecar = folder / TOKENIZER_ORIGIN
     trained = train_tokenizer(
         config.tokenizer_type, corpus.documents, config.tokenizer.vocab_size, inputs["special_tokens"]
     )
@@ -219,7 +217,7 @@ def experiment_data(
     progress: Callable[[int], None] | None = None,
 ) -> ExperimentData:
     """Encode both corpora, or reuse their token files, and cut them into rows as the objective asks."""
-    folder = tokenizer_folder(config) / _TOKENS
+    folder = tokenizer_folder(config) / TOKENS
     train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress)
     test = prepare_tokens(corpora.test, tokenizer, folder, progress=progress) if corpora.test is not None else None
     test_rows = cut_rows(test, config, tokenizer) if test is not None else None

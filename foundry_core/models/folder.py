@@ -38,18 +38,14 @@ from foundry_core.registry.architecture import BuildContext
 from foundry_core.registry.descriptors import derived_from
 from foundry_core.registry.loading import blame, import_string, shipped_by
 from foundry_core.registry.objective import Objective
+from foundry_core.run_folder import GENERATION_CONFIG, MANIFEST, MODEL_CONFIG, MODELING, TRAINER_STATE, WEIGHTS
 from foundry_core.storage.files import FileSink
-from foundry_core.storage.manifest import MANIFEST, parse_json, read_manifest, read_plain_file
+from foundry_core.storage.manifest import parse_json, read_manifest, read_plain_file
 
 if TYPE_CHECKING:
     from foundry_core.models.base import BaseLanguageModel
 
-WEIGHTS = "model.safetensors"
-STATE = "trainer_state.json"
-"""What makes a checkpoint of a model folder: where training stood."""
-
-_CONFIG = "config.json"
-_MODULE = "modeling_foundry"
+_MODULE = MODELING.removesuffix(".py")
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
@@ -354,15 +350,15 @@ def model_files(model: BaseLanguageModel) -> dict[str, bytes]:
     files = {}
     loading_module = _loading_module(model) if isinstance(outer, _ExposedModel) else None
     if loading_module is not None:
-        files[f"{_MODULE}.py"] = loading_module
+        files[MODELING] = loading_module
         config["auto_map"] = {
             "AutoConfig": f"{_MODULE}.{type(outer.config).__name__}",
             model.context.objective.auto_class: f"{_MODULE}.{type(outer).__name__}",
         }
-    files[_CONFIG] = _json(config)
+    files[MODEL_CONFIG] = _json(config)
     if model.supports_generation:
         generation = {key: value for key, value in model.context.special_ids.items() if value is not None}
-        files["generation_config.json"] = _json(generation)
+        files[GENERATION_CONFIG] = _json(generation)
     return files
 
 
@@ -402,9 +398,9 @@ def stored_tensors(model: BaseLanguageModel) -> dict[str, torch.Tensor]:
 
 def read_description(folder: str | Path) -> dict[str, Any]:
     """The `foundry` part of a folder's config.json. Raises CheckpointError when it has none."""
-    path = Path(folder) / _CONFIG
+    path = Path(folder) / MODEL_CONFIG
     if not os.path.lexists(path):
-        raise CheckpointError(f"{folder} is not a model folder: it has no {_CONFIG}")
+        raise CheckpointError(f"{folder} is not a model folder: it has no {MODEL_CONFIG}")
     content = parse_json(path, read_plain_file(path))
     try:
         description = content["foundry"]
@@ -422,13 +418,13 @@ def load_model(folder: str | Path) -> BaseLanguageModel:
     take no memory. Raises CheckpointError for whatever is not as it should be, naming the file.
     """
     folder = Path(folder)
-    if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / STATE):
+    if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / TRAINER_STATE):
         read_manifest(folder)
     description = read_description(folder)
     try:
         config, context = _described(description)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder / _CONFIG}: {error}") from error
+        raise CheckpointError(f"{folder / MODEL_CONFIG}: {error}") from error
     _check_sizes(config, context, folder)
     with undisturbed_random_state():
         model = build(config, context)
@@ -451,7 +447,8 @@ def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) 
             room -= parameter.nbytes
             if room < 0:
                 raise CheckpointError(
-                    f"{folder / _CONFIG} describes a model that is larger than {WEIGHTS}: they do not belong together"
+                    f"{folder / MODEL_CONFIG} describes a model that is larger than {WEIGHTS}: they do not "
+                    "belong together"
                 )
 
         counting = register_module_parameter_registration_hook(count)
@@ -461,7 +458,7 @@ def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) 
         except (RuntimeError, ArithmeticError, MemoryError, TypeError, ValueError, LookupError) as error:
             reason = blame(error) or error
             raise CheckpointError(
-                f"{folder / _CONFIG} describes a model that cannot be built on torch's meta device: {reason}"
+                f"{folder / MODEL_CONFIG} describes a model that cannot be built on torch's meta device: {reason}"
             ) from error
         finally:
             counting.remove()

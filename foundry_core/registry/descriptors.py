@@ -70,7 +70,7 @@ FUNCTION: Rule = ("a function", callable)
 IMPORT_STRING: Rule = ('an import string such as "package.module:name"', _is_import_string)
 SETTINGS: Rule = (
     "a ConfigSection",
-    lambda value: value is None or derived_from(value, "foundry_core.registry.architecture", "ConfigSection"),
+    lambda value: value is None or derived_from(value, "foundry_core.schema", "ConfigSection"),
 )
 ROLES: Rule = ('a tuple of special-token roles such as ("unk_token",)', _are_roles)
 TOKENS: Rule = ('names of special tokens by role such as {"unk_token": "<unk>"}', _are_tokens)

@@ -44,7 +44,8 @@ from foundry_core.registry.isolation import (
 )
 
 if TYPE_CHECKING:
-    from foundry_core.registry.architecture import Architecture, Capabilities, ModelConfig
+    from foundry_core.registry.architecture import Architecture, Capabilities
+    from foundry_core.schema import ModelConfig
 
 _plugin_files: set[str] = set()
 """Modules that were loaded from a file with `--plugin` in this process."""

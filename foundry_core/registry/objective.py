@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from foundry_core.registry.descriptors import FLAG, IMPORT_STRING, NAME, ROLES, SETTINGS, TEXT, one_of, refuse_misfits
 
 if TYPE_CHECKING:
-    from foundry_core.registry.architecture import ConfigSection
+    from foundry_core.schema import ConfigSection
 
 RowLayout = Literal["overlap", "framed"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from foundry_core.registry.descriptors import IMPORT_STRING, NAME, SETTINGS, TEXT, refuse_misfits
 
 if TYPE_CHECKING:
-    from foundry_core.registry.architecture import ConfigSection
+    from foundry_core.schema import ConfigSection
 
 
 @dataclass(frozen=True)

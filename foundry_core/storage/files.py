@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from foundry_core.errors import FoundryError
-from foundry_core.storage.manifest import MANIFEST, MANIFEST_FORMAT, sealed
+from foundry_core.run_folder import LOCK, MANIFEST
+from foundry_core.storage.manifest import MANIFEST_FORMAT, sealed
 
 
 class StorageError(FoundryError):
@@ -363,7 +364,7 @@ class RunLock:
     without it StorageError is raised.
     """
 
-    def __init__(self, folder: str | Path, name: str = ".lock", *, waiting: Callable[[str], None] | None = None):
+    def __init__(self, folder: str | Path, name: str = LOCK, *, waiting: Callable[[str], None] | None = None):
         self.path = Path(folder) / name
         _make_folders(self.path.parent)
         started = time.strftime("%Y-%m-%d %H:%M:%S")

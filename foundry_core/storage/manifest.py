@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from foundry_core.errors import CheckpointError
+from foundry_core.run_folder import MANIFEST
 
-MANIFEST = "MANIFEST.json"
 MANIFEST_FORMAT = 1
 _LARGEST_JSON = 1 << 28
 

@@ -36,16 +36,12 @@ from foundry_core.errors import PluginError, TokenizerError, did_you_mean
 from foundry_core.registry.isolation import failing_as
 from foundry_core.registry.loading import import_string
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType, special_token_problems
+from foundry_core.run_folder import SENTENCEPIECE_MODEL, TOKENIZER_CONFIG, TOKENIZER_MODEL
 from foundry_core.storage.files import InPlaceFolder, scratch_reported
 from foundry_core.storage.manifest import parse_json, read_plain_file
 from foundry_core.tokenization.limits import check_bounds
 from foundry_core.tokenization.text_counts import UNIT, blocks
-from foundry_core.tokenization.training import (
-    KIND_KEY,
-    SENTENCEPIECE_FILE,
-    SPECIAL_TOKEN_ROLES,
-    Documents,
-)
+from foundry_core.tokenization.training import KIND_KEY, SPECIAL_TOKEN_ROLES, Documents
 
 InputFiles = str | Path | Sequence[str | Path]
 
@@ -122,12 +118,10 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
     with scratch_reported(), tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-    settings = json.loads(files["tokenizer_config.json"])
+    settings = json.loads(files[TOKENIZER_CONFIG])
     # transformers 5 writes "TokenizersBackend", a name that version 4 does not know.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    files["tokenizer_config.json"] = (
-        json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-    ).encode()
+    files[TOKENIZER_CONFIG] = (json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
     return files | getattr(tokenizer, "foundry_files", {})
 
 
@@ -145,17 +139,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     files, repositories and code. Raises TokenizerError when the folder holds no tokenizer.json or one that cannot be
     read.
     """
-    if not (Path(folder) / "tokenizer.json").is_file():
+    if not (Path(folder) / TOKENIZER_MODEL).is_file():
         raise TokenizerError(f"{folder} holds no tokenizer.json: name the folder that a tokenizer was saved in")
     try:
-        path = Path(folder) / "tokenizer.json"
+        path = Path(folder) / TOKENIZER_MODEL
         raw = read_plain_file(path)
         check_bounds(parse_json(path, raw))
         backend = Tokenizer.from_str(raw.decode())
         # What an earlier call asked for is none of a file's business: it may say 10^12 tokens of padding.
         backend.no_padding()
         backend.no_truncation()
-        path = Path(folder) / "tokenizer_config.json"
+        path = Path(folder) / TOKENIZER_CONFIG
         stored = parse_json(path, read_plain_file(path))
         settings = {name: stored[name] for name in _SETTINGS if stored.get(name) is not None}
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
@@ -165,8 +159,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     except BaseException as error:  # the parser of `tokenizers` raises no narrower class; where it panics, not even one
         reason = " ".join(str(error).split())
         raise TokenizerError(f"the tokenizer in {folder} cannot be read, train it again: {reason}") from error
-    model = Path(folder) / SENTENCEPIECE_FILE
-    tokenizer.foundry_files = {SENTENCEPIECE_FILE: read_plain_file(model)} if model.is_file() else {}
+    model = Path(folder) / SENTENCEPIECE_MODEL
+    tokenizer.foundry_files = {SENTENCEPIECE_MODEL: read_plain_file(model)} if model.is_file() else {}
     return tokenizer
 
 

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import TokenizerError
+from foundry_core.run_folder import SENTENCEPIECE_MODEL
 from foundry_core.storage.files import scratch_reported
 from foundry_core.tokenization.text_counts import (
     SPACE,
@@ -35,7 +36,6 @@ from foundry_core.tokenization.text_counts import (
 Documents = Callable[[], Iterable[str]]
 
 SPECIAL_TOKEN_ROLES = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
-SENTENCEPIECE_FILE = "sentencepiece.model"
 KIND_KEY = "foundry_tokenizer_type"
 """Where a tokenizer of ours says which of the five it is."""
 
@@ -239,7 +239,7 @@ def _build_sentencepiece(order: _Order) -> Tokenizer:
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    order.files[SENTENCEPIECE_FILE] = model
+    order.files[SENTENCEPIECE_MODEL] = model
     return _with_special_tokens(order, backend, unknown)
 
 

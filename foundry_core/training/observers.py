@@ -24,10 +24,8 @@ from foundry_core.registry.hooks import owner_of
 from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
 from foundry_core.registry.isolation import cause, guarded
 from foundry_core.registry.surroundings import kept_surroundings
+from foundry_core.run_folder import METRICS, TENSORBOARD
 from foundry_core.storage.files import AppendedLines, StorageError, read_appended, write_file
-
-METRICS = "metrics.jsonl"
-"""The log's name in `training.output_dir`."""
 
 
 class _Muted(PluginError):  # noqa: N818 - what becomes of the observer
@@ -305,7 +303,7 @@ def observers(config: ExperimentConfig, *, quiet: bool = False) -> Iterable[Any]
     if not quiet:
         found.append(Console())
     if config.logging.tensorboard:
-        found.append(TensorBoard(folder / "tensorboard"))
+        found.append(TensorBoard(folder / TENSORBOARD))
     if config.logging.use_wandb:
         os.environ.setdefault("WANDB_SILENT", "true")
         found.append(WeightsAndBiases(config.logging.wandb_project, folder))

@@ -63,6 +63,7 @@ from foundry_core.random_streams import derive
 from foundry_core.registry.hooks import hook_manager
 from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport
 from foundry_core.registry.loading import active_modules
+from foundry_core.run_folder import CONFIG, RECORD, checkpoint_name
 from foundry_core.storage.files import RunLock, remove_leftovers, write_file
 from foundry_core.training.background import Background
 from foundry_core.training.observers import Notifier, observers, reading
@@ -72,7 +73,6 @@ from foundry_core.training.signals import StopRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_RECORD, _CONFIG = "run.json", "config.yaml"
 _CALMER = "Lower training.learning_rate, lengthen the warm-up, or use fp32"
 
 
@@ -107,8 +107,8 @@ def _prepared(
             f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "
             "choose another training.output_dir"
         )
-    record = output_dir / _CONFIG
-    if os.path.lexists(record) and not (output_dir / _RECORD).exists():
+    record = output_dir / CONFIG
+    if os.path.lexists(record) and not (output_dir / RECORD).exists():
         raise UsageError(
             f"{record} was not written by a run, and would be replaced by the resolved configuration: give it "
             "another name, or choose another training.output_dir"
@@ -277,7 +277,7 @@ class Trainer:
 
     def _stop(self, signal_name: str) -> None:
         """Save at this step boundary, unless that has been done, and leave."""
-        name = f"checkpoint-{self.state.step}"
+        name = checkpoint_name(self.state.step)
         if self._parent != name:
             self._save(ephemeral=True)
         self.saving.finish()
@@ -313,9 +313,9 @@ class Trainer:
         }
         environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
         record = environment | {"plan": asdict(self.plan), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        write_file(self.output_dir / _RECORD, (json.dumps(record, indent=1) + "\n").encode())
+        write_file(self.output_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
         text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
-        write_file(self.output_dir / _CONFIG, text.encode())
+        write_file(self.output_dir / CONFIG, text.encode())
         self.notifier.tell(
             "foundry_run_started",
             run=RunInfo(
@@ -441,7 +441,7 @@ class Trainer:
             tensors, state = self.buffers.copy(tensors), deepcopy(state)
         facts: dict[str, Any] = {"order": (self.order.seed, self.plan.samples_per_step)}
         facts |= {"parent": self._parent, "ephemeral": ephemeral, "environment": environment(self.device)}
-        self._parent = f"checkpoint-{state.step}"
+        self._parent = checkpoint_name(state.step)
         self.saving.start(partial(self._publish, tensors, state, facts))
 
     def _publish(self, tensors: CheckpointTensors, state: TrainState, facts: dict[str, Any]) -> tuple[int, Path]:

@@ -10,7 +10,7 @@ from pydantic import Field, create_model
 from torch import nn
 
 from foundry_core import BuildContext, ExperimentConfig, ModelConfig
-from foundry_core.registry.architecture import Activation
+from foundry_core.schema import Activation
 
 from .bases import AttentionModel, BidirectionalModel, RecurrentModel, SmallModelConfig, SmallSection
 from .mutants import Mutants

@@ -23,8 +23,8 @@ from foundry_core import hookimpl, load_config, run
 from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.checkpoints.verification import verify_run
 from foundry_core.errors import CheckpointError
+from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage
-from foundry_core.storage.manifest import MANIFEST
 from foundry_core.training import trainer
 from tests.faults.harness import Child, Ended, Fault, ObservedDisk, Operation, Tell, in_child
 

@@ -2,7 +2,8 @@
 
 from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.errors import CheckpointError
-from foundry_core.storage.manifest import MANIFEST, read_manifest
+from foundry_core.run_folder import MANIFEST
+from foundry_core.storage.manifest import read_manifest
 from tests.faults.harness import in_child
 from tests.faults.scenario import flip
 

@@ -21,11 +21,12 @@ from torch import nn
 from foundry_core.config.experiment import ExperimentConfig, load_config
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.models.base import BaseLanguageModel, create_model
-from foundry_core.registry.architecture import Architecture, Capabilities, ModelConfig
+from foundry_core.registry.architecture import Architecture, Capabilities
 from foundry_core.registry.hooks import available_objectives, hook_manager
 from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import active_modules, get_architecture
 from foundry_core.registry.objective import Objective
+from foundry_core.schema import ModelConfig
 from foundry_core.tokenization.tokenizer import default_special_tokens, train_tokenizer
 
 if TYPE_CHECKING:

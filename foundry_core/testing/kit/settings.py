@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from foundry_core.registry.architecture import Activation
+from foundry_core.schema import Activation
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
 from foundry_core.testing.kit.check import check, listed, named_gradients, require
 from foundry_core.testing.kit.json_schema import alternatives, kinds

@@ -1,0 +1,58 @@
+"""Every file and folder name that a run writes, once, with what it holds. Light.
+
+<training.output_dir>/
+  config.yaml                 CONFIG: the configuration with every default written out
+  run.json                    RECORD: versions, device, precision, and the plan of the run
+  metrics.jsonl               METRICS: one JSON object for each logged step and each evaluation
+  .lock                       LOCK: held while a run writes to the folder
+  tensorboard/                TENSORBOARD: event files, where logging.tensorboard is set
+  tokenizer/                  TOKENIZER: unless tokenizer.output_dir names another folder
+    tokenizer.json            TOKENIZER_MODEL: vocabulary and rules, as the tokenizers library stores them
+    tokenizer_config.json     TOKENIZER_CONFIG: special tokens and settings, as transformers stores them
+    sentencepiece.model       SENTENCEPIECE_MODEL: of a sentencepiece tokenizer, the trained pieces
+    foundry.json              TOKENIZER_ORIGIN: what the tokenizer was made from, and its digest
+    .tokenizer.lock           TOKENIZER_LOCK: held while the tokenizer is trained
+    tokens/                   TOKENS: token files of the corpora, each under the digest of its inputs
+  checkpoint-<step>/          checkpoint_name(step)
+    config.json               MODEL_CONFIG: the transformers configuration; under `foundry` what rebuilds the model
+    model.safetensors         WEIGHTS: the weights, each shared tensor once
+    generation_config.json    GENERATION_CONFIG: of a causal model, the special tokens of generation
+    modeling_foundry.py       MODELING: what the auto classes import, for architectures that transformers lacks
+    optimizer.safetensors     OPTIMIZER: the tensors of the optimizer's state
+    trainer_state.json        TRAINER_STATE: step, position in the data, schedule, log
+    MANIFEST.json             MANIFEST: size and sha256 of every file, itself included
+    tokenizer.json, tokenizer_config.json, sentencepiece.model: the tokenizer as above
+"""
+
+from __future__ import annotations
+
+import re
+
+CONFIG = "config.yaml"
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+LOCK = ".lock"
+TENSORBOARD = "tensorboard"
+
+TOKENIZER = "tokenizer"
+TOKENIZER_MODEL = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SENTENCEPIECE_MODEL = "sentencepiece.model"
+TOKENIZER_ORIGIN = "foundry.json"
+TOKENIZER_LOCK = ".tokenizer.lock"
+TOKENS = "tokens"
+
+MODEL_CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+GENERATION_CONFIG = "generation_config.json"
+MODELING = "modeling_foundry.py"
+OPTIMIZER = "optimizer.safetensors"
+TRAINER_STATE = "trainer_state.json"
+MANIFEST = "MANIFEST.json"
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the folder of a checkpoint."""
+    return f"checkpoint-{step}"
