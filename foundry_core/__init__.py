@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from foundry_core.registry.tokenizer_type import TokenizerType
     from foundry_core.schema import ConfigSection, ModelConfig, TransformerConfig
     from foundry_core.tokenization.tokenizer import TokenizerFactory
-    from foundry_core.training.trainer import run
+    from foundry_core.training.run import run
 
 _HOME = {
     "Architecture": "registry.architecture",
@@ -59,7 +59,7 @@ _HOME = {
     "hookimpl": "registry.hookspecs",
     "load_config": "config.experiment",
     "register_architecture": "registry.architecture",
-    "run": "training.trainer",
+    "run": "training.run",
     "train_tokenizer_from_config": "data.preparation",
 }
 

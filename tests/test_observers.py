@@ -33,7 +33,8 @@ from foundry_core import (
 from foundry_core.registry.hooks import hook_manager
 from foundry_core.registry.surroundings import kept_surroundings
 from foundry_core.storage.files import StorageError
-from foundry_core.training.observers import MetricsFile, Notifier
+from foundry_core.training.notifier import Notifier
+from foundry_core.training.sinks import MetricsFile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

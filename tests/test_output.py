@@ -11,7 +11,8 @@ import yaml
 from foundry_core import RunInfo, hookimpl
 from foundry_core.errors import warn
 from foundry_core.registry.hooks import hook_manager
-from foundry_core.training.observers import Console, Notifier, reading
+from foundry_core.training.console import Console, reading
+from foundry_core.training.notifier import Notifier
 
 FOUNDRY = f"{sys.executable} -m foundry_core.cli"
 

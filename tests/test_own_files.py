@@ -17,7 +17,7 @@ from foundry_core.storage.files import (
     remove_leftovers,
     write_file,
 )
-from foundry_core.training.observers import MetricsFile
+from foundry_core.training.sinks import MetricsFile
 
 
 @pytest.fixture(autouse=True)

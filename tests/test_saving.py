@@ -17,7 +17,7 @@ from foundry_core.registry.hooks import hook_manager
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk, StorageError
 from foundry_core.training.background import Background
-from foundry_core.training.observers import Notifier
+from foundry_core.training.notifier import Notifier
 from foundry_core.training.optim import build_optimizer
 from foundry_core.training.trainer import Trainer
 

@@ -30,7 +30,7 @@ def execute(options: argparse.Namespace) -> None:
         experiment_tokenizer,
         tokenizer_folder,
     )
-    from foundry_core.training.observers import reading
+    from foundry_core.training.console import reading
 
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)

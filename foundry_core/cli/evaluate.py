@@ -34,7 +34,8 @@ def execute(options: argparse.Namespace) -> None:
     from foundry_core.errors import UsageError
 
     with large_imports():
-        from foundry_core.evaluation.corpus_loss import evaluate_corpus, read_pairs, score_pairs
+        from foundry_core.evaluation.corpus_loss import evaluate_corpus
+        from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs
 
     pairs = [pair for path in options.pairs for pair in read_pairs(path)]
     folder, model, tokenizer = open_checkpoint(options)

@@ -32,7 +32,7 @@ def execute(options: argparse.Namespace) -> None:
         raise UsageError("--tokens and --samples must be at least 1, --temperature above 0, --top-k not negative")
 
     with large_imports():
-        from foundry_core.evaluation.corpus_loss import continuations, prompt_warnings
+        from foundry_core.evaluation.generation import continuations, prompt_warnings
 
     _, model, tokenizer = open_checkpoint(options)
     for line in prompt_warnings(model, tokenizer, options.prompt, options.tokens):

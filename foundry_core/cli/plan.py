@@ -45,7 +45,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         from foundry_core.models.base import create_model
         from foundry_core.models.cost import estimated_parameters, training_flops
         from foundry_core.registry.hooks import hook_manager
-        from foundry_core.training.observers import Notifier
+        from foundry_core.training.notifier import Notifier
         from foundry_core.training.trainer import Trainer
 
     corpora = experiment_corpora(config)
@@ -129,7 +129,7 @@ def _time(trainer: Any, steps: int) -> dict[str, Any]:
 
 
 def _shown(name: str, value: Any) -> str:
-    from foundry_core.training.observers import duration
+    from foundry_core.training.console import duration
 
     if name == "checkpoints":
         steps = ", ".join(map(str, value if len(value) <= 8 else [*value[:5], "...", *value[-2:]]))

@@ -16,15 +16,15 @@ import torch
 from foundry_core.cli.common import report, table, yaml_scalar
 from foundry_core.config.experiment import load_config
 from foundry_core.errors import UsageError
-from foundry_core.evaluation.corpus_loss import read_pairs, score_pairs
+from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs
 from foundry_core.models.folder import load_model
 from foundry_core.registry.hookspecs import EvaluationReport, StepReport, hookimpl
 from foundry_core.registry.loading import installed
 from foundry_core.storage.files import remove_tree, write_file
 from foundry_core.testing.toy_language import ToyCorpus, write_corpus
 from foundry_core.tokenization.tokenizer import load_tokenizer
-from foundry_core.training.observers import compact, duration
-from foundry_core.training.trainer import run
+from foundry_core.training.console import compact, duration
+from foundry_core.training.run import run
 
 _MARKER = "quickstart.json"
 _TRAIN_SENTENCES, _TEST_SENTENCES = 120_000, 2_000

@@ -37,7 +37,7 @@ def execute(options: argparse.Namespace) -> None:
     from foundry_core.errors import UsageError
 
     with large_imports():
-        from foundry_core.training.trainer import run
+        from foundry_core.training.run import run
 
     if options.allow and not options.resume:
         raise UsageError("--allow says what may differ from the checkpoint that --resume goes on from: give both")

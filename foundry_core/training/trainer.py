@@ -1,4 +1,4 @@
-"""Training, from a configuration to a checkpoint. Read `run` first: it is the walk of the data.
+"""The training loop: one model, one plan, from where the state stands to the end.
 
 A step is an optimizer step. Its loss is the sum over all its micro-batches divided by the number of tokens they
 predict. The rows come in the order of (seed, epoch), the masks from (seed, epoch, row), dropout from (seed, step):
@@ -13,9 +13,8 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -27,48 +26,32 @@ import torch
 import yaml
 
 from foundry_core.checkpoints.checkpoint import (
-    CheckpointTensors,
-    TensorBuffers,
     TrainState,
-    checkpoints,
-    environment,
     environment_changes,
-    fixed_files,
-    is_ephemeral,
     load_checkpoint,
     newest_valid,
-    retire,
-    save_checkpoint,
     versions,
 )
 from foundry_core.checkpoints.optimizer_state import optimizer_values
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.collators import Batch, get_data_collator
-from foundry_core.data.preparation import (
-    ExperimentData,
-    RunPlan,
-    data_identity,
-    experiment_corpora,
-    experiment_data,
-    experiment_tokenizer,
-    own_folders,
-)
+from foundry_core.data.preparation import ExperimentData, RunPlan, data_identity
 from foundry_core.data.token_file import Batches, SampleOrder, extended_ledger
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
-from foundry_core.errors import CheckpointError, StoppedError, TrainingError, UsageError, warn
-from foundry_core.evaluation.corpus_loss import evaluate, to_device
-from foundry_core.models.base import BaseLanguageModel, create_model, training_loss
+from foundry_core.errors import CheckpointError, StoppedError, TrainingError, warn
+from foundry_core.evaluation.corpus_loss import evaluate
+from foundry_core.evaluation.inference import to_device
+from foundry_core.models.base import BaseLanguageModel, training_loss
 from foundry_core.random_streams import derive
-from foundry_core.registry.hooks import hook_manager
-from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport
-from foundry_core.registry.loading import active_modules
+from foundry_core.registry.hookspecs import RunInfo, StepReport
 from foundry_core.run_folder import CONFIG, RECORD, checkpoint_name
-from foundry_core.storage.files import RunLock, remove_leftovers, write_file
-from foundry_core.training.background import Background
-from foundry_core.training.observers import Notifier, observers, reading
+from foundry_core.storage.files import write_file
+from foundry_core.training.notifier import Notifier
 from foundry_core.training.optim import Schedule, build_optimizer
+from foundry_core.training.saving import CheckpointSaver
 from foundry_core.training.signals import StopRequest
+from foundry_core.training.speed import Stopwatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -76,66 +59,16 @@ if TYPE_CHECKING:
 _CALMER = "Lower training.learning_rate, lengthen the warm-up, or use fp32"
 
 
-def run(
-    config: ExperimentConfig,
-    *,
-    resume: bool = False,
-    allowed_changes: Iterable[str] = (),
-    extra_observers: Sequence[Any] = (),
-    quiet: bool = False,
-) -> TrainState:
-    """Carry out an experiment: everything from the corpus to the last checkpoint.
-
-    resume: go on from the newest valid checkpoint of `training.output_dir`; without it a folder that holds checkpoints
-    is refused. allowed_changes: configuration keys that may differ from the checkpoint's. extra_observers: objects
-    with hook implementations. Raises FoundryError with one line for whatever the user can mend.
-    """
-    output_dir = Path(config.training.output_dir)
-    with StopRequest() as stop, RunLock(output_dir):
-        with stop.at_once():
-            trainer = _prepared(config, resume, allowed_changes, extra_observers, quiet)
-        return trainer.train(stop)
-
-
-def _prepared(
-    config: ExperimentConfig, resume: bool, allowed_changes: Iterable[str], extra_observers: Sequence[Any], quiet: bool
-) -> Trainer:
-    """Everything up to the first step; nothing of it is lost, or needs to be taken back, when it is interrupted."""
-    output_dir = Path(config.training.output_dir)
-    if not resume and checkpoints(output_dir):
-        raise CheckpointError(
-            f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "
-            "choose another training.output_dir"
-        )
-    record = output_dir / CONFIG
-    if os.path.lexists(record) and not (output_dir / RECORD).exists():
-        raise UsageError(
-            f"{record} was not written by a run, and would be replaced by the resolved configuration: give it "
-            "another name, or choose another training.output_dir"
-        )
-    # What cannot go on is said before anything is prepared, which may take hours.
-    if resume:
-        newest_valid(output_dir)
-    Precision(config.training.precision, choose_device(config.training.device))
-    modules = active_modules(config.architecture, config.plugins)
-    manager = hook_manager([*modules, *observers(config, quiet=quiet), *extra_observers])
-    for line in remove_leftovers(*own_folders(config)):
-        warn(line)
-    corpora = experiment_corpora(config)
-    tokenizer = experiment_tokenizer(config, corpora.train)
-    with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
-        data = experiment_data(config, tokenizer, corpora, progress=progress)
-    model = create_model(config, tokenizer)
-    trainer = Trainer(config, model, tokenizer, data, Notifier(manager))
-    if resume:
-        trainer.resume(allowed_changes)
-    return trainer
-
-
 class Trainer:
-    """One model on its way through one plan.
+    """Trains one model according to one RunPlan.
 
-    background: save in a thread, from a copy; default: where a device other than the CPU computes.
+    Args:
+        config: The experiment.
+        model: The model, with fresh weights.
+        tokenizer: The tokenizer that the data were encoded with.
+        data: The token files and the rows cut from them.
+        notifier: Calls the observers of the run.
+        background: Save in a thread; by default where a device other than the CPU computes.
     """
 
     def __init__(
@@ -149,7 +82,7 @@ class Trainer:
         background: bool | None = None,
     ):
         settings = config.training
-        self.config, self.tokenizer, self.data, self.notifier = config, tokenizer, data, notifier
+        self.config, self.data, self.notifier = config, data, notifier
         self.output_dir = Path(settings.output_dir)
         self.plan = RunPlan.of(config, data)
         self.device = choose_device(settings.device)
@@ -169,18 +102,22 @@ class Trainer:
             precision=self.precision.name,
             wandb_run_id=uuid.uuid4().hex if config.logging.use_wandb else None,
         )
-        # On a CPU a thread that saves takes the time from training: nothing was gained when measured.
-        self.background = self.device.type != "cpu" if background is None else background
-        self.buffers = TensorBuffers()
-        self.saving = Background(self._saved, enabled=self.background)
-        self._fixed_files = fixed_files(model, tokenizer)
-        self._parent: str | None = None
-        self._ephemeral: set[Path] = set()
-        self._damaged: set[Path] = set()
-        self._warned: set[str] = set()
+        self.saver = CheckpointSaver(
+            config,
+            model,
+            self.optimizer,
+            tokenizer,
+            order=(self.order.seed, self.plan.samples_per_step),
+            notifier=notifier,
+            background=self.device.type != "cpu" if background is None else background,
+        )
 
     def resume(self, allowed_changes: Iterable[str] = ()) -> None:
-        """Go on from the newest valid checkpoint of the run."""
+        """Continue from the newest valid checkpoint of the run.
+
+        Raises:
+            CheckpointError: There is none, or it belongs to another experiment, or lies beyond the end of this one.
+        """
         folder, passed_over = newest_valid(self.output_dir)
         for line in passed_over:
             warn(line)
@@ -201,26 +138,23 @@ class Trainer:
                 self.precision.scaler.load_state_dict(self.state.scaler)
             except (KeyError, RuntimeError) as error:
                 raise CheckpointError(f"{folder}: its gradient scaler is damaged: {error}") from error
-        # Where steps are counted, those before may have been larger ones.
-        by_steps = self.config.training.train_steps is not None
-        most = self.state.step * MOST_ROWS if by_steps else self.plan.total_samples
-        if self.state.step > self.plan.total_steps or self.state.samples > most:
-            raise CheckpointError(
-                f"{folder} lies beyond the end of this run: {self.state.step:,} steps and {self.state.samples:,} rows "
-                f"of {self.plan.total_steps:,} and {self.plan.total_samples:,}. Give it a longer budget, or start in "
-                "another training.output_dir"
-            )
         self._check_budget(folder)
-        self._parent = folder.name
-        there = checkpoints(self.output_dir)
-        self._damaged = set(there[there.index(folder) + 1 :])
-        self._ephemeral = {path for path in there if is_ephemeral(path)}
+        self.saver.go_on_from(folder)
 
     def _check_budget(self, folder: Path) -> None:
-        """The steps that are left need rows: with another batch size, those before took more or fewer than planned."""
+        """Refuse a position beyond the end, and rows that do not suffice for the steps that are left."""
         state, plan = self.state, self.plan
+        by_steps = self.config.training.train_steps is not None
+        # With a budget in steps, an earlier step may have taken more rows than this batch size takes.
+        most = state.step * MOST_ROWS if by_steps else plan.total_samples
+        if state.step > plan.total_steps or state.samples > most:
+            raise CheckpointError(
+                f"{folder} lies beyond the end of this run: {state.step:,} steps and {state.samples:,} rows "
+                f"of {plan.total_steps:,} and {plan.total_samples:,}. Give it a longer budget, or start in "
+                "another training.output_dir"
+            )
         left = plan.total_steps - state.step
-        if self.config.training.train_steps is not None:
+        if by_steps:
             self.plan = replace(plan, total_samples=state.samples + left * plan.samples_per_step)
         elif left and plan.total_samples - state.samples <= (left - 1) * plan.samples_per_step:
             raise CheckpointError(
@@ -229,25 +163,26 @@ class Trainer:
             )
 
     def train(self, stop: StopRequest | None = None) -> TrainState:
-        """Run the plan from where the state stands to its end. stop: one that is entered; default: an own one."""
+        """Run the plan from where the state stands to its end.
+
+        Args:
+            stop: A StopRequest that is already active; a new one by default.
+        """
         state, plan, settings = self.state, self.plan, self.config.training
         due, start = set(plan.checkpoint_steps), state.step
         batches = self.batches()
-        with nullcontext(stop) if stop is not None else StopRequest() as stop, self._told():
-            if self._parent is None:
+        with nullcontext(stop) if stop is not None else StopRequest() as stop, self._observed():
+            if self.saver.parent is None:
                 self._save()
-            else:
-                # The run before may have ended between a checkpoint and the retention that follows it.
-                self._retire(self.output_dir / self._parent)
-            watch = _Watch(plan, state)
-            saved_at = time.monotonic()
+            self.saver.retire_again()
+            watch = Stopwatch(plan, state)
             while state.step < plan.total_steps:
                 if stop.requested:
                     self._stop(stop.requested)
                 with self._memory_watched(f"step {state.step + 1}"):
                     report = self.take_step(list(islice(batches, settings.gradient_accumulation_steps)))
                 if state.step == start + 1:
-                    # What could not be saved is said now, not at a checkpoint hours later.
+                    # An optimizer whose state cannot be saved is refused now, not at a checkpoint hours later.
                     optimizer_values(self.model, self.optimizer)
                 last = state.step == plan.total_steps
                 if last or state.step % self.config.logging.log_every_steps == 0:
@@ -255,32 +190,29 @@ class Trainer:
                 if self.data.test_rows is not None and (
                     last or (settings.evaluate_every_steps and state.step % settings.evaluate_every_steps == 0)
                 ):
-                    with watch.paused(), self._memory_watched(f"the evaluation after step {state.step}"):
+                    with watch, self._memory_watched(f"the evaluation after step {state.step}"):
                         self._evaluate()
-                minutes = settings.checkpoints.ephemeral_minutes
-                overdue = minutes is not None and time.monotonic() - saved_at > 60 * minutes
-                if state.step in due or overdue:
-                    with watch.paused():
+                if state.step in due or self.saver.overdue():
+                    with watch:
                         self._save(ephemeral=state.step not in due)
-                    saved_at = time.monotonic()
         return state
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Observers hear of the beginning, and of the end however it comes."""
+    def _observed(self) -> Iterator[None]:
+        """Call the observers at the beginning, and at the end however it comes."""
         try:
             self._begin()
             yield
         finally:
-            self.saving.finish()
+            self.saver.finish()
             self.notifier.tell("foundry_run_ended", step=self.state.step)
 
     def _stop(self, signal_name: str) -> None:
         """Save at this step boundary, unless that has been done, and leave."""
         name = checkpoint_name(self.state.step)
-        if self._parent != name:
+        if self.saver.parent != name:
             self._save(ephemeral=True)
-        self.saving.finish()
+        self.saver.finish()
         raise StoppedError(
             f"stopped by {signal_name} after step {self.state.step:,} of {self.plan.total_steps:,}: go on from {name} "
             "with --resume"
@@ -411,7 +343,7 @@ class Trainer:
         self.state.log.append({"step": report.step, "loss": report.loss, "learning_rate": report.learning_rate})
         self.notifier.tell("foundry_step_ended", report=report)
 
-    def _evaluate(self) -> EvaluationReport:
+    def _evaluate(self) -> None:
         assert self.data.test is not None
         assert self.data.test_rows is not None
         report = evaluate(
@@ -427,78 +359,16 @@ class Trainer:
         self.schedule.observe(report.loss)
         self.state.log.append({"step": report.step, "eval_loss": report.loss})
         self.notifier.tell("foundry_evaluated", report=report)
-        return report
 
     def _save(self, *, ephemeral: bool = False) -> None:
-        """A checkpoint of the present state. Reads only: saving is invisible to the result."""
-        self.saving.finish()
+        """Save a checkpoint of the present state, unless its weights are not finite."""
+        self.saver.finish()
         self._check_weights()
         self.state.schedule = self.schedule.state()
         self.state.optimizer = optimizer_values(self.model, self.optimizer)
         self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
-        tensors, state = CheckpointTensors.of(self.model, self.optimizer), self.state
-        if self.background:
-            tensors, state = self.buffers.copy(tensors), deepcopy(state)
-        facts: dict[str, Any] = {"order": (self.order.seed, self.plan.samples_per_step)}
-        facts |= {"parent": self._parent, "ephemeral": ephemeral, "environment": environment(self.device)}
-        self._parent = checkpoint_name(state.step)
-        self.saving.start(partial(self._publish, tensors, state, facts))
-
-    def _publish(self, tensors: CheckpointTensors, state: TrainState, facts: dict[str, Any]) -> tuple[int, Path]:
-        folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts)
-        self._damaged.discard(folder)
-        (self._ephemeral.add if facts["ephemeral"] else self._ephemeral.discard)(folder)
-        self._retire(folder)
-        return state.step, folder
-
-    def _retire(self, newest: Path) -> None:
-        """Retention, once a checkpoint is known to be whole. What cannot be removed is said once, and tried again."""
-        keep = self.config.training.checkpoints.keep
-        problems = retire(self.output_dir, keep, newest, ephemeral=self._ephemeral, damaged=self._damaged)
-        for line in sorted({*problems} - self._warned):
-            warn(f"{line}; training goes on")
-        self._warned.update(problems)
-
-    def _saved(self, saved: tuple[int, Path]) -> None:
-        step, folder = saved
-        self.notifier.tell("foundry_checkpoint_saved", step=step, folder=folder)
+        self.saver.save(self.state, ephemeral=ephemeral)
 
 
 def _first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return next((name for name, tensor in tensors if not bool(tensor.isfinite().all())), None)
-
-
-class _Watch:
-    """Speed of training, with evaluations and saves taken out."""
-
-    def __init__(self, plan: RunPlan, state: TrainState):
-        self._plan = plan
-        self._mark = time.perf_counter()
-        self._tokens, self._step = state.tokens_seen, state.step
-
-    def paused(self) -> _Watch:
-        return self
-
-    def __enter__(self) -> None:
-        self._paused_at = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self._mark += time.perf_counter() - self._paused_at
-
-    def report(self, state: TrainState, loss: float, rate: float, norm: float) -> StepReport:
-        now = time.perf_counter()
-        elapsed, steps = max(now - self._mark, 1e-9), max(state.step - self._step, 1)
-        speed = (state.tokens_seen - self._tokens) / elapsed
-        self._mark, self._tokens, self._step = now, state.tokens_seen, state.step
-        return StepReport(
-            step=state.step,
-            total_steps=self._plan.total_steps,
-            epoch=state.epoch,
-            loss=loss,
-            learning_rate=rate,
-            grad_norm=norm,
-            tokens_seen=state.tokens_seen,
-            words_seen=state.words_seen,
-            tokens_per_second=speed,
-            seconds_left=(self._plan.total_steps - state.step) * elapsed / steps,
-        )

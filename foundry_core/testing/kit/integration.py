@@ -44,7 +44,7 @@ from foundry_core.testing.kit.check import (
 from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.processes import die, forked, killed
 from foundry_core.testing.kit.reopened import reopened
-from foundry_core.training.trainer import run
+from foundry_core.training.run import run
 
 _STEPS, _KILLED_AFTER, _MICRO_BATCHES = 12, 5, 2
 

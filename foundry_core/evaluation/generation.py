@@ -1,0 +1,74 @@
+"""Text that continues a prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from foundry_core.errors import UsageError
+from foundry_core.evaluation.inference import evaluating, sentence_ids
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.folder import undisturbed_random_state
+from foundry_core.tokenization.tokenizer import separator_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def prompt_warnings(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int
+) -> Iterator[str]:
+    """What `continuations` will do otherwise than its caller may think: a line for each."""
+    ids = sentence_ids(tokenizer, prompt)
+    unknown = ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
+    if unknown:
+        yield f"the tokenizer does not know {unknown} of the {len(ids)} tokens of the prompt"
+    room = _room(model, 1 + len(ids))
+    if 0 < room < tokens:
+        yield f"at most {room} tokens are added: the model was trained on {model.context.max_sequence_length}"
+
+
+def _room(model: BaseLanguageModel, tokens: int) -> float:
+    """How many tokens a text of so many may still grow by."""
+    return math.inf if model.config.capabilities.any_length else model.context.max_sequence_length - tokens
+
+
+def continuations(
+    model: BaseLanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    *,
+    tokens: int,
+    samples: int = 1,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+) -> list[str]:
+    """Texts that go on from a prompt, which is taken as the start of a document. temperature 0: greedy.
+
+    Raises FoundryError for a model that does not generate. The process's random state is left as it was.
+    """
+    start = separator_id(tokenizer)
+    device = next(model.parameters()).device
+    ids = torch.tensor([[start, *sentence_ids(tokenizer, prompt)]] * samples, device=device)
+    room = _room(model, ids.shape[1])
+    if room < 1:
+        raise UsageError(
+            f"the prompt has {ids.shape[1]} tokens; the model was trained on {model.context.max_sequence_length}"
+        )
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+    )
+    with evaluating(model), undisturbed_random_state():
+        torch.manual_seed(seed)
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=int(min(tokens, room)),
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else start,
+            **sampling,
+        )
+    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in output.tolist()]

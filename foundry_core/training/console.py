@@ -1,0 +1,128 @@
+"""The terminal during a run: a progress bar where there is one, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
+
+from foundry_core.errors import tell
+from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+def compact(number: float) -> str:
+    """`12.3k`, `4.56M`: three figures, for people."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+class _Stderr:
+    """stderr for a library that draws on it: a reader that has gone, or a full disk behind it, stops nothing."""
+
+    @property
+    def _stream(self) -> Any:
+        # While rich shows a bar, what is written to stderr comes here: to write it there would go in circles.
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            tell(text, self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and bool(self._stream.isatty())
+
+
+class Console:
+    """The terminal: a progress bar where there is one, plain lines otherwise."""
+
+    def __init__(self, stream: IO[str] | None = None):
+        from rich.console import Console as RichConsole
+
+        self._console = RichConsole(file=stream or cast(IO[str], _Stderr()), highlight=False, soft_wrap=True)
+        self._progress: Any = None
+        self._task: Any = None
+
+    @hookimpl
+    def foundry_run_started(self, run: RunInfo) -> None:
+        start = f"from step {run.first_step}, " if run.first_step else ""
+        facts = ", ".join(f"{key} {value}" for key, value in run.facts.items())
+        self._console.print(f"{run.experiment_name}: {start}{run.total_steps} steps; {facts}", markup=False)
+        if not self._console.is_terminal:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+        ]
+        self._progress = Progress(*columns, console=self._console)
+        self._progress.start()
+        self._task = self._progress.add_task(
+            run.experiment_name, total=run.total_steps, completed=run.first_step, line=""
+        )
+
+    @hookimpl
+    def foundry_step_ended(self, report: StepReport) -> None:
+        line = (
+            f"loss {report.loss:.4f}  lr {report.learning_rate:.2e}  {compact(report.tokens_per_second)} tokens/s  "
+            f"{duration(report.seconds_left)} left"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=report.step, line=line)
+        else:
+            self._console.print(f"step {report.step}/{report.total_steps}  {line}", markup=False)
+
+    @hookimpl
+    def foundry_evaluated(self, report: EvaluationReport) -> None:
+        bits = f"  bits per byte {report.bits_per_byte:.4f}" if report.bits_per_byte is not None else ""
+        line = f"step {report.step}  test loss {report.loss:.4f}  perplexity {report.perplexity:.2f}{bits}"
+        self._console.print(line, markup=False)
+
+    @hookimpl
+    def foundry_run_ended(self, step: int) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+@contextmanager
+def reading(label: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A progress bar over bytes read, on a terminal; gives the function that is told how many were read."""
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = RichConsole(file=cast(IO[str], _Stderr()))
+    if quiet or not console.is_terminal:
+        yield lambda count: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.update(task, completed=count)

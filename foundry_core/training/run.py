@@ -1,0 +1,95 @@
+"""A whole experiment, from a configuration to the last checkpoint: `run` is the walk of the data, read it first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foundry_core.checkpoints.checkpoint import TrainState, checkpoints, newest_valid
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer, own_folders
+from foundry_core.devices import Precision, choose_device
+from foundry_core.errors import CheckpointError, UsageError, warn
+from foundry_core.models.base import create_model
+from foundry_core.registry.hooks import hook_manager
+from foundry_core.registry.loading import active_modules
+from foundry_core.run_folder import CONFIG, RECORD
+from foundry_core.storage.files import RunLock, remove_leftovers
+from foundry_core.training.console import reading
+from foundry_core.training.notifier import Notifier
+from foundry_core.training.signals import StopRequest
+from foundry_core.training.sinks import observers
+from foundry_core.training.trainer import Trainer
+
+
+def run(
+    config: ExperimentConfig,
+    *,
+    resume: bool = False,
+    allowed_changes: Iterable[str] = (),
+    extra_observers: Sequence[Any] = (),
+    quiet: bool = False,
+) -> TrainState:
+    """Carry out an experiment, from the corpus to the last checkpoint.
+
+    Args:
+        config: The experiment.
+        resume: Continue from the newest valid checkpoint of `training.output_dir`. Without it, a folder that holds
+            checkpoints is refused.
+        allowed_changes: Configuration keys that may differ from those of the checkpoint.
+        extra_observers: Objects with hook implementations.
+        quiet: Print nothing but warnings.
+
+    Returns:
+        Where training stands at the end.
+
+    Raises:
+        FoundryError: One line for whatever the user can fix.
+    """
+    with StopRequest() as stop, RunLock(config.training.output_dir):
+        with stop.at_once():
+            check_before_preparing(config, resume=resume)
+            manager = hook_manager(
+                [
+                    *active_modules(config.architecture, config.plugins),
+                    *observers(config, quiet=quiet),
+                    *extra_observers,
+                ]
+            )
+            corpora = experiment_corpora(config)
+            tokenizer = experiment_tokenizer(config, corpora.train)
+            with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
+                data = experiment_data(config, tokenizer, corpora, progress=progress)
+            model = create_model(config, tokenizer)
+            trainer = Trainer(config, model, tokenizer, data, Notifier(manager))
+            if resume:
+                trainer.resume(allowed_changes)
+        return trainer.train(stop)
+
+
+def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> None:
+    """Refuse what cannot go on before anything is prepared, which may take hours; remove what a killed run left.
+
+    Raises:
+        CheckpointError: The folder holds checkpoints and `resume` is not given, or it is and there is no valid one.
+        UsageError: The folder holds a configuration of the user's own, or the machine cannot compute as asked.
+    """
+    output_dir = Path(config.training.output_dir)
+    if not resume and checkpoints(output_dir):
+        raise CheckpointError(
+            f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "
+            "choose another training.output_dir"
+        )
+    own = output_dir / CONFIG
+    if os.path.lexists(own) and not (output_dir / RECORD).exists():
+        raise UsageError(
+            f"{own} was not written by a run, and would be replaced by the resolved configuration: give it "
+            "another name, or choose another training.output_dir"
+        )
+    if resume:
+        newest_valid(output_dir)
+    Precision(config.training.precision, choose_device(config.training.device))
+    for line in remove_leftovers(*own_folders(config)):
+        warn(line)

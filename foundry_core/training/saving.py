@@ -1,0 +1,130 @@
+"""Saving during a run: when an ephemeral checkpoint is due, saving in the background, and retention."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foundry_core.checkpoints.checkpoint import (
+    CheckpointTensors,
+    TensorBuffers,
+    TrainState,
+    checkpoints,
+    environment,
+    fixed_files,
+    is_ephemeral,
+    retire,
+    save_checkpoint,
+)
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.errors import warn
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.run_folder import checkpoint_name
+from foundry_core.training.background import Background
+from foundry_core.training.notifier import Notifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class CheckpointSaver:
+    """Saves the checkpoints of one run and removes those that retention does not keep.
+
+    Saving only reads the model and the optimizer: it is invisible to the result.
+
+    Args:
+        config: The experiment, for its folder and its settings of checkpoints.
+        model: The model that is trained.
+        optimizer: Its optimizer.
+        tokenizer: The tokenizer that every checkpoint carries.
+        order: Seed of the data order and rows in a step; a part of each checkpoint's lineage.
+        notifier: Receives `foundry_checkpoint_saved`.
+        background: Save in a thread, from a copy. On a CPU such a thread takes its time from training: nothing was
+            gained when measured.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        model: BaseLanguageModel,
+        optimizer: torch.optim.Optimizer,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        order: tuple[int, int],
+        notifier: Notifier,
+        background: bool,
+    ):
+        self.output_dir = Path(config.training.output_dir)
+        self.parent: str | None = None
+        """The checkpoint that training went on from or saved last; None before the first."""
+        self._settings = config.training.checkpoints
+        self._model, self._optimizer, self._order, self._notifier = model, optimizer, order, notifier
+        self._fixed_files = fixed_files(model, tokenizer)
+        self._buffers = TensorBuffers() if background else None
+        self._task = Background(self._announce, enabled=background)
+        self._ephemeral: set[Path] = set()
+        self._damaged: set[Path] = set()
+        self._reported: set[str] = set()
+        self._saved_at = time.monotonic()
+
+    def go_on_from(self, folder: Path) -> None:
+        """Take a checkpoint that was loaded as the last one; newer ones were passed over because they are damaged."""
+        there = checkpoints(self.output_dir)
+        self.parent = folder.name
+        self._damaged = set(there[there.index(folder) + 1 :])
+        self._ephemeral = {path for path in there if is_ephemeral(path)}
+
+    def retire_again(self) -> None:
+        """Apply the retention that an earlier process may not have come to after its last save."""
+        if self.parent is not None:
+            self._retire(self.output_dir / self.parent)
+
+    def overdue(self) -> bool:
+        """Check whether `checkpoints.ephemeral_minutes` have passed since the last save."""
+        minutes = self._settings.ephemeral_minutes
+        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+
+    def save(self, state: TrainState, *, ephemeral: bool = False) -> None:
+        """Save a checkpoint, after the one before has been saved."""
+        self.finish()
+        tensors = CheckpointTensors.of(self._model, self._optimizer)
+        if self._buffers is not None:
+            tensors, state = self._buffers.copy(tensors), deepcopy(state)
+        device = next(self._model.parameters()).device
+        facts: dict[str, Any] = {"order": self._order, "parent": self.parent, "ephemeral": ephemeral}
+        facts["environment"] = environment(device)
+        self.parent = checkpoint_name(state.step)
+        self._task.start(partial(self._publish, tensors, state, facts))
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Wait for the save that is under way, if there is one; raise what it raised."""
+        self._task.finish()
+
+    def _publish(self, tensors: CheckpointTensors, state: TrainState, facts: dict[str, Any]) -> tuple[int, Path]:
+        folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts)
+        self._damaged.discard(folder)
+        (self._ephemeral.add if facts["ephemeral"] else self._ephemeral.discard)(folder)
+        self._retire(folder)
+        return state.step, folder
+
+    def _retire(self, newest: Path) -> None:
+        """Apply retention once `newest` is known to be whole."""
+        keep = self._settings.keep
+        self._report(retire(self.output_dir, keep, newest, ephemeral=self._ephemeral, damaged=self._damaged))
+
+    def _report(self, problems: Iterable[str]) -> None:
+        """Print what could not be removed, once; removing it is tried again after each save."""
+        for line in sorted({*problems} - self._reported):
+            warn(f"{line}; training goes on")
+        self._reported.update(problems)
+
+    def _announce(self, saved: tuple[int, Path]) -> None:
+        step, folder = saved
+        self._notifier.tell("foundry_checkpoint_saved", step=step, folder=folder)
