@@ -9,14 +9,9 @@ import yaml
 
 from foundry_core import load_config, run
 from foundry_core.errors import UsageError
-from foundry_core.storage.files import (
-    AppendedLines,
-    RunLock,
-    StorageError,
-    publish_folder,
-    remove_leftovers,
-    write_file,
-)
+from foundry_core.storage.files import StorageError, publish_folder, remove_leftovers, write_file
+from foundry_core.storage.lines import AppendedLines
+from foundry_core.storage.lock import RunLock
 from foundry_core.training.sinks import MetricsFile
 
 
@@ -26,7 +21,11 @@ def _one_thread(one_thread):
 
 
 FOREIGN = (".vim.old", ".cache.tmp", ".notes.123.tmp", ".bashrc.1.old", ".foundry-0123456789abcdef.tmp", "x.old")
-LEFT = (".checkpoint-4.foundry-0123456789abcdef.tmp", ".run.json.foundry-fedcba9876543210.tmp", ".checkpoint-1.77.old")
+LEFT = (
+    ".checkpoint-4.foundry-0123456789abcdef.tmp",
+    ".run.json.foundry-fedcba9876543210.tmp",
+    ".checkpoint-1.foundry-0000000000000077.old",
+)
 
 
 def test_tidying_removes_what_foundry_has_named_and_nothing_else(experiment, tmp_path):

@@ -284,7 +284,7 @@ def writes(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         if not isinstance(node, ast.Call):
             continue
         name = dotted(node.func)
-        if name.startswith("disk."):
+        if name.startswith(("disk.", "files.disk.")):
             continue
         if name != "os.open" and (name == "open" or name.endswith(".open")):
             mode = opening_mode(node)

@@ -18,7 +18,8 @@ from foundry_core.corpus.reader import Corpus
 from foundry_core.data.token_file import Rows, StreamSizes, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, UsageError, warn
 from foundry_core.run_folder import METRICS, TOKENIZER, TOKENIZER_LOCK, TOKENIZER_MODEL, TOKENIZER_ORIGIN, TOKENS
-from foundry_core.storage.files import RunLock, write_file
+from foundry_core.storage.files import write_file
+from foundry_core.storage.lock import RunLock
 from foundry_core.tokenization.tokenizer import load_tokenizer, save_tokenizer, tokenizer_digest, train_tokenizer
 from foundry_core.training.optim import warmup_steps
 

@@ -7,15 +7,12 @@ then renamed. It goes the other way round: renamed to a hidden name, then remove
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import secrets
-import socket
 import stat
 import tempfile
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from foundry_core.errors import FoundryError
-from foundry_core.run_folder import LOCK, MANIFEST
+from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.manifest import MANIFEST_FORMAT, sealed
 
 
@@ -93,7 +90,8 @@ disk = Disk()
 
 
 @contextmanager
-def _reported(path: Path, size: int | None = None, *, failed: str = "write") -> Iterator[None]:
+def reported(path: Path, size: int | None = None, *, failed: str = "write") -> Iterator[None]:
+    """Turn an error of the disk into a StorageError that names the path and the bytes."""
     try:
         yield
     except OSError as error:
@@ -120,10 +118,8 @@ def scratch_reported() -> Iterator[None]:
         ) from error
 
 
-_HIDDEN = re.compile(r"\.(.+\.foundry-[0-9a-f]{16}|(checkpoint-\d+|[0-9a-f]{16}\.\w+)\.\d+)\.(tmp|old)")
-"""The names of `_hidden`, and with them those that end in a process id, as earlier versions made them of what is large:
-nothing else is ever taken for a leftover.
-"""
+_HIDDEN = re.compile(r"\..+\.foundry-[0-9a-f]{16}\.(tmp|old)")
+"""The names that `_hidden` gives: nothing else is ever taken for a leftover."""
 
 
 def _hidden(path: Path, kind: str) -> Path:
@@ -138,13 +134,13 @@ def _leftovers(folder: Path, kind: str) -> list[Path]:
     return [path for path in sorted(folder.glob(f".*.{kind}")) if _HIDDEN.fullmatch(path.name)]
 
 
-def _make_folders(path: Path) -> None:
+def make_folders(path: Path) -> None:
     """A folder and those above it, durably: what is synced inside a folder is lost with the folder's own name."""
-    with _reported(path):
+    with reported(path):
         if path.is_dir():
             return
-    _make_folders(path.parent)
-    with _reported(path):
+    make_folders(path.parent)
+    with reported(path):
         disk.make_folder(path)
         disk.sync_folder(path.parent)
 
@@ -162,7 +158,7 @@ def _remove(path: Path) -> None:
 def remove_tree(path: str | Path) -> None:
     """Remove a file, or a folder with all it holds, if there is one."""
     path = Path(path)
-    with _reported(path, failed="remove"):
+    with reported(path, failed="remove"):
         if path.exists():
             _remove(path)
 
@@ -172,11 +168,11 @@ class _NewFile:
 
     def __init__(self, path: Path):
         self.path, self.size = path, 0
-        with _reported(path):
+        with reported(path):
             self._file = disk.create(path)
 
     def write(self, data: bytes) -> None:
-        with _reported(self.path, len(data)):
+        with reported(self.path, len(data)):
             disk.write(self._file, data)
         self.size += len(data)
 
@@ -184,7 +180,7 @@ class _NewFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        with _reported(self.path, self.size):
+        with reported(self.path, self.size):
             try:
                 if kind is None:
                     disk.sync(self._file)
@@ -202,11 +198,11 @@ def write_file_with(path: str | Path, fill: Callable[[Writer], Any]) -> None:
     path = Path(path)
     # Two processes that write the same file do so apart; the last rename wins with a whole file.
     temporary = _hidden(path, "tmp")
-    _make_folders(path.parent)
+    make_folders(path.parent)
     try:
         with _NewFile(temporary) as file:
             fill(file)
-        with _reported(path):
+        with reported(path):
             disk.rename(temporary, path)
             disk.sync_folder(path.parent)
     except BaseException:
@@ -236,6 +232,17 @@ class _HiddenFolder:
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+class Synced(Protocol):
+    """A file that has to be safe on the disk before a folder beside it is published."""
+
+    path: Path
+
+    def sync(self) -> None: ...
+
+
+before_publishing: weakref.WeakSet[Synced] = weakref.WeakSet()
+
+
 @contextmanager
 def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[FileSink]:
     """Write a new folder that appears whole, with a manifest, or not at all; one of that name is set aside.
@@ -245,17 +252,17 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
     """
     target = Path(target)
     hidden = _hidden(target, "tmp")
-    _make_folders(target.parent)
-    with _reported(target):
+    make_folders(target.parent)
+    with reported(target):
         disk.make_folder(hidden)
     sink = _HiddenFolder(hidden)
     try:
         yield sink
         sink.write(MANIFEST, sealed({"format": MANIFEST_FORMAT, **facts, "files": dict(sorted(sink.files.items()))}))
-        for lines in tuple(_growing):
-            if lines.path.parent == target.parent:
-                lines.sync()
-        with _reported(target):
+        for synced in tuple(before_publishing):
+            if synced.path.parent == target.parent:
+                synced.sync()
+        with reported(target):
             disk.sync_folder(hidden)
             if target.exists():
                 disk.rename(target, _hidden(target, "old"))
@@ -270,7 +277,7 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
 def set_aside(folder: str | Path) -> None:
     """Hide a published folder until `remove_set_aside`: it never stands half deleted under its name."""
     folder = Path(folder)
-    with _reported(folder, failed="remove"):
+    with reported(folder, failed="remove"):
         disk.rename(folder, _hidden(folder, "old"))
 
 
@@ -282,7 +289,7 @@ def remove_set_aside(parent: str | Path) -> list[str]:
     parent = Path(parent)
     paths = _leftovers(parent, "old")
     try:
-        with _reported(parent):
+        with reported(parent):
             if paths:
                 disk.sync_folder(parent)
     except StorageError as error:
@@ -303,7 +310,7 @@ def _removed(paths: Iterable[Path]) -> list[str]:
     problems = []
     for path in paths:
         try:
-            with _reported(path, failed="remove"):
+            with reported(path, failed="remove"):
                 _remove(path)
         except StorageError as error:
             problems.append(str(error))
@@ -314,99 +321,3 @@ def require_plain(path: Path) -> None:
     """Raises StorageError when a link, a FIFO or anything else that is no plain file has the name of a run's file."""
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise StorageError(f"cannot write {path}: it is a link or no plain file; remove it")
-
-
-class AppendedLines:
-    """A text file that grows by whole lines, such as metrics.jsonl; each line is handed to the kernel at once.
-
-    They are safe on the disk when a folder beside it is published: a checkpoint never goes on from a point that the log
-    has not reached.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        _make_folders(self.path.parent)
-        require_plain(self.path)
-        with _reported(self.path):
-            self._file = disk.append_to(self.path)
-        _growing.add(self)
-
-    def append(self, line: str) -> None:
-        data = line.encode() + b"\n"
-        with _reported(self.path, len(data)):
-            disk.write(self._file, data)
-
-    def sync(self) -> None:
-        """Bring what was appended safely to the disk."""
-        with _reported(self.path):
-            disk.sync(self._file)
-
-    def close(self) -> None:
-        _growing.discard(self)
-        with _reported(self.path):
-            self._file.close()
-
-
-def read_appended(path: Path) -> bytes:
-    """All of a file of `AppendedLines`. Raises StorageError when it cannot be read or is no plain file."""
-    require_plain(path)
-    with _reported(path, failed="read"):
-        return path.read_bytes()
-
-
-_growing: weakref.WeakSet[AppendedLines] = weakref.WeakSet()
-
-
-class RunLock:
-    """Holds `<folder>/.lock` while a run writes there; the kernel frees it when the process dies.
-
-    name: of another lock, for a part of what is done there. waiting: told who holds it, which is then waited for;
-    without it StorageError is raised.
-    """
-
-    def __init__(self, folder: str | Path, name: str = LOCK, *, waiting: Callable[[str], None] | None = None):
-        self.path = Path(folder) / name
-        _make_folders(self.path.parent)
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        owner = f"pid {os.getpid()} on {socket.gethostname()}, started {started}".encode()
-        require_plain(self.path)
-        with _reported(self.path, len(owner)):
-            self._file = disk.append_to(self.path)
-            try:
-                try:
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    held_by = self.path.read_text("utf-8", errors="replace").strip() or "another process"
-                    if waiting is None:
-                        raise StorageError(
-                            f"{folder} is in use by {held_by}: wait for it, or choose another training.output_dir"
-                        ) from None
-                    waiting(held_by)
-                    fcntl.flock(self._file, fcntl.LOCK_EX)
-                disk.empty(self._file)
-                disk.write(self._file, owner)
-            except BaseException:
-                self._file.close()
-                raise
-        _held.add(self)
-
-    def release(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> RunLock:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.release()
-
-
-_held: weakref.WeakSet[RunLock] = weakref.WeakSet()
-
-
-def _release_in_child() -> None:
-    """A forked worker that outlives its parent for a moment must not hold the parent's lock on."""
-    for lock in _held:
-        lock.release()
-
-
-os.register_at_fork(after_in_child=_release_in_child)

@@ -16,7 +16,8 @@ from foundry_core.models.base import create_model
 from foundry_core.registry.hooks import hook_manager
 from foundry_core.registry.loading import active_modules
 from foundry_core.run_folder import CONFIG, RECORD
-from foundry_core.storage.files import RunLock, remove_leftovers
+from foundry_core.storage.files import remove_leftovers
+from foundry_core.storage.lock import RunLock
 from foundry_core.training.console import reading
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.signals import StopRequest

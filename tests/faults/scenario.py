@@ -217,9 +217,9 @@ def interrupted_scenario(folder: Path) -> Scenario:
     ended = in_child(lambda tell: run(scenario.config, extra_observers=[Die()], quiet=True))
     assert ended.code == 9, ended
     made = scenario.run_folder
-    shutil.copytree(made / "checkpoint-2", made / ".checkpoint-4.1.tmp")
-    (made / ".checkpoint-4.1.tmp" / "MANIFEST.json").unlink()
-    shutil.copytree(made / "checkpoint-2", made / ".checkpoint-1.1.old")
+    shutil.copytree(made / "checkpoint-2", made / ".checkpoint-4.foundry-0000000000000001.tmp")
+    (made / ".checkpoint-4.foundry-0000000000000001.tmp" / "MANIFEST.json").unlink()
+    shutil.copytree(made / "checkpoint-2", made / ".checkpoint-1.foundry-0000000000000002.old")
     (made / ".metrics.jsonl.foundry-0123456789abcdef.tmp").write_text("half")
     flip(made / "checkpoint-3" / "model.safetensors", -3)
     with (made / "metrics.jsonl").open("a") as file:

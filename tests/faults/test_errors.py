@@ -50,7 +50,9 @@ def failed(judge, fault, tidies):
     wrong = []
     if ended.code != (0 if tidies else 8) or len(lines) != 1 or not says(*lines, operation, fault.kind, tidies=tidies):
         wrong.append(f"{operation}: ended with {ended.code}, saying {ended.errors}")
-    unfinished = {path.name for path in judge.scenario.run_folder.glob(".checkpoint-*.tmp")} - {".checkpoint-4.1.tmp"}
+    unfinished = {path.name for path in judge.scenario.run_folder.glob(".checkpoint-*.tmp")} - {
+        ".checkpoint-4.foundry-0000000000000001.tmp"
+    }
     return wrong + [f"left {name}" for name in unfinished] + judge.after(ended)
 
 

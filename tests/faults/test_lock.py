@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from foundry_core.storage.files import RunLock
+from foundry_core.storage.lock import RunLock
 from tests.faults.harness import Child, in_child
 from tests.faults.test_signals import Waiting
 
