@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from foundry_core.config.migration import Migrator
-    from foundry_core.config.yaml_source import KeyPath
-
-SECTIONS = ("data", "tokenizer", "model", "training", "logging")
+from foundry_core.config.old_format import OldFile
+from foundry_core.config.yaml_source import KeyPath
 
 # fmt: off
 MODEL_KEYS = (
@@ -63,7 +59,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 
 
-def _data_is_unchanged(old: Migrator) -> None:
+def _data_is_unchanged(old: OldFile) -> None:
     place = ("dataset_manipulation",)
     steps = old.value(place)
     if steps:
@@ -76,12 +72,12 @@ def _data_is_unchanged(old: Migrator) -> None:
         old.changed(place, "dropped: it was empty, so the corpus is read as it is")
 
 
-def _tokenizer_is_sentencepiece(old: Migrator) -> None:
+def _tokenizer_is_sentencepiece(old: OldFile) -> None:
     old.new["tokenizer"] = {"tokenizer_type": "sentencepiece", **old.new["tokenizer"]}
     old.changed(("tokenizer", "tokenizer_type"), "added as sentencepiece: the only kind there was")
 
 
-def _model_is_gpt2(old: Migrator) -> None:
+def _model_is_gpt2(old: OldFile) -> None:
     old.new["model"] = {"architecture": "gpt2"}
     old.changed(("model", "architecture"), "added as gpt2: the only kind there was")
     for key in MODEL_KEYS:
@@ -97,7 +93,7 @@ def _model_is_gpt2(old: Migrator) -> None:
     old.changed(("training", "objective"), "added as causal_lm: the only one there was")
 
 
-def _budget_is_one(old: Migrator) -> None:
+def _budget_is_one(old: OldFile) -> None:
     steps, epochs = ("training", "train_steps"), ("training", "epochs")
     if old.value(steps) is None:
         if old.value(epochs) is None:
@@ -116,7 +112,7 @@ def _budget_is_one(old: Migrator) -> None:
         old.keep(steps)
 
 
-def _warm_up_is_one(old: Migrator) -> None:
+def _warm_up_is_one(old: OldFile) -> None:
     steps, ratio = ("training", "warmup_steps"), ("training", "warmup_ratio")
     if old.value(steps) is None and old.value(ratio) is None:
         old.problem(ratio, "missing: write the share of all steps that the old run warmed up for, 0 for none")
@@ -133,21 +129,21 @@ def _warm_up_is_one(old: Migrator) -> None:
         old.changed(ratio, "dropped: warmup_steps is given and gives the warm-up")
 
 
-def _clipping_is_said(old: Migrator) -> None:
+def _clipping_is_said(old: OldFile) -> None:
     place = ("training", "max_grad_norm")
     if not old.has(place):
         old.put(place, None, place)
         old.changed(place, "added as null: left out, gradients were not scaled down; here they would be, to 1.0")
 
 
-def _weight_decay_is_on_all(old: Migrator) -> None:
+def _weight_decay_is_on_all(old: OldFile) -> None:
     place = ("training", "weight_decay_on")
     old.put(place, "all", place)
     reason = "every parameter was decayed, by 0.01 as here; left out, biases, norms and embeddings would not be"
     old.changed(place, f"added as all: {reason}")
 
 
-def _memory_and_precision_are_named(old: Migrator) -> None:
+def _memory_and_precision_are_named(old: OldFile) -> None:
     recompute = ("training", "use_gradient_checkpointing")
     if old.has(recompute):
         old.put(("training", "gradient_checkpointing"), old.switch(recompute), recompute)
@@ -163,7 +159,7 @@ def _memory_and_precision_are_named(old: Migrator) -> None:
         old.changed(("training", "precision"), "added as fp32: use_amp was left out, so there was no mixed precision")
 
 
-def _compile_is_on_or_off(old: Migrator) -> None:
+def _compile_is_on_or_off(old: OldFile) -> None:
     place = ("training", "compile_mode")
     if not old.has(place):
         return
@@ -193,7 +189,7 @@ _GENERATED = tuple(
 )
 
 
-def _checkpoints_are_scheduled(old: Migrator) -> None:
+def _checkpoints_are_scheduled(old: OldFile) -> None:
     """A list of steps, or else one that was generated from several keys when that was asked for."""
     asked = old.switch(("training", "auto_generate_checkpoints"))
     place = ("training", "checkpoint_schedule")
@@ -212,7 +208,7 @@ def _checkpoints_are_scheduled(old: Migrator) -> None:
             old.changed(unused, f"dropped: {reason}")
 
 
-def _checkpoints_are_listed(old: Migrator, place: KeyPath) -> None:
+def _checkpoints_are_listed(old: OldFile, place: KeyPath) -> None:
     steps = old.value(place)
     if not isinstance(steps, list) or any(type(step) is not int or step < 0 for step in steps):
         old.problem(place, "must be a list of steps, whole numbers from 0 on, or null")
@@ -229,7 +225,7 @@ def _checkpoints_are_listed(old: Migrator, place: KeyPath) -> None:
     old.changed(place, text)
 
 
-def _checkpoints_are_generated(old: Migrator) -> None:
+def _checkpoints_are_generated(old: OldFile) -> None:
     auto, first, spacing, base, linear, interval, least = _GENERATED
     if old.value(spacing) != "log":
         old.problem(
@@ -264,7 +260,7 @@ def _checkpoints_are_generated(old: Migrator) -> None:
         old.changed(least, "dropped: not known before the data are; add training.checkpoints.every_steps for more")
 
 
-RULES: tuple[Callable[[Migrator], None], ...] = (
+RULES: tuple[Callable[[OldFile], None], ...] = (
     _data_is_unchanged,
     _tokenizer_is_sentencepiece,
     _model_is_gpt2,
