@@ -124,6 +124,8 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     import importlib
     import sys
 
+    from foundry_core.registry.discovery import read_packages
+
     folders: list[Path] = []
 
     def put(name: str, entry_points: Any, files: Any = (), *, version: str = "1.0") -> Path:
@@ -141,6 +143,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         folders.append(folder)
         monkeypatch.syspath_prepend(str(folder))
         importlib.invalidate_caches()
+        read_packages.cache_clear()
         return folder
 
     before = set(sys.modules)

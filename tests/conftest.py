@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from foundry_core.registry.discovery import read_packages
+
 Install = Callable[..., None]
 
 
@@ -67,6 +69,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         if sources is not None:
             sys.path.append(str(sources))
         importlib.invalidate_caches()
+        read_packages.cache_clear()
 
     yield put
     for name, module in list(sys.modules.items()):

@@ -18,7 +18,7 @@ from foundry_core.cli import main
 from foundry_core.errors import PluginError, did_you_mean
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.architecture import PLUGIN_API_VERSION
-from foundry_core.registry.discovery import declared, hidden_copies, installed, misnamed_in_environment
+from foundry_core.registry.discovery import declared, hidden_copies, installed, misnamed_in_environment, read_packages
 from foundry_core.registry.doctor import examine
 from foundry_core.registry.loading import active_modules, available_architectures, get_architecture
 from foundry_core.schema import ModelConfig
@@ -502,6 +502,7 @@ def damage(tmp_path: Path, file: str, content: bytes, of: str = "foundry-zebra")
     """Write something else into the notes that an installer left."""
     path = tmp_path / "site" / f"{of.replace('-', '_')}-1.0.dist-info" / file
     path.write_bytes(content)
+    read_packages.cache_clear()
     return path
 
 

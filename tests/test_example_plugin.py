@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -29,6 +30,7 @@ from foundry_core.data.preparation import experiment_corpora, experiment_data, e
 from foundry_core.data.token_file import Batches, Rows, SampleOrder
 from foundry_core.errors import CheckpointError, ConfigError, FoundryError
 from foundry_core.models.folder import load_model
+from foundry_core.registry.discovery import read_packages
 from foundry_core.tokenization.tokenizer import DocumentEncoder, default_special_tokens, load_tokenizer, train_tokenizer
 from foundry_core.training.optim import build_optimizer
 
@@ -435,6 +437,7 @@ def test_a_run_does_not_go_on_with_another_version_of_the_package_unasked(
     run(config, quiet=True)
     for file in installed.glob("*.dist-info/METADATA"):
         file.write_text(file.read_text().replace("0.1.0", "0.2.0"))
+    read_packages.cache_clear()
     changed = load_config(written(train_steps=2))
     with pytest.raises(CheckpointError) as raised:
         run(changed, resume=True, quiet=True, allowed_changes=["training.train_steps"])
@@ -446,8 +449,9 @@ def test_a_run_does_not_go_on_with_another_version_of_the_package_unasked(
 def test_without_the_package_its_checkpoint_says_what_is_missing(written: Callable[..., Path], installed: Path) -> None:
     config = load_config(written("run", "lstm", train_steps=1))
     run(config, quiet=True)
-    for file in installed.glob("*.dist-info/entry_points.txt"):
-        file.unlink()
+    for information in installed.glob("*.dist-info"):
+        shutil.rmtree(information)
+    read_packages.cache_clear()
     with pytest.raises(FoundryError, match=r"cannot be built here.*no installed package declares the module"):
         load_model(Path(config.training.output_dir) / "checkpoint-1")
 

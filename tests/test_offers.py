@@ -7,6 +7,7 @@ import json
 import sys
 import types
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,7 @@ from foundry_core import (
 )
 from foundry_core.cli import VERBS, main
 from foundry_core.errors import ConfigError, FoundryError, PluginError
-from foundry_core.registry.hooks import (
-    available_objectives,
-    available_optimizers,
-    available_tokenizer_types,
-    hook_manager,
-)
+from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.tokenization.tokenizer import train_tokenizer
 
 Distribution = Callable[..., Path]
@@ -75,19 +71,19 @@ OFFERS: dict[str, tuple[str, Callable[..., Any], Callable[..., dict[str, Any]], 
     "objective": (
         "foundry_objectives",
         lambda name: Objective(name, "of a test", True, "overlap", "no:where", "AutoModelForCausalLM"),
-        available_objectives,
+        attrgetter("objectives"),
         "causal_lm",
     ),
     "optimizer": (
         "foundry_optimizers",
         lambda name: Optimizer(name, "of a test", "no:where"),
-        available_optimizers,
+        attrgetter("optimizers"),
         "sgd",
     ),
     "tokenizer type": (
         "foundry_tokenizer_types",
         lambda name: TokenizerType(name, "of a test", "no:where"),
-        available_tokenizer_types,
+        attrgetter("tokenizer_types"),
         "bpe",
     ),
 }
@@ -97,12 +93,12 @@ OFFERS: dict[str, tuple[str, Callable[..., Any], Callable[..., dict[str, Any]], 
 def test_each_kind_is_offered_beside_cores_own_and_each_name_has_one_owner(kind: str) -> None:
     hook, descriptor, available, of_core = OFFERS[kind]
     one, two = (module_with(called, **{hook: lambda: [descriptor("mine")]}) for called in ("one", "two"))
-    assert set(available(hook_manager([one]))) == {*available(hook_manager([])), "mine"}
+    assert set(available(offers(hook_manager([one])))) == {*available(offers(hook_manager([]))), "mine"}
     with pytest.raises(PluginError, match=f"^two plugins offer the {kind} 'mine', one and two: one of them must go"):
-        available(hook_manager([one, two]))
+        offers(hook_manager([one, two]))
     claiming = module_with("three", **{hook: lambda: [descriptor(of_core)]})
     with pytest.raises(PluginError, match=f"^two plugins offer the {kind} '{of_core}', foundry-core and three: "):
-        available(hook_manager([claiming]))
+        offers(hook_manager([claiming]))
 
 
 @pytest.mark.parametrize("kind", OFFERS)
@@ -116,9 +112,9 @@ def test_each_kind_is_offered_beside_cores_own_and_each_name_has_one_owner(kind:
     ids=["nothing", "names", "mapping"],
 )
 def test_what_is_no_list_of_descriptors_is_refused(kind: str, offered: Callable[..., Any], said: str) -> None:
-    hook, descriptor, available, _ = OFFERS[kind]
+    hook, descriptor, _, _ = OFFERS[kind]
     with pytest.raises(PluginError) as raised:
-        available(hook_manager([module_with(**{hook: lambda: offered(descriptor("mine"))})]))
+        offers(hook_manager([module_with(**{hook: lambda: offered(descriptor("mine"))})]))
     assert str(raised.value).startswith(f"the hook {hook} of mine {said}")
 
 
@@ -143,7 +139,7 @@ def test_an_objective_is_like_one_that_exists_and_looks_the_same_way(like: str, 
     """Otherwise a model of both directions could be trained on what it sees."""
     objective = Objective("sly", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM", like=like)
     with pytest.raises(PluginError) as raised:
-        available_objectives(hook_manager([module_with(foundry_objectives=lambda: [objective])]))
+        offers(hook_manager([module_with(foundry_objectives=lambda: [objective])]))
     assert str(raised.value) == f"the objective 'sly' of mine {said}"
 
 
@@ -231,7 +227,7 @@ def test_what_is_offered_may_be_yielded() -> None:
     def some() -> Iterator[Optimizer]:
         yield Optimizer("mine", "of a test", "no:where")
 
-    assert "mine" in available_optimizers(hook_manager([module_with(foundry_optimizers=some)]))
+    assert "mine" in offers(hook_manager([module_with(foundry_optimizers=some)])).optimizers
 
 
 OBJECTIVE = {

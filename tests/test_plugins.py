@@ -19,7 +19,8 @@ from foundry_core import BaseLanguageModel, Objective, hookimpl, load_config, re
 from foundry_core.cli import main
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.registry.architecture import PLUGIN_API_VERSION, Architecture
-from foundry_core.registry.hooks import available_objectives, hook_manager
+from foundry_core.registry.discovery import read_packages
+from foundry_core.registry.hooks import hook_manager, observing, offers
 from foundry_core.registry.loading import (
     _plugin_files,
     active_modules,
@@ -536,7 +537,7 @@ def test_a_plugin_file_without_an_architecture_can_be_made_active(tmp_path: Path
     plugin.write_text(OBJECTIVE)
     load_plugin_file(plugin)
     config = load_config(experiment(tmp_path, "gpt2", "plugins: [my_objectives]\n"))
-    names = set(available_objectives(hook_manager(active_modules(config.architecture, config.plugins))))
+    names = set(offers(hook_manager(active_modules(config.architecture, config.plugins))).objectives)
     assert names == {"causal_lm", "masked_lm", "prefix_lm"}
 
 
@@ -572,7 +573,7 @@ def test_a_hook_with_an_argument_that_does_not_exist_is_refused() -> None:
 def test_a_function_without_the_mark_is_no_hook() -> None:
     module = types.ModuleType("mine")
     module.foundry_step_endd = lambda report: None  # type: ignore[attr-defined]
-    assert available_objectives(hook_manager([module])).keys() == {"causal_lm", "masked_lm"}
+    assert offers(hook_manager([module])).objectives.keys() == {"causal_lm", "masked_lm"}
 
 
 def offering(called: str, name: str) -> types.ModuleType:
@@ -586,7 +587,7 @@ def test_an_objective_has_one_owner() -> None:
         ([offering("one", "causal_lm")], "'causal_lm', foundry-core and one"),
     ):
         with pytest.raises(PluginError, match=f"^two plugins offer the objective {owners}: one of them must go"):
-            available_objectives(hook_manager(modules))
+            offers(hook_manager(modules))
 
 
 def test_a_hook_that_raises_while_objectives_are_gathered_is_an_error_of_the_plugin() -> None:
@@ -594,13 +595,13 @@ def test_a_hook_that_raises_while_objectives_are_gathered_is_an_error_of_the_plu
         raise ValueError("one\ntwo")
 
     with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine fails: ValueError: one two$"):
-        available_objectives(hook_manager([module_with(foundry_objectives=broken)]))
+        offers(hook_manager([module_with(foundry_objectives=broken)]))
 
     def panicking() -> list[Objective]:
         raise type("Panic", (BaseException,), {})
 
     with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine fails: Panic$"):
-        available_objectives(hook_manager([module_with(foundry_objectives=panicking)]))
+        offers(hook_manager([module_with(foundry_objectives=panicking)]))
 
 
 def test_a_descriptor_cannot_be_changed() -> None:
@@ -637,3 +638,27 @@ def test_a_cell_of_a_notebook_may_register_its_class_again() -> None:
         model.__module__, model.__qualname__ = "__main__", "Cell"
         register_architecture("mine", config=ModelConfig)(model)
     assert get_architecture("mine").model_class is second
+
+
+def test_the_installed_packages_are_read_once_until_one_is_installed(install: Install, tmp_path: Path) -> None:
+    read_packages.cache_clear()
+    for _ in range(2):
+        load_config(experiment(tmp_path, "gpt2"))
+    assert read_packages.cache_info().misses == 1
+    install("foundry-sun", {"sun": "sun_light:sun"}, {"sun_light": ""})
+    assert "sun" in available_architectures()
+
+
+def test_observers_are_registered_for_a_run_only() -> None:
+    class Watching:
+        @hookimpl
+        def foundry_run_ended(self, step: int) -> None:
+            pass
+
+    manager = hook_manager([])
+    with observing(manager, [Watching(), Watching()]):
+        assert len(manager.hook.foundry_run_ended.get_hookimpls()) == 2
+    misspelt = module_with(foundry_run_endet=lambda step: None)
+    with pytest.raises(PluginError, match="unknown hook 'foundry_run_endet'"), observing(manager, [misspelt]):
+        pass
+    assert manager.get_plugins() == set()

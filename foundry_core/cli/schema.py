@@ -71,17 +71,13 @@ def _offered(modules: list[ModuleType]) -> Offered:
     found: Offered = {"objective": {}, "optimizer": {}, "tokenizer_type": {}}
     for module in [None, *dict.fromkeys(modules)]:
         try:
-            manager = hooks.hook_manager([] if module is None else [module])
-            offers: Offered = {
-                "objective": {**hooks.available_objectives(manager)},
-                "optimizer": {**hooks.available_optimizers(manager)},
-                "tokenizer_type": {**hooks.available_tokenizer_types(manager)},
-            }
+            offers = hooks.offers(hooks.hook_manager([] if module is None else [module]))
         except PluginError as error:
             warn(f"left out: {error}")
             continue
-        for key, descriptors in offers.items():
-            found[key] = {**descriptors, **found[key]}
+        found["objective"] = {**offers.objectives, **found["objective"]}
+        found["optimizer"] = {**offers.optimizers, **found["optimizer"]}
+        found["tokenizer_type"] = {**offers.tokenizer_types, **found["tokenizer_type"]}
     return found
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
@@ -26,22 +26,12 @@ from foundry_core.config.sections import (
 from foundry_core.config.yaml_source import KeyPath, YamlSource
 from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean
 from foundry_core.registry.architecture import Architecture, Capabilities
-from foundry_core.registry.hooks import (
-    available_objectives,
-    available_optimizers,
-    available_tokenizer_types,
-    hook_manager,
-    modules_behind,
-    providers,
-)
+from foundry_core.registry.hooks import Kind, Offers, hook_manager, offers
 from foundry_core.registry.loading import active_modules, blamed_on, capabilities_of, get_architecture, shipped_by
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.tokenizer_type import TokenizerType, special_token_problems
 from foundry_core.schema import ConfigSection, ModelConfig
-
-if TYPE_CHECKING:
-    from pluggy import PluginManager
 
 Section = TypeVar("Section", bound=BaseModel)
 Choice = TypeVar("Choice")
@@ -80,17 +70,17 @@ class ExperimentConfig(ConfigSection):
     @cached_property
     def objective(self) -> Objective:
         """Descriptor of `training.objective`."""
-        return available_objectives(self._hooks())[self.training.objective]
+        return self._offers.objectives[self.training.objective]
 
     @cached_property
     def optimizer(self) -> Optimizer:
         """Descriptor of `training.optimizer`."""
-        return available_optimizers(self._hooks())[self.training.optimizer]
+        return self._offers.optimizers[self.training.optimizer]
 
     @cached_property
     def tokenizer_type(self) -> TokenizerType:
         """Descriptor of `tokenizer.tokenizer_type`."""
-        return available_tokenizer_types(self._hooks())[self.tokenizer.tokenizer_type]
+        return self._offers.tokenizer_types[self.tokenizer.tokenizer_type]
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -101,21 +91,22 @@ class ExperimentConfig(ConfigSection):
     @cached_property
     def providers(self) -> dict[str, str]:
         """The distributions of objective, optimizer and tokenizer type, where they are not core's own."""
-        return providers(self._hooks(), {**self._to_be_read, "optimizer": self.training.optimizer})
+        chosen: dict[Kind, str] = {**self._to_be_read, "optimizer": self.training.optimizer}
+        return {kind: provider.owner for kind, provider in self._offers.providers_of(chosen).items()}
 
     @property
     def needed_to_read(self) -> list[str]:
         """Of `plugins`, those without which a trained model cannot be opened: whoever watched it is not among them."""
-        behind = modules_behind(self._hooks(), self._to_be_read)
+        behind = {provider.module for provider in self._offers.providers_of(self._to_be_read).values()}
         return [module for module in self.plugins if module in behind]
 
     @property
-    def _to_be_read(self) -> dict[str, str]:
+    def _to_be_read(self) -> dict[Kind, str]:
         return {"objective": self.training.objective, "tokenizer type": self.tokenizer.tokenizer_type}
 
-    def _hooks(self) -> PluginManager:
-        # Not kept: a manager holds modules, which no copy of a configuration could be made with.
-        return hook_manager(active_modules(self.architecture, self.plugins))
+    @cached_property
+    def _offers(self) -> Offers:
+        return offers(hook_manager(active_modules(self.architecture, self.plugins)))
 
     def seed(self, stream: Literal["initialisation", "data_order", "masking", "dropout"]) -> int:
         """The seed of a named random stream."""
@@ -299,15 +290,14 @@ class _Check:
         optimizer: Optimizer | None = None
         if architecture is not None and told:
             try:
-                manager = hook_manager(active_modules(architecture, names))
-                self.objectives, optimizers = available_objectives(manager), available_optimizers(manager)
-                tokenizer_types = available_tokenizer_types(manager)
+                found = offers(hook_manager(active_modules(architecture, names)))
             except PluginError as error:
                 self._add(("plugins",), str(error))
             else:
-                self.objective = self._choice("training", "objective", self.objectives)
-                self.tokenizer_type = self._choice("tokenizer", "tokenizer_type", tokenizer_types)
-                optimizer = self._choice("training", "optimizer", optimizers)
+                self.objectives = found.objectives
+                self.objective = self._choice("training", "objective", found.objectives)
+                self.tokenizer_type = self._choice("tokenizer", "tokenizer_type", found.tokenizer_types)
+                optimizer = self._choice("training", "optimizer", found.optimizers)
         self._settings("objective", self.objective)
         self._settings("optimizer", optimizer)
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.parser import HeaderParser
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -83,19 +84,44 @@ class Installed:
         return str(self.package)
 
 
+def scan() -> tuple[Installed, ...]:
+    """Return the entry points of every installed plugin, in the order of the path.
+
+    The packages are read again when a folder of the path has changed, which is how `importlib.metadata` keeps what it
+    has found: a notebook that installs a package can use it at once, and a run reads the packages once.
+    """
+    return read_packages(tuple(sys.path), tuple(map(_last_change, sys.path)))
+
+
+def _last_change(folder: str) -> int | None:
+    try:
+        return Path(folder or ".").stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def read_packages(path: tuple[str, ...], changes: tuple[int | None, ...]) -> tuple[Installed, ...]:
+    """Read what the packages on a path declare. Call `scan`, which knows the arguments.
+
+    Args:
+        path: The folders, as in `sys.path`.
+        changes: When each of them last changed.
+    """
+    return tuple(point for copy, first, points in _plugin_packages() if copy == first for point in points)
+
+
 def declared(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
-    """Entry points of a group by name, each name with every distribution that claims it; from metadata alone."""
+    """Return the entry points of a group by name, each name with every distribution that claims it."""
     found: dict[str, list[Installed]] = {}
-    for copy, first, points in _plugin_packages():
-        if copy == first:
-            for point in points:
-                if point.group == group:
-                    found.setdefault(point.name, []).append(point)
+    for point in scan():
+        if point.group == group:
+            found.setdefault(point.name, []).append(point)
     return dict(sorted(found.items()))
 
 
 def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
-    """What is declared, without those that an environment variable switches off."""
+    """Return what is declared, without the plugins that an environment variable disables."""
     active = {name: [point for point in claims if not switched_off(point)] for name, claims in declared(group).items()}
     return {name: claims for name, claims in active.items() if claims}
 

@@ -35,7 +35,7 @@ from foundry_core.registry.discovery import (
     switched_off,
     way_out,
 )
-from foundry_core.registry.hooks import hook_manager, offered
+from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.registry.isolation import cause, guarded
 from foundry_core.registry.loading import (
     blamed_on,
@@ -46,7 +46,6 @@ from foundry_core.registry.loading import (
     load_module,
     refuse_unfit,
 )
-from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES
 
 if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture, Capabilities
@@ -157,19 +156,20 @@ def _look_at_command(point: Installed) -> None:
         _look_for("the module of its command", point.module)
 
 
-_TARGETS = {"objective": "collator", "optimizer": "builder", "tokenizer type": "trainer"}
-"""The import string in each kind of descriptor that a plugin offers."""
-
-
-def _look_at_offers(point: Installed) -> set[str]:
-    """Ask a plugin for what it offers; gives the tokenizer types there are where it is active."""
+def _look_at_offers(point: Installed) -> Collection[str]:
+    """Ask a plugin for what it offers; return the tokenizer types that there are where it is active."""
     module = load_module(point)
     with blamed_on(point):
-        offers = offered(hook_manager([module]))
-        for kind, target in _TARGETS.items():
-            for descriptor in offers[kind]:
-                _look_for(f"the {target} of its {kind} '{descriptor.name}'", getattr(descriptor, target))
-    return {*CORE_TOKENIZER_TYPES, *(each.name for each in offers["tokenizer type"])}
+        found = offers(hook_manager([module]))
+        targets = {
+            "objective": {name: ("collator", each.collator) for name, each in found.objectives.items()},
+            "optimizer": {name: ("builder", each.builder) for name, each in found.optimizers.items()},
+            "tokenizer type": {name: ("trainer", each.trainer) for name, each in found.tokenizer_types.items()},
+        }
+        for kind, name in found.providers:
+            part, target = targets[kind][name]
+            _look_for(f"the {part} of its {kind} '{name}'", target)
+    return found.tokenizer_types.keys()
 
 
 def _look_for(what: str, target: str) -> None:

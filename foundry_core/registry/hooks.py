@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from foundry_core.errors import PluginError, did_you_mean
-from foundry_core.registry.discovery import ARCHITECTURES, EXTENSIONS, installed
+from foundry_core.registry.discovery import GROUPS, installed
 from foundry_core.registry.isolation import cause, guarded, surroundings_kept, undisturbed
 from foundry_core.registry.objective import CORE_OBJECTIVES, Objective
 from foundry_core.registry.optimizer import CORE_OPTIMIZERS, Optimizer
@@ -19,26 +21,52 @@ if TYPE_CHECKING:
     import pluggy
 
 
+Kind = Literal["objective", "optimizer", "tokenizer type"]
+"""What a plugin may offer by name."""
+
+
 def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
-    """A pluggy manager with these modules or observers registered; misspelt, unmarked and misused hooks are refused."""
+    """Return a pluggy manager with these modules or observers registered.
+
+    Raises PluginError for hooks that are misspelt, unmarked or misused.
+    """
     import pluggy
 
     from foundry_core.registry import hookspecs
 
     manager = pluggy.PluginManager("foundry")
     manager.add_hookspecs(hookspecs)
+    _register(manager, modules)
+    return manager
+
+
+@contextmanager
+def observing(manager: pluggy.PluginManager, observers: Iterable[Any]) -> Iterator[None]:
+    """Register observers for the time of a run. Raises PluginError as `hook_manager` does."""
+    added = list(observers)
     try:
-        for module in modules:
-            manager.register(module)
-            _refuse_unmarked(module)
+        _register(manager, added)
+        yield
+    finally:
+        for observer in added:
+            if manager.is_registered(observer):
+                manager.unregister(observer)
+
+
+def _register(manager: pluggy.PluginManager, plugins: Iterable[Any]) -> None:
+    import pluggy
+
+    try:
+        for plugin in plugins:
+            manager.register(plugin)
+            _refuse_unmarked(plugin)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         reason = " ".join(str(error).split())
-        raise PluginError(f"{reason}. The hooks are listed in foundry_core/hookspecs.py") from error
+        raise PluginError(f"{reason}. The hooks are listed in foundry_core/registry/hookspecs.py") from error
     for hook in vars(manager.hook).values():
         for implementation in getattr(hook, "get_hookimpls", list)():
             _refuse_misuse(hook.name, implementation)
-    return manager
 
 
 def hooks_in(module: ModuleType) -> dict[str, bool]:
@@ -96,67 +124,66 @@ def owner_of(plugin: Any) -> str:
         return "foundry-core"
     if not isinstance(plugin, ModuleType):
         return type(plugin).__name__
-    for group in (ARCHITECTURES, EXTENSIONS):
-        for points in installed(group).values():
-            for point in points:
-                if point.module == plugin.__name__:
-                    return str(point)
-    return plugin.__name__
+    points = (point for group in GROUPS for claims in installed(group).values() for point in claims)
+    return next((str(point) for point in points if point.module == plugin.__name__), plugin.__name__)
 
 
-def available_objectives(manager: pluggy.PluginManager) -> dict[str, Objective]:
-    """Core's objectives and those that active plugins offer, by name."""
-    offers = _offers(manager, "objective")
-    for name, (objective, plugin) in offers.items():
+@dataclass(frozen=True)
+class Provider:
+    """Who offers something by name: the module, and the package or class that an error names."""
+
+    module: str
+    owner: str
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What a configuration may choose by name: core's own and what active plugins offer.
+
+    providers: the plugin behind each (kind, name); core's own have none.
+    """
+
+    objectives: Mapping[str, Objective]
+    optimizers: Mapping[str, Optimizer]
+    tokenizer_types: Mapping[str, TokenizerType]
+    providers: Mapping[tuple[Kind, str], Provider]
+
+    def providers_of(self, chosen: Mapping[Kind, str]) -> dict[Kind, Provider]:
+        """Return the providers of what a run has chosen, such as `{"optimizer": "lion"}`, where they are not core."""
+        found = {kind: self.providers.get((kind, name)) for kind, name in chosen.items()}
+        return {kind: provider for kind, provider in found.items() if provider is not None}
+
+
+def offers(manager: pluggy.PluginManager) -> Offers:
+    """Ask every active plugin once for what it offers.
+
+    Raises:
+        PluginError: A hook fails or returns something else than descriptors, two plugins offer one name, or an
+            objective names an interface that there is not.
+    """
+    providers: dict[tuple[Kind, str], Provider] = {}
+    objectives = _offered(manager, "objective", providers)
+    _check_interfaces(objectives, providers)
+    return Offers(
+        objectives,
+        _offered(manager, "optimizer", providers),
+        _offered(manager, "tokenizer type", providers),
+        providers,
+    )
+
+
+def _check_interfaces(objectives: Mapping[str, Objective], providers: Mapping[tuple[Kind, str], Provider]) -> None:
+    for name, objective in objectives.items():
         if objective.like is None:
             continue
-        where = f"the objective '{name}' of {owner_of(plugin)} is like '{objective.like}'"
-        if objective.like not in offers:
-            raise PluginError(f"{where}, which there is not.{did_you_mean(objective.like, offers)}")
-        if offers[objective.like][0].causal != objective.causal:
+        where = f"the objective '{name}' of {_owner(providers, 'objective', name)} is like '{objective.like}'"
+        if objective.like not in objectives:
+            raise PluginError(f"{where}, which there is not.{did_you_mean(objective.like, objectives)}")
+        if objectives[objective.like].causal != objective.causal:
             raise PluginError(f"{where}, but one of them is causal and one is not")
-    return {name: objective for name, (objective, _) in offers.items()}
 
 
-def available_optimizers(manager: pluggy.PluginManager) -> dict[str, Optimizer]:
-    """Core's optimizers and those that active plugins offer, by name."""
-    return {name: optimizer for name, (optimizer, _) in _offers(manager, "optimizer").items()}
-
-
-def available_tokenizer_types(manager: pluggy.PluginManager) -> dict[str, TokenizerType]:
-    """Core's tokenizer types and those that active plugins offer, by name."""
-    return {name: kind for name, (kind, _) in _offers(manager, "tokenizer type").items()}
-
-
-def providers(manager: pluggy.PluginManager, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Who ships what a run has chosen, where that is not core.
-
-    chosen: a name for each kind, such as `{"optimizer": "lion"}`.
-    """
-    plugins = {kind: _offers(manager, kind)[name][1] for kind, name in chosen.items()}
-    return {kind: owner_of(plugin) for kind, plugin in plugins.items() if plugin is not None}
-
-
-def modules_behind(manager: pluggy.PluginManager, chosen: Mapping[str, str]) -> set[str]:
-    """The modules that offer what a run has chosen; chosen as for `providers`."""
-    plugins = [_offers(manager, kind)[name][1] for kind, name in chosen.items()]
-    return {plugin.__name__ for plugin in plugins if isinstance(plugin, ModuleType)}
-
-
-def _offering_failure(hook: str, plugin: Any, error: BaseException) -> PluginError:
-    return PluginError(f"the hook {hook} of {owner_of(plugin)} fails: {cause(error)}")
-
-
-def offered(manager: pluggy.PluginManager) -> dict[str, list[Any]]:
-    """Descriptors that plugins offer beside core's own, by kind. Raises PluginError as the functions above do."""
-    available_objectives(manager)  # what an objective is like
-    return {
-        kind: [descriptor for descriptor, plugin in _offers(manager, kind).values() if plugin is not None]
-        for kind in _KINDS
-    }
-
-
-_KINDS: dict[str, tuple[str, type[Any], Mapping[str, Any]]] = {
+_KINDS: dict[Kind, tuple[str, type[Any], Mapping[str, Any]]] = {
     "objective": ("foundry_objectives", Objective, CORE_OBJECTIVES),
     "optimizer": ("foundry_optimizers", Optimizer, CORE_OPTIMIZERS),
     "tokenizer type": ("foundry_tokenizer_types", TokenizerType, CORE_TOKENIZER_TYPES),
@@ -164,24 +191,34 @@ _KINDS: dict[str, tuple[str, type[Any], Mapping[str, Any]]] = {
 """What a configuration chooses by name: the hook that offers it, its descriptor's class, core's own."""
 
 
-def _offers(manager: pluggy.PluginManager, kind: str) -> dict[str, tuple[Any, Any]]:
-    """Every descriptor of a kind by name, each with the plugin that offers it, None for core's own."""
+def _offered(manager: pluggy.PluginManager, kind: Kind, providers: dict[tuple[Kind, str], Provider]) -> dict[str, Any]:
+    """Return every descriptor of a kind by name; add who offers those that are not core's to `providers`."""
     hook, descriptor_class, core = _KINDS[kind]
-    found: dict[str, tuple[Any, Any]] = {name: (descriptor, None) for name, descriptor in core.items()}
+    found = dict(core)
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         plugin = implementation.plugin
         with guarded(partial(_offering_failure, hook, plugin)), undisturbed(), surroundings_kept():
-            offered = list(implementation.function())
-        for descriptor in offered:
+            descriptors = list(implementation.function())
+        for descriptor in descriptors:
+            owner = owner_of(plugin)
             if not isinstance(descriptor, descriptor_class):
                 raise PluginError(
-                    f"the hook {hook} of {owner_of(plugin)} gives a {type(descriptor).__name__}, not "
-                    f"{descriptor_class.__name__}"
+                    f"the hook {hook} of {owner} gives a {type(descriptor).__name__}, not {descriptor_class.__name__}"
                 )
             if descriptor.name in found:
-                owners = " and ".join(owner_of(each) for each in (found[descriptor.name][1], plugin))
                 raise PluginError(
-                    f"two plugins offer the {kind} '{descriptor.name}', {owners}: one of them must go, or be renamed"
+                    f"two plugins offer the {kind} '{descriptor.name}', {_owner(providers, kind, descriptor.name)} and "
+                    f"{owner}: one of them must go, or be renamed"
                 )
-            found[descriptor.name] = (descriptor, plugin)
+            found[descriptor.name] = descriptor
+            providers[kind, descriptor.name] = Provider(getattr(plugin, "__name__", type(plugin).__name__), owner)
     return found
+
+
+def _owner(providers: Mapping[tuple[Kind, str], Provider], kind: Kind, name: str) -> str:
+    provider = providers.get((kind, name))
+    return owner_of(None) if provider is None else provider.owner
+
+
+def _offering_failure(hook: str, plugin: Any, error: BaseException) -> PluginError:
+    return PluginError(f"the hook {hook} of {owner_of(plugin)} fails: {cause(error)}")

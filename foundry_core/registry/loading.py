@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 from foundry_core import __version__
 from foundry_core.errors import PluginError, did_you_mean
 from foundry_core.registry.discovery import (
-    ALL_GROUPS,
-    ARCHITECTURES,
     COMMANDS,
     DISABLED,
-    EXTENSIONS,
+    GROUPS,
     declared,
     hidden_copies,
+    scan,
     switched_off,
     unmet_requirement,
     way_out,
@@ -184,7 +183,9 @@ def blamed_on(point: Installed | None) -> Iterator[None]:
 def blame(error: BaseException) -> str | None:
     """The plugin through whose code an error came last, and where in it; None when it came through no plugin's."""
     owners = {name: f"--plugin {sys.modules[name].__file__}" for name in _plugin_files}
-    for point in (point for each in ALL_GROUPS for claims in installed(each).values() for point in claims):
+    for point in scan():
+        if switched_off(point):
+            continue
         module = sys.modules.get(point.module)
         descriptor = None if module is None else vars(module).get(point.target.partition(":")[2])
         target = getattr(descriptor, "model_class", None)
@@ -290,12 +291,7 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
         owner = in_process if point is None else point.module
         if owner is not None and owner in sys.modules:
             modules[owner] = sys.modules[owner]
-    known = {
-        point.module: point
-        for group in (ARCHITECTURES, EXTENSIONS)
-        for points in (declared(group) if names else {}).values()
-        for point in points
-    }
+    known = {point.module: point for point in scan() if point.group in GROUPS}
     for name in names:
         if name in known:
             reason = switched_off(known[name])

@@ -22,7 +22,7 @@ from foundry_core.config.experiment import ExperimentConfig, load_config
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.models.base import BaseLanguageModel, create_model
 from foundry_core.registry.architecture import Architecture, Capabilities
-from foundry_core.registry.hooks import available_objectives, hook_manager
+from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import active_modules, get_architecture
 from foundry_core.registry.objective import Objective
@@ -267,7 +267,7 @@ def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
             if name == ODD_SIZES:
                 continue  # an architecture that one layer is too few for
             raise
-        known = available_objectives(hook_manager(active_modules(architecture)))
+        known = offers(hook_manager(active_modules(architecture))).objectives
         capabilities = architecture.capabilities(validated)
         longest = min(length, capabilities.longest_sequence or length)
         for objective in capabilities.objectives:

@@ -24,7 +24,7 @@ from foundry_core.errors import ConfigError, did_you_mean
 from foundry_core.models.base import build_context, create_model
 from foundry_core.models.folder import build
 from foundry_core.registry import hookspecs
-from foundry_core.registry.hooks import available_objectives, hook_manager
+from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.registry.loading import Installed, active_modules, import_string, installed, shipped_by
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, check, listed, require
@@ -209,7 +209,7 @@ def _require_refused(case: Case, key: tuple[str, ...], wrong: Any) -> None:
 )
 def capabilities(suite: Suite) -> None:
     """Every declared objective builds a model, and an undeclared one is refused when the YAML is read."""
-    known = available_objectives(hook_manager(active_modules(suite.architecture)))
+    known = offers(hook_manager(active_modules(suite.architecture))).objectives
     first = {case.example: case for case in reversed(suite.cases)}
     require(bool(first), "no example has an objective that is known here")
     for case in first.values():
