@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
+import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+import foundry_core
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")
@@ -158,3 +162,22 @@ def test_the_version_is_the_same_wherever_it_stands(wheels: dict[str, Path], env
 def test_building_leaves_nothing_in_the_tree(wheels: dict[str, Path]) -> None:
     assert wheels
     assert not [name for name in DISTRIBUTIONS if (source(name) / "build").exists()]
+
+
+def test_one_version_stands_in_every_file_of_a_release() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    versions = {"CITATION.cff": citation["version"], "foundry_core": foundry_core.__version__}
+    for name in DISTRIBUTIONS:
+        project = tomllib.loads((source(name) / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        versions[name] = project["version"]
+    assert len(set(versions.values())) == 1, versions
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_wheel_names_its_authors_and_is_marked_as_typed(name: str, wheels: dict[str, Path]) -> None:
+    said = metadata(wheels[name])
+    assert said["Author"] == ["the foundry developers"]
+    assert "Typing :: Typed" in said["Classifier"]
+    # PEP 639 forbids such a classifier where there is a license expression.
+    assert not [each for each in said["Classifier"] if each.startswith("License ::")]
+    assert len(set(said["Requires-Dist"])) == len(said["Requires-Dist"])
