@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from foundry_core.config.experiment import ExperimentConfig, load_config
+    from foundry_core.config.experiment import ExperimentConfig
+    from foundry_core.config.loading import load_config
     from foundry_core.config.sections import TrainingConfig
     from foundry_core.data.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
     from foundry_core.data.preparation import train_tokenizer_from_config
@@ -57,7 +58,7 @@ _HOME = {
     "exposed_by_plugin": "models.folder",
     "get_data_collator": "data.collators",
     "hookimpl": "registry.hookspecs",
-    "load_config": "config.experiment",
+    "load_config": "config.loading",
     "register_architecture": "registry.architecture",
     "run": "training.run",
     "train_tokenizer_from_config": "data.preparation",

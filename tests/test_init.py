@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 from foundry_core.cli import main
 from foundry_core.cli.common import yaml_scalar
 from foundry_core.cli.init import COMMENT_COLUMN, WIDTH, starting_yaml
-from foundry_core.config.experiment import ExperimentConfig, load_config
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.config.loading import load_config
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.registry.architecture import Architecture, Capabilities
 from foundry_core.registry.loading import available_architectures, get_architecture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from foundry_core.cli import main
-from foundry_core.config.experiment import load_config
+from foundry_core.config.loading import load_config
 from foundry_core.config.migration import Migration, migrate
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError, UsageError

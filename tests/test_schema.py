@@ -17,7 +17,7 @@ import pytest
 from foundry_core.cli import main
 from foundry_core.cli.init import starting_yaml
 from foundry_core.cli.schema import DIALECT, schema_of
-from foundry_core.config.experiment import load_config
+from foundry_core.config.loading import load_config
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError
 from foundry_core.registry.architecture import Architecture, _registered

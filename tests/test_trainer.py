@@ -514,7 +514,7 @@ def test_what_a_run_resolved_is_on_record(experiment):
 def test_a_run_in_use_is_refused_and_the_lock_dies_with_its_process(experiment):
     config = experiment(train_steps=1)
     code = (
-        "import os, sys\nfrom foundry_core.storage.files import RunLock\n"
+        "import os, sys\nfrom foundry_core.storage.lock import RunLock\n"
         f"lock = RunLock({config.training.output_dir!r})\nprint('held', flush=True)\nsys.stdin.read()\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

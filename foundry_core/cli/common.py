@@ -51,7 +51,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_config(options: argparse.Namespace) -> ExperimentConfig:
     """The configuration that the command line names."""
-    from foundry_core.config.experiment import load_config
+    from foundry_core.config.loading import load_config
 
     files = load_plugins(options)
     config = load_config(options.config, options.overrides)
@@ -64,9 +64,8 @@ def _warn_of_silent(files: Sequence[ModuleType], config: ExperimentConfig) -> No
     if not files:
         return
     from foundry_core.registry.hooks import hooks_in
-    from foundry_core.registry.loading import active_modules
 
-    active = active_modules(config.architecture, config.plugins)
+    active = config.chosen.plugins.modules
     for file in dict.fromkeys(files):
         hooks = hooks_in(file)
         if hooks and file not in active:

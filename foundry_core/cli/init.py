@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.config.experiment import load_config
+    from foundry_core.config.loading import load_config
     from foundry_core.config.yaml_source import YamlSource
     from foundry_core.registry.loading import get_architecture
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from foundry_core.cli.common import report, table, yaml_scalar
-from foundry_core.config.experiment import load_config
+from foundry_core.config.loading import load_config
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs
 from foundry_core.models.folder import load_model

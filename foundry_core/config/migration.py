@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foundry_core.config.experiment import load_config
+from foundry_core.config.loading import load_config
 from foundry_core.config.migration_rules import DROPPED, KEPT, MODEL_KEYS, READ_BY_RULES, REQUIRED, RULES
 from foundry_core.config.old_format import SECTIONS, Change, OldFile
 from foundry_core.config.yaml_source import YamlSource

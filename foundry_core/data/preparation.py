@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundry_core.config.experiment import ExperimentConfig, load_config
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.config.loading import load_config
 from foundry_core.corpus.files import shown
 from foundry_core.corpus.reader import Corpus
 from foundry_core.data.token_file import Rows, StreamSizes, TokenFile, prepare_tokens

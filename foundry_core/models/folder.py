@@ -32,7 +32,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core import __version__
-from foundry_core.config.experiment import ExperimentConfig, load_config
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.config.loading import load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.registry.descriptors import derived_from

@@ -13,15 +13,14 @@ from foundry_core.data.preparation import experiment_corpora, experiment_data, e
 from foundry_core.devices import Precision, choose_device
 from foundry_core.errors import CheckpointError, UsageError, warn
 from foundry_core.models.base import create_model
-from foundry_core.registry.hooks import hook_manager
-from foundry_core.registry.loading import active_modules
+from foundry_core.registry.hooks import observing
 from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import remove_leftovers
 from foundry_core.storage.lock import RunLock
 from foundry_core.training.console import reading
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.signals import StopRequest
-from foundry_core.training.sinks import observers
+from foundry_core.training.sinks import sinks
 from foundry_core.training.trainer import Trainer
 
 
@@ -49,16 +48,10 @@ def run(
     Raises:
         FoundryError: One line for whatever the user can fix.
     """
-    with StopRequest() as stop, RunLock(config.training.output_dir):
+    manager, watching = config.chosen.plugins.manager, [*sinks(config, quiet=quiet), *extra_observers]
+    with StopRequest() as stop, RunLock(config.training.output_dir), observing(manager, watching):
         with stop.at_once():
             check_before_preparing(config, resume=resume)
-            manager = hook_manager(
-                [
-                    *active_modules(config.architecture, config.plugins),
-                    *observers(config, quiet=quiet),
-                    *extra_observers,
-                ]
-            )
             corpora = experiment_corpora(config)
             tokenizer = experiment_tokenizer(config, corpora.train)
             with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:

@@ -130,8 +130,8 @@ class WeightsAndBiases:
         self._wandb.finish()
 
 
-def observers(config: ExperimentConfig, *, quiet: bool = False) -> Iterable[Any]:
-    """Those that the `logging` section asks for."""
+def sinks(config: ExperimentConfig, *, quiet: bool = False) -> Iterable[Any]:
+    """Return the observers that the `logging` section asks for."""
     folder = Path(config.training.output_dir)
     found: list[Any] = [MetricsFile(folder / METRICS)]
     if not quiet:

@@ -18,7 +18,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from foundry_core.config.experiment import ExperimentConfig, load_config
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.config.loading import load_config
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.models.base import BaseLanguageModel, create_model
 from foundry_core.registry.architecture import Architecture, Capabilities

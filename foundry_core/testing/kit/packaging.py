@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
 from foundry_core import __version__
-from foundry_core.config.experiment import load_config
+from foundry_core.config.loading import load_config
 from foundry_core.errors import ConfigError, did_you_mean
 from foundry_core.models.base import build_context, create_model
 from foundry_core.models.folder import build
