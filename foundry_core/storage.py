@@ -356,6 +356,11 @@ def read_appended(path: Path) -> bytes:
 _growing: weakref.WeakSet[AppendedLines] = weakref.WeakSet()
 
 
+def take_lock(file: FileIO, *, wait: bool = False) -> None:
+    """Lock an open file for this process alone. Raises BlockingIOError when it is locked, unless told to wait."""
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 class RunLock:
     """Holds `<folder>/.lock` while a run writes there; the kernel frees it when the process dies.
 
@@ -373,7 +378,7 @@ class RunLock:
             self._file = disk.append_to(self.path)
             try:
                 try:
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    take_lock(self._file)
                 except BlockingIOError:
                     held_by = self.path.read_text("utf-8", errors="replace").strip() or "another process"
                     if waiting is None:
@@ -381,7 +386,7 @@ class RunLock:
                             f"{folder} is in use by {held_by}: wait for it, or choose another training.output_dir"
                         ) from None
                     waiting(held_by)
-                    fcntl.flock(self._file, fcntl.LOCK_EX)
+                    take_lock(self._file, wait=True)
                 disk.empty(self._file)
                 disk.write(self._file, owner)
             except BaseException:
