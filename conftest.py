@@ -95,12 +95,13 @@ def experiment(corpus: ToyCorpus) -> Callable[..., ExperimentConfig]:
 @pytest.fixture(autouse=True)
 def _no_registration_stays() -> Iterator[None]:
     """An architecture that a test registers is gone after it: other tests say which ones there are."""
-    from foundry_core.architecture import _registered
+    from foundry_core.architecture import registered_architectures
 
-    before = dict(_registered)
+    registered = registered_architectures()
+    before = dict(registered)
     yield
-    _registered.clear()
-    _registered.update(before)
+    registered.clear()
+    registered.update(before)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from foundry_core.foreign import cause, failing_as, guarded, home_of, last_line_
 if TYPE_CHECKING:
     from foundry_core.architecture import Architecture, Capabilities, ModelConfig
 
-_plugin_files: set[str] = set()
+plugin_files: set[str] = set()
 """Modules that were loaded from a file with `--plugin` in this process."""
 
 
@@ -174,7 +174,7 @@ def blamed_on(point: Installed | None) -> Iterator[None]:
 
 def blame(error: BaseException) -> str | None:
     """The plugin through whose code an error came last, and where in it; None when it came through no plugin's."""
-    owners = {name: f"--plugin {sys.modules[name].__file__}" for name in _plugin_files}
+    owners = {name: f"--plugin {sys.modules[name].__file__}" for name in plugin_files}
     for point in (point for each in ALL_GROUPS for claims in installed(each).values() for point in claims):
         module = sys.modules.get(point.module)
         descriptor = None if module is None else vars(module).get(point.target.partition(":")[2])
@@ -239,7 +239,7 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     name = path.stem
     if not name.isidentifier():
         raise PluginError(f"--plugin {path}: the file's name must be a Python module name")
-    if name not in _plugin_files and _is_module(name, path):
+    if name not in plugin_files and _is_module(name, path):
         raise PluginError(f"--plugin {path}: there is another module '{name}', which it would replace: rename the file")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -252,7 +252,7 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     except BaseException:
         sys.modules.pop(name, None)
         raise
-    _plugin_files.add(name)
+    plugin_files.add(name)
     return module
 
 
@@ -293,7 +293,7 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
             if reason is not None:
                 raise PluginError(f"the module '{name}' is disabled: {reason}")
             modules[name] = load_module(known[name])
-        elif name in _plugin_files:
+        elif name in plugin_files:
             modules[name] = sys.modules[name]
         else:
             raise PluginError(

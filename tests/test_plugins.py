@@ -21,13 +21,13 @@ from foundry_core.cli import main
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.hooks import available_objectives, hook_manager
 from foundry_core.plugins import (
-    _plugin_files,
     active_modules,
     available_architectures,
     get_architecture,
     import_string,
     installed,
     load_plugin_file,
+    plugin_files,
 )
 from foundry_core.surroundings import settings
 
@@ -49,13 +49,13 @@ training: {{output_dir: runs/trial, train_steps: 10}}
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
     """What a test imports is gone after it."""
-    modules, files = set(sys.modules), set(_plugin_files)
+    modules, files = set(sys.modules), set(plugin_files)
     yield
     for name in set(sys.modules) - modules:
         if not name.startswith(("foundry_core", "torch", "transformers", "numpy")):
             del sys.modules[name]
-    _plugin_files.clear()
-    _plugin_files.update(files)
+    plugin_files.clear()
+    plugin_files.update(files)
 
 
 @pytest.fixture

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -406,8 +409,79 @@ def test_public_names_are_those_a_type_checker_sees() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == {(name, f"foundry_core.{home}") for name, home in foundry_core._HOME.items()}
     assert {name for name, _ in seen} | {"__version__"} == set(foundry_core.__all__)
+    for name, module in seen:
+        assert getattr(foundry_core, name) is getattr(importlib.import_module(module), name), name
+
+
+TEST_FILES = sorted({*(ROOT / "tests").rglob("*.py"), *ROOT.glob("plugins/*/tests/**/*.py"), ROOT / "conftest.py"})
+TEST_FILES.remove(Path(__file__))  # it holds examples of what it forbids
+PRIVATE = re.compile(r"_(?!_)\w+")
+OF_TRANSFORMERS = {"_is_stateful"}
+"""Private names that core defines, too, because transformers looks for them."""
+
+
+def private_names_of_core() -> set[str]:
+    """Every private name that core defines: of functions and classes, of variables and attributes."""
+    found = set()
+    for path in CORE_FILES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found.add(node.attr)
+    return {name for name in found if PRIVATE.fullmatch(name)}
+
+
+def programs(tree: ast.AST) -> Iterator[ast.AST]:
+    """A file, and the programs that it holds as texts."""
+    yield tree
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
+            with suppress(SyntaxError):
+                yield ast.parse(textwrap.dedent(node.value))
+
+
+def private_names_used(tree: ast.AST, private: set[str]) -> Iterator[tuple[str, ast.AST]]:
+    """Each private name of core that is imported, read or set from outside."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foundry_core"):
+            yield from ((alias.name, node) for alias in node.names if PRIVATE.fullmatch(alias.name))
+        elif isinstance(node, ast.Attribute) and node.attr in private:
+            if ast.unparse(node.value) not in ("self", "cls", "super()"):
+                yield node.attr, node
+        elif isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in ("getattr", "setattr", "delattr"):
+            names = [f"{each.value}".rpartition(".")[2] for each in node.args if isinstance(each, ast.Constant)]
+            yield from ((name, node) for name in names if name in private)
+
+
+def test_tests_do_not_use_private_names_of_core() -> None:
+    private = private_names_of_core() - OF_TRANSFORMERS
+    offenders = [
+        f"{where(path, node)}: {name}"
+        for path in TEST_FILES
+        for tree in programs(parsed(path))
+        for name, node in private_names_used(tree, private)
+    ]
+    assert offenders == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from foundry_core.storage import _hidden",
+        "storage._hidden",
+        "encoder._cuts = True",
+        "monkeypatch.setattr(module, '_hidden', None)",
+        "monkeypatch.setattr('foundry_core.storage._hidden', None)",
+        "PROGRAM = 'from foundry_core.storage import _hidden'",
+    ],
+)
+def test_the_use_of_a_private_name_is_recognised(line: str) -> None:
+    found = [name for tree in programs(ast.parse(line)) for name, _ in private_names_used(tree, {"_hidden", "_cuts"})]
+    assert len(found) == 1
 
 
 def test_the_readme_lists_every_module() -> None:

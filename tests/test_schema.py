@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from foundry_core.architecture import Architecture, ConfigSection, ModelConfig, _registered
+from foundry_core.architecture import Architecture, ConfigSection, ModelConfig, registered_architectures
 from foundry_core.cli import main
 from foundry_core.cli.init import starting_yaml
 from foundry_core.cli.schema import DIALECT, schema_of
@@ -379,7 +379,7 @@ def _descriptor(name: str, section: type[ModelConfig]) -> Architecture:
 def test_a_registered_architecture_is_in_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(_registered, "mine", _descriptor("mine", _Registered))
+    monkeypatch.setitem(registered_architectures(), "mine", _descriptor("mine", _Registered))
     assert main(["schema"]) == 0
     printed = json.loads(capsys.readouterr().out)
     data = changed(start("gpt2"), "model", {"architecture": "mine", "mine": {"width": 2}})
@@ -395,7 +395,7 @@ def test_a_plugin_that_fails_is_left_out_with_a_warning(
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: foundry-broken\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text("[foundry.architectures]\nbroken = foundry_broken_absent:broken\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(_registered, "unspeakable", _descriptor("unspeakable", _Unspeakable))
+    monkeypatch.setitem(registered_architectures(), "unspeakable", _descriptor("unspeakable", _Unspeakable))
     assert main(["schema"]) == 0
     out, err = capsys.readouterr()
     first, second = err.strip().split("\n")
