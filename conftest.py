@@ -95,12 +95,13 @@ def experiment(corpus: ToyCorpus) -> Callable[..., ExperimentConfig]:
 @pytest.fixture(autouse=True)
 def _no_registration_stays() -> Iterator[None]:
     """An architecture that a test registers is gone after it: other tests say which ones there are."""
-    from foundry_core.registry.architecture import _registered
+    from foundry_core.registry.architecture import registered_architectures
 
-    before = dict(_registered)
+    registered = registered_architectures()
+    before = dict(registered)
     yield
-    _registered.clear()
-    _registered.update(before)
+    registered.clear()
+    registered.update(before)
 
 
 @pytest.fixture
@@ -124,8 +125,6 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     import importlib
     import sys
 
-    from foundry_core.registry.discovery import read_packages
-
     folders: list[Path] = []
 
     def put(name: str, entry_points: Any, files: Any = (), *, version: str = "1.0") -> Path:
@@ -143,7 +142,6 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         folders.append(folder)
         monkeypatch.syspath_prepend(str(folder))
         importlib.invalidate_caches()
-        read_packages.cache_clear()
         return folder
 
     before = set(sys.modules)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from foundry_core.corpus.reader import _WIDE_SPACES, ByteAccount, Corpus, DocumentUnit, _words
+from foundry_core.corpus.reader import WIDE_SPACES, ByteAccount, Corpus, DocumentUnit, word_count
 from foundry_core.errors import DataError
 
 MIB = 1 << 20
@@ -158,9 +158,9 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
 
 def test_words_are_counted_as_split_counts_them() -> None:
     spaces = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
-    assert sorted(_WIDE_SPACES) == [space for space in spaces if space > "\x7f"]
+    assert sorted(WIDE_SPACES) == [space for space in spaces if space > "\x7f"]
     for text in ["", " ", "a", " a", "a ", "a\u200bb", "é ü", *(f"{s}{s}a{s}é{s}{s}b{s}" for s in spaces)]:
-        assert _words(text) == len(text.split()), ascii(text)
+        assert word_count(text) == len(text.split()), ascii(text)
 
 
 # Refusals

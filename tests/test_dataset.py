@@ -425,7 +425,7 @@ def test_a_batch_after_100_million_samples_costs_what_the_first_one_does() -> No
         costs.append((len(read), sum(asked)))
         read.clear()
         asked.clear()
-    assert costs[0] == costs[1] == (4, 4 * Batches._GROUP)
+    assert costs[0] == costs[1] == (4, 4 * Batches.GROUP)
 
 
 def test_importing_the_module_does_not_import_torch() -> None:

@@ -181,27 +181,23 @@ def test_an_architecture_of_a_third_party_gets_its_own_keys_and_defaults() -> No
 
 ARCHITECTURE_FILE = """\
 from pydantic import Field
-from foundry_core.registry.architecture import _registered, Architecture
+from foundry_core.registry.architecture import Architecture, registered_architectures
 from foundry_core.schema import ConfigSection, ModelConfig
 
 class Config(ModelConfig):
     width: int = Field(description="how wide")
 
-_registered["unsized"] = Architecture("unsized", "no example says its width", Config, "nowhere:Model")
+unsized = Architecture("unsized", "no example says its width", Config, "nowhere:Model")
+registered_architectures()["unsized"] = unsized
 """
 
 
 def test_a_key_without_default_or_example_is_left_to_fill_in_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from foundry_core.registry.architecture import _registered
-
     plugin = tmp_path / "unsized_plugin.py"
     plugin.write_text(ARCHITECTURE_FILE)
-    try:
-        assert main(["init", "unsized", "--plugin", str(plugin)]) == 0
-    finally:
-        _registered.pop("unsized", None)
+    assert main(["init", "unsized", "--plugin", str(plugin)]) == 0
     out, err = capsys.readouterr()
     assert "\n  width: null " in out
     assert err.startswith("to fill in before training: model.width: ")

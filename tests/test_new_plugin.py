@@ -22,7 +22,7 @@ from packaging.specifiers import SpecifierSet
 
 from foundry_core import BaseLanguageModel, __version__, create_model, load_config
 from foundry_core.cli import main
-from foundry_core.cli.new_plugin import _core_versions, plugin_files
+from foundry_core.cli.new_plugin import core_versions, plugin_files
 from foundry_core.registry.doctor import examine
 from foundry_core.registry.loading import get_architecture
 
@@ -104,7 +104,7 @@ def test_the_metadata_names_the_entry_point_and_the_cores_it_works_with() -> Non
     [("0.1.0", ("0.1", "0.2")), ("0.9.3", ("0.9", "0.10")), ("1.4.2", ("1.4", "2")), ("2.0.0rc1", ("2.0", "3"))],
 )
 def test_a_plugin_goes_with_the_cores_of_its_own_plugin_api(version: str, bounds: tuple[str, str]) -> None:
-    assert _core_versions(version) == bounds
+    assert core_versions(version) == bounds
 
 
 def test_the_workflow_runs_what_the_readme_tells_the_author_to_run() -> None:

@@ -19,16 +19,15 @@ from foundry_core import BaseLanguageModel, Objective, hookimpl, load_config, re
 from foundry_core.cli import main
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.registry.architecture import PLUGIN_API_VERSION, Architecture
-from foundry_core.registry.discovery import read_packages
+from foundry_core.registry.discovery import installed, read_packages
 from foundry_core.registry.hooks import hook_manager, observing, offers
 from foundry_core.registry.loading import (
-    _plugin_files,
     active_modules,
     available_architectures,
     get_architecture,
     import_string,
-    installed,
     load_plugin_file,
+    plugin_files,
 )
 from foundry_core.registry.surroundings import settings
 from foundry_core.schema import ModelConfig
@@ -51,13 +50,13 @@ training: {{output_dir: runs/trial, train_steps: 10}}
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
     """What a test imports is gone after it."""
-    modules, files = set(sys.modules), set(_plugin_files)
+    modules, files = set(sys.modules), set(plugin_files)
     yield
     for name in set(sys.modules) - modules:
         if not name.startswith(("foundry_core", "torch", "transformers", "numpy")):
             del sys.modules[name]
-    _plugin_files.clear()
-    _plugin_files.update(files)
+    plugin_files.clear()
+    plugin_files.update(files)
 
 
 @pytest.fixture

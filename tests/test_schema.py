@@ -20,7 +20,7 @@ from foundry_core.cli.schema import DIALECT, schema_of
 from foundry_core.config.loading import load_config
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError
-from foundry_core.registry.architecture import Architecture, _registered
+from foundry_core.registry.architecture import Architecture, registered_architectures
 from foundry_core.registry.loading import available_architectures, get_architecture
 from foundry_core.schema import ConfigSection, ModelConfig
 
@@ -380,7 +380,7 @@ def _descriptor(name: str, section: type[ModelConfig]) -> Architecture:
 def test_a_registered_architecture_is_in_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(_registered, "mine", _descriptor("mine", _Registered))
+    monkeypatch.setitem(registered_architectures(), "mine", _descriptor("mine", _Registered))
     assert main(["schema"]) == 0
     printed = json.loads(capsys.readouterr().out)
     data = changed(start("gpt2"), "model", {"architecture": "mine", "mine": {"width": 2}})
@@ -396,7 +396,7 @@ def test_a_plugin_that_fails_is_left_out_with_a_warning(
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: foundry-broken\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text("[foundry.architectures]\nbroken = foundry_broken_absent:broken\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(_registered, "unspeakable", _descriptor("unspeakable", _Unspeakable))
+    monkeypatch.setitem(registered_architectures(), "unspeakable", _descriptor("unspeakable", _Unspeakable))
     assert main(["schema"]) == 0
     out, err = capsys.readouterr()
     first, second = err.strip().split("\n")

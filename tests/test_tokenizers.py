@@ -16,9 +16,9 @@ import pytest
 import sentencepiece
 
 from foundry_core.errors import TokenizerError
+from foundry_core.run_folder import SENTENCEPIECE_MODEL
 from foundry_core.tokenization import text_counts
 from foundry_core.tokenization.tokenizer import (
-    SENTENCEPIECE_MODEL,
     DocumentEncoder,
     TokenizerFactory,
     default_special_tokens,
@@ -118,8 +118,8 @@ def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_nasty_text(tokenize
 def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_a_document_of_several_windows(
     tokenizers, kind, monkeypatch
 ):
-    monkeypatch.setattr(DocumentEncoder, "_WINDOW", 500)
-    monkeypatch.setattr(DocumentEncoder, "_REMEMBERED", 300)
+    monkeypatch.setattr(DocumentEncoder, "WINDOW", 500)
+    monkeypatch.setattr(DocumentEncoder, "REMEMBERED", 300)
     document = " ".join(corpus()[:300]) + "".join(nasty_texts(60, 300))
     empty, long, short = encode(tokenizers[kind], "", document, "the cat")
     assert empty == []
@@ -133,7 +133,7 @@ def test_two_windows_of_a_document_never_share_a_token(tokenizers, kind):
     document = " ".join(corpus()[:40]) + "".join(nasty_texts(40, 80))
     encoder = DocumentEncoder(tokenizers[kind])
     (whole,) = encoder.encode([document])
-    encoder._lead = ""  # the parts after the first bring no space along
+    encoder.lead = ""  # the parts after the first bring no space along
     cuts = [i for i in range(1, len(document)) if document[i] in " \n" and not document[i - 1].isspace()]
     assert len(cuts) > 200
     spans = itertools.pairwise([0, *cuts, len(document)])
@@ -147,7 +147,7 @@ def test_two_windows_of_a_document_never_share_a_token(tokenizers, kind):
 def test_windows_end_between_parts_wherever_the_limit_falls(tokenizers, kind, monkeypatch):
     document = "the cat   sees \n\n\n  a\t   dog\t\tbird  \xa0   <s>    </s>   "
     for window in range(1, 40):
-        monkeypatch.setattr(DocumentEncoder, "_WINDOW", window)
+        monkeypatch.setattr(DocumentEncoder, "WINDOW", window)
         assert encode(tokenizers[kind], document) == [plain(tokenizers[kind], document)]
 
 
@@ -174,7 +174,7 @@ def test_the_encoder_does_not_read_far_ahead(tokenizers):
 
 
 def test_a_long_document_costs_its_ids_and_a_window(tokenizers, monkeypatch):
-    monkeypatch.setattr(DocumentEncoder, "_WINDOW", 10_000)
+    monkeypatch.setattr(DocumentEncoder, "WINDOW", 10_000)
     document = " ".join(random.Random(1).choices(WORDS, k=300_000))
     encoder = DocumentEncoder(tokenizers["word"])
     tracemalloc.start()
@@ -552,19 +552,19 @@ def test_frequent_words_get_the_tokens_whichever_comes_first(kind):
 
 
 def test_counts_stay_bounded_and_keep_what_is_frequent(monkeypatch):
-    monkeypatch.setattr(text_counts, "_COUNTED", 3000)
-    monkeypatch.setattr(text_counts, "_BATCH", 1)
+    monkeypatch.setattr(text_counts, "COUNTED", 3000)
+    monkeypatch.setattr(text_counts, "BATCH", 1)
     rare = iter(f"{number:05}" for number in range(5000))
     texts = (" ".join(["often"] * 3 + [next(rare) for _ in range(20)]) for _ in range(200))
     counts = text_counts.count(texts, str.split, lambda word: (word,))
     assert counts["often"] == 600
-    assert 3000 / 2 / (5 + text_counts._ENTRY) - 2 < len(counts) < 3000 / (5 + text_counts._ENTRY)
+    assert 3000 / 2 / (5 + text_counts.ENTRY) - 2 < len(counts) < 3000 / (5 + text_counts.ENTRY)
     assert min(counts) < "01000" < "03000" < max(counts)  # a sample of all of them, not the first or last ones
 
 
 def test_the_most_frequent_are_chosen_exactly_up_to_the_room():
     counts = {"rare": 1, "often": 9, "some": 3, "sums": 3}
-    entry = text_counts._ENTRY
+    entry = text_counts.ENTRY
     assert text_counts.most_frequent(counts, 17 + 4 * entry) == counts
     assert list(text_counts.most_frequent(counts, 13 + 3 * entry)) == ["often", "some", "sums"]
     assert len(text_counts.most_frequent(counts, 12 + 3 * entry)) == 2
@@ -576,7 +576,7 @@ import random, sys
 from foundry_core.tokenization import text_counts
 from foundry_core.tokenization import training as tokenizer_training
 from foundry_core.tokenization.tokenizer import default_special_tokens, tokenizer_digest, train_tokenizer
-text_counts._COUNTED, tokenizer_training._HANDED, text_counts._BATCH = 20000, 10000, 1000
+text_counts.COUNTED, tokenizer_training.HANDED, text_counts.BATCH = 20000, 10000, 1000
 rng = random.Random(3)
 documents = [" ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(20)) + " the cat" for _ in range(300)]
 for kind in ("sentencepiece", "wordpiece", "bpe", "word"):

@@ -277,7 +277,7 @@ def load_checkpoint(
         before = description.get("providers", {}).get(kind, provider)
         if before != provider:
             differences[f"plugin.{kind}"] = f"the plugin of the {kind} was {before}, is {provider}"
-    barred = [line for key, line in differences.items() if not covered(key, (*FREE, *allowed))]
+    barred = refused_differences(differences, allowed)
     if barred:
         raise CheckpointError(
             f"{folder} was trained with other settings: {'; '.join(barred)}. Put them back, or allow a key by name: "
@@ -289,7 +289,7 @@ def load_checkpoint(
             f"{folder} was trained in {state.precision}, here training.precision comes to {fresh.precision}: set it, "
             "or allow it: --allow training.precision"
         )
-    changed = sorted(key for key in {*state.data, *fresh.data} if state.data.get(key) != fresh.data.get(key))
+    changed = changed_data(state.data, fresh.data)
     if changed and not covered("data", allowed):
         raise CheckpointError(
             f"{folder} was trained on other data: {' and '.join(changed)} changed since. Put it back, or allow it: "
@@ -301,6 +301,16 @@ def load_checkpoint(
     if "training.optimizer" not in differences:
         load_optimizer(folder / OPTIMIZER, state.optimizer, model, optimizer, begun=state.step > 0)
     return state
+
+
+def refused_differences(differences: Mapping[str, str], allowed: Iterable[str]) -> list[str]:
+    """Return the phrases of the differing keys that change the result and were not allowed."""
+    return [phrase for key, phrase in differences.items() if not covered(key, (*FREE, *allowed))]
+
+
+def changed_data(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the names of the data whose digests differ."""
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def read_state(folder: Path) -> TrainState:

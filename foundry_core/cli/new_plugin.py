@@ -73,7 +73,7 @@ def execute(options: argparse.Namespace) -> None:
 
 def plugin_files(name: str) -> dict[str, str]:
     """The files of a plugin package by their path in it."""
-    lowest, below = _core_versions(__version__)
+    lowest, below = core_versions(__version__)
     values = {
         "name": name,
         "Name": "".join(part.capitalize() for part in name.split("_")),
@@ -95,7 +95,7 @@ def _distribution(name: str) -> str:
     return f"foundry-{name.replace('_', '-')}"
 
 
-def _core_versions(version: str) -> tuple[str, str]:
+def core_versions(version: str) -> tuple[str, str]:
     """Bounds that a plugin of today states: this core's minor version, and the first that may break it."""
     major, minor = map(int, version.split(".")[:2])
     return f"{major}.{minor}", f"{major}.{minor + 1}" if major == 0 else f"{major + 1}"

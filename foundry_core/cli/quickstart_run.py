@@ -18,8 +18,8 @@ from foundry_core.config.loading import load_config
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs
 from foundry_core.models.folder import load_model
+from foundry_core.registry.discovery import installed
 from foundry_core.registry.hookspecs import EvaluationReport, StepReport, hookimpl
-from foundry_core.registry.loading import installed
 from foundry_core.storage.files import remove_tree, write_file
 from foundry_core.testing.toy_language import ToyCorpus, write_corpus
 from foundry_core.tokenization.tokenizer import load_tokenizer

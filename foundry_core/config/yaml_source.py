@@ -8,6 +8,7 @@ and aliases are refused, so a small file cannot unfold into a large one.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,9 @@ def _construct(node: yaml.Node, key: KeyPath, path: str, lines: dict[KeyPath, in
                 continue
             name = str(key_node.value)
             child = (*key, name)
-            if name in mapping:
-                problems.append(
-                    Problem(
-                        path, line, _dotted(child), f"duplicate key, first on line {lines[child]}: keep one of them"
-                    )
-                )
+            duplicate = duplicate_key(path, line, child, lines)
+            if duplicate is not None:
+                problems.append(duplicate)
                 continue
             lines[child] = line
             mapping[name] = _construct(value_node, child, path, lines, problems)
@@ -161,6 +159,13 @@ def _construct(node: yaml.Node, key: KeyPath, path: str, lines: dict[KeyPath, in
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*key, index), path, lines, problems) for index, item in enumerate(node.value)]
     return _scalar(node)
+
+
+def duplicate_key(path: str, line: int, key: KeyPath, lines: Mapping[KeyPath, int]) -> Problem | None:
+    """Return the problem of a key that was read before, None for one that is new."""
+    if key not in lines:
+        return None
+    return Problem(path, line, _dotted(key), f"duplicate key, first on line {lines[key]}: keep one of them")
 
 
 def _scalar(node: yaml.Node) -> Any:

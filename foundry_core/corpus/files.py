@@ -91,11 +91,15 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def refuse_changed(path: Path, found: tuple[int, int], stamp: tuple[int, int]) -> None:
+    """Refuse a file whose size or modification time is not that of its stamp."""
+    if found != stamp:
+        refuse(path, "changed since this corpus was opened; leave it alone while it is in use and start again.")
+
+
 def file_blocks(path: Path, stamp: tuple[int, int]) -> Iterator[bytes]:
     """The content of a file, decompressed, in blocks of at most 1 MiB; refuses a file that is not as it was stamped."""
-    changed = "changed since this corpus was opened; leave it alone while it is in use and start again."
-    if stamp_of(path) != stamp:
-        refuse(path, changed)
+    refuse_changed(path, stamp_of(path), stamp)
     position = 0
     try:
         with path.open("rb", buffering=0) as raw:
@@ -106,8 +110,7 @@ def file_blocks(path: Path, stamp: tuple[int, int]) -> Iterator[bytes]:
                 position += len(block)
                 yield block
             status = os.fstat(raw.fileno())
-            if (status.st_size, status.st_mtime_ns) != stamp:
-                refuse(path, changed)
+            refuse_changed(path, (status.st_size, status.st_mtime_ns), stamp)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         refuse(path, f"damaged gzip data after byte {position} of the content: {error}. Compress it again.", error)
     except OSError as error:

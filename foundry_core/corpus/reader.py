@@ -29,7 +29,7 @@ _BOM = b"\xef\xbb\xbf"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*+\n)+")
 _KEY_TEXT = re.compile(r'"(?:t|\\u0074)(?:e|\\u0065)(?:x|\\u0078)(?:t|\\u0074)"')
 _SPACE_OR_X = bytes(ord(" ") if chr(byte).isspace() and byte < 128 else ord("x") for byte in range(256))
-_WIDE_SPACES = (
+WIDE_SPACES = (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
 
@@ -231,10 +231,10 @@ def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _words(text: str) -> int:
+def word_count(text: str) -> int:
     """`len(text.split())` at twice the speed: the words are marked in a byte string and not built."""
     if not text.isascii():
-        for space in _WIDE_SPACES:
+        for space in WIDE_SPACES:
             if space in text:
                 text = text.replace(space, " ")
     marks = text.encode().translate(_SPACE_OR_X)
@@ -258,7 +258,7 @@ def _lines(path: Path, stamp: tuple[int, int], account: ByteAccount, *, count_wo
         account.bytes_text += bytes_text
         account.bytes_separators += bytes_piece - bytes_text
         if count_words:
-            account.words += _words(text)
+            account.words += word_count(text)
         yield from documents
 
 
@@ -301,7 +301,7 @@ def _counted(text: str, account: ByteAccount) -> str:
     account.bytes_text += size
     account.bytes_separators -= size
     account.documents += 1
-    account.words += _words(text)
+    account.words += word_count(text)
     return text
 
 

@@ -395,7 +395,7 @@ class Batches:
         DataError: a worker died or failed; says which and why.
     """
 
-    _GROUP = 64
+    GROUP = 64
 
     def __init__(
         self,
@@ -423,11 +423,11 @@ class Batches:
         return batches_from_workers(self._load, len(self), self.num_workers)
 
     def _load(self, index: int) -> Batch:
-        group, within = divmod(index, self._GROUP)
+        group, within = divmod(index, self.GROUP)
         if group != self._group:
             # The order of one batch costs nearly as much as that of 64: it is the calls to numpy that count.
-            first = self.start + group * self._GROUP * self.batch_size
-            positions = np.arange(first, min(first + self._GROUP * self.batch_size, self.stop))
+            first = self.start + group * self.GROUP * self.batch_size
+            positions = np.arange(first, min(first + self.GROUP * self.batch_size, self.stop))
             epochs, rows = self.order.at(positions)
             self._group, self._epochs, self._rows = group, epochs.tolist(), rows.tolist()
         part = slice(within * self.batch_size, (within + 1) * self.batch_size)

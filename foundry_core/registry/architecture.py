@@ -163,8 +163,8 @@ M = TypeVar("M", bound=type)
 _registered: dict[str, Architecture] = {}
 
 
-def registered_architectures() -> Mapping[str, Architecture]:
-    """Architectures registered in this process with `register_architecture`, by name."""
+def registered_architectures() -> dict[str, Architecture]:
+    """Return the architectures registered in this process, by name: the registry itself, not a copy."""
     return _registered
 
 

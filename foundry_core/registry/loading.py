@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture, Capabilities
     from foundry_core.schema import ModelConfig
 
-_plugin_files: set[str] = set()
+plugin_files: set[str] = set()
 """Modules that were loaded from a file with `--plugin` in this process."""
 
 
@@ -182,7 +182,7 @@ def blamed_on(point: Installed | None) -> Iterator[None]:
 
 def blame(error: BaseException) -> str | None:
     """The plugin through whose code an error came last, and where in it; None when it came through no plugin's."""
-    owners = {name: f"--plugin {sys.modules[name].__file__}" for name in _plugin_files}
+    owners = {name: f"--plugin {sys.modules[name].__file__}" for name in plugin_files}
     for point in scan():
         if switched_off(point):
             continue
@@ -249,7 +249,7 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     name = path.stem
     if not name.isidentifier():
         raise PluginError(f"--plugin {path}: the file's name must be a Python module name")
-    if name not in _plugin_files and _is_module(name, path):
+    if name not in plugin_files and _is_module(name, path):
         raise PluginError(f"--plugin {path}: there is another module '{name}', which it would replace: rename the file")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -262,7 +262,7 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     except BaseException:
         sys.modules.pop(name, None)
         raise
-    _plugin_files.add(name)
+    plugin_files.add(name)
     return module
 
 
@@ -298,7 +298,7 @@ def active_modules(architecture: Architecture | None, names: Sequence[str] = ())
             if reason is not None:
                 raise PluginError(f"the module '{name}' is disabled: {reason}")
             modules[name] = load_module(known[name])
-        elif name in _plugin_files:
+        elif name in plugin_files:
             modules[name] = sys.modules[name]
         else:
             raise PluginError(

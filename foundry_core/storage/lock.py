@@ -8,10 +8,16 @@ import socket
 import time
 import weakref
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 from foundry_core.run_folder import LOCK
 from foundry_core.storage import files
+
+
+def take_lock(file: FileIO, *, wait: bool = False) -> None:
+    """Lock an open file for this process alone. Raises BlockingIOError when it is locked, unless `wait` is given."""
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class RunLock:
@@ -31,7 +37,7 @@ class RunLock:
             self._file = files.disk.append_to(self.path)
             try:
                 try:
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    take_lock(self._file)
                 except BlockingIOError:
                     held_by = self.path.read_text("utf-8", errors="replace").strip() or "another process"
                     if waiting is None:
@@ -39,7 +45,7 @@ class RunLock:
                             f"{folder} is in use by {held_by}: wait for it, or choose another training.output_dir"
                         ) from None
                     waiting(held_by)
-                    fcntl.flock(self._file, fcntl.LOCK_EX)
+                    take_lock(self._file, wait=True)
                 files.disk.empty(self._file)
                 files.disk.write(self._file, owner)
             except BaseException:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,25 +58,49 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / MANIFEST} is damaged: {type(error).__name__}") from error
     if version != MANIFEST_FORMAT:
         raise CheckpointError(f"{folder / MANIFEST} has format {version!r}, this version reads {MANIFEST_FORMAT}")
+    refuse_added(folder, expected)
+    for name, (size, digest) in expected.items():
+        refuse_outside(folder, name)
+        refuse_missing(folder / name)
+        compare_size(folder / name, size)
+        compare_digest(folder / name, digest)
+    return manifest
+
+
+def refuse_added(folder: Path, listed: Collection[str]) -> None:
+    """Raise CheckpointError when a folder holds a file that its manifest does not list."""
     # Hidden files are the desktop's (.DS_Store); no library reads one.
-    added = sorted({p.name for p in folder.iterdir() if not p.name.startswith(".")} - set(expected) - {MANIFEST})
+    added = sorted({p.name for p in folder.iterdir() if not p.name.startswith(".")} - {*listed, MANIFEST})
     if added:
         raise CheckpointError(f"{folder / added[0]} is not in the manifest: somebody added it")
-    for name, (size, digest) in expected.items():
-        path = folder / name
-        if Path(name).name != name or path.is_symlink():
-            raise CheckpointError(f"{folder / MANIFEST} lists '{name}', which is not a plain file of the folder")
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        if path.stat().st_size != size:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}")
-        try:
-            same = file_digest(path) == digest
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-        if not same:
-            raise CheckpointError(f"{path} is damaged: its sha256 is not the manifest's")
-    return manifest
+
+
+def refuse_outside(folder: Path, name: str) -> None:
+    """Raise CheckpointError when a listed name leads out of the folder."""
+    if Path(name).name != name or (folder / name).is_symlink():
+        raise CheckpointError(f"{folder / MANIFEST} lists '{name}', which is not a plain file of the folder")
+
+
+def refuse_missing(path: Path) -> None:
+    """Raise CheckpointError when a listed file is not there."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+
+
+def compare_size(path: Path, size: int) -> None:
+    """Raise CheckpointError when a file does not have the size that its manifest gives."""
+    if path.stat().st_size != size:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}")
+
+
+def compare_digest(path: Path, digest: str) -> None:
+    """Raise CheckpointError when a file does not have the sha256 that its manifest gives."""
+    try:
+        same = file_digest(path) == digest
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not same:
+        raise CheckpointError(f"{path} is damaged: its sha256 is not the manifest's")
 
 
 def read_plain_file(path: Path) -> bytes:

@@ -4,7 +4,7 @@ A trainer of tokenizers needs to know which parts of words occur and how often, 
 the distinct parts, cut where no token reaches across: at white space for every kind, and for the subword kinds also at
 punctuation. The trainer is given parts and counts, which for bpe and wordpiece makes exactly what the text would.
 
-`_COUNTED` bounds the counts, in characters; a distinct part costs `_ENTRY` characters more than it has. When they grow
+`COUNTED` bounds the counts, in characters; a distinct part costs `ENTRY` characters more than it has. When they grow
 beyond it, the rarest parts are dropped until half is free. A part seen again later starts at zero. For words of 8
 letters it holds a million of them.
 
@@ -25,9 +25,9 @@ import numpy as np
 
 SPACE = "▁"  # how sentencepiece writes a space
 
-_BATCH = 1 << 21  # characters that are counted before they are cut further
-_COUNTED = 24 << 20
-_ENTRY = 16
+BATCH = 1 << 21  # characters that are counted before they are cut further
+COUNTED = 24 << 20
+ENTRY = 16
 _NEWLINE = 10
 
 _CUT = re.compile(r"(?<=\S)(?=[ \n])")
@@ -53,7 +53,7 @@ def _batches(texts: Iterable[str], parts: Callable[[str], Iterable[str]]) -> Ite
     for text in texts:
         batch.update(parts(text))
         size += len(text)
-        if size >= _BATCH:
+        if size >= BATCH:
             yield batch
             batch, size = Counter(), 0
     yield batch
@@ -62,7 +62,7 @@ def _batches(texts: Iterable[str], parts: Callable[[str], Iterable[str]]) -> Ite
 def count(
     texts: Iterable[str], parts: Callable[[str], Iterable[str]], cut: Callable[[str], Iterable[str]]
 ) -> dict[str, int]:
-    """How often each part occurs in the texts, in the order of first appearance; `_COUNTED` drops the rarest.
+    """How often each part occurs in the texts, in the order of first appearance; `COUNTED` drops the rarest.
 
     `parts` is quick and splits every text; `cut` splits further, once for each distinct result in a few megabytes.
     """
@@ -75,10 +75,10 @@ def count(
                     counts[part] += times
                 else:
                     counts[part] = times
-                    held += len(part) + _ENTRY
-        if held > _COUNTED:
-            counts = most_frequent(counts, _COUNTED // 2)
-            held = sum(map(len, counts)) + _ENTRY * len(counts)
+                    held += len(part) + ENTRY
+        if held > COUNTED:
+            counts = most_frequent(counts, COUNTED // 2)
+            held = sum(map(len, counts)) + ENTRY * len(counts)
     return counts
 
 
@@ -86,7 +86,7 @@ def most_frequent(counts: dict[str, int], room: int) -> dict[str, int]:
     """As many of the most frequent parts as there is room for; among equals those with the lowest checksum."""
     sizes: Counter[int] = Counter()
     for part, times in counts.items():
-        sizes[times] += len(part) + _ENTRY
+        sizes[times] += len(part) + ENTRY
     for least in sorted(sizes, reverse=True):
         if sizes[least] > room:
             break
@@ -96,7 +96,7 @@ def most_frequent(counts: dict[str, int], room: int) -> dict[str, int]:
     equals = [part for part, times in counts.items() if times == least]
     equals.sort(key=lambda part: zlib.crc32(part.encode()))
     kept = 0
-    while kept < len(equals) and (room := room - len(equals[kept]) - _ENTRY) >= 0:
+    while kept < len(equals) and (room := room - len(equals[kept]) - ENTRY) >= 0:
         kept += 1
     chosen = set(equals[:kept])
     return {part: times for part, times in counts.items() if times > least or part in chosen}

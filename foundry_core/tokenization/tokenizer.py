@@ -229,18 +229,18 @@ class DocumentEncoder:
     once. A tokenizer of another origin, or one with tokens added later, gets whole documents.
     """
 
-    _WINDOW = 1 << 20  # characters of text taken at a time
-    _REMEMBERED = 2 << 20  # characters of distinct parts whose ids are remembered: about 50 MB
+    WINDOW = 1 << 20  # characters of text taken at a time
+    REMEMBERED = 2 << 20  # characters of distinct parts whose ids are remembered: about 50 MB
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         kind = tokenizer.init_kwargs.get(KIND_KEY)
         # An added token that is not special is found in the text, and may hold a space.
         self._cuts = kind in CORE_TOKENIZER_TYPES and all(token["special"] for token in state["added_tokens"])
-        self._lead = ""
+        self.lead = ""
         if self._cuts and kind == "sentencepiece":
             # The space before a document belongs to its first part alone, so the document brings it along.
-            self._lead = " "
+            self.lead = " "
             state["normalizer"]["normalizers"] = [
                 step for step in state["normalizer"]["normalizers"] if step["type"] != "Prepend"
             ]
@@ -270,13 +270,13 @@ class DocumentEncoder:
         batch: list[tuple[list[str], bool]] = []
         size = 0
         for document in documents:
-            text = self._lead + document if document else document
+            text = self.lead + document if document else document
             done = 0
-            for window in blocks(text, self._WINDOW) if self._cuts else (text,):
+            for window in blocks(text, self.WINDOW) if self._cuts else (text,):
                 done += len(window)
                 size += len(window) + 1
                 batch.append((UNIT.findall(window) if self._cuts else [window], done == len(text)))
-                if size >= self._WINDOW:
+                if size >= self.WINDOW:
                     yield batch
                     batch, size = [], 0
         yield batch
@@ -285,7 +285,7 @@ class DocumentEncoder:
         """The ids of parts as bytes, with those of all `wanted` ones among them."""
         missing = [part for part in wanted if part not in self._known]
         self._held += sum(map(len, missing))
-        if self._held > self._REMEMBERED:
+        if self._held > self.REMEMBERED:
             self._known.clear()
             missing = list(wanted)
             self._held = sum(map(len, missing))

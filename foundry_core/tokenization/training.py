@@ -2,7 +2,7 @@
 
 A trainer is given what `text_counts` finds: the parts of words and how often they occur, cut where no token of that
 kind reaches across. Of what was counted, the trainer of a subword kind gets as many of the most frequent parts as
-`_HANDED` holds. With the bounds of `text_counts` that keeps a corpus of any size in less than a gigabyte:
+`HANDED` holds. With the bounds of `text_counts` that keeps a corpus of any size in less than a gigabyte:
 206 MB of text took 22 to 107 s and at most 590 MB. `tokenizers` has the figures for each kind.
 """
 
@@ -41,7 +41,7 @@ KIND_KEY = "foundry_tokenizer_type"
 
 _ALPHABET_LIMIT = 1000  # characters that wordpiece keeps; the limit that `tokenizers` itself has
 _TRAINING_PIECE = 4000  # characters; longer text without white space is cut for training only
-_HANDED = 6 << 20  # characters of parts, as `most_frequent` counts them, that a subword trainer gets
+HANDED = 6 << 20  # characters of parts, as `most_frequent` counts them, that a subword trainer gets
 _SEEDS = 200_000  # strings that sentencepiece may make pieces of
 _LONGEST = 16  # characters of a piece of sentencepiece
 
@@ -139,7 +139,7 @@ def _build_bpe(order: _Order) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, show_progress=False)
     splitter = backend.pre_tokenizer
     counts = count(order.texts(), UNIT.findall, lambda text: [part for part, _ in splitter.pre_tokenize_str(text)])
-    _train(backend, trainer, most_frequent(counts, _HANDED))
+    _train(backend, trainer, most_frequent(counts, HANDED))
     return _with_special_tokens(order, backend)
 
 
@@ -153,7 +153,7 @@ def _build_wordpiece(order: _Order) -> Tokenizer:
         _WORD.findall,
         lambda text: [part for part, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))],
     )
-    counts = most_frequent(counts, _HANDED)
+    counts = most_frequent(counts, HANDED)
     characters: Counter[str] = Counter()
     for word, times in counts.items():
         for character in word:
@@ -254,7 +254,7 @@ def _sentencepiece_model(order: _Order, unknown: str) -> bytes:
                 lead = ""
 
     counts = count(texts(), _SENTENCE_PART.findall, _SCRIPT_CHANGE.split)
-    counts = most_frequent(counts, _HANDED)
+    counts = most_frequent(counts, HANDED)
 
     appended = order.size() - order.room(unknown)
     model = io.BytesIO()

@@ -70,7 +70,8 @@ class CheckpointSaver:
         self._task = Background(self._announce, enabled=background)
         self._ephemeral: set[Path] = set()
         self._damaged: set[Path] = set()
-        self._reported: set[str] = set()
+        self.reported: set[str] = set()
+        """What has been printed already."""
         self._saved_at = time.monotonic()
 
     def go_on_from(self, folder: Path) -> None:
@@ -121,9 +122,9 @@ class CheckpointSaver:
 
     def _report(self, problems: Iterable[str]) -> None:
         """Print what could not be removed, once; removing it is tried again after each save."""
-        for line in sorted({*problems} - self._reported):
+        for line in sorted({*problems} - self.reported):
             warn(f"{line}; training goes on")
-        self._reported.update(problems)
+        self.reported.update(problems)
 
     def _announce(self, saved: tuple[int, Path]) -> None:
         step, folder = saved

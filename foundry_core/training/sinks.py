@@ -53,15 +53,17 @@ class MetricsFile:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Cut the lines of steps that a resumed run will take again, and what is none, such as one that a crash tore."""
-    kept = []
-    for line in read_appended(path).split(b"\n"):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-    write_file(path, b"".join(kept))
+    """Remove the lines of steps that a resumed run will take again, and lines that a crash tore."""
+    kept = [line for line in read_appended(path).split(b"\n") if reports_up_to(line, step)]
+    write_file(path, b"".join(line + b"\n" for line in kept))
+
+
+def reports_up_to(line: bytes, step: float) -> bool:
+    """Check that a line of the log is a whole report, of that step or an earlier one."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 class TensorBoard:

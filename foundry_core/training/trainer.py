@@ -278,7 +278,7 @@ class Trainer:
     def take_step(self, micro_batches: list[Batch]) -> tuple[float, float, float]:
         """One optimizer step. Returns its loss, learning rate and gradient norm; moves the state on."""
         state, settings, scaler = self.state, self.config.training, self.precision.scaler
-        torch.manual_seed(derive(self.config.seed("dropout"), "dropout", state.step))
+        self._seed_dropout()
         rate = self.schedule.rate(state.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -287,33 +287,43 @@ class Trainer:
         count = max(sum(self._predictions(batch) for batch in micro_batches), 1)
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         for batch in micro_batches:
-            with self.precision.autocast():
-                output = self.forward(**to_device(batch, self.device), reduction="sum", return_logits=False)
-            loss_sum = training_loss(self.model, output)
-            torch.autograd.backward(scaler.scale(loss_sum / count))
-            total += loss_sum.detach()
+            total += self._add_gradient(batch, count)
         scaler.unscale_(self.optimizer)
         limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         loss = float(total) / count
-        # With a gradient scaler an infinite norm only means that the scale was too large: it skips the update itself.
-        if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
-            raise TrainingError(self._not_finite(loss, norm))
+        self._check_numbers(loss, norm)
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(sum(len(batch["input_ids"]) for batch in micro_batches))
         return loss, rate, norm
 
+    def _seed_dropout(self) -> None:
+        """Make what the next step draws a function of seed and step."""
+        torch.manual_seed(derive(self.config.seed("dropout"), "dropout", self.state.step))
+
+    def _add_gradient(self, batch: Batch, count: int) -> torch.Tensor:
+        """Add the gradient of a micro-batch's summed loss over `count` to the parameters; return that sum."""
+        with self.precision.autocast():
+            output = self.forward(**to_device(batch, self.device), reduction="sum", return_logits=False)
+        loss_sum = training_loss(self.model, output)
+        torch.autograd.backward(self.precision.scaler.scale(loss_sum / count))
+        return loss_sum.detach()
+
     def _predictions(self, batch: Batch) -> int:
         _, chosen = self.model.targets(batch["labels"], batch["attention_mask"])
         return int(chosen.sum())
 
-    def _not_finite(self, loss: float, norm: float) -> str:
+    def _check_numbers(self, loss: float, norm: float) -> None:
+        """Raise TrainingError, before the update, when the loss or the gradient norm of a step is not finite."""
+        # With a gradient scaler an infinite norm only means that the scale was too large: it skips the update itself.
+        if math.isfinite(loss) and (math.isfinite(norm) or self.precision.scaler.is_enabled()):
+            return
         first = self.state.samples
         culprit = _first_not_finite((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
         where = f", first in the gradient of {culprit}" if culprit else ""
-        return (
+        raise TrainingError(
             f"stopped before the update of step {self.state.step + 1}: loss {loss}, gradient norm {norm}{where}; "
             f"samples {first} to {first + self.plan.samples_per_step - 1}. {_CALMER}"
         )

@@ -1,24 +1,16 @@
-"""The protocol with one of its mechanisms taken out: each time a check of this suite has to notice."""
+"""The protocol with one of its functions replaced by one that does without: each time a check has to notice."""
 
 from __future__ import annotations
 
-import inspect
 import random
 import signal
-import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from foundry_core.checkpoints import checkpoint
-from foundry_core.data import preparation as prepare
-from foundry_core.storage import files as storage
-from foundry_core.storage import manifest
-from foundry_core.training import observers as reporting
-from foundry_core.training import signals as interruption
-from foundry_core.training import trainer
+from tests import mutants
 from tests.faults.harness import in_child
 from tests.faults.scenario import Judge
 from tests.faults.test_damage import not_refused
@@ -28,6 +20,7 @@ from tests.faults.test_lock import second_run, survived_by_a_fork
 from tests.faults.test_power_loss import disk_states, found_in, gone_on_from, out_of_order
 from tests.faults.test_retention import retired, without_removing
 from tests.faults.test_signals import leaving_at_the_second, stopped
+from tests.mutation import Replacement, check, mutate
 
 Check = Callable[[Judge], Iterable[str]]
 """What a part of the suite finds wrong, one thing after the other: the first one is enough here."""
@@ -102,149 +95,122 @@ def leaving(judge: Judge) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class Mutant:
-    """changes: a text in the source of the function, what stands there instead, another text, and so on."""
+    """A function of the protocol, what is done in its place, and the check that has to notice."""
 
-    function: Callable[..., Any]
-    changes: tuple[str, ...]
+    target: str
+    replacement: Replacement
     check: Check
     scenario: str = "fresh"
 
-    def source(self) -> str:
-        """The changed function."""
-        function = inspect.unwrap(self.function)
-        source = textwrap.dedent(inspect.getsource(function))
-        source = source[source.index("def ") :]
-        for text, instead in zip(self.changes[::2], self.changes[1::2], strict=True):
-            assert source.count(text) == 1, f"'{text}' does not stand once in {function.__qualname__}: adapt the mutant"
-            source = source.replace(text, instead)
-        return source
-
     def apply(self) -> None:
-        """Change the function itself, wherever it was imported to; in this process for good."""
-        function = inspect.unwrap(self.function)
-        names: dict[str, Any] = {}
-        exec(f"from __future__ import annotations\n{self.source()}", function.__globals__, names)
-        function.__code__ = names[function.__name__].__code__
+        """Replace the function in this process for good."""
+        mutate(self.target, lambda: self.replacement)
 
 
-IN_PLACE = (
-    'hidden = _hidden(target, "tmp")',
-    "hidden = target; remove_tree(target)",
-    "if target.exists():",
-    "if False:",
-    "disk.rename(hidden, target)",
-    "pass",
-)
 MUTANTS = {
-    "a file is not synced": Mutant(storage._NewFile.__exit__, ("disk.sync(self._file)", "pass"), power_loss),
-    "the log is not synced before a checkpoint": Mutant(storage.publish_folder, ("lines.sync()", "pass"), power_loss),
+    "a file is not synced": Mutant(
+        "foundry_core.storage.files:_NewFile.__exit__", mutants.files_not_synced, power_loss
+    ),
+    "the log is not synced before a checkpoint": Mutant(
+        "foundry_core.storage.lines:AppendedLines.sync", mutants.nothing, power_loss
+    ),
     "a checkpoint's entries are not synced": Mutant(
-        storage.publish_folder, ("disk.sync_folder(hidden)", "pass"), power_loss
+        "foundry_core.storage.files:publish_folder", mutants.entries_of_the_folder_not_synced, power_loss
     ),
     "a checkpoint's name is not synced": Mutant(
-        storage.publish_folder, ("disk.sync_folder(target.parent)", "pass"), power_loss
+        "foundry_core.storage.files:publish_folder", mutants.name_of_the_folder_not_synced, power_loss
     ),
     "a new folder's name is not synced": Mutant(
-        storage._make_folders, ("disk.sync_folder(path.parent)", "pass"), power_loss
+        "foundry_core.storage.files:make_folders", mutants.folders_not_synced, power_loss
     ),
     "a file's name is not synced": Mutant(
-        storage.write_file_with, ("disk.sync_folder(path.parent)", "pass"), power_loss, "unprepared"
+        "foundry_core.storage.files:write_file_with", mutants.name_of_the_file_not_synced, power_loss, "unprepared"
     ),
     "removal begins before the new name is synced": Mutant(
-        storage.remove_set_aside, ("disk.sync_folder(parent)", "pass"), power_loss
+        "foundry_core.storage.files:remove_set_aside", mutants.folders_not_synced, power_loss
     ),
-    "a checkpoint is written in place": Mutant(storage.publish_folder, IN_PLACE, kills("checkpoint-")),
+    "a checkpoint is written in place": Mutant(
+        "foundry_core.storage.files:publish_folder", mutants.folder_written_in_place, kills("checkpoint-")
+    ),
     "a file is written in place": Mutant(
-        storage.write_file_with,
-        (
-            'temporary = _hidden(path, "tmp")',
-            "temporary = path; remove_tree(path)",
-            "disk.rename(temporary, path)",
-            "pass",
-        ),
+        "foundry_core.storage.files:write_file_with",
+        mutants.file_written_in_place,
         kills("metrics.jsonl"),
         "interrupted",
     ),
     "the manifest is written first": Mutant(
-        storage.publish_folder,
-        ("yield sink", "sink.write(MANIFEST, b'{}'); yield sink; disk.remove_file(hidden / MANIFEST)"),
-        order,
+        "foundry_core.storage.files:publish_folder", mutants.manifest_written_first, order
     ),
     "a folder is removed under its name": Mutant(
-        checkpoint.retire,
-        ("set_aside(victim)", "__import__('foundry_core.storage.files', fromlist=['_'])._remove(victim)"),
-        kills("run/checkpoint-"),
+        "foundry_core.storage.files:set_aside", mutants.removed_under_its_name, kills("run/checkpoint-")
     ),
     "retention comes before acknowledgement": Mutant(
-        trainer.Trainer._publish,
-        (
-            "folder = save_checkpoint(",
-            "self._retire(self.output_dir / f'checkpoint-{state.step}'); folder = save_checkpoint(",
-        ),
-        kills("checkpoint-4"),
+        "foundry_core.checkpoints.checkpoint:save_checkpoint", mutants.retention_before_saving, kills("checkpoint-4")
     ),
     "retention is not made up for": Mutant(
-        trainer.Trainer.train, ("self._retire(self.output_dir / self._parent)", "pass"), kills("run/checkpoint-")
+        "foundry_core.checkpoints.checkpoint:retire", mutants.first_retention_left_out, kills("run/checkpoint-")
     ),
     "retention counts damaged checkpoints": Mutant(
-        checkpoint.retire, ("path for path in permanent if path not in damaged", "*permanent"), keeping
+        "foundry_core.checkpoints.checkpoint:retire", mutants.damaged_ones_count, keeping
     ),
     "a removal that fails ends the run": Mutant(
-        checkpoint.retire, ("except StorageError as error:", "except ZeroDivisionError as error:"), removal("rename")
+        "foundry_core.storage.files:set_aside", mutants.failed_removal_raises, removal("rename")
     ),
     "a removal that fails half-way ends the run": Mutant(
-        storage._removed,
-        ("except StorageError as error:", "except ZeroDivisionError as error:"),
-        removal("remove_file"),
+        "foundry_core.storage.files:remove_set_aside", mutants.failed_removals_raise, removal("remove_file")
     ),
     "what cannot be removed is said every time": Mutant(
-        trainer.Trainer._retire, ("self._warned.update(problems)", "pass"), removal("rename")
+        "foundry_core.training.saving:CheckpointSaver._report",
+        mutants.failed_removals_said_every_time,
+        removal("rename"),
     ),
     "leftovers stay": Mutant(
-        trainer._prepared, ("remove_leftovers(*own_folders(config))", "()"), going_on, "interrupted"
+        "foundry_core.storage.files:remove_leftovers", mutants.none_found, going_on, "interrupted"
     ),
     "what an error left half written stays": Mutant(
-        storage.publish_folder,
-        ("with suppress(OSError):\n            _remove(hidden)", "pass"),
-        errors(".checkpoint-0"),
+        "foundry_core.storage.files:publish_folder", mutants.half_written_folder_stays, errors(".checkpoint-0")
     ),
     "lines that will be written again stay": Mutant(
-        reporting._drop_after, ('json.loads(line)["step"] <= step', "json.loads(line)"), kills(".checkpoint-3")
+        "foundry_core.training.sinks:reports_up_to", mutants.any_report_is_of_an_earlier_step, kills(".checkpoint-3")
     ),
     "a torn line stays": Mutant(
-        reporting._drop_after, ("continue", "kept.append(line + b'\\n')"), going_on, "interrupted"
+        "foundry_core.training.sinks:reports_up_to", mutants.torn_line_is_a_report, going_on, "interrupted"
     ),
     "the newest checkpoint is taken unseen": Mutant(
-        checkpoint.newest_valid, ("check_whole(folder)", "pass"), going_on, "interrupted"
+        "foundry_core.checkpoints.checkpoint:newest_valid", mutants.newest_unseen, going_on, "interrupted"
     ),
-    "a sha256 is not compared": Mutant(manifest.read_manifest, ("if not same:", "if False:"), not_refused),
-    "a size is not compared": Mutant(
-        manifest.read_manifest, ("if path.stat().st_size != size:", "if False:"), not_refused
-    ),
+    "a sha256 is not compared": Mutant("foundry_core.storage.manifest:compare_digest", mutants.nothing, not_refused),
+    "a size is not compared": Mutant("foundry_core.storage.manifest:compare_size", mutants.nothing, not_refused),
     "a missing file is not noticed": Mutant(
-        manifest.read_manifest, ("if not path.is_file():", "if False:"), not_refused
+        "foundry_core.storage.manifest:refuse_missing", mutants.nothing, not_refused
     ),
-    "an added file is not noticed": Mutant(manifest.read_manifest, ("if added:", "if False:"), not_refused),
-    "nothing is locked": Mutant(
-        storage.RunLock.__init__, ("fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"), second_run
+    "an added file is not noticed": Mutant("foundry_core.storage.manifest:refuse_added", mutants.nothing, not_refused),
+    "nothing is locked": Mutant("foundry_core.storage.lock:take_lock", mutants.nothing, second_run),
+    "a fork holds the lock on": Mutant(
+        "foundry_core.storage.lock:_release_in_child", mutants.nothing, survived_by_a_fork
     ),
-    "a fork holds the lock on": Mutant(storage._release_in_child, ("lock.release()", "pass"), survived_by_a_fork),
     "a tokenizer's origin is written last only": Mutant(
-        prepare._trained_tokenizer,
-        ("_write_sidecar(sidecar, inputs, None)", "pass"),
+        "foundry_core.data.preparation:_write_sidecar",
+        mutants.sidecar_written_last_only,
         kills("tokenizer/.tokenizer"),
         "unprepared",
     ),
-    "a signal is not heeded": Mutant(trainer.Trainer.train, ("if stop.requested:", "if False:"), stopping, "seldom"),
-    "a stop does not save": Mutant(trainer.Trainer._stop, ("self._save(ephemeral=True)", "pass"), stopping, "seldom"),
-    "a second signal is only noted": Mutant(interruption.StopRequest._note, ("self._restore()", "pass"), leaving),
+    "a signal is not heeded": Mutant(
+        "foundry_core.training.trainer:Trainer._stop", mutants.nothing, stopping, "seldom"
+    ),
+    "a stop does not save": Mutant(
+        "foundry_core.training.trainer:Trainer._save", mutants.not_saved_for_a_stop, stopping, "seldom"
+    ),
+    "a second signal is only noted": Mutant(
+        "foundry_core.training.signals:StopRequest._note", mutants.signal_only_noted, leaving
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_without_one_of_its_mechanisms_the_protocol_does_not_hold(name, request, monkeypatch, figure, record_property):
     mutant = MUTANTS[name]
-    mutant.source()  # here, where a text that is not there any more fails: in a child it would pass for noticed
+    check(mutant.target, mutant.replacement)  # here: in a child a mutant that cannot be made would pass for noticed
     judge = request.getfixturevalue(mutant.scenario)
     figure("mutants", 1)
     monkeypatch.setattr(judge.scenario, "mutate", mutant.apply)

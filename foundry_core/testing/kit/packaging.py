@@ -24,8 +24,9 @@ from foundry_core.errors import ConfigError, did_you_mean
 from foundry_core.models.base import build_context, create_model
 from foundry_core.models.folder import build
 from foundry_core.registry import hookspecs
+from foundry_core.registry.discovery import Installed, installed
 from foundry_core.registry.hooks import hook_manager, offers
-from foundry_core.registry.loading import Installed, active_modules, import_string, installed, shipped_by
+from foundry_core.registry.loading import active_modules, import_string, shipped_by
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, check, listed, require
 from foundry_core.testing.kit.json_schema import alternatives, kinds
