@@ -1,3 +1,1 @@
 """What checkpoints of the first format import: `from foundry_core.export import exposed`."""
-
-from foundry_core.models.folder import exposed as exposed

@@ -26,16 +26,10 @@ from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_t
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.token_file import StreamSizes
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
-from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.folder import (
-    installed_plugin,
-    load_weights,
-    model_files,
-    read_description,
-    release,
-    stored_tensors,
-    weights_file,
-)
+from foundry_core.models.description import installed_plugin, read_description, release
+from foundry_core.models.folder import model_files
+from foundry_core.models.interface import LanguageModel
+from foundry_core.models.weights import load_weights, stored_tensors, weights_file
 from foundry_core.registry.objective import Objective
 from foundry_core.run_folder import CHECKPOINT, MANIFEST, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
 from foundry_core.storage.files import StorageError, publish_folder, remove_set_aside, set_aside
@@ -117,7 +111,7 @@ class CheckpointTensors:
     optimizer: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, model: BaseLanguageModel, optimizer: torch.optim.Optimizer) -> CheckpointTensors:
+    def of(cls, model: LanguageModel, optimizer: torch.optim.Optimizer) -> CheckpointTensors:
         """The living tensors: training on changes them."""
         return cls(stored_tensors(model), optimizer_tensors(model, optimizer))
 
@@ -146,7 +140,7 @@ class TensorBuffers:
         return room.copy_(tensor, non_blocking=True)
 
 
-def fixed_files(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
+def fixed_files(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
     """The files that are the same in every checkpoint of a run: what describes the model, and the tokenizer."""
     return model_files(model) | tokenizer_files(checkpoint_tokenizer(tokenizer, model.context.objective))
 
@@ -252,7 +246,7 @@ def newest_valid(output_dir: str | Path) -> tuple[Path, list[str]]:
 
 def load_checkpoint(
     folder: Path,
-    model: BaseLanguageModel,
+    model: LanguageModel,
     optimizer: torch.optim.Optimizer,
     *,
     config: ExperimentConfig,

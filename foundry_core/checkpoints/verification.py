@@ -27,7 +27,7 @@ from foundry_core.checkpoints.lineage import Lineage, Position, identity
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.token_file import Ints, SampleOrder, extended_ledger
 from foundry_core.errors import CheckpointError
-from foundry_core.models.folder import read_description
+from foundry_core.models.description import read_description
 from foundry_core.random_streams import derive
 
 _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31

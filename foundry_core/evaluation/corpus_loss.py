@@ -22,8 +22,9 @@ from foundry_core.data.collators import Collator, get_data_collator
 from foundry_core.data.preparation import cut_rows
 from foundry_core.data.token_file import Batches, Rows, SampleOrder, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, UsageError
-from foundry_core.models.base import IGNORED, BaseLanguageModel
-from foundry_core.models.folder import undisturbed_random_state
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.loss import IGNORED
+from foundry_core.random_streams import undisturbed_random_state
 from foundry_core.registry.hookspecs import EvaluationReport
 from foundry_core.storage.files import scratch_reported
 from foundry_core.tokenization.tokenizer import separator_id

@@ -58,7 +58,8 @@ from foundry_core.data.token_file import Batches, SampleOrder, extended_ledger
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
 from foundry_core.errors import CheckpointError, StoppedError, TrainingError, UsageError, warn
 from foundry_core.evaluation.corpus_loss import evaluate, to_device
-from foundry_core.models.base import BaseLanguageModel, create_model, training_loss
+from foundry_core.models.base import BaseLanguageModel, create_model
+from foundry_core.models.loss import training_loss
 from foundry_core.random_streams import derive
 from foundry_core.registry.hooks import hook_manager
 from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport
