@@ -19,6 +19,8 @@ from foundry_core.registry.objective import Objective
 from foundry_core.run_folder import MODEL_CONFIG
 from foundry_core.storage.manifest import parse_json, read_plain_file
 
+_PARTS = {"experiment": dict, "context": dict, "providers": dict, "needs": list}
+
 
 def describe(model: LanguageModel) -> dict[str, Any]:
     """Return the description of a model."""
@@ -55,7 +57,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     content = parse_json(path, read_plain_file(path))
     try:
         description = content["foundry"]
-        if description["format"] != 1 or not isinstance(description["experiment"], dict):
+        if description["format"] != 1 or not all(isinstance(description[key], kind) for key, kind in _PARTS.items()):
             raise KeyError("format")
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} was not written by foundry, or is damaged ({type(error).__name__})") from error

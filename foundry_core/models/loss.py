@@ -108,8 +108,9 @@ def training_loss(model: nn.Module, output: Any) -> torch.Tensor:
         raise PluginError(
             "gradients are disabled in this process (torch.set_grad_enabled(False)): check your observers"
         )
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
     shape = f" (its shape is {tuple(loss.shape)})" if isinstance(loss, torch.Tensor) and loss.ndim else ""
     raise PluginError(
-        f"{type(model).__module__}.{type(model).__qualname__}.forward did not return a differentiable scalar loss{shape}: "
+        f"{name}.forward did not return a differentiable scalar loss{shape}: "
         "end it with `return self.output(hidden, head, labels, ...)`"
     )

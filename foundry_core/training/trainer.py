@@ -27,21 +27,17 @@ import torch
 import yaml
 
 from foundry_core.checkpoints.checkpoint import (
-    CheckpointTensors,
-    TensorBuffers,
-    TrainState,
     checkpoints,
-    environment,
-    environment_changes,
     fixed_files,
-    is_ephemeral,
     load_checkpoint,
     newest_valid,
-    retire,
     save_checkpoint,
-    versions,
 )
+from foundry_core.checkpoints.compatibility import environment, environment_changes, versions
 from foundry_core.checkpoints.optimizer_state import optimizer_values
+from foundry_core.checkpoints.retention import is_ephemeral, retire
+from foundry_core.checkpoints.state import TrainState
+from foundry_core.checkpoints.tensors import CheckpointTensors, TensorBuffers
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.collators import Batch, get_data_collator

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from foundry_core.checkpoints import checkpoint
+from foundry_core.checkpoints import checkpoint, retention
 from foundry_core.data import preparation as prepare
 from foundry_core.storage import files as storage
 from foundry_core.storage import manifest
@@ -171,7 +171,7 @@ MUTANTS = {
         order,
     ),
     "a folder is removed under its name": Mutant(
-        checkpoint.retire,
+        retention.retire,
         ("set_aside(victim)", "__import__('foundry_core.storage.files', fromlist=['_'])._remove(victim)"),
         kills("run/checkpoint-"),
     ),
@@ -187,10 +187,10 @@ MUTANTS = {
         trainer.Trainer.train, ("self._retire(self.output_dir / self._parent)", "pass"), kills("run/checkpoint-")
     ),
     "retention counts damaged checkpoints": Mutant(
-        checkpoint.retire, ("path for path in permanent if path not in damaged", "*permanent"), keeping
+        retention.retire, ("path for path in permanent if path not in damaged", "*permanent"), keeping
     ),
     "a removal that fails ends the run": Mutant(
-        checkpoint.retire, ("except StorageError as error:", "except ZeroDivisionError as error:"), removal("rename")
+        retention.retire, ("except StorageError as error:", "except ZeroDivisionError as error:"), removal("rename")
     ),
     "a removal that fails half-way ends the run": Mutant(
         storage._removed,
