@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from foundry_core.data.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
     from foundry_core.data.preparation import train_tokenizer_from_config
     from foundry_core.errors import FoundryError, did_you_mean
-    from foundry_core.models.base import BaseLanguageModel, ModelOutput, create_model, create_model_from_config
-    from foundry_core.models.folder import exposed_by_plugin
+    from foundry_core.models.adapter import exposed_by_plugin
+    from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
+    from foundry_core.models.loss import ModelOutput
     from foundry_core.models.wrapped import WrappedLanguageModel
     from foundry_core.registry.architecture import Architecture, BuildContext, Capabilities, register_architecture
     from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
@@ -42,7 +43,7 @@ _HOME = {
     "FoundryError": "errors",
     "MaskedLMDataCollator": "data.collators",
     "ModelConfig": "schema",
-    "ModelOutput": "models.base",
+    "ModelOutput": "models.loss",
     "Objective": "registry.objective",
     "Optimizer": "registry.optimizer",
     "RunInfo": "registry.hookspecs",
@@ -55,7 +56,7 @@ _HOME = {
     "create_model": "models.base",
     "create_model_from_config": "models.base",
     "did_you_mean": "errors",
-    "exposed_by_plugin": "models.folder",
+    "exposed_by_plugin": "models.adapter",
     "get_data_collator": "data.collators",
     "hookimpl": "registry.hookspecs",
     "load_config": "config.loading",

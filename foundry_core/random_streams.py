@@ -1,14 +1,17 @@
-"""Named random streams: each use of chance draws from its own generator, a function of seed, name and position.
+"""Named random streams, and keeping the state of the generators that torch draws from.
 
-So the order of the data does not depend on how many numbers the model's initialisation took, and resuming needs no
-saved generator state.
+Each use of chance draws from its own stream, a function of seed, name and position. So the order of the data does not
+depend on how many numbers the model's initialisation took, and resuming needs no saved generator state.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 
 def derive(seed: int, stream: str, *position: int) -> int:
@@ -32,3 +35,10 @@ def mix64(values: np.ndarray) -> np.ndarray:
 def uniform(bits: np.ndarray) -> np.ndarray:
     """float64 in [0, 1) from the upper 53 bits of uint64."""
     return (bits >> np.uint64(11)) * 2.0**-53
+
+
+@contextmanager
+def undisturbed_random_state() -> Iterator[None]:
+    """Restore torch's generators, the GPUs' included, whatever is seeded or drawn inside."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield

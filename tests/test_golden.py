@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from foundry_core import StepReport, hookimpl, load_config, run
-from foundry_core.checkpoints.checkpoint import versions
+from foundry_core.checkpoints.compatibility import versions
 from foundry_core.registry.loading import get_architecture
 from foundry_core.testing.toy_language import write_corpus
 

@@ -15,7 +15,7 @@ import torch
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, ModelOutput, create_model
 from foundry_core.errors import TokenizerError
-from foundry_core.models.base import build_context
+from foundry_core.models.building import build_context
 
 MODELS = {
     "gpt2": ("gpt2", "tiny", "causal_lm"),

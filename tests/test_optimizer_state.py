@@ -16,7 +16,7 @@ from foundry_core import ExperimentConfig, run
 from foundry_core.checkpoints.optimizer_state import first_state, load_optimizer, optimizer_tensors, optimizer_values
 from foundry_core.config.sections import TrainingConfig
 from foundry_core.errors import CheckpointError, PluginError
-from foundry_core.models.folder import weights_file
+from foundry_core.models.weights import weights_file
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.training.optim import build_optimizer
 

@@ -56,7 +56,7 @@ class Model(BaseLanguageModel):
 """
 PACKAGE = "the plugin foundry-okapi 1.0"
 NO_LOSS = (
-    "okapi_model.Model.forward gives no loss that its parameters could learn from: it ends with "
+    "okapi_model.Model.forward did not return a differentiable scalar loss: end it with "
     "`return self.output(hidden, head, labels, ...)`"
 )
 
@@ -64,9 +64,13 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "no class": (
         "class Model(",
         "def Model():\n    pass\n\nclass Other(",
-        "okapi_model:Model is no class derived from",
+        "okapi_model:Model is not a subclass of BaseLanguageModel",
     ),
-    "of another family": ("Model(BaseLanguageModel)", "Model(nn.Module)", "okapi_model:Model is no class derived from"),
+    "of another family": (
+        "Model(BaseLanguageModel)",
+        "Model(nn.Module)",
+        "okapi_model:Model is not a subclass of BaseLanguageModel",
+    ),
     "abstract": (
         "def resize_token_embeddings",
         "def resize",
@@ -85,17 +89,17 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "weights for a module": (
         "return self.embedding\n",
         "return self.embedding.weight\n",
-        "okapi_model.Model.get_input_embeddings gives a Parameter, not the module",
+        "okapi_model.Model.get_input_embeddings returned a Parameter, not the module",
     ),
     "no further keywords": (
         "labels=None, **kwargs):",
         "labels=None, kwargs={}):",
-        "okapi_model.Model.forward does not take (input_ids, attention_mask=, labels=, **kwargs), which are handed on",
+        "okapi_model.Model.forward does not take (input_ids, attention_mask=, labels=, **kwargs), which are passed on",
     ),
     "nothing made": (
         "    def get_input",
         "    @classmethod\n    def from_config(cls, config, context):\n        pass\n\n    def get_input",
-        "okapi_model.Model.from_config gives a NoneType, no model",
+        "okapi_model.Model.from_config returned a NoneType, not a BaseLanguageModel",
     ),
     "building": (
         "self.calls = 0",
@@ -118,7 +122,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "a loss for each row": (
         "return self.output(hidden, self.out, labels, attention_mask=attention_mask, **kwargs)",
         "return SimpleNamespace(loss=hidden.sum((1, 2)))",
-        "okapi_model.Model.forward gives a loss of shape (4,) that its parameters could learn from",
+        "okapi_model.Model.forward did not return a differentiable scalar loss (its shape is (4,)): ",
     ),
 }
 

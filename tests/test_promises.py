@@ -100,7 +100,7 @@ MECHANISMS = [
     ),
     Without(
         "R8",
-        "foundry_core.checkpoints.checkpoint:TensorBuffers.copy",
+        "foundry_core.checkpoints.tensors:TensorBuffers.copy",
         mutants.tensors_not_copied,
         "test_saving.py::test_training_on_does_not_change_what_is_being_saved",
     ),
@@ -136,7 +136,7 @@ MECHANISMS = [
     ),
     Without(
         "R12",
-        "foundry_core.checkpoints.checkpoint:environment_changes",
+        "foundry_core.checkpoints.compatibility:environment_changes",
         mutants.none_found,
         "test_resume_refusals.py::test_another_number_of_threads_goes_on_with_a_warning",
     ),
@@ -196,25 +196,25 @@ MECHANISMS = [
     ),
     Without(
         "R18",
-        "foundry_core.checkpoints.checkpoint:refused_differences",
+        "foundry_core.checkpoints.compatibility:refused_differences",
         mutants.none_found,
         "test_resume_refusals.py::test_another_setting_is_refused_with_what_differs_unless_its_key_is_allowed",
     ),
     Without(
         "R18",
-        "foundry_core.checkpoints.checkpoint:changed_data",
+        "foundry_core.checkpoints.compatibility:changed_data",
         mutants.none_found,
         "test_resume_refusals.py::test_other_data_are_refused_by_name_unless_allowed",
     ),
     Without(
         "R19",
-        "foundry_core.checkpoints.checkpoint:retire",
+        "foundry_core.checkpoints.retention:retire",
         mutants.step_0_is_like_any_other,
         "test_trainer.py::test_keep_leaves_the_newest_and_step_0",
     ),
     Without(
         "R19",
-        "foundry_core.checkpoints.checkpoint:retire",
+        "foundry_core.checkpoints.retention:retire",
         mutants.damaged_ones_count,
         "faults/test_retention.py::test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept",
     ),

@@ -13,9 +13,11 @@ import torch
 import yaml
 
 from foundry_core import create_model, run
-from foundry_core.checkpoints.checkpoint import TrainState, checkpoints, load_checkpoint
+from foundry_core.checkpoints.checkpoint import checkpoints, load_checkpoint
+from foundry_core.checkpoints.state import TrainState
 from foundry_core.errors import CheckpointError, StoppedError, UsageError
-from foundry_core.models.folder import load_model, rebuild
+from foundry_core.models.description import rebuild
+from foundry_core.models.folder import load_model
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk

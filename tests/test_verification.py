@@ -100,7 +100,7 @@ def test_what_does_not_say_its_course_is_not_derived_and_no_alarm(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train(train_steps=8, **KEPT_ONE)
-    edited(folder / "checkpoint-8", parent="checkpoint-4", course=None)
+    edited(folder / "checkpoint-8", parent={"checkpoint": "checkpoint-4", "sha256": None}, course=None)
     assert since(folder)["checkpoint-8"] == "not derivable: checkpoint-4 is gone"
     assert main(["verify", str(folder)]) == 0
     assert "all 2 checkpoints are whole, and 1 follow from the one before" in capsys.readouterr().out

@@ -20,6 +20,7 @@ from foundry_core.storage.manifest import parse_json, read_plain_file
 
 Whole: TypeAlias = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Sha256: TypeAlias = Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+Ledger: TypeAlias = Annotated[str, Field(strict=True, pattern="^([0-9a-f]{64})?$")]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Position:
     step: Whole = 0
     samples: Whole = 0
     tokens_seen: Whole = 0
-    ledger: Annotated[str, Field(strict=True, pattern="^([0-9a-f]{64})?$")] = ""
+    ledger: Ledger = ""
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,7 @@ class Lineage:
         """That of a checkpoint on the disk. Raises CheckpointError for one that is none."""
         parent, course = manifest.get("parent"), manifest.get("course")
         try:
-            # Before courses were stored, a parent was its name.
-            named = {"checkpoint": parent} if isinstance(parent, str) else parent
-            return _STORED.validate_python({"parent": named, "course": course})
+            return _STORED.validate_python({"parent": parent, "course": course})
         except ValidationError as error:
             raise CheckpointError(
                 f"{folder / MANIFEST} does not say what it follows from: {error.errors()[0]['msg']}"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from foundry_core.errors import CheckpointError, PluginError
-from foundry_core.models.folder import open_tensors
+from foundry_core.models.weights import open_tensors
 
 _PLAIN = (bool, int, float, str, type(None))
 _SET_BY_CORE = ("params", "lr", "weight_decay")

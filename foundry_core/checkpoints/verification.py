@@ -13,21 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from foundry_core.checkpoints.checkpoint import (
-    FREE,
-    TrainState,
-    check_whole,
-    checkpoints,
-    config_differences,
-    covered,
-    position,
-    read_state,
-)
+from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
+from foundry_core.checkpoints.compatibility import FREE, config_differences, covered
 from foundry_core.checkpoints.lineage import Lineage, Position, identity
+from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.token_file import Ints, SampleOrder, extended_ledger
 from foundry_core.errors import CheckpointError
-from foundry_core.models.folder import read_description
+from foundry_core.models.description import read_description
 from foundry_core.random_streams import derive
 
 _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
@@ -95,13 +88,13 @@ def _base(one: Verified, earlier: list[Verified]) -> tuple[Position | None, str]
                     f"{one.folder} does not follow from the {parent.checkpoint} beside it, but from another one of "
                     "that name: one of the two belongs to another run"
                 )
-            return position(each.state), parent.checkpoint
+            return each.state.position, parent.checkpoint
     if course is None:
         return None, f"not derivable: {parent.checkpoint} is gone"
     for each in reversed(earlier):
         known = each.lineage.course
         if known is not None and (known.settings, known.since) == (course.settings, course.since):
-            return position(each.state), each.folder.name
+            return each.state.position, each.folder.name
     return course.since, f"its word of step {course.since.step}" if course.since.step else "the beginning"
 
 

@@ -43,7 +43,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         from foundry_core.checkpoints.optimizer_state import first_state
         from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
         from foundry_core.models.base import create_model
-        from foundry_core.models.cost import estimated_parameters, training_flops
+        from foundry_core.models.cost import training_flops
         from foundry_core.registry.hooks import hook_manager
         from foundry_core.training.notifier import Notifier
         from foundry_core.training.trainer import Trainer
@@ -52,7 +52,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     tokenizer = experiment_tokenizer(config, corpora.train)
     data = experiment_data(config, tokenizer, corpora)
     model = create_model(config, tokenizer)
-    count, footprint = estimated_parameters(config, model.context), model.get_memory_footprint()
+    count, footprint = model.get_parameter_count(), model.get_memory_footprint()
     length = config.data.max_sequence_length
     trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
     plan = trainer.plan
@@ -109,7 +109,7 @@ def _memory(trainer: Any, resident: int) -> dict[str, Any]:
 def _share_of_predictions(trainer: Any) -> float:
     """Labels for each token, in the first rows: a whole batch may be more than there is room for."""
     from foundry_core.data.token_file import Batches
-    from foundry_core.models.base import IGNORED
+    from foundry_core.models.loss import IGNORED
 
     rows = min(_PROBED_ROWS, trainer.plan.total_samples)
     (batch,) = Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)

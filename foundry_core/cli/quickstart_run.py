@@ -17,7 +17,7 @@ from foundry_core.cli.common import report, table, yaml_scalar
 from foundry_core.config.loading import load_config
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs
-from foundry_core.models.folder import load_model
+from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.discovery import installed
 from foundry_core.registry.hookspecs import EvaluationReport, StepReport, hookimpl
 from foundry_core.storage.files import remove_tree, write_file
@@ -148,7 +148,7 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
         curve = _Curve()
         state = run(config, extra_observers=[curve])
         checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"
-        model = load_model(checkpoint)
+        model = BaseLanguageModel.from_pretrained(checkpoint)
         accuracies = [score.accuracy for score in score_pairs(model, load_tokenizer(checkpoint), pairs)]
         causal = config.objective.causal
         parameters = model.get_parameter_count().total

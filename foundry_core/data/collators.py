@@ -15,7 +15,7 @@ import torch
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import PluginError, TokenizerError, UsageError
-from foundry_core.models.base import IGNORED
+from foundry_core.models.loss import IGNORED
 from foundry_core.random_streams import derive, mix64, uniform
 from foundry_core.registry.isolation import failing_as
 from foundry_core.registry.loading import import_string

@@ -11,7 +11,7 @@ import torch
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.inference import evaluating, sentence_ids
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.folder import undisturbed_random_state
+from foundry_core.random_streams import undisturbed_random_state
 from foundry_core.tokenization.tokenizer import separator_id
 
 if TYPE_CHECKING:

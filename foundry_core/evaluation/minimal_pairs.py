@@ -13,7 +13,8 @@ import torch
 
 from foundry_core.errors import DataError
 from foundry_core.evaluation.inference import evaluating, sentence_ids
-from foundry_core.models.base import IGNORED, BaseLanguageModel
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.loss import IGNORED
 from foundry_core.tokenization.tokenizer import separator_id
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What training will cost, before anything is trained: parameters, arithmetic, and memory for activations.
+"""What training will cost, before anything is trained: arithmetic, and memory for activations.
 
 Shapes: B rows, T tokens.
 """
@@ -10,19 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.models.base import IGNORED, BaseLanguageModel, ParameterCount
-from foundry_core.models.folder import build, undisturbed_random_state
-from foundry_core.registry.architecture import BuildContext
+from foundry_core.models.interface import LanguageModel
+from foundry_core.models.loss import IGNORED
+from foundry_core.random_streams import undisturbed_random_state
 
 
-def estimated_parameters(config: ExperimentConfig, context: BuildContext) -> ParameterCount:
-    """What `get_parameter_count` will say, from the same model without memory for its weights."""
-    with undisturbed_random_state(), torch.device("meta"):
-        return build(config, context).get_parameter_count()
-
-
-def training_flops(model: BaseLanguageModel, rows: int, length: int) -> int:
+def training_flops(model: LanguageModel, rows: int, length: int) -> int:
     """Floating-point operations of a training step over (rows, length) tokens: a forward pass, and a backward pass that
     takes twice as many (Kaplan et al. 2020). Counts the vocabulary projection at every token, labelled or not.
     """
@@ -30,7 +23,7 @@ def training_flops(model: BaseLanguageModel, rows: int, length: int) -> int:
 
 
 def activation_bytes(
-    model: BaseLanguageModel,
+    model: LanguageModel,
     rows: int,
     length: int,
     *,
@@ -55,7 +48,7 @@ def activation_bytes(
     return fewer + (rows - few) * (measured(more) - fewer) // (more - few)
 
 
-def plain_rows(model: BaseLanguageModel, rows: int, length: int, labelled: float = 1.0) -> dict[str, torch.Tensor]:
+def plain_rows(model: LanguageModel, rows: int, length: int, labelled: float = 1.0) -> dict[str, torch.Tensor]:
     """A batch (B, T) without padding, where the same share of every row has a label."""
     device = next(model.parameters()).device
     ids = torch.randint(0, model.context.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
@@ -67,7 +60,7 @@ def plain_rows(model: BaseLanguageModel, rows: int, length: int, labelled: float
 
 
 def saved_bytes(
-    model: BaseLanguageModel,
+    model: LanguageModel,
     batch: dict[str, torch.Tensor],
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> int:

@@ -19,7 +19,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
-from foundry_core.models.base import BaseLanguageModel, ModelOutput
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.loss import ModelOutput
 from foundry_core.registry.architecture import BuildContext
 
 if TYPE_CHECKING:

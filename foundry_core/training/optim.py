@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
+from foundry_core.checkpoints.state import ScheduleState
 from foundry_core.config.sections import TrainingConfig
 from foundry_core.errors import PluginError
 from foundry_core.registry.isolation import failing_as
@@ -80,17 +80,6 @@ def warmup_steps(config: TrainingConfig, total_steps: int) -> int:
         # The decimal that was written: as a binary float 0.07 of 100 steps would be a little over 7, and 8 rounded up.
         return math.ceil(Fraction(str(config.warmup_ratio)) * total_steps)
     return config.warmup_steps or 0
-
-
-@dataclass
-class ScheduleState:
-    """What `plateau` has heard: how far it has cut the rate, the best test loss, and how many evaluations in a row were
-    no better. Read from checkpoints, hence the bounds.
-    """
-
-    scale: Annotated[float, Field(strict=True, ge=0, le=1)] = 1.0
-    best: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
-    stalled: Annotated[int, Field(strict=True, ge=0)] = 0
 
 
 @dataclass

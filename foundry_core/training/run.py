@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foundry_core.checkpoints.checkpoint import TrainState, checkpoints, newest_valid
+from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
+from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer, own_folders
 from foundry_core.devices import Precision, choose_device

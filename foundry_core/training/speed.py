@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from foundry_core.checkpoints.checkpoint import TrainState
+from foundry_core.checkpoints.state import TrainState
 from foundry_core.data.preparation import RunPlan
 from foundry_core.registry.hookspecs import StepReport
 

@@ -25,14 +25,10 @@ import numpy as np
 import torch
 import yaml
 
-from foundry_core.checkpoints.checkpoint import (
-    TrainState,
-    environment_changes,
-    load_checkpoint,
-    newest_valid,
-    versions,
-)
+from foundry_core.checkpoints.checkpoint import load_checkpoint, newest_valid
+from foundry_core.checkpoints.compatibility import environment_changes, versions
 from foundry_core.checkpoints.optimizer_state import optimizer_values
+from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.collators import Batch, get_data_collator
@@ -42,7 +38,8 @@ from foundry_core.devices import Precision, choose_device, memory_watched, model
 from foundry_core.errors import CheckpointError, StoppedError, TrainingError, warn
 from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
-from foundry_core.models.base import BaseLanguageModel, training_loss
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.loss import training_loss
 from foundry_core.random_streams import derive
 from foundry_core.registry.hookspecs import RunInfo, StepReport
 from foundry_core.run_folder import CONFIG, RECORD, checkpoint_name

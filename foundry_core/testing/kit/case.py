@@ -22,7 +22,10 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.models.base import BaseLanguageModel, create_model
-from foundry_core.registry.architecture import Architecture, Capabilities
+from foundry_core.models.building import build, build_context
+from foundry_core.models.interface import LanguageModel
+from foundry_core.random_streams import undisturbed_random_state
+from foundry_core.registry.architecture import Architecture, BuildContext, Capabilities
 from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import active_modules, get_architecture
@@ -153,6 +156,11 @@ class Case:
                 if isinstance(module, nn.modules.dropout._DropoutNd):  # one that no key sets, too
                     module.p = 0.0
         return model.eval()
+
+    def on_meta_device(self, context: BuildContext | None = None) -> LanguageModel:
+        """Build a model without memory for its weights."""
+        with undisturbed_random_state(), torch.device("meta"):
+            return build(self.config, context or build_context(self.config, self.tokenizer))
 
     def stirred(self, *, dropout: float | None = None) -> BaseLanguageModel:
         """A new model in evaluation mode with noise on every parameter.

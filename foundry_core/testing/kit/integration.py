@@ -26,8 +26,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.models.base import BaseLanguageModel, build_context
-from foundry_core.models.cost import estimated_parameters, plain_rows, saved_bytes
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.cost import plain_rows, saved_bytes
 from foundry_core.storage.files import write_file
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
@@ -170,7 +170,7 @@ def meta_device(case: Case) -> None:
     that it holds moves.
     """
     try:
-        estimated_parameters(case.config, build_context(case.config, case.tokenizer))
+        case.on_meta_device()
     except Exception as error:
         raise NonconformanceError(f"not built on torch's meta device: {type(error).__name__}: {error}") from error
     model = case.model()

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from foundry_core.data.collators import Batch, get_data_collator
-from foundry_core.models.base import IGNORED, BaseLanguageModel, ModelOutput
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.loss import IGNORED, ModelOutput
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,

@@ -21,8 +21,8 @@ from pydantic import BaseModel
 from foundry_core import __version__
 from foundry_core.config.loading import load_config
 from foundry_core.errors import ConfigError, did_you_mean
-from foundry_core.models.base import build_context, create_model
-from foundry_core.models.folder import build
+from foundry_core.models.base import create_model
+from foundry_core.models.building import build, build_context
 from foundry_core.registry import hookspecs
 from foundry_core.registry.discovery import Installed, installed
 from foundry_core.registry.hooks import hook_manager, offers

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.cost import estimated_parameters
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,
@@ -94,7 +93,8 @@ def resize(case: Case) -> None:
         known = model.context.vocab_size
         require(known == size, f"{what}: context.vocab_size is {known}; note_vocabulary_size is to be told")
         if size > case.vocabulary:  # with fewer, a special token of the context may be gone
-            count, expected = model.get_parameter_count(), estimated_parameters(case.config, model.context)
+            expected = case.on_meta_device(model.context).get_parameter_count()
+            count = model.get_parameter_count()
             require(count == expected, f"{what}: it has {dict(count)}, one built with as many {dict(expected)}")
         require_equal(_table(model)[:kept], rows[:kept], f"{what}: the old rows of the input embeddings")
         logits = model(ids).logits
@@ -126,7 +126,7 @@ def resize(case: Case) -> None:
     "optimized and saved twice drifts apart. Sizes follow from the settings alone.",
 )
 def parameter_count(case: Case) -> None:
-    """The parameters counted are the storage that trains, each once, and as many as the estimate says beforehand."""
+    """The parameters counted are the storage that trains, each once, and as many on torch's meta device."""
     model = case.model()
     count = model.get_parameter_count()
     for what, counted, trainable in (("total", count.total, False), ("trainable", count.trainable, True)):
@@ -137,8 +137,8 @@ def parameter_count(case: Case) -> None:
         }
         stored = sum(storages.values())
         require(counted == stored, f"{what} is {counted:,}, the storage of the parameters holds {stored:,}")
-    estimate = estimated_parameters(case.config, model.context)
-    require(estimate == count, f"the estimate is {dict(estimate)}, the model has {dict(count)}")
+    on_meta = case.on_meta_device().get_parameter_count()
+    require(on_meta == count, f"on torch's meta device it has {dict(on_meta)}, elsewhere {dict(count)}")
 
 
 @check(

@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from foundry_core.models.base import IGNORED, BaseLanguageModel
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.loss import IGNORED
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import check, require, require_close, require_equal
 from foundry_core.testing.kit.masking import padded

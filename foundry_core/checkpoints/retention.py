@@ -1,0 +1,48 @@
+"""Retention: which checkpoints are removed once a newer one is known to be whole."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from foundry_core.checkpoints.checkpoint import checkpoints, step_of
+from foundry_core.errors import CheckpointError
+from foundry_core.run_folder import MANIFEST
+from foundry_core.storage.files import StorageError, remove_set_aside, set_aside
+from foundry_core.storage.manifest import parse_json, read_plain_file
+
+
+def is_ephemeral(folder: Path) -> bool:
+    """Return whether a checkpoint was saved for crash safety only; False where its manifest cannot be read."""
+    try:
+        return parse_json(folder / MANIFEST, read_plain_file(folder / MANIFEST))["ephemeral"] is True
+    except (CheckpointError, KeyError, TypeError):
+        return False
+
+
+def retire(
+    output_dir: Path, keep: int | None, newest: Path, *, ephemeral: Collection[Path], damaged: Collection[Path]
+) -> list[str]:
+    """Remove the checkpoints before `newest` that are ephemeral or older than the last `keep` permanent ones.
+
+    Step 0 stays.
+
+    Args:
+        newest: Known to be whole, because it has just been published or loaded.
+        damaged: Those that were passed over; they do not count among the last.
+
+    Returns:
+        A line for each folder that could not be removed.
+    """
+    older = [path for path in checkpoints(output_dir) if step_of(path) < step_of(newest)]
+    permanent = [path for path in (*older, newest) if path not in ephemeral and step_of(path) > 0]
+    last = [path for path in permanent if path not in damaged][-keep:] if keep is not None else permanent
+    victims = [path for path in older if path in ephemeral]
+    victims += permanent[: permanent.index(last[0])] if last else []
+    problems = []
+    for victim in victims:
+        try:
+            set_aside(victim)
+        except StorageError as error:
+            problems.append(str(error))
+    return problems + remove_set_aside(output_dir)

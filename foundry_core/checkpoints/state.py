@@ -1,0 +1,84 @@
+"""Where training stands: `TrainState`, which a checkpoint stores, and reading it with bounds on every value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from foundry_core.checkpoints.lineage import Ledger, Position, Whole
+from foundry_core.data.token_file import StreamSizes
+from foundry_core.errors import CheckpointError
+from foundry_core.run_folder import TRAINER_STATE, checkpoint_name
+from foundry_core.storage.manifest import parse_json, read_plain_file
+
+_Real: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Number: TypeAlias = Whole | _Real
+
+
+@dataclass
+class ScheduleState:
+    """State of a `plateau` schedule: the factor it has cut the rate to, the best test loss, and how many evaluations in
+    a row were not better.
+    """
+
+    scale: Annotated[_Real, Field(ge=0, le=1)] = 1.0
+    best: _Real | None = None
+    stalled: Annotated[int, Field(strict=True, ge=0)] = 0
+
+
+@dataclass
+class TrainState:
+    """Where training stands. The bounds hold for states that are read from a checkpoint.
+
+    samples: rows taken from the ordered stream since the start, which is the position in the data. ledger: running hash
+    over their (epoch, row), the proof that none was lost or seen twice. optimizer: its state besides tensors. log: the
+    reports of each logged step and evaluation.
+    """
+
+    step: Whole = 0
+    samples: Whole = 0
+    tokens_seen: Whole = 0
+    words_seen: Whole = 0
+    epoch: Annotated[_Real, Field(ge=0)] = 0.0
+    ledger: Ledger = ""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    stream: StreamSizes | None = None
+    precision: str = ""
+    schedule: ScheduleState = field(default_factory=ScheduleState)
+    scaler: dict[str, _Number] = field(default_factory=dict)
+    wandb_run_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    log: list[dict[str, _Number]] = field(default_factory=list)
+
+    @property
+    def position(self) -> Position:
+        """The position in the data."""
+        return Position(self.step, self.samples, self.tokens_seen, self.ledger)
+
+
+_STORED = TypeAdapter(TrainState)
+
+
+def read_state(folder: Path) -> TrainState:
+    """Read the state that a checkpoint stores. Raises CheckpointError where it is damaged."""
+    path = folder / TRAINER_STATE
+    stored = parse_json(path, read_plain_file(path))
+    try:
+        content = {**stored["foundry"], "log": stored["log_history"]}
+        differing = {each.name for each in fields(TrainState)} ^ content.keys()
+        state = _STORED.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise CheckpointError(f"{path} is damaged or of another version: {reason}") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged or of another version: {type(error).__name__}: {error}") from error
+    if differing or state.stream is None:
+        reason = f"{min(differing)} is missing or unknown" if differing else "stream is missing"
+        raise CheckpointError(f"{path} is damaged or of another version: {reason}")
+    if folder.name != checkpoint_name(state.step):
+        raise CheckpointError(f"{path} is of step {state.step}, its folder of another one")
+    return state

@@ -1,0 +1,177 @@
+"""The transformers adapter: a `PreTrainedModel` for each architecture that transformers does not have.
+
+Its classes are registered with the auto classes, so that `AutoModel...from_pretrained` opens the folders of a plugin
+that has been imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationMixin
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from foundry_core.errors import CheckpointError
+from foundry_core.models.description import describe, rebuild
+from foundry_core.models.interface import LanguageModel
+from foundry_core.models.weights import tied_names
+
+
+class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
+    """Adapter that gives a `LanguageModel` the surface of transformers."""
+
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _is_stateful = True
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: PreTrainedConfig, model: LanguageModel | None = None):
+        super().__init__(config)
+        # transformers builds on the meta device, with some functions of torch on the CPU: a plugin may mix the two.
+        with torch.device("cpu"):
+            self.model = rebuild(config.foundry) if model is None else model
+        objective = self.model.context.objective
+        if objective.causal != isinstance(self, GenerationMixin):
+            raise CheckpointError(f"a model trained with {objective.name} opens with {objective.auto_class}")
+        self._tied_weights_keys = tied_names(self)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **keywords: Any) -> Any:
+        """As in transformers; buffers that are computed and not stored, which it leaves undefined, come back too."""
+        opened = super().from_pretrained(*arguments, **keywords)
+        outer = opened[0] if isinstance(opened, tuple) else opened
+        stored = outer.state_dict()
+        computed = {name: buffer for name, buffer in outer.model.named_buffers() if f"model.{name}" not in stored}
+        if computed:
+            built = dict(rebuild(outer.config.foundry).named_buffers())
+            for name, buffer in computed.items():
+                buffer.copy_(built[name])
+        return opened
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The plugin has initialised its weights; transformers' own scheme would replace them."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        state: Any = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if state is not None:
+            kwargs["state"] = state
+        if use_cache is not None and self.model.config.capabilities.carried_state:
+            kwargs["use_cache"] = use_cache
+        kwargs.pop("logits_to_keep", None)
+        kwargs.pop("past_key_values", None)
+        outputs = self.model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+        if use_cache is False and "state" in outputs:
+            outputs = type(outputs)(**{key: value for key, value in outputs.items() if key != "state"})
+        return outputs.to_tuple() if return_dict is False else outputs
+
+
+class AdaptedCausalModel(AdaptedModel, GenerationMixin):  # type: ignore[misc]
+    """The adapter of a model that generates."""
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, state: Any = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        if state is not None:
+            return {"input_ids": input_ids[:, -1:], "state": state}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": kwargs.get("use_cache")}
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        # From 5.24 on transformers hands its own caches from step to step, and no longer a `state`.
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        return {**updated, "state": outputs["state"]} if "state" in outputs else updated
+
+    def generate(self, inputs: torch.Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        beams = kwargs.get("num_beams") or (generation_config or self.generation_config).num_beams or 1
+        # transformers reorders key-value caches between beams, not a recurrent state: recompute instead.
+        if beams > 1 and generation_config is not None:
+            generation_config = deepcopy(generation_config)
+            generation_config.use_cache = False
+        elif beams > 1:
+            kwargs["use_cache"] = False
+        return super().generate(inputs, generation_config, **kwargs)
+
+
+@cache
+def auto_classes(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
+    """Return configuration class, causal model class and masked model class of an architecture, registered once.
+
+    `AutoConfig` then knows `foundry_<architecture>`, and the auto model classes open its folders.
+    """
+    name = "".join(part.capitalize() for part in architecture.replace("-", "_").split("_"))
+    module = sys.modules[__name__]
+    config_class: Any = type(
+        f"Foundry{name}Config",
+        (PreTrainedConfig,),
+        {
+            "__module__": __name__,
+            "__annotations__": {
+                "foundry": "dict | None",
+                "vocab_size": "int",
+                "max_position_embeddings": "int",
+                "tie_word_embeddings": "bool",
+            },
+            "model_type": f"foundry_{architecture}",
+            "foundry": None,
+            "vocab_size": 0,
+            "max_position_embeddings": 0,
+            "tie_word_embeddings": False,
+        },
+    )
+    classes: list[type[Any]] = [config_class]
+    for suffix, base in (("ForCausalLM", AdaptedCausalModel), ("ForMaskedLM", AdaptedModel)):
+        attributes = {"__module__": __name__, "config_class": config_class}
+        classes.append(type(f"Foundry{name}{suffix}", (base,), attributes))
+    for cls in classes:
+        setattr(module, cls.__name__, cls)  # so that a model can be pickled by reference
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModelForCausalLM.register(config_class, classes[1])
+    AutoModelForMaskedLM.register(config_class, classes[2])
+    return config_class, classes[1], classes[2]
+
+
+def exposed_by_plugin(*architectures: str) -> None:
+    """Let transformers' auto classes open checkpoints of these architectures; the end of a plugin's model module."""
+    for name in architectures:
+        auto_classes(name)
+
+
+def adapted(model: LanguageModel) -> PreTrainedModel:
+    """Return a transformers model around this one, sharing its weights."""
+    config_class, causal, masked = auto_classes(model.model_type)
+    chosen = causal if model.context.objective.causal else masked
+    config = config_class(
+        foundry=describe(model),
+        vocab_size=model.context.vocab_size,
+        max_position_embeddings=model.context.max_sequence_length,
+        tie_word_embeddings=bool(tied_names(model)),
+        architectures=[chosen.__name__],
+        **model.context.special_ids,
+    )
+    return chosen(config, model)

@@ -1,0 +1,198 @@
+"""What the rest of core relies on in a model: `LanguageModel`, below everything that builds, saves or adapts one.
+
+Plugins derive from `BaseLanguageModel`, which adds generation, saving and opening to it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput as _MappedOutput
+
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.errors import FoundryError, PluginError
+from foundry_core.models.loss import ModelOutput, Reduction, language_model_output, prediction_targets
+from foundry_core.registry.architecture import BuildContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+# transformers drops fields that are None and wants None as the default of each; ours are always given.
+@dataclass
+class ParameterCount(_MappedOutput):  # type: ignore[misc]
+    """Numbers of parameters; a tied tensor counts once. embeddings: in the input embeddings."""
+
+    total: int = None  # type: ignore[assignment]
+    trainable: int = None  # type: ignore[assignment]
+    embeddings: int = None  # type: ignore[assignment]
+
+
+@dataclass
+class MemoryFootprint(_MappedOutput):  # type: ignore[misc]
+    """Bytes that training holds for the model, activations aside. optimizer: AdamW's two moments in fp32."""
+
+    parameters: int = None  # type: ignore[assignment]
+    buffers: int = None  # type: ignore[assignment]
+    gradients: int = None  # type: ignore[assignment]
+    optimizer: int = None  # type: ignore[assignment]
+    total: int = None  # type: ignore[assignment]
+
+
+class LanguageModel(nn.Module, ABC):
+    """A model as core trains and evaluates it."""
+
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__()
+        self.config = config
+        self.context = context
+
+    @classmethod
+    def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
+        """Build the model: settings from `config.model`, sizes and token ids from `context`, never from the YAML.
+
+        Raises:
+            PluginError: The class is not made of these arguments.
+        """
+        try:
+            inspect.signature(cls).bind(config, context, **kwargs)
+        except TypeError as error:
+            given = ", ".join(["config", "context", *kwargs])
+            raise PluginError(f"{cls.__module__}.{cls.__qualname__} cannot be made of ({given}): {error}") from error
+        return cls(config, context, **kwargs)
+
+    @abstractmethod
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """input_ids (B, T); attention_mask (B, T), 1 for real tokens; labels (B, T), -100 where nothing is predicted.
+
+        For a causal objective labels are the input ids: the shift happens inside, in `output`. The keywords of
+        `output` (reduction, return_logits) are handed on to it.
+        """
+
+    @abstractmethod
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the module that turns token ids into vectors."""
+
+    @abstractmethod
+    def resize_token_embeddings(self, new_num_tokens: int) -> None:
+        """Grow or shrink the vocabulary; the rows that stay keep their values, ties stay tied."""
+
+    @abstractmethod
+    def to_transformers(self) -> PreTrainedModel:
+        """Return this model as a transformers model that shares its weights."""
+
+    def note_vocabulary_size(self, size: int) -> None:
+        """Record a resized vocabulary; `resize_token_embeddings` ends with this, so that saving stores the new size."""
+        self.context = replace(self.context, vocab_size=size)
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's name, such as `gpt2`."""
+        return self.config.model.architecture
+
+    @property
+    def supports_generation(self) -> bool:
+        """Whether `generate` works with these settings and this objective."""
+        return self.config.capabilities.generation and self.context.objective.causal
+
+    def targets(
+        self, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what is predicted at each position, and where anything is: (B, T - 1) causal, (B, T) otherwise."""
+        return prediction_targets(labels, attention_mask, causal=self.context.objective.causal)
+
+    def output(
+        self,
+        hidden_BTD: torch.Tensor,
+        head: Callable[[torch.Tensor], torch.Tensor],
+        labels: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        reduction: Reduction = "mean",
+        return_logits: bool = True,
+        hidden_states: Any = None,
+        attentions: Any = None,
+        state: Any = None,
+    ) -> ModelOutput:
+        """Return the language-model loss and the logits; every architecture's `forward` ends with this.
+
+        The loss is the cross-entropy in fp32 over the labels that are not -100. For a causal objective position t is
+        scored on label t + 1, unless attention_mask marks t as padding: nothing is predicted from there. With no label
+        left the loss is 0 and its gradients are 0.
+
+        Args:
+            head: Projects hidden states onto the vocabulary, (..., D) -> (..., V).
+            return_logits: If False, only positions with a label are projected, so that a large vocabulary costs memory
+                only where a token is predicted.
+        """
+        return language_model_output(
+            hidden_BTD,
+            head,
+            labels,
+            causal=self.context.objective.causal,
+            attention_mask=attention_mask,
+            reduction=reduction,
+            return_logits=return_logits,
+            hidden_states=hidden_states,
+            attentions=attentions,
+            state=state,
+        )
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute activations in the backward pass; architectures that declare the capability override this."""
+        raise FoundryError(f"{self.model_type} does not support gradient checkpointing")
+
+    def get_parameter_count(self) -> ParameterCount:
+        """Count parameters in total, trainable, and in the input embeddings; ties once."""
+        parameters = list(self.parameters())
+        return ParameterCount(
+            total=sum(p.numel() for p in parameters),
+            trainable=sum(p.numel() for p in parameters if p.requires_grad),
+            embeddings=sum(p.numel() for p in self.get_input_embeddings().parameters()),
+        )
+
+    def get_memory_footprint(self) -> MemoryFootprint:
+        """Count bytes of parameters, buffers, gradients and AdamW's state; activations depend on the batch."""
+        parameters = sum(p.numel() * p.element_size() for p in self.parameters())
+        buffers = sum(b.numel() * b.element_size() for b in self.buffers())
+        gradients = sum(p.numel() * p.element_size() for p in self.parameters() if p.requires_grad)
+        return MemoryFootprint(
+            parameters=parameters,
+            buffers=buffers,
+            gradients=gradients,
+            optimizer=2 * gradients,
+            total=parameters + buffers + 3 * gradients,
+        )
+
+    def flops(self, batch: int, length: int) -> int:
+        """Count floating-point operations of a forward pass over (batch, length) tokens, logits included.
+
+        2 for every entry of a matrix and token; looking an embedding up costs none, a tied output layer counts once
+        (Kaplan et al. 2020). `mixing_flops` is added. Override it where a matrix is used otherwise than once per token.
+        """
+        matrices = {
+            id(parameter): parameter.numel()
+            for module in self.modules()
+            if not isinstance(module, nn.Embedding)
+            for parameter in module.parameters(recurse=False)
+            if parameter.ndim > 1
+        }
+        if self.config.capabilities.tied_embeddings:
+            matrices |= {id(p): p.numel() for p in self.get_input_embeddings().parameters()}
+        return 2 * batch * length * sum(matrices.values()) + self.mixing_flops(batch, length)
+
+    def mixing_flops(self, batch: int, length: int) -> int:
+        """Count those of products between activations, which no parameter shows; attention overrides this."""
+        return 0
