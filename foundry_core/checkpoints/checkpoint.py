@@ -24,7 +24,7 @@ from foundry_core import __version__
 from foundry_core.checkpoints.lineage import Lineage, Position
 from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_tensors
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.data.token_file import StreamSizes
+from foundry_core.data.order import StreamSizes
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.folder import (

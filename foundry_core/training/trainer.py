@@ -44,17 +44,17 @@ from foundry_core.checkpoints.checkpoint import (
 from foundry_core.checkpoints.optimizer_state import optimizer_values
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.sections import MOST_ROWS
+from foundry_core.data.batches import Batches
 from foundry_core.data.collators import Batch, get_data_collator
+from foundry_core.data.order import SampleOrder, extended_ledger
 from foundry_core.data.preparation import (
     ExperimentData,
-    RunPlan,
     data_identity,
     experiment_corpora,
     experiment_data,
     experiment_tokenizer,
     own_folders,
 )
-from foundry_core.data.token_file import Batches, SampleOrder, extended_ledger
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
 from foundry_core.errors import CheckpointError, StoppedError, TrainingError, UsageError, warn
 from foundry_core.evaluation.corpus_loss import evaluate, to_device
@@ -68,6 +68,7 @@ from foundry_core.storage.files import RunLock, remove_leftovers, write_file
 from foundry_core.training.background import Background
 from foundry_core.training.observers import Notifier, observers, reading
 from foundry_core.training.optim import Schedule, build_optimizer
+from foundry_core.training.plan import RunPlan
 from foundry_core.training.signals import StopRequest
 
 if TYPE_CHECKING:
