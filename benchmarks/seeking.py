@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from foundry_core.data.token_file import Batches, Rows, SampleOrder
+from foundry_core.data.batches import Batches
+from foundry_core.data.order import SampleOrder
+from foundry_core.data.rows import Rows
 
 ROWS = 30_000_000
 LENGTH = 128

@@ -26,8 +26,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, get_data_collator, load_config, run
 from foundry_core.cli import main
+from foundry_core.data.batches import Batches
+from foundry_core.data.order import SampleOrder
 from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
-from foundry_core.data.token_file import Batches, Rows, SampleOrder
+from foundry_core.data.rows import Rows
 from foundry_core.errors import CheckpointError, ConfigError, FoundryError
 from foundry_core.models.folder import load_model
 from foundry_core.registry.discovery import read_packages

@@ -12,9 +12,10 @@ import torch
 
 from foundry_core import ExperimentConfig, Optimizer, create_model
 from foundry_core.config.sections import TrainingConfig
-from foundry_core.data.preparation import RunPlan, experiment_corpora, experiment_data, experiment_tokenizer
+from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
 from foundry_core.errors import PluginError
 from foundry_core.training.optim import Schedule, build_optimizer, parameter_groups, warmup_steps
+from foundry_core.training.plan import RunPlan
 
 Experiment = Callable[..., ExperimentConfig]
 

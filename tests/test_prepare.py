@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 
 from foundry_core.data.preparation import (
-    RunPlan,
     experiment_corpora,
     experiment_data,
     experiment_tokenizer,
@@ -27,6 +26,7 @@ from foundry_core.models.base import create_model
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk
 from foundry_core.tokenization.tokenizer import load_tokenizer, tokenizer_digest
+from foundry_core.training.plan import RunPlan
 
 
 def prepared(config):

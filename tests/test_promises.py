@@ -40,7 +40,7 @@ MECHANISMS = [
     ),
     Without(
         "R1",
-        "foundry_core.data.token_file:Batches.__init__",
+        "foundry_core.data.batches:Batches.__init__",
         mutants.rows_from_the_first_on,
         "test_exact_resume.py::test_a_run_that_dies_and_goes_on_equals_one_that_was_left_alone",
     ),

@@ -14,11 +14,12 @@ from safetensors.torch import load
 
 from foundry_core import create_model, hookimpl, load_config, run
 from foundry_core.checkpoints.checkpoint import checkpoints
-from foundry_core.data.preparation import RunPlan, experiment_corpora, experiment_data, experiment_tokenizer
+from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
 from foundry_core.errors import CheckpointError, TokenizerError, TrainingError, UsageError
 from foundry_core.models.folder import load_model
 from foundry_core.testing.toy_language import write_corpus
 from foundry_core.tokenization.tokenizer import load_tokenizer
+from foundry_core.training.plan import RunPlan
 
 MODELS = {
     "lstm": {"rnn": {"embedding_size": 12, "hidden_size": 16, "num_layers": 1, "dropout": 0.1}},

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from foundry_core.data.token_file import Batches, Rows, SampleOrder
+from foundry_core.data.batches import Batches
+from foundry_core.data.order import SampleOrder
+from foundry_core.data.rows import Rows
 from foundry_core.data.workers import Batch, batches_from_workers
 from foundry_core.errors import DataError, FoundryError, TokenizerError
 

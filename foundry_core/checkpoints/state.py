@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field, TypeAdapter, ValidationError
 
 from foundry_core.checkpoints.lineage import Ledger, Position, Whole
-from foundry_core.data.token_file import StreamSizes
+from foundry_core.data.order import StreamSizes
 from foundry_core.errors import CheckpointError
 from foundry_core.run_folder import TRAINER_STATE, checkpoint_name
 from foundry_core.storage.manifest import parse_json, read_plain_file

@@ -18,7 +18,7 @@ from foundry_core.checkpoints.compatibility import FREE, config_differences, cov
 from foundry_core.checkpoints.lineage import Lineage, Position, identity
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.config.sections import MOST_ROWS
-from foundry_core.data.token_file import Ints, SampleOrder, extended_ledger
+from foundry_core.data.order import Ints, SampleOrder, extended_ledger
 from foundry_core.errors import CheckpointError
 from foundry_core.models.description import read_description
 from foundry_core.random_streams import derive

@@ -108,7 +108,7 @@ def _memory(trainer: Any, resident: int) -> dict[str, Any]:
 
 def _share_of_predictions(trainer: Any) -> float:
     """Labels for each token, in the first rows: a whole batch may be more than there is room for."""
-    from foundry_core.data.token_file import Batches
+    from foundry_core.data.batches import Batches
     from foundry_core.models.loss import IGNORED
 
     rows = min(_PROBED_ROWS, trainer.plan.total_samples)

@@ -6,7 +6,6 @@ Everything is kept under the digest of its inputs and reused while they are unch
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
 from foundry_core.corpus.files import shown
 from foundry_core.corpus.reader import Corpus
-from foundry_core.data.token_file import Rows, StreamSizes, TokenFile, prepare_tokens
-from foundry_core.errors import DataError, TokenizerError, UsageError, warn
+from foundry_core.data.rows import Rows
+from foundry_core.data.token_file import TokenFile, prepare_tokens
+from foundry_core.errors import DataError, TokenizerError, warn
 from foundry_core.run_folder import METRICS, TOKENIZER, TOKENIZER_LOCK, TOKENIZER_MODEL, TOKENIZER_ORIGIN, TOKENS
 from foundry_core.storage.files import write_file
 from foundry_core.storage.lock import RunLock
 from foundry_core.tokenization.tokenizer import load_tokenizer, save_tokenizer, tokenizer_digest, train_tokenizer
-from foundry_core.training.optim import warmup_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -231,89 +230,6 @@ def cut_rows(tokens: TokenFile, config: ExperimentConfig, tokenizer: PreTrainedT
     framed = config.objective.layout == "framed"
     ids = {"start_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id} if framed else {}
     return Rows(tokens.tokens, config.objective.layout, config.data.max_sequence_length, **ids)
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What a configuration comes to once its data are known; computed, never written into the configuration.
-
-    Counts are of the training corpus. Tokens are those of the stream: padding, overlap and row frames not counted. The
-    words of a part of an epoch are its share of the epoch's words.
-    """
-
-    rows: int
-    tokens_per_row: int
-    tokens_per_epoch: int
-    words_per_epoch: int
-    samples_per_step: int
-    total_samples: int
-    total_steps: int
-    warmup_steps: int
-    checkpoint_steps: tuple[int, ...]
-    unreached_checkpoints: tuple[str, ...]
-    """Checkpoints that were asked for by name and lie beyond the end."""
-
-    @classmethod
-    def of(cls, config: ExperimentConfig, data: ExperimentData) -> RunPlan:
-        training = config.training
-        rows, tokens, words = len(data.train_rows), data.train_rows.total_tokens, data.train.info.words
-        per_step = config.data.batch_size * training.gradient_accumulation_steps
-
-        def samples_for(amount: float, per_epoch: int) -> int:
-            return max(1, math.ceil(amount * rows / per_epoch))
-
-        if training.epochs is not None:
-            samples = max(1, round(training.epochs * rows))
-        elif training.train_steps is not None:
-            samples = training.train_steps * per_step
-        elif training.train_tokens is not None:
-            samples = samples_for(training.train_tokens, tokens)
-        else:
-            assert training.train_words is not None
-            samples = samples_for(training.train_words, words)
-        steps = math.ceil(samples / per_step)
-        warmup = warmup_steps(training, steps)
-        if warmup > steps:
-            raise UsageError(
-                f"training.warmup_steps ({warmup}) exceeds the {steps} steps that the budget comes to: lower it, or "
-                "give warmup_ratio"
-            )
-
-        schedule = training.checkpoints
-        chosen = {0, steps}
-        named = {step: f"step {step:,}" for step in schedule.steps}
-        if schedule.every_steps:
-            chosen.update(range(schedule.every_steps, steps + 1, schedule.every_steps))
-        if schedule.log_base:
-            power = 1.0
-            while power <= steps:
-                chosen.add(round(power))
-                power *= schedule.log_base
-        milestones = schedule.milestones
-        for unit, amounts, per_epoch in (("words", milestones.words, words), ("tokens", milestones.tokens, tokens)):
-            for amount in amounts:
-                named[math.ceil(samples_for(amount, per_epoch) / per_step)] = f"{amount:,} {unit}"
-        return cls(
-            rows=rows,
-            tokens_per_row=data.train_rows.stream_tokens(0),
-            tokens_per_epoch=tokens,
-            words_per_epoch=words,
-            samples_per_step=per_step,
-            total_samples=samples,
-            total_steps=steps,
-            warmup_steps=warmup,
-            checkpoint_steps=tuple(sorted(step for step in {*chosen, *named} if step <= steps)),
-            unreached_checkpoints=tuple(name for step, name in sorted(named.items()) if step > steps),
-        )
-
-    @property
-    def stream(self) -> StreamSizes:
-        """The sizes of the training stream."""
-        return StreamSizes(self.rows, self.tokens_per_row, self.tokens_per_epoch, self.words_per_epoch)
-
-    def words_after(self, tokens_seen: int) -> int:
-        """White-space separated words in so many tokens of the corpus."""
-        return round(tokens_seen * self.words_per_epoch / self.tokens_per_epoch)
 
 
 def data_identity(data: ExperimentData) -> dict[str, str]:

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foundry_core.corpus.reader import Corpus
+from foundry_core.data.batches import Batches
 from foundry_core.data.collators import Collator, get_data_collator
+from foundry_core.data.order import SampleOrder
 from foundry_core.data.preparation import cut_rows
-from foundry_core.data.token_file import Batches, Rows, SampleOrder, TokenFile, prepare_tokens
+from foundry_core.data.rows import Rows
+from foundry_core.data.token_file import TokenFile, prepare_tokens
 from foundry_core.errors import DataError
 from foundry_core.evaluation.inference import evaluating, to_device
 from foundry_core.models.base import BaseLanguageModel

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from foundry_core.checkpoints.state import TrainState
-from foundry_core.data.preparation import RunPlan
 from foundry_core.registry.hookspecs import StepReport
+from foundry_core.training.plan import RunPlan
 
 
 class Stopwatch:

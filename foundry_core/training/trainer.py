@@ -31,9 +31,10 @@ from foundry_core.checkpoints.optimizer_state import optimizer_values
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.sections import MOST_ROWS
+from foundry_core.data.batches import Batches
 from foundry_core.data.collators import Batch, get_data_collator
-from foundry_core.data.preparation import ExperimentData, RunPlan, data_identity
-from foundry_core.data.token_file import Batches, SampleOrder, extended_ledger
+from foundry_core.data.order import SampleOrder, extended_ledger
+from foundry_core.data.preparation import ExperimentData, data_identity
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
 from foundry_core.errors import CheckpointError, StoppedError, TrainingError, warn
 from foundry_core.evaluation.corpus_loss import evaluate
@@ -46,6 +47,7 @@ from foundry_core.run_folder import CONFIG, RECORD, checkpoint_name
 from foundry_core.storage.files import write_file
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.optim import Schedule, build_optimizer
+from foundry_core.training.plan import RunPlan
 from foundry_core.training.saving import CheckpointSaver
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.speed import Stopwatch

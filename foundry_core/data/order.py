@@ -1,0 +1,104 @@
+"""The order of the rows: which row is trained at each position, a function of seed and position alone.
+
+So resuming is one integer and no replay: any position costs the same, and no model, batch size or number of workers can
+change what is trained in which order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from foundry_core.random_streams import derive, mix64
+
+Ints: TypeAlias = NDArray[np.int64]
+Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+
+
+class Permutation:
+    """A shuffle of range(size) that is computed, not stored: any position is a few microseconds away.
+
+    A Feistel network on the grid of ceil(sqrt(size)) by ceil(size / that): each round moves one coordinate by a hash of
+    the other, which can be undone, so the whole is one to one. The grid has at most sqrt(size) cells too many; what
+    lands there is sent through the network again until it lands inside.
+    """
+
+    ROUNDS = 8
+
+    def __init__(self, size: int, key: int):
+        assert size >= 1, size
+        self.size = size
+        height = math.isqrt(size - 1) + 1
+        self._height, self._width = np.uint64(height), np.uint64(-(-size // height))
+        self._keys = mix64(np.arange(1, self.ROUNDS + 1, dtype=np.uint64) + np.uint64(key))
+
+    def __call__(self, positions: Ints) -> Ints:
+        """Rows (int64) at these positions; both in range(size), any shape."""
+        positions = np.asarray(positions)
+        if positions.size and not (positions.min() >= 0 and positions.max() < self.size):
+            raise IndexError(f"positions {positions.min()} to {positions.max()} of {self.size}")
+        rows = self._network(positions.reshape(-1).astype(np.uint64))
+        outside = np.flatnonzero(rows >= self.size)
+        while outside.size:
+            rows[outside] = self._network(rows[outside])
+            outside = outside[rows[outside] >= self.size]
+        return rows.astype(np.int64).reshape(positions.shape)
+
+    def _network(self, cells: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        y, x = np.divmod(cells, self._width)
+        # 32 bits of the hash, so that the sum cannot wrap around 2**64, which would not be one to one.
+        for key in range(0, self.ROUNDS, 2):
+            y = (y + (mix64(x ^ self._keys[key]) >> np.uint64(32))) % self._height
+            x = (x + (mix64(y ^ self._keys[key + 1]) >> np.uint64(32))) % self._width
+        return y * self._width + x
+
+
+def permutation(size: int, seed: int, epoch: int) -> Permutation:
+    """The order of `size` rows in one epoch, a function of the arguments alone."""
+    return Permutation(size, derive(seed, "data order", epoch))
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Which row is trained at each position, counted in samples since the start of training.
+
+    Epoch e is the positions from `e * size` to `(e + 1) * size - 1`, each with its own order.
+    """
+
+    size: int
+    seed: int
+    shuffle: bool = True
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """(epochs, rows) at these positions: int64, shaped like `positions`."""
+        epochs, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.size)
+        if self.shuffle:
+            for epoch in np.unique(epochs):
+                inside = epochs == epoch
+                rows[inside] = permutation(self.size, self.seed, int(epoch))(rows[inside])
+        return epochs, rows
+
+
+def extended_ledger(ledger: str, epochs: Ints, rows: Ints) -> str:
+    """The running hash (hex) over all samples trained so far, one step longer: the proof that none was lost or doubled.
+
+    A chain of sha256, from an empty string before the first step, over the step's epochs and rows.
+    """
+    seen = np.stack([epochs, rows]).astype("<i8").tobytes()
+    return hashlib.sha256(bytes.fromhex(ledger) + seen).hexdigest()
+
+
+@dataclass(frozen=True)
+class StreamSizes:
+    """Sizes of a token stream cut into rows: with seed and batch size they say what has been seen at any position."""
+
+    rows: Positive
+    tokens_per_row: Positive
+    tokens_per_epoch: Positive
+    words_per_epoch: Positive

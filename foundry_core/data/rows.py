@@ -1,0 +1,75 @@
+"""Rows: the token stream cut into what a model reads at once; nothing of it is dropped."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foundry_core.data.order import Ints
+from foundry_core.errors import DataError
+
+
+class Rows:
+    """A token stream cut into rows of at most `length` tokens, all of the stream used.
+
+    * "overlap", for predicting the next token: each row begins with the last token of the row before, so that every
+      token but the first of the stream is predicted in exactly one row. The last row is shorter, at least 2 tokens.
+    * "framed", for masked models: `start_id`, `length - 2` tokens of the stream, `end_id`. The stream's leading
+      separator is left out, because a row starts with `start_id` anyway. The last row is shorter, at least 3 tokens.
+
+    Raises:
+        DataError: a length or a stream too short for one row.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[Any],
+        layout: Literal["overlap", "framed"],
+        length: int,
+        *,
+        start_id: int | None = None,
+        end_id: int | None = None,
+    ):
+        assert layout in ("overlap", "framed"), layout
+        assert layout == "overlap" or (start_id is not None and end_id is not None), "framed rows need both ids"
+        self.layout, self.length = layout, length
+        self._frame = None if start_id is None or end_id is None or layout == "overlap" else (start_id, end_id)
+        self._new = length - 1 if self._frame is None else length - 2
+        self._tokens = np.asarray(tokens)  # slicing a np.memmap itself costs several times as much
+        if self._new < 1:
+            raise DataError(
+                f"max_sequence_length {length} is too small: a {layout} row needs at least {length - self._new + 1}."
+            )
+        # In both layouts the first token of the stream is never predicted and all others are consumed once.
+        self.total_tokens = len(tokens) - 1
+        if self.total_tokens < 1:
+            raise DataError(f"the corpus has {len(tokens)} tokens, too few for one row; add text.")
+
+    def __len__(self) -> int:
+        return -(-self.total_tokens // self._new)
+
+    def row(self, index: int) -> Ints:
+        """The token ids of one row: int64, a copy."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        start = index * self._new
+        chunk = self._tokens[start : start + self._new + 1]
+        ids: Ints = chunk.astype(np.int64)
+        if self._frame is None:
+            return ids
+        framed = np.empty(len(ids) + 1, dtype=np.int64)
+        framed[0], framed[-1] = self._frame
+        framed[1:-1] = ids[1:]
+        return framed
+
+    @overload
+    def stream_tokens(self, index: int) -> int: ...
+    @overload
+    def stream_tokens(self, index: Ints) -> Ints: ...
+    def stream_tokens(self, index: int | Ints) -> int | Ints:
+        """How many tokens of the stream a row consumes; summed over all rows this is `total_tokens`."""
+        if isinstance(index, np.ndarray):
+            return np.minimum(self._new, self.total_tokens - index * self._new)
+        return min(self._new, self.total_tokens - index * self._new)
