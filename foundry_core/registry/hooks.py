@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from foundry_core.errors import PluginError, did_you_mean
 from foundry_core.registry.discovery import GROUPS, installed
-from foundry_core.registry.isolation import cause, guarded, surroundings_kept, undisturbed
+from foundry_core.registry.isolation import cause, guarded, isolated
 from foundry_core.registry.objective import CORE_OBJECTIVES, Objective
 from foundry_core.registry.optimizer import CORE_OPTIMIZERS, Optimizer
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType
@@ -197,7 +197,7 @@ def _offered(manager: pluggy.PluginManager, kind: Kind, providers: dict[tuple[Ki
     found = dict(core)
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         plugin = implementation.plugin
-        with guarded(partial(_offering_failure, hook, plugin)), undisturbed(), surroundings_kept():
+        with guarded(partial(_offering_failure, hook, plugin)), isolated():
             descriptors = list(implementation.function())
         for descriptor in descriptors:
             owner = owner_of(plugin)

@@ -37,9 +37,8 @@ from foundry_core.registry.isolation import (
     failing_as,
     guarded,
     home_of,
+    isolated,
     last_line_in,
-    surroundings_kept,
-    undisturbed,
 )
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def refuse_unfit(point: Installed) -> None:
 
 
 def _imported(module: str) -> ModuleType:
-    with undisturbed(), surroundings_kept():
+    with isolated():
         return importlib.import_module(module)
 
 
@@ -204,7 +203,7 @@ def capabilities_of(architecture: Architecture, section: ModelConfig, *, example
     from foundry_core.registry.architecture import Capabilities
 
     what = f"the capabilities of '{architecture.name}'" + (f" with '{example}'" if example else "")
-    with guarded(lambda error: PluginError(f"{what} fail: {cause(error)}")), undisturbed():
+    with guarded(lambda error: PluginError(f"{what} fail: {cause(error)}")), isolated():
         found: Any = architecture.capabilities(section)
     if not isinstance(found, Capabilities):
         raise PluginError(f"{what} are a {type(found).__name__}, not Capabilities")
@@ -214,7 +213,7 @@ def capabilities_of(architecture: Architecture, section: ModelConfig, *, example
 def import_string(target: str) -> Any:
     """The object that `"package.module:attribute"` names, for targets written in code, never in a YAML.
 
-    What importing it does to the surroundings is put back: a run is the same whichever plugin it has.
+    What `isolation.kept_settings` names is restored after the import.
     """
     module, _, attribute = target.partition(":")
     with failing_as(f"the import of {target}"):
@@ -257,7 +256,7 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with guarded(partial(_file_failure, path)), undisturbed(), surroundings_kept():
+        with guarded(partial(_file_failure, path)), isolated():
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)

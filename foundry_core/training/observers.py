@@ -1,7 +1,8 @@
 """What a run tells the outside: terminal, metrics.jsonl, TensorBoard, Weights & Biases.
 
 Each is an observer, written as hook implementations, and none is treated otherwise than a plugin's. Observers cannot
-change training: `Notifier` gives each a copy of its own, keeps the surroundings, and mutes one that raises.
+change training: `Notifier` gives each a copy of its own, restores what `kept_settings` names after it, and mutes one
+that raises.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError, PluginError, tell
 from foundry_core.registry.hooks import owner_of
 from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
-from foundry_core.registry.isolation import cause, guarded
-from foundry_core.registry.surroundings import kept_surroundings
+from foundry_core.registry.isolation import cause, guarded, kept_settings
 from foundry_core.run_folder import METRICS, TENSORBOARD
 from foundry_core.storage.files import AppendedLines, StorageError, read_appended, write_file
 
@@ -36,7 +36,7 @@ class Notifier:
     """Tells every observer; a failing one is reported on stderr once and muted.
 
     Whatever an observer does before it returns, training goes on as if it had not been there: it gets copies, and what
-    `kept_surroundings` names is put back. It can take time, and it can touch files: a checkpoint's are not to be
+    `kept_settings` names is put back. It can take time, and it can touch files: a checkpoint's are not to be
     changed.
     """
 
@@ -47,7 +47,7 @@ class Notifier:
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Call a hook, such as `foundry_step_ended`, on every observer that is not muted."""
-        with kept_surroundings():
+        with kept_settings():
             for implementation in getattr(self._manager.hook, hook).get_hookimpls():
                 if id(implementation.plugin) not in self._muted:
                     self._tell(implementation, hook, facts)
