@@ -791,7 +791,6 @@ def test_commands_are_looked_at_without_being_imported(
 ) -> None:
     command("raise SystemExit(9)\n")
     command("", name="validate", by="foundry-verb")
-    command("", name="-x", by="foundry-dash")
     distribution("foundry-gone", {"foundry.commands": {"gone": "foundry_gone_command"}})
     way_out = "Upgrade or remove it: pip uninstall foundry-"
     assert states(capsys, verb) == {
@@ -799,11 +798,6 @@ def test_commands_are_looked_at_without_being_imported(
         "foundry-verb": (
             "unusable",
             f"the command 'validate' of foundry-verb 1.0 has the name of a verb of foundry's own. {way_out}verb",
-        ),
-        "foundry-dash": (
-            "unusable",
-            "the plugin foundry-dash 1.0: its command '-x' cannot be typed: a name is printable and begins with no "
-            f"'-'. {way_out}dash",
         ),
         "foundry-gone": (
             "unusable",

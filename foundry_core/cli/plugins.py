@@ -34,8 +34,7 @@ _SHOW = """Show a plugin: its package and where it is installed, what the archit
 every key of its section of the YAML, the hooks that its module implements."""
 
 _DOCTOR = """Import every installed plugin's light module and check it: its requirement on foundry-core, plugin API,
-descriptor, schema, examples, hooks and what they offer; a second copy of it, or another module in its place. Of a
-command its name and that its module is there.
+descriptor, schema, examples, hooks and what they offer. Of a command its name and that its module is there.
 
 Each thing that is wrong is one line on stderr, with the way out; exit code 3 when there is one. What a model computes
 is not looked at: foundry check NAME does that."""
@@ -111,7 +110,7 @@ def doctor(options: argparse.Namespace) -> None:
     from foundry_core.registry.doctor import examine
 
     findings = examine(anew=True, verbs=VERBS)
-    wrong = [finding.problem or "" for finding in findings if finding.state in ("unusable", "shadowed")]
+    wrong = [finding.problem or "" for finding in findings if finding.state == "unusable"]
     # Two that claim one name have the same line.
     problems = list(dict.fromkeys([*wrong, *misnamed_in_environment()]))
     if options.json:

@@ -28,10 +28,7 @@ from foundry_core.registry.discovery import (
     EXTENSIONS,
     Installed,
     declared,
-    hidden_copies,
-    hiding_module,
     installed,
-    is_typed,
     switched_off,
     way_out,
 )
@@ -55,12 +52,11 @@ if TYPE_CHECKING:
 class Finding:
     """An installed plugin and how it is.
 
-    state: `disabled` by an environment variable; `shadowed`, another copy of it, or of its module, stands on the path;
-    `unusable`. problem: one line with the way out, None where there is nothing to say.
+    state: `disabled` by an environment variable, or `unusable`. problem: one line with the way out.
     """
 
     point: Installed
-    state: Literal["fine", "disabled", "shadowed", "unusable"]
+    state: Literal["fine", "disabled", "unusable"]
     summary: str = ""
     problem: str | None = None
 
@@ -80,18 +76,13 @@ def examine(*, anew: bool = False, verbs: Collection[str] = ()) -> list[Finding]
         elif active and active[0].group == COMMANDS and active[0].name in verbs:
             taken = f"the command '{active[0].name}' of {active[0]} has the name of a verb of foundry's own"
             contested[active[0]] = f"{taken}. {way_out(active[0])}"
-    memory, hidden = _Memory(anew), hidden_copies()
-    findings = []
-    for point in points:
-        copy = next((str(each) for each in hidden if each.copy.name == point.distribution), None)
-        findings.append(_finding(point, memory, contested.get(point), copy))
+    memory = _Memory(anew)
+    findings = [_finding(point, memory, contested.get(point)) for point in points]
     memory.write()
-    there = {(point.group, point.name) for point in points}
-    lost = [(point, str(each)) for each in hidden for point in each.points if (point.group, point.name) not in there]
-    return findings + [Finding(point, "shadowed", problem=problem) for point, problem in lost]
+    return findings
 
 
-def _finding(point: Installed, memory: _Memory, clashing: str | None, copy: str | None) -> Finding:
+def _finding(point: Installed, memory: _Memory, clashing: str | None) -> Finding:
     off = switched_off(point)
     if off is not None:
         return Finding(point, "disabled", point.package.summary, off)
@@ -103,10 +94,9 @@ def _finding(point: Installed, memory: _Memory, clashing: str | None, copy: str 
         try:
             summary = _summary_of_whole(point)
         except PluginError as error:
-            return Finding(point, "unusable", problem=str(error) + (f" {copy}" if copy else ""))
+            return Finding(point, "unusable", problem=str(error))
         memory.keep(point, summary, there)
-    shadow = hiding_module(point) or copy
-    return Finding(point, "shadowed" if shadow else "fine", summary, shadow)
+    return Finding(point, "fine", summary)
 
 
 def _summary_of_whole(point: Installed) -> str:
@@ -151,8 +141,6 @@ def _look_at_command(point: Installed) -> None:
     """Its module is imported when its name is typed, and may be heavy: whether it is there is all that is asked."""
     refuse_unfit(point)
     with blamed_on(point):
-        if not is_typed(point.name):
-            raise PluginError(f"its command {point.name!r} cannot be typed: a name is printable and begins with no '-'")
         _look_for("the module of its command", point.module)
 
 

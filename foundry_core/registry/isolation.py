@@ -68,18 +68,12 @@ def last_line_in(error: BaseException, homes: Mapping[Path, T]) -> tuple[T, str]
 
 
 def home_of(module: str) -> Path | None:
-    """The folder of the topmost package that an imported module is in, or its file where it is in none.
-
-    A namespace package is no home: others may have a part of it.
-    """
-    parts = module.split(".")
-    for length in range(1, len(parts) + 1):
-        package = sys.modules.get(".".join(parts[:length]))
-        known = {} if package is None else vars(package)  # not getattr: a module may have one of its own, which raises
-        file = known.get("__file__")
-        if file is not None:
-            return Path(file).parent if "__path__" in known else Path(file)
-    return None
+    """Return the folder of the package that an imported module is in, or its file where it is in no package."""
+    known = vars(sys.modules[module]) if module in sys.modules else {}  # getattr would call the module's own
+    if known.get("__file__") is None:
+        return None
+    file = Path(known["__file__"])
+    return file.parent if known.get("__package__") else file
 
 
 class _Stderr(io.RawIOBase):

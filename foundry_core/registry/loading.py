@@ -24,7 +24,6 @@ from foundry_core.registry.discovery import (
     DISABLED,
     GROUPS,
     declared,
-    hidden_copies,
     scan,
     switched_off,
     unmet_requirement,
@@ -88,11 +87,8 @@ def get_architecture(name: str) -> Architecture:
 
 
 def clash(claims: Sequence[Installed]) -> str:
-    """What is said of a name that several distributions claim, or one of them twice."""
+    """Return the error for a name that several distributions claim."""
     kind, name, one = claims[0].kind, claims[0].name, claims[0].distribution
-    if len({point.package for point in claims}) == 1:
-        targets = " and ".join(point.target for point in claims)
-        return f"the plugin {claims[0]} declares the {kind} '{name}' more than once, {targets}. {way_out(claims[0])}"
     return (
         f"the {kind} '{name}' is claimed by {' and '.join(map(str, claims))}: uninstall one, "
         f"pip uninstall {one}, or switch it off, {DISABLED}={one}"
@@ -100,9 +96,6 @@ def clash(claims: Sequence[Installed]) -> str:
 
 
 def _unknown(name: str) -> str:
-    for hidden in hidden_copies():
-        if any(point.name == name for point in hidden.points):
-            return f"Unknown architecture: '{name}'. {hidden}"
     known = available_architectures()
     line = f"Unknown architecture: '{name}'.{did_you_mean(name, known)} Available: {', '.join(known) or 'none'}."
     return line + ("" if known else " Install one, for instance: pip install foundry-gpt2")
@@ -114,7 +107,7 @@ def load_architecture(point: Installed) -> Architecture:
 
     attribute = point.target.partition(":")[2]
     module = load_module(point)
-    with guarded(partial(_import_failure, point)):
+    with guarded(partial(broken_entry_point, point)):
         descriptor: Any = getattr(module, attribute)
     if not isinstance(descriptor, Architecture):
         kind = type(descriptor).__name__
@@ -137,7 +130,7 @@ def load_architecture(point: Installed) -> Architecture:
 def load_module(point: Installed) -> ModuleType:
     """Import the module that an entry point names. Raises PluginError with the cause and the way out."""
     refuse_unfit(point)
-    with guarded(partial(_import_failure, point)):
+    with guarded(partial(broken_entry_point, point)):
         return _imported(point.module)
 
 
@@ -146,8 +139,6 @@ def refuse_unfit(point: Installed) -> None:
 
     What a plugin for another core imports from it may not be there, and that would say less.
     """
-    if point.package.damage is not None:
-        raise PluginError(f"the plugin {point}: {point.package.damage}. {way_out(point)}")
     requirement = unmet_requirement(point)
     if requirement is not None:
         raise PluginError(f"the plugin {point} needs {requirement}, this core is {__version__}: {_newer(point)}")
@@ -158,7 +149,8 @@ def _imported(module: str) -> ModuleType:
         return importlib.import_module(module)
 
 
-def _import_failure(point: Installed, error: BaseException) -> PluginError:
+def broken_entry_point(point: Installed, error: BaseException) -> PluginError:
+    """Return the error for an entry point that cannot be imported: package, version, cause and the way out."""
     return PluginError(
         f"the plugin {point} ('{point.name}' from {point.target}) fails to import: {cause(error)}. {way_out(point)}"
     )
