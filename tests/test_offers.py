@@ -159,46 +159,6 @@ def test_an_objective_that_is_like_no_other_needs_an_architecture_that_names_it(
         load_config(settings("gpt2", module, objective="prefix_lm"))
 
 
-def test_hooks_that_would_never_be_called_as_meant_are_refused() -> None:
-    def keyword_only(*, report: object) -> None:
-        pass
-
-    with pytest.raises(PluginError, match=r"^the hook foundry_step_ended of mine has an argument behind a '\*'"):
-        hook_manager([module_with(foundry_step_ended=keyword_only)])
-
-    def defaulted(report: object = None) -> None:
-        pass
-
-    def anything(*given: object, **named: object) -> None:
-        pass
-
-    async def later(report: object) -> None:
-        pass
-
-    def yielding(report: object) -> Iterator[None]:
-        yield
-
-    for function, problem in (
-        (defaulted, "has a default for its argument 'report', which it would always get: remove the default"),
-        (anything, "takes arguments by '*', which would hold nothing: name those that it wants"),
-        (later, "is an async function, whose body would never run: write def"),
-        (yielding, "is a generator, whose body would never run: remove the yield"),
-    ):
-        with pytest.raises(PluginError) as raised:
-            hook_manager([module_with(foundry_step_ended=function)])
-        assert str(raised.value) == f"the hook foundry_step_ended of mine {problem}"
-
-    for options in ({"wrapper": True}, {"hookwrapper": True}):
-        module = types.ModuleType("mine")
-
-        def around() -> Iterator[None]:
-            yield
-
-        module.foundry_objectives = hookimpl(around, **options)  # type: ignore[attr-defined]
-        with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine is a wrapper: "):
-            hook_manager([module])
-
-
 def test_a_hook_that_is_not_marked_is_refused_where_its_module_is_active(distribution: Distribution) -> None:
     module = package(distribution, "foundry-mine", PREFIX_LM.format(like="").replace("@hookimpl\n", ""))
     with pytest.raises(ConfigError) as raised:
