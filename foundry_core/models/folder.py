@@ -35,7 +35,6 @@ from foundry_core import __version__
 from foundry_core.config.experiment import ExperimentConfig, load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError
 from foundry_core.registry.architecture import BuildContext
-from foundry_core.registry.descriptors import derived_from
 from foundry_core.registry.loading import blame, import_string, shipped_by
 from foundry_core.registry.objective import Objective
 from foundry_core.run_folder import GENERATION_CONFIG, MANIFEST, MODEL_CONFIG, MODELING, TRAINER_STATE, WEIGHTS
@@ -173,7 +172,9 @@ def _refuse_misfit(model: BaseLanguageModel) -> None:
 
 
 def _is_ours(kind: Any) -> bool:
-    return derived_from(kind, "foundry_core.models.base", "BaseLanguageModel")
+    from foundry_core.models.base import BaseLanguageModel
+
+    return isinstance(kind, type) and issubclass(kind, BaseLanguageModel)
 
 
 class _ExposedModel(PreTrainedModel):  # type: ignore[misc]

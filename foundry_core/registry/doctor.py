@@ -79,7 +79,10 @@ def _finding(point: Installed, clashing: str | None, schemas: bool) -> Finding:
     try:
         return Finding(point, "fine", _summary_of_whole(point, schemas))
     except PluginError as error:
-        return Finding(point, "unusable", problem=str(error))
+        problem = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever a descriptor holds, the other plugins are listed
+        problem = f"the check of the plugin {point} fails: {cause(error)}. {way_out(point)}"
+    return Finding(point, "unusable", problem=problem)
 
 
 def _summary_of_whole(point: Installed, schemas: bool) -> str:
