@@ -1,11 +1,11 @@
-"""How long `foundry plugins list` takes with 20 more plugins installed: the promise is 100 ms more than a bare Python.
+"""Measure how long `foundry plugins list` takes with 20 more plugins installed.
 
     python benchmarks/discovery.py
 
-The plugins are hand-made `*.dist-info` folders with a light module each, on the path through PYTHONPATH. Bare Python
-and the listing take turns, and the difference of each pair is taken: a machine that is busy for a while slows both. On
-one that is busy all the time look at the processor time. The first listing after an installation imports every
-descriptor.
+The plugins are hand-made `*.dist-info` folders with a light module each, on the path through PYTHONPATH. Every
+descriptor is imported and checked. Bare Python, `foundry --help`, which reads the metadata alone, and the listing take
+turns, and the difference of each pair is taken: a machine that is busy for a while slows all of them. On one that is
+busy all the time look at the processor time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 
 PLUGINS = 20
 ROUNDS = 21
-LIMIT = 0.100
 LIST = "import sys; from foundry_core.cli import main; sys.exit(main(['plugins', 'list']))"
+HELP = "import sys; from foundry_core.cli import main; sys.exit(main(['--help']))"
 
 MODULE = """\
 from pydantic import Field
@@ -82,28 +82,24 @@ def main() -> int:
         environment = {
             **os.environ,
             "PYTHONPATH": str(site),
-            "XDG_CACHE_HOME": str(Path(folder, "cache")),
             "PYTHONPYCACHEPREFIX": str(Path(folder, "compiled")),
         }
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [sys.executable, "-c", LIST]
-        listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-        assert listed.count("an architecture of the benchmark") == PLUGINS, listed
-        (memory,) = Path(folder, "cache", "foundry").iterdir()
-        bare, listed_again, listed_first = [], [], []
+        shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert shown.count("an architecture of the benchmark") == PLUGINS, shown
+        bare, helped, listed = [], [], []
         for _ in range(ROUNDS):
             bare.append(measured("pass", environment))
-            listed_again.append(measured(LIST, environment))
-            memory.unlink()
-            listed_first.append(measured(LIST, environment))
+            helped.append(measured(HELP, environment))
+            listed.append(measured(LIST, environment))
     print(f"{f'median of {ROUNDS}, {PLUGINS} plugins more':<32}{'ms':>8}{'of processor':>14}")
     wall, processor = map(statistics.median, zip(*bare, strict=True))
     print(f"{'bare Python':<32}{wall * 1e3:>8.1f}{processor * 1e3:>14.1f}")
-    over = more_than(bare, listed_again)
-    for name, (wall, processor) in {"listed": over, "listed the first time": more_than(bare, listed_first)}.items():
+    for name, runs in {"foundry --help": helped, "foundry plugins list": listed}.items():
+        wall, processor = more_than(bare, runs)
         print(f"{name:<32}{wall * 1e3:>+8.1f}{processor * 1e3:>+14.1f}")
-    print(f"limit {LIMIT * 1e3:+.0f} ms: {'held' if over[0] < LIMIT else 'NOT held'}")
-    return 0 if over[0] < LIMIT else 1
+    return 0
 
 
 def more_than(bare: list[tuple[float, float]], other: list[tuple[float, float]]) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from foundry_core.cli import main
 from foundry_core.errors import PluginError, did_you_mean
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.architecture import PLUGIN_API_VERSION
-from foundry_core.registry.discovery import declared, hidden_copies, installed, misnamed_in_environment, read_packages
+from foundry_core.registry.discovery import declared, misnamed_in_environment, read_packages
 from foundry_core.registry.doctor import examine
 from foundry_core.registry.loading import active_modules, available_architectures, get_architecture
 from foundry_core.schema import ModelConfig
@@ -101,7 +100,7 @@ BROKEN = {
     "wrong type": ("zebra = 3\n", "zebra_light:zebra is a int, not an Architecture descriptor. Upgrade"),
     "wrong schema": (
         MAMBA + "import dataclasses\nzebra = dataclasses.replace(zebra, config_class=dict)\n",
-        "its config_class is <class 'dict'>, not a ModelConfig. Upgrade",
+        "its config_class is <class 'dict'>, not a subclass of ModelConfig. Upgrade",
     ),
     "misspelt hook": (
         MAMBA.replace("run_ended", "run_endet"),
@@ -126,14 +125,13 @@ BROKEN = {
         MAMBA.replace("lambda config: Capabilities(", "lambda config: list(").replace("objectives=(", "("),
         "the capabilities of 'zebra' with 'defaults' are a list, not Capabilities. Upgrade",
     ),
-    "summary": (MAMBA.replace('"state spaces of a test"', "5"), "'zebra': its summary is 5, not text. Upgrade"),
-    "examples": (
-        MAMBA.replace('{"tiny": {"zebra": {"state_size": 1}}}', '{"tiny": None}'),
-        "its examples are {'tiny': None}, not small `model:` sections by name. Upgrade",
+    "summary": (
+        MAMBA.replace('"state spaces of a test"', "5"),
+        "the check of the plugin foundry-zebra 1.0 fails: Attrib",
     ),
     "model class": (
         MAMBA.replace('"zebra_model:Model"', "None"),
-        'its model_class is None, not a class or an import string such as "package.module:name". Upgrade',
+        'its model_class is None, not an import string such as "package.module:name". Upgrade',
     ),
     "getattr": (
         MAMBA.replace("zebra = Arch", "_zebra = Arch")
@@ -168,8 +166,8 @@ def test_what_is_wrong_with_a_plugin_is_one_line_with_the_package_and_the_way_ou
     assert "the plugin foundry-zebra 1.0" in problem
     assert REMOVE in problem or "pip install --upgrade foundry-core foundry-zebra" in problem
     out, err = said(capsys, "list")
-    assert next(line for line in out if line.startswith("zebra")).endswith(f"unusable: {problem}")
-    assert err == []
+    listed = next(line for line in out if line.startswith("zebra")).endswith(f"unusable: {problem}")
+    assert (listed, err) == (state != "no JSON schema", [])  # which takes the doctor's time
     out, err = said(capsys, "doctor", code=3)
     assert err == [f"error: {problem}"]
     assert [line.split()[-1] for line in out if line.startswith(("zebra", "gpt2"))] == ["fine", "unusable"]
@@ -315,15 +313,6 @@ def test_a_schema_with_a_key_that_must_be_given_is_whole(zebra: Install, capsys:
     assert list(json.loads("".join(out))["capabilities"]) == ["tiny"]
 
 
-def test_a_requirement_that_cannot_be_read_is_a_problem_of_the_plugin(zebra: Install) -> None:
-    zebra(requires=["foundry-core >=> 1"])
-    ((state, problem),) = found()
-    assert (state, problem) == (
-        "unusable",
-        "the plugin foundry-zebra 1.0 has a requirement that cannot be read: 'foundry-core >=> 1'. " + REMOVE,
-    )
-
-
 def test_of_two_packages_with_one_name_both_are_unusable_until_one_is_switched_off(
     zebra: Install, install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -342,239 +331,20 @@ def test_of_two_packages_with_one_name_both_are_unusable_until_one_is_switched_o
     assert [state for state, _ in found()] == ["unusable", "unusable"]
 
 
-# A second copy, or another module in its place.
-
-
-def test_a_second_copy_of_a_package_is_reported_beside_the_one_that_counts(
-    zebra: Install, tmp_path: Path, capsys: Any
-) -> None:
-    zebra(place="stale", version="0.9")
-    zebra(place="fresh")
-    stale, fresh = tmp_path / "stale", tmp_path / "fresh"
-    problem = (
-        f"foundry-zebra 1.0 in {fresh} hides foundry-zebra 0.9 in {stale}: "
-        "uninstall one (pip uninstall foundry-zebra), or take its folder off the path"
-    )
-    assert found() == [("shadowed", problem)]
-    assert get_architecture("zebra").name == "zebra"
-    _, err = said(capsys, "doctor", code=3)
-    assert err == [f"error: {problem}"]
-
-
-def test_a_broken_copy_that_hides_a_whole_one_is_explained_by_both(zebra: Install, tmp_path: Path) -> None:
-    zebra(place="whole")
-    zebra("1 / 0\n", place="stale", version="0.9")
-    ((state, problem),) = found()
-    assert (state, problem) == (
-        "unusable",
-        "the plugin foundry-zebra 0.9 ('zebra' from zebra_light:zebra) fails to import: ZeroDivisionError: division by "
-        f"zero. {REMOVE} foundry-zebra 0.9 in {tmp_path / 'stale'} hides foundry-zebra 1.0 in {tmp_path / 'whole'}: "
-        "uninstall one (pip uninstall foundry-zebra), or take its folder off the path",
-    )
-
-
-def test_an_editable_installation_that_hides_a_built_one_is_reported(zebra: Install, tmp_path: Path) -> None:
-    zebra(place="site")
-    zebra(place="development", version="1.1", sources=tmp_path / "sources")
-    assert [str(point) for point in installed()["zebra"]] == ["foundry-zebra 1.1"]
-    assert [str(copy).partition(":")[0] for copy in hidden_copies()] == [
-        f"foundry-zebra 1.1 in {tmp_path / 'sources'} hides foundry-zebra 1.0 in {tmp_path / 'site'}"
-    ]
-
-
-@pytest.mark.parametrize("inside", ["", "src"])
-def test_what_building_leaves_beside_the_sources_is_no_second_copy(
-    inside: str, zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources = tmp_path / "sources"
-    zebra(sources=sources)
-    notes = sources / inside / "foundry_zebra.egg-info"
-    shutil.copytree(tmp_path / "site" / "foundry_zebra-1.0.dist-info", notes)
-    (notes / "METADATA").rename(notes / "PKG-INFO")
-    (notes / "direct_url.json").unlink()
-    sys.path.append(str(sources / inside))
-    assert found() == [("fine", None)]
-    monkeypatch.syspath_prepend(str(sources / inside))
-    assert found() == [("fine", None)]
-    (notes / "PKG-INFO").write_text((notes / "PKG-INFO").read_text().replace("Version: 1.0", "Version: 0.9"))
-    assert [state for state, _ in found()] == ["shadowed"]
-
-
-def test_a_name_that_only_a_hidden_copy_has_is_explained(zebra: Install, install: Install, capsys: Any) -> None:
-    zebra(place="site")
-    install("foundry-zebra", {"other": "zebra_light:zebra"}, version="0.1", place="before")
-    ((state, problem),) = found()
-    assert state == "shadowed"
-    assert problem is not None
-    assert "foundry-zebra 0.1 in " in problem
-    with pytest.raises(PluginError) as raised:
-        get_architecture("zebra")
-    assert str(raised.value) == f"Unknown architecture: 'zebra'. {problem}"
-    out, _ = said(capsys, "list")
-    assert any(line.startswith("zebra ") and line.endswith(f"shadowed: {problem}") for line in out)
-
-
-@pytest.mark.parametrize("there", ["module", "package", "folder without a module"])
-def test_a_local_folder_that_python_imports_instead_is_reported(
-    there: str, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site = tmp_path / "site"
-    install("foundry-zebra", {"zebra": "zebra_light:zebra"}, {"zebra_model": ""})
-    (site / "zebra_light").mkdir()
-    (site / "zebra_light" / "__init__.py").write_text(MAMBA)
-    assert found() == [("fine", None)]
-    sys.modules.pop("zebra_light")
-    local = tmp_path / "here" / ("zebra_light.py" if there == "module" else "zebra_light")
-    local.parent.mkdir()
-    if there == "module":
-        local.write_text(MAMBA)
-    else:
-        local.mkdir()
-    if there == "package":
-        (local / "__init__.py").write_text(MAMBA)
-    monkeypatch.syspath_prepend(str(local.parent))
-    if there == "folder without a module":  # Python prefers the regular package further on
-        assert found() == [("fine", None)]
-        return
-    problem = f"`import zebra_light` finds {local} before the module of foundry-zebra 1.0: rename or move it, or start"
-    ((state, said_of_it),) = found()
-    assert state == "shadowed"
-    assert said_of_it == f"{problem} somewhere else"
-
-
-def test_a_plugin_that_fails_because_of_a_local_module_is_explained_by_it(
-    zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zebra()
-    local = tmp_path / "here" / "zebra_light.py"
-    local.parent.mkdir()
-    local.write_text("notes = []\n")
-    monkeypatch.syspath_prepend(str(local.parent))
-    with pytest.raises(PluginError) as raised:
-        get_architecture("zebra")
-    assert str(raised.value) == (
-        "the plugin foundry-zebra 1.0 ('zebra' from zebra_light:zebra) fails to import: AttributeError: module "
-        f"'zebra_light' has no attribute 'zebra'. `import zebra_light` finds {local} before the module of "
-        "foundry-zebra 1.0: rename or move it, or start somewhere else"
-    )
-
-
-def test_the_sources_of_an_editable_installation_are_at_home_and_a_copy_elsewhere_is_not(
-    zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zebra(sources=tmp_path / "sources")
-    assert found() == [("fine", None)]
-    sys.modules.pop("zebra_light")
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "zebra_light.py").write_text(MAMBA)
-    monkeypatch.syspath_prepend(str(tmp_path / "here"))
-    assert [state for state, _ in found()] == ["shadowed"]
-
-
-def test_a_package_whose_metadata_is_gone_stops_no_other(zebra: Install, tmp_path: Path, capsys: Any) -> None:
-    zebra()
-    (tmp_path / "site" / "foundry_zebra-1.0.dist-info" / "METADATA").unlink()
-    out, _ = said(capsys, "list")
-    place = f"(a package without metadata in {tmp_path / 'site'})"
-    assert next(line for line in out if line.startswith("zebra")).split(maxsplit=1)[1].startswith(place)
-    assert any(line.startswith("gpt2") for line in out)
-
-
-@pytest.mark.parametrize("of", ["foundry-zebra", "another-package"])
-def test_entry_points_that_cannot_be_read_stop_no_other(
-    of: str, zebra: Install, install: Install, tmp_path: Path, capsys: Any
-) -> None:
-    zebra()
-    if of == "another-package":
-        install(of)
-    points = tmp_path / "site" / f"{of.replace('-', '_')}-1.0.dist-info" / "entry_points.txt"
-    points.write_text("[foundry.architectures]\nzebra\n" if of == "foundry-zebra" else "[console_scripts]\nhalf a line")
-    out, _ = said(capsys, "list")
-    assert any(line.startswith("gpt2") for line in out)
-    if of == "foundry-zebra":
-        problem = f"the plugin foundry-zebra 1.0: its {points} cannot be read. {REMOVE}"
-        assert found("foundry-zebra") == [("unusable", problem)]
-    else:
-        assert found() == [("fine", None)]
-
-
-def damage(tmp_path: Path, file: str, content: bytes, of: str = "foundry-zebra") -> Path:
-    """Write something else into the notes that an installer left."""
-    path = tmp_path / "site" / f"{of.replace('-', '_')}-1.0.dist-info" / file
-    path.write_bytes(content)
-    read_packages.cache_clear()
-    return path
-
-
-NO_TEXT = b"[foundry.architectures]\nzebra = zebra_light:zebra\xff\xfe\n"
-
-
 @pytest.mark.parametrize(
     ("file", "content"),
-    [
-        ("entry_points.txt", NO_TEXT),
-        ("METADATA", b"Name: foundry-zebra\nVersion: 1.0\nSummary: \xff\xfe\n"),
-    ],
+    [("entry_points.txt", b"[console_scripts]\nhalf a line\n"), ("entry_points.txt", b"\xff"), ("METADATA", b"\xff")],
 )
-def test_notes_that_are_no_text_make_their_own_plugin_unusable_and_are_named(
+def test_a_package_with_damaged_metadata_is_named_and_hides_no_other(
     file: str, content: bytes, zebra: Install, tmp_path: Path, capsys: Any
 ) -> None:
     zebra()
-    path = damage(tmp_path, file, content)
-    problem = f"the plugin foundry-zebra 1.0: its {path} cannot be read. {REMOVE}"
-    assert found("foundry-zebra" if file == "entry_points.txt" else "zebra") == [("unusable", problem)]
-    out, err = said(capsys, "doctor", code=3)
-    assert err == [f"error: {problem}"]
-    assert any(line.startswith("gpt2") and line.endswith("fine") for line in out)
-
-
-@pytest.mark.parametrize("file", ["entry_points.txt", "METADATA"])
-def test_notes_of_another_package_that_are_no_text_stop_no_plugin(
-    file: str, zebra: Install, install: Install, tmp_path: Path
-) -> None:
-    zebra()
-    install("another-package")
-    damage(tmp_path, file, b"[console_scripts]\n\xff\xfe", "another-package")
-    assert found() == [("fine", None)]
-
-
-def test_a_note_of_the_sources_that_cannot_be_read_says_nothing(zebra: Install, tmp_path: Path) -> None:
-    zebra()
-    damage(tmp_path, "direct_url.json", b"[" * 100_000)
-    assert found() == [("fine", None)]
-
-
-DAMAGES = {"half a line": b"[console_scripts]\nhalf a line\n", "no text": b"[console_scripts]\n\xff\xfe"}
-
-
-@pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
-def test_a_library_that_asks_every_package_is_not_stopped_by_a_damaged_one_or_the_package_is_named(
-    content: bytes, install: Install, tmp_path: Path
-) -> None:
-    install("another-package")
-    path = damage(tmp_path, "entry_points.txt", content, "another-package")
-    (tmp_path / "x.yaml").write_text(
-        "experiment_name: x\ndata: {training_corpus: x.txt}\nmodel: {architecture: gpt2}\n"
-        "training: {output_dir: x, train_steps: 1}\n"
-    )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]),
-    }
-
-    def done(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "foundry_core.cli", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    # pydantic asks when the first class is made.
-    for arguments in (["--help"], ["plugins", "list"], ["validate", "x.yaml"]):
-        assert (done(*arguments).returncode, done(*arguments).stderr) == (0, "")
-    # torch asks when it is imported, and cannot be had.
-    trained = done("train", "x.yaml")
-    problem = (
-        f"another-package 1.0: its {path} cannot be read. Install it anew or remove it: pip uninstall another-package"
-    )
-    assert (trained.returncode, trained.stderr) == (3, f"error: {problem}\n")
+    information = tmp_path / "site" / "foundry_zebra-1.0.dist-info"
+    (information / file).write_bytes(content)
+    read_packages.cache_clear()
+    out, err = said(capsys, "list")
+    assert [line.split()[0] for line in out if line.startswith(("zebra", "gpt2"))] == ["gpt2"]
+    assert [line.partition(" (")[0] for line in err] == [f"warning: {information}: cannot read its metadata"]
 
 
 # Switched off.
@@ -658,46 +428,9 @@ def test_a_name_that_is_switched_off_is_free_for_a_class_of_your_own(monkeypatch
 def test_a_variable_that_names_no_plugin_is_a_problem(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert list(misnamed_in_environment()) == []
     monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "gtp2,bert,Foundry_Brt,foundry_rnn")
-    line = "FOUNDRY_PLUGINS_DISABLE names '{}', which no installed plugin is called. Did you mean '{}'?"
+    line = "FOUNDRY_PLUGINS_DISABLE names '{}', but no installed plugin has that name. Did you mean '{}'?"
     _, err = said(capsys, "doctor", code=3)
     assert err == [f"error: {line.format('gtp2', 'gpt2')}", f"error: {line.format('Foundry_Brt', 'foundry_bert')}"]
-
-
-# Ways out.
-
-
-@pytest.mark.parametrize("copy_left", [False, True])
-def test_sources_that_have_been_moved_are_what_is_said_of_an_editable_installation(
-    copy_left: bool, zebra: Install, tmp_path: Path
-) -> None:
-    sources = tmp_path / "sources"
-    zebra(sources=sources)
-    if copy_left:
-        for name, text in WHOLE.items():
-            (tmp_path / "site" / f"{name}.py").write_text(text)
-    sources.rename(tmp_path / "moved")
-    gone = (
-        f"The sources of foundry-zebra 1.0 are no longer in {sources}, where its direct_url.json has them: install it "
-        "again from where they are, pip install -e FOLDER, or remove it: pip uninstall foundry-zebra"
-    )
-    ((state, problem),) = found()
-    assert (state, str(problem).endswith(gone)) == ("shadowed" if copy_left else "unusable", True)
-
-
-def test_a_name_that_one_package_declares_twice_is_its_own_mistake(zebra: Install, tmp_path: Path) -> None:
-    zebra()
-    once = "[foundry.architectures]\nzebra = zebra_light:zebra\n"
-    damage(tmp_path, "entry_points.txt", (once * 2).encode())
-    assert found() == [("fine", None)]
-    damage(tmp_path, "entry_points.txt", f"{once}zebra = zebra_model:zebra\n".encode())
-    problem = (
-        "the plugin foundry-zebra 1.0 declares the architecture 'zebra' more than once, zebra_light:zebra and "
-        f"zebra_model:zebra. {REMOVE}"
-    )
-    assert found() == [("unusable", problem)] * 2
-    with pytest.raises(PluginError) as raised:
-        get_architecture("zebra")
-    assert str(raised.value) == problem
 
 
 def test_control_characters_of_a_package_do_not_reach_the_terminal(
@@ -771,125 +504,6 @@ def test_an_extension_whose_hooks_would_never_be_called_is_unusable(
     assert found("watch") == [("unusable", line)]
     _, err = said(capsys, "doctor", code=3)
     assert err == [f"error: {line}"]
-
-
-# What is remembered.
-
-
-def loaded(name: str) -> bool:
-    """Whether the listing imports a module."""
-    sys.modules.pop(name, None)
-    assert found() == [("fine", None)]
-    return name in sys.modules
-
-
-def test_a_plugin_that_was_found_whole_is_not_imported_again_until_something_changes(
-    zebra: Install, install: Install, tmp_path: Path
-) -> None:
-    light = tmp_path / "site" / "zebra_light.py"
-    (tmp_path / "site" / "__pycache__").mkdir(parents=True)
-    zebra()
-    assert loaded("zebra_light")
-    assert not loaded("zebra_light")
-    os.utime(light, ns=(0, 0))
-    assert loaded("zebra_light")
-    assert not loaded("zebra_light")
-    install("another", {"another": "another:another"}, {"another": "1 / 0\n"})
-    assert loaded("zebra_light")
-    assert not loaded("zebra_light")
-
-
-def test_looking_at_one_anew_forgets_no_other(zebra: Install, install: Install, tmp_path: Path) -> None:
-    zebra()
-    install("other", {"other": "other_light:other"}, {"other_light": MAMBA.replace("zebra", "other")})
-    (tmp_path / "site" / "other_model.py").write_text("")
-    assert found("other") == found() == [("fine", None)]
-    os.utime(tmp_path / "site" / "other_light.py", ns=(0, 0))
-    assert not loaded("zebra_light")
-    sys.modules.pop("other_light")
-    assert not loaded("zebra_light")
-    assert "other_light" not in sys.modules
-
-
-def test_what_was_wrong_is_looked_at_anew_and_the_doctor_trusts_nothing(
-    zebra: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    zebra(MAMBA + "import os\nif os.environ.get('LICENCE') == 'expired':\n    raise SystemExit('renew it')\n")
-
-    def state() -> str:
-        sys.modules.pop("zebra_light", None)
-        return found()[0][0]
-
-    monkeypatch.setenv("LICENCE", "expired")
-    assert state() == "unusable"
-    monkeypatch.delenv("LICENCE")
-    assert state() == "fine"
-    monkeypatch.setenv("LICENCE", "expired")
-    assert state() == "fine"  # nothing that can be seen from outside has changed
-    sys.modules.pop("zebra_light", None)
-    _, err = said(capsys, "doctor", code=3)
-    assert "renew it" in err[0]
-    assert state() == "unusable"
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"world": {}, "plugins": 3}', b"\xff", b"null"])
-def test_a_memory_that_is_damaged_is_none(content: bytes, zebra: Install, tmp_path: Path, monkeypatch: Any) -> None:
-    zebra()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert found() == [("fine", None)]
-    (memory,) = (tmp_path / "cache" / "foundry").iterdir()
-    whole = memory.read_bytes()
-    memory.write_bytes(content)
-    assert found() == [("fine", None)]
-    assert memory.read_bytes() == whole
-
-
-def test_a_home_that_cannot_be_written_to_costs_the_memory_alone(
-    zebra: Install, tmp_path: Path, monkeypatch: Any
-) -> None:
-    zebra()
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert loaded("zebra_light")
-    assert loaded("zebra_light")
-
-
-@pytest.mark.parametrize("how", ["import zebra_helper", "from zebra_helper import f"])
-@pytest.mark.parametrize("first", ["zebra", "aardvark"])
-def test_what_a_plugin_imports_besides_its_own_package_is_looked_at_too(
-    how: str, first: str, zebra: Install, install: Install, tmp_path: Path
-) -> None:
-    """aardvark, which is looked at before, imports the helper first."""
-    modules = {**WHOLE, "zebra_light": f"{how}\n{MAMBA}", "zebra_helper": "def f(): ...\n"}
-    zebra(modules=modules)
-    if first == "aardvark":
-        install(
-            "aardvark", {"aardvark": "aardvark:aardvark"}, {"aardvark": f"{how}\n{MAMBA.replace('zebra', 'aardvark')}"}
-        )
-        (tmp_path / "site" / "aardvark_model.py").write_text("")
-    assert found() == [("fine", None)]
-    (tmp_path / "site" / "zebra_helper.py").write_text("1 / 0\n")
-    for name in ("zebra_helper", "zebra_light", "aardvark"):
-        sys.modules.pop(name, None)
-    ((state, problem),) = found()
-    assert (state, "ZeroDivisionError" in str(problem)) == ("unusable", True)
-
-
-def test_what_core_itself_imports_is_not_remembered_of_a_plugin(
-    zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zebra()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    code = "from foundry_core.registry.doctor import examine; examine()"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]),
-    }
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    (memory,) = (tmp_path / "cache" / "foundry").iterdir()
-    files = {key: value["files"] for key, value in json.loads(memory.read_bytes())["plugins"].items()}
-    (of_zebra,) = [list(each) for key, each in files.items() if " zebra = " in key]
-    assert of_zebra == [str(tmp_path / "site" / "zebra_light.py")]
 
 
 # The verbs.
@@ -1016,7 +630,7 @@ try:
     code = main({command!r})
 except SystemExit as exit:
     code = exit.code
-heavy = {{"torch", "transformers", "numpy", "zebra_model"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "numpy", "zebra_model"{', "pydantic"' * (command == ["--help"])}}} & set(sys.modules)
 sys.exit(f"loaded {{heavy}}" if heavy else code)
 """
     environment = {

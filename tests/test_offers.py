@@ -159,46 +159,6 @@ def test_an_objective_that_is_like_no_other_needs_an_architecture_that_names_it(
         load_config(settings("gpt2", module, objective="prefix_lm"))
 
 
-def test_hooks_that_would_never_be_called_as_meant_are_refused() -> None:
-    def keyword_only(*, report: object) -> None:
-        pass
-
-    with pytest.raises(PluginError, match=r"^the hook foundry_step_ended of mine has an argument behind a '\*'"):
-        hook_manager([module_with(foundry_step_ended=keyword_only)])
-
-    def defaulted(report: object = None) -> None:
-        pass
-
-    def anything(*given: object, **named: object) -> None:
-        pass
-
-    async def later(report: object) -> None:
-        pass
-
-    def yielding(report: object) -> Iterator[None]:
-        yield
-
-    for function, problem in (
-        (defaulted, "has a default for its argument 'report', which it would always get: remove the default"),
-        (anything, "takes arguments by '*', which would hold nothing: name those that it wants"),
-        (later, "is an async function, whose body would never run: write def"),
-        (yielding, "is a generator, whose body would never run: remove the yield"),
-    ):
-        with pytest.raises(PluginError) as raised:
-            hook_manager([module_with(foundry_step_ended=function)])
-        assert str(raised.value) == f"the hook foundry_step_ended of mine {problem}"
-
-    for options in ({"wrapper": True}, {"hookwrapper": True}):
-        module = types.ModuleType("mine")
-
-        def around() -> Iterator[None]:
-            yield
-
-        module.foundry_objectives = hookimpl(around, **options)  # type: ignore[attr-defined]
-        with pytest.raises(PluginError, match=r"^the hook foundry_objectives of mine is a wrapper: "):
-            hook_manager([module])
-
-
 def test_a_hook_that_is_not_marked_is_refused_where_its_module_is_active(distribution: Distribution) -> None:
     module = package(distribution, "foundry-mine", PREFIX_LM.format(like="").replace("@hookimpl\n", ""))
     with pytest.raises(ConfigError) as raised:
@@ -245,85 +205,25 @@ TOKENIZER = {"name": "mine", "summary": "of a test", "trainer": "no:where"}
 @pytest.mark.parametrize(
     ("descriptor", "whole", "wrong", "problem"),
     [
-        (Objective, OBJECTIVE, {"name": ""}, "objective '': its name is '', not a name in printable text"),
-        (Objective, OBJECTIVE, {"summary": None}, "its summary is None, not text"),
-        (Objective, OBJECTIVE, {"causal": "yes"}, "its causal is 'yes', not True or False"),
+        (Objective, OBJECTIVE, {"name": ""}, "the objective '': its name is '', not a name in printable text"),
         (Objective, OBJECTIVE, {"layout": "nosuch"}, "its layout is 'nosuch', not one of overlap, framed"),
         (Objective, OBJECTIVE, {"collator": "no.where"}, "its collator is 'no.where', not an import string such as "),
-        (
-            Objective,
-            OBJECTIVE,
-            {"auto_class": "AutoModelForMaskedLM"},
-            "its auto_class is 'AutoModelForMaskedLM', not AutoModelForCausalLM",
-        ),
-        (
-            Objective,
-            OBJECTIVE,
-            {"required_tokens": "mask_token"},
-            "its required_tokens are 'mask_token', not a tuple of ",
-        ),
-        (Objective, OBJECTIVE, {"like": 3}, "its like is 3, not the name of an objective"),
-        (Objective, OBJECTIVE, {"settings": dict}, "its settings are <class 'dict'>, not a ConfigSection"),
-        (
-            Optimizer,
-            OPTIMIZER,
-            {"builder": None},
-            "optimizer 'mine': its builder is None, not an import string such as ",
-        ),
-        (Optimizer, OPTIMIZER, {"settings": dict}, "its settings are <class 'dict'>, not a ConfigSection"),
-        (TokenizerType, TOKENIZER, {"trainer": print}, "tokenizer type 'mine': its trainer is <built-in "),
-        (
-            TokenizerType,
-            TOKENIZER,
-            {"required_tokens": "unk_token"},
-            "its required_tokens are 'unk_token', not a tuple ",
-        ),
-        (TokenizerType, TOKENIZER, {"required_tokens": ("unk",)}, "its required_tokens are ('unk',), not a tuple of "),
-        (TokenizerType, TOKENIZER, {"masked_tokens": None}, "its masked_tokens are None, not names of special tokens "),
-        (TokenizerType, TOKENIZER, {"problems": []}, "its problems are [], not a function"),
+        (Objective, OBJECTIVE, {"causal": False}, "its auto_class is 'AutoModelForCausalLM', not AutoModelForMaskedLM"),
+        (Objective, OBJECTIVE, {"required_tokens": "mask_token"}, "its required_tokens is 'mask_token', not a tuple"),
+        (Optimizer, OPTIMIZER, {"builder": 5}, "the optimizer 'mine': its builder is 5, not an import string such as "),
+        (TokenizerType, TOKENIZER, {"trainer": 5}, "the tokenizer type 'mine': its trainer is 5, not an import string"),
+        (Capabilities, {}, {"objectives": ("masked_lm")}, "Capabilities: objectives is 'masked_lm', not a tuple of na"),
+        (Capabilities, {}, {"padding_sides": "left"}, "Capabilities: padding_sides is 'left', not a tuple of names"),
     ],
     ids=str,
 )
-def test_a_descriptor_that_makes_no_sense_is_refused_where_it_is_made(
+def test_the_mistakes_of_authors_are_named_where_a_descriptor_is_made(
     descriptor: type[Any], whole: dict[str, Any], wrong: dict[str, Any], problem: str
 ) -> None:
     descriptor(**whole)
     with pytest.raises(PluginError) as raised:
         descriptor(**{**whole, **wrong})
     assert problem in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "problem"),
-    [
-        ({"objectives": ("masked_lm")}, "objectives are 'masked_lm', not a tuple of names such as (\"causal_lm\",)"),
-        ({"objectives": ("masked_lm", 3)}, "objectives are ('masked_lm', 3), not a tuple of names such as "),
-        ({"padding_sides": "left"}, "padding_sides are 'left', not a tuple of 'left' and 'right', or of one of them"),
-        (
-            {"padding_sides": ("top",)},
-            "padding_sides are ('top',), not a tuple of 'left' and 'right', or of one of them",
-        ),
-        ({"padding_sides": ()}, "padding_sides are (), not a tuple of 'left' and 'right', or of one of them"),
-        ({"longest_sequence": 0}, "longest_sequence is 0, not a whole number of at least 1, or None"),
-        ({"longest_sequence": "64"}, "longest_sequence is '64', not a whole number of at least 1, or None"),
-        ({"reach": 0}, "reach is 0, not a whole number of at least 1, or None"),
-        ({"reach": True}, "reach is True, not a whole number of at least 1, or None"),
-        ({"reach": 2.5}, "reach is 2.5, not a whole number of at least 1, or None"),
-        *(
-            ({flag: "no"}, f"{flag} is 'no', not True or False")
-            for flag in ("generation", "carried_state", "any_length", "bidirectional", "compile")
-        ),
-        ({"tied_embeddings": None}, "tied_embeddings are None, not True or False"),
-        ({"gradient_checkpointing": 1}, "gradient_checkpointing is 1, not True or False"),
-    ],
-    ids=str,
-)
-def test_capabilities_that_make_no_sense_are_refused_where_they_are_made(wrong: dict[str, Any], problem: str) -> None:
-    Capabilities(objectives=["masked_lm"], padding_sides=["right", "left"], longest_sequence=1, reach=1)  # type: ignore[arg-type]
-    with pytest.raises(PluginError) as raised:
-        Capabilities(**wrong)
-    assert f"Capabilities.{problem}" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -338,7 +238,7 @@ ant = Architecture(
     capabilities=lambda config: Capabilities(objectives=("masked_lm")),
 )
 """
-TEXT = "Capabilities.objectives are 'masked_lm', not a tuple of names such as (\"causal_lm\",)"
+TEXT = "Capabilities: objectives is 'masked_lm', not a tuple of names such as (\"causal_lm\",)"
 
 
 @pytest.mark.parametrize("verb", ["validate", "init", "doctor"])
@@ -791,7 +691,6 @@ def test_commands_are_looked_at_without_being_imported(
 ) -> None:
     command("raise SystemExit(9)\n")
     command("", name="validate", by="foundry-verb")
-    command("", name="-x", by="foundry-dash")
     distribution("foundry-gone", {"foundry.commands": {"gone": "foundry_gone_command"}})
     way_out = "Upgrade or remove it: pip uninstall foundry-"
     assert states(capsys, verb) == {
@@ -799,11 +698,6 @@ def test_commands_are_looked_at_without_being_imported(
         "foundry-verb": (
             "unusable",
             f"the command 'validate' of foundry-verb 1.0 has the name of a verb of foundry's own. {way_out}verb",
-        ),
-        "foundry-dash": (
-            "unusable",
-            "the plugin foundry-dash 1.0: its command '-x' cannot be typed: a name is printable and begins with no "
-            f"'-'. {way_out}dash",
         ),
         "foundry-gone": (
             "unusable",

@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -96,25 +95,13 @@ def _exit_code(arguments: list[str]) -> int:
             return 8
         if debug:
             tell(traceback.format_exc())
-        not_ours = _damage_behind(error) or _blame(error)
+        not_ours = _blame(error)
         if not_ours is not None:
             tell(f"error: {one_line(not_ours)}\n")
             return PluginError.exit_code
         reason = one_line(" ".join(str(error).split()))
         tell(f"internal error: {type(error).__name__}: {reason} (--debug shows where; please report it)\n")
         return 70
-
-
-def _damage_behind(error: Exception) -> str | None:
-    """The package whose entry points stop a library that asks all of them, such as torch when it is imported."""
-    from importlib import metadata
-
-    home = Path(metadata.__file__).parent
-    if not any(Path(frame.filename).parent == home for frame in traceback.extract_tb(error.__traceback__)):
-        return None
-    from foundry_core.registry.discovery import unreadable_entry_points
-
-    return next(iter(unreadable_entry_points()), None)
 
 
 def _blame(error: Exception) -> str | None:
@@ -174,7 +161,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
     """What installed packages add; only the chosen one is imported."""
-    from foundry_core.registry.discovery import COMMANDS, declared, installed, is_typed, switched_off
+    from foundry_core.registry.discovery import COMMANDS, declared, installed, switched_off
     from foundry_core.registry.isolation import failing_as
     from foundry_core.registry.loading import get_command
 
@@ -182,7 +169,7 @@ def _add_commands(verbs: _SubParsers, chosen: str | None) -> None:
     if chosen in there and chosen not in commands:
         raise PluginError(f"the command '{chosen}' is disabled: {switched_off(there[chosen][0])}")
     for name, claims in commands.items():
-        if name in VERBS or not is_typed(name):  # foundry plugins doctor says so
+        if name in VERBS or not name.isprintable():
             continue
         owners = one_line(" and ".join(map(str, claims)))
         summary = f"of {owners}".replace("%", "%%")  # argparse fills in what follows one

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from foundry_core.registry.descriptors import Role
+from foundry_core.registry.tokenizer_type import Role
 from foundry_core.schema import ConfigSection
 
 MOST_ROWS = 2**20

@@ -11,7 +11,7 @@ import torch
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.inference import evaluating, sentence_ids
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.random_streams import undisturbed_random_state
+from foundry_core.random_streams import kept_generators
 from foundry_core.tokenization.tokenizer import separator_id
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def continuations(
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
     )
-    with evaluating(model), undisturbed_random_state():
+    with evaluating(model), kept_generators():
         torch.manual_seed(seed)
         output = model.generate(
             ids,

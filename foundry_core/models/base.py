@@ -14,7 +14,7 @@ from foundry_core.models.adapter import adapted
 from foundry_core.models.building import build, build_context
 from foundry_core.models.folder import load_model, save_model
 from foundry_core.models.interface import LanguageModel
-from foundry_core.random_streams import derive, undisturbed_random_state
+from foundry_core.random_streams import derive, kept_generators
 from foundry_core.storage.files import InPlaceFolder
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def create_model(
         kwargs: Passed to the plugin's `from_config`.
     """
     context = build_context(config, tokenizer)
-    with model_memory_watched(), undisturbed_random_state():
+    with model_memory_watched(), kept_generators():
         torch.manual_seed(derive(config.seed("initialisation"), "initialisation"))
         model = build(config, context, **kwargs)
     assert isinstance(model, BaseLanguageModel)

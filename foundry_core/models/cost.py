@@ -12,7 +12,7 @@ import torch
 
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.loss import IGNORED
-from foundry_core.random_streams import undisturbed_random_state
+from foundry_core.random_streams import kept_generators
 
 
 def training_flops(model: LanguageModel, rows: int, length: int) -> int:
@@ -80,7 +80,7 @@ def saved_bytes(
     training = model.training
     model.train()
     try:
-        with undisturbed_random_state(), autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
+        with kept_generators(), autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
             # Alive until everything is counted: an address that is freed is given to the next tensor.
             output = model(**batch, reduction="sum", return_logits=False)
         del output

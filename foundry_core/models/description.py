@@ -13,7 +13,7 @@ from foundry_core.config.loading import load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError
 from foundry_core.models.building import build
 from foundry_core.models.interface import LanguageModel
-from foundry_core.random_streams import undisturbed_random_state
+from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.registry.loading import shipped_by
 from foundry_core.registry.objective import Objective
@@ -72,7 +72,7 @@ def rebuild(description: dict[str, Any]) -> LanguageModel:
         CheckpointError: The architecture is not installed here, or the description is damaged.
     """
     config, context = described(description)
-    with undisturbed_random_state():
+    with kept_generators():
         return build(config, context)
 
 

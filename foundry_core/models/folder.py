@@ -23,7 +23,7 @@ from foundry_core.models.building import build
 from foundry_core.models.description import describe, described, read_description
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.weights import fitting, load_weights, open_tensors, stored_tensors, weights_file
-from foundry_core.random_streams import undisturbed_random_state
+from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.registry.loading import blame, shipped_by
 from foundry_core.run_folder import GENERATION_CONFIG, MANIFEST, MODEL_CONFIG, MODELING, TRAINER_STATE, WEIGHTS
@@ -98,7 +98,7 @@ def load_model(folder: str | Path) -> LanguageModel:
     except CheckpointError as error:
         raise CheckpointError(f"{folder / MODEL_CONFIG}: {error}") from error
     _check_sizes(config, context, folder)
-    with undisturbed_random_state():
+    with kept_generators():
         model = build(config, context)
     load_weights(model, folder / WEIGHTS)
     return model.eval()
@@ -125,7 +125,7 @@ def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) 
 
         counting = register_module_parameter_registration_hook(count)
         try:
-            with torch.device("meta"), undisturbed_random_state():
+            with torch.device("meta"), kept_generators():
                 skeleton = build(config, context)
         except (RuntimeError, ArithmeticError, MemoryError, TypeError, ValueError, LookupError) as error:
             reason = blame(error) or error

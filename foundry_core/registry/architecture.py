@@ -6,24 +6,12 @@ A plugin's entry point leads to an `Architecture`. A class in a notebook gets on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from foundry_core.errors import PluginError
-from foundry_core.registry.descriptors import (
-    COUNT,
-    FLAG,
-    FUNCTION,
-    IMPORT_STRING,
-    NAME,
-    NAMES,
-    TEXT,
-    Rule,
-    derived_from,
-    refuse_misfits,
-    some_of,
-)
+from foundry_core.registry.checks import check, check_import_string, check_name, check_names
 from foundry_core.registry.objective import Objective
 from foundry_core.schema import ModelConfig
 
@@ -75,7 +63,7 @@ class Capabilities:
     bidirectional ahead, None for all. tied_embeddings: the output layer's weights are the input embeddings. compile:
     `training.compile` keeps the losses.
 
-    Raises PluginError for a value that is none of these.
+    Raises PluginError for a text in place of a tuple.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -91,20 +79,12 @@ class Capabilities:
     compile: bool = True
 
     def __post_init__(self) -> None:
-        refuse_misfits("Capabilities", self, _OF_CAPABILITIES)
+        check_names("Capabilities: objectives", self.objectives)
+        check_names("Capabilities: padding_sides", self.padding_sides)
 
     def accepts(self, objective: Objective) -> bool:
         """Whether the architecture, with these settings, can be trained with an objective."""
         return objective.name in self.objectives or objective.like in self.objectives
-
-
-_OF_CAPABILITIES: dict[str, Rule] = {
-    "objectives": NAMES,
-    "padding_sides": some_of("left", "right"),
-    "longest_sequence": COUNT,
-    "reach": COUNT,
-    **{each.name: FLAG for each in fields(Capabilities) if isinstance(each.default, bool)},
-}
 
 
 def _default_capabilities(config: Any) -> Capabilities:
@@ -120,7 +100,7 @@ class Architecture:
     descriptor light). capabilities: a function of the validated `model:` section. default_tokenizer: used when the
     YAML names none. examples: small `model:` sections (without `architecture`) that the checks build.
 
-    Raises PluginError for a value that is none of these.
+    Raises PluginError for a name, class, import string or function that is none.
     """
 
     name: str
@@ -133,29 +113,15 @@ class Architecture:
     plugin_api_version: int = PLUGIN_API_VERSION
 
     def __post_init__(self) -> None:
-        if self.plugin_api_version == PLUGIN_API_VERSION:  # what another one asks for is not known here
-            refuse_misfits("architecture", self, _RULES)
-
-
-def _are_examples(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)
-        for name, settings in value.items()
-    )
-
-
-_RULES: dict[str, Rule] = {
-    "name": NAME,
-    "summary": TEXT,
-    "config_class": ("a ModelConfig", lambda value: isinstance(value, type) and issubclass(value, ModelConfig)),
-    "model_class": (
-        f"a class or {IMPORT_STRING[0]}",
-        lambda value: isinstance(value, type) or IMPORT_STRING[1](value),
-    ),
-    "capabilities": ("a function of the `model:` section", FUNCTION[1]),
-    "default_tokenizer": NAME,
-    "examples": ("small `model:` sections by name", _are_examples),
-}
+        if self.plugin_api_version != PLUGIN_API_VERSION:
+            return  # what another version asks for is not known here
+        check_name("architecture", self.name)
+        whose = f"the architecture '{self.name}': its"
+        is_section = isinstance(self.config_class, type) and issubclass(self.config_class, ModelConfig)
+        check(is_section, f"{whose} config_class", self.config_class, "a subclass of ModelConfig")
+        check(callable(self.capabilities), f"{whose} capabilities", self.capabilities, "a function of the section")
+        if not isinstance(self.model_class, type):
+            check_import_string(f"{whose} model_class", self.model_class)
 
 
 M = TypeVar("M", bound=type)
@@ -181,14 +147,10 @@ def register_architecture(
 
     `capabilities` may be a value or a function of the `model:` section; left out, the model is causal and generates.
     `examples`: small `model:` sections that `foundry check` builds; left out, one of defaults alone. Raises PluginError
-    when the name is taken or the class is not a `BaseLanguageModel`.
+    when the name is taken. That the class is a `BaseLanguageModel` is checked when it is built.
     """
 
     def register(cls: M) -> M:
-        if not derived_from(cls, "foundry_core.models.base", "BaseLanguageModel"):
-            raise PluginError(f"cannot register '{name}': {cls.__name__} is not a BaseLanguageModel")
-        if not (isinstance(config, type) and issubclass(config, ModelConfig)):
-            raise PluginError(f"cannot register '{name}': config must be a subclass of ModelConfig, not {config!r}")
         taken = _registered.get(name)
         # A cell of a notebook that is carried out again means its new class.
         again = taken is not None and cls.__module__ == "__main__" and _described(taken.model_class) == _described(cls)

@@ -1,13 +1,12 @@
-"""Which plugins are installed, read from package metadata; nothing of theirs is imported. Light.
+"""Which plugins are installed, read from package metadata without importing any of them. Light.
 
-A distribution that stands on the path twice counts once: its first copy hides the others. Two environment variables,
-each with names of distributions, entry points or their modules between commas, say which plugins count:
-FOUNDRY_PLUGINS, where it is not empty, those alone; FOUNDRY_PLUGINS_DISABLE, all but those.
+Of a distribution that is on the path twice the first copy counts. Two environment variables, each with names of
+distributions, entry points or their modules between commas, choose among the installed plugins: FOUNDRY_PLUGINS, if it
+is not empty, enables these only; FOUNDRY_PLUGINS_DISABLE disables these.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from foundry_core import __version__
-from foundry_core.errors import PluginError, did_you_mean
+from foundry_core.errors import did_you_mean, warn
 
 ARCHITECTURES = "foundry.architectures"
 EXTENSIONS = "foundry.plugins"
@@ -38,8 +37,7 @@ DISABLED = "FOUNDRY_PLUGINS_DISABLE"
 class Package:
     """An installed distribution.
 
-    folder: where its modules are; of an editable installation, its sources. damage: which of its own files cannot be
-    read, and why; None where all can.
+    folder: where its modules are; of an editable installation, its sources.
     """
 
     name: str
@@ -48,7 +46,6 @@ class Package:
     editable: bool
     summary: str
     requires: tuple[str, ...]
-    damage: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
@@ -102,13 +99,28 @@ def _last_change(folder: str) -> int | None:
 
 @lru_cache(maxsize=1)
 def read_packages(path: tuple[str, ...], changes: tuple[int | None, ...]) -> tuple[Installed, ...]:
-    """Read what the packages on a path declare. Call `scan`, which knows the arguments.
+    """Read what the packages on a path declare. Call `scan`, which finds the arguments.
+
+    A package whose metadata cannot be read is named in a warning: libraries that read the metadata of every package,
+    as torch does when it is imported, fail because of it.
 
     Args:
         path: The folders, as in `sys.path`.
         changes: When each of them last changed.
     """
-    return tuple(point for copy, first, points in _plugin_packages() if copy == first for point in points)
+    found: dict[str, list[Installed]] = {}
+    for distribution in metadata.distributions():
+        try:
+            points = [point for point in distribution.entry_points if point.group in ALL_GROUPS]
+            package = _package(distribution) if points else None
+        except (TypeError, ValueError) as error:
+            place = getattr(distribution, "_path", "a package")  # there is no public way to it
+            warn(f"{place}: cannot read its metadata ({error}): reinstall or remove the package")
+            continue
+        if package is not None:
+            first = [Installed(point.group, point.name, point.value, package) for point in points]
+            found.setdefault(_normal(package.name), first)
+    return tuple(point for points in found.values() for point in points)
 
 
 def declared(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
@@ -126,95 +138,29 @@ def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
     return {name: claims for name, claims in active.items() if claims}
 
 
-def _plugin_packages() -> Iterator[tuple[Package, Package, list[Installed]]]:
-    """Each copy of a distribution that declares plugins, the first copy of the same name, and what it declares.
-
-    `metadata.entry_points()` would parse what every distribution declares, and one that is damaged would stop it.
-    """
-    seen: set[Package] = set()
-    for distribution in metadata.distributions():
-        text, unreadable = _read(distribution, "entry_points.txt")
-        if not any(f"[{group}]" in text for group in ALL_GROUPS):
-            continue
-        try:
-            declared_points = list(distribution.entry_points)
-        except (TypeError, ValueError):
-            declared_points = []
-            unreadable = unreadable or _unreadable(distribution, "entry_points.txt")
-        package = _package(distribution, unreadable)
-        if package in seen:  # its folder stands on the path twice
-            continue
-        seen.add(package)
-        copies = list(metadata.distributions(name=package.name))
-        first = _package(copies[0]) if len(copies) > 1 else package
-        points = [Installed(point.group, point.name, point.value, package) for point in declared_points]
-        if unreadable is not None:
-            points = [Installed(ARCHITECTURES, package.name, "", package)]  # so that somebody is told: see refuse_unfit
-        # A line that is there twice says nothing new.
-        yield package, first, list(dict.fromkeys(point for point in points if point.group in ALL_GROUPS))
-
-
-def _read(distribution: metadata.Distribution, name: str) -> tuple[str, str | None]:
-    """A file of a distribution's notes, empty where there is none, and what keeps it from being read as it is."""
-    try:
-        return distribution.read_text(name) or "", None
-    except UnicodeDecodeError as error:
-        # Enough of it to tell whether it is about a plugin.
-        return error.object.decode("utf-8", "replace"), _unreadable(distribution, name)
-
-
-def _unreadable(distribution: metadata.Distribution, name: str) -> str:
-    place = getattr(distribution, "_path", None)  # there is no public way to it, and not every kind has one
-    return f"its {name if place is None else Path(str(place)) / name} cannot be read"
-
-
-def _package(distribution: metadata.Distribution, damage: str | None = None) -> Package:
+def _package(distribution: metadata.Distribution) -> Package:
     # The headers alone: the body is the README of the package.
-    text, unreadable = _read(distribution, "METADATA")
-    text = text or _read(distribution, "PKG-INFO")[0]
-    headers = HeaderParser().parsestr(text)
+    headers = HeaderParser().parsestr(distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "")
     folder = Path(str(distribution.locate_file("")))
     sources = _editable_sources(distribution)
     return Package(
-        # An uninstallation that was interrupted leaves a folder without metadata, which importlib lists all the same.
         name=headers.get("Name") or f"(a package without metadata in {folder})",
         version=headers.get("Version") or "(no version)",
         folder=sources or folder,
         editable=sources is not None,
         summary=headers.get("Summary") or "",
         requires=tuple(headers.get_all("Requires-Dist") or ()),
-        damage=damage or unreadable,
     )
 
 
 def _editable_sources(distribution: metadata.Distribution) -> Path | None:
-    """The sources of an editable installation, from what the installer noted (PEP 610)."""
-    try:
-        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-        if origin.get("dir_info", {}).get("editable"):
-            return Path(unquote(urlsplit(origin["url"]).path))
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        pass  # a damaged note says nothing, and pip ignores it too
-    return None
-
-
-def unreadable_entry_points() -> list[str]:
-    """Of every installed distribution, plugins or not: the entry points that cannot be read, and the way out.
-
-    `metadata.entry_points()`, which torch and others call when they are imported, raises for a single one.
-    """
-    found = []
-    for distribution in metadata.distributions():
-        try:
-            list(distribution.entry_points)
-        except (TypeError, ValueError):
-            package = _package(distribution, _unreadable(distribution, "entry_points.txt"))
-            found.append(f"{package}: {package.damage}. Install it anew or remove it: pip uninstall {package.name}")
-    return found
+    """Return the sources of an editable installation, from what the installer noted (PEP 610)."""
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    return Path(unquote(urlsplit(origin["url"]).path)) if origin.get("dir_info", {}).get("editable") else None
 
 
 def switched_off(point: Installed) -> str | None:
-    """The environment variable that keeps a plugin from counting, and what to do about it; None when it counts."""
+    """Return which environment variable disables a plugin and the way out; None for an enabled plugin."""
     names = set(map(_normal, _names(point)))
     if not names.isdisjoint(map(_normal, _listed(DISABLED))):
         return f"{DISABLED}={os.environ[DISABLED]} switches {point} off: take it out of that variable"
@@ -224,18 +170,17 @@ def switched_off(point: Installed) -> str | None:
 
 
 def misnamed_in_environment() -> Iterator[str]:
-    """Names in the two variables that no plugin has, one line for each."""
-    points = [point for group in ALL_GROUPS for claims in declared(group).values() for point in claims]
-    known = dict.fromkeys(name for point in points for name in _names(point))
+    """Yield a line for each name in the two variables that no plugin has."""
+    known = dict.fromkeys(name for point in scan() for name in _names(point))
     there = set(map(_normal, known))
     for variable in (ONLY, DISABLED):
         for name in _listed(variable):
             if _normal(name) not in there:
-                yield f"{variable} names '{name}', which no installed plugin is called.{did_you_mean(name, known)}"
+                yield f"{variable} names '{name}', but no installed plugin has that name.{did_you_mean(name, known)}"
 
 
 def _names(point: Installed) -> tuple[str, str, str]:
-    """What the two variables may call a plugin."""
+    """Return what the two variables may call a plugin."""
     return point.name, point.distribution, point.module
 
 
@@ -244,12 +189,12 @@ def _listed(variable: str) -> list[str]:
 
 
 def _normal(name: str) -> str:
-    """A name as package indexes compare names."""
+    """Return a name in the form in which package indexes compare names."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def unmet_requirement(point: Installed) -> str | None:
-    """The requirement on foundry-core that this core does not satisfy; None when there is none."""
+    """Return the requirement on foundry-core that this core does not satisfy; None if it satisfies all."""
     for text in point.package.requires:
         if not re.match(r"foundry[-_.]+core\b", text, re.IGNORECASE):
             continue
@@ -257,99 +202,16 @@ def unmet_requirement(point: Installed) -> str | None:
 
         try:
             requirement = Requirement(text)
-        except InvalidRequirement as error:
-            raise PluginError(
-                f"the plugin {point} has a requirement that cannot be read: {text!r}. {way_out(point)}"
-            ) from error
+        except InvalidRequirement:
+            return text
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if (
-            _normal(requirement.name) == "foundry-core"
-            and applies
-            and not requirement.specifier.contains(__version__, prereleases=True)
-        ):
+        fits = requirement.specifier.contains(__version__, prereleases=True)
+        if _normal(requirement.name) == "foundry-core" and applies and not fits:
             return f"foundry-core{requirement.specifier}"
     return None
 
 
-def is_typed(command: str) -> bool:
-    """Whether a command's name can be written on a command line and shown on a terminal."""
-    return command.isprintable() and not command.startswith("-")
-
-
 def way_out(point: Installed) -> str:
-    """What to do about a plugin that does not work."""
-    verb = "Mend" if point.package.editable else "Upgrade"
-    return hiding_module(point) or f"{verb} or remove it: pip uninstall {point.distribution}"
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """A further copy of a distribution, and the first one on the path, which is the one that counts."""
-
-    first: Package
-    copy: Package
-    points: tuple[Installed, ...]
-
-    def __str__(self) -> str:
-        return (
-            f"{self.first} in {self.first.folder} hides {self.copy} in {self.copy.folder}: "
-            f"uninstall one (pip uninstall {self.copy.name}), or take its folder off the path"
-        )
-
-
-def hidden_copies() -> list[Hidden]:
-    """Copies of plugins' distributions that do not count, other than a second note of the same sources."""
-    return [
-        Hidden(first, copy, tuple(points))
-        for copy, first, points in _plugin_packages()
-        if copy != first and not _same_sources(first, copy)
-    ]
-
-
-def _same_sources(one: Package, other: Package) -> bool:
-    """Whether one is an editable installation, and the other what building left beside the sources."""
-    here, there = one.folder.resolve(), other.folder.resolve()
-    within = (one.editable and here in there.parents) or (other.editable and there in here.parents)
-    return one.version == other.version and (here == there or within)
-
-
-def hiding_module(point: Installed) -> str | None:
-    """What Python imports in place of a plugin's module, and what to do about it; None when it imports the plugin's.
-
-    A folder of the same name that stands earlier on the path, often the current one, is imported instead. Of an
-    editable installation whose sources have been moved there may be nothing, or an old copy.
-    """
-    if point.package.editable and not point.package.folder.exists():
-        return (
-            f"The sources of {point} are no longer in {point.package.folder}, where its direct_url.json has them: "
-            "install it again from where they are, pip install -e FOLDER, or remove it: "
-            f"pip uninstall {point.distribution}"
-        )
-    top = point.module.partition(".")[0]
-    found = _place(top)
-    if found is None:
-        return None
-    folder = point.package.folder
-    if point.package.editable:
-        at_home = folder.resolve() in found.resolve().parents
-    else:
-        # Where neither is there, the package is laid out in a way of its own (by a .pth file), and nothing is known.
-        laid_out = (folder / top).is_dir() or (folder / f"{top}.py").is_file()
-        at_home = not laid_out or found.parent.resolve() == folder.resolve()
-    if at_home:
-        return None
-    return f"`import {top}` finds {found} before the module of {point}: rename or move it, or start somewhere else"
-
-
-def _place(module: str) -> Path | None:
-    """The file, or for a package the folder, that importing a top-level module reads."""
-    try:
-        loaded = sys.modules.get(module)
-        spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None  # importing it fails alike, and says why
-    if spec is None:
-        return None
-    if spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations)))
-    return Path(spec.origin) if spec.origin else None
+    """Return what to do about a plugin that does not work."""
+    verb = "Fix" if point.package.editable else "Upgrade"
+    return f"{verb} or remove it: pip uninstall {point.distribution}"

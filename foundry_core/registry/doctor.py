@@ -1,24 +1,14 @@
-"""Every installed plugin looked at: whole, or what is wrong with it and the way out, in one line each. Light.
-
-Importing twenty descriptors takes a fifth of a second and more, most of it pydantic's. What was found whole is
-therefore remembered in the user's cache folder, for as long as nothing that an import depends on has changed: the
-folders of Python's path, the plugin's own files, the versions. A plugin with a problem is looked at anew each time.
-"""
+"""Check every installed plugin: whole, or what is wrong with it and the way out, in one line each. Light."""
 
 from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
-import json
-import os
 import sys
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from foundry_core.errors import PluginError
@@ -28,10 +18,7 @@ from foundry_core.registry.discovery import (
     EXTENSIONS,
     Installed,
     declared,
-    hidden_copies,
-    hiding_module,
     installed,
-    is_typed,
     switched_off,
     way_out,
 )
@@ -55,61 +42,50 @@ if TYPE_CHECKING:
 class Finding:
     """An installed plugin and how it is.
 
-    state: `disabled` by an environment variable; `shadowed`, another copy of it, or of its module, stands on the path;
-    `unusable`. problem: one line with the way out, None where there is nothing to say.
+    state: `disabled` by an environment variable, or `unusable`. problem: one line with the way out.
     """
 
     point: Installed
-    state: Literal["fine", "disabled", "shadowed", "unusable"]
+    state: Literal["fine", "disabled", "unusable"]
     summary: str = ""
     problem: str | None = None
 
 
-def examine(*, anew: bool = False, verbs: Collection[str] = ()) -> list[Finding]:
-    """Every installed plugin: architectures, extensions, commands.
+def examine(verbs: Collection[str] = (), *, schemas: bool = True) -> list[Finding]:
+    """Check every installed plugin: architectures, extensions, commands.
 
-    anew: nothing that is remembered counts. verbs: names that no command can have.
+    Args:
+        verbs: Names of foundry's own verbs, which no command can have.
+        schemas: Also make the JSON schema of each section: a second for one that has every model of transformers.
     """
-    claims = [claims for group in ALL_GROUPS for claims in declared(group).values()]
-    points = [point for each in claims for point in each]
     contested = {}
-    for each in claims:
-        active = [point for point in each if not switched_off(point)]
+    for claims in (claims for group in ALL_GROUPS for claims in declared(group).values()):
+        active = [point for point in claims if not switched_off(point)]
         if len(active) > 1 and active[0].group != EXTENSIONS:
             contested.update(dict.fromkeys(active, clash(active)))
         elif active and active[0].group == COMMANDS and active[0].name in verbs:
             taken = f"the command '{active[0].name}' of {active[0]} has the name of a verb of foundry's own"
             contested[active[0]] = f"{taken}. {way_out(active[0])}"
-    memory, hidden = _Memory(anew), hidden_copies()
-    findings = []
-    for point in points:
-        copy = next((str(each) for each in hidden if each.copy.name == point.distribution), None)
-        findings.append(_finding(point, memory, contested.get(point), copy))
-    memory.write()
-    there = {(point.group, point.name) for point in points}
-    lost = [(point, str(each)) for each in hidden for point in each.points if (point.group, point.name) not in there]
-    return findings + [Finding(point, "shadowed", problem=problem) for point, problem in lost]
+    points = [point for group in ALL_GROUPS for claims in declared(group).values() for point in claims]
+    return [_finding(point, contested.get(point), schemas) for point in points]
 
 
-def _finding(point: Installed, memory: _Memory, clashing: str | None, copy: str | None) -> Finding:
+def _finding(point: Installed, clashing: str | None, schemas: bool) -> Finding:
     off = switched_off(point)
     if off is not None:
         return Finding(point, "disabled", point.package.summary, off)
     if clashing is not None:
         return Finding(point, "unusable", problem=clashing)
-    summary = memory.recall(point)
-    if summary is None:
-        there = memory.modules_before()
-        try:
-            summary = _summary_of_whole(point)
-        except PluginError as error:
-            return Finding(point, "unusable", problem=str(error) + (f" {copy}" if copy else ""))
-        memory.keep(point, summary, there)
-    shadow = hiding_module(point) or copy
-    return Finding(point, "shadowed" if shadow else "fine", summary, shadow)
+    try:
+        return Finding(point, "fine", _summary_of_whole(point, schemas))
+    except PluginError as error:
+        problem = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever a descriptor holds, the other plugins are listed
+        problem = f"the check of the plugin {point} fails: {cause(error)}. {way_out(point)}"
+    return Finding(point, "unusable", problem=problem)
 
 
-def _summary_of_whole(point: Installed) -> str:
+def _summary_of_whole(point: Installed, schemas: bool) -> str:
     """What a plugin says of itself. Raises PluginError when it does not load, or would fail later."""
     if point.group == COMMANDS:
         _look_at_command(point)
@@ -130,7 +106,8 @@ def _summary_of_whole(point: Installed) -> str:
                 f"its default_tokenizer '{architecture.default_tokenizer}' is no tokenizer type of core's or its own"
             )
         with guarded(lambda error: PluginError(f"its section has no JSON schema: {cause(error)}")):
-            architecture.config_class.model_json_schema()
+            if schemas:
+                architecture.config_class.model_json_schema()
     return " ".join(architecture.summary.split())
 
 
@@ -151,8 +128,6 @@ def _look_at_command(point: Installed) -> None:
     """Its module is imported when its name is typed, and may be heavy: whether it is there is all that is asked."""
     refuse_unfit(point)
     with blamed_on(point):
-        if not is_typed(point.name):
-            raise PluginError(f"its command {point.name!r} cannot be typed: a name is printable and begins with no '-'")
         _look_for("the module of its command", point.module)
 
 
@@ -226,122 +201,6 @@ def by_example(architecture: Architecture) -> dict[str, Capabilities]:
             raise PluginError(f"the example '{name}' of '{architecture.name}' is not valid, {reason}") from error
         found[name] = capabilities_of(architecture, section, example=name)
     return found
-
-
-class _Memory:
-    """Summaries of plugins that were found whole, in a file of the user's cache folder, one for each environment."""
-
-    def __init__(self, anew: bool):
-        self.path = _cache_file()
-        self.known: dict[str, Any] = {} if anew else self._read()
-        self.valid: dict[str, Any] = {}
-        self.learned = False
-        self.cores_own: set[str] = set()
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            stored = json.loads(self.path.read_bytes()) if self.path else {}
-            return dict(stored["plugins"]) if stored["world"] == _world() else {}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return {}  # absent, or not ours: everything is looked at
-
-    def recall(self, point: Installed) -> str | None:
-        """The summary of a plugin whose files are those that were imported then."""
-        entry = self.known.get(_key(point))
-        if not isinstance(entry, dict) or entry.get("files") != _state_of(entry.get("files") or ()):
-            return None
-        self.valid[_key(point)] = entry
-        return str(entry.get("summary"))
-
-    def modules_before(self) -> set[str]:
-        """What is imported before a plugin is looked at; what core needs for that is not the plugin's."""
-        if not self.cores_own:
-            from packaging import requirements  # noqa: F401
-
-            from foundry_core.registry import (
-                architecture,  # noqa: F401
-                hookspecs,  # noqa: F401
-            )
-
-            self.cores_own = set(map(_top, sys.modules)) | sys.stdlib_module_names
-        return set(sys.modules)
-
-    def keep(self, point: Installed, summary: str, before: set[str]) -> None:
-        """before: the modules that were there when it was not looked at yet."""
-        own = [name for name in sys.modules if _top(name) == _top(point.module)]
-        names = [*own, *self._depended_on([*own, *(set(sys.modules) - before)])]
-        # A package's folder changes when a module in it comes or goes, one that is not imported yet among them.
-        files = [file for name in dict.fromkeys(names) for file in _files(sys.modules[name])]
-        self.valid[_key(point)] = {"summary": summary, "files": _state_of(files)}
-        self.learned = True
-
-    def _depended_on(self, names: list[str]) -> Iterator[str]:
-        """These modules and those whose contents they hold, which another plugin may have imported already."""
-        seen: set[str] = set()
-        waiting = list(names)
-        while waiting:
-            name = waiting.pop()
-            if name in seen or name not in sys.modules or _top(name) in self.cores_own:
-                continue
-            seen.add(name)
-            yield name
-            for value in list(getattr(sys.modules[name], "__dict__", {}).values()):
-                kind = type(value)  # not isinstance, which asks the value: it may warn, or import something
-                if issubclass(kind, ModuleType):
-                    waiting.append(str(value.__name__))
-                elif issubclass(kind, type | FunctionType):
-                    waiting.append(str(value.__module__))
-
-    def write(self) -> None:
-        if not self.learned or self.path is None:
-            return
-        from foundry_core.storage.files import StorageError, write_file
-
-        with suppress(StorageError):  # a home that cannot be written to costs time, not the answer
-            write_file(self.path, json.dumps({"world": _world(), "plugins": self.valid}).encode())
-
-
-def _top(module: str) -> str:
-    return module.partition(".")[0]
-
-
-def _files(module: ModuleType) -> Iterator[str]:
-    names = getattr(module, "__dict__", {})  # a module's own __getattr__ is not asked: it may raise what it likes
-    if names.get("__file__") is not None:
-        yield str(names["__file__"])
-    yield from names.get("__path__", ())
-
-
-def _cache_file() -> Path | None:
-    """One for each Python environment; None where the user has no home."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return base / "foundry" / f"plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"
-
-
-def _key(point: Installed) -> str:
-    return f"{point.group} {point.name} = {point.target} ({point}) {' '.join(point.package.requires)}"
-
-
-def _world() -> dict[str, Any]:
-    """What decides how an import ends, besides the plugin itself: an installation changes a folder on the path."""
-    core = map(str, Path(__file__).parent.glob("*.py"))
-    return {"core": _state_of(core), "python": [sys.version, sys.prefix], "path": [sys.path, _state_of(sys.path)]}
-
-
-def _state_of(files: Iterable[str]) -> dict[str, list[int] | None]:
-    """Time of the last change and size, None for what is not there."""
-    state: dict[str, list[int] | None] = {}
-    for file in files:
-        try:
-            found = Path(file).stat()
-        except OSError:
-            state[file] = None
-        else:
-            state[file] = [found.st_mtime_ns, found.st_size]
-    return state
 
 
 def facts(name: str) -> dict[str, Any]:

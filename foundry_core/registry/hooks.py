@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from foundry_core.errors import PluginError, did_you_mean
 from foundry_core.registry.discovery import GROUPS, installed
-from foundry_core.registry.isolation import cause, guarded, surroundings_kept, undisturbed
+from foundry_core.registry.isolation import cause, guarded, isolated
 from foundry_core.registry.objective import CORE_OBJECTIVES, Objective
 from foundry_core.registry.optimizer import CORE_OPTIMIZERS, Optimizer
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType
@@ -28,7 +27,7 @@ Kind = Literal["objective", "optimizer", "tokenizer type"]
 def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
     """Return a pluggy manager with these modules or observers registered.
 
-    Raises PluginError for hooks that are misspelt, unmarked or misused.
+    Raises PluginError for hooks that are misspelt or unmarked.
     """
     import pluggy
 
@@ -64,9 +63,6 @@ def _register(manager: pluggy.PluginManager, plugins: Iterable[Any]) -> None:
     except pluggy.PluginValidationError as error:
         reason = " ".join(str(error).split())
         raise PluginError(f"{reason}. The hooks are listed in foundry_core/registry/hookspecs.py") from error
-    for hook in vars(manager.hook).values():
-        for implementation in getattr(hook, "get_hookimpls", list)():
-            _refuse_misuse(hook.name, implementation)
 
 
 def hooks_in(module: ModuleType) -> dict[str, bool]:
@@ -93,29 +89,6 @@ def _refuse_unmarked(module: Any) -> None:
                 f"the hook {name} of {owner_of(module)} is not marked, and would never be called: "
                 f"put @hookimpl of foundry_core before {module.__name__}.{name}, or give it another name"
             )
-
-
-def _refuse_misuse(hook: str, implementation: pluggy.HookImpl) -> None:
-    """What pluggy lets pass and would never be called as it is meant."""
-    function = implementation.function
-    parameters = inspect.signature(function).parameters.values()
-    offering = hook in {asked for asked, _, _ in _KINDS.values()}
-    if implementation.wrapper or implementation.hookwrapper:
-        problem = "is a wrapper: foundry asks and tells each plugin by itself"
-    elif inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        problem = "is an async function, whose body would never run: write def"
-    elif inspect.isgeneratorfunction(function) and not offering:
-        problem = "is a generator, whose body would never run: remove the yield"
-    elif any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters):
-        problem = "takes arguments by '*', which would hold nothing: name those that it wants"
-    elif any(each.default is not each.empty for each in parameters):
-        named = next(each.name for each in parameters if each.default is not each.empty)
-        problem = f"has a default for its argument '{named}', which it would always get: remove the default"
-    elif any(each.kind is each.KEYWORD_ONLY for each in parameters):
-        problem = "has an argument behind a '*', which it would never get: remove the '*'"
-    else:
-        return
-    raise PluginError(f"the hook {hook} of {owner_of(implementation.plugin)} {problem}")
 
 
 def owner_of(plugin: Any) -> str:
@@ -197,7 +170,7 @@ def _offered(manager: pluggy.PluginManager, kind: Kind, providers: dict[tuple[Ki
     found = dict(core)
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         plugin = implementation.plugin
-        with guarded(partial(_offering_failure, hook, plugin)), undisturbed(), surroundings_kept():
+        with guarded(partial(_offering_failure, hook, plugin)), isolated():
             descriptors = list(implementation.function())
         for descriptor in descriptors:
             owner = owner_of(plugin)

@@ -7,8 +7,8 @@ its architecture or names its module under `plugins:`. The module is declared as
     rmsprop = "foundry_rmsprop"
 
 Hooks that return a list *offer* something by name: frozen descriptors, which name their heavy half by import string.
-The others are told of a run. They are observers and cannot change it: each gets copies, what it returns is ignored,
-the random generators and torch's settings are put back after it, and one that raises is reported once and muted.
+The others observe a run and cannot change it: each gets copies, what it returns is ignored, the random generators and
+torch's threads, default dtype and grad mode are restored after it, and one that raises is reported once and muted.
 
 Each example below is a whole package, file by file, and the YAML that uses it.
 

@@ -1,16 +1,15 @@
-"""Code that is not ours: what it raises is an error of its own, and what it does on the side is kept from us. Light."""
+"""Run plugin code in isolation: convert its exceptions and contain its side effects. Light."""
 
 from __future__ import annotations
 
 import io
 import os
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
-from importlib.machinery import ModuleSpec, PathFinder
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO, TypeVar, cast
 
 from foundry_core.errors import FoundryError, PluginError, one_line
@@ -69,59 +68,12 @@ def last_line_in(error: BaseException, homes: Mapping[Path, T]) -> tuple[T, str]
 
 
 def home_of(module: str) -> Path | None:
-    """The folder of the topmost package that an imported module is in, or its file where it is in none.
-
-    A namespace package is no home: others may have a part of it.
-    """
-    parts = module.split(".")
-    for length in range(1, len(parts) + 1):
-        package = sys.modules.get(".".join(parts[:length]))
-        known = {} if package is None else vars(package)  # not getattr: a module may have one of its own, which raises
-        file = known.get("__file__")
-        if file is not None:
-            return Path(file).parent if "__path__" in known else Path(file)
-    return None
-
-
-class _AfterTorch:
-    """A finder that does something as soon as torch has been imported, by whomever."""
-
-    def __init__(self, then: Callable[[], object]):
-        self._then = then
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name) if name == "torch" else None
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def executed(module: ModuleType) -> None:
-                execute(module)
-                self._then()
-
-            spec.loader.exec_module = executed  # type: ignore[method-assign]
-        return spec
-
-
-@contextmanager
-def surroundings_kept() -> Iterator[None]:
-    """`surroundings.kept_surroundings` for code that may be the first to import torch: from then on."""
-
-    def keep() -> None:
-        from foundry_core.registry.surroundings import kept_surroundings
-
-        stack.enter_context(kept_surroundings())
-
-    with ExitStack() as stack:
-        if "torch" in sys.modules:
-            keep()
-            yield
-            return
-        finder: Any = _AfterTorch(keep)
-        sys.meta_path.insert(0, finder)
-        try:
-            yield
-        finally:
-            sys.meta_path.remove(finder)
+    """Return the folder of the package that an imported module is in, or its file where it is in no package."""
+    known = vars(sys.modules[module]) if module in sys.modules else {}  # getattr would call the module's own
+    if known.get("__file__") is None:
+        return None
+    file = Path(known["__file__"])
+    return file.parent if known.get("__package__") else file
 
 
 class _Stderr(io.RawIOBase):
@@ -136,16 +88,58 @@ class _Stderr(io.RawIOBase):
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """What is printed inside goes to stderr, since stdout is for the answer; stdout and the working folder stay."""
+def isolated() -> Iterator[None]:
+    """Send what is printed inside to stderr, since stdout is for the answer, and keep the settings of the process."""
+    aside = io.TextIOWrapper(cast("BinaryIO", _Stderr()), encoding="utf-8", write_through=True)
+    with kept_settings(), redirect_stdout(aside):
+        yield
+
+
+@contextmanager
+def kept_settings() -> Iterator[None]:
+    """Restore at the end what a plugin could change for training.
+
+    That is: the random generators of torch, numpy and Python, torch's number of threads, default dtype and grad mode,
+    and the working folder. Before torch is imported there are Python's generator and the working folder only.
+    """
+    with _kept_folder(), _kept_settings_of_torch() if "torch" in sys.modules else _kept_chance():
+        yield
+
+
+@contextmanager
+def _kept_folder() -> Iterator[None]:
     folder = None
     with suppress(OSError):  # it may be gone already
         folder = Path.cwd()
-    aside = io.TextIOWrapper(cast("BinaryIO", _Stderr()), encoding="utf-8", write_through=True)
     try:
-        with redirect_stdout(aside):
-            yield
+        yield
     finally:
         with suppress(OSError):
             if folder is not None and Path.cwd() != folder:
                 os.chdir(folder)
+
+
+@contextmanager
+def _kept_chance() -> Iterator[None]:
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+@contextmanager
+def _kept_settings_of_torch() -> Iterator[None]:
+    import torch
+
+    from foundry_core.random_streams import kept_generators
+
+    threads, dtype, gradients = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        with kept_generators():
+            yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)

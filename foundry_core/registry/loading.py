@@ -24,7 +24,6 @@ from foundry_core.registry.discovery import (
     DISABLED,
     GROUPS,
     declared,
-    hidden_copies,
     scan,
     switched_off,
     unmet_requirement,
@@ -37,9 +36,8 @@ from foundry_core.registry.isolation import (
     failing_as,
     guarded,
     home_of,
+    isolated,
     last_line_in,
-    surroundings_kept,
-    undisturbed,
 )
 
 if TYPE_CHECKING:
@@ -89,11 +87,8 @@ def get_architecture(name: str) -> Architecture:
 
 
 def clash(claims: Sequence[Installed]) -> str:
-    """What is said of a name that several distributions claim, or one of them twice."""
+    """Return the error for a name that several distributions claim."""
     kind, name, one = claims[0].kind, claims[0].name, claims[0].distribution
-    if len({point.package for point in claims}) == 1:
-        targets = " and ".join(point.target for point in claims)
-        return f"the plugin {claims[0]} declares the {kind} '{name}' more than once, {targets}. {way_out(claims[0])}"
     return (
         f"the {kind} '{name}' is claimed by {' and '.join(map(str, claims))}: uninstall one, "
         f"pip uninstall {one}, or switch it off, {DISABLED}={one}"
@@ -101,9 +96,6 @@ def clash(claims: Sequence[Installed]) -> str:
 
 
 def _unknown(name: str) -> str:
-    for hidden in hidden_copies():
-        if any(point.name == name for point in hidden.points):
-            return f"Unknown architecture: '{name}'. {hidden}"
     known = available_architectures()
     line = f"Unknown architecture: '{name}'.{did_you_mean(name, known)} Available: {', '.join(known) or 'none'}."
     return line + ("" if known else " Install one, for instance: pip install foundry-gpt2")
@@ -115,7 +107,7 @@ def load_architecture(point: Installed) -> Architecture:
 
     attribute = point.target.partition(":")[2]
     module = load_module(point)
-    with guarded(partial(_import_failure, point)):
+    with guarded(partial(broken_entry_point, point)):
         descriptor: Any = getattr(module, attribute)
     if not isinstance(descriptor, Architecture):
         kind = type(descriptor).__name__
@@ -138,7 +130,7 @@ def load_architecture(point: Installed) -> Architecture:
 def load_module(point: Installed) -> ModuleType:
     """Import the module that an entry point names. Raises PluginError with the cause and the way out."""
     refuse_unfit(point)
-    with guarded(partial(_import_failure, point)):
+    with guarded(partial(broken_entry_point, point)):
         return _imported(point.module)
 
 
@@ -147,19 +139,18 @@ def refuse_unfit(point: Installed) -> None:
 
     What a plugin for another core imports from it may not be there, and that would say less.
     """
-    if point.package.damage is not None:
-        raise PluginError(f"the plugin {point}: {point.package.damage}. {way_out(point)}")
     requirement = unmet_requirement(point)
     if requirement is not None:
         raise PluginError(f"the plugin {point} needs {requirement}, this core is {__version__}: {_newer(point)}")
 
 
 def _imported(module: str) -> ModuleType:
-    with undisturbed(), surroundings_kept():
+    with isolated():
         return importlib.import_module(module)
 
 
-def _import_failure(point: Installed, error: BaseException) -> PluginError:
+def broken_entry_point(point: Installed, error: BaseException) -> PluginError:
+    """Return the error for an entry point that cannot be imported: package, version, cause and the way out."""
     return PluginError(
         f"the plugin {point} ('{point.name}' from {point.target}) fails to import: {cause(error)}. {way_out(point)}"
     )
@@ -204,7 +195,7 @@ def capabilities_of(architecture: Architecture, section: ModelConfig, *, example
     from foundry_core.registry.architecture import Capabilities
 
     what = f"the capabilities of '{architecture.name}'" + (f" with '{example}'" if example else "")
-    with guarded(lambda error: PluginError(f"{what} fail: {cause(error)}")), undisturbed():
+    with guarded(lambda error: PluginError(f"{what} fail: {cause(error)}")), isolated():
         found: Any = architecture.capabilities(section)
     if not isinstance(found, Capabilities):
         raise PluginError(f"{what} are a {type(found).__name__}, not Capabilities")
@@ -214,7 +205,7 @@ def capabilities_of(architecture: Architecture, section: ModelConfig, *, example
 def import_string(target: str) -> Any:
     """The object that `"package.module:attribute"` names, for targets written in code, never in a YAML.
 
-    What importing it does to the surroundings is put back: a run is the same whichever plugin it has.
+    What `isolation.kept_settings` names is restored after the import.
     """
     module, _, attribute = target.partition(":")
     with failing_as(f"the import of {target}"):
@@ -257,7 +248,7 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with guarded(partial(_file_failure, path)), undisturbed(), surroundings_kept():
+        with guarded(partial(_file_failure, path)), isolated():
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)

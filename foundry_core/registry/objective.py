@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from foundry_core.registry.descriptors import FLAG, IMPORT_STRING, NAME, ROLES, SETTINGS, TEXT, one_of, refuse_misfits
+from foundry_core.registry.checks import check, check_import_string, check_name, check_names
 
 if TYPE_CHECKING:
     from foundry_core.schema import ConfigSection
@@ -36,7 +36,7 @@ class Objective:
     settings: schema of `training.objective_settings`, for settings that `training:` has no key for; the collator finds
         an instance there. None: it takes none.
 
-    Raises PluginError for a value that is none of these.
+    Raises PluginError for a name, layout, collator, auto_class or required_tokens that cannot be one.
     """
 
     name: str
@@ -50,19 +50,14 @@ class Objective:
     settings: type[ConfigSection] | None = None
 
     def __post_init__(self) -> None:
+        check_name("objective", self.name)
+        whose = f"the objective '{self.name}': its"
+        layouts = get_args(RowLayout)
+        check(self.layout in layouts, f"{whose} layout", self.layout, f"one of {', '.join(layouts)}")
+        check_import_string(f"{whose} collator", self.collator)
         auto_class = "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
-        rules = {
-            "name": NAME,
-            "summary": TEXT,
-            "causal": FLAG,
-            "layout": one_of(*get_args(RowLayout)),
-            "collator": IMPORT_STRING,
-            "auto_class": (auto_class, lambda value: value == auto_class),
-            "required_tokens": ROLES,
-            "like": ("the name of an objective", lambda value: value is None or isinstance(value, str)),
-            "settings": SETTINGS,
-        }
-        refuse_misfits("objective", self, rules)
+        check(self.auto_class == auto_class, f"{whose} auto_class", self.auto_class, auto_class)
+        check_names(f"{whose} required_tokens", self.required_tokens)
 
 
 CAUSAL_LM = Objective(

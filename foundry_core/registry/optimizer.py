@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foundry_core.registry.descriptors import IMPORT_STRING, NAME, SETTINGS, TEXT, refuse_misfits
+from foundry_core.registry.checks import check_import_string, check_name
 
 if TYPE_CHECKING:
     from foundry_core.schema import ConfigSection
@@ -29,7 +29,7 @@ class Optimizer:
     Whatever an optimizer remembers from step to step belongs in its `state` and its `param_groups`: tensors, numbers
     and text there are saved, and a run goes on bit for bit. Anything else there is refused after the first step.
 
-    Raises PluginError for a value that is none of these.
+    Raises PluginError for a name or builder that cannot be one.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Optimizer:
     settings: type[ConfigSection] | None = None
 
     def __post_init__(self) -> None:
-        rules = {"name": NAME, "summary": TEXT, "builder": IMPORT_STRING, "settings": SETTINGS}
-        refuse_misfits("optimizer", self, rules)
+        check_name("optimizer", self.name)
+        check_import_string(f"the optimizer '{self.name}': its builder", self.builder)
 
 
 ADAMW = Optimizer(

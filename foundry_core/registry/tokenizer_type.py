@@ -11,10 +11,11 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from string import punctuation
-from typing import Any
+from typing import Any, Literal
 
-from foundry_core.registry.descriptors import FUNCTION, IMPORT_STRING, NAME, ROLES, TEXT, TOKENS, refuse_misfits
+from foundry_core.registry.checks import check_import_string, check_name, check_names
 
+Role = Literal["bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "cls_token", "sep_token"]
 Roles = Mapping[str, str]
 """Special tokens by role, such as `{"eos_token": "</s>"}`."""
 
@@ -37,7 +38,7 @@ class TokenizerType:
     required_tokens: roles that this kind cannot do without.
     problems: a function of the special tokens: each role that is unusable in this kind, and why.
 
-    Raises PluginError for a value that is none of these.
+    Raises PluginError for a name, trainer or required_tokens that cannot be one.
     """
 
     name: str
@@ -53,16 +54,9 @@ class TokenizerType:
     problems: Callable[[Roles], Iterable[tuple[str, str]]] = _none
 
     def __post_init__(self) -> None:
-        rules = {
-            "name": NAME,
-            "summary": TEXT,
-            "trainer": IMPORT_STRING,
-            "special_tokens": TOKENS,
-            "masked_tokens": TOKENS,
-            "required_tokens": ROLES,
-            "problems": FUNCTION,
-        }
-        refuse_misfits("tokenizer type", self, rules)
+        check_name("tokenizer type", self.name)
+        check_import_string(f"the tokenizer type '{self.name}': its trainer", self.trainer)
+        check_names(f"the tokenizer type '{self.name}': its required_tokens", self.required_tokens)
 
     def tokens_by_role(self, changes: Mapping[Any, str | None] | None, masked: bool) -> dict[str, str]:
         """The special tokens there will be. changes: those of the YAML; `masked`: the objective hides tokens."""

@@ -10,8 +10,7 @@ import pluggy
 
 from foundry_core.errors import PluginError, tell
 from foundry_core.registry.hooks import owner_of
-from foundry_core.registry.isolation import cause, guarded
-from foundry_core.registry.surroundings import kept_surroundings
+from foundry_core.registry.isolation import cause, guarded, kept_settings
 from foundry_core.storage.files import StorageError
 from foundry_core.training.sinks import MetricsFile
 
@@ -21,11 +20,10 @@ class _Muted(PluginError):  # noqa: N818 - what becomes of the observer
 
 
 class Notifier:
-    """Tells every observer; a failing one is reported on stderr once and muted.
+    """Calls a hook on every observer; one that fails is reported on stderr once and muted.
 
-    Whatever an observer does before it returns, training goes on as if it had not been there: it gets copies, and what
-    `kept_surroundings` names is put back. It can take time, and it can touch files: a checkpoint's are not to be
-    changed.
+    Training goes on as if no observer had been there: each gets copies, and what `kept_settings` names is restored. An
+    observer can take time and touch files; those of a checkpoint must not be changed.
     """
 
     def __init__(self, manager: pluggy.PluginManager, stream: IO[str] | None = None):
@@ -35,7 +33,7 @@ class Notifier:
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Call a hook, such as `foundry_step_ended`, on every observer that is not muted."""
-        with kept_surroundings():
+        with kept_settings():
             for implementation in getattr(self._manager.hook, hook).get_hookimpls():
                 if id(implementation.plugin) not in self._muted:
                     self._tell(implementation, hook, facts)

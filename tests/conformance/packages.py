@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from foundry_core.cli.new_plugin import plugin_files
-from foundry_core.registry.surroundings import kept_surroundings
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.keys import write_keys
 from foundry_core.testing.kit.run import chosen_checks, run_check
-from foundry_core.testing.kit.surroundings import kept_environment
+from foundry_core.testing.kit.surroundings import kept_surroundings
 
 NAME = "packaged"
 PACKAGE = f"foundry_{NAME}"
@@ -125,7 +124,7 @@ def _forget(before: set[str]) -> None:
 
 def failures(package: Package, site: Path, *checks: str) -> dict[str, str]:
     """The checks that fail, each with the reason. Raises PluginError where core refuses to load the package."""
-    with kept_surroundings(), kept_environment(), installed(package, site):
+    with kept_surroundings(), installed(package, site):
         suite = Suite.of(package.entry)
         results = [run_check(check, suite) for check in chosen_checks(checks)]
     return {result.check.name: result.reason for result in results if not result.good}

@@ -24,7 +24,7 @@ from foundry_core.errors import ConfigError, PluginError
 from foundry_core.models.base import BaseLanguageModel, create_model
 from foundry_core.models.building import build, build_context
 from foundry_core.models.interface import LanguageModel
-from foundry_core.random_streams import undisturbed_random_state
+from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import Architecture, BuildContext, Capabilities
 from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.registry.isolation import home_of
@@ -159,7 +159,7 @@ class Case:
 
     def on_meta_device(self, context: BuildContext | None = None) -> LanguageModel:
         """Build a model without memory for its weights."""
-        with undisturbed_random_state(), torch.device("meta"):
+        with kept_generators(), torch.device("meta"):
             return build(self.config, context or build_context(self.config, self.tokenizer))
 
     def stirred(self, *, dropout: float | None = None) -> BaseLanguageModel:

@@ -17,7 +17,6 @@ from transformers.utils import logging
 
 from foundry_core.errors import UsageError, did_you_mean
 from foundry_core.registry.isolation import last_line_in
-from foundry_core.registry.surroundings import kept_surroundings
 
 # Each registers its checks when it is imported.
 from foundry_core.testing.kit import (  # noqa: F401
@@ -34,7 +33,7 @@ from foundry_core.testing.kit import (  # noqa: F401
 )
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.check import CHECKS, GROUPS, Check, NonconformanceError, NotApplicableError, subjects
-from foundry_core.testing.kit.surroundings import kept_environment
+from foundry_core.testing.kit.surroundings import kept_surroundings
 
 Outcome = Literal["passed", "failed", "skipped", "expected"]
 
@@ -116,7 +115,7 @@ def fixed_conditions() -> Iterator[None]:
     # Models that are built by the hundred make the garbage collector look for cycles all the time, a tenth of the kit.
     gc.set_threshold(20_000, 20, 20)
     try:
-        with kept_surroundings(), kept_environment():
+        with kept_surroundings():
             warnings.simplefilter("ignore")
             torch.set_num_threads(1)
             torch.manual_seed(0)

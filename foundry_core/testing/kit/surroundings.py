@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from foundry_core.registry import surroundings
+from foundry_core.registry.isolation import kept_settings
 
 _EVENTS = {
     "os.mkdir": "makes the folder {0}",
@@ -77,15 +78,59 @@ def _is_byte_code(path: str) -> bool:
     return "__pycache__" in Path(path).parts
 
 
+def _of(holder: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return lambda: getattr(holder, name), lambda value: setattr(holder, name, value)
+
+
+def _set_default_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)  # with None torch intercepts no function
+
+
+def _set_grad_enabled(enabled: bool) -> None:
+    torch.set_grad_enabled(enabled)
+
+
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "the working folder": (os.getcwd, os.chdir),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": (torch.get_default_device, _set_default_device),
+    "whether gradients are recorded": (torch.is_grad_enabled, _set_grad_enabled),
+    "deterministic algorithms": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "the precision of matrix products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "oneDNN": _of(torch.backends.mkldnn, "enabled"),
+    "cuDNN": _of(torch.backends.cudnn, "enabled"),
+    "cuDNN's benchmark": _of(torch.backends.cudnn, "benchmark"),
+    "cuDNN's determinism": _of(torch.backends.cudnn, "deterministic"),
+}
+"""What a model must not set, and how it is read and set back."""
+
+
 def settings() -> dict[str, Any]:
-    """Everything that a model must not set, by what it is called. Filters of warnings come with what is imported."""
-    found = {name: value for name, value in surroundings.settings().items() if name != "the warning filters"}
+    """Everything that a model must not set, by what it is called."""
     return {
-        **found,
+        **{name: get() for name, (get, _) in _SETTINGS.items()},
         "random's state": random.getstate(),
         "numpy's random state": np.random.get_state(),
         "the environment": dict(os.environ),
     }
+
+
+@contextmanager
+def kept_surroundings() -> Iterator[None]:
+    """Restore all of `settings`, and the warning filters, at the end."""
+    before = {name: get() for name, (get, _) in _SETTINGS.items()}
+    filters = list(warnings.filters)
+    try:
+        with kept_settings(), kept_environment():
+            yield
+    finally:
+        for name, (get, put) in _SETTINGS.items():
+            if get() != before[name]:
+                put(before[name])
+        if list(warnings.filters) != filters:  # catch_warnings would show every warning again that was shown once
+            warnings.resetwarnings()
+            warnings.filters[:] = filters  # type: ignore[index]
 
 
 @contextmanager

@@ -1,0 +1,33 @@
+"""Checks of what plugin authors get wrong most often, made where a descriptor is created. Light."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from typing import Any
+
+from foundry_core.errors import PluginError
+
+
+def check(holds: bool, field: str, value: Any, wanted: str) -> None:
+    """Raise PluginError unless a condition holds. field: such as `the objective 'mine': its layout`."""
+    if not holds:
+        raise PluginError(f"{field} is {reprlib.repr(value)}, not {wanted}")
+
+
+def check_name(kind: str, name: Any) -> None:
+    """Check that a descriptor has a name."""
+    holds = isinstance(name, str) and name != "" and name.isprintable()
+    check(holds, f"the {kind} {name!r}: its name", name, "a name in printable text")
+
+
+def check_names(field: str, names: Any) -> None:
+    """Check for a tuple of names: without its comma, `("masked_lm")` is a text."""
+    holds = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
+    check(holds, field, names, 'a tuple of names such as ("causal_lm",)')
+
+
+def check_import_string(field: str, target: Any) -> None:
+    """Check for `"package.module:attribute"`."""
+    holds = isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", target) is not None
+    check(holds, field, target, 'an import string such as "package.module:name"')
