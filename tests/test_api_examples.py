@@ -246,7 +246,7 @@ class WindowModel(BaseLanguageModel):
         here = self.embedding(input_ids)
         before = nn.functional.pad(here, (0, 0, 1, 0))[:, :-1]
         hidden = torch.tanh(self.mix(torch.cat([before, here], dim=-1)))
-        return self.output(hidden, self.head, labels, attention_mask=attention_mask, **kwargs)
+        return self.lm_output(hidden, self.head, labels, attention_mask=attention_mask, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding

@@ -48,7 +48,7 @@ class Bag(BaseLanguageModel):
     def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
         sums = self.embedding(input_ids).cumsum(dim=1)
         means = sums / torch.arange(1, 1 + input_ids.shape[1], dtype=sums.dtype)[:, None]
-        return self.output(self.hidden(means).tanh(), self.head, labels, attention_mask=attention_mask, **kwargs)
+        return self.lm_output(self.hidden(means).tanh(), self.head, labels, attention_mask=attention_mask, **kwargs)
 
     def get_input_embeddings(self):
         return self.embedding

@@ -23,8 +23,9 @@ def is_ephemeral(folder: Path) -> bool:
 def retire(
     output_dir: Path, keep: int | None, newest: Path, *, ephemeral: Collection[Path], damaged: Collection[Path]
 ) -> list[str]:
-    """Remove old checkpoints: of those before `newest` the ephemeral ones, and those older than the last `keep` permanent
-    ones (step 0 stays).
+    """Remove the ephemeral checkpoints before `newest`, and the permanent ones older than the last `keep` of them.
+
+    That of step 0 stays.
 
     Args:
         newest: Known to be whole, because it has just been published or loaded.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class BaseLanguageModel(LanguageModel):
-    """Base of every architecture; a subclass's `forward` ends with `return self.output(hidden, head, labels, ...)`."""
+    """Base of every architecture. A subclass's `forward` ends with `self.lm_output(hidden, head, labels, ...)`."""
 
     def to_transformers(self) -> PreTrainedModel:
         """Return this model as a transformers model that shares its weights."""

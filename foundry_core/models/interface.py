@@ -77,8 +77,8 @@ class LanguageModel(nn.Module, ABC):
     ) -> ModelOutput:
         """input_ids (B, T); attention_mask (B, T), 1 for real tokens; labels (B, T), -100 where nothing is predicted.
 
-        For a causal objective labels are the input ids: the shift happens inside, in `output`. The keywords of
-        `output` (reduction, return_logits) are handed on to it.
+        For a causal objective labels are the input ids: the shift happens inside, in `lm_output`. The keywords of
+        `lm_output` (reduction, return_logits) are passed on to it.
         """
 
     @abstractmethod
@@ -93,7 +93,7 @@ class LanguageModel(nn.Module, ABC):
     def to_transformers(self) -> PreTrainedModel:
         """Return this model as a transformers model that shares its weights."""
 
-    def note_vocabulary_size(self, size: int) -> None:
+    def set_vocabulary_size(self, size: int) -> None:
         """Record a resized vocabulary; `resize_token_embeddings` ends with this, so that saving stores the new size."""
         self.context = replace(self.context, vocab_size=size)
 
@@ -113,7 +113,7 @@ class LanguageModel(nn.Module, ABC):
         """Return what is predicted at each position, and where anything is: (B, T - 1) causal, (B, T) otherwise."""
         return prediction_targets(labels, attention_mask, causal=self.context.objective.causal)
 
-    def output(
+    def lm_output(
         self,
         hidden_BTD: torch.Tensor,
         head: Callable[[torch.Tensor], torch.Tensor],
@@ -180,7 +180,7 @@ class LanguageModel(nn.Module, ABC):
         """Count floating-point operations of a forward pass over (batch, length) tokens, logits included.
 
         2 for every entry of a matrix and token; looking an embedding up costs none, a tied output layer counts once
-        (Kaplan et al. 2020). `mixing_flops` is added. Override it where a matrix is used otherwise than once per token.
+        (Kaplan et al. 2020). `attention_flops` is added. Override it where a matrix is not used once per token.
         """
         matrices = {
             id(parameter): parameter.numel()
@@ -191,8 +191,8 @@ class LanguageModel(nn.Module, ABC):
         }
         if self.config.capabilities.tied_embeddings:
             matrices |= {id(p): p.numel() for p in self.get_input_embeddings().parameters()}
-        return 2 * batch * length * sum(matrices.values()) + self.mixing_flops(batch, length)
+        return 2 * batch * length * sum(matrices.values()) + self.attention_flops(batch, length)
 
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         """Count those of products between activations, which no parameter shows; attention overrides this."""
         return 0

@@ -125,7 +125,7 @@ class WrappedLanguageModel(BaseLanguageModel):
         if "position_ids" in self.arguments and "position_ids" not in kwargs:
             kwargs["position_ids"] = self.position_ids(input_ids, attention_mask, past)
         inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        return self.output(
+        return self.lm_output(
             inner.last_hidden_state,
             self.head,
             labels,
@@ -166,7 +166,7 @@ class WrappedLanguageModel(BaseLanguageModel):
         # mean_resizing draws new rows from the old ones' distribution, at the cost of a covariance matrix.
         self.model.resize_token_embeddings(new_num_tokens, mean_resizing=False)
         self._separate_head()
-        self.note_vocabulary_size(new_num_tokens)
+        self.set_vocabulary_size(new_num_tokens)
 
     def gradient_checkpointing_enable(self) -> None:
         # The name since transformers 5.24, and the one before it.

@@ -70,7 +70,7 @@ class SmallModel(BaseLanguageModel):
         return logits
 
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
-        return self.output(hidden_BTD, self.head, labels, **kwargs)
+        return self.lm_output(hidden_BTD, self.head, labels, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
@@ -88,7 +88,7 @@ class SmallModel(BaseLanguageModel):
             output_layer.weight[:kept] = self.output_layer.weight[:kept]
             output_layer.bias[:kept] = self.output_layer.bias[:kept]
         self.embedding, self.output_layer = embedding, output_layer
-        self.note_vocabulary_size(new_num_tokens)
+        self.set_vocabulary_size(new_num_tokens)
 
 
 class AttentionLayer(nn.Module):
@@ -155,7 +155,7 @@ class AttentionModel(SmallModel):
         carried = (real_BS, tuple(pasts)) if use_cache or state is not None else None
         return self.finish(self.normal(hidden_BTD), labels, attention_mask=attention_mask, state=carried, **kwargs)
 
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         return 4 * batch * length * length * self.width * self.depth
 
     def places(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:

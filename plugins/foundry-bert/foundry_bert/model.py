@@ -33,7 +33,7 @@ class BertLanguageModel(WrappedLanguageModel):
         )
         return cls(config, context, BertForMaskedLM(inner), **kwargs)
 
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         """Queries with keys, and attention with values: 2 T D each for every token and layer."""
         settings = self.config.model.transformer  # type: ignore[attr-defined]
         per_token = 4 * length * settings.hidden_size * settings.layers

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, exposed_by_plugin
+from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
 
 _CHUNK = 16
 """Tokens whose states are in memory at a time. Of 8 to 32 all are as fast; below, the calls cost more than the work."""
@@ -194,7 +194,7 @@ class MambaLanguageModel(BaseLanguageModel):
             back = order.argsort(dim=1)
             hidden_BTW = hidden_BTW.gather(1, back.unsqueeze(-1).expand_as(hidden_BTW))
         carried = tuple(states) if use_cache else None
-        return self.output(
+        return self.lm_output(
             hidden_BTW, self.output_layer, labels, attention_mask=attention_mask, state=carried, **kwargs
         )
 
@@ -215,7 +215,7 @@ class MambaLanguageModel(BaseLanguageModel):
         if tied:
             self.output_layer.weight = self.embedding.weight
         self.embedding.num_embeddings = self.output_layer.out_features = new_num_tokens
-        self.note_vocabulary_size(new_num_tokens)
+        self.set_vocabulary_size(new_num_tokens)
 
 
-exposed_by_plugin("mamba")
+register_auto_classes("mamba")

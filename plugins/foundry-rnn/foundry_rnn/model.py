@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, exposed_by_plugin
+from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
 
 _LAYERS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -82,7 +82,7 @@ class RNNLanguageModel(BaseLanguageModel):
         if self.projection is not None:
             hidden_BTH = self.projection(hidden_BTH)
         carried = state if use_cache and not self.recurrent.bidirectional else None
-        return self.output(
+        return self.lm_output(
             hidden_BTH, self.output_layer, labels, attention_mask=attention_mask, state=carried, **kwargs
         )
 
@@ -127,7 +127,7 @@ class RNNLanguageModel(BaseLanguageModel):
         self.embedding, self.output_layer = embedding, output
         if tied:
             self.output_layer.weight = self.embedding.weight
-        self.note_vocabulary_size(new_num_tokens)
+        self.set_vocabulary_size(new_num_tokens)
 
 
-exposed_by_plugin("lstm", "gru", "rnn")
+register_auto_classes("lstm", "gru", "rnn")

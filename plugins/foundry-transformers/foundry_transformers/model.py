@@ -64,7 +64,7 @@ class TransformersLanguageModel(WrappedLanguageModel):
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         return positions + _first_position(self.context)
 
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         """Where there are heads: queries with keys, and attention with values, 2 T for each unit of a head."""
         inner = self.model.config
         heads = getattr(inner, "num_attention_heads", None)
