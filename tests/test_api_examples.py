@@ -226,12 +226,12 @@ class WindowConfig(ModelConfig):
     window: WindowSection = Field(WindowSection(), description="sizes of the window model")
 
 
-class WindowModel(BaseLanguageModel):
+class WindowModel(BaseLanguageModel[WindowConfig]):
     """Predicts a token from the two before it: a real model of few lines."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        width = config.model.window.width
+        width = self.settings.window.width
         self.embedding = nn.Embedding(context.vocab_size, width)
         self.mix = nn.Linear(2 * width, width)
         self.head = nn.Linear(width, context.vocab_size)

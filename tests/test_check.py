@@ -40,7 +40,7 @@ class Bag(BaseLanguageModel):
 
     def __init__(self, config, context):
         super().__init__(config, context)
-        width = config.model.bag.width
+        width = self.settings.bag.width
         self.embedding, self.hidden = nn.Embedding(context.vocab_size, width), nn.Linear(width, width)
         self.head = nn.Linear(width, context.vocab_size)
         nn.init.normal_(self.head.weight, std=0.02)

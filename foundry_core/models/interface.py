@@ -9,19 +9,24 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, cast
 
 import torch
 from torch import nn
 from transformers.utils import ModelOutput as _MappedOutput
+from typing_extensions import TypeVar
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError, PluginError
 from foundry_core.models.loss import ModelOutput, Reduction, language_model_output, prediction_targets
 from foundry_core.registry.architecture import BuildContext
+from foundry_core.schema import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Settings_co = TypeVar("Settings_co", bound=ModelConfig, default=ModelConfig, covariant=True)
+"""The class of the `model:` section, `Architecture.config_class`."""
 
 
 # transformers drops fields that are None and wants None as the default of each; ours are always given.
@@ -45,7 +50,7 @@ class MemoryFootprint(_MappedOutput):  # type: ignore[misc]
     total: int = None  # type: ignore[assignment]
 
 
-class LanguageModel(nn.Module, ABC):
+class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
     """A model as core trains and evaluates it."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
@@ -55,7 +60,7 @@ class LanguageModel(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
-        """Build the model: settings from `config.model`, sizes and token ids from `context`, never from the YAML.
+        """Build the model: settings from `self.settings`, sizes and token ids from `context`, never from the YAML.
 
         Raises:
             PluginError: The class is not made of these arguments.
@@ -66,6 +71,11 @@ class LanguageModel(nn.Module, ABC):
             given = ", ".join(["config", "context", *kwargs])
             raise PluginError(f"{cls.__module__}.{cls.__qualname__} cannot be made of ({given}): {error}") from error
         return cls(config, context, **kwargs)
+
+    @property
+    def settings(self) -> Settings_co:
+        """The `model:` section of the YAML."""
+        return cast("Settings_co", self.config.model)
 
     @abstractmethod
     def forward(

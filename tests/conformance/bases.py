@@ -41,18 +41,18 @@ class SmallModelConfig(ModelConfig):
     small: SmallSection = Field(SmallSection(), description="sizes")
 
 
-class SmallModel(BaseLanguageModel):
+class SmallModel(BaseLanguageModel[SmallModelConfig]):
     """Embedding, `layers`, and an output layer with weights of its own."""
 
     capabilities: Any = Capabilities()
     spread = 1.0
     """Standard deviation of the embeddings."""
-    settings: type[ModelConfig] = SmallModelConfig
+    config_class: type[ModelConfig] = SmallModelConfig
     example: ClassVar[Mapping[str, Any]] = {"width": 16, "num_layers": 2, "dropout": 0.0}
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        settings = config.model.small  # type: ignore[attr-defined]
+        settings = self.settings.small
         self.width, self.depth = settings.width, settings.num_layers
         self.embedding = nn.Embedding(context.vocab_size, self.width)
         nn.init.normal_(self.embedding.weight, std=self.spread)
@@ -274,7 +274,7 @@ def register(name: str, model_class: type[SmallModel]) -> None:
     """Make a base or a mutant of one available under a name, until the test ends."""
     register_architecture(
         name,
-        config=model_class.settings,
+        config=model_class.config_class,
         summary="for the tests of the conformance kit",
         capabilities=model_class.capabilities,
         default_tokenizer="character",
