@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from foundry_core.data.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
     from foundry_core.data.preparation import train_tokenizer_from_config
     from foundry_core.errors import FoundryError, did_you_mean
-    from foundry_core.models.adapter import exposed_by_plugin
+    from foundry_core.models.adapter import auto_classes, register_auto_classes
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
     from foundry_core.models.loss import ModelOutput
     from foundry_core.models.wrapped import WrappedLanguageModel
@@ -53,14 +53,15 @@ _HOME = {
     "TrainingConfig": "config.sections",
     "TransformerConfig": "schema",
     "WrappedLanguageModel": "models.wrapped",
+    "auto_classes": "models.adapter",
     "create_model": "models.base",
     "create_model_from_config": "models.base",
     "did_you_mean": "errors",
-    "exposed_by_plugin": "models.adapter",
     "get_data_collator": "data.collators",
     "hookimpl": "registry.hookspecs",
     "load_config": "config.loading",
     "register_architecture": "registry.architecture",
+    "register_auto_classes": "models.adapter",
     "run": "training.run",
     "train_tokenizer_from_config": "data.preparation",
 }
@@ -88,14 +89,15 @@ __all__ = [
     "TransformerConfig",
     "WrappedLanguageModel",
     "__version__",
+    "auto_classes",
     "create_model",
     "create_model_from_config",
     "did_you_mean",
-    "exposed_by_plugin",
     "get_data_collator",
     "hookimpl",
     "load_config",
     "register_architecture",
+    "register_auto_classes",
     "run",
     "train_tokenizer_from_config",
 ]

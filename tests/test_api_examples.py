@@ -226,12 +226,12 @@ class WindowConfig(ModelConfig):
     window: WindowSection = Field(WindowSection(), description="sizes of the window model")
 
 
-class WindowModel(BaseLanguageModel):
+class WindowModel(BaseLanguageModel[WindowConfig]):
     """Predicts a token from the two before it: a real model of few lines."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        width = config.model.window.width
+        width = self.settings.window.width
         self.embedding = nn.Embedding(context.vocab_size, width)
         self.mix = nn.Linear(2 * width, width)
         self.head = nn.Linear(width, context.vocab_size)
@@ -246,7 +246,7 @@ class WindowModel(BaseLanguageModel):
         here = self.embedding(input_ids)
         before = nn.functional.pad(here, (0, 0, 1, 0))[:, :-1]
         hidden = torch.tanh(self.mix(torch.cat([before, here], dim=-1)))
-        return self.output(hidden, self.head, labels, attention_mask=attention_mask, **kwargs)
+        return self.lm_output(hidden, self.head, labels, attention_mask=attention_mask, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding

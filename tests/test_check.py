@@ -40,7 +40,7 @@ class Bag(BaseLanguageModel):
 
     def __init__(self, config, context):
         super().__init__(config, context)
-        width = config.model.bag.width
+        width = self.settings.bag.width
         self.embedding, self.hidden = nn.Embedding(context.vocab_size, width), nn.Linear(width, width)
         self.head = nn.Linear(width, context.vocab_size)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -48,7 +48,7 @@ class Bag(BaseLanguageModel):
     def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
         sums = self.embedding(input_ids).cumsum(dim=1)
         means = sums / torch.arange(1, 1 + input_ids.shape[1], dtype=sums.dtype)[:, None]
-        return self.output(self.hidden(means).tanh(), self.head, labels, attention_mask=attention_mask, **kwargs)
+        return self.lm_output(self.hidden(means).tanh(), self.head, labels, attention_mask=attention_mask, **kwargs)
 
     def get_input_embeddings(self):
         return self.embedding

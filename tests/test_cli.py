@@ -129,7 +129,7 @@ def test_a_model_from_a_file_is_scored_with_that_file(trained, tmp_path, capsys)
         "        self.table = nn.Embedding(context.vocab_size, context.vocab_size)\n"
         "    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):\n"
         "        hidden = self.table(input_ids)\n"
-        "        return self.output(hidden, lambda x: x, labels, attention_mask=attention_mask, **kwargs)\n"
+        "        return self.lm_output(hidden, lambda x: x, labels, attention_mask=attention_mask, **kwargs)\n"
         "    def get_input_embeddings(self):\n        return self.table\n"
         "    def resize_token_embeddings(self, new_num_tokens):\n        raise NotImplementedError\n"
     )

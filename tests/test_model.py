@@ -121,7 +121,7 @@ def test_without_logits_only_predicted_positions_are_projected(model: BaseLangua
         sizes.append(x[..., 0].numel())
         return x.repeat(1, 4)
 
-    output = model.output(hidden, head, data["labels"], return_logits=False)
+    output = model.lm_output(hidden, head, data["labels"], return_logits=False)
     assert sizes == [int(output.count)]
     assert output.loss.item() == pytest.approx(math.log(32))
 

@@ -122,7 +122,7 @@ def fickle() -> list[dict[str, Any]]:
             if self.training:
                 seen.append(settings())
                 hidden = hidden * (random.random() + np.random.random() + torch.rand(()))
-            return self.output(hidden, self.head, labels, attention_mask=attention_mask, **kwargs)
+            return self.lm_output(hidden, self.head, labels, attention_mask=attention_mask, **kwargs)
 
         def get_input_embeddings(self) -> nn.Module:
             return self.embedding

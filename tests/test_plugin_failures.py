@@ -52,12 +52,12 @@ class Model(BaseLanguageModel):
     def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
         self.calls += 1
         hidden = self.embedding(input_ids)
-        return self.output(hidden, self.out, labels, attention_mask=attention_mask, **kwargs)
+        return self.lm_output(hidden, self.out, labels, attention_mask=attention_mask, **kwargs)
 """
 PACKAGE = "the plugin foundry-okapi 1.0"
 NO_LOSS = (
     "okapi_model.Model.forward did not return a differentiable scalar loss: end it with "
-    "`return self.output(hidden, head, labels, ...)`"
+    "`return self.lm_output(hidden, head, labels, ...)`"
 )
 
 FAULTS: dict[str, tuple[str, str, str]] = {
@@ -116,11 +116,11 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "self.embedding(input_ids)[..., :7]",
         f"{PACKAGE} fails: RuntimeError: ",
     ),
-    "nothing given": ("return self.output", "self.output", NO_LOSS),
+    "nothing given": ("return self.lm_output", "self.lm_output", NO_LOSS),
     "labels not handed on": ("self.out, labels,", "self.out, None,", NO_LOSS),
     "a loss cut off": ("    def forward", "    @torch.no_grad()\n    def forward", NO_LOSS),
     "a loss for each row": (
-        "return self.output(hidden, self.out, labels, attention_mask=attention_mask, **kwargs)",
+        "return self.lm_output(hidden, self.out, labels, attention_mask=attention_mask, **kwargs)",
         "return SimpleNamespace(loss=hidden.sum((1, 2)))",
         "okapi_model.Model.forward did not return a differentiable scalar loss (its shape is (4,)): ",
     ),
@@ -161,7 +161,7 @@ def test_a_model_that_does_not_work_is_one_line_that_names_it(fault: str, okapi:
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {says}")
     if says.startswith(PACKAGE):
-        where = "return self.output" if fault == "what core is given" else instead
+        where = "return self.lm_output" if fault == "what core is given" else instead
         (number,) = (number for number, code in enumerate(model.splitlines(), 1) if where in code)
         assert f"okapi_model.py:{number}) (--debug shows how it got there)" in line
 

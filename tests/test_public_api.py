@@ -40,7 +40,7 @@ Then write the text anew: .venv/bin/python tests/test_public_api.py
 def shape(value: Any) -> list[str]:
     """What a user of a public name relies on: parameters, fields, methods, values of defaults."""
     if not inspect.isclass(value):
-        return [parameters(value)] if inspect.isfunction(value) else [type(value).__name__]
+        return [parameters(value)] if inspect.isfunction(inspect.unwrap(value)) else [type(value).__name__]
     if hasattr(value, "model_fields"):
         return [", ".join(f"{name}{given(field)}" for name, field in value.model_fields.items()), *methods(value)]
     if dataclasses.is_dataclass(value):

@@ -155,7 +155,7 @@ class Bigram(BaseLanguageModel):
 
     def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
         Bigram.trouble(self)
-        return self.output(self.table(input_ids), lambda x: x, labels, attention_mask=attention_mask, **kwargs)
+        return self.lm_output(self.table(input_ids), lambda x: x, labels, attention_mask=attention_mask, **kwargs)
 
     def get_input_embeddings(self):
         return self.table

@@ -23,9 +23,9 @@ def is_ephemeral(folder: Path) -> bool:
 def retire(
     output_dir: Path, keep: int | None, newest: Path, *, ephemeral: Collection[Path], damaged: Collection[Path]
 ) -> list[str]:
-    """Remove the checkpoints before `newest` that are ephemeral or older than the last `keep` permanent ones.
+    """Remove the ephemeral checkpoints before `newest`, and the permanent ones older than the last `keep` of them.
 
-    Step 0 stays.
+    That of step 0 stays.
 
     Args:
         newest: Known to be whole, because it has just been published or loaded.

@@ -156,7 +156,7 @@ def auto_classes(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
     return config_class, classes[1], classes[2]
 
 
-def exposed_by_plugin(*architectures: str) -> None:
+def register_auto_classes(*architectures: str) -> None:
     """Let transformers' auto classes open checkpoints of these architectures; the end of a plugin's model module."""
     for name in architectures:
         auto_classes(name)

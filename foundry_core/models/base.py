@@ -13,7 +13,7 @@ from foundry_core.errors import FoundryError
 from foundry_core.models.adapter import adapted
 from foundry_core.models.building import build, build_context
 from foundry_core.models.folder import load_model, save_model
-from foundry_core.models.interface import LanguageModel
+from foundry_core.models.interface import LanguageModel, Settings_co
 from foundry_core.random_streams import derive, kept_generators
 from foundry_core.storage.files import InPlaceFolder
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class BaseLanguageModel(LanguageModel):
-    """Base of every architecture; a subclass's `forward` ends with `return self.output(hidden, head, labels, ...)`."""
+class BaseLanguageModel(LanguageModel[Settings_co]):
+    """Base of every architecture, with the class of its `model:` section: `BaseLanguageModel[MineModelConfig]`.
+
+    A subclass's `forward` ends with `self.lm_output(hidden, head, labels, ...)`.
+    """
 
     def to_transformers(self) -> PreTrainedModel:
         """Return this model as a transformers model that shares its weights."""

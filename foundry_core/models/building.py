@@ -71,5 +71,5 @@ def _refuse_misfit(model: LanguageModel) -> None:
     except TypeError as error:
         raise PluginError(
             f"{name}.forward does not take (input_ids, attention_mask=, labels=, **kwargs), which are passed on to "
-            f"`self.output`: {error}"
+            f"`self.lm_output`: {error}"
         ) from error

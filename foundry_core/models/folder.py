@@ -74,7 +74,7 @@ def _loading_module(model: LanguageModel) -> bytes | None:
     names = ", ".join(cls.__name__ for cls in auto_classes(model.model_type))
     text = (
         f"import {package}  # pip install {point.distribution}\n"
-        f"from foundry_core.models.adapter import auto_classes\n\n"
+        f"from foundry_core import auto_classes\n\n"
         f'{names} = auto_classes("{model.model_type}")\n'
     )
     return text.encode()

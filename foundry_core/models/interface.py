@@ -9,19 +9,24 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, cast
 
 import torch
 from torch import nn
 from transformers.utils import ModelOutput as _MappedOutput
+from typing_extensions import TypeVar
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError, PluginError
 from foundry_core.models.loss import ModelOutput, Reduction, language_model_output, prediction_targets
 from foundry_core.registry.architecture import BuildContext
+from foundry_core.schema import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Settings_co = TypeVar("Settings_co", bound=ModelConfig, default=ModelConfig, covariant=True)
+"""The class of the `model:` section, `Architecture.config_class`."""
 
 
 # transformers drops fields that are None and wants None as the default of each; ours are always given.
@@ -45,7 +50,7 @@ class MemoryFootprint(_MappedOutput):  # type: ignore[misc]
     total: int = None  # type: ignore[assignment]
 
 
-class LanguageModel(nn.Module, ABC):
+class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
     """A model as core trains and evaluates it."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
@@ -55,7 +60,7 @@ class LanguageModel(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
-        """Build the model: settings from `config.model`, sizes and token ids from `context`, never from the YAML.
+        """Build the model: settings from `self.settings`, sizes and token ids from `context`, never from the YAML.
 
         Raises:
             PluginError: The class is not made of these arguments.
@@ -67,6 +72,11 @@ class LanguageModel(nn.Module, ABC):
             raise PluginError(f"{cls.__module__}.{cls.__qualname__} cannot be made of ({given}): {error}") from error
         return cls(config, context, **kwargs)
 
+    @property
+    def settings(self) -> Settings_co:
+        """The `model:` section of the YAML."""
+        return cast("Settings_co", self.config.model)
+
     @abstractmethod
     def forward(
         self,
@@ -77,8 +87,8 @@ class LanguageModel(nn.Module, ABC):
     ) -> ModelOutput:
         """input_ids (B, T); attention_mask (B, T), 1 for real tokens; labels (B, T), -100 where nothing is predicted.
 
-        For a causal objective labels are the input ids: the shift happens inside, in `output`. The keywords of
-        `output` (reduction, return_logits) are handed on to it.
+        For a causal objective labels are the input ids: the shift happens inside, in `lm_output`. The keywords of
+        `lm_output` (reduction, return_logits) are passed on to it.
         """
 
     @abstractmethod
@@ -93,7 +103,7 @@ class LanguageModel(nn.Module, ABC):
     def to_transformers(self) -> PreTrainedModel:
         """Return this model as a transformers model that shares its weights."""
 
-    def note_vocabulary_size(self, size: int) -> None:
+    def set_vocabulary_size(self, size: int) -> None:
         """Record a resized vocabulary; `resize_token_embeddings` ends with this, so that saving stores the new size."""
         self.context = replace(self.context, vocab_size=size)
 
@@ -113,7 +123,7 @@ class LanguageModel(nn.Module, ABC):
         """Return what is predicted at each position, and where anything is: (B, T - 1) causal, (B, T) otherwise."""
         return prediction_targets(labels, attention_mask, causal=self.context.objective.causal)
 
-    def output(
+    def lm_output(
         self,
         hidden_BTD: torch.Tensor,
         head: Callable[[torch.Tensor], torch.Tensor],
@@ -180,7 +190,7 @@ class LanguageModel(nn.Module, ABC):
         """Count floating-point operations of a forward pass over (batch, length) tokens, logits included.
 
         2 for every entry of a matrix and token; looking an embedding up costs none, a tied output layer counts once
-        (Kaplan et al. 2020). `mixing_flops` is added. Override it where a matrix is used otherwise than once per token.
+        (Kaplan et al. 2020). `attention_flops` is added. Override it where a matrix is not used once per token.
         """
         matrices = {
             id(parameter): parameter.numel()
@@ -191,8 +201,8 @@ class LanguageModel(nn.Module, ABC):
         }
         if self.config.capabilities.tied_embeddings:
             matrices |= {id(p): p.numel() for p in self.get_input_embeddings().parameters()}
-        return 2 * batch * length * sum(matrices.values()) + self.mixing_flops(batch, length)
+        return 2 * batch * length * sum(matrices.values()) + self.attention_flops(batch, length)
 
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         """Count those of products between activations, which no parameter shows; attention overrides this."""
         return 0

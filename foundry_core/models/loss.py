@@ -112,5 +112,5 @@ def training_loss(model: nn.Module, output: Any) -> torch.Tensor:
     shape = f" (its shape is {tuple(loss.shape)})" if isinstance(loss, torch.Tensor) and loss.ndim else ""
     raise PluginError(
         f"{name}.forward did not return a differentiable scalar loss{shape}: "
-        "end it with `return self.output(hidden, head, labels, ...)`"
+        "end it with `return self.lm_output(hidden, head, labels, ...)`"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import abstractmethod
 from copy import copy
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
 from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.interface import Settings_co
 from foundry_core.models.loss import ModelOutput
 from foundry_core.registry.architecture import BuildContext
 
@@ -55,17 +57,17 @@ class _GivenHiddenStates(nn.Module):
         return _Answer((inputs_embeds,))
 
 
-class WrappedLanguageModel(BaseLanguageModel):
-    """A plugin's base for an architecture that transformers has: `from_config` builds the inner model, no more.
+class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
+    """Base for an architecture that transformers has: a plugin defines `inner_model`, which builds that model.
 
-    inner: the transformers model with its language-model head; kept as `self.model`, the names that its forward takes
-    as `self.arguments`. `state` is what it calls its cache. Raises FoundryError when it has no head by itself.
+    It is kept as `self.model`, the names that its forward takes as `self.arguments`. `state` is its cache.
     """
 
-    def __init__(self, config: ExperimentConfig, context: BuildContext, inner: PreTrainedModel):
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
+        inner = self.inner_model()
         if inner.base_model is inner:
-            raise FoundryError(f"{type(inner).__name__} cannot be trained here: it has no base model beside a head")
+            raise FoundryError(f"{type(inner).__name__} cannot be trained here: it has no base model besides a head")
         self.model = inner
         self.arguments: AbstractSet[str] = frozenset(inspect.signature(inner.forward).parameters)
         self._state_name = next((name for name in _STATE_NAMES if name in self.arguments), None)
@@ -74,6 +76,13 @@ class WrappedLanguageModel(BaseLanguageModel):
         embeddings: Any = self.get_input_embeddings()
         embeddings.padding_idx = None
         self._separate_head()
+
+    @abstractmethod
+    def inner_model(self) -> PreTrainedModel:
+        """Build the transformers model with its language-model head, from `self.settings` and `self.context`.
+
+        A model whose head is not separate from its base model is refused with a FoundryError.
+        """
 
     def _separate_head(self) -> None:
         """Keep the inner model without its base: same class, same head, and hidden states for input.
@@ -125,7 +134,7 @@ class WrappedLanguageModel(BaseLanguageModel):
         if "position_ids" in self.arguments and "position_ids" not in kwargs:
             kwargs["position_ids"] = self.position_ids(input_ids, attention_mask, past)
         inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        return self.output(
+        return self.lm_output(
             inner.last_hidden_state,
             self.head,
             labels,
@@ -166,7 +175,7 @@ class WrappedLanguageModel(BaseLanguageModel):
         # mean_resizing draws new rows from the old ones' distribution, at the cost of a covariance matrix.
         self.model.resize_token_embeddings(new_num_tokens, mean_resizing=False)
         self._separate_head()
-        self.note_vocabulary_size(new_num_tokens)
+        self.set_vocabulary_size(new_num_tokens)
 
     def gradient_checkpointing_enable(self) -> None:
         # The name since transformers 5.24, and the one before it.

@@ -151,6 +151,9 @@ def register_architecture(
     """
 
     def register(cls: M) -> M:
+        # By name: the class itself is torch's, which is not imported here.
+        if "BaseLanguageModel" not in {base.__name__ for base in cls.__mro__}:
+            raise PluginError(f"cannot register '{name}': {cls.__name__} is not a BaseLanguageModel")
         taken = _registered.get(name)
         # A cell of a notebook that is carried out again means its new class.
         again = taken is not None and cls.__module__ == "__main__" and _described(taken.model_class) == _described(cls)

@@ -41,18 +41,18 @@ class SmallModelConfig(ModelConfig):
     small: SmallSection = Field(SmallSection(), description="sizes")
 
 
-class SmallModel(BaseLanguageModel):
+class SmallModel(BaseLanguageModel[SmallModelConfig]):
     """Embedding, `layers`, and an output layer with weights of its own."""
 
     capabilities: Any = Capabilities()
     spread = 1.0
     """Standard deviation of the embeddings."""
-    settings: type[ModelConfig] = SmallModelConfig
+    config_class: type[ModelConfig] = SmallModelConfig
     example: ClassVar[Mapping[str, Any]] = {"width": 16, "num_layers": 2, "dropout": 0.0}
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        settings = config.model.small  # type: ignore[attr-defined]
+        settings = self.settings.small
         self.width, self.depth = settings.width, settings.num_layers
         self.embedding = nn.Embedding(context.vocab_size, self.width)
         nn.init.normal_(self.embedding.weight, std=self.spread)
@@ -70,7 +70,7 @@ class SmallModel(BaseLanguageModel):
         return logits
 
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
-        return self.output(hidden_BTD, self.head, labels, **kwargs)
+        return self.lm_output(hidden_BTD, self.head, labels, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
@@ -88,7 +88,7 @@ class SmallModel(BaseLanguageModel):
             output_layer.weight[:kept] = self.output_layer.weight[:kept]
             output_layer.bias[:kept] = self.output_layer.bias[:kept]
         self.embedding, self.output_layer = embedding, output_layer
-        self.note_vocabulary_size(new_num_tokens)
+        self.set_vocabulary_size(new_num_tokens)
 
 
 class AttentionLayer(nn.Module):
@@ -155,7 +155,7 @@ class AttentionModel(SmallModel):
         carried = (real_BS, tuple(pasts)) if use_cache or state is not None else None
         return self.finish(self.normal(hidden_BTD), labels, attention_mask=attention_mask, state=carried, **kwargs)
 
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         return 4 * batch * length * length * self.width * self.depth
 
     def places(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -274,7 +274,7 @@ def register(name: str, model_class: type[SmallModel]) -> None:
     """Make a base or a mutant of one available under a name, until the test ends."""
     register_architecture(
         name,
-        config=model_class.settings,
+        config=model_class.config_class,
         summary="for the tests of the conformance kit",
         capabilities=model_class.capabilities,
         default_tokenizer="character",

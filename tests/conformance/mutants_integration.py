@@ -256,7 +256,7 @@ class LaxConfig(ModelConfig):
 
 @MUTANTS.plant("unknown keys accepted", caught_by="schema")
 class UnknownKeys(RecurrentModel):
-    settings = LaxConfig
+    config_class = LaxConfig
 
 
 class ConvertingSection(SmallSection):
@@ -269,7 +269,7 @@ class ConvertingConfig(ModelConfig):
 
 @MUTANTS.plant("true for an integer", caught_by="schema")
 class TrueForAnInteger(RecurrentModel):
-    settings = ConvertingConfig
+    config_class = ConvertingConfig
 
 
 class InfiniteSection(SmallSection):
@@ -282,7 +282,7 @@ class InfiniteConfig(ModelConfig):
 
 @MUTANTS.plant("NaN for a number", caught_by="schema")
 class NaNForANumber(RecurrentModel):
-    settings = InfiniteConfig
+    config_class = InfiniteConfig
 
 
 class SilentSection(SmallSection):
@@ -295,7 +295,7 @@ class SilentConfig(ModelConfig):
 
 @MUTANTS.plant("a key without a description", caught_by="schema")
 class KeyWithoutDescription(RecurrentModel):
-    settings = SilentConfig
+    config_class = SilentConfig
 
 
 class DoublingSection(SmallSection):
@@ -311,7 +311,7 @@ class DoublingConfig(ModelConfig):
 
 @MUTANTS.plant("a value that is another one when it is read again", caught_by="schema")
 class AnotherWhenReadAgain(RecurrentModel):
-    settings = DoublingConfig
+    config_class = DoublingConfig
 
 
 class Odd:
@@ -332,7 +332,7 @@ class OddConfig(ModelConfig):
 
 @MUTANTS.plant("a type without a JSON schema", caught_by="schema")
 class NoJSONSchema(RecurrentModel):
-    settings = OddConfig
+    config_class = OddConfig
 
 
 @MUTANTS.plant("an objective that nobody offers", caught_by="capabilities")

@@ -143,7 +143,7 @@ class DropModelConfig(ModelConfig):
 
 @MUTANTS.plant("dropout of another name in evaluation", caught_by="pure-evaluation")
 class DropInEvaluation(AttentionModel):
-    settings = DropModelConfig
+    config_class = DropModelConfig
     example: ClassVar[Mapping[str, Any]] = {"width": 16, "num_layers": 2, "drop": 0.0}
 
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:

@@ -163,7 +163,7 @@ class MeanOfMeans(BidirectionalModel):
         output = super().finish(hidden_BTD, labels, **kwargs)
         if labels is not None and kwargs.get("reduction", "mean") == "mean":
             rows = [
-                self.output(hidden_D[None], self.head, row[None])
+                self.lm_output(hidden_D[None], self.head, row[None])
                 for hidden_D, row in zip(hidden_BTD, labels, strict=True)
             ]
             output.loss = torch.stack([row.loss for row in rows if int(row.count)]).mean()

@@ -40,32 +40,32 @@ def with_small(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
 
 @SETTINGS.plant("a dropout that nobody reads", caught_by="settings")
 class DropoutNotRead(AttentionModel):
-    settings = with_key("attention_dropout", float, 0.0)
+    config_class = with_key("attention_dropout", float, 0.0)
 
 
 @SETTINGS.plant("an activation that nobody reads", caught_by="settings")
 class ActivationNotRead(RecurrentModel):
-    settings = with_key("activation", Activation, "gelu")
+    config_class = with_key("activation", Activation, "gelu")
 
 
 @SETTINGS.plant("an activation of any name that nobody reads", caught_by="settings")
 class ActivationOfAnyName(AttentionModel):
-    settings = with_key("activation", str, "gelu")
+    config_class = with_key("activation", str, "gelu")
 
 
 @SETTINGS.plant("a switch that nobody reads", caught_by="settings")
 class SwitchNotRead(BidirectionalModel):
-    settings = with_key("bias", bool, True)
+    config_class = with_key("bias", bool, True)
 
 
 @SETTINGS.plant("an optional width that nobody reads", caught_by="settings")
 class OptionalWidthNotRead(AttentionModel):
-    settings = with_key("inner_width", int | None, None)
+    config_class = with_key("inner_width", int | None, None)
 
 
 @SETTINGS.plant("a list that nobody reads", caught_by="settings")
 class ListNotRead(RecurrentModel):
-    settings = with_key("widths", list[int], [16, 16])
+    config_class = with_key("widths", list[int], [16, 16])
 
 
 @SETTINGS.plant("a width that is always the same", caught_by="settings")

@@ -106,7 +106,7 @@ class NewRowsUndefined(RecurrentModel):
 
 @MUTANTS.plant("the new size not noted", caught_by="resize")
 class SizeNotNoted(AttentionModel):
-    def note_vocabulary_size(self, size: int) -> None:
+    def set_vocabulary_size(self, size: int) -> None:
         pass
 
 
@@ -272,13 +272,13 @@ class LayerTooFew(RecurrentModel):
 
 @MUTANTS.plant("an estimate for the longest row whatever the row", caught_by="flops")
 class EstimateOfTheLongest(AttentionModel):
-    def mixing_flops(self, batch: int, length: int) -> int:
-        return super().mixing_flops(batch, self.context.max_sequence_length)
+    def attention_flops(self, batch: int, length: int) -> int:
+        return super().attention_flops(batch, self.context.max_sequence_length)
 
 
 @MUTANTS.plant("attention left out of the estimate", caught_by="flops")
 class AttentionNotCounted(AttentionModel):
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         return 0
 
 

@@ -81,7 +81,7 @@ def _mutants() -> Iterator[Package]:
     yield plant("a misspelt hook", "hooks", light=LIGHT + HOOK.replace("run_ended", "run_endet"))
     yield plant("no list of names", "keys", committed=None)
     yield plant("a weight renamed since", "keys", model=MODEL.replace("self.embedding", "self.table"))
-    forgotten = MODEL.replace(f'exposed_by_plugin("{NAME}")', "")
+    forgotten = MODEL.replace(f'register_auto_classes("{NAME}")', "")
     yield plant("the auto classes not told", "hugging-face", model=forgotten)
 
 

@@ -14,7 +14,7 @@ from foundry_core.testing.kit.check import check, require
 @check(
     "cost",
     "flops",
-    mend="`flops` of BaseLanguageModel counts every matrix once per token. Override `mixing_flops` for products "
+    mend="`flops` of BaseLanguageModel counts every matrix once per token. Override `attention_flops` for products "
     "between activations, such as attention's, and `flops` where a matrix is used more or less often.",
 )
 def flops(case: Case) -> None:

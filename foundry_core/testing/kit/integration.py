@@ -282,7 +282,7 @@ def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str
     "integration",
     "hugging-face",
     scope="architecture",
-    mend="End the model's module with `exposed_by_plugin(NAME)`, or wrap a model of transformers and hand its "
+    mend="End the model's module with `register_auto_classes(NAME)`, or wrap a model of transformers and hand its "
     "configuration `**context.special_ids`. Build from the configuration alone: nothing but config.json is there when "
     "the folder is opened.",
 )
@@ -305,8 +305,8 @@ def hugging_face(suite: Suite) -> None:
 @check(
     "integration",
     "output",
-    mend="End `forward` with `return self.output(hidden, head, labels, ...)` and hand on its keywords; it drops what "
-    "is absent.",
+    mend="End `forward` with `return self.lm_output(hidden, head, labels, ...)` and hand on its keywords; it drops "
+    "what is absent.",
 )
 def output(case: Case) -> None:
     """Attribute, key and tuple access of the output agree, and what is absent is absent in all three."""

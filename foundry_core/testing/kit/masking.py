@@ -51,7 +51,7 @@ def require_padding_invisible(case: Case, side: Side) -> None:
 @check(
     "masking",
     "right-padding",
-    mend="Hand `attention_mask` to whatever looks across tokens, and on to `self.output`. A second direction of a "
+    mend="Hand `attention_mask` to whatever looks across tokens, and on to `self.lm_output`. A second direction of a "
     "recurrent model must start at the last real token: pack the rows.",
     needs=lambda case: None if "right" in case.capabilities.padding_sides else "padding on the right is not declared",
 )
@@ -64,7 +64,7 @@ def right_padding(case: Case) -> None:
     "masking",
     "left-padding",
     mend="Count positions by real tokens, start a recurrence at the first of them, and give a query that sees nothing "
-    "a finite result; hand `attention_mask` on to `self.output`; or leave 'left' out of the capability "
+    "a finite result; hand `attention_mask` on to `self.lm_output`; or leave 'left' out of the capability "
     "`padding_sides`.",
 )
 def left_padding(case: Case) -> None:
@@ -98,7 +98,7 @@ def require_refused(action: Callable[[], object], what: str) -> None:
     "masking",
     "attention-mask",
     mend="A token whose mask is 0 must not be read at all, wherever it stands: mask attention by `attention_mask` and "
-    "not by lengths; pass it over in a recurrence or a convolution; hand `attention_mask` on to `self.output`.",
+    "not by lengths; pass it over in a recurrence or a convolution; hand `attention_mask` on to `self.lm_output`.",
 )
 def attention_mask(case: Case) -> None:
     """A masked token between others is invisible: what it is changes no other logit and no loss by more than 1e-5; a

@@ -34,7 +34,7 @@ REDUCTIONS = ("mean", "sum", "none")
     "runs",
     scope="architecture",
     mend="The line that is named, or what it calls, raises; --debug shows the whole traceback. A keyword that is not "
-    "expected: `forward` takes `**kwargs` and hands them on to `self.output`. Until it is mended every check of the "
+    "expected: `forward` takes `**kwargs` and hands them on to `self.lm_output`. Until it is mended every check of the "
     "model fails with it.",
 )
 def runs(suite: Suite) -> None:
@@ -119,8 +119,8 @@ def word_order(case: Case) -> None:
     "objective",
     "reference-loss",
     mend="The model shifts labels itself, or divides by another number than that of its predictions: end `forward` "
-    "with `return self.output(hidden, head, labels, attention_mask=attention_mask, **kwargs)` and hand the labels and "
-    "all keywords on as they came; `reduction` is one of them.",
+    "with `return self.lm_output(hidden, head, labels, attention_mask=attention_mask, **kwargs)` and hand the labels "
+    "and all keywords on as they came; `reduction` is one of them.",
 )
 def reference_loss(case: Case) -> None:
     """The loss, its sum and the losses of single tokens are those of a float64 cross-entropy of the logits over the
@@ -262,8 +262,8 @@ def accumulation(case: Case) -> None:
 @check(
     "objective",
     "loss-without-logits",
-    mend="Hand `return_logits` on to `self.output`, and let the head work on any number of positions: it is given (B, "
-    "T, D) or, without logits, only the predicted ones as (N, D).",
+    mend="Hand `return_logits` on to `self.lm_output`, and let the head work on any number of positions: it is given "
+    "(B, T, D) or, without logits, only the predicted ones as (N, D).",
 )
 def loss_without_logits(case: Case) -> None:
     """Asked for no logits, a model returns none, and the same loss with the same gradients, to 1e-5."""

@@ -77,7 +77,7 @@ def _require_same_names(actual: list[str], expected: list[str], what: str) -> No
     "state",
     "resize",
     mend="In `resize_token_embeddings` make larger layers, drawn as in __init__ and with dtype and device of the old "
-    "ones, copy the old rows of weights and biases into them, tie them again, and end with `note_vocabulary_size`.",
+    "ones, copy the old rows of weights and biases into them, tie them again, and end with `set_vocabulary_size`.",
 )
 def resize(case: Case) -> None:
     """With more or fewer tokens the old ones keep their logits, new ones get finite ones and as many parameters as they
@@ -91,7 +91,7 @@ def resize(case: Case) -> None:
         what = f"resized from {case.vocabulary} to {size} tokens"
         require(len(_table(model)) == size, f"{what}: get_input_embeddings() has {len(_table(model))} rows")
         known = model.context.vocab_size
-        require(known == size, f"{what}: context.vocab_size is {known}; note_vocabulary_size is to be told")
+        require(known == size, f"{what}: context.vocab_size is {known}; set_vocabulary_size was not called with it")
         if size > case.vocabulary:  # with fewer, a special token of the context may be gone
             expected = case.on_meta_device(model.context).get_parameter_count()
             count = model.get_parameter_count()

@@ -1,19 +1,18 @@
 """BERT: transformers' own model inside, core's loss outside."""
 
 import math
-from typing import Any, Self
 
 from transformers import BertConfig, BertForMaskedLM
 
-from foundry_core import BuildContext, ExperimentConfig, WrappedLanguageModel
+from foundry_bert import BertModelConfig
+from foundry_core import WrappedLanguageModel
 
 
-class BertLanguageModel(WrappedLanguageModel):
+class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
     """BERT of the size that `model.transformer` gives, with segment embeddings and a tied output layer."""
 
-    @classmethod
-    def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
-        settings = config.model.transformer  # type: ignore[attr-defined]
+    def inner_model(self) -> BertForMaskedLM:
+        settings, context = self.settings.transformer, self.context
         inner = BertConfig(
             vocab_size=context.vocab_size,
             max_position_embeddings=context.max_sequence_length,
@@ -24,17 +23,16 @@ class BertLanguageModel(WrappedLanguageModel):
             hidden_act=settings.activation_function,
             hidden_dropout_prob=settings.dropout,
             attention_probs_dropout_prob=settings.attention_dropout,
-            type_vocab_size=config.model.bert.type_vocab_size,  # type: ignore[attr-defined]
+            type_vocab_size=self.settings.bert.type_vocab_size,
             # 0.02 is Devlin et al.'s (2019) for 768 units; weights that keep a signal's size go with 1/sqrt(width). At
             # 128 units 0.02 left the plateau later: 5.79 after 200 steps on real text at its best rate; 5.69.
             initializer_range=0.02 * math.sqrt(768 / settings.hidden_size),
             **context.special_ids,
             attn_implementation="sdpa",
         )
-        return cls(config, context, BertForMaskedLM(inner), **kwargs)
+        return BertForMaskedLM(inner)
 
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         """Queries with keys, and attention with values: 2 T D each for every token and layer."""
-        settings = self.config.model.transformer  # type: ignore[attr-defined]
-        per_token = 4 * length * settings.hidden_size * settings.layers
-        return int(batch * length * per_token)
+        settings = self.settings.transformer
+        return batch * length * 4 * length * settings.hidden_size * settings.layers

@@ -1,18 +1,16 @@
 """GPT-2: transformers' own model inside, core's loss outside."""
 
-from typing import Any, Self
-
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from foundry_core import BuildContext, ExperimentConfig, WrappedLanguageModel
+from foundry_core import WrappedLanguageModel
+from foundry_gpt2 import GPT2ModelConfig
 
 
-class GPT2LanguageModel(WrappedLanguageModel):
+class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
     """GPT-2 of the size that `model.transformer` gives. State: the key-value cache."""
 
-    @classmethod
-    def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
-        settings = config.model.transformer  # type: ignore[attr-defined]
+    def inner_model(self) -> GPT2LMHeadModel:
+        settings, context = self.settings.transformer, self.context
         inner = GPT2Config(
             vocab_size=context.vocab_size,
             n_positions=context.max_sequence_length,
@@ -28,10 +26,9 @@ class GPT2LanguageModel(WrappedLanguageModel):
             **context.special_ids,
             attn_implementation="sdpa",
         )
-        return cls(config, context, GPT2LMHeadModel(inner), **kwargs)
+        return GPT2LMHeadModel(inner)
 
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         """Queries with keys, and attention with values: 2 T D each for every token and layer."""
-        settings = self.config.model.transformer  # type: ignore[attr-defined]
-        per_token = 4 * length * settings.hidden_size * settings.layers
-        return int(batch * length * per_token)
+        settings = self.settings.transformer
+        return batch * length * 4 * length * settings.hidden_size * settings.layers

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, exposed_by_plugin
+from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
+from foundry_mamba import MambaModelConfig, MambaSection
 
 _CHUNK = 16
 """Tokens whose states are in memory at a time. Of 8 to 32 all are as fast; below, the calls cost more than the work."""
@@ -89,7 +90,7 @@ class _SelectiveScan(torch.autograd.Function):
 class _Block(nn.Module):
     """Norm, then a convolution and a recurrence over the channels, gated; what is added to the residual stream."""
 
-    def __init__(self, settings: Any):
+    def __init__(self, settings: MambaSection):
         super().__init__()
         width, self.state_size = settings.hidden_size, settings.state_size
         channels, rank = settings.expand * width, settings.time_step_rank or math.ceil(width / 16)
@@ -105,7 +106,7 @@ class _Block(nn.Module):
         self.out_proj = nn.Linear(channels, width, bias=False)
         self._initialise(settings, rank)
 
-    def _initialise(self, settings: Any, rank: int) -> None:
+    def _initialise(self, settings: MambaSection, rank: int) -> None:
         """As in the paper: steps log-uniform between their bounds, and as many small additions as there are blocks."""
         nn.init.uniform_(self.step_proj.weight, -(rank**-0.5), rank**-0.5)
         least, most = math.log(settings.time_step_min), math.log(settings.time_step_max)
@@ -144,12 +145,12 @@ class _Block(nn.Module):
         return self.out_proj(y_BTD), (window_BkD, h_BDN)
 
 
-class MambaLanguageModel(BaseLanguageModel):
+class MambaLanguageModel(BaseLanguageModel[MambaModelConfig]):
     """Embedding, blocks, norm, output layer. State: each block's window and memory, after a row's last real token."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        settings = config.model.mamba  # type: ignore[attr-defined]
+        settings = self.settings.mamba
         self.embedding = nn.Embedding(context.vocab_size, settings.hidden_size)
         self.dropout = nn.Dropout(settings.dropout)
         self.blocks = nn.ModuleList(_Block(settings) for _ in range(settings.num_layers))
@@ -194,7 +195,7 @@ class MambaLanguageModel(BaseLanguageModel):
             back = order.argsort(dim=1)
             hidden_BTW = hidden_BTW.gather(1, back.unsqueeze(-1).expand_as(hidden_BTW))
         carried = tuple(states) if use_cache else None
-        return self.output(
+        return self.lm_output(
             hidden_BTW, self.output_layer, labels, attention_mask=attention_mask, state=carried, **kwargs
         )
 
@@ -215,7 +216,7 @@ class MambaLanguageModel(BaseLanguageModel):
         if tied:
             self.output_layer.weight = self.embedding.weight
         self.embedding.num_embeddings = self.output_layer.out_features = new_num_tokens
-        self.note_vocabulary_size(new_num_tokens)
+        self.set_vocabulary_size(new_num_tokens)
 
 
-exposed_by_plugin("mamba")
+register_auto_classes("mamba")

@@ -3,23 +3,25 @@
 Shapes: B batch, T tokens, E embedding width, H state width (both directions together), V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, exposed_by_plugin
+from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
+from foundry_rnn import RNNModelConfig
 
-_LAYERS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+_LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
-class RNNLanguageModel(BaseLanguageModel):
+class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
     """Embedding, recurrent layers, output layer. State: the recurrent state after each row's last real token."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        settings = config.model.rnn  # type: ignore[attr-defined]
+        settings = self.settings.rnn
         width = settings.hidden_size * (2 if settings.bidirectional else 1)
         self.embedding = nn.Embedding(context.vocab_size, settings.embedding_size)
         self.dropout = nn.Dropout(settings.dropout)
@@ -82,7 +84,7 @@ class RNNLanguageModel(BaseLanguageModel):
         if self.projection is not None:
             hidden_BTH = self.projection(hidden_BTH)
         carried = state if use_cache and not self.recurrent.bidirectional else None
-        return self.output(
+        return self.lm_output(
             hidden_BTH, self.output_layer, labels, attention_mask=attention_mask, state=carried, **kwargs
         )
 
@@ -127,7 +129,7 @@ class RNNLanguageModel(BaseLanguageModel):
         self.embedding, self.output_layer = embedding, output
         if tied:
             self.output_layer.weight = self.embedding.weight
-        self.note_vocabulary_size(new_num_tokens)
+        self.set_vocabulary_size(new_num_tokens)
 
 
-exposed_by_plugin("lstm", "gru", "rnn")
+register_auto_classes("lstm", "gru", "rnn")

@@ -8,7 +8,7 @@ Shapes: B batch, T tokens, D width, V vocabulary.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,34 +16,37 @@ import transformers
 from transformers import PreTrainedModel
 
 from foundry_core import BuildContext, ExperimentConfig, FoundryError, WrappedLanguageModel
-from foundry_transformers import catalogue
+from foundry_transformers import TransformersModelConfig, catalogue
 from foundry_transformers.catalogue import ModelType
 
 _proven: set[tuple[type[PreTrainedModel], str]] = set()
 """What has been proved in this process: the library's class, and all that a model of it is built from."""
 
 
-class TransformersLanguageModel(WrappedLanguageModel):
+class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
     """The model type that `model.transformers` names, with its settings. State: its key-value cache."""
 
-    def __init__(self, config: ExperimentConfig, context: BuildContext, inner: PreTrainedModel):
-        super().__init__(config, context, inner)
-        self.counts_from_padding = _kind(config).counts_from_padding
+    def __init__(self, config: ExperimentConfig, context: BuildContext):
+        super().__init__(config, context)
+        # A proof takes several times as long as building a small model, and says the same for every seed.
+        known = f"{self.model.config.to_json_string(use_diff=False)} {config.model} {context}"
+        if next(self.parameters()).device.type != "meta" and (type(self.model), known) not in _proven:
+            self.prove()
+            _proven.add((type(self.model), known))
 
-    @classmethod
-    def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
-        kind = _kind(config)
-        name = kind.causal_class if context.objective.causal else kind.masked_class
+    @property
+    def kind(self) -> ModelType:
+        """The catalogue's entry for the model type."""
+        kind = catalogue.model_type(self.settings.transformers.model_type)
+        assert kind is not None
+        return kind
+
+    def inner_model(self) -> PreTrainedModel:
+        kind = self.kind
+        name = kind.causal_class if self.context.objective.causal else kind.masked_class
         assert name is not None  # the objective is one that the descriptor declares
         with _refused_in_one_line(f"transformers refuses these settings of a {kind.name}"):
-            inner = _built(kind, getattr(transformers, name), _settings(config, context, kind))
-        model = cls(config, context, inner, **kwargs)
-        # A proof takes several times as long as building a small model, and says the same for every seed.
-        known = f"{inner.config.to_json_string(use_diff=False)} {config.model} {context}"
-        if next(model.parameters()).device.type != "meta" and (type(inner), known) not in _proven:
-            model.prove()
-            _proven.add((type(inner), known))
-        return model
+            return _built(kind, getattr(transformers, name), _settings(self.settings, self.context, kind))
 
     def resize_token_embeddings(self, new_num_tokens: int) -> None:
         with _refused_in_one_line(f"{type(self.model).__name__} cannot be resized"):
@@ -58,13 +61,13 @@ class TransformersLanguageModel(WrappedLanguageModel):
         Left to itself it takes a token for padding that has its id and counts on behind it, masked or not.
         """
         positions = super().position_ids(input_ids, attention_mask, past)
-        if not self.counts_from_padding:
+        if not self.kind.counts_from_padding:
             return positions
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         return positions + _first_position(self.context)
 
-    def mixing_flops(self, batch: int, length: int) -> int:
+    def attention_flops(self, batch: int, length: int) -> int:
         """Where there are heads: queries with keys, and attention with values, 2 T for each unit of a head."""
         inner = self.model.config
         heads = getattr(inner, "num_attention_heads", None)
@@ -120,7 +123,7 @@ class TransformersLanguageModel(WrappedLanguageModel):
             other = few.clone()
             other[:, -1] = (other[:, -1] + 1) % vocabulary
             if not torch.allclose(self._logits(other)[:, :-1], logits[:, :-1], rtol=0, atol=1e-5):
-                direction = _kind(self.config).direction
+                direction = self.kind.direction
                 yield "it sees the tokens that it is to predict" + (f": set {direction}" if direction else "")
         for side in self.config.capabilities.padding_sides:
             columns = (2, 0) if side == "left" else (0, 2)
@@ -140,19 +143,13 @@ class TransformersLanguageModel(WrappedLanguageModel):
         return logits
 
 
-def _kind(config: ExperimentConfig) -> ModelType:
-    kind = catalogue.model_type(config.model.transformers.model_type)  # type: ignore[attr-defined]
-    assert kind is not None
-    return kind
-
-
 def _first_position(context: BuildContext) -> int:
     return 0 if context.pad_token_id is None else context.pad_token_id + 1
 
 
-def _settings(config: ExperimentConfig, context: BuildContext, kind: ModelType) -> dict[str, Any]:
+def _settings(config: TransformersModelConfig, context: BuildContext, kind: ModelType) -> dict[str, Any]:
     """What the configuration class is given: the section, and from the context the sizes and ids."""
-    section = config.model.transformers.model_dump(exclude={"model_type"})  # type: ignore[attr-defined]
+    section = config.transformers.model_dump(exclude={"model_type"})
     settings = {key: value for key, value in section.items() if value is not None or not kind.settings[key].opaque}
     settings[kind.vocabulary] = context.vocab_size
     if kind.positions is not None:
