@@ -290,11 +290,6 @@ def memory_not_watched(original: Any, line: Any) -> Iterator[None]:
     yield
 
 
-def reading_ends_kept(original: Any, load: Any, indices: Any, sender: Any, inherited: Any, mask: Any) -> Any:
-    """Let a worker keep its copies of the pipes' reading ends."""
-    return original(load, indices, sender, (), mask)
-
-
 # Reading
 
 

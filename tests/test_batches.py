@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from foundry_core.data.batches import Batches
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.rows import Rows
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {
-        "input_ids": [sample["input_ids"].tolist() for sample in samples],
-        "where": [[sample["epoch"], sample["row"]] for sample in samples],
+        "input_ids": pad_sequence(
+            [torch.from_numpy(sample["input_ids"]) for sample in samples], True, padding_value=-1
+        ),
+        "where": torch.tensor([[sample["epoch"], sample["row"]] for sample in samples]),
     }
 
 
@@ -28,16 +32,16 @@ def test_batches_are_the_rows_at_their_positions() -> None:
     rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", 9)
     epochs, indices = SampleOrder(len(rows), 11).at(np.arange(120, 131))
     assert [len(batch["where"]) for batch in made] == [4, 4, 3]
-    wheres = [where for batch in made for where in batch["where"]]
+    wheres = [where for batch in made for where in batch["where"].tolist()]
     assert wheres == np.stack([epochs, indices], axis=1).tolist()
-    ids = [row for batch in made for row in batch["input_ids"]]
+    ids = [row[row >= 0].tolist() for batch in made for row in batch["input_ids"]]
     assert ids == [rows.row(index).tolist() for index in indices.tolist()]
     assert set(epochs.tolist()) == {0, 1}
 
 
 def test_where_a_run_is_cut_and_how_it_is_batched_does_not_change_the_samples() -> None:
     def samples(*parts: Batches) -> list[list[int]]:
-        return [where for part in parts for batch in part for where in batch["where"]]
+        return [where for part in parts for batch in part for where in batch["where"].tolist()]
 
     whole = samples(batches(0, 900))
     assert samples(batches(0, 37), batches(37, 500, batch_size=7), batches(500, 900, 2, batch_size=1)) == whole
@@ -63,7 +67,10 @@ def test_a_batch_after_100_million_samples_costs_what_the_first_one_does() -> No
     costs = []
     for start in (0, 10**8):
         batch = next(iter(Batches(rows, order, collate, 4, start, start + 10**9)))
-        assert batch["where"] == np.stack(SampleOrder(len(rows), 11).at(np.arange(start, start + 4)), axis=1).tolist()
+        assert (
+            batch["where"].tolist()
+            == np.stack(SampleOrder(len(rows), 11).at(np.arange(start, start + 4)), axis=1).tolist()
+        )
         costs.append((len(read), sum(asked)))
         read.clear()
         asked.clear()

@@ -124,14 +124,14 @@ MECHANISMS = [
     ),
     Without(
         "R11",
-        "foundry_core.data.workers:_Worker.check",
+        "foundry_core.data.workers:_death",
         mutants.nothing,
         "test_workers.py::test_batches_that_were_sent_ahead_do_not_hide_a_death",
     ),
     Without(
         "R11",
-        "foundry_core.data.workers:_serve",
-        mutants.reading_ends_kept,
+        "foundry_core.data.workers:_end_with_parent",
+        mutants.nothing,
         "test_workers.py::test_workers_end_when_their_parent_is_killed",
     ),
     Without(

@@ -17,13 +17,12 @@ Collate: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 class Batches:
     """Collated batches of the samples from position `start` to `stop`, `batch_size` each, the last one perhaps fewer.
 
-    `collate` gets a list of `{"input_ids": int64 array, "epoch": int, "row": int}` and must not draw from a global
-    random generator: what it draws has to be a function of epoch and row, or workers would change it.
-
-    With `num_workers` > 0 that many processes prepare batches ahead (`workers`), for as long as one iteration lasts.
+    `collate` receives a list of `{"input_ids": int64 array, "epoch": int, "row": int}` and must not draw from a global
+    random generator: what it draws has to be a function of epoch and row, or workers would change it. With
+    `num_workers` > 0 that many processes prepare batches ahead for as long as one iteration lasts.
 
     Raises (while iterating):
-        DataError: a worker died or failed; says which and why.
+        DataError: A worker died or failed.
     """
 
     GROUP = 64
@@ -50,10 +49,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.num_workers == 0:
-            return map(self._load, range(len(self)))
-        return batches_from_workers(self._load, len(self), self.num_workers)
+            return map(self.__getitem__, range(len(self)))
+        return batches_from_workers(self, len(self), self.num_workers)
 
-    def _load(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch:
+        """Return the batch at an index."""
         group, within = divmod(index, self.GROUP)
         if group != self._group:
             # The order of one batch costs nearly as much as that of 64: it is the calls to numpy that count.

@@ -47,6 +47,19 @@ class Rows:
         if self.total_tokens < 1:
             raise DataError(f"the corpus has {len(tokens)} tokens, too few for one row; add text.")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave a token file on the disk: a worker that is spawned maps it again."""
+        state, mapped = self.__dict__.copy(), self._tokens.base
+        if isinstance(mapped, np.memmap) and len(mapped) == len(self._tokens):
+            state["_tokens"] = (mapped.filename, mapped.dtype)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self._tokens, tuple):
+            path, dtype = self._tokens
+            self._tokens = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+
     def __len__(self) -> int:
         return -(-self.total_tokens // self._new)
 

@@ -1,206 +1,207 @@
-"""Processes that prepare batches ahead of training.
+"""Processes that prepare batches ahead of training: torch's DataLoader, and what a run asks of it besides.
 
-They are forked: nothing is imported or copied again, the memory map is shared, and a collator need not be importable
-(a notebook, `--plugin file.py`). The usual dangers of a fork are kept out: a worker touches numpy and CPU tensors only,
-with one thread, so that it never needs a thread pool or a device of its parent. Each has its own pipe: no locks or
-queues that a killed worker could leave in disorder, and its death is seen at once as the end of that pipe. Batches
-travel as a JSON header and raw bytes. Workers ignore SIGINT, SIGTERM and SIGUSR1, which schedulers send to whole
-groups: the parent decides when to stop. They end when the parent has gone.
+* Workers ignore SIGINT, SIGTERM and SIGUSR1, which schedulers and terminals send to whole groups: the parent decides
+  when to stop. They end with the iteration, and when the parent is gone.
+* A worker that dies ends the iteration in one line, at the next batch: torch's own handler of SIGCHLD would raise
+  anywhere in the run, half-way through a save or in the code of an observer, and blame whatever runs there.
+* On Linux they are forked unless `multiprocessing.set_start_method` asks for something else: nothing is imported or
+  copied again, and a collator need not be importable (a notebook, `--plugin file.py`).
 """
 
 from __future__ import annotations
 
-import fcntl
+import atexit
 import gc
-import json
-import math
+import multiprocessing
 import os
 import signal
+import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
-from typing import Any, NoReturn, TypeAlias
+from functools import partial
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from foundry_core.errors import DataError, FoundryError
+from foundry_core.registry.isolation import cause
 
-Batch: TypeAlias = dict[str, Any]
+Batch: TypeAlias = dict[str, torch.Tensor]
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_AGAIN = "start again, with training.num_workers 0 if it recurs"
 
 
-def batches_from_workers(load: Callable[[int], Batch], count: int, workers: int) -> Iterator[Batch]:
-    """`load(0)` to `load(count - 1)`, in order; worker w makes the batches w, w + workers, and so on.
+class Source(Protocol):
+    """Makes the batch at an index. It is pickled where processes are not forked."""
 
-    What a batch holds beside CPU tensors has to be JSON, and comes back as JSON does: a tuple as a list.
+    def __getitem__(self, index: int) -> Batch: ...
 
-    Raises DataError when a worker cannot be started or dies, naming it, and for what `load` raises, with its message.
+
+def batches_from_workers(source: Source, count: int, num_workers: int) -> Iterator[Batch]:
+    """Yield `source[0]` to `source[count - 1]` in order, as other processes make them: dicts of CPU tensors.
+
+    Raises:
+        DataError: A worker cannot be started, dies (named with how it ended), or fails (with the cause).
     """
-    parent = os.getpid()
-    running: list[_Worker] = []
+    if not count:
+        return
+    loader = DataLoader(
+        _Guarded(source),
+        batch_size=None,
+        sampler=range(count),
+        num_workers=min(num_workers, count),
+        collate_fn=_unchanged,
+        worker_init_fn=_begin,
+        multiprocessing_context=multiprocessing.get_start_method(allow_none=True) or _DEFAULT_METHOD,
+        generator=torch.Generator(),  # by default it draws from torch's global generator
+    )
+    iterator, workers = _started(loader)
+    end = partial(_end, workers, os.getpid())
+    # Before multiprocessing's own cleanup, which waits for workers after a SIGTERM, which they ignore.
+    atexit.register(end)
     try:
-        with _signals_held() as mask:
-            for first in range(min(workers, count)):
-                running.append(_fork(load, range(first, count, min(workers, count)), running, mask))
-        for index in range(count):
-            # Batches that were sent ahead would hide a death for as long as they last.
-            for worker in running:
-                worker.check()
-            yield running[index % len(running)].receive()
+        for _ in range(count):
+            made = _next(iterator, workers)
+            if isinstance(made, _Failure):
+                raise DataError(made.text)
+            yield {key: torch.from_numpy(array) for key, array in made.items()}
     finally:
-        # A later fork may inherit this generator as garbage; only its owner may end the workers.
-        if os.getpid() == parent:
-            for worker in running:
-                worker.end()
+        del iterator
+        atexit.unregister(end)
+        end()
 
 
-@dataclass
-class _Worker:
-    """code: how it ended, once that is known; its number may belong to another process from then on."""
+_DEFAULT_METHOD = "fork" if sys.platform == "linux" else None
 
-    pid: int
-    pipe: Connection
-    code: int | None = None
 
-    def receive(self) -> Batch:
+@dataclass(frozen=True)
+class _Failure:
+    """What takes the place of a batch that could not be made."""
+
+    text: str
+
+
+class _Guarded(Dataset[Any]):
+    """A source as workers ask it: its batch as arrays, or what went wrong with it.
+
+    Arrays go through a pipe. Tensors would go through shared memory, which costs 1.1 ms for each of them, and which
+    many containers have 64 MB of.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray] | _Failure:
         try:
-            message = self.pipe.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise self._lost() from error
-        return _unpacked(message)
+            return {key: tensor.numpy() for key, tensor in self._source[index].items()}
+        except FoundryError as error:
+            return _Failure(f"a data worker failed: {error}")
+        except BaseException as error:  # noqa: BLE001 - handed to the parent, whatever it is
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            return _Failure(f"a data worker failed: {cause(error)} ({place.filename}:{place.lineno})")
 
-    def check(self) -> None:
-        """Raises DataError when the process has ended before its work was done."""
-        if self.code is None:
-            with suppress(ChildProcessError):  # somebody else has waited for it: the pipe will tell
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                self.code = os.waitstatus_to_exitcode(status) if pid else None
-        if self.code:
-            raise self._lost()
 
-    def _lost(self) -> DataError:
-        how = self.end()
-        return DataError(f"data worker {self.pid} {how}; start again, with training.num_workers 0 if it recurs.")
+def _unchanged(batch: Any) -> Any:
+    return batch
 
-    def end(self) -> str:
-        """Kill the process, which holds nothing that would need an orderly end; says how it ended."""
-        if self.pipe.closed:
-            return "has ended before"
-        self.pipe.close()
-        try:
-            if self.code is None:
-                os.kill(self.pid, signal.SIGKILL)  # one that is already dying keeps its own exit code
-                self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        except (ProcessLookupError, ChildProcessError):
-            return "has ended"  # and somebody else in this process has waited for it
-        return (
-            f"was killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with exit code {self.code}"
-        )
+
+def _started(loader: DataLoader[Any]) -> tuple[Iterator[Any], list[BaseProcess]]:
+    """Start the workers, while signals wait: a fork that does not ignore them yet would run our handlers."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        iterator = cast("Any", iter(loader))
+    except (OSError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"a data worker cannot be started: {cause(error)}; lower training.num_workers") from error
+    finally:
+        if in_main:
+            signal.signal(signal.SIGCHLD, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return iterator, list(iterator._workers)  # there is no public way to know them
+
+
+def _begin(worker: int) -> None:
+    """Set up a worker process; DataLoader has limited torch to one thread already."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
+    gc.freeze()  # what was copied is the parent's to destroy, such as tensors on a device
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class _DiedError(BaseException):
+    """A worker has died. Not an Exception: DataLoader would catch it and ask for a lock that the dead may hold."""
+
+
+_abandoned: list[Iterator[Any]] = []
+"""Iterators that are not shut down but kept: their shutdown asks for that lock, too, and may wait for it forever."""
+
+
+def _next(iterator: Iterator[Any], workers: list[BaseProcess]) -> dict[str, np.ndarray] | _Failure:
+    """Return the next batch, or the failure that ends the iteration."""
+    try:
+        with _deaths_noticed(workers):
+            return cast("dict[str, np.ndarray] | _Failure", next(iterator))
+    except BaseException as error:
+        _abandoned.append(iterator)
+        if not isinstance(error, _DiedError | RuntimeError):
+            raise
+        return _Failure(_death(workers) or f"the data workers failed: {cause(error)}; {_AGAIN}")
 
 
 @contextmanager
-def _signals_held() -> Iterator[set[int]]:
-    """Signals wait: in a fork that does not ignore them yet they would run the parent's code."""
-    mask: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+def _deaths_noticed(workers: list[BaseProcess]) -> Iterator[None]:
+    """Raise _DiedError when a worker has died, and as soon as one dies.
+
+    Batches that were made ahead would hide a death for as long as they last, and DataLoader looks every five seconds.
+    Outside the main thread, where Python runs no handlers, that has to do.
+    """
+
+    def look(*_: object) -> None:
+        if _death(workers):
+            raise _DiedError
+
+    look()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, look)
     try:
-        yield mask
+        look()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGCHLD, before)
 
 
-def _fork(load: Callable[[int], Batch], indices: range, earlier: list[_Worker], mask: set[int]) -> _Worker:
-    """A process that sends `load(index)` for each index, in order. mask: the signals it shall not see, as before."""
-    try:
-        receiver, sender = Pipe(duplex=False)
-        with suppress(OSError, AttributeError):  # not allowed or not Linux: a small pipe holds fewer batches ahead
-            fcntl.fcntl(sender.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
-        pid = os.fork()
-    except OSError as error:
-        raise DataError(f"a data worker cannot be started: {error.strerror}; lower training.num_workers") from error
-    if pid == 0:
-        _serve(load, indices, sender, (receiver, *(worker.pipe for worker in earlier)), mask)
-    sender.close()
-    return _Worker(pid, receiver)
+def _death(workers: list[BaseProcess]) -> str | None:
+    """Return which worker has died and how, if one has: none ends by itself before the last batch is taken."""
+    for worker in workers:
+        code = worker.exitcode
+        if code is not None:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            return f"data worker {worker.pid} {how}; {_AGAIN}"
+    return None
 
 
-def _serve(
-    load: Callable[[int], Batch], indices: range, sender: Connection, inherited: tuple[Connection, ...], mask: set[int]
-) -> NoReturn:
-    """The life of a worker. It never returns into the code of the parent that was copied into it."""
-    code = 1
-    try:
-        for ignored in _IGNORED:
-            signal.signal(ignored, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        # What was copied is the parent's to destroy, such as tensors on a device.
-        gc.freeze()
-        # Without these copies of the reading ends a worker would not notice that its parent is gone.
-        for pipe in inherited:
-            pipe.close()
-        import torch
-
-        # OpenMP's threads do not survive a fork: a parallel region in the child would wait for them for ever.
-        torch.set_num_threads(1)
-        for index in indices:
-            sender.send_bytes(_answer(load, index))
-        code = 0
-    except BrokenPipeError:
-        pass  # the parent has gone
-    finally:
-        os._exit(code)
-
-
-def _answer(load: Callable[[int], Batch], index: int) -> bytes:
-    """A batch as a message, or what went wrong with it."""
-    try:
-        return _packed(load(index))
-    except FoundryError as error:
-        return _failure(str(error))
-    except BaseException as error:  # noqa: BLE001 - handed to the parent, whatever it is
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())
-        return _failure(f"{type(error).__name__}: {text} ({place.filename}:{place.lineno})")
-
-
-def _failure(text: str) -> bytes:
-    return json.dumps({"error": text}).encode() + b"\n"
-
-
-def _packed(batch: Batch) -> bytes:
-    """A line of JSON, for each key its value or its tensor's dtype and shape, then the tensors' bytes."""
-    import torch
-
-    header, parts = [], []
-    for key, value in batch.items():
-        if isinstance(value, torch.Tensor):
-            header.append(json.dumps([key, str(value.dtype).removeprefix("torch."), list(value.shape)]))
-            parts.append(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            continue
-        try:
-            header.append(json.dumps([key, None, value]))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{key!r} of a batch is neither a tensor nor JSON, as workers need: {error}") from error
-    return b"".join([f'{{"batch": [{", ".join(header)}]}}\n'.encode(), *parts])
-
-
-def _unpacked(message: bytes) -> Batch:
-    import torch
-
-    end = message.index(b"\n")
-    header = json.loads(message[:end])
-    if "error" in header:
-        raise DataError(f"a data worker failed: {header['error']}")
-    batch: Batch = {}
-    data, offset = memoryview(message), end + 1
-    for key, name, value in header["batch"]:
-        if name is None:
-            batch[key] = value
-            continue
-        dtype = getattr(torch, name)
-        size = math.prod(value) * dtype.itemsize
-        # A copy, because the message is read-only and a tensor must not be.
-        own = bytearray(data[offset : offset + size])
-        batch[key] = torch.frombuffer(own, dtype=dtype).reshape(value) if size else torch.empty(value, dtype=dtype)
-        offset += size
-    return batch
+def _end(workers: list[BaseProcess], owner: int) -> None:
+    """End what is left of the workers. A later fork may inherit the iteration as garbage: only its owner ends them."""
+    if os.getpid() == owner:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
