@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,18 @@ def test_an_old_checkpoint_opens_with_its_logits(architecture: str, auto: type) 
         with torch.no_grad():
             logits = model.eval()(PROMPT).logits[0, -1, :4]
         torch.testing.assert_close(logits, torch.tensor(LOGITS[architecture]), rtol=0, atol=1e-6)
+
+
+def test_the_module_in_an_old_checkpoint_still_imports() -> None:
+    """In a process that has not imported the plugin, where the auto class runs that module."""
+    program = f"""
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(STORED / "lstm" / "checkpoint-3")!r}, trust_remote_code=True)
+print(*model(torch.tensor({PROMPT.tolist()})).logits[0, -1, :4].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert [float(each) for each in done.stdout.split()] == pytest.approx(LOGITS["lstm"], abs=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["lstm", "bert"])

@@ -86,11 +86,6 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "nn.Module.__init__(self)",
         "okapi_model.Model.__init__ does not call super().__init__(config, context)",
     ),
-    "weights for a module": (
-        "return self.embedding\n",
-        "return self.embedding.weight\n",
-        "okapi_model.Model.get_input_embeddings returned a Parameter, not the module",
-    ),
     "no further keywords": (
         "labels=None, **kwargs):",
         "labels=None, kwargs={}):",

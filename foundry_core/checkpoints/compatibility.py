@@ -25,8 +25,6 @@ FREE = ("logging", "plugins", "training.output_dir", "training.checkpoints", "tr
 of observers. The packages that ship what is trained with are compared by themselves.
 """
 
-_SHOWN = 200  # characters of a value in a message
-
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the keys whose values differ, each with a phrase that says how."""
@@ -36,13 +34,8 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found |= config_differences(before, after, f"{name}.")
         elif before != after:
-            found[name] = f"{name} was {_shown(before)}, is {_shown(after)}"
+            found[name] = f"{name} was {before!r}, is {after!r}"
     return found
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def covered(key: str, names: Iterable[str]) -> bool:

@@ -23,6 +23,15 @@ from foundry_core.models.interface import LanguageModel
 from foundry_core.models.weights import tied_names
 
 
+class AdaptedConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Base of the configuration class of each architecture."""
+
+    foundry: dict[str, Any] | None = None
+    vocab_size: int = 0
+    max_position_embeddings: int = 0
+    tie_word_embeddings: bool = False
+
+
 class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
     """Adapter that gives a `LanguageModel` the surface of transformers."""
 
@@ -127,22 +136,7 @@ def auto_classes(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
     name = "".join(part.capitalize() for part in architecture.replace("-", "_").split("_"))
     module = sys.modules[__name__]
     config_class: Any = type(
-        f"Foundry{name}Config",
-        (PreTrainedConfig,),
-        {
-            "__module__": __name__,
-            "__annotations__": {
-                "foundry": "dict | None",
-                "vocab_size": "int",
-                "max_position_embeddings": "int",
-                "tie_word_embeddings": "bool",
-            },
-            "model_type": f"foundry_{architecture}",
-            "foundry": None,
-            "vocab_size": 0,
-            "max_position_embeddings": 0,
-            "tie_word_embeddings": False,
-        },
+        f"Foundry{name}Config", (AdaptedConfig,), {"__module__": __name__, "model_type": f"foundry_{architecture}"}
     )
     classes: list[type[Any]] = [config_class]
     for suffix, base in (("ForCausalLM", AdaptedCausalModel), ("ForMaskedLM", AdaptedModel)):

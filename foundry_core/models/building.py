@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import PluginError, TokenizerError
 from foundry_core.models.interface import LanguageModel
@@ -58,12 +56,6 @@ def _refuse_misfit(model: LanguageModel) -> None:
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     if "context" not in vars(model):
         raise PluginError(f"{name}.__init__ does not call super().__init__(config, context)")
-    embeddings: Any = model.get_input_embeddings()
-    if not isinstance(embeddings, nn.Module):
-        raise PluginError(
-            f"{name}.get_input_embeddings returned a {type(embeddings).__name__}, not the module that turns token ids "
-            "into vectors"
-        )
     try:
         inspect.signature(model.forward).bind(
             None, attention_mask=None, labels=None, reduction="sum", return_logits=False

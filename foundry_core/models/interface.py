@@ -8,12 +8,11 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Self, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, cast
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput as _MappedOutput
 from typing_extensions import TypeVar
 
 from foundry_core.config.experiment import ExperimentConfig
@@ -29,25 +28,26 @@ Settings_co = TypeVar("Settings_co", bound=ModelConfig, default=ModelConfig, cov
 """The class of the `model:` section, `Architecture.config_class`."""
 
 
-# transformers drops fields that are None and wants None as the default of each; ours are always given.
-@dataclass
-class ParameterCount(_MappedOutput):  # type: ignore[misc]
+class ParameterCount(NamedTuple):
     """Numbers of parameters; a tied tensor counts once. embeddings: in the input embeddings."""
 
-    total: int = None  # type: ignore[assignment]
-    trainable: int = None  # type: ignore[assignment]
-    embeddings: int = None  # type: ignore[assignment]
+    total: int
+    trainable: int
+    embeddings: int
 
 
-@dataclass
-class MemoryFootprint(_MappedOutput):  # type: ignore[misc]
+class MemoryFootprint(NamedTuple):
     """Bytes that training holds for the model, activations aside. optimizer: AdamW's two moments in fp32."""
 
-    parameters: int = None  # type: ignore[assignment]
-    buffers: int = None  # type: ignore[assignment]
-    gradients: int = None  # type: ignore[assignment]
-    optimizer: int = None  # type: ignore[assignment]
-    total: int = None  # type: ignore[assignment]
+    parameters: int
+    buffers: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
 
 
 class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
@@ -178,13 +178,7 @@ class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
         parameters = sum(p.numel() * p.element_size() for p in self.parameters())
         buffers = sum(b.numel() * b.element_size() for b in self.buffers())
         gradients = sum(p.numel() * p.element_size() for p in self.parameters() if p.requires_grad)
-        return MemoryFootprint(
-            parameters=parameters,
-            buffers=buffers,
-            gradients=gradients,
-            optimizer=2 * gradients,
-            total=parameters + buffers + 3 * gradients,
-        )
+        return MemoryFootprint(parameters, buffers, gradients, optimizer=2 * gradients)
 
     def flops(self, batch: int, length: int) -> int:
         """Count floating-point operations of a forward pass over (batch, length) tokens, logits included.

@@ -21,13 +21,8 @@ _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 def tied_names(module: nn.Module) -> dict[str, str]:
     """Return names that share one parameter: each further name with the first."""
     first: dict[int, str] = {}
-    tied: dict[str, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            tied[name] = first[id(parameter)]
-        else:
-            first[id(parameter)] = name
-    return tied
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(each)] for name, each in named if first.setdefault(id(each), name) != name}
 
 
 def stored_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:

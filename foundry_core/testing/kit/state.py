@@ -95,7 +95,7 @@ def resize(case: Case) -> None:
         if size > case.vocabulary:  # with fewer, a special token of the context may be gone
             expected = case.on_meta_device(model.context).get_parameter_count()
             count = model.get_parameter_count()
-            require(count == expected, f"{what}: it has {dict(count)}, one built with as many {dict(expected)}")
+            require(count == expected, f"{what}: it has {count}, one built with as many {expected}")
         require_equal(_table(model)[:kept], rows[:kept], f"{what}: the old rows of the input embeddings")
         logits = model(ids).logits
         require(logits.shape[-1] == size, f"{what}: logits for {logits.shape[-1]} tokens")
@@ -138,7 +138,7 @@ def parameter_count(case: Case) -> None:
         stored = sum(storages.values())
         require(counted == stored, f"{what} is {counted:,}, the storage of the parameters holds {stored:,}")
     on_meta = case.on_meta_device().get_parameter_count()
-    require(on_meta == count, f"on torch's meta device it has {dict(on_meta)}, elsewhere {dict(count)}")
+    require(on_meta == count, f"on torch's meta device it has {on_meta}, elsewhere {count}")
 
 
 @check(

@@ -204,7 +204,7 @@ def test_a_recurrent_state_of_transformers_goes_on_by_one_token_at_a_time(build:
         ),
         (
             {"model_type": "llama4_text", **BERT_SIZES, "num_local_experts": 2, "intermediate_size_mlp": 64},
-            "Llama4ForCausalLM cannot be trained here: it has no base model beside a head",
+            "Llama4ForCausalLM cannot be trained here: it has no base model besides a head",
         ),
         (
             {"model_type": "cpmant", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
