@@ -31,7 +31,7 @@ class Config(ModelConfig):
     bag: Section = Field(Section(), description="sizes")
 
 
-CAPABILITIES = Capabilities(generation=False, any_length=True, padding_sides=("{side}",))
+CAPABILITIES = Capabilities(generation=False, unbounded_length=True, padding_sides=("{side}",))
 
 
 @register_architecture("{name}", config=Config, capabilities=CAPABILITIES)

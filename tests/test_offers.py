@@ -131,22 +131,24 @@ def test_two_packages_that_offer_one_name_are_both_named(distribution: Distribut
 @pytest.mark.parametrize(
     ("like", "said"),
     [
-        ("maskd_lm", "is like 'maskd_lm', which there is not. Did you mean 'masked_lm'?"),
-        ("masked_lm", "is like 'masked_lm', but one of them is causal and one is not"),
+        ("maskd_lm", "names 'maskd_lm' as its interface, but there is no such objective. Did you mean 'masked_lm'?"),
+        ("masked_lm", "names 'masked_lm' as its interface, but only one of them is causal"),
     ],
 )
 def test_an_objective_is_like_one_that_exists_and_looks_the_same_way(like: str, said: str) -> None:
     """Otherwise a model of both directions could be trained on what it sees."""
-    objective = Objective("sly", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM", like=like)
+    objective = Objective(
+        "sly", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM", same_interface_as=like
+    )
     with pytest.raises(PluginError) as raised:
         offers(hook_manager([module_with(foundry_objectives=lambda: [objective])]))
     assert str(raised.value) == f"the objective 'sly' of mine {said}"
 
 
 def test_a_model_of_both_directions_is_not_trained_causally_under_another_name(distribution: Distribution) -> None:
-    module = package(distribution, "foundry-prefix", PREFIX_LM.format(like=", like='causal_lm'"))
+    module = package(distribution, "foundry-prefix", PREFIX_LM.format(like=", same_interface_as='causal_lm'"))
     lstm = settings("lstm", module, objective="prefix_lm")
-    assert load_config(lstm).objective.like == "causal_lm"
+    assert load_config(lstm).objective.same_interface_as == "causal_lm"
     with pytest.raises(ConfigError, match=r"lstm with these settings cannot .* prefix_lm; it accepts masked_lm$"):
         load_config(lstm, ["model.rnn={bidirectional: true}"])
     with pytest.raises(ConfigError, match=r"bert with these settings cannot .* causal_lm; it accepts masked_lm$"):
@@ -271,7 +273,10 @@ from foundry_core import Objective, hookimpl
 @hookimpl
 def foundry_objectives():
     return [
-        Objective("mine", "of a test", True, "overlap", "foundry_mine:make", "AutoModelForCausalLM", like="causal_lm")
+        Objective(
+            "mine", "of a test", True, "overlap", "foundry_mine:make", "AutoModelForCausalLM",
+            same_interface_as="causal_lm",
+        )
     ]
 
 def make(config, tokenizer):
@@ -738,7 +743,8 @@ class Speed(ConfigSection):
 
 @hookimpl
 def foundry_objectives():
-    return [Objective("rich_lm", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM", like="causal_lm")]
+    causal = dict(causal=True, layout="overlap", auto_class="AutoModelForCausalLM", same_interface_as="causal_lm")
+    return [Objective(name="rich_lm", summary="of a test", collator="no:where", **causal)]
 
 @hookimpl
 def foundry_optimizers():

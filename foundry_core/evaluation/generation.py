@@ -33,7 +33,7 @@ def prompt_warnings(
 
 def _room(model: BaseLanguageModel, tokens: int) -> float:
     """How many tokens a text of so many may still grow by."""
-    return math.inf if model.config.capabilities.any_length else model.context.max_sequence_length - tokens
+    return math.inf if model.config.capabilities.unbounded_length else model.context.max_sequence_length - tokens
 
 
 def continuations(

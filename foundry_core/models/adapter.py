@@ -91,7 +91,7 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
     ) -> Any:
         if state is not None:
             kwargs["state"] = state
-        if use_cache is not None and self.model.config.capabilities.carried_state:
+        if use_cache is not None and self.model.config.capabilities.stateful:
             kwargs["use_cache"] = use_cache
         kwargs.pop("logits_to_keep", None)
         kwargs.pop("past_key_values", None)

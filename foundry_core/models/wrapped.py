@@ -152,7 +152,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
                 f"this {self.model_type} goes on from a state by one token at a time: {type(self.model).__name__} "
                 "reads several as if nothing came before them"
             )
-        if self.config.capabilities.any_length:
+        if self.config.capabilities.unbounded_length:
             return 0
         past = int(state.get_seq_length()) if state is not None else 0
         if past + length > self.context.max_sequence_length:

@@ -54,27 +54,32 @@ class BuildContext:
 class Capabilities:
     """What an architecture can do *with given settings*: a bidirectional LSTM cannot be trained causally.
 
-    objectives: accepted values of `training.objective`; the first is the default. One that a plugin declares to be
-    `like` one of them is accepted too. generation: can produce text when the objective is causal. carried_state:
-    `state` can be handed from one call to the next. padding_sides: where a batch may be padded. longest_sequence: the
-    most tokens that `data.max_sequence_length` may ask for, None when that is not limited. any_length: reads texts
-    longer than the rows it was trained on. bidirectional: under an objective that is not causal a prediction sees
-    tokens on both sides. reach: how many tokens a prediction sees, its own place included, back and where it is
-    bidirectional ahead, None for all. tied_embeddings: the output layer's weights are the input embeddings. compile:
-    `training.compile` keeps the losses.
+    objectives: accepted values of `training.objective`; the first is the default. An objective of a plugin that names
+        one of them as its interface (`same_interface_as`) is accepted too.
+    generation: can generate text when the objective is causal.
+    stateful: `state` can be handed from one call to the next.
+    padding_sides: the sides on which a batch may be padded.
+    gradient_checkpointing: supports `training.gradient_checkpointing`.
+    longest_sequence: the largest `data.max_sequence_length` in tokens; None: no limit.
+    unbounded_length: reads texts longer than the rows it was trained on.
+    bidirectional: under an objective that is not causal a prediction sees tokens on both sides.
+    receptive_field: receptive field in tokens, the current one included (in each direction if bidirectional); None:
+        all tokens.
+    tied_embeddings: the weights of the output layer are the input embeddings.
+    compile: `training.compile` keeps the losses.
 
     Raises PluginError for a text in place of a tuple.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
     generation: bool = True
-    carried_state: bool = False
+    stateful: bool = False
     padding_sides: tuple[Literal["left", "right"], ...] = ("right",)
     gradient_checkpointing: bool = False
     longest_sequence: int | None = None
-    any_length: bool = False
+    unbounded_length: bool = False
     bidirectional: bool = False
-    reach: int | None = None
+    receptive_field: int | None = None
     tied_embeddings: bool = False
     compile: bool = True
 
@@ -83,8 +88,8 @@ class Capabilities:
         check_names("Capabilities: padding_sides", self.padding_sides)
 
     def accepts(self, objective: Objective) -> bool:
-        """Whether the architecture, with these settings, can be trained with an objective."""
-        return objective.name in self.objectives or objective.like in self.objectives
+        """Return whether the architecture, with these settings, can be trained with an objective."""
+        return objective.name in self.objectives or objective.same_interface_as in self.objectives
 
 
 def _default_capabilities(config: Any) -> Capabilities:

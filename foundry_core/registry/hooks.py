@@ -132,7 +132,7 @@ def offers(manager: pluggy.PluginManager) -> Offers:
 
     Raises:
         PluginError: A hook fails or returns something else than descriptors, two plugins offer one name, or an
-            objective names an interface that there is not.
+            objective names an interface that does not exist.
     """
     providers: dict[tuple[Kind, str], Provider] = {}
     objectives = _offered(manager, "objective", providers)
@@ -147,13 +147,14 @@ def offers(manager: pluggy.PluginManager) -> Offers:
 
 def _check_interfaces(objectives: Mapping[str, Objective], providers: Mapping[tuple[Kind, str], Provider]) -> None:
     for name, objective in objectives.items():
-        if objective.like is None:
+        if objective.same_interface_as is None:
             continue
-        where = f"the objective '{name}' of {_owner(providers, 'objective', name)} is like '{objective.like}'"
-        if objective.like not in objectives:
-            raise PluginError(f"{where}, which there is not.{did_you_mean(objective.like, objectives)}")
-        if objectives[objective.like].causal != objective.causal:
-            raise PluginError(f"{where}, but one of them is causal and one is not")
+        interface, owner = objective.same_interface_as, _owner(providers, "objective", name)
+        where = f"the objective '{name}' of {owner} names '{interface}' as its interface"
+        if interface not in objectives:
+            raise PluginError(f"{where}, but there is no such objective.{did_you_mean(interface, objectives)}")
+        if objectives[interface].causal != objective.causal:
+            raise PluginError(f"{where}, but only one of them is causal")
 
 
 _KINDS: dict[Kind, tuple[str, type[Any], Mapping[str, Any]]] = {

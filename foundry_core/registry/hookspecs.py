@@ -108,8 +108,8 @@ class EvaluationReport:
 def foundry_objectives() -> list[Objective]:  # type: ignore[empty-body]
     """Offer further values of `training.objective`.
 
-    An objective that asks of a model what one of core's does says so with `like`, and is open to every architecture
-    that accepts that one.
+    An objective that expects of a model what one of core's does names it with `same_interface_as`, and is open to every
+    architecture that accepts that one.
 
     # foundry_second_half/__init__.py
     from foundry_core import Objective, hookimpl
@@ -125,7 +125,7 @@ def foundry_objectives() -> list[Objective]:  # type: ignore[empty-body]
                 layout="overlap",
                 collator="foundry_second_half.collator:second_half_collator",
                 auto_class="AutoModelForCausalLM",
-                like="causal_lm",
+                same_interface_as="causal_lm",
             )
         ]
 

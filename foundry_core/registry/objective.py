@@ -31,8 +31,8 @@ class Objective:
     auto_class: the transformers auto class that opens a checkpoint of this objective: AutoModelForCausalLM when it is
         causal, AutoModelForMaskedLM otherwise.
     required_tokens: special-token roles (`mask_token`, ...) that the tokenizer must have.
-    like: an objective that asks the same of a model, such as `masked_lm`: an architecture that accepts that one accepts
-        this one, whose name it cannot know. None: only architectures that name this one accept it.
+    same_interface_as: an objective that expects the same of a model, such as `masked_lm`: an architecture that accepts
+        it accepts this one too, without naming it. None: only architectures that name this one accept it.
     settings: schema of `training.objective_settings`, for settings that `training:` has no key for; the collator finds
         an instance there. None: it takes none.
 
@@ -46,7 +46,7 @@ class Objective:
     collator: str
     auto_class: str
     required_tokens: tuple[str, ...] = ()
-    like: str | None = None
+    same_interface_as: str | None = None
     settings: type[ConfigSection] | None = None
 
     def __post_init__(self) -> None:

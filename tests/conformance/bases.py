@@ -122,7 +122,7 @@ class AttentionLayer(nn.Module):
 class AttentionModel(SmallModel):
     """Causal attention with learned positions. State: which tokens were real, and keys and values of each layer."""
 
-    capabilities = Capabilities(carried_state=True, padding_sides=("left", "right"))
+    capabilities = Capabilities(stateful=True, padding_sides=("left", "right"))
     layer_class = AttentionLayer
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
@@ -181,7 +181,7 @@ class WindowedModel(AttentionModel):
 
     @staticmethod
     def capabilities(config: Any) -> Capabilities:
-        return replace(AttentionModel.capabilities, reach=1 + 2 * config.small.num_layers)
+        return replace(AttentionModel.capabilities, receptive_field=1 + 2 * config.small.num_layers)
 
     def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
         return super().visible(real_BS, tokens).triu(diagonal=real_BS.shape[1] - tokens - 2)
@@ -228,7 +228,7 @@ class BidirectionalModel(AttentionModel):
 class RecurrentModel(SmallModel):
     """Gated recurrence over real tokens, a step at a time. State: the hidden state of each layer after the last one."""
 
-    capabilities = Capabilities(carried_state=True, any_length=True, padding_sides=("left", "right"))
+    capabilities = Capabilities(stateful=True, unbounded_length=True, padding_sides=("left", "right"))
 
     def layer(self) -> nn.Module:
         return nn.GRUCell(self.width, self.width)

@@ -36,7 +36,7 @@ class UndeclaredWindow(WindowedModel):
 
 @MUTANTS.plant("a reach that ends too early", caught_by="causal-leak")
 class ReachTooShort(RecurrentModel):
-    capabilities = replace(RecurrentModel.capabilities, reach=3)
+    capabilities = replace(RecurrentModel.capabilities, receptive_field=3)
 
 
 @MUTANTS.plant("mask off by one", caught_by="causal-leak")

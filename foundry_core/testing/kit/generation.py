@@ -87,7 +87,7 @@ def greedy(case: Case) -> None:
 @check(
     "generation",
     "step-by-step",
-    needs=every(generates, declared("carried_state")),
+    needs=every(generates, declared("stateful")),
     mend="A step with a state is the next place of the same text: positions go on where the state stands, also behind "
     "padding, and nothing is counted twice.",
 )
@@ -99,7 +99,7 @@ def step_by_step(case: Case) -> None:
     for place in range(case.length):
         output = model(ids[:, place : place + 1], state=state, use_cache=True)
         state = output.state
-        require(state is not None, "carried_state is declared, but with use_cache=True no state is returned")
+        require(state is not None, "stateful is declared, but with use_cache=True no state is returned")
         require_close(output.logits[:, 0], whole[:, place], f"logits of step {place + 1}", atol=1e-4)
     for rows, prompts, mask in _prompts(case):
         produced = _generated(model, prompts, mask, use_cache=True)

@@ -155,20 +155,20 @@ def rows_independent(case: Case) -> None:
     "masking",
     "lengths",
     mend="Refuse more tokens than `context.max_sequence_length` with a FoundryError of one line, or declare "
-    "`any_length`.",
+    "`unbounded_length`.",
 )
 def lengths(case: Case) -> None:
     """One row of one token and of the longest length has its logits and a finite loss; one token more, in the row or
-    behind a state, is refused in one line, or read where `any_length` is declared.
+    behind a state, is refused in one line, or read where `unbounded_length` is declared.
     """
     model = case.stirred()
     for length in (1, case.length):
         _require_read(case, model, length)
-    if case.capabilities.any_length:
+    if case.capabilities.unbounded_length:
         _require_read(case, model, case.length + 1)
         return
     require_refused(lambda: model(case.ids(1, case.length + 1)), f"{case.length + 1} tokens, one more than the longest")
-    if case.capabilities.carried_state:
+    if case.capabilities.stateful:
         full = model(case.ids(1, case.length), use_cache=True).state
         what = f"one token behind a state of {case.length}, the longest"
         require_refused(lambda: model(case.ids(1, 1), state=full, use_cache=True), what)

@@ -49,11 +49,11 @@ def runs(suite: Suite) -> None:
     "causal-leak",
     mend="An attention mask, a convolution's padding or a second direction lets a prediction see what it predicts. "
     "When the token changes too little, the mask is too narrow, or a capability is not true: `bidirectional`, or "
-    "`reach`, which says how far convolutions and windows see.",
+    "`receptive_field`, which says how far convolutions and windows see.",
 )
 def causal_leak(case: Case) -> None:
-    """A changed token leaves every logit before it bit-equal and changes those from it on, as far as `reach` says; a
-    model of both directions sees it on both sides.
+    """A changed token leaves every logit before it bit-equal and changes those from it on, as far as `receptive_field`
+    says; a model of both directions sees it on both sides.
     """
     model, before = case.stirred(), case.ids(3, case.length)
     old = model(before).logits
@@ -67,7 +67,7 @@ def _require_seen(case: Case, old: torch.Tensor, new: torch.Tensor, place: int) 
     """The logits before and after a token was changed differ where that token is to be seen, and nowhere else."""
     if not case.sees_right:
         require_equal(new[:, :place], old[:, :place], f"logits before the changed token {place}")
-    reach = case.capabilities.reach or case.length
+    reach = case.capabilities.receptive_field or case.length
     distance = torch.arange(case.length) - place
     seen = (distance.abs() < reach) & ((distance >= 0) | case.sees_right)
     blind = distance[seen & ~(old != new).any(dim=-1).all(dim=0)].tolist()
@@ -75,7 +75,9 @@ def _require_seen(case: Case, old: torch.Tensor, new: torch.Tensor, place: int) 
         raise NonconformanceError(f"a changed token does not change the logits {_away(blind)} it")
     touched = distance[(distance.abs() >= reach) & (old != new).any(dim=-1).any(dim=0)].tolist()
     if touched:
-        raise NonconformanceError(f"reach is {reach}, but a changed token changes the logits {_away(touched)} it")
+        raise NonconformanceError(
+            f"receptive_field is {reach}, but a changed token changes the logits {_away(touched)} it"
+        )
 
 
 def _away(distances: list[int]) -> str:
@@ -95,10 +97,10 @@ def _away(distances: list[int]) -> str:
 )
 def word_order(case: Case) -> None:
     """Two tokens that change places change what is predicted beside them: in float64 by more than 1e-9, on either side,
-    as far as `reach` says.
+    as far as `receptive_field` says.
     """
     # A causal model may be a sum or a mean by intention, and causal attention tells the order by its mask alone.
-    near, far = 1, min(3, (case.length - 1) // 2, (case.capabilities.reach or case.length) - 1)
+    near, far = 1, min(3, (case.length - 1) // 2, (case.capabilities.receptive_field or case.length) - 1)
     if far <= near:
         return  # no two tokens are within reach of a third
     model, ids = case.stirred().double(), case.ids(1, 2 * far + 1)
@@ -173,7 +175,7 @@ def special_tokens(case: Case) -> None:
     )
     plain, mask, place = case.ids(2, case.length), torch.ones_like(ids[:2]), 2
     before = model(plain, attention_mask=mask).logits
-    behind = slice(place + 1, place + min(8, case.capabilities.reach or 8))
+    behind = slice(place + 1, place + min(8, case.capabilities.receptive_field or 8))
     for number in special.tolist():
         changed = plain.clone()
         changed[:, place] = number

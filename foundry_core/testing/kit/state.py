@@ -218,7 +218,7 @@ def copies(case: Case) -> None:
 @check(
     "state",
     "carried-state",
-    needs=declared("carried_state"),
+    needs=declared("stateful"),
     mend="Return the state under `state=`, for every layer, and start from the one that is given: recurrent states, "
     "or keys and values with the positions that follow theirs.",
 )
@@ -227,7 +227,7 @@ def carried_state(case: Case) -> None:
     model, ids, half = case.stirred(), case.ids(3, case.length), case.length // 2
     whole = model(ids).logits
     first = model(ids[:, :half], use_cache=True)
-    require(first.state is not None, "carried_state is declared, but with use_cache=True no state is returned")
+    require(first.state is not None, "stateful is declared, but with use_cache=True no state is returned")
     second = model(ids[:, half:], state=first.state)
     require_close(first.logits, whole[:, :half], "logits of the first half", atol=1e-5)
     require_close(second.logits, whole[:, half:], "logits of the second half", atol=1e-5)

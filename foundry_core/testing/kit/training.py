@@ -160,10 +160,10 @@ def long_rows(case: Case) -> None:
             for row, logits_TV in zip(rows, found, strict=True):
                 what = f"logits of {len(row)} tokens, padded on the right"
                 require_close(logits_TV[: len(row)], model(row[None]).logits[0], what, atol=1e-4 * scale)
-        if case.capabilities.carried_state:
+        if case.capabilities.stateful:
             half = long.length // 2 + 1
             first = model(ids[:, :half], use_cache=True)
-            require(first.state is not None, "carried_state is declared, but with use_cache=True no state is returned")
+            require(first.state is not None, "stateful is declared, but with use_cache=True no state is returned")
             second = model(ids[:, half:], state=first.state)
             require_close(second.logits, logits[:, half:], f"logits behind {half} tokens, carried", atol=1e-4 * scale)
         batch = long.ids(12, long.length, seed=1)
@@ -183,7 +183,7 @@ def _require_seen(case: Case, model: BaseLanguageModel, ids: torch.Tensor, befor
     after = model(other).logits
     if not case.sees_right:
         require_equal(after[:, :place], before[:, :place], f"logits before the changed token {place} of {case.length}")
-    near = slice(place, place + min(8, case.capabilities.reach or 8))
+    near = slice(place, place + min(8, case.capabilities.receptive_field or 8))
     seen = (after != before)[:, near].any(dim=-1).all()
     require(bool(seen), f"a changed token {place} of {case.length} is not seen by those that follow")
 
@@ -192,7 +192,7 @@ def _require_whole_gradient(case: Case, model: BaseLanguageModel) -> None:
     """Where a chunk of the row may end, the gradient that the next few tokens send to the vector of its last token is
     the difference quotient, within 5 %; in a model of both directions so is that of the tokens before its first.
     """
-    near = min(8, (case.capabilities.reach or case.length) - 1)
+    near = min(8, (case.capabilities.receptive_field or case.length) - 1)
     length = min(_CHUNKS[-1] + near, case.length)
     ends = [end for end in _CHUNKS if end + near <= length]
     if near < 1 or not ends:

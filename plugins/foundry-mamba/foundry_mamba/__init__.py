@@ -42,10 +42,10 @@ def _capabilities(config: MambaModelConfig) -> Capabilities:
     return Capabilities(
         objectives=("causal_lm",),
         generation=True,
-        carried_state=True,
+        stateful=True,
         padding_sides=("left", "right"),
         gradient_checkpointing=True,
-        any_length=True,
+        unbounded_length=True,
         tied_embeddings=config.mamba.tie_embeddings,
     )
 

@@ -41,8 +41,8 @@ def _capabilities(config: RNNModelConfig) -> Capabilities:
     return Capabilities(
         objectives=("masked_lm",) if both else ("causal_lm", "masked_lm"),
         generation=not both,
-        carried_state=not both,
-        any_length=True,
+        stateful=not both,
+        unbounded_length=True,
         padding_sides=("left", "right"),
         bidirectional=both,
         tied_embeddings=config.rnn.tie_embeddings,

@@ -182,10 +182,10 @@ def _capabilities(config: TransformersModelConfig) -> Capabilities:
     return Capabilities(
         objectives=("causal_lm",) if causal else ("masked_lm",),
         generation=causal,
-        carried_state=causal and kind.hands_on_a_cache and not kind.stateful,
+        stateful=causal and kind.hands_on_a_cache and not kind.stateful,
         padding_sides=("left", "right") if placed or kind.blanks_padding else ("right",),
         gradient_checkpointing=kind.gradient_checkpointing,
-        any_length=kind.positions is None,
+        unbounded_length=kind.positions is None,
         bidirectional=not causal,
         tied_embeddings=getattr(section, "tie_word_embeddings", True),
     )

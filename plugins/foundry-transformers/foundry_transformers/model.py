@@ -131,7 +131,7 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
             padded = self._logits(F.pad(few, columns, value=vocabulary - 1), attention_mask=mask)
             if not torch.allclose(padded[:, mask[0] == 1], logits, rtol=0, atol=1e-4):
                 yield f"padding on the {side} changes what it says of real tokens"
-        if self.config.capabilities.carried_state:
+        if self.config.capabilities.stateful:
             state = self.forward(few[:, :1], use_cache=True).state
             if not torch.allclose(self._logits(few[:, 1:], state=state), logits[:, 1:], rtol=0, atol=1e-4):
                 yield "its state does not carry a text from one call to the next"

@@ -168,14 +168,14 @@ def test_a_section_survives_pickling_and_copying(experiment: Experiment, tmp_pat
 
 def test_an_encoder_is_trained_in_the_direction_that_its_setting_says() -> None:
     masked, causal = (capabilities(model_type="roberta", is_decoder=decoder) for decoder in (False, True))
-    assert (masked.objectives, masked.generation, masked.carried_state) == (("masked_lm",), False, False)
-    assert (causal.objectives, causal.generation, causal.carried_state) == (("causal_lm",), True, True)
+    assert (masked.objectives, masked.generation, masked.stateful) == (("masked_lm",), False, False)
+    assert (causal.objectives, causal.generation, causal.stateful) == (("causal_lm",), True, True)
     assert capabilities(model_type="gpt_neox").objectives == ("causal_lm",)  # its is_decoder says nothing
 
 
 def test_what_is_declared_depends_on_the_type() -> None:
     llama, mamba, xlm = (capabilities(model_type=name) for name in ("llama", "mamba", "xlm"))
-    assert (llama.carried_state, llama.any_length) == (True, False)
-    assert (mamba.carried_state, mamba.any_length, mamba.padding_sides) == (False, True, ("left", "right"))
+    assert (llama.stateful, llama.unbounded_length) == (True, False)
+    assert (mamba.stateful, mamba.unbounded_length, mamba.padding_sides) == (False, True, ("left", "right"))
     assert (xlm.gradient_checkpointing, llama.gradient_checkpointing) == (False, True)
     assert capabilities(model_type="bloom").padding_sides == ("right",)

@@ -41,7 +41,7 @@ def foundry_objectives() -> list[Objective]:
             collator="foundry_example.collator:span_collator",
             auto_class="AutoModelForMaskedLM",
             required_tokens=("mask_token", "cls_token", "sep_token"),
-            like="masked_lm",
+            same_interface_as="masked_lm",
             settings=SpanSettings,
         )
     ]
