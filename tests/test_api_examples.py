@@ -295,7 +295,7 @@ def test_a_decorator_registers_and_a_second_registration_says_who_has_the_name()
         register_architecture("my_arch", config=WindowConfig)(WindowModel)
     with pytest.raises(PluginError, match="^cannot register 'other': Linear is not a BaseLanguageModel$"):
         register_architecture("other", config=WindowConfig)(nn.Linear)
-    with pytest.raises(PluginError, match="^cannot register 'other': config must be a subclass of ModelConfig"):
+    with pytest.raises(PluginError, match="'other'.*not a subclass of ModelConfig"):
         register_architecture("other", config=WindowSection)(WindowModel)  # type: ignore[arg-type]
 
 

@@ -132,7 +132,7 @@ MECHANISMS = [
         "R11",
         "foundry_core.data.workers:_end_with_parent",
         mutants.nothing,
-        "test_workers.py::test_workers_end_when_their_parent_is_killed",
+        "test_workers.py::test_workers_end_when_their_parent_does",
     ),
     Without(
         "R12",
