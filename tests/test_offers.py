@@ -271,8 +271,8 @@ TOKENIZER = {"name": "mine", "summary": "of a test", "trainer": "no:where"}
         (
             Optimizer,
             OPTIMIZER,
-            {"builder": None},
-            "optimizer 'mine': its builder is None, not an import string such as ",
+            {"builder": 3},
+            "optimizer 'mine': its builder is 3, not an import string such as ",
         ),
         (Optimizer, OPTIMIZER, {"settings": dict}, "its settings are <class 'dict'>, not a ConfigSection"),
         (TokenizerType, TOKENIZER, {"trainer": print}, "tokenizer type 'mine': its trainer is <built-in "),

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from foundry_core.errors import TokenizerError
+from foundry_core.errors import PluginError, TokenizerError
+from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.tokenization import text_counts
 from foundry_core.tokenization.tokenizer import (
     SENTENCEPIECE_MODEL,
@@ -744,3 +745,10 @@ def test_a_disk_that_refuses_a_temporary_file_is_one_line_that_names_its_place(k
     )
     assert (ended.returncode, ended.stderr) == (8, "")
     assert re.fullmatch(r"cannot write /\S+: (File too large|.+\(os error \d+\)); make room there, .+", ended.stdout)
+
+
+def test_a_tokenizer_type_of_a_plugin_needs_a_trainer() -> None:
+    """Core's own have none to name."""
+    kind = TokenizerType("mine", "of a test")
+    with pytest.raises(PluginError, match="^the tokenizer type mine has no trainer: give it an import string$"):
+        train_tokenizer(kind, lambda: ["a text"], 99, kind.tokens_by_role(None, masked=False))

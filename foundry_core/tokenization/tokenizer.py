@@ -41,7 +41,7 @@ from foundry_core.storage.files import InPlaceFolder, scratch_reported
 from foundry_core.storage.manifest import parse_json, read_plain_file
 from foundry_core.tokenization.limits import check_bounds
 from foundry_core.tokenization.text_counts import UNIT, blocks
-from foundry_core.tokenization.training import KIND_KEY, SPECIAL_TOKEN_ROLES, Documents
+from foundry_core.tokenization.training import CORE_TRAINERS, KIND_KEY, SPECIAL_TOKEN_ROLES, Documents, Trainer
 
 InputFiles = str | Path | Sequence[str | Path]
 
@@ -92,13 +92,22 @@ def train_tokenizer(
     _check(kind, special_tokens)
     if not any(document.strip() for document in documents()):
         raise TokenizerError("the training corpus holds no text: a tokenizer cannot be trained on it")
-    trainer = import_string(kind.trainer)
+    trainer = _trainer_of(kind)
     with failing_as(f"the trainer of the tokenizer type {kind.name}"):
         tokenizer = trainer(documents, vocab_size, special_tokens)
     broken = _broken_rule(tokenizer, vocab_size, special_tokens)
     if broken:
         raise PluginError(f"the trainer of the tokenizer type {kind.name}, {kind.trainer}, {broken}")
     return tokenizer
+
+
+def _trainer_of(kind: TokenizerType) -> Trainer:
+    if kind.trainer is not None:
+        trainer: Trainer = import_string(kind.trainer)
+        return trainer
+    if kind is not CORE_TOKENIZER_TYPES.get(kind.name):
+        raise PluginError(f"the tokenizer type {kind.name} has no trainer: give it an import string")
+    return CORE_TRAINERS[kind.name]
 
 
 def _broken_rule(tokenizer: Any, vocab_size: int | None, special_tokens: Mapping[str, str]) -> str | None:

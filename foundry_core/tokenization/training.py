@@ -393,8 +393,14 @@ def _trainer(kind: str, build: Callable[[_Order], Tokenizer]) -> Trainer:
     return train
 
 
-train_sentencepiece = _trainer("sentencepiece", _build_sentencepiece)
-train_wordpiece = _trainer("wordpiece", _build_wordpiece)
-train_bpe = _trainer("bpe", _build_bpe)
-train_character = _trainer("character", _build_character)
-train_word = _trainer("word", _build_word)
+CORE_TRAINERS = {
+    kind: _trainer(kind, build)
+    for kind, build in {
+        "sentencepiece": _build_sentencepiece,
+        "wordpiece": _build_wordpiece,
+        "bpe": _build_bpe,
+        "character": _build_character,
+        "word": _build_word,
+    }.items()
+}
+"""How core's own types are trained; those of plugins name it in `TokenizerType.trainer`."""

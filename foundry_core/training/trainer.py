@@ -44,8 +44,8 @@ from foundry_core.checkpoints.checkpoint import (
 from foundry_core.checkpoints.optimizer_state import optimizer_values
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.sections import MOST_ROWS
-from foundry_core.data.batches import Batches
-from foundry_core.data.collators import Batch, get_data_collator
+from foundry_core.data.batches import Batch, Batches
+from foundry_core.data.collators import get_data_collator
 from foundry_core.data.order import SampleOrder, extended_ledger
 from foundry_core.data.preparation import (
     ExperimentData,
