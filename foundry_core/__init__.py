@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from foundry_core.registry.optimizer import Optimizer
     from foundry_core.registry.tokenizer_type import TokenizerType
     from foundry_core.schema import ConfigSection, ModelConfig, TransformerConfig
-    from foundry_core.tokenization.tokenizer import TokenizerFactory
+    from foundry_core.tokenization.training import TokenizerFactory
     from foundry_core.training.trainer import run
 
 _HOME = {
@@ -46,7 +46,7 @@ _HOME = {
     "Optimizer": "registry.optimizer",
     "RunInfo": "registry.hookspecs",
     "StepReport": "registry.hookspecs",
-    "TokenizerFactory": "tokenization.tokenizer",
+    "TokenizerFactory": "tokenization.training",
     "TokenizerType": "registry.tokenizer_type",
     "TrainingConfig": "config.sections",
     "TransformerConfig": "schema",

@@ -40,7 +40,7 @@ from foundry_core.registry.objective import Objective
 from foundry_core.run_folder import CHECKPOINT, MANIFEST, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
 from foundry_core.storage.files import StorageError, publish_folder, remove_set_aside, set_aside
 from foundry_core.storage.manifest import parse_json, read_manifest, read_plain_file
-from foundry_core.tokenization.tokenizer import tokenizer_files
+from foundry_core.tokenization.tokenizer_folder import tokenizer_files
 from foundry_core.training.optim import ScheduleState
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from foundry_core.models.base import IGNORED, BaseLanguageModel
 from foundry_core.models.folder import undisturbed_random_state
 from foundry_core.registry.hookspecs import EvaluationReport
 from foundry_core.storage.files import scratch_reported
-from foundry_core.tokenization.tokenizer import separator_id
+from foundry_core.tokenization.encoding import separator_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
