@@ -62,7 +62,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> ToyCorpus:
 @pytest.fixture(scope="session")
 def letters() -> PreTrainedTokenizerFast:
     """A character tokenizer of 32 ids with every special token that an objective asks for."""
-    from foundry_core.tokenization.tokenizer import default_special_tokens, train_tokenizer
+    from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 
     special = default_special_tokens("character", masked=True)
     return train_tokenizer("character", lambda: iter([ALPHABET]), None, special)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from foundry_core.registry.optimizer import Optimizer
     from foundry_core.registry.tokenizer_type import TokenizerType
     from foundry_core.schema import ConfigSection, ModelConfig, TransformerConfig
-    from foundry_core.tokenization.tokenizer import TokenizerFactory
+    from foundry_core.tokenization.training import TokenizerFactory
     from foundry_core.training.run import run
 
 _HOME = {
@@ -48,7 +48,7 @@ _HOME = {
     "Optimizer": "registry.optimizer",
     "RunInfo": "registry.hookspecs",
     "StepReport": "registry.hookspecs",
-    "TokenizerFactory": "tokenization.tokenizer",
+    "TokenizerFactory": "tokenization.training",
     "TokenizerType": "registry.tokenizer_type",
     "TrainingConfig": "config.sections",
     "TransformerConfig": "schema",

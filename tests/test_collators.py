@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,17 @@ import torch
 
 from foundry_core import (
     BaseLanguageModel,
+    Capabilities,
     CausalLMDataCollator,
     ExperimentConfig,
     MaskedLMDataCollator,
     ModelConfig,
+    Objective,
     get_data_collator,
     register_architecture,
 )
-from foundry_core.errors import TokenizerError, UsageError
+from foundry_core.data.collator_check import CheckedCollator
+from foundry_core.errors import PluginError, TokenizerError, UsageError
 
 Batch = dict[str, torch.Tensor]
 
@@ -239,6 +243,31 @@ def test_padding_on_a_side_that_the_architecture_does_not_declare_is_refused(
     line = "^the tokenizer pads on the left, which right_handed does not take: set its padding_side to right$"
     with pytest.raises(TokenizerError, match=line):
         get_data_collator(experiment("right_handed", tmp_path), tokenizer)
+
+
+def test_of_a_plugins_collator_the_first_batch_is_checked() -> None:
+    """The conformance kit checks more than one; a look at each batch would cost 0.14 ms."""
+
+    def collate(some_rows: Any) -> Batch:
+        ids = torch.tensor([row["input_ids"] for row in some_rows])
+        return {"input_ids": ids, "attention_mask": ids, "labels": ids}
+
+    good, bad = [{"input_ids": [1, 2], "row": 0}], [{"input_ids": [1, 99], "row": 0}]
+    with pytest.raises(PluginError, match="^mine gives a batch whose input_ids hold 99: a token is from 0 to 9$"):
+        CheckedCollator("mine", collate, 10)(bad)
+    checked = CheckedCollator("mine", collate, 10)
+    checked(good)
+    assert checked(bad)["labels"].tolist() == [[1, 99]]
+
+
+def test_an_objective_of_a_plugin_needs_a_collator(tokenizer: Any) -> None:
+    """Core's own objectives have none to name."""
+    objective = Objective("mine", "of a test", True, "overlap", None, "AutoModelForCausalLM")
+    config: Any = SimpleNamespace(
+        objective=objective, providers={"objective": "foundry-mine 1.0"}, capabilities=Capabilities()
+    )
+    with pytest.raises(PluginError, match="^the objective mine of foundry-mine 1.0 has no collator: give it"):
+        get_data_collator(config, tokenizer)
 
 
 def test_a_collator_that_cannot_do_what_is_asked_says_so(tokenizer: Any) -> None:

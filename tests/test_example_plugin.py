@@ -33,7 +33,9 @@ from foundry_core.data.rows import Rows
 from foundry_core.errors import CheckpointError, ConfigError, FoundryError
 from foundry_core.models.folder import load_model
 from foundry_core.registry.discovery import read_packages
-from foundry_core.tokenization.tokenizer import DocumentEncoder, default_special_tokens, load_tokenizer, train_tokenizer
+from foundry_core.tokenization.encoding import DocumentEncoder
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer
+from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 from foundry_core.training.optim import build_optimizer
 
 PACKAGE = Path(__file__).parent / "example_plugin"

@@ -25,7 +25,9 @@ from foundry_core.corpus.reader import Corpus
 from foundry_core.data.preparation import tokenizer_folder
 from foundry_core.data.token_file import prepare_tokens
 from foundry_core.errors import DataError, TokenizerError
-from foundry_core.tokenization.tokenizer import DocumentEncoder, TokenizerFactory, load_tokenizer
+from foundry_core.tokenization.encoding import DocumentEncoder
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer
+from foundry_core.tokenization.training import TokenizerFactory
 
 DATA = Path(os.environ.get("FOUNDRY_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "robustness"
 KINDS = ("sentencepiece", "wordpiece", "bpe", "character", "word")

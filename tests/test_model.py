@@ -220,7 +220,7 @@ def test_sizes_and_ids_come_from_the_tokenizer_that_exists(
 def test_an_objective_that_hides_tokens_needs_a_tokenizer_that_can(
     experiment: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:
-    from foundry_core.tokenization.tokenizer import default_special_tokens, train_tokenizer
+    from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 
     special = default_special_tokens("character", masked=False)
     plain = train_tokenizer("character", lambda: iter(["abc"]), None, special)

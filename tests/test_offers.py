@@ -28,7 +28,7 @@ from foundry_core import (
 from foundry_core.cli import VERBS, main
 from foundry_core.errors import ConfigError, FoundryError, PluginError
 from foundry_core.registry.hooks import hook_manager, offers
-from foundry_core.tokenization.tokenizer import train_tokenizer
+from foundry_core.tokenization.training import train_tokenizer
 
 Distribution = Callable[..., Path]
 
@@ -439,13 +439,13 @@ def features(count: int) -> list[dict[str, Any]]:
         ("def train(documents):\n    pass\n", "the trainer of the tokenizer type mine fails: TypeError"),
         ("def train(*order):\n    return 3\n", "{target}, gives a int, not a PreTrainedTokenizerFast"),
         (
-            "from foundry_core.tokenization.tokenizer import train_tokenizer\n"
+            "from foundry_core.tokenization.training import train_tokenizer\n"
             "def train(documents, size, special):\n"
             "    return train_tokenizer('bpe', documents, size, {**special, 'pad_token': '<p>'})\n",
             "{target}, was asked for the pad_token '<pad>' and gives '<p>'",
         ),
         (
-            "from foundry_core.tokenization.tokenizer import train_tokenizer\n"
+            "from foundry_core.tokenization.training import train_tokenizer\n"
             "def train(documents, size, special):\n"
             "    return train_tokenizer('bpe', documents, size + 1, special)\n",
             "{target}, gives 273 tokens where at most 272 were asked for",

@@ -198,3 +198,9 @@ def test_sgd_follows_the_gradient_with_momentum() -> None:
         model.weight.grad = torch.ones(1, 1)
         optimizer.step()
     assert model.weight.item() == pytest.approx(start - 0.1 * (1 + 1.5))
+
+
+def test_an_optimizer_of_a_plugin_needs_a_builder() -> None:
+    """Core's own have none to name."""
+    with pytest.raises(PluginError, match="^the optimizer mine has no builder: give it an import string$"):
+        build_optimizer(torch.nn.Linear(3, 2), training(), Optimizer("mine", "of a test"))

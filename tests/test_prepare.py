@@ -25,7 +25,7 @@ from foundry_core.evaluation.corpus_loss import evaluate_corpus
 from foundry_core.models.base import create_model
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk
-from foundry_core.tokenization.tokenizer import load_tokenizer, tokenizer_digest
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
 from foundry_core.training.plan import RunPlan
 
 

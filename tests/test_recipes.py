@@ -16,7 +16,7 @@ from foundry_core.cli import main
 from foundry_core.data.preparation import experiment_corpora
 from foundry_core.data.token_file import prepare_tokens
 from foundry_core.models.folder import load_model
-from foundry_core.tokenization.tokenizer import load_tokenizer
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FOUNDRY_TEST_DATA", ROOT.parent / "shared" / "data"))

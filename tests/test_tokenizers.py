@@ -15,20 +15,13 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from foundry_core.errors import TokenizerError
+from foundry_core.errors import PluginError, TokenizerError
+from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.run_folder import SENTENCEPIECE_MODEL
 from foundry_core.tokenization import text_counts
-from foundry_core.tokenization.tokenizer import (
-    DocumentEncoder,
-    TokenizerFactory,
-    default_special_tokens,
-    load_tokenizer,
-    save_tokenizer,
-    separator_id,
-    tokenizer_digest,
-    tokenizer_files,
-    train_tokenizer,
-)
+from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest, tokenizer_files
+from foundry_core.tokenization.training import TokenizerFactory, default_special_tokens, train_tokenizer
 
 KINDS = ("sentencepiece", "wordpiece", "bpe", "character", "word")
 SIZES = {"sentencepiece": 360, "wordpiece": 300, "bpe": 400, "character": None, "word": 200}
@@ -574,9 +567,10 @@ def test_the_most_frequent_are_chosen_exactly_up_to_the_room():
 _BOUNDED = """
 import random, sys
 from foundry_core.tokenization import text_counts
-from foundry_core.tokenization import training as tokenizer_training
-from foundry_core.tokenization.tokenizer import default_special_tokens, tokenizer_digest, train_tokenizer
-text_counts.COUNTED, tokenizer_training.HANDED, text_counts.BATCH = 20000, 10000, 1000
+from foundry_core.tokenization import training_request
+from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
+from foundry_core.tokenization.tokenizer_folder import tokenizer_digest
+text_counts.COUNTED, training_request.HANDED, text_counts.BATCH = 20000, 10000, 1000
 rng = random.Random(3)
 documents = [" ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(20)) + " the cat" for _ in range(300)]
 for kind in ("sentencepiece", "wordpiece", "bpe", "word"):
@@ -636,7 +630,8 @@ def test_auto_tokenizer_loads_the_folder_in_a_fresh_process_with_identical_ids(t
 _TRAIN_AND_SAVE = """
 import json, sys
 from pathlib import Path
-from foundry_core.tokenization.tokenizer import default_special_tokens, save_tokenizer, train_tokenizer
+from foundry_core.tokenization.tokenizer_folder import save_tokenizer
+from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 documents = json.load(sys.stdin)
 for kind, size in json.loads(sys.argv[2]).items():
     special = default_special_tokens(kind, masked=True)
@@ -714,7 +709,7 @@ def test_the_factory_takes_one_path_no_folder_and_special_tokens(tmp_path):
 
 
 def test_importing_the_module_does_not_import_torch():
-    code = "import sys, foundry_core.tokenization.tokenizer; sys.exit('torch' in sys.modules)"
+    code = "import sys, foundry_core.tokenization.training; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -723,7 +718,8 @@ import resource, sys
 from pathlib import Path
 from foundry_core import load_config
 from foundry_core.errors import FoundryError
-from foundry_core.tokenization.tokenizer import tokenizer_files, train_tokenizer
+from foundry_core.tokenization.tokenizer_folder import tokenizer_files
+from foundry_core.tokenization.training import train_tokenizer
 kind, limit = sys.argv[1], int(sys.argv[2])
 def documents(): return ["the cat sat on the mat " * 3, *(f"word{number} cat{number}" for number in range(600))]
 roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -744,3 +740,10 @@ def test_a_disk_that_refuses_a_temporary_file_is_one_line_that_names_its_place(k
     )
     assert (ended.returncode, ended.stderr) == (8, "")
     assert re.fullmatch(r"cannot write /\S+: (File too large|.+\(os error \d+\)); make room there, .+", ended.stdout)
+
+
+def test_a_tokenizer_type_of_a_plugin_needs_a_trainer() -> None:
+    """Core's own have none to name."""
+    kind = TokenizerType("mine", "of a test")
+    with pytest.raises(PluginError, match="^the tokenizer type mine has no trainer: give it an import string$"):
+        train_tokenizer(kind, lambda: ["a text"], 99, kind.tokens_by_role(None, masked=False))

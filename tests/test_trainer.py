@@ -18,7 +18,7 @@ from foundry_core.data.preparation import experiment_corpora, experiment_data, e
 from foundry_core.errors import CheckpointError, TokenizerError, TrainingError, UsageError
 from foundry_core.models.folder import load_model
 from foundry_core.testing.toy_language import write_corpus
-from foundry_core.tokenization.tokenizer import load_tokenizer
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.training.plan import RunPlan
 
 MODELS = {

@@ -30,7 +30,7 @@ from foundry_core.registry.objective import Objective
 from foundry_core.run_folder import CHECKPOINT, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
 from foundry_core.storage.files import publish_folder
 from foundry_core.storage.manifest import read_manifest
-from foundry_core.tokenization.tokenizer import tokenizer_files
+from foundry_core.tokenization.tokenizer_folder import tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

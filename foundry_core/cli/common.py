@@ -115,7 +115,7 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
     """The checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
     from foundry_core.devices import choose_device
     from foundry_core.models.base import BaseLanguageModel
-    from foundry_core.tokenization.tokenizer import load_tokenizer
+    from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 
     load_plugins(options)
     folder = _checkpoint_folder(Path(options.checkpoint))

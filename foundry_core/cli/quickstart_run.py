@@ -22,7 +22,7 @@ from foundry_core.registry.discovery import installed
 from foundry_core.registry.hookspecs import EvaluationReport, StepReport, hookimpl
 from foundry_core.storage.files import remove_tree, write_file
 from foundry_core.testing.toy_language import ToyCorpus, write_corpus
-from foundry_core.tokenization.tokenizer import load_tokenizer
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.training.console import compact, duration
 from foundry_core.training.run import run
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.rows import Rows
-from foundry_core.data.workers import Batch, batches_from_workers
+from foundry_core.data.workers import Batch as Batch
+from foundry_core.data.workers import batches_from_workers
 
-Collate: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
+Collator: TypeAlias = Callable[[Sequence[Any]], Batch]
+"""Makes a batch of rows: `{"input_ids": int64 array, "epoch": int, "row": int}` each."""
 
 
 class Batches:
@@ -31,7 +33,7 @@ class Batches:
         self,
         rows: Rows,
         order: SampleOrder,
-        collate: Collate,
+        collate: Collator,
         batch_size: int,
         start: int,
         stop: int,

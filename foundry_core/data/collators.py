@@ -1,30 +1,28 @@
-"""Rows to batches: padding, labels, and the hiding of tokens, each as one vectorised operation over the batch.
+"""Rows to batches: padding and labels, and which collator an experiment uses. Which tokens are hidden: `masking`.
 
 Shapes: B batch, T tokens of the longest row, padded.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.data.batches import Collator
+from foundry_core.data.collator_check import CheckedCollator
+from foundry_core.data.masking import Masking
+from foundry_core.data.workers import Batch
 from foundry_core.errors import PluginError, TokenizerError, UsageError
 from foundry_core.models.loss import IGNORED
-from foundry_core.random_streams import derive, mix64, uniform
 from foundry_core.registry.isolation import failing_as
 from foundry_core.registry.loading import import_string
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Batch = dict[str, torch.Tensor]
-Collator = Callable[[Sequence[Any]], Batch]
 
 
 class _Padding:
@@ -108,48 +106,17 @@ class MaskedLMDataCollator:
     ):
         if not mlm:
             raise UsageError("MaskedLMDataCollator masks: use CausalLMDataCollator")
-        if tokenizer.mask_token_id is None:
-            raise TokenizerError("masked_lm needs a tokenizer with a mask_token")
-        if not 0 < mlm_probability < 1:
-            raise UsageError(f"mlm_probability is {mlm_probability}, must be between 0 and 1")
         self._pad = _Padding(tokenizer, pad_to_multiple_of, max_length)
-        self.mask_id: int = tokenizer.mask_token_id
-        self.probability = mlm_probability
-        self.seed = derive(seed, "masking")
-        self.special = np.zeros(len(tokenizer), dtype=bool)
-        self.special[tokenizer.all_special_ids] = True
-        self.ordinary = np.flatnonzero(~self.special)
+        self._hide = Masking(tokenizer, mlm_probability, seed)
 
     def __call__(self, features: Sequence[Any]) -> Batch:
         ids, real = self._pad(features)
-        candidates = real & ~self.special[ids]
-        keys = self._row_keys(features)
-        with np.errstate(over="ignore"):
-            # Three independent numbers for each token, and one for each row. Real tokens are counted, not columns: the
-            # padding on the left depends on the other rows of the batch.
-            position = real.cumsum(axis=1).astype(np.uint64) << np.uint64(2)
-            cells = [mix64(keys[:, None] + position + np.uint64(k)) for k in range(3)]
-        available = candidates.sum(axis=1)
-        # floor(p n + u) keeps the expected share at p also in rows of a few tokens.
-        wanted = np.floor(self.probability * available + uniform(mix64(keys))).astype(np.int64)
-        wanted = np.clip(wanted, np.minimum(1, available), available)
-        rank = np.where(candidates, cells[0] >> np.uint64(1), np.uint64(2**63)).argsort(axis=1).argsort(axis=1)
-        chosen = candidates & (rank < wanted[:, None])
-        fate = uniform(cells[1])
-        random_ids = self.ordinary[(uniform(cells[2]) * len(self.ordinary)).astype(np.int64)]
-        hidden = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, random_ids, ids))
+        input_ids, labels = self._hide(ids, real, features)
         return {
-            "input_ids": torch.from_numpy(np.where(chosen, hidden, ids)),
+            "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "labels": torch.from_numpy(np.where(chosen, ids, IGNORED)),
+            "labels": torch.from_numpy(labels),
         }
-
-    def _row_keys(self, features: Sequence[Any]) -> np.ndarray:
-        """One uint64 for each row."""
-        if isinstance(features[0], dict) and "row" in features[0]:
-            place = np.array([(f["epoch"], f["row"]) for f in features], dtype=np.uint64)
-            return mix64(mix64(mix64(np.full(len(features), self.seed, np.uint64)) + place[:, 0]) + place[:, 1])
-        return mix64(torch.randint(0, 2**62, (len(features),)).numpy().astype(np.uint64))
 
 
 def causal_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> CausalLMDataCollator:
@@ -167,10 +134,19 @@ def masked_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerB
     )
 
 
-def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Collator:
-    """The collator that `training.objective` names.
+CORE_COLLATORS: dict[str, Callable[[ExperimentConfig, PreTrainedTokenizerBase], Collator]] = {
+    "causal_lm": causal_lm_collator,
+    "masked_lm": masked_lm_collator,
+}
+"""How core's own objectives make theirs; those of plugins name it in `Objective.collator`."""
 
-    Raises TokenizerError for a tokenizer that pads on a side that the architecture does not declare.
+
+def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Collator:
+    """Return the collator that `training.objective` asks for; the first batch of a plugin's is checked.
+
+    Raises:
+        TokenizerError: The tokenizer pads on a side that the architecture does not declare.
+        PluginError: The objective's package does not provide a collator.
     """
     side, accepted = tokenizer.padding_side, config.capabilities.padding_sides
     if side not in accepted:
@@ -178,84 +154,16 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
             f"the tokenizer pads on the {side}, which {config.model.architecture} does not take: "
             f"set its padding_side to {' or '.join(accepted)}"
         )
-    objective = config.objective
-    owner = config.providers.get("objective")
+    objective, owner = config.objective, config.providers.get("objective")
+    if owner is None and objective.collator is None:
+        return CORE_COLLATORS[objective.name](config, tokenizer)
+    if objective.collator is None:
+        raise PluginError(f"the objective {objective.name} of {owner} has no collator: give it an import string")
     of_whom = f" of {owner}" if owner else ""
     what = f"the collator of the objective {objective.name}{of_whom}, {objective.collator},"
     make = import_string(objective.collator)
     with failing_as(what):
         collator: Collator = make(config, tokenizer)
-    if owner is None:
-        return collator
     if not callable(collator):
         raise PluginError(f"{what} is a {type(collator).__name__}, not a function of rows")
-    return partial(_held_to_its_word, what, collator, len(tokenizer))
-
-
-_KEYS = ("input_ids", "attention_mask", "labels")
-
-
-def _held_to_its_word(what: str, collator: Collator, vocabulary: int, rows: Sequence[Any]) -> Batch:
-    """A batch of a plugin's collator. Raises PluginError for what is none.
-
-    Costs 0.14 ms for 32 rows of 128 tokens. What is not found here fails in the model, and is taken for its fault.
-    """
-    before = _chance()
-    with failing_as(what):
-        batch: Any = collator(rows)
-    # Rows of a caller's own may have no place that chance could follow from.
-    drawn = _chance_since(before) if isinstance(rows[0], Mapping) and "row" in rows[0] else None
-    if drawn is not None:
-        raise PluginError(
-            f"{what} draws from the global generator of {drawn}, so that the number of workers would change batches: "
-            'draw what a row needs from numpy.random.default_rng([config.seed("masking"), row["epoch"], row["row"]])'
-        )
-    problem = _problem(batch, len(rows), vocabulary)
-    if problem is not None:
-        raise PluginError(f"{what} gives {problem}")
-    return batch  # type: ignore[no-any-return]
-
-
-def _chance() -> tuple[torch.Tensor, Any, Any]:
-    """Where the global generators stand."""
-    return torch.get_rng_state(), np.random.get_state(), random.getstate()
-
-
-def _chance_since(before: tuple[torch.Tensor, Any, Any]) -> str | None:
-    """Whose global generator has been drawn from, or seeded."""
-    (of_torch, of_numpy, of_python), now = before, _chance()
-    if not torch.equal(of_torch, now[0]):
-        return "torch"
-    if of_numpy[2:] != now[1][2:] or not np.array_equal(of_numpy[1], now[1][1]):
-        return "numpy"
-    return None if of_python == now[2] else "Python's random"
-
-
-def _problem(batch: Any, rows: int, vocabulary: int) -> str | None:
-    """What is wrong with a batch of so many rows, which a model for so many tokens is to take."""
-    if not isinstance(batch, Mapping):
-        return f"a {type(batch).__name__}, not a batch"
-    for name in _KEYS:
-        tensor = batch.get(name)
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or len(tensor) != rows or not tensor.numel():
-            return f"a batch whose {name} is no tensor of a row for each of {rows} rows"
-    shapes = [tuple(batch[name].shape) for name in _KEYS]
-    if len(set(shapes)) > 1:
-        return "a batch whose tensors differ in shape: " + ", ".join(
-            f"{name} {shape}" for name, shape in zip(_KEYS, shapes, strict=True)
-        )
-    if len(batch) > len(_KEYS):
-        extra = ", ".join(repr(name) for name in batch if name not in _KEYS)
-        return f"a batch with {extra}, which a model does not take: it takes {', '.join(_KEYS)}"
-    for name in ("input_ids", "labels"):
-        if batch[name].dtype != torch.int64:
-            return f"a batch whose {name} are {batch[name].dtype}, not torch.int64"
-    labels = batch["labels"]
-    for name, ids, besides in (
-        ("input_ids", batch["input_ids"], ""),
-        ("labels", labels.masked_fill(labels == IGNORED, 0), f", or {IGNORED} where nothing is predicted"),
-    ):
-        wrong = [bound for bound in map(int, ids.aminmax()) if not 0 <= bound < vocabulary]
-        if wrong:
-            return f"a batch whose {name} hold {wrong[0]}: a token is from 0 to {vocabulary - 1}{besides}"
-    return None
+    return CheckedCollator(what, collator, len(tokenizer))

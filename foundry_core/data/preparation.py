@@ -21,7 +21,8 @@ from foundry_core.errors import DataError, TokenizerError, warn
 from foundry_core.run_folder import METRICS, TOKENIZER, TOKENIZER_LOCK, TOKENIZER_MODEL, TOKENIZER_ORIGIN, TOKENS
 from foundry_core.storage.files import write_file
 from foundry_core.storage.lock import RunLock
-from foundry_core.tokenization.tokenizer import load_tokenizer, save_tokenizer, tokenizer_digest, train_tokenizer
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest
+from foundry_core.tokenization.training import train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -22,7 +22,8 @@ from foundry_core.corpus.reader import ByteAccount, Corpus
 from foundry_core.errors import CheckpointError, DataError
 from foundry_core.storage import files as storage
 from foundry_core.storage import manifest
-from foundry_core.tokenization.tokenizer import DocumentEncoder, separator_id, tokenizer_digest
+from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
+from foundry_core.tokenization.tokenizer_folder import tokenizer_digest
 
 _FORMAT = 2
 _FLUSH_TOKENS = 1 << 20

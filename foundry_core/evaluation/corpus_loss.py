@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foundry_core.corpus.reader import Corpus
-from foundry_core.data.batches import Batches
-from foundry_core.data.collators import Collator, get_data_collator
+from foundry_core.data.batches import Batches, Collator
+from foundry_core.data.collators import get_data_collator
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.preparation import cut_rows
 from foundry_core.data.rows import Rows

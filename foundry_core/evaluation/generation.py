@@ -12,7 +12,7 @@ from foundry_core.errors import UsageError
 from foundry_core.evaluation.inference import evaluating, sentence_ids
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.random_streams import kept_generators
-from foundry_core.tokenization.tokenizer import separator_id
+from foundry_core.tokenization.encoding import separator_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,7 +15,7 @@ from foundry_core.errors import DataError
 from foundry_core.evaluation.inference import evaluating, sentence_ids
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED
-from foundry_core.tokenization.tokenizer import separator_id
+from foundry_core.tokenization.encoding import separator_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -143,6 +143,8 @@ def _look_at_offers(point: Installed) -> Collection[str]:
         }
         for kind, name in found.providers:
             part, target = targets[kind][name]
+            if target is None:
+                raise PluginError(f"its {kind} '{name}' has no {part}: give it an import string")
             _look_for(f"the {part} of its {kind} '{name}'", target)
     return found.tokenizer_types.keys()
 

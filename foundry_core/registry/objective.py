@@ -27,7 +27,7 @@ class Objective:
     collator: import string of a function `f(config, tokenizer)` that gives a collator: a list of rows -> a batch.
         A row is `{"input_ids": int64 array, "epoch": int, "row": int}`; what is drawn must be a function of the seed
         `config.seed("masking")`, epoch and row alone. A batch holds input_ids, attention_mask and labels, each (B, T),
-        labels with -100 where nothing is to be predicted, and for a causal objective not shifted.
+        labels with -100 where nothing is to be predicted, and for a causal objective not shifted. None: core's own.
     auto_class: the transformers auto class that opens a checkpoint of this objective: AutoModelForCausalLM when it is
         causal, AutoModelForMaskedLM otherwise.
     required_tokens: special-token roles (`mask_token`, ...) that the tokenizer must have.
@@ -43,7 +43,7 @@ class Objective:
     summary: str
     causal: bool
     layout: RowLayout
-    collator: str
+    collator: str | None
     auto_class: str
     required_tokens: tuple[str, ...] = ()
     same_interface_as: str | None = None
@@ -54,7 +54,8 @@ class Objective:
         whose = f"the objective '{self.name}': its"
         layouts = get_args(RowLayout)
         check(self.layout in layouts, f"{whose} layout", self.layout, f"one of {', '.join(layouts)}")
-        check_import_string(f"{whose} collator", self.collator)
+        if self.collator is not None:
+            check_import_string(f"{whose} collator", self.collator)
         auto_class = "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
         check(self.auto_class == auto_class, f"{whose} auto_class", self.auto_class, auto_class)
         check_names(f"{whose} required_tokens", self.required_tokens)
@@ -65,7 +66,7 @@ CAUSAL_LM = Objective(
     summary="predict each token from those before it",
     causal=True,
     layout="overlap",
-    collator="foundry_core.data.collators:causal_lm_collator",
+    collator=None,
     auto_class="AutoModelForCausalLM",
 )
 
@@ -74,7 +75,7 @@ MASKED_LM = Objective(
     summary="predict hidden tokens from both sides",
     causal=False,
     layout="framed",
-    collator="foundry_core.data.collators:masked_lm_collator",
+    collator=None,
     auto_class="AutoModelForMaskedLM",
     required_tokens=("mask_token", "cls_token", "sep_token"),
 )

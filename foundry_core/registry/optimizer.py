@@ -22,7 +22,7 @@ class Optimizer:
     builder: import string of a function `f(parameter_groups, training)` that gives a `torch.optim.Optimizer`.
         `parameter_groups` are core's, as torch takes them: which parameters decay is not the optimizer's to decide.
         `training` is the configuration's section; `training.learning_rate` is the peak, and the trainer sets `lr` of
-        each group before each step.
+        each group before each step. None: core's own.
     settings: schema of `training.optimizer_settings`, for settings that `training:` has no key for; the builder finds
         an instance there. None: it takes none.
 
@@ -34,23 +34,22 @@ class Optimizer:
 
     name: str
     summary: str
-    builder: str
+    builder: str | None = None
     settings: type[ConfigSection] | None = None
 
     def __post_init__(self) -> None:
         check_name("optimizer", self.name)
-        check_import_string(f"the optimizer '{self.name}': its builder", self.builder)
+        if self.builder is not None:
+            check_import_string(f"the optimizer '{self.name}': its builder", self.builder)
 
 
 ADAMW = Optimizer(
     name="adamw",
     summary="Adam with decoupled weight decay (Loshchilov and Hutter 2019)",
-    builder="foundry_core.training.optim:adamw",
 )
 SGD = Optimizer(
     name="sgd",
     summary="stochastic gradient descent, with momentum where sgd_momentum is set",
-    builder="foundry_core.training.optim:sgd",
 )
 
 CORE_OPTIMIZERS = {optimizer.name: optimizer for optimizer in (ADAMW, SGD)}

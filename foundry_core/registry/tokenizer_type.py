@@ -33,6 +33,7 @@ class TokenizerType:
         `PreTrainedTokenizerFast`. `documents()` starts a fresh pass over the texts; `vocab_size` counts the special
         tokens and is a limit, None for no limit; `special_tokens` are names by role. The same input must give the same
         tokenizer, byte for byte. With a cls_token and a sep_token, encoding a text must put it between the two.
+        None: core's own.
     special_tokens: names by role where a YAML gives none.
     masked_tokens: those that are added when the objective needs a mask_token.
     required_tokens: roles that this kind cannot do without.
@@ -43,7 +44,7 @@ class TokenizerType:
 
     name: str
     summary: str
-    trainer: str
+    trainer: str | None = None
     special_tokens: Roles = field(
         default_factory=lambda: {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     )
@@ -55,7 +56,8 @@ class TokenizerType:
 
     def __post_init__(self) -> None:
         check_name("tokenizer type", self.name)
-        check_import_string(f"the tokenizer type '{self.name}': its trainer", self.trainer)
+        if self.trainer is not None:
+            check_import_string(f"the tokenizer type '{self.name}': its trainer", self.trainer)
         check_names(f"the tokenizer type '{self.name}': its required_tokens", self.required_tokens)
 
     def tokens_by_role(self, changes: Mapping[Any, str | None] | None, masked: bool) -> dict[str, str]:
@@ -115,13 +117,11 @@ def _splits(name: str) -> bool:
 SENTENCEPIECE = TokenizerType(
     name="sentencepiece",
     summary="unigram pieces that may cross no space, bytes for rare characters (Kudo and Richardson 2018)",
-    trainer="foundry_core.tokenization.training:train_sentencepiece",
     problems=_sentencepiece_problems,
 )
 WORDPIECE = TokenizerType(
     name="wordpiece",
     summary="BERT's pieces of words, case and accents kept (Devlin et al. 2019)",
-    trainer="foundry_core.tokenization.training:train_wordpiece",
     special_tokens={f"{role}_token": f"[{role.upper()}]" for role in ("cls", "sep", "mask", "unk", "pad")},
     masked_tokens={},
     required_tokens=("unk_token",),
@@ -130,18 +130,15 @@ WORDPIECE = TokenizerType(
 BPE = TokenizerType(
     name="bpe",
     summary="merged pairs of bytes: no text is unknown (Radford et al. 2019)",
-    trainer="foundry_core.tokenization.training:train_bpe",
 )
 CHARACTER = TokenizerType(
     name="character",
     summary="one token for each character",
-    trainer="foundry_core.tokenization.training:train_character",
     required_tokens=("unk_token",),
 )
 WORD = TokenizerType(
     name="word",
     summary="one token for each frequent word, cut at white space",
-    trainer="foundry_core.tokenization.training:train_word",
     required_tokens=("unk_token",),
 )
 

@@ -46,6 +46,10 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, kind: Optimizer | 
     kind = CORE_OPTIMIZERS[config.optimizer] if kind is None else kind
     groups = parameter_groups(model, config)
     asked = _decay_by_parameter(groups)
+    if kind.builder is None:
+        if kind is not CORE_OPTIMIZERS.get(kind.name):
+            raise PluginError(f"the optimizer {kind.name} has no builder: give it an import string")
+        return CORE_BUILDERS[kind.name](groups, config)
     with failing_as(f"the optimizer {kind.name}, {kind.builder},"):
         optimizer = import_string(kind.builder)(groups, config)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -72,6 +76,10 @@ def adamw(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Opti
 def sgd(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Optimizer:
     """Stochastic gradient descent in the fused form."""
     return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.sgd_momentum, fused=True)
+
+
+CORE_BUILDERS = {"adamw": adamw, "sgd": sgd}
+"""How core's own optimizers are built; those of plugins name it in `Optimizer.builder`."""
 
 
 def warmup_steps(config: TrainingConfig, total_steps: int) -> int:

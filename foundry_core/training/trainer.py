@@ -32,9 +32,10 @@ from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.batches import Batches
-from foundry_core.data.collators import Batch, get_data_collator
+from foundry_core.data.collators import get_data_collator
 from foundry_core.data.order import SampleOrder, extended_ledger
 from foundry_core.data.preparation import ExperimentData, data_identity
+from foundry_core.data.workers import Batch
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
 from foundry_core.errors import CheckpointError, StoppedError, TrainingError, warn
 from foundry_core.evaluation.corpus_loss import evaluate

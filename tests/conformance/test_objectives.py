@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from foundry_core import Capabilities, Objective, hookimpl
-from foundry_core.data.collators import Batch, causal_lm_collator, get_data_collator
+from foundry_core.data.collators import causal_lm_collator, get_data_collator
+from foundry_core.data.workers import Batch
 from foundry_core.testing.kit.objective import knowable
 from foundry_core.testing.kit.run import chosen_checks, run_check
 

@@ -31,7 +31,7 @@ from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import active_modules, get_architecture
 from foundry_core.registry.objective import Objective
 from foundry_core.schema import ModelConfig
-from foundry_core.tokenization.tokenizer import default_special_tokens, train_tokenizer
+from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

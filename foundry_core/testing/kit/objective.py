@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from foundry_core.data.collators import Batch, get_data_collator
+from foundry_core.data.collators import get_data_collator
+from foundry_core.data.workers import Batch
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED, ModelOutput
 from foundry_core.testing.kit.case import Case, Suite
