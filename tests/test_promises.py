@@ -252,9 +252,12 @@ def test_the_tests_pass_when_nothing_is_taken_out() -> None:
 def test_without_its_mechanism_the_test_of_a_promise_fails(without: Without, record_property: Any) -> None:
     check(without.target, without.replacement)
     found = carried_out(mutated_environment(without.target, without.replacement), without.test)
-    failed = re.findall(r"^FAILED (.+)", found.stdout, flags=re.MULTILINE)
+    failed = re.findall(r"^FAILED (\S+)", found.stdout, flags=re.MULTILINE)
+    reason = re.search(r"^E +(.+)", found.stdout, flags=re.MULTILINE)
     record_property("figure: promises broken", 1)
     record_property("figure: promises whose test noticed", len(failed))
-    record_property("noticed", str(failed))
+    record_property("noticed", f"{failed}: {reason and reason[1]}")
     assert found.returncode == 1, found.stdout[-3000:]
     assert len(failed) == 1, found.stdout[-3000:]
+    raised = re.findall(r"^tests/(?:mutants|mutation)\.py:\d+: (?!in )\w+", found.stdout, flags=re.MULTILINE)
+    assert raised == [], "the mutant itself has failed, and no test has noticed anything"
