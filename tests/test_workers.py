@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from foundry_core.data.batches import Batches
 from foundry_core.data.order import SampleOrder
@@ -26,7 +27,7 @@ from foundry_core.data.workers import Batch, batches_from_workers
 from foundry_core.errors import DataError, FoundryError, TokenizerError
 
 
-class Source:
+class Source(Dataset[Batch]):
     """Batches of a function of their index."""
 
     def __init__(self, make: Callable[[int], Batch]):
@@ -249,7 +250,7 @@ def test_workers_end_when_their_parent_does(killed: bool) -> None:
     code = (
         "import os, sys, torch\n"
         "from foundry_core.data.workers import batches_from_workers\n"
-        "class Source:\n"
+        "class Source(Dataset[Batch]):\n"
         "    def __getitem__(self, index):\n"
         "        return {'pid': torch.tensor(os.getpid()), 'filler': torch.zeros(1 << 21, dtype=torch.uint8)}\n"
         "iterator = batches_from_workers(Source(), 250, 2)\n"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.rows import Rows
@@ -16,7 +17,7 @@ Collator: TypeAlias = Callable[[Sequence[Any]], Batch]
 """Makes a batch of rows: `{"input_ids": int64 array, "epoch": int, "row": int}` each."""
 
 
-class Batches:
+class Batches(Dataset[Batch]):
     """Collated batches of the samples from position `start` to `stop`, `batch_size` each, the last one perhaps fewer.
 
     `collate` receives a list of `{"input_ids": int64 array, "epoch": int, "row": int}` and must not draw from a global

@@ -124,7 +124,7 @@ def _whole(stem: Path, digest: str) -> TokenInfo | None:
     except (FileNotFoundError, CheckpointError, ValidationError):
         return None
     except OSError as error:
-        raise DataError(f"{error.filename or stem}: cannot be read: {error.strerror}; remove it or mend it.") from error
+        raise DataError(f"{error.filename or stem}: cannot be read: {error.strerror}; remove it or fix it.") from error
     return info if info.digest == digest else None
 
 

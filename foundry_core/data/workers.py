@@ -19,11 +19,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -33,18 +32,14 @@ from foundry_core.errors import DataError, FoundryError
 from foundry_core.registry.isolation import cause
 
 Batch: TypeAlias = dict[str, torch.Tensor]
+_Made: TypeAlias = dict[str, np.ndarray] | str
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_METHOD = "fork" if sys.platform == "linux" else None
 _AGAIN = "start again, with training.num_workers 0 if it recurs"
 
 
-class Source(Protocol):
-    """Makes the batch at an index. It is pickled where processes are not forked."""
-
-    def __getitem__(self, index: int) -> Batch: ...
-
-
-def batches_from_workers(source: Source, count: int, num_workers: int) -> Iterator[Batch]:
+def batches_from_workers(source: Dataset[Batch], count: int, num_workers: int) -> Iterator[Batch]:
     """Yield `source[0]` to `source[count - 1]` in order, as other processes make them: dicts of CPU tensors.
 
     Raises:
@@ -59,7 +54,7 @@ def batches_from_workers(source: Source, count: int, num_workers: int) -> Iterat
         num_workers=min(num_workers, count),
         collate_fn=_unchanged,
         worker_init_fn=_begin,
-        multiprocessing_context=multiprocessing.get_start_method(allow_none=True) or _DEFAULT_METHOD,
+        multiprocessing_context=multiprocessing.get_start_method(allow_none=True) or _METHOD,
         generator=torch.Generator(),  # by default it draws from torch's global generator
     )
     iterator, workers = _started(loader)
@@ -69,8 +64,8 @@ def batches_from_workers(source: Source, count: int, num_workers: int) -> Iterat
     try:
         for _ in range(count):
             made = _next(iterator, workers)
-            if isinstance(made, _Failure):
-                raise DataError(made.text)
+            if isinstance(made, str):
+                raise DataError(made)
             yield {key: torch.from_numpy(array) for key, array in made.items()}
     finally:
         del iterator
@@ -78,34 +73,24 @@ def batches_from_workers(source: Source, count: int, num_workers: int) -> Iterat
         end()
 
 
-_DEFAULT_METHOD = "fork" if sys.platform == "linux" else None
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What takes the place of a batch that could not be made."""
-
-    text: str
-
-
 class _Guarded(Dataset[Any]):
-    """A source as workers ask it: its batch as arrays, or what went wrong with it.
+    """A source as workers ask it: its batch as arrays, or in words what went wrong with it.
 
     Arrays go through a pipe. Tensors would go through shared memory, which costs 1.1 ms for each of them, and which
     many containers have 64 MB of.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Dataset[Batch]):
         self._source = source
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray] | _Failure:
+    def __getitem__(self, index: int) -> _Made:
         try:
             return {key: tensor.numpy() for key, tensor in self._source[index].items()}
         except FoundryError as error:
-            return _Failure(f"a data worker failed: {error}")
+            return f"a data worker failed: {error}"
         except BaseException as error:  # noqa: BLE001 - handed to the parent, whatever it is
             place = traceback.extract_tb(error.__traceback__)[-1]
-            return _Failure(f"a data worker failed: {cause(error)} ({place.filename}:{place.lineno})")
+            return f"a data worker failed: {cause(error)} ({place.filename}:{place.lineno})"
 
 
 def _unchanged(batch: Any) -> Any:
@@ -114,7 +99,6 @@ def _unchanged(batch: Any) -> Any:
 
 def _started(loader: DataLoader[Any]) -> tuple[Iterator[Any], list[BaseProcess]]:
     """Start the workers, while signals wait: a fork that does not ignore them yet would run our handlers."""
-    in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
     try:
@@ -122,7 +106,7 @@ def _started(loader: DataLoader[Any]) -> tuple[Iterator[Any], list[BaseProcess]]
     except (OSError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"a data worker cannot be started: {cause(error)}; lower training.num_workers") from error
     finally:
-        if in_main:
+        with suppress(ValueError):  # outside the main thread, where torch has not changed it
             signal.signal(signal.SIGCHLD, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return iterator, list(iterator._workers)  # there is no public way to know them
@@ -152,16 +136,16 @@ _abandoned: list[Iterator[Any]] = []
 """Iterators that are not shut down but kept: their shutdown asks for that lock, too, and may wait for it forever."""
 
 
-def _next(iterator: Iterator[Any], workers: list[BaseProcess]) -> dict[str, np.ndarray] | _Failure:
-    """Return the next batch, or the failure that ends the iteration."""
+def _next(iterator: Iterator[Any], workers: list[BaseProcess]) -> _Made:
+    """Return the next batch, or in words the failure that ends the iteration."""
     try:
         with _deaths_noticed(workers):
-            return cast("dict[str, np.ndarray] | _Failure", next(iterator))
+            return cast("_Made", next(iterator))
     except BaseException as error:
         _abandoned.append(iterator)
         if not isinstance(error, _DiedError | RuntimeError):
             raise
-        return _Failure(_death(workers) or f"the data workers failed: {cause(error)}; {_AGAIN}")
+        return _death(workers) or f"the data workers failed: {cause(error)}; {_AGAIN}"
 
 
 @contextmanager
