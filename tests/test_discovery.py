@@ -92,12 +92,7 @@ def test_a_whole_plugin_is_listed_with_what_it_says_of_itself(zebra: Install, ca
     assert err == []
 
 
-OTHER_API = f"import dataclasses\nzebra = dataclasses.replace(zebra, plugin_api_version={PLUGIN_API_VERSION + 1})\n"
 BROKEN = {
-    "import error": ("import kernels_of_zebra\n", "fails to import: ModuleNotFoundError: No module named 'kernels_of"),
-    "exit": ("raise SystemExit('a licence is needed')\n", "fails to import: SystemExit: a licence is needed. Upgrade"),
-    "syntax": ("def f(:\n", "fails to import: SyntaxError: "),
-    "wrong type": ("zebra = 3\n", "zebra_light:zebra is a int, not an Architecture descriptor. Upgrade"),
     "wrong schema": (
         MAMBA + "import dataclasses\nzebra = dataclasses.replace(zebra, config_class=dict)\n",
         "its config_class is <class 'dict'>, not a subclass of ModelConfig. Upgrade",
@@ -133,11 +128,6 @@ BROKEN = {
         MAMBA.replace('"zebra_model:Model"', "None"),
         'its model_class is None, not an import string such as "package.module:name". Upgrade',
     ),
-    "getattr": (
-        MAMBA.replace("zebra = Arch", "_zebra = Arch")
-        + "def __getattr__(name):\n    raise RuntimeError('one\\ntwo')\n",
-        "fails to import: RuntimeError: one two. Upgrade",
-    ),
     "default tokenizer": (
         MAMBA.replace('"bpe"', '"nosuch"'),
         "its default_tokenizer 'nosuch' is no tokenizer type of core's or its own. Upgrade",
@@ -145,11 +135,6 @@ BROKEN = {
     "no JSON schema": (
         MAMBA.replace('kernel: str = Field("scan"', "kernel: Callable[..., None] = Field(print"),
         "its section has no JSON schema: PydanticInvalidForJsonSchema: ",
-    ),
-    "other API": (
-        MAMBA + OTHER_API,
-        f"is made for plugin API {PLUGIN_API_VERSION + 1}, this core has {PLUGIN_API_VERSION}: "
-        "pip install --upgrade foundry-core foundry-zebra",
     ),
 }
 
@@ -164,7 +149,7 @@ def test_what_is_wrong_with_a_plugin_is_one_line_with_the_package_and_the_way_ou
     assert (kind, problem is not None and reason in problem) == ("unusable", True), problem
     assert problem is not None
     assert "the plugin foundry-zebra 1.0" in problem
-    assert REMOVE in problem or "pip install --upgrade foundry-core foundry-zebra" in problem
+    assert REMOVE in problem
     out, err = said(capsys, "list")
     listed = next(line for line in out if line.startswith("zebra")).endswith(f"unusable: {problem}")
     assert (listed, err) == (state != "no JSON schema", [])  # which takes the doctor's time
