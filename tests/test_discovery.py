@@ -177,6 +177,10 @@ OFFERS = {
         "Objective('mine', '', True, 'overlap', 'zebra_model.part:f', 'AutoModelForCausalLM')",
         "the collator of its objective 'mine', zebra_model.part:f, is not there. Upgrade",
     ),
+    "no collator": (
+        "Objective('mine', '', True, 'overlap', None, 'AutoModelForCausalLM')",
+        "its objective 'mine' names no collator. Upgrade",
+    ),
     "no function": (
         "Objective('mine', '', True, 'overlap', 'zebra_light:collator', 'AutoModelForCausalLM')",
         "the collator of its objective 'mine', zebra_light:collator, is not there: the module has no 'collator'.",
