@@ -92,12 +92,7 @@ def test_a_whole_plugin_is_listed_with_what_it_says_of_itself(zebra: Install, ca
     assert err == []
 
 
-OTHER_API = f"import dataclasses\nzebra = dataclasses.replace(zebra, plugin_api_version={PLUGIN_API_VERSION + 1})\n"
 BROKEN = {
-    "import error": ("import kernels_of_zebra\n", "fails to import: ModuleNotFoundError: No module named 'kernels_of"),
-    "exit": ("raise SystemExit('a licence is needed')\n", "fails to import: SystemExit: a licence is needed. Upgrade"),
-    "syntax": ("def f(:\n", "fails to import: SyntaxError: "),
-    "wrong type": ("zebra = 3\n", "zebra_light:zebra is a int, not an Architecture descriptor. Upgrade"),
     "wrong schema": (
         MAMBA + "import dataclasses\nzebra = dataclasses.replace(zebra, config_class=dict)\n",
         "its config_class is <class 'dict'>, not a subclass of ModelConfig. Upgrade",
@@ -133,11 +128,6 @@ BROKEN = {
         MAMBA.replace('"zebra_model:Model"', "None"),
         'its model_class is None, not an import string such as "package.module:name". Upgrade',
     ),
-    "getattr": (
-        MAMBA.replace("zebra = Arch", "_zebra = Arch")
-        + "def __getattr__(name):\n    raise RuntimeError('one\\ntwo')\n",
-        "fails to import: RuntimeError: one two. Upgrade",
-    ),
     "default tokenizer": (
         MAMBA.replace('"bpe"', '"nosuch"'),
         "its default_tokenizer 'nosuch' is no tokenizer type of core's or its own. Upgrade",
@@ -146,25 +136,18 @@ BROKEN = {
         MAMBA.replace('kernel: str = Field("scan"', "kernel: Callable[..., None] = Field(print"),
         "its section has no JSON schema: PydanticInvalidForJsonSchema: ",
     ),
-    "other API": (
-        MAMBA + OTHER_API,
-        f"is made for plugin API {PLUGIN_API_VERSION + 1}, this core has {PLUGIN_API_VERSION}: "
-        "pip install --upgrade foundry-core foundry-zebra",
-    ),
 }
 
 
 @pytest.mark.parametrize("state", BROKEN)
-def test_what_is_wrong_with_a_plugin_is_one_line_with_the_package_and_the_way_out(
-    state: str, zebra: Install, capsys: Any
-) -> None:
+def test_an_unusable_plugin_is_one_line_with_the_way_out(state: str, zebra: Install, capsys: Any) -> None:
     light, reason = BROKEN[state]
     zebra("from collections.abc import Callable\n" + light)
     ((kind, problem),) = found()
     assert (kind, problem is not None and reason in problem) == ("unusable", True), problem
     assert problem is not None
     assert "the plugin foundry-zebra 1.0" in problem
-    assert REMOVE in problem or "pip install --upgrade foundry-core foundry-zebra" in problem
+    assert REMOVE in problem
     out, err = said(capsys, "list")
     listed = next(line for line in out if line.startswith("zebra")).endswith(f"unusable: {problem}")
     assert (listed, err) == (state != "no JSON schema", [])  # which takes the doctor's time
@@ -192,6 +175,10 @@ OFFERS = {
         "Objective('mine', '', True, 'overlap', 'zebra_model.part:f', 'AutoModelForCausalLM')",
         "the collator of its objective 'mine', zebra_model.part:f, is not there. Upgrade",
     ),
+    "no collator": (
+        "Objective('mine', '', True, 'overlap', None, 'AutoModelForCausalLM')",
+        "its objective 'mine' names no collator. Upgrade",
+    ),
     "no function": (
         "Objective('mine', '', True, 'overlap', 'zebra_light:collator', 'AutoModelForCausalLM')",
         "the collator of its objective 'mine', zebra_light:collator, is not there: the module has no 'collator'.",
@@ -218,7 +205,7 @@ def test_what_a_plugin_offers_is_looked_at(
     assert err == [f"error: {problem}"]
 
 
-def test_a_heavy_package_that_is_only_named_is_not_imported_to_be_looked_for(zebra: Install, tmp_path: Path) -> None:
+def test_a_heavy_module_is_looked_for_without_importing_it(zebra: Install, tmp_path: Path) -> None:
     zebra(MAMBA.replace("zebra_model:", "zebra_heavy.model:"))
     heavy = tmp_path / "site" / "zebra_heavy"
     heavy.mkdir()
@@ -234,7 +221,7 @@ def test_a_module_whose_getattr_raises_is_whole(zebra: Install, capsys: Any) -> 
     said(capsys, "show", "zebra")
 
 
-def test_what_a_plugin_prints_when_it_is_imported_is_no_part_of_the_answer(zebra: Install, capsys: Any) -> None:
+def test_what_a_plugin_prints_at_import_goes_to_stderr(zebra: Install, capsys: Any) -> None:
     zebra("import sys\nprint('hello')\nsys.stdout.buffer.write(b'bytes')\nsys.stdout.close()\n" + MAMBA)
     assert main(["plugins", "list", "--json"]) == 0
     captured = capsys.readouterr()
@@ -313,7 +300,7 @@ def test_a_schema_with_a_key_that_must_be_given_is_whole(zebra: Install, capsys:
     assert list(json.loads("".join(out))["capabilities"]) == ["tiny"]
 
 
-def test_of_two_packages_with_one_name_both_are_unusable_until_one_is_switched_off(
+def test_two_owners_of_a_name_are_unusable_until_one_is_disabled(
     zebra: Install, install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     zebra()
@@ -335,7 +322,7 @@ def test_of_two_packages_with_one_name_both_are_unusable_until_one_is_switched_o
     ("file", "content"),
     [("entry_points.txt", b"[console_scripts]\nhalf a line\n"), ("entry_points.txt", b"\xff"), ("METADATA", b"\xff")],
 )
-def test_a_package_with_damaged_metadata_is_named_and_hides_no_other(
+def test_a_damaged_package_is_named_and_hides_no_other(
     file: str, content: bytes, zebra: Install, tmp_path: Path, capsys: Any
 ) -> None:
     zebra()
@@ -351,7 +338,7 @@ def test_a_package_with_damaged_metadata_is_named_and_hides_no_other(
 
 
 @pytest.mark.parametrize("name", ["zebra", "foundry-zebra", "zebra_light", " Foundry_Zebra ,, gpt2"])
-def test_a_disabled_plugin_is_absent_and_asking_for_it_names_the_variable(
+def test_asking_for_a_disabled_plugin_names_the_variable(
     name: str, zebra: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     zebra("1 / 0\n", summary="of a package")
@@ -403,7 +390,7 @@ def test_a_disabled_extension_is_neither_active_nor_shown(
         assert err == [f"error: the extension '{asked}' {reason}"]
 
 
-def test_of_two_extensions_with_one_name_the_one_that_counts_is_shown(
+def test_of_two_extensions_with_one_name_the_enabled_is_shown(
     install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     for number in ("one", "two"):
@@ -419,7 +406,7 @@ def test_a_suggestion_is_spelt_as_the_name_that_there_is() -> None:
     assert did_you_mean("xylophone", ["Foundry-Mamba"]) == ""
 
 
-def test_a_name_that_is_switched_off_is_free_for_a_class_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disabled_name_is_free_for_a_class_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "gpt2")
     mine = register_architecture("gpt2", config=ModelConfig)(type("Mine", (BaseLanguageModel,), {}))
     assert get_architecture("gpt2").model_class is mine
@@ -433,9 +420,7 @@ def test_a_variable_that_names_no_plugin_is_a_problem(monkeypatch: pytest.Monkey
     assert err == [f"error: {line.format('gtp2', 'gpt2')}", f"error: {line.format('Foundry_Brt', 'foundry_bert')}"]
 
 
-def test_control_characters_of_a_package_do_not_reach_the_terminal(
-    zebra: Install, install: Install, capsys: Any
-) -> None:
+def test_control_characters_do_not_reach_the_terminal(zebra: Install, install: Install, capsys: Any) -> None:
     name = "foundry-\x1b[2Jzebra"
     install(name, {"z\x1b[2J": "zebra_light:z"}, WHOLE, summary="clears \x1b[2J the screen")
     install("foundry-plain", None, {}, extensions={"plain": "zebra_light\n[foundry.commands]\nx\x1b[2J = zebra_light"})
@@ -453,9 +438,7 @@ def test_control_characters_of_a_package_do_not_reach_the_terminal(
 HEARS = "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step): ...\n"
 
 
-def test_an_extension_is_listed_by_the_module_that_a_yaml_names_and_checked_like_an_architecture(
-    install: Install, capsys: Any
-) -> None:
+def test_an_extension_is_listed_by_its_module(install: Install, capsys: Any) -> None:
     install("foundry-watch", None, {"watch_plugin": HEARS}, extensions={"watch": "watch_plugin"}, summary="looks on")
     install("foundry-wotch", None, {"wotch": HEARS.replace("ended", "endet")}, extensions={"wotch": "wotch"})
     out, _ = said(capsys, "list")
@@ -468,7 +451,7 @@ def test_an_extension_is_listed_by_the_module_that_a_yaml_names_and_checked_like
     assert json.loads("".join(out))["kind"] == "extension"
 
 
-def test_extensions_of_one_name_do_not_clash_since_a_yaml_names_their_modules(install: Install) -> None:
+def test_extensions_of_one_name_do_not_clash(install: Install) -> None:
     for number in ("one", "two"):
         install(f"foundry-{number}", None, {f"watch_{number}": HEARS}, extensions={"watch": f"watch_{number}"})
     assert found("watch") == [("fine", None), ("fine", None)]
@@ -496,7 +479,7 @@ IN_A_CLASS = "class Plugin:\n" + "".join(f"    {line}\n" for line in HEARS.split
     ],
     ids=["in a class", "none", "unmarked"],
 )
-def test_an_extension_whose_hooks_would_never_be_called_is_unusable(
+def test_an_extension_without_usable_hooks_is_unusable(
     text: str, target: str, problem: str, install: Install, capsys: Any
 ) -> None:
     install("foundry-watch", None, {"watch_plugin": text}, extensions={"watch": target})
@@ -535,9 +518,7 @@ def test_the_list_for_programs_has_state_and_problem_of_each(
         }
 
 
-def test_a_plugin_is_shown_with_package_place_abilities_keys_and_hooks(
-    zebra: Install, tmp_path: Path, capsys: Any
-) -> None:
+def test_everything_known_of_a_plugin_is_shown(zebra: Install, tmp_path: Path, capsys: Any) -> None:
     zebra(requires=["foundry-core>=0.1,<1"])
     out, err = said(capsys, "show", "zebra")
     assert err == []

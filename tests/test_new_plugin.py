@@ -89,7 +89,7 @@ def test_nothing_is_left_to_fill_in(name: str) -> None:
         assert all(len(line) <= 120 for line in text.splitlines()), path
 
 
-def test_the_metadata_names_the_entry_point_and_the_cores_it_works_with() -> None:
+def test_the_metadata_names_entry_point_and_core_versions() -> None:
     project = tomllib.loads(plugin_files("my_arch")["pyproject.toml"])["project"]
     assert project["name"] == "foundry-my-arch"
     assert project["entry-points"] == {"foundry.architectures": {"my_arch": "foundry_my_arch:my_arch"}}
@@ -107,7 +107,7 @@ def test_a_plugin_goes_with_the_cores_of_its_own_plugin_api(version: str, bounds
     assert core_versions(version) == bounds
 
 
-def test_the_workflow_runs_what_the_readme_tells_the_author_to_run() -> None:
+def test_the_workflow_runs_what_the_readme_says() -> None:
     files = plugin_files("mine")
     steps = yaml.safe_load(files[".github/workflows/test.yml"])["jobs"]["test"]["steps"]
     commands = [step["run"] for step in steps if "run" in step]
@@ -137,7 +137,7 @@ def test_the_workflow_runs_what_the_readme_tells_the_author_to_run() -> None:
         ("", None),
     ],
 )
-def test_a_name_that_python_or_pip_cannot_have_is_answered_with_one_that_they_can(
+def test_an_impossible_name_is_answered_with_a_possible_one(
     name: str, near: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rule = "lower-case letters, digits and single underscores between them, a letter first, at most 20"
@@ -155,7 +155,7 @@ def test_a_name_that_yaml_reads_as_something_else_is_refused(
 
 
 @pytest.mark.parametrize("name", ["lambda", "int", "copy", "architecture", "model", "base", "config", "model_dump"])
-def test_a_name_that_would_replace_another_one_in_the_files_is_refused(
+def test_a_name_that_is_used_in_the_files_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(capsys, name, "--dir", str(tmp_path)).startswith(f"error: '{name}' has a meaning of its own")
@@ -296,7 +296,7 @@ def test_two_halves_with_the_state_carried_are_the_whole(build: Build) -> None:
     assert "state" not in model(ids, use_cache=False)
 
 
-def test_greedy_generation_is_the_argmax_loop_for_each_prompt_alone(build: Build) -> None:
+def test_greedy_generation_is_the_argmax_loop(build: Build) -> None:
     model = build()
     eos, pad = model.context.eos_token_id, model.context.pad_token_id
     rows = [random_ids(length, seed=length) % 26 for length in (3, 6)]
@@ -312,7 +312,7 @@ def test_greedy_generation_is_the_argmax_loop_for_each_prompt_alone(build: Build
 
 
 @pytest.mark.parametrize("size", [37, 29])
-def test_a_resized_model_keeps_its_old_logits_and_learns_the_new_ones(build: Build, size: int) -> None:
+def test_a_resized_model_keeps_logits_and_learns_new_ones(build: Build, size: int) -> None:
     model, ids = build(), random_ids(3, 12) % 29
     before, parameters = model(ids).logits.detach(), len(list(model.parameters()))
     model.resize_token_embeddings(size)
@@ -324,7 +324,7 @@ def test_a_resized_model_keeps_its_old_logits_and_learns_the_new_ones(build: Bui
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
-def test_the_first_loss_is_that_of_guessing_whatever_the_size_and_the_seed(build: Build) -> None:
+def test_the_first_loss_is_that_of_guessing(build: Build) -> None:
     ids = random_ids(8, 16)
     for seed in range(5):
         for sizes in ({}, {"hidden_size": 256, "layers": 4}, {"hidden_size": 7, "layers": 1}):

@@ -224,7 +224,7 @@ class _UnspeakableError(Exception):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_an_observer_that_fails_is_named_once_in_one_line_and_muted(
+def test_a_failing_observer_is_named_once_and_muted(
     error: BaseException, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heard: list[int] = []
@@ -259,7 +259,7 @@ def test_a_disk_that_refuses_the_metrics_ends_the_run(tmp_path: Path) -> None:
         Notifier(hook_manager([metrics])).tell("foundry_run_started", run=RunInfo("x", tmp_path, {}, 10, 0))
 
 
-def test_an_interruption_while_an_observer_works_is_an_interruption() -> None:
+def test_an_interruption_of_an_observer_is_an_interruption() -> None:
     class Interrupted:
         @hookimpl
         def foundry_run_ended(self, step: int) -> None:
@@ -292,7 +292,7 @@ def test_an_observer_may_be_added_when_a_run_goes_on(
     assert run(observed, resume=True, quiet=True).step == 2
 
 
-def test_a_checkpoint_opens_where_those_who_watched_its_training_are_not(
+def test_a_checkpoint_opens_without_its_observers(
     distribution: Callable[..., Path], experiment: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: Any
 ) -> None:
     silent = "from foundry_core import hookimpl\n\n@hookimpl\ndef foundry_run_ended(step):\n    pass\n"
@@ -303,7 +303,7 @@ def test_a_checkpoint_opens_where_those_who_watched_its_training_are_not(
     assert model.config.plugins == ()
 
 
-def test_a_checkpoint_opens_where_the_package_of_its_optimizer_is_not(
+def test_a_checkpoint_opens_without_its_optimizers_package(
     distribution: Callable[..., Path], experiment: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: Any
 ) -> None:
     light = (

@@ -90,7 +90,7 @@ OFFERS: dict[str, tuple[str, Callable[..., Any], Callable[..., dict[str, Any]], 
 
 
 @pytest.mark.parametrize("kind", OFFERS)
-def test_each_kind_is_offered_beside_cores_own_and_each_name_has_one_owner(kind: str) -> None:
+def test_each_name_that_is_offered_has_one_owner(kind: str) -> None:
     hook, descriptor, available, of_core = OFFERS[kind]
     one, two = (module_with(called, **{hook: lambda: [descriptor("mine")]}) for called in ("one", "two"))
     assert set(available(offers(hook_manager([one])))) == {*available(offers(hook_manager([]))), "mine"}
@@ -135,7 +135,7 @@ def test_two_packages_that_offer_one_name_are_both_named(distribution: Distribut
         ("masked_lm", "names 'masked_lm' as its interface, but only one of them is causal"),
     ],
 )
-def test_an_objective_is_like_one_that_exists_and_looks_the_same_way(like: str, said: str) -> None:
+def test_an_interface_exists_and_is_causal_alike(like: str, said: str) -> None:
     """Otherwise a model of both directions could be trained on what it sees."""
     objective = Objective(
         "sly", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM", same_interface_as=like
@@ -145,7 +145,7 @@ def test_an_objective_is_like_one_that_exists_and_looks_the_same_way(like: str, 
     assert str(raised.value) == f"the objective 'sly' of mine {said}"
 
 
-def test_a_model_of_both_directions_is_not_trained_causally_under_another_name(distribution: Distribution) -> None:
+def test_a_bidirectional_model_is_not_trained_causally(distribution: Distribution) -> None:
     module = package(distribution, "foundry-prefix", PREFIX_LM.format(like=", same_interface_as='causal_lm'"))
     lstm = settings("lstm", module, objective="prefix_lm")
     assert load_config(lstm).objective.same_interface_as == "causal_lm"
@@ -155,13 +155,13 @@ def test_a_model_of_both_directions_is_not_trained_causally_under_another_name(d
         load_config(settings("bert", module, objective="causal_lm"))
 
 
-def test_an_objective_that_is_like_no_other_needs_an_architecture_that_names_it(distribution: Distribution) -> None:
+def test_an_objective_without_interface_must_be_named(distribution: Distribution) -> None:
     module = package(distribution, "foundry-prefix", PREFIX_LM.format(like=""))
     with pytest.raises(ConfigError, match=r"gpt2 with these settings cannot .* prefix_lm; it accepts causal_lm$"):
         load_config(settings("gpt2", module, objective="prefix_lm"))
 
 
-def test_a_hook_that_is_not_marked_is_refused_where_its_module_is_active(distribution: Distribution) -> None:
+def test_an_unmarked_hook_of_an_active_module_is_refused(distribution: Distribution) -> None:
     module = package(distribution, "foundry-mine", PREFIX_LM.format(like="").replace("@hookimpl\n", ""))
     with pytest.raises(ConfigError) as raised:
         load_config(settings("gpt2", module))
@@ -219,7 +219,7 @@ TOKENIZER = {"name": "mine", "summary": "of a test", "trainer": "no:where"}
     ],
     ids=str,
 )
-def test_the_mistakes_of_authors_are_named_where_a_descriptor_is_made(
+def test_a_mistake_is_named_where_the_descriptor_is_made(
     descriptor: type[Any], whole: dict[str, Any], wrong: dict[str, Any], problem: str
 ) -> None:
     descriptor(**whole)
@@ -589,7 +589,7 @@ def test_a_command_that_is_switched_off_says_so(
     assert "foundry-say" not in capsys.readouterr().out
 
 
-def test_of_a_command_that_two_packages_claim_one_may_be_switched_off(
+def test_one_of_two_owners_of_a_command_may_be_disabled(
     command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for by in ("foundry-say", "foundry-tell"):
@@ -659,7 +659,7 @@ def configure(parser):
 """
 
 
-def test_a_part_of_a_command_that_does_not_work_stops_no_other_part(
+def test_a_broken_subcommand_stops_no_other_one(
     command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(SIBLINGS)
@@ -672,7 +672,7 @@ def test_a_part_of_a_command_that_does_not_work_stops_no_other_part(
     assert "'say' of foundry-say 1.0 fails: ZeroDivisionError: division by zero" in capsys.readouterr().err
 
 
-def test_a_command_with_any_name_and_version_leaves_the_help_whole(
+def test_a_command_with_any_version_leaves_the_help_whole(
     command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(COMMAND.format(body="pass"), by="foundry-100%s", name="50%d")
@@ -756,7 +756,7 @@ def foundry_tokenizer_types():
 """
 
 
-def test_the_schema_knows_what_installed_packages_offer_and_leaves_a_broken_one_out(
+def test_the_schema_has_what_packages_offer_without_broken_ones(
     distribution: Distribution, capsys: pytest.CaptureFixture[str]
 ) -> None:
     package(distribution, "foundry-rich", RICH)

@@ -161,9 +161,7 @@ def test_a_model_that_does_not_work_is_one_line_that_names_it(fault: str, okapi:
         assert f"okapi_model.py:{number}) (--debug shows how it got there)" in line
 
 
-def test_a_module_whose_getattr_raises_is_not_in_the_way_of_naming_another(
-    okapi: Any, install: Install, capsys: Any
-) -> None:
+def test_a_module_whose_getattr_raises_hides_no_culprit(okapi: Any, install: Install, capsys: Any) -> None:
     lazy = "def __getattr__(name):\n    raise RuntimeError(name)\n"
     install("foundry-lazy", extensions={"lazy": "lazy_module"}, modules={"lazy_module": lazy})
     importlib.import_module("lazy_module")
@@ -172,16 +170,14 @@ def test_a_module_whose_getattr_raises_is_not_in_the_way_of_naming_another(
     assert line.startswith(f"error: {PACKAGE} fails: KeyError: 'n' (")
 
 
-def test_an_optimizer_that_fails_at_a_step_is_named_with_the_line(okapi: Any, capsys: Any) -> None:
+def test_a_failing_optimizer_is_named_with_the_line(okapi: Any, capsys: Any) -> None:
     okapi(MODEL, "training.optimizer=stumbling")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {PACKAGE} fails: LookupError: no such step (")
     assert "okapi_model.py:8)" in line
 
 
-def test_a_model_that_is_not_built_without_memory_is_named_with_the_line_when_its_checkpoint_is_opened(
-    okapi: Any, tmp_path: Path, capsys: Any
-) -> None:
+def test_a_model_that_fails_on_the_meta_device_is_named(okapi: Any, tmp_path: Path, capsys: Any) -> None:
     okapi(MODEL.replace("self.calls = 0", "self.calls = int(torch.zeros(1).item())"), code=0)
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "run")]) == CheckpointError.exit_code

@@ -87,7 +87,7 @@ def test_an_installed_architecture_is_found_by_its_name(install: Install) -> Non
     assert [(str(each), each.module) for each in claim] == [("foundry-mamba 1.0", "mamba_light")]
 
 
-def test_its_section_of_a_yaml_is_validated_without_a_line_of_core_changed(install: Install, tmp_path: Path) -> None:
+def test_a_plugins_section_is_validated_by_its_own_class(install: Install, tmp_path: Path) -> None:
     light = """\
         from pydantic import Field
         from foundry_core import Architecture, Capabilities, ModelConfig
@@ -149,7 +149,7 @@ def test_its_section_of_a_yaml_is_validated_without_a_line_of_core_changed(insta
     ],
     ids=["import error", "error of two lines", "exit", "no such name", "wrong type", "other name", "other API"],
 )
-def test_a_broken_plugin_is_explained_by_package_version_cause_and_way_out(
+def test_a_broken_plugin_is_one_line_with_the_way_out(
     light: str, message: str, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": light})
@@ -197,7 +197,7 @@ def test_two_distributions_that_claim_one_name_are_both_named(install: Install) 
     )
 
 
-def test_a_distribution_that_stands_on_the_path_twice_counts_once_and_first(install: Install) -> None:
+def test_of_two_copies_of_a_package_the_first_counts(install: Install) -> None:
     light = {"mamba_light": DESCRIPTOR.format(name="mamba")}
     install("foundry-mamba", {"mamba": "stale:mamba", "gone": "stale:gone"}, {}, "0.9", place="stale")
     install("foundry-mamba", {"mamba": "mamba_light:mamba"}, light, "1.0", place="fresh")
@@ -206,26 +206,7 @@ def test_a_distribution_that_stands_on_the_path_twice_counts_once_and_first(inst
     assert "gone" not in installed()
 
 
-def test_the_list_has_a_line_for_each_plugin_and_says_what_is_wrong_with_a_broken_one(
-    install: Install, capsys: pytest.CaptureFixture[str]
-) -> None:
-    install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": "raise SystemExit(9)\n"})
-    install("foundry-rwkv", {"rwkv": "rwkv_one:rwkv"}, {"rwkv_one": "rwkv = 1\n"})
-    install("rwkv-fork", {"rwkv": "rwkv_two:rwkv"}, {"rwkv_two": "1 / 0\n"}, "2.1")
-    assert main(["plugins", "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    (mamba,) = [line for line in lines if line.startswith("mamba")]
-    assert "foundry-mamba  " in mamba
-    assert "unusable" in mamba
-    assert "fails to import: SystemExit: 9" in mamba
-    claims = [line for line in lines if line.startswith("rwkv")]
-    assert ["foundry-rwkv" in line for line in claims] == [True, True]
-    assert ["rwkv-fork" in line for line in claims] == [True, True]
-    assert all("claimed by foundry-rwkv 1.0 and rwkv-fork 2.1" in line for line in claims)
-    assert any(line.startswith("gpt2") and "unusable" not in line for line in lines)
-
-
-def test_the_list_of_the_installed_plugins_loads_neither_torch_nor_a_model() -> None:
+def test_listing_plugins_loads_neither_torch_nor_a_model() -> None:
     program = (
         "import sys\nfrom foundry_core.cli import main\ncode = main(['plugins', 'list', '--json'])\n"
         "assert code == 0\n"
@@ -245,9 +226,7 @@ def test_the_list_of_the_installed_plugins_loads_neither_torch_nor_a_model() -> 
 
 
 @pytest.mark.usefixtures("no_packages")
-def test_core_alone_lists_nothing_and_says_how_to_get_an_architecture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_core_alone_says_how_to_get_an_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert available_architectures() == []
     assert main(["plugins", "list"]) == 0
     assert capsys.readouterr().out == "no architecture is installed; for instance: pip install foundry-gpt2\n"
@@ -292,7 +271,7 @@ def test_a_name_is_registered_once() -> None:
     ],
     ids=str,
 )
-def test_a_registration_that_makes_no_sense_is_refused_where_it_is_made(given: dict[str, Any], problem: str) -> None:
+def test_a_wrong_registration_is_refused_where_it_is_made(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(PluginError) as raised:
         register_architecture("mine", **{"config": ModelConfig, **given})(a_model())
     assert str(raised.value) == f"the architecture 'mine': {problem}"
@@ -307,7 +286,7 @@ def test_a_registration_that_makes_no_sense_is_refused_where_it_is_made(given: d
         ("lambda config: exit(1)", "fail: SystemExit: 1"),
     ],
 )
-def test_capabilities_that_cannot_be_had_are_a_problem_of_the_architecture_wherever_they_are_asked(
+def test_capabilities_that_fail_are_the_plugins_problem(
     capabilities: str, said: str, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = DESCRIPTOR.format(name="mamba").replace('Model")', f'Model", capabilities={capabilities})')
@@ -346,7 +325,7 @@ class Model(BaseLanguageModel):
 """
 
 
-def test_a_plugin_file_makes_its_architecture_valid_and_nothing_is_trained(
+def test_a_plugin_file_makes_its_architecture_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -362,7 +341,6 @@ def test_a_plugin_file_makes_its_architecture_valid_and_nothing_is_trained(
     ("text", "message"),
     [
         ("1 / 0\n", "fails: ZeroDivisionError: division by zero"),
-        ("raise SystemExit\n", "fails: SystemExit"),
         ("raise ValueError('one\\ntwo')\n", "fails: ValueError: one two"),
         ("def f(:\n", "fails: SyntaxError: .*"),
     ],
@@ -449,7 +427,7 @@ def test_a_plugin_file_replaces_no_other_module(name: str, message: str, tmp_pat
     assert sys.modules["json"] is before
 
 
-def test_a_plugin_that_changes_the_working_folder_changes_no_path_of_the_command(
+def test_importing_a_plugin_keeps_the_working_folder(
     install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -497,7 +475,7 @@ willing = Architecture("willing", "of a test", ModelConfig, "no:where",
 """
 
 
-def test_an_installed_objective_counts_only_where_its_module_is_active(install: Install, tmp_path: Path) -> None:
+def test_an_objective_counts_only_where_its_module_is_active(install: Install, tmp_path: Path) -> None:
     install("foundry-willing", {"willing": "willing_light:willing"}, {"willing_light": TWO_OBJECTIVES})
     install("foundry-prefix", modules={"prefix_plugin": OBJECTIVE}, extensions={"prefix": "prefix_plugin"})
     path = experiment(tmp_path, "willing")
@@ -509,14 +487,14 @@ def test_an_installed_objective_counts_only_where_its_module_is_active(install: 
     assert load_config(path).training.objective == "causal_lm"
 
 
-def test_an_objective_in_the_module_of_the_architecture_is_active_with_it(install: Install, tmp_path: Path) -> None:
+def test_an_objective_is_active_with_its_architecture(install: Install, tmp_path: Path) -> None:
     install("foundry-willing", {"willing": "willing_light:willing"}, {"willing_light": TWO_OBJECTIVES + OBJECTIVE})
     assert load_config(experiment(tmp_path, "willing"), ["training.objective=prefix_lm"]).objective.name == "prefix_lm"
     with pytest.raises(ConfigError, match="unknown objective 'prefix_lm'"):
         load_config(experiment(tmp_path, "gpt2"), ["training.objective=prefix_lm"])
 
 
-def test_a_plugin_file_without_an_architecture_can_be_made_active(tmp_path: Path) -> None:
+def test_a_plugin_file_of_hooks_can_be_made_active(tmp_path: Path) -> None:
     plugin = tmp_path / "my_objectives.py"
     plugin.write_text(OBJECTIVE)
     load_plugin_file(plugin)
@@ -560,21 +538,7 @@ def test_a_function_without_the_mark_is_no_hook() -> None:
     assert offers(hook_manager([module])).objectives.keys() == {"causal_lm", "masked_lm"}
 
 
-def offering(called: str, name: str) -> types.ModuleType:
-    objective = Objective(name, "of a test", True, "overlap", "no:where", "AutoModelForCausalLM")
-    return module_with(called, foundry_objectives=lambda: [objective])
-
-
-def test_an_objective_has_one_owner() -> None:
-    for modules, owners in (
-        ([offering("one", "prefix_lm"), offering("two", "prefix_lm")], "'prefix_lm', one and two"),
-        ([offering("one", "causal_lm")], "'causal_lm', foundry-core and one"),
-    ):
-        with pytest.raises(PluginError, match=f"^two plugins offer the objective {owners}: one of them must go"):
-            offers(hook_manager(modules))
-
-
-def test_a_hook_that_raises_while_objectives_are_gathered_is_an_error_of_the_plugin() -> None:
+def test_an_offering_hook_that_raises_is_the_plugins_error() -> None:
     def broken() -> list[Objective]:
         raise ValueError("one\ntwo")
 
@@ -595,9 +559,7 @@ def test_a_descriptor_cannot_be_changed() -> None:
     assert isinstance(descriptor, Architecture)
 
 
-def test_what_a_models_module_sets_when_it_is_imported_is_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_are_restored_after_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "setting.py").write_text(
         "import os, random, torch\n"
         "torch.set_num_threads(3)\n"
@@ -626,7 +588,7 @@ def test_a_cell_of_a_notebook_may_register_its_class_again() -> None:
     assert get_architecture("mine").model_class is second
 
 
-def test_the_installed_packages_are_read_once_until_one_is_installed(install: Install, tmp_path: Path) -> None:
+def test_packages_are_read_once_until_one_is_installed(install: Install, tmp_path: Path) -> None:
     read_packages.cache_clear()
     for _ in range(2):
         load_config(experiment(tmp_path, "gpt2"))

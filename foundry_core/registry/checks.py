@@ -27,7 +27,9 @@ def check_names(field: str, names: Any) -> None:
     check(holds, field, names, 'a tuple of names such as ("causal_lm",)')
 
 
-def check_import_string(field: str, target: Any) -> None:
-    """Check for `"package.module:attribute"`."""
+def check_import_string(field: str, target: Any, *, optional: bool = False) -> None:
+    """Check for `"package.module:attribute"`. optional: None will do."""
+    if optional and target is None:
+        return
     holds = isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", target) is not None
     check(holds, field, target, 'an import string such as "package.module:name"')

@@ -136,7 +136,7 @@ def _look_at_offers(point: Installed) -> Collection[str]:
     module = load_module(point)
     with blamed_on(point):
         found = offers(hook_manager([module]))
-        targets = {
+        targets: dict[str, dict[str, tuple[str, str | None]]] = {
             "objective": {name: ("collator", each.collator) for name, each in found.objectives.items()},
             "optimizer": {name: ("builder", each.builder) for name, each in found.optimizers.items()},
             "tokenizer type": {name: ("trainer", each.trainer) for name, each in found.tokenizer_types.items()},
@@ -144,7 +144,7 @@ def _look_at_offers(point: Installed) -> Collection[str]:
         for kind, name in found.providers:
             part, target = targets[kind][name]
             if target is None:
-                raise PluginError(f"its {kind} '{name}' has no {part}: give it an import string")
+                raise PluginError(f"its {kind} '{name}' names no {part}")
             _look_for(f"the {part} of its {kind} '{name}'", target)
     return found.tokenizer_types.keys()
 

@@ -54,8 +54,7 @@ class Objective:
         whose = f"the objective '{self.name}': its"
         layouts = get_args(RowLayout)
         check(self.layout in layouts, f"{whose} layout", self.layout, f"one of {', '.join(layouts)}")
-        if self.collator is not None:
-            check_import_string(f"{whose} collator", self.collator)
+        check_import_string(f"{whose} collator", self.collator, optional=True)
         auto_class = "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
         check(self.auto_class == auto_class, f"{whose} auto_class", self.auto_class, auto_class)
         check_names(f"{whose} required_tokens", self.required_tokens)

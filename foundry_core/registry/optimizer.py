@@ -39,8 +39,7 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         check_name("optimizer", self.name)
-        if self.builder is not None:
-            check_import_string(f"the optimizer '{self.name}': its builder", self.builder)
+        check_import_string(f"the optimizer '{self.name}': its builder", self.builder, optional=True)
 
 
 ADAMW = Optimizer(

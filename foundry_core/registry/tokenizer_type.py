@@ -56,8 +56,7 @@ class TokenizerType:
 
     def __post_init__(self) -> None:
         check_name("tokenizer type", self.name)
-        if self.trainer is not None:
-            check_import_string(f"the tokenizer type '{self.name}': its trainer", self.trainer)
+        check_import_string(f"the tokenizer type '{self.name}': its trainer", self.trainer, optional=True)
         check_names(f"the tokenizer type '{self.name}': its required_tokens", self.required_tokens)
 
     def tokens_by_role(self, changes: Mapping[Any, str | None] | None, masked: bool) -> dict[str, str]:

@@ -237,8 +237,9 @@ def capabilities(suite: Suite) -> None:
     "packaging",
     "hooks",
     scope="architecture",
-    mend="A hook is a function of the light module with a name and arguments of foundry_core/hookspecs.py, marked with "
-    "`@hookimpl` from foundry_core. What is not marked is never called; a keyword-only argument is never given.",
+    mend="A hook is a function of the light module with a name and arguments of foundry_core/registry/hookspecs.py, "
+    "marked with `@hookimpl` from foundry_core. What is not marked is never called; a keyword-only argument is never "
+    "given.",
 )
 def hooks(suite: Suite) -> None:
     """No function that looks like a hook is unknown or unmarked, and none takes keyword-only arguments."""
