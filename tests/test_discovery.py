@@ -553,7 +553,8 @@ def test_a_library_that_asks_every_package_is_not_stopped_by_a_damaged_one_or_th
     install("another-package")
     path = damage(tmp_path, "entry_points.txt", content, "another-package")
     (tmp_path / "x.yaml").write_text(
-        "experiment_name: x\ndata: {training_corpus: x.txt}\nmodel: {architecture: gpt2}\n"
+        "experiment_name: x\ndata: {training_corpus: x.txt}\nmodel: {architecture: lstm, "
+        "rnn: {embedding_size: 4, hidden_size: 4, num_layers: 1}}\n"
         "training: {output_dir: x, train_steps: 1}\n"
     )
     environment = {

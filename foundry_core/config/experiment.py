@@ -379,6 +379,8 @@ class _Check:
             key = (*prefix, *place)
             if kind == "missing":
                 message = "missing"
+                if prefix == ("model",):
+                    message += f": architecture '{self.data['model']['architecture']}' requires it"
             elif kind == "extra_forbidden":
                 message = self._unknown_key(str(place[-1]), model, place[:-1], prefix)
             elif kind == "literal_error" and finding["loc"][-1] == "[key]":
