@@ -10,6 +10,7 @@ import copy
 import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
@@ -23,9 +24,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from foundry_core import __version__
 from foundry_core.checkpoints.lineage import Lineage, Position
 from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_tensors
-from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.config.experiment import ExperimentConfig, load_config
 from foundry_core.data.token_file import StreamSizes
-from foundry_core.errors import CheckpointError, UsageError, did_you_mean
+from foundry_core.errors import CheckpointError, FoundryError, UsageError, did_you_mean
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.folder import (
     installed_plugin,
@@ -269,7 +270,7 @@ def load_checkpoint(
     check_whole(folder)
     _check_allowed(allowed, config.resolved())
     description = read_description(folder)
-    differences = config_differences(description["experiment"], config.resolved())
+    differences = changed_settings(description["experiment"], config.resolved())
     plugin = installed_plugin(config.model.architecture)
     if description.get("plugin") != plugin:
         differences["plugin"] = f"plugin was {release(description.get('plugin'))}, is {release(plugin)}"
@@ -344,6 +345,15 @@ def _names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def covered(key: str, names: Iterable[str]) -> bool:
     """Whether a dotted key is among names of keys and sections."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys whose values differ; a key that was added after `old` was written has its default there."""
+    found = config_differences(old, new)
+    if found:
+        with suppress(FoundryError):  # settings that this version refuses are compared as they are
+            found = config_differences(load_config(old).resolved(), new)
+    return found
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

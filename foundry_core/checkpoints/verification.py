@@ -16,9 +16,9 @@ import numpy as np
 from foundry_core.checkpoints.checkpoint import (
     FREE,
     TrainState,
+    changed_settings,
     check_whole,
     checkpoints,
-    config_differences,
     covered,
     position,
     read_state,
@@ -80,7 +80,7 @@ def _opened(folder: Path) -> Verified:
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(line for key, line in config_differences(before, after).items() if not covered(key, FREE))
+    return tuple(line for key, line in changed_settings(before, after).items() if not covered(key, FREE))
 
 
 def _base(one: Verified, earlier: list[Verified]) -> tuple[Position | None, str]:

@@ -1,5 +1,7 @@
 """BERT for foundry: the descriptor. The model is imported when one is built."""
 
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
 from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, TransformerConfig
@@ -8,7 +10,14 @@ from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig,
 class BertSection(ConfigSection):
     """`model.bert`."""
 
+    RECORDED: ClassVar[frozenset[str]] = frozenset({"pooler_type"})
+
     type_vocab_size: int = Field(2, ge=1, le=2**20, description="number of segments that token_type_ids can name")
+    pooler_type: Literal["first", "mean"] = Field(
+        "first",
+        description="sentence_representation(): hidden state of the first token, or mean over tokens; masked_lm does "
+        "not use it; stored in config.json, which transformers' own pooler does not read: that takes the first token",
+    )
 
 
 class BertModelConfig(ModelConfig):
