@@ -203,16 +203,18 @@ def test_the_table_of_architectures(
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_another_embedding_size_than_hidden_size_is_refused(name: str, experiment: Experiment, tmp_path: Path) -> None:
-    sizes = {"layers": 1, "embedding_size": 16, "hidden_size": 32, "attention_heads": 2}
+    sizes = {"layers": 1, "embedding_size": 16, "hidden_size": 32, "intermediate_hidden_size": 32, "attention_heads": 2}
     line = r"^configuration:\d+: model\.transformer: embedding_size \(16\) must equal hidden_size \(32\): [^\n]*$"
     with pytest.raises(ConfigError, match=line):
         experiment(name, tmp_path, model={"transformer": sizes})
 
 
 def test_a_cell_type_that_contradicts_the_architecture_is_refused(experiment: Experiment, tmp_path: Path) -> None:
-    assert experiment("lstm", tmp_path, model={"rnn": {"rnn_type": "lstm"}}).model.rnn.rnn_type == "lstm"
+    sizes = {"embedding_size": 4, "hidden_size": 4, "num_layers": 1}
+    section = {"rnn": {**sizes, "rnn_type": "lstm"}}
+    assert experiment("lstm", tmp_path, model=section).model.rnn.rnn_type == "lstm"
     with pytest.raises(ConfigError, match="rnn.rnn_type is gru under architecture: lstm; leave rnn_type out"):
-        experiment("lstm", tmp_path, model={"rnn": {"rnn_type": "gru"}})
+        experiment("lstm", tmp_path, model={"rnn": {**sizes, "rnn_type": "gru"}})
 
 
 # Registering.

@@ -6,17 +6,19 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from foundry_core import load_config
 from foundry_core.cli import main
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError
+from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import CORE_OBJECTIVES
+from foundry_core.schema import ConfigSection
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
 
@@ -33,11 +35,11 @@ tokenizer:
   vocab_size: 500
 model:
   architecture: gpt2
-  transformer:
-    layers: 2
-    embedding_size: 32
-    hidden_size: 32
-    attention_heads: 2
+  transformer: {
+    layers: 2,
+    embedding_size: 32,
+    hidden_size: 32, intermediate_hidden_size: 64,
+    attention_heads: 2}
 training:
   output_dir: runs/trial
   learning_rate: 1e-3
@@ -47,6 +49,8 @@ logging:
 """
 AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers."
 GPT2 = VALID[VALID.index("  architecture: gpt2") : VALID.index("training:\n")]
+TRANSFORMER_SIZES = ("layers", "embedding_size", "hidden_size", "intermediate_hidden_size", "attention_heads")
+RNN_SIZES = "embedding_size: 8, hidden_size: 8, num_layers: 1"
 OLD = """\
 experiment_name: exp0
 data: {source_corpus: data/raw/, training_corpus: data/raw/, batch_size: 32}
@@ -104,6 +108,7 @@ MISTYPED = [
     wrong(
         "key of the plugin's section",
         edited(("    layers", "    layer")),
+        "13: model.transformer.layers: missing: architecture 'gpt2' requires it",
         "14: model.transformer.layer: unknown key. Did you mean 'layers'?",
     ),
     wrong("key like no other", edited((SIZE, "zzz: 8")), f"7: data.zzz: unknown key. Known here: {DATA_KEYS}."),
@@ -199,6 +204,28 @@ MISSING = [
         edited(("architecture: gpt2", "architecture:")),
         "12: model.architecture: missing: name one, see foundry plugins list",
     ),
+    wrong(
+        "section of the architecture",
+        edited((GPT2, "  architecture: gpt2\n")),
+        "11: model.transformer: missing: architecture 'gpt2' requires it",
+    ),
+    wrong(
+        "section of another architecture",
+        edited((GPT2, "  architecture: lstm\n")),
+        "11: model.rnn: missing: architecture 'lstm' requires it",
+    ),
+    *(
+        wrong(
+            f"{len(keys)} sizes of {name}",
+            edited((GPT2, f"  architecture: {name}\n  {section}: {{dropout: 0.1}}\n")),
+            *(f"13: model.{section}.{key}: missing: architecture '{name}' requires it" for key in keys),
+        )
+        for name, section, keys in (
+            ("gpt2", "transformer", TRANSFORMER_SIZES),
+            ("rnn", "rnn", ("embedding_size", "hidden_size", "num_layers")),
+            ("mamba", "mamba", ("hidden_size", "num_layers")),
+        )
+    ),
     wrong("keys of a section", edited(("  log_every_steps: 5\n", "")), "22: logging: is empty: give it its keys"),
     wrong("value", edited((SIZE, "batch_size:")), "7: data.batch_size: must be an integer, not nothing (null)"),
     wrong(
@@ -243,12 +270,15 @@ CONTRADICTORY = [
     ),
     wrong(
         "two directions trained causally",
-        edited((GPT2, "  architecture: lstm\n  rnn: {bidirectional: true}\n"), after(STEPS, "  objective: causal_lm")),
+        edited(
+            (GPT2, f"  architecture: lstm\n  rnn: {{bidirectional: true, {RNN_SIZES}}}\n"),
+            after(STEPS, "  objective: causal_lm"),
+        ),
         "18: training.objective: lstm with these settings cannot be trained with causal_lm; it accepts masked_lm",
     ),
     wrong(
         "rnn_type of another architecture",
-        edited((GPT2, "  architecture: lstm\n  rnn: {rnn_type: gru}\n")),
+        edited((GPT2, f"  architecture: lstm\n  rnn: {{rnn_type: gru, {RNN_SIZES}}}\n")),
         "11: model: rnn.rnn_type is gru under architecture: lstm; leave rnn_type out or make them agree",
     ),
     wrong(
@@ -330,13 +360,39 @@ CONTRADICTORY = [
     ),
     wrong(
         "checkpointing of gradients that the architecture lacks",
-        edited((GPT2, "  architecture: lstm\n"), after(STEPS, "  gradient_checkpointing: true")),
-        "17: training.gradient_checkpointing: lstm does not support it",
+        edited(
+            (GPT2, f"  architecture: lstm\n  rnn: {{{RNN_SIZES}}}\n"), after(STEPS, "  gradient_checkpointing: true")
+        ),
+        "18: training.gradient_checkpointing: lstm does not support it",
     ),
     wrong(
         "checkpoint before the start",
         edited(after(STEPS, "  checkpoints: {steps: [5, -1]}")),
         "18: training: checkpoints.steps must not be negative",
+    ),
+]
+
+CONTRADICTORY += [
+    wrong(
+        "rules beside a missing key",
+        edited(
+            ("    layers: 2,\n", ""),
+            ("embedding_size: 32", "embedding_size: 16"),
+            ("attention_heads: 2", "attention_heads: 5"),
+            ("  output_dir: runs/trial\n", ""),
+            after(STEPS, "  epochs: 1"),
+        ),
+        "13: model.transformer.layers: missing: architecture 'gpt2' requires it",
+        "13: model.transformer: embedding_size (16) must equal hidden_size (32): there is no projection between them",
+        "13: model.transformer: attention_heads (5) must divide hidden_size (32)",
+        "17: training.output_dir: missing",
+        f"17: training: {BUDGETS}: found epochs and train_steps",
+    ),
+    wrong(
+        "a rule of the model beside a missing key of its section",
+        edited((GPT2, "  architecture: lstm\n  rnn: {rnn_type: gru, embedding_size: 8, num_layers: 1}\n")),
+        "11: model: rnn.rnn_type is gru under architecture: lstm; leave rnn_type out or make them agree",
+        "13: model.rnn.hidden_size: missing: architecture 'lstm' requires it",
     ),
 ]
 
@@ -609,6 +665,51 @@ def test_a_rule_between_sound_sections_is_checked_beside_the_problems_of_others(
         ["22", "training.objective"],
         ["24", "logging.log_evry_steps"],
     ]
+
+
+class _Inner(ConfigSection):
+    low: int
+    high: int = 3
+
+
+class _Outer(ConfigSection):
+    inner: _Inner
+    many: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    limit: int
+
+    @model_validator(mode="after")
+    def _within_the_limit(self) -> Self:
+        if self.inner.high > self.limit:
+            raise ValueError("high exceeds limit")
+        return self
+
+    @model_validator(mode="after")
+    def _few(self) -> Self:
+        if len(self.many) > self.inner.low:
+            raise ValueError("many exceeds low")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("content", "problems"),
+    [
+        ({"inner": {"low": 1}, "limit": 3}, []),
+        ({"inner": {}, "limit": 2}, ["inner.low", "high exceeds limit"]),
+        ({"inner": {"low": 1, "high": "x"}, "limit": 2, "many": [1, 2]}, ["inner.high", "many exceeds low"]),
+        ({"inner": {"low": 1}, "many": [1, 2]}, ["limit", "many exceeds low"]),
+        ({"inner": {"low": 1}, "many": 4}, ["limit", "many"]),
+        ({"inner": {"low": 1}, "many": [1, 2], "limit": 2}, ["high exceeds limit", "many exceeds low"]),
+        ({"inner": 5, "limit": 2}, ["inner"]),
+        ({"limit": 2, "new": 1}, ["inner", "new"]),
+    ],
+)
+def test_a_rule_is_checked_when_the_keys_it_reads_are_valid(content: dict[str, Any], problems: list[str]) -> None:
+    found = []
+    try:
+        _Outer.model_validate(content)
+    except ValidationError as error:
+        found = [".".join(map(str, each["loc"])) or each["ctx"]["error"] for each in error.errors()]
+    assert sorted(found) == sorted(problems)
 
 
 COUNTED = (
@@ -893,7 +994,7 @@ def test_what_is_resolved_loads_as_the_same_configuration(path: Path) -> None:
 
 def test_the_resolved_configuration_holds_the_plugins_keys_and_every_default(valid: Path) -> None:
     resolved = load_config(valid).resolved()
-    assert resolved["model"]["transformer"]["intermediate_hidden_size"] == 1024
+    assert resolved["model"]["transformer"]["attention_dropout"] == 0.1
     assert set(resolved) == set(ExperimentConfig.model_fields)
     assert resolved["training"]["adam_beta1"] == 0.9
     assert resolved["training"]["objective"] == "causal_lm"
@@ -920,10 +1021,12 @@ def test_load_config_raises_what_the_command_prints(tmp_path: Path) -> None:
 
 
 def smallest(model: dict[str, Any]) -> dict[str, Any]:
+    """model: `model:`, laid over the tiny sizes of its architecture."""
+    tiny = get_architecture(model["architecture"]).examples["tiny"]
     return {
         "experiment_name": "trial",
         "data": {"training_corpus": "corpora/train.txt"},
-        "model": model,
+        "model": {**model, **{name: {**sizes, **model.get(name, {})} for name, sizes in tiny.items()}},
         "training": {"output_dir": "runs/trial", "train_steps": 10},
     }
 

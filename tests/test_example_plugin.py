@@ -151,7 +151,7 @@ def test_its_names_and_settings_are_checked_when_the_yaml_is_read_without_torch(
         ),
         (["tokenizer.special_tokens.mask_token=null"], "special_tokens.mask_token: span_corruption needs a mask_token"),
         (
-            ["model={architecture: gpt2}"],
+            ["model.architecture=gpt2"],
             "training.objective: gpt2 with these settings cannot be trained with span_corruption; it accepts causal_lm",
         ),
     ],
@@ -186,11 +186,13 @@ def test_settings_left_out_are_the_packages_defaults_and_are_on_record(written: 
     assert again.providers == dict.fromkeys(("objective", "optimizer", "tokenizer type"), "foundry-example 0.1.0")
 
 
-@pytest.mark.parametrize("model", ["bert", "lstm", "gru, rnn: {bidirectional: true}"])
+@pytest.mark.parametrize(
+    ("architecture", "settings"), [("bert", {}), ("lstm", {}), ("lstm", {"model.rnn.bidirectional": "true"})]
+)
 def test_an_architecture_that_fills_in_masks_accepts_an_objective_it_has_never_heard_of(
-    written: Callable[..., Path], model: str
+    written: Callable[..., Path], architecture: str, settings: dict[str, str]
 ) -> None:
-    config = load_config(written(), [f"model={{architecture: {model}}}"])
+    config = load_config(written("run", architecture), [f"{key}={value}" for key, value in settings.items()])
     assert config.objective.name == "span_corruption"
     assert "span_corruption" not in config.capabilities.objectives
 

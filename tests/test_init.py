@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,9 @@ from foundry_core.registry.architecture import Architecture, Capabilities
 from foundry_core.registry.loading import available_architectures, get_architecture
 from foundry_core.schema import ConfigSection, ModelConfig
 
+ROOT = Path(__file__).parents[1]
+PLUGINS = ROOT / "plugins"
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
 
 
@@ -38,17 +42,12 @@ def data(text: str) -> Any:
     return YamlSource.parse(text, "text").data
 
 
-def keys(
-    model: type[BaseModel], prefix: tuple[str, ...] = (), section: type[BaseModel] | None = None
-) -> Iterator[tuple[str, ...]]:
-    """Every key of a configuration; `section` is the class of `model:`."""
-    for name, field in model.model_fields.items():
-        default = field.get_default(call_default_factory=True, validated_data={})
-        inner = type(default) if isinstance(default, BaseModel) else field.annotation
-        inner = section if (prefix, name) == ((), "model") else inner
+def keys(section: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of a configuration."""
+    for name in type(section).model_fields:
         yield (*prefix, name)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from keys(inner, (*prefix, name))
+        if isinstance(value := getattr(section, name), BaseModel):
+            yield from keys(value, (*prefix, name))
 
 
 def test_these_are_the_architectures_installed_here() -> None:
@@ -76,7 +75,7 @@ def test_with_every_default_uncommented_it_is_the_same_experiment(name: str) -> 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_key_there_is_stands_in_the_file_with_its_meaning(name: str) -> None:
     source = YamlSource.parse(uncommented(written(name)), "text")
-    expected = set(keys(ExperimentConfig, section=get_architecture(name).config_class))
+    expected = set(keys(load_config(data(written(name)))))
     assert {key for key in source.lines if key and all(isinstance(part, str) for part in key)} == expected
     flat = " ".join(re.sub(r"\n +# ", " ", written(name)).split())
     for field in get_architecture(name).config_class.model_fields.values():
@@ -105,18 +104,18 @@ def test_what_people_set_is_written_out_and_the_rest_is_hidden() -> None:
             "training_corpus": "corpora/train.txt",
             "test_corpus": "corpora/dev.txt",
             "max_sequence_length": 128,
-            "batch_size": 32,
+            "batch_size": 16,
         },
         "tokenizer": {"tokenizer_type": "sentencepiece", "vocab_size": 8000},
         "model": {
             "architecture": "gpt2",
             "transformer": {
                 "layers": 4,
-                "embedding_size": 256,
-                "hidden_size": 256,
-                "intermediate_hidden_size": 1024,
-                "attention_heads": 4,
-                "activation_function": "gelu",
+                "embedding_size": 192,
+                "hidden_size": 192,
+                "intermediate_hidden_size": 768,
+                "attention_heads": 6,
+                "activation_function": "gelu_new",
                 "dropout": 0.1,
                 "attention_dropout": 0.1,
             },
@@ -124,17 +123,67 @@ def test_what_people_set_is_written_out_and_the_rest_is_hidden() -> None:
         "training": {
             "output_dir": "runs/gpt2",
             "objective": "causal_lm",
-            "learning_rate": 0.0005,
+            "learning_rate": 0.001,
             "epochs": 10,
-            "warmup_ratio": 0.1,
-            "checkpoints": {"every_steps": 1000},
+            "lr_scheduler": "cosine",
+            "warmup_ratio": 0.05,
+            "evaluate_every_steps": 500,
+            "checkpoints": {"every_steps": 1000, "log_base": 2},
         },
         "logging": {"log_every_steps": 10},
     }
 
 
+def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
+INTENDED = {
+    # The recipes are for a megabyte of plays, with an empty line between speeches.
+    "data.documents": ("line", "block"),
+    "tokenizer.vocab_size": (8000, 1000),
+}
+BOTH_DIRECTIONS = {
+    "model.rnn.hidden_size": (256, 192),
+    "model.rnn.bidirectional": (False, True),
+    "training.objective": ("causal_lm", "masked_lm"),
+    "training.mlm_probability": (0.15, 0.3),
+    "training.learning_rate": (0.005, 0.003),
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_what_it_writes_is_the_recipe_of_configs(path: Path) -> None:
+    recipe = load_config(path)
+    name = recipe.model.architecture
+    start = flat(load_config(data(written(name, path.stem))).resolved())
+    differences = {key: (start[key], value) for key, value in flat(recipe.resolved()).items() if start[key] != value}
+    # A tokenizer outside of the run serves several of them.
+    assert differences.pop("tokenizer.output_dir") == (None, f"tokenizers/{path.stem}")
+    assert differences == INTENDED | (BOTH_DIRECTIONS if path.stem == "bilstm" else {})
+
+
+def test_every_architecture_has_a_recipe_in_configs() -> None:
+    assert {load_config(path).model.architecture for path in CONFIGS} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_readme_of_a_plugin_shows_the_sizes_of_its_recipe(name: str) -> None:
+    home = {"lstm": "rnn", "gru": "rnn"}.get(name, name)
+    readme = (PLUGINS / f"foundry-{home}" / "README.md").read_text(encoding="utf-8")
+    shown = data(readme.partition("```yaml\n")[2].partition("```")[0])["model"]
+    start = flat(data(written(name))["model"])
+    assert {key: start[key] for key in flat(shown) if key != "architecture"} == {
+        key: value for key, value in flat(shown).items() if key != "architecture"
+    }
+
+
 def test_the_share_of_hidden_tokens_is_written_out_only_where_tokens_are_hidden() -> None:
-    assert data(written("bert"))["training"]["mlm_probability"] == 0.15
+    assert data(written("bert"))["training"]["mlm_probability"] == 0.3
     assert "\n  # mlm_probability: 0.15 " in written("gpt2")
 
 
@@ -177,6 +226,15 @@ def test_an_architecture_of_a_third_party_gets_its_own_keys_and_defaults() -> No
     assert data(text)["training"]["objective"] == "masked_lm"
     assert data(text)["tokenizer"]["tokenizer_type"] == "character"
     assert data(text)["data"]["max_sequence_length"] == 64
+
+
+def test_the_values_of_its_recipe_come_before_defaults_and_examples() -> None:
+    recipe = {"model": {"width": 20}, "training": {"learning_rate": 0.02}, "data": {"batch_size": 3}}
+    section = data(starting_yaml(replace(FOREIGN, recipe=recipe), "mine"))
+    assert section["model"]["width"] == 20
+    assert section["model"]["gates"] == {"decay": 0.25, "kind": "soft"}
+    assert (section["training"]["learning_rate"], section["data"]["batch_size"]) == (0.02, 3)
+    assert section["data"]["max_sequence_length"] == 64
 
 
 ARCHITECTURE_FILE = """\

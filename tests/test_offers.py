@@ -55,11 +55,27 @@ def package(distribution: Distribution, name: str, text: str) -> str:
     return module
 
 
+TRANSFORMER = {
+    "transformer": {
+        "layers": 1,
+        "embedding_size": 8,
+        "hidden_size": 8,
+        "intermediate_hidden_size": 8,
+        "attention_heads": 2,
+    }
+}
+SIZES: dict[str, Any] = {
+    "gpt2": TRANSFORMER,
+    "bert": TRANSFORMER,
+    "lstm": {"rnn": {"embedding_size": 8, "hidden_size": 8, "num_layers": 1}},
+}
+
+
 def settings(model: str, *plugins: str, **training: Any) -> dict[str, Any]:
     return {
         "experiment_name": "trial",
         "data": {"training_corpus": "corpora/train.txt"},
-        "model": {"architecture": model},
+        "model": {"architecture": model, **SIZES.get(model, {})},
         "training": {"output_dir": "runs/trial", "train_steps": 10, **training},
         "plugins": list(plugins),
     }
@@ -150,7 +166,7 @@ def test_a_bidirectional_model_is_not_trained_causally(distribution: Distributio
     lstm = settings("lstm", module, objective="prefix_lm")
     assert load_config(lstm).objective.same_interface_as == "causal_lm"
     with pytest.raises(ConfigError, match=r"lstm with these settings cannot .* prefix_lm; it accepts masked_lm$"):
-        load_config(lstm, ["model.rnn={bidirectional: true}"])
+        load_config(lstm, ["model.rnn.bidirectional=true"])
     with pytest.raises(ConfigError, match=r"bert with these settings cannot .* causal_lm; it accepts masked_lm$"):
         load_config(settings("bert", module, objective="causal_lm"))
 

@@ -98,7 +98,8 @@ def test_a_package_without_an_architecture_installs_is_used_and_goes(
         "experiment_name: trial\n"
         "data: {training_corpus: corpora/train.txt}\n"
         "tokenizer: {tokenizer_type: bytes}\n"
-        "model: {architecture: bert}\n"
+        "model: {architecture: bert, transformer: {layers: 1, embedding_size: 4, hidden_size: 4, "
+        "intermediate_hidden_size: 4, attention_heads: 1}}\n"
         "training: {output_dir: runs/trial, train_steps: 10, objective: span_corruption, optimizer: lion}\n"
         "plugins: [foundry_example]\n"
     )

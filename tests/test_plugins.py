@@ -41,9 +41,15 @@ from foundry_core import Architecture, ModelConfig
 YAML = """\
 experiment_name: trial
 data: {{training_corpus: corpora/train.txt}}
-model: {{architecture: {name}}}
+model: {{architecture: {name}{sizes}}}
 training: {{output_dir: runs/trial, train_steps: 10}}
 """
+
+
+SIZES = {
+    "gpt2": ", transformer: {layers: 1, embedding_size: 8, hidden_size: 8, intermediate_hidden_size: 8, "
+    "attention_heads: 2}"
+}
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +80,7 @@ def explained(name: str) -> str:
 
 def experiment(tmp_path: Path, name: str, more: str = "") -> Path:
     path = tmp_path / "experiment.yaml"
-    path.write_text(YAML.format(name=name) + more)
+    path.write_text(YAML.format(name=name, sizes=SIZES.get(name, "")) + more)
     return path
 
 

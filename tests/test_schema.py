@@ -26,7 +26,8 @@ from foundry_core.schema import ConfigSection, ModelConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
 ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
-_ANNOTATIONS = {"$schema", "$defs", "title", "description", "default"}
+MAMBA_SIZES = {"hidden_size": 8, "num_hidden_layers": 1}
+_ANNOTATIONS = {"$schema", "$defs", "title", "description", "default", "examples"}
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -128,6 +129,14 @@ def test_a_whole_resolved_configuration_is_accepted(name: str, schema: dict[str,
     assert accepts(schema, load_config(start(name)).resolved(), schema)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_editor_is_given_the_recipe_as_an_example(name: str, schema: dict[str, Any]) -> None:
+    (variant,) = [each for each in schema["properties"]["model"]["anyOf"] if each["title"] == name]
+    (example,) = variant["examples"]
+    assert accepts(variant, example, schema)
+    assert loads(changed(start(name), "model", example))
+
+
 def test_every_shipped_configuration_is_accepted(schema: dict[str, Any]) -> None:
     refused = [path.name for path in CONFIGS if not accepts(schema, YamlSource.read(path).data, schema)]
     assert refused == []
@@ -213,17 +222,30 @@ def loads(data: dict[str, Any]) -> bool:
         ("gpt2", "model.bert", {"type_vocab_size": 2}, False),
         ("bert", "model.bert", {"type_vocab_size": 3}, True),
         ("bert", "model.bert.type_vocab_size", 0, False),
+        ("bert", "model.bert.pooler_type", "mean", True),
+        ("bert", "model.bert.pooler_type", "last", False),
+        ("gpt2", "model.transformer", ..., False),
+        ("gpt2", "model.transformer", {}, False),
+        ("gpt2", "model.transformer.attention_heads", ..., False),
+        ("gpt2", "model.transformer.dropout", ..., True),
         ("gpt2", "model.transformer.layers", 2, True),
         ("gpt2", "model.transformer.layer", 2, False),
         ("gpt2", "model.transformer.activation_function", "swish", False),
+        ("lstm", "model.rnn", ..., False),
+        ("lstm", "model.rnn.num_layers", ..., False),
+        ("lstm", "model.rnn.bidirectional", ..., True),
         ("lstm", "model.rnn.bidirectional", False, True),
         ("lstm", "model.rnn.rnn_type", "elman", False),
         ("lstm", "model.transformer", {"layers": 2}, False),
         ("gru", "model.architecture", "lstm", True),
         ("gru", "model.rnn.num_layers", "2", False),
+        ("mamba", "model.mamba.hidden_size", ..., False),
         ("mamba", "model.mamba.time_step_rank", None, True),
         ("mamba", "model.mamba.state_size", 0, False),
-        ("transformers", "model.transformers", {"model_type": "mamba", "expand": 3}, True),
+        ("transformers", "model.transformers", {"model_type": "mamba", "expand": 3, **MAMBA_SIZES}, True),
+        ("transformers", "model.transformers", {"model_type": "mamba", "expand": 3}, False),
+        ("transformers", "model.transformers.num_hidden_layers", ..., False),
+        ("transformers", "model.transformers", ..., False),
         ("transformers", "model.transformers.expand", 3, False),
         ("transformers", "model.transformers.model_type", "vit", False),
         ("transformers", "model.transformers.vocab_size", 100, False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from foundry_core import __version__
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.errors import CheckpointError, UsageError, did_you_mean
+from foundry_core.config.loading import load_config
+from foundry_core.errors import CheckpointError, FoundryError, UsageError, did_you_mean
 from foundry_core.models.description import installed_plugin, release
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.manifest import read_manifest
@@ -35,6 +37,15 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
             found |= config_differences(before, after, f"{name}.")
         elif before != after:
             found[name] = f"{name} was {before!r}, is {after!r}"
+    return found
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys whose values differ; a key that was added after `old` was written has its default there."""
+    found = config_differences(old, new)
+    if found:
+        with suppress(FoundryError):  # settings that this version refuses are compared as they are
+            found = config_differences(load_config(old).resolved(), new)
     return found
 
 
@@ -67,7 +78,7 @@ def accepted_differences(
     Raises:
         CheckpointError: One of them is neither free nor allowed; lists all of these.
     """
-    differences = config_differences(description["experiment"], config.resolved())
+    differences = changed_settings(description["experiment"], config.resolved())
     plugin = installed_plugin(config.model.architecture)
     if description.get("plugin") != plugin:
         differences["plugin"] = f"plugin was {release(description.get('plugin'))}, is {release(plugin)}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
-from foundry_core.checkpoints.compatibility import FREE, config_differences, covered
+from foundry_core.checkpoints.compatibility import FREE, changed_settings, covered
 from foundry_core.checkpoints.lineage import Lineage, Position, identity
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.config.sections import MOST_ROWS
@@ -73,7 +73,7 @@ def _opened(folder: Path) -> Verified:
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(line for key, line in config_differences(before, after).items() if not covered(key, FREE))
+    return tuple(line for key, line in changed_settings(before, after).items() if not covered(key, FREE))
 
 
 def _base(one: Verified, earlier: list[Verified]) -> tuple[Position | None, str]:

@@ -1,8 +1,8 @@
 """Write a commented YAML to start from, for any installed architecture.
 
-Keys, defaults and comments come from the classes that check the YAML, the architecture's own included. What people set
-is written out; every other key stands with its default behind a "# " to be removed. The file trains as it is once
-corpora/train.txt and corpora/dev.txt exist.
+Keys, defaults and comments come from the classes that check the YAML, the architecture's own included. Sizes and the
+learning rate are those of the architecture's recipe. What people set is written out; every other key stands with its
+default behind a "# " to be removed. The file trains as it is once corpora/train.txt and corpora/dev.txt exist.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from foundry_core.registry.architecture import Architecture, Capabilities
+    from foundry_core.schema import ModelConfig
 
 EXAMPLE = """\
 examples:
@@ -88,7 +89,9 @@ def starting_yaml(architecture: Architecture, name: str) -> str:
         "# Keys behind a '# ' show their default: remove the '# ' to set one (and that of its section, if hidden).",
         "# Then: foundry validate FILE, foundry plan FILE, foundry train FILE.",
     ]
-    for entry in _Outline(architecture, _values(architecture, name)).section(ExperimentConfig, (), None):
+    start = _model_section(architecture, architecture.recipe.get("model", {}))
+    outline = _Outline(architecture, _values(architecture, name, start), start)
+    for entry in outline.section(ExperimentConfig, (), None):
         if entry.opens_section and entry.depth == 0:
             lines.append("")
         lines += entry.lines()
@@ -121,9 +124,11 @@ class _Entry:
 class _Outline:
     """The keys of a configuration for one architecture, in the order of the classes that check them."""
 
-    def __init__(self, architecture: Architecture, values: Mapping[Place, Any]):
+    def __init__(self, architecture: Architecture, values: Mapping[Place, Any], start: ModelConfig | None):
+        """start: The `model:` section to write; None when the architecture recommends none."""
         self.architecture = architecture
         self.values = values
+        self.start = start
 
     def section(self, model: type[BaseModel], place: Place, default: BaseModel | None) -> list[_Entry]:
         """All keys of a section. default: the section as it is when left out, where it may be."""
@@ -142,6 +147,7 @@ class _Outline:
         from pydantic import BaseModel
 
         depth, comment = len(place) - 1, field.description or ""
+        default = self.start if place == ("model",) else default
         model = self.architecture.config_class if place == ("model",) else _section_class(field, default)
         if model is not None:
             inner = self.section(model, place, default if isinstance(default, BaseModel) else None)
@@ -157,7 +163,7 @@ class _Outline:
         return [_Entry(depth, text, comment + _NOTES.get(place, ""), hidden_at=None if shown else depth)]
 
     def _value(self, place: Place, default: Any) -> Any:
-        """What the file says: a value of ours, the default, or, for want of one, that of an example of the plugin's."""
+        """Return what the file gives a key: a value of ours, the recipe's, the default, or that of an example."""
         from pydantic_core import PydanticUndefined
 
         if place in self.values:
@@ -173,9 +179,9 @@ class _Outline:
         return None
 
 
-def _values(architecture: Architecture, name: str) -> dict[Place, Any]:
-    """Keys that get a value of ours: placeholders, and what the architecture decides."""
-    capabilities = _capabilities(architecture)
+def _values(architecture: Architecture, name: str, start: ModelConfig | None) -> dict[Place, Any]:
+    """Return the keys that do not get their default: placeholders, the recipe, and what the architecture decides."""
+    capabilities = _capabilities(architecture, start)
     objective = next(iter(capabilities.objectives), "causal_lm")
     values: dict[Place, Any] = {
         ("experiment_name",): name,
@@ -187,29 +193,41 @@ def _values(architecture: Architecture, name: str) -> dict[Place, Any]:
         ("training", "output_dir"): f"runs/{name}",
         ("training", "objective"): objective,
         ("training", "epochs"): 10,
-        ("training", "warmup_ratio"): 0.1,
+        ("training", "lr_scheduler"): "cosine",
+        ("training", "warmup_ratio"): 0.05,
+        ("training", "evaluate_every_steps"): 500,
         ("training", "checkpoints", "every_steps"): 1000,
+        ("training", "checkpoints", "log_base"): 2,
     }
     if objective == "masked_lm":
         values["training", "mlm_probability"] = 0.15
+    for section, keys in architecture.recipe.items():
+        if section != "model":
+            values |= {(section, key): value for key, value in keys.items()}
     return values
 
 
-def _capabilities(architecture: Architecture) -> Capabilities:
-    """What the architecture can do with its defaults, or with an example when it has keys without a default."""
-    from pydantic import ValidationError
-
+def _capabilities(architecture: Architecture, start: ModelConfig | None) -> Capabilities:
+    """Return what the architecture can do with its recipe, with its defaults, or with an example of its own."""
     from foundry_core.registry.architecture import Capabilities
     from foundry_core.registry.loading import blamed_on, capabilities_of, shipped_by
 
-    for settings in ({}, *architecture.examples.values()):
-        try:
-            config = architecture.config_class.model_validate({"architecture": architecture.name, **settings})
-        except ValidationError:
-            continue
-        with blamed_on(shipped_by(architecture.name)):
-            return capabilities_of(architecture, config)
+    examples = (_model_section(architecture, settings) for settings in ({}, *architecture.examples.values()))
+    for config in (start, *examples):
+        if config is not None:
+            with blamed_on(shipped_by(architecture.name)):
+                return capabilities_of(architecture, config)
     return Capabilities()
+
+
+def _model_section(architecture: Architecture, settings: Mapping[str, Any]) -> ModelConfig | None:
+    """Return a `model:` section; None for settings that are not a whole one."""
+    from pydantic import ValidationError
+
+    try:
+        return architecture.config_class.model_validate({"architecture": architecture.name, **settings})
+    except ValidationError:
+        return None
 
 
 def _section_class(field: FieldInfo, default: Any) -> type[BaseModel] | None:

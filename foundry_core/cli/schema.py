@@ -156,9 +156,13 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
 
 def _of_architecture(architecture: Architecture, section: dict[str, Any]) -> dict[str, Any]:
     """`model:` for one architecture; written out for each, since several may share a class."""
+    from pydantic_core import to_jsonable_python
+
     name = {**section["properties"]["architecture"], "const": architecture.name}
+    recipe = {"architecture": architecture.name, **architecture.recipe.get("model", {})}
     return {
         **section,
+        "examples": [to_jsonable_python(recipe)],
         "title": architecture.name,
         "description": architecture.summary,
         "properties": {**section["properties"], "architecture": name},

@@ -133,7 +133,7 @@ class _Check:
         try:
             return architecture.config_class.model_validate(self.data["model"])
         except ValidationError as error:
-            for key, message in findings(error, architecture.config_class, ("model",)):
+            for key, message in findings(error, architecture.config_class, ("model",), architecture=architecture.name):
                 self._add(key, message)
             return None
 

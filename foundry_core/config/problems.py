@@ -13,18 +13,24 @@ from foundry_core.config.yaml_source import KeyPath
 from foundry_core.errors import did_you_mean
 
 
-def findings(error: ValidationError, section: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def findings(
+    error: ValidationError, section: type[BaseModel], prefix: KeyPath = (), *, architecture: str | None = None
+) -> Iterator[tuple[KeyPath, str]]:
     """Yield each finding as (key, message).
 
     Args:
         error: What validating a section raised.
         section: The class of the section.
         prefix: Where the section stands in the file.
+        architecture: Whose section it is, for what is said of a missing key.
     """
     for finding in error.errors(include_url=False):
         # Parts that pydantic adds for a wrapped value and for the key of a mapping name nothing in the file.
         place = tuple(part for part in finding["loc"] if not str(part).startswith(("function-", "[key]")))
-        yield (*prefix, *place), _message(finding, section, place, prefix)
+        message = _message(finding, section, place, prefix)
+        if message == "missing" and architecture is not None:
+            message = f"missing: architecture '{architecture}' requires it"
+        yield (*prefix, *place), message
 
 
 def _message(finding: Any, section: type[BaseModel], place: KeyPath, prefix: KeyPath) -> str:

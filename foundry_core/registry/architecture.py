@@ -103,7 +103,8 @@ class Architecture:
     name: the value of `model.architecture`, and the entry point's name. config_class: the schema of `model:`.
     model_class: the `BaseLanguageModel` subclass, or its import string `"package.module:Class"` (which keeps the
     descriptor light). capabilities: a function of the validated `model:` section. default_tokenizer: used when the
-    YAML names none. examples: small `model:` sections (without `architecture`) that the checks build.
+    YAML names none. examples: small `model:` sections (without `architecture`) that the checks build. recipe: sections
+    of a YAML with the values that `foundry init` writes: the sizes under `model`, the learning rate under `training`.
 
     Raises PluginError for a name, class, import string or function that is none.
     """
@@ -115,6 +116,7 @@ class Architecture:
     capabilities: Callable[[Any], Capabilities] = _default_capabilities
     default_tokenizer: str = "sentencepiece"
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugin_api_version: int = PLUGIN_API_VERSION
 
     def __post_init__(self) -> None:
@@ -151,8 +153,8 @@ def register_architecture(
     """Class decorator: make a `BaseLanguageModel` available as `model.architecture: name` in this process.
 
     `capabilities` may be a value or a function of the `model:` section; left out, the model is causal and generates.
-    `examples`: small `model:` sections that `foundry check` builds; left out, one of defaults alone. Raises PluginError
-    when the name is taken. That the class is a `BaseLanguageModel` is checked when it is built.
+    `examples`: small `model:` sections that `foundry check` builds; it needs one where a setting has no default. Raises
+    PluginError when the name is taken or the class is not a `BaseLanguageModel`.
     """
 
     def register(cls: M) -> M:

@@ -86,6 +86,19 @@ class TwoLayersAtLeast(RecurrentModel):
         super().__init__(with_small(config, num_layers=max(2, config.model.small.num_layers)), context)  # type: ignore[attr-defined]
 
 
+class RecordedSection(SmallSection):
+    RECORDED = frozenset({"num_layers"})
+
+
+class RecordedConfig(SmallModelConfig):
+    small: RecordedSection = Field(RecordedSection(), description="sizes")
+
+
+@SETTINGS.plant("a key that is said to be recorded only, and counts", caught_by="settings")
+class RecordedKeyCounts(AttentionModel):
+    settings = RecordedConfig
+
+
 # Weights.
 
 

@@ -79,6 +79,9 @@ def _mutants() -> Iterator[Package]:
     yield plant("a hook that there is not", "hooks", light=LIGHT + unknown)
     yield plant("an argument by keyword only", "hooks", light=LIGHT + HOOK.replace("(step)", "(*, step=None)"))
     yield plant("a misspelt hook", "hooks", light=LIGHT + HOOK.replace("run_ended", "run_endet"))
+    yield plant(
+        "a recipe with a key that there is not", "schema", light=LIGHT.replace("learning_rate", "lerning_rate") + HOOK
+    )
     yield plant("no list of names", "keys", committed=None)
     yield plant("a weight renamed since", "keys", model=MODEL.replace("self.embedding", "self.table"))
     forgotten = MODEL.replace(f'register_auto_classes("{NAME}")', "")

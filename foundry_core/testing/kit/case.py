@@ -254,9 +254,7 @@ class Suite:
 
     @classmethod
     def of(cls, name: str) -> Suite:
-        """Raises PluginError when the architecture cannot be had or nothing of it can be checked, ConfigError when an
-        example is not valid.
-        """
+        """Raises PluginError when it cannot be had, an example is not valid, or nothing of it can be checked."""
         architecture = get_architecture(name)
         room = TemporaryDirectory(prefix="foundry-check-")
         cases = tuple(_cases(architecture, Path(room.name)))
@@ -272,16 +270,27 @@ def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
     for name, settings, vocabulary, length in [*plain, (ODD_SIZES, _one_layer(first), 29, 13)]:
         try:
             validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
-        except ValidationError:
+        except ValidationError as error:
             if name == ODD_SIZES:
                 continue  # an architecture that one layer is too few for
-            raise
+            raise PluginError(_refusal(architecture, name, error)) from error
         known = offers(hook_manager(active_modules(architecture))).objectives
         capabilities = architecture.capabilities(validated)
         longest = min(length, capabilities.longest_sequence or length)
         for objective in capabilities.objectives:
             if objective in known:
                 yield Case(architecture, name, settings, known[objective], vocabulary, longest, folder)
+
+
+def _refusal(architecture: Architecture, example: str, error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    reason = f"model.{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if architecture.examples:
+        return f"the example '{example}' of '{architecture.name}' is not valid: {reason}"
+    return (
+        f"'{architecture.name}' has settings without a default and no example to build: {reason}. Give the descriptor, "
+        'or register_architecture, small sizes: examples={"tiny": {...}}'
+    )
 
 
 def _keys(settings: Mapping[str, Any]) -> set[str]:

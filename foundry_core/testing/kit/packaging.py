@@ -110,8 +110,8 @@ def _seconds(code: str) -> float:
     "Field(..., description=...) of a plain type.",
 )
 def schema(suite: Suite) -> None:
-    """Unknown keys and wrong values are refused by the key's name, every key is described, and what is written reads
-    back as the same.
+    """Unknown keys and wrong values are refused by the key's name, every key is described, what is written reads back
+    as the same, and the recipe is valid.
     """
     architecture = suite.architecture
     for section in _sections(architecture.config_class):
@@ -122,6 +122,12 @@ def schema(suite: Suite) -> None:
         json.dumps(exported)
     except Exception as error:
         raise NonconformanceError(f"no JSON schema: {type(error).__name__}: {error}") from error
+    recipe: dict[str, Any] = {"model": suite.cases[0].settings, **architecture.recipe}
+    recipe["training"] = {"objective": None, **recipe.get("training", {})}
+    try:
+        suite.cases[0].config_with(**recipe)
+    except ConfigError as error:
+        raise NonconformanceError(f"the recipe is refused: {error}") from error
     examples = {case.example: case for case in suite.cases}
     mutations: dict[tuple[tuple[str, ...], str], tuple[Case, Any]] = {}
     for case in examples.values():

@@ -39,21 +39,25 @@ _INSTEAD_OF_NONE: dict[str, tuple[Any, ...]] = {
     "settings",
     scope="architecture",
     mend="The model does not read the key, or only within bounds that the schema does not state: use it, take it out "
-    "of the schema, or state them (`ge`, `le`). A key that counts only beside others needs an example that sets them.",
+    "of the schema, or state them (`ge`, `le`). A key that counts only beside others needs an example that sets them; "
+    "one that is only stored with the model is named in `RECORDED` of its section.",
 )
 def settings(suite: Suite) -> None:
     """Another value of any key of an example's settings gives a model of other sizes or weights, or one that computes
     something else; larger and smaller numbers alike.
     """
     trials: dict[Path, list[_Trial]] = {}
+    recorded: set[Path] = set()
     for case in suite.cases:
         if case.example != ODD_SIZES:
             built = _Built(case)
-            for path, value, others in _keys(case.config.model, case.architecture.config_class):
+            for path, value, others, is_recorded in _keys(case.config.model, case.architecture.config_class):
                 # The name of the architecture says nothing that is not said.
                 news = [other for other in others if other != case.architecture.name]
                 trials.setdefault(path, []).append(_Trial(built, path, value, news))
-    faults = [f"model.{'.'.join(path)}: {fault}" for path, each in trials.items() if (fault := _fault(each))]
+                recorded |= {path} if is_recorded else set()
+    found = {path: _recorded_fault(each) if path in recorded else _fault(each) for path, each in trials.items()}
+    faults = [f"model.{'.'.join(path)}: {fault}" for path, fault in found.items() if fault]
     require(not faults, listed(faults))
 
 
@@ -91,8 +95,8 @@ def _require_distinct(case: Case) -> None:
         require(twin == name, f"{case}: {twin} and {name} start with the same numbers")
 
 
-def _keys(section: BaseModel, declared: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Iterator[Any]]]:
-    """Keys below a section with their values, and other values that each may have.
+def _keys(section: BaseModel, declared: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Iterator[Any], bool]]:
+    """Keys below a section with their values, other values that each may have, and whether they are only recorded.
 
     A section of another class than is declared has the keys of another library, whichever they are: those count that
     the example sets.
@@ -105,7 +109,8 @@ def _keys(section: BaseModel, declared: Any, path: Path = ()) -> Iterator[tuple[
             yield from _keys(value, field.annotation, (*path, name))
         elif (name in section.model_fields_set or not is_open) and (*path, name) != ("architecture",):
             whole = whole or type(section).model_json_schema(by_alias=False)
-            yield (*path, name), value, _others(value, alternatives(whole["properties"][name], whole))
+            others = _others(value, alternatives(whole["properties"][name], whole))
+            yield (*path, name), value, others, name in getattr(type(section), "RECORDED", ())
 
 
 def _others(value: Any, choices: Sequence[Any]) -> Iterator[Any]:
@@ -263,6 +268,15 @@ def _fault(trials: Sequence[_Trial]) -> str | None:
     effects = {direction: effect for direction, (effect, _) in found.items()}
     idle = [said for effect, said in found.values() if effect == "none"]
     return idle[0] if idle and (set(effects.values()) == {"none"} or "sizes" in effects.values()) else None
+
+
+def _recorded_fault(trials: Sequence[_Trial]) -> str | None:
+    """Return what is wrong with a key that must have no effect."""
+    for trial in trials:
+        for other in trial.others:
+            if trial.effect(other) in ("values", "sizes"):
+                return f"is in RECORDED, and {trial.value!r} and {other!r} give different models"
+    return None
 
 
 def _direction(value: Any, other: Any) -> str:

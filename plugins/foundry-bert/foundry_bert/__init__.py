@@ -1,5 +1,7 @@
 """BERT for foundry: the descriptor. The model is imported when one is built."""
 
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
 from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, TransformerConfig
@@ -8,13 +10,20 @@ from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig,
 class BertSection(ConfigSection):
     """`model.bert`."""
 
-    type_vocab_size: int = Field(2, ge=1, le=2**20, description="segments that token_type_ids can name")
+    RECORDED: ClassVar[frozenset[str]] = frozenset({"pooler_type"})
+
+    type_vocab_size: int = Field(2, ge=1, le=2**20, description="number of segments that token_type_ids can name")
+    pooler_type: Literal["first", "mean"] = Field(
+        "first",
+        description="sentence_representation(): hidden state of the first token, or mean over tokens; masked_lm does "
+        "not use it; stored in config.json, which transformers' own pooler does not read: that takes the first token",
+    )
 
 
 class BertModelConfig(ModelConfig):
     """`model:` for bert."""
 
-    transformer: TransformerConfig = Field(TransformerConfig(), description="sizes of the transformer")
+    transformer: TransformerConfig = Field(description="sizes of the transformer")
     bert: BertSection = Field(BertSection(), description="what only BERT has")
 
 
@@ -44,5 +53,21 @@ bert = Architecture(
                 "attention_dropout": 0.0,
             }
         }
+    },
+    recipe={
+        "data": {"max_sequence_length": 64, "batch_size": 64},
+        "model": {
+            "transformer": {
+                "layers": 2,
+                "embedding_size": 128,
+                "hidden_size": 128,
+                "intermediate_hidden_size": 512,
+                "attention_heads": 4,
+                "dropout": 0.0,
+                "attention_dropout": 0.0,
+            }
+        },
+        # Masking 0.3 instead of Devlin et al.'s 0.15: more is learned from each step.
+        "training": {"learning_rate": 2e-3, "mlm_probability": 0.3},
     },
 )

@@ -1,7 +1,9 @@
 """BERT: transformers' own model inside, core's loss outside."""
 
 import math
+from typing import Any
 
+import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from foundry_bert import BertModelConfig
@@ -24,6 +26,7 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
             hidden_dropout_prob=settings.dropout,
             attention_probs_dropout_prob=settings.attention_dropout,
             type_vocab_size=self.settings.bert.type_vocab_size,
+            pooler_type=self.settings.bert.pooler_type,
             # 0.02 is Devlin et al.'s (2019) for 768 units; weights that keep a signal's size go with 1/sqrt(width). At
             # 128 units 0.02 left the plateau later: 5.79 after 200 steps on real text at its best rate; 5.69.
             initializer_range=0.02 * math.sqrt(768 / settings.hidden_size),
@@ -31,6 +34,25 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
             attn_implementation="sdpa",
         )
         return BertForMaskedLM(inner)
+
+    def sentence_representation(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return one vector for each row, (B, D), pooled over the last hidden states as `pooler_type` says.
+
+        Args:
+            input_ids: Tokens, (B, T).
+            attention_mask: 1 for real tokens, (B, T); by default all are. Padding does not change the result.
+            kwargs: Passed to the model, such as token_type_ids.
+        """
+        mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        inner = {"position_ids": self.position_ids(input_ids, mask_BT, 0), **kwargs}
+        hidden_BTD: torch.Tensor = self.model.base_model(input_ids, attention_mask=mask_BT, **inner).last_hidden_state
+        if self.settings.bert.pooler_type == "first":
+            first_B = mask_BT.long().argmax(dim=1)
+            return hidden_BTD[torch.arange(len(first_B), device=first_B.device), first_B]
+        weights_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD)
+        return (hidden_BTD * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1).clamp(min=1)
 
     def attention_flops(self, batch: int, length: int) -> int:
         """Queries with keys, and attention with values: 2 T D each for every token and layer."""

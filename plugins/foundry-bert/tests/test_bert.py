@@ -1,4 +1,4 @@
-"""What only BERT has: segments, a padding row that learns, a head of two layers."""
+"""What only BERT has: segments, sentence vectors, a padding row that learns, a head of two layers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
+from transformers import AutoConfig
 
-from foundry_core import ExperimentConfig, create_model
+from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
 
 Experiment = Callable[..., ExperimentConfig]
 IDS = torch.randint(0, 27, (2, 10), generator=torch.Generator().manual_seed(0))
@@ -27,6 +30,28 @@ def test_there_are_as_many_segments_as_asked_for(experiment: Experiment, letters
     model = create_model(experiment("bert", tmp_path, model={"bert": {"type_vocab_size": 5}}), letters).eval()
     assert torch.isfinite(model(IDS, token_type_ids=torch.full_like(IDS, 4)).logits).all()
     assert model.to_transformers().bert.embeddings.token_type_embeddings.num_embeddings == 5
+
+
+@pytest.mark.parametrize("pooler_type", ["first", "mean"])
+def test_a_sentence_is_represented_as_pooler_type_says(
+    pooler_type: str, experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    model = create_model(experiment("bert", tmp_path, model={"bert": {"pooler_type": pooler_type}}), letters).eval()
+    hidden = model.to_transformers().bert(IDS).last_hidden_state
+    expected = hidden[:, 0] if pooler_type == "first" else hidden.mean(dim=1)
+    torch.testing.assert_close(model.sentence_representation(IDS), expected, rtol=0, atol=1e-6)
+    for columns in ((3, 0), (0, 3)):
+        ids, mask = F.pad(IDS, columns, value=5), F.pad(torch.ones_like(IDS), columns)
+        torch.testing.assert_close(model.sentence_representation(ids, mask), expected, rtol=0, atol=1e-5)
+
+
+def test_pooler_type_is_stored_where_others_can_read_it(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
+    assert create_model(experiment("bert", tmp_path), letters).to_transformers().config.pooler_type == "first"
+    mean = create_model(experiment("bert", tmp_path, model={"bert": {"pooler_type": "mean"}}), letters)
+    mean.save_pretrained(tmp_path / "saved")
+    assert AutoConfig.from_pretrained(tmp_path / "saved").pooler_type == "mean"
+    reopened = BaseLanguageModel.from_pretrained(tmp_path / "saved").eval()
+    assert torch.equal(reopened.sentence_representation(IDS), mean.eval().sentence_representation(IDS))
 
 
 def test_the_row_of_the_padding_token_is_trained_like_any_other(

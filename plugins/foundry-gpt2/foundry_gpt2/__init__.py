@@ -8,7 +8,7 @@ from foundry_core import Architecture, Capabilities, ModelConfig, TransformerCon
 class GPT2ModelConfig(ModelConfig):
     """`model:` for gpt2."""
 
-    transformer: TransformerConfig = Field(TransformerConfig(), description="sizes of the transformer")
+    transformer: TransformerConfig = Field(description="sizes of the transformer")
 
 
 gpt2 = Architecture(
@@ -37,5 +37,19 @@ gpt2 = Architecture(
                 "attention_dropout": 0.0,
             }
         }
+    },
+    recipe={
+        "data": {"batch_size": 16},
+        "model": {
+            "transformer": {
+                "layers": 4,
+                "embedding_size": 192,
+                "hidden_size": 192,
+                "intermediate_hidden_size": 768,
+                "attention_heads": 6,
+                "activation_function": "gelu_new",
+            }
+        },
+        "training": {"learning_rate": 1e-3},
     },
 )

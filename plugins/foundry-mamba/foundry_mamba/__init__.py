@@ -10,20 +10,18 @@ from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
 class MambaSection(ConfigSection):
     """`model.mamba`."""
 
-    hidden_size: int = Field(
-        256, ge=1, le=2**20, description="width of the residual stream and of the token embeddings"
-    )
-    num_layers: int = Field(4, ge=1, le=10_000, description="number of blocks")
+    hidden_size: int = Field(ge=1, le=2**20, description="width of the residual stream and of the token embeddings")
+    num_layers: int = Field(ge=1, le=10_000, description="number of blocks")
     expand: int = Field(2, ge=1, le=2**20, description="channels inside a block, as a multiple of hidden_size")
     state_size: int = Field(16, ge=1, le=2**20, description="numbers that each channel remembers")
     conv_kernel: int = Field(4, ge=2, le=2**20, description="tokens under the causal convolution before the recurrence")
     time_step_rank: int | None = Field(
         None, ge=1, description="rank of the step-size projection; null: hidden_size / 16"
     )
-    time_step_min: float = Field(0.001, gt=0, description="shortest step at the start: how slowly a channel forgets")
-    time_step_max: float = Field(0.1, gt=0, description="longest step at the start")
-    dropout: float = Field(0.1, ge=0, lt=1, description="on embeddings and after each block; the paper has none")
-    tie_embeddings: bool = Field(True, description="output weights are the input embeddings (Press and Wolf 2017)")
+    time_step_min: float = Field(0.001, gt=0, description="shortest initial step; short steps forget slowly")
+    time_step_max: float = Field(0.1, gt=0, description="longest initial step")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings and after each block; the paper: none")
+    tie_embeddings: bool = Field(True, description="use the input embeddings as output weights (Press and Wolf 2017)")
 
     @model_validator(mode="after")
     def _steps_are_a_range(self) -> Self:
@@ -35,7 +33,7 @@ class MambaSection(ConfigSection):
 class MambaModelConfig(ModelConfig):
     """`model:` for mamba."""
 
-    mamba: MambaSection = Field(MambaSection(), description="sizes of the state-space model")
+    mamba: MambaSection = Field(description="sizes of the state-space model")
 
 
 def _capabilities(config: MambaModelConfig) -> Capabilities:
@@ -60,4 +58,9 @@ mamba = Architecture(
     capabilities=_capabilities,
     default_tokenizer="sentencepiece",
     examples={"tiny": {"mamba": _SIZES}, "tiny_untied": {"mamba": {**_SIZES, "tie_embeddings": False}}},
+    recipe={
+        "data": {"batch_size": 16},
+        "model": {"mamba": {"hidden_size": 128, "num_layers": 4, "state_size": 8}},
+        "training": {"learning_rate": 3e-3},
+    },
 )

@@ -12,19 +12,19 @@ RNNType = Literal["lstm", "gru", "rnn"]
 class RNNSection(ConfigSection):
     """`model.rnn`."""
 
-    rnn_type: RNNType | None = Field(None, description="left out, or the same as model.architecture")
-    embedding_size: int = Field(256, ge=1, le=2**20, description="width of the token embeddings")
-    hidden_size: int = Field(256, ge=1, le=2**20, description="width of the recurrent state, in each direction")
-    num_layers: int = Field(2, ge=1, le=10_000, description="recurrent layers on top of each other")
-    bidirectional: bool = Field(False, description="read from both sides; then only masked_lm can be trained")
-    dropout: float = Field(0.1, ge=0, lt=1, description="on embeddings, between layers and before the output")
-    tie_embeddings: bool = Field(False, description="output weights are the input embeddings (Press and Wolf 2017)")
+    rnn_type: RNNType | None = Field(None, description="the same as model.architecture; may be left out")
+    embedding_size: int = Field(ge=1, le=2**20, description="width of the token embeddings")
+    hidden_size: int = Field(ge=1, le=2**20, description="width of the recurrent state, in each direction")
+    num_layers: int = Field(ge=1, le=10_000, description="number of stacked recurrent layers")
+    bidirectional: bool = Field(False, description="read from both sides; only masked_lm can train such a model")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings, between layers and before the output")
+    tie_embeddings: bool = Field(False, description="use the input embeddings as output weights (Press and Wolf 2017)")
 
 
 class RNNModelConfig(ModelConfig):
     """`model:` for lstm, gru and rnn."""
 
-    rnn: RNNSection = Field(RNNSection(), description="sizes of the recurrent network")
+    rnn: RNNSection = Field(description="sizes of the recurrent network")
 
     @model_validator(mode="after")
     def _one_cell(self) -> Self:
@@ -49,7 +49,7 @@ def _capabilities(config: RNNModelConfig) -> Capabilities:
     )
 
 
-def _descriptor(name: RNNType, summary: str) -> Architecture:
+def _descriptor(name: RNNType, summary: str, learning_rate: float) -> Architecture:
     sizes: dict[str, Any] = {"embedding_size": 24, "hidden_size": 32, "num_layers": 2, "dropout": 0.0}
     return Architecture(
         name=name,
@@ -63,9 +63,14 @@ def _descriptor(name: RNNType, summary: str) -> Architecture:
             "tiny_tied": {"rnn": {**sizes, "tie_embeddings": True}},
             "tiny_bidirectional": {"rnn": {**sizes, "bidirectional": True}},
         },
+        recipe={
+            "data": {"batch_size": 16},
+            "model": {"rnn": {"embedding_size": 192, "hidden_size": 256, "num_layers": 2}},
+            "training": {"learning_rate": learning_rate},
+        },
     )
 
 
-lstm = _descriptor("lstm", "long short-term memory, one or two directions (Hochreiter and Schmidhuber 1997)")
-gru = _descriptor("gru", "gated recurrent unit, one or two directions (Cho et al. 2014)")
-rnn = _descriptor("rnn", "plain tanh recurrence, one or two directions (Elman 1990)")
+lstm = _descriptor("lstm", "long short-term memory, one or two directions (Hochreiter and Schmidhuber 1997)", 5e-3)
+gru = _descriptor("gru", "gated recurrent unit, one or two directions (Cho et al. 2014)", 3e-3)
+rnn = _descriptor("rnn", "plain tanh recurrence, one or two directions (Elman 1990)", 1e-3)

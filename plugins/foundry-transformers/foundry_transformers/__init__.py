@@ -1,7 +1,7 @@
 """Any language model of the transformers library for foundry: the descriptor. The model is imported when one is built.
 
 The section `model.transformers` is open: its keys are those of the model type's own configuration class, whichever that
-is, and are checked when the YAML is read.
+is, and are checked when the YAML is read. Its sizes must be given; other keys default to the library's values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TransformersSection(ConfigSection):
     """`model.transformers`: a model type, and the keys of its configuration class."""
 
     model_type: str = Field(
-        description="llama, roberta, mamba, ...: a model type of transformers; the other keys are its"
+        description="a model type of transformers: llama, roberta, mamba, ...; it decides which other keys there are"
     )
 
     @model_validator(mode="wrap")
@@ -110,7 +110,10 @@ def section_class(model_type: str) -> type[TransformersSection]:
     kind = catalogue.model_type(model_type)
     assert kind is not None
     fields: dict[str, Any] = {
-        key: (setting.annotation, Field(setting.default, description=f"{kind.config_class}: {setting.written}"))
+        key: (
+            setting.annotation,
+            Field(... if key in kind.sizes else setting.default, description=f"{kind.config_class}: {setting.written}"),
+        )
         for key, setting in kind.settings.items()
         if key not in (kind.vocabulary, kind.positions, "use_cache") and catalogue.special_token(key) is None
     }
@@ -120,17 +123,21 @@ def section_class(model_type: str) -> type[TransformersSection]:
 def _open_schema() -> dict[str, Any]:
     """JSON schema of the section: the keys of all model types with their types, and which of them each one has."""
     types_of: dict[str, list[Any]] = {}
-    names_of: dict[tuple[str, ...], list[str]] = {}
+    names_of: dict[tuple[frozenset[str], frozenset[str]], list[str]] = {}
     for name in catalogue.model_types():
         fields = section_class(name).model_fields
-        names_of.setdefault(tuple(sorted(fields)), []).append(name)
+        required = frozenset(key for key, field in fields.items() if field.is_required())
+        names_of.setdefault((frozenset(fields), required), []).append(name)
         for key, field in fields.items():
             if key != "model_type" and field.annotation not in types_of.setdefault(key, []):
                 types_of[key].append(field.annotation)
     properties = {key: _any_of(annotations) for key, annotations in sorted(types_of.items())}
     own_keys = [
-        {"if": {"properties": {"model_type": {"enum": names}}}, "then": {"propertyNames": {"enum": list(keys)}}}
-        for keys, names in names_of.items()
+        {
+            "if": {"properties": {"model_type": {"enum": names}}},
+            "then": {"propertyNames": {"enum": sorted(keys)}, "required": sorted(required)},
+        }
+        for (keys, required), names in names_of.items()
     ]
     model_type = {
         "description": TransformersSection.model_fields["model_type"].description,
@@ -157,16 +164,11 @@ def _schema_of(annotation: Any) -> dict[str, Any]:
     return {name: value for name, value in schema.items() if name != "title"}
 
 
-def _small_llama() -> TransformersSection:
-    sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-    return section_class("llama").model_validate({"model_type": "llama", **sizes, "tie_word_embeddings": True})
-
-
 class TransformersModelConfig(ModelConfig):
     """`model:` for transformers."""
 
     transformers: SerializeAsAny[TransformersSection] = Field(
-        default_factory=_small_llama, description="a model type, and the settings that are to differ from its own"
+        description="a model type, its sizes, and the settings that differ from the library's defaults"
     )
 
 
@@ -223,5 +225,19 @@ transformers = Architecture(
         ),
         "tiny_opt": _example("opt", ffn_dim=64, num_attention_heads=2, dropout=0.0),
         "tiny_gpt_neox": _example("gpt_neox", intermediate_size=64, num_attention_heads=2),
+    },
+    recipe={
+        "data": {"batch_size": 16},
+        "model": {
+            "transformers": {
+                "model_type": "llama",
+                "hidden_size": 192,
+                "intermediate_size": 512,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 6,
+                "tie_word_embeddings": True,
+            }
+        },
+        "training": {"learning_rate": 2e-3},
     },
 )

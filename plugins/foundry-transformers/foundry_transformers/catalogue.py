@@ -20,6 +20,8 @@ _PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, 
 POSITIONS = ("max_position_embeddings", "max_seq_len", "context_length")
 """What configuration classes call the longest row."""
 _DIRECTIONS = ("is_decoder", "causal")
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "ffn_dim", "decoder_ffn_dim")
+"""What they call widths, layers and heads. The library's defaults are those of one published model: not neutral."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,14 @@ class ModelType:
         """The key that takes the longest row; None where nothing counts positions."""
         names = (self.aliases.get(name, name) for name in POSITIONS)
         return next((name for name in names if name in self.settings), None)
+
+    @property
+    def sizes(self) -> frozenset[str]:
+        """The keys of its widths, layers and heads; those with a default that follows from other keys are left out."""
+        names = [self.aliases.get(name, name) for name in _SIZES]
+        decoders = [name.replace("encoder", "decoder") for name in names]
+        names = [two if two in self.settings else one for one, two in zip(names, decoders, strict=True)]
+        return frozenset(name for name in names if name in self.settings and type(self.settings[name].default) is int)
 
     @property
     def direction(self) -> str | None:

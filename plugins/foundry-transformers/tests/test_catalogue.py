@@ -34,8 +34,15 @@ def section(**settings: Any) -> Any:
     return TransformersModelConfig.model_validate({"architecture": "transformers", "transformers": settings})
 
 
-def capabilities(**settings: Any) -> Capabilities:
-    return get_architecture("transformers").capabilities(section(**settings))
+def sized(name: str, **settings: Any) -> dict[str, Any]:
+    """Settings of a type with a number for each of its sizes."""
+    kind = catalogue.model_type(name)
+    assert kind is not None
+    return {"model_type": name, **dict.fromkeys(sorted(kind.sizes), 32), **settings}
+
+
+def capabilities(name: str, **settings: Any) -> Capabilities:
+    return get_architecture("transformers").capabilities(section(**sized(name, **settings)))
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -63,11 +70,31 @@ def test_what_a_type_can_do_is_what_its_class_says(name: str) -> None:
     assert kind.stateful == model_class._is_stateful
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("llama", ["hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"]),
+        ("gpt2", ["n_embd", "n_head", "n_layer"]),
+        ("opt", ["ffn_dim", "hidden_size", "num_attention_heads", "num_hidden_layers"]),
+        ("mamba", ["hidden_size", "num_hidden_layers"]),
+        ("bart", ["d_model", "decoder_attention_heads", "decoder_ffn_dim", "decoder_layers"]),
+    ],
+)
+def test_sizes_have_no_default(name: str, sizes: list[str]) -> None:
+    fields = section_class(name).model_fields
+    assert sorted(key for key, field in fields.items() if field.is_required()) == sorted(["model_type", *sizes])
+
+
+def test_nearly_every_type_asks_for_its_width_and_its_layers() -> None:
+    few = [name for name in catalogue.model_types() if len(catalogue.model_type(name).sizes) < 2]  # type: ignore[union-attr]
+    assert few == ["blt", "perceiver"]
+
+
 def test_every_type_has_a_section_whose_defaults_are_written_and_read_back() -> None:
     names = catalogue.model_types()
     assert len(names) > 150
     for name in names:
-        written = section_class(name).model_validate({"model_type": name}).model_dump(mode="json")
+        written = section_class(name).model_validate(sized(name)).model_dump(mode="json")
         read = section(**written).transformers
         assert type(read) is section_class(name)
         assert read.model_dump(mode="json") == written
@@ -117,7 +144,7 @@ PROBLEMS = [
     ("{model_type: mamba, time_step_rank: [3]}", "time_step_rank: must be str | int, not [3]"),
     ("{model_type: mamba, max_position_embeddings: 9}", "max_position_embeddings: comes from data.max_sequence_length"),
     ("{model_type: opt, _remove_final_layer_norm: true}", "_remove_final_layer_norm: unknown key*"),
-    ("{hidden_size: 3}", "model_type: missing"),
+    ("{hidden_size: 3}", "model_type: missing: architecture 'transformers' requires it"),
 ]
 
 
@@ -144,17 +171,20 @@ def test_a_problem_is_one_line_with_its_place_and_its_key(
     start = written[: written.index("  architecture: transformers")].count("\n") + 1
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    place, found = str(caught.value).split(": model.transformers.", 1)
-    assert place == f"{path}:{start + line}" or (problem.endswith("missing") and place == f"{path}:{start + 1}")
+    # Besides the sizes, which these sections lack.
+    (told,) = [line for line in str(caught.value).splitlines() if "missing" not in line or "missing" in problem]
+    place, found = told.split(": model.transformers.", 1)
+    assert place == f"{path}:{start + (1 if 'missing' in problem else line)}"
     assert fnmatch.fnmatchcase(found.replace("[", "("), problem.replace("[", "(")), found
 
 
 def test_all_problems_of_a_section_are_told_at_once(experiment: Experiment, tmp_path: Path) -> None:
     settings = {"model_type": "opt", "ffn_dimm": 3, "dropout": "much", "vocab_size": 9, "layerdrop": None}
+    settings |= {"num_hidden_layers": 1, "num_attention_heads": 1}
     with pytest.raises(ConfigError) as caught:
         experiment("transformers", tmp_path, model={"transformers": settings})
     keys = [problem.key.rpartition(".")[2] for problem in caught.value.problems]
-    assert sorted(keys) == ["dropout", "ffn_dimm", "layerdrop", "vocab_size"]
+    assert sorted(keys) == ["dropout", "ffn_dim", "ffn_dimm", "hidden_size", "layerdrop", "vocab_size"]
 
 
 def test_a_section_survives_pickling_and_copying(experiment: Experiment, tmp_path: Path) -> None:
@@ -167,15 +197,15 @@ def test_a_section_survives_pickling_and_copying(experiment: Experiment, tmp_pat
 
 
 def test_an_encoder_is_trained_in_the_direction_that_its_setting_says() -> None:
-    masked, causal = (capabilities(model_type="roberta", is_decoder=decoder) for decoder in (False, True))
+    masked, causal = (capabilities("roberta", is_decoder=decoder) for decoder in (False, True))
     assert (masked.objectives, masked.generation, masked.stateful) == (("masked_lm",), False, False)
     assert (causal.objectives, causal.generation, causal.stateful) == (("causal_lm",), True, True)
-    assert capabilities(model_type="gpt_neox").objectives == ("causal_lm",)  # its is_decoder says nothing
+    assert capabilities("gpt_neox").objectives == ("causal_lm",)  # its is_decoder says nothing
 
 
 def test_what_is_declared_depends_on_the_type() -> None:
-    llama, mamba, xlm = (capabilities(model_type=name) for name in ("llama", "mamba", "xlm"))
+    llama, mamba, xlm = (capabilities(name) for name in ("llama", "mamba", "xlm"))
     assert (llama.stateful, llama.unbounded_length) == (True, False)
     assert (mamba.stateful, mamba.unbounded_length, mamba.padding_sides) == (False, True, ("left", "right"))
     assert (xlm.gradient_checkpointing, llama.gradient_checkpointing) == (False, True)
-    assert capabilities(model_type="bloom").padding_sides == ("right",)
+    assert capabilities("bloom").padding_sides == ("right",)

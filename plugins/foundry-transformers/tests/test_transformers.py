@@ -250,7 +250,7 @@ def test_gradient_checkpointing_is_refused_when_the_yaml_is_read_where_the_class
         experiment(
             "transformers",
             tmp_path,
-            model={"transformers": {"model_type": "xlm"}},
+            model={"transformers": {"model_type": "xlm", "emb_dim": 32, "n_layers": 1, "n_heads": 2}},
             training={"gradient_checkpointing": True},
         )
 
