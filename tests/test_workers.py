@@ -250,7 +250,7 @@ def test_workers_end_when_their_parent_does(killed: bool) -> None:
     code = (
         "import os, sys, torch\n"
         "from foundry_core.data.workers import batches_from_workers\n"
-        "class Source(Dataset[Batch]):\n"
+        "class Source:\n"
         "    def __getitem__(self, index):\n"
         "        return {'pid': torch.tensor(os.getpid()), 'filler': torch.zeros(1 << 21, dtype=torch.uint8)}\n"
         "iterator = batches_from_workers(Source(), 250, 2)\n"
