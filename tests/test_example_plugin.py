@@ -28,7 +28,7 @@ from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, get_
 from foundry_core.cli import main
 from foundry_core.data.batches import Batches
 from foundry_core.data.order import SampleOrder
-from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
+from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.data.rows import Rows
 from foundry_core.errors import CheckpointError, ConfigError, FoundryError
 from foundry_core.models.folder import load_model
@@ -253,7 +253,7 @@ def test_what_is_hidden_is_a_function_of_seed_epoch_and_row(config: ExperimentCo
 def test_workers_prepare_the_same_batches(config: ExperimentConfig) -> None:
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)
-    rows = experiment_data(config, tokenizer, corpora).train_rows
+    rows = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora)).train_rows
     assert isinstance(rows, Rows)
     order, collate = SampleOrder(len(rows), 5), get_data_collator(config, tokenizer)
     alone, helped = (list(Batches(rows, order, collate, 8, 0, 100, workers)) for workers in (0, 2))

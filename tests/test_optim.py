@@ -12,7 +12,12 @@ import torch
 
 from foundry_core import ExperimentConfig, Optimizer, create_model
 from foundry_core.config.sections import TrainingConfig
-from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
+from foundry_core.data.preparation import (
+    experiment_corpora,
+    experiment_rows,
+    experiment_tokenizer,
+    experiment_tokens,
+)
 from foundry_core.errors import PluginError
 from foundry_core.training.optim import Schedule, build_optimizer, parameter_groups, warmup_steps
 from foundry_core.training.plan import RunPlan
@@ -99,7 +104,8 @@ def test_a_schedule_goes_on_where_its_state_was_taken() -> None:
 def steps_of(experiment: Experiment, tmp_path: Path) -> Callable[..., tuple[int, ...]]:
     config = experiment("lstm", tmp_path)
     corpora = experiment_corpora(config)
-    data = experiment_data(config, experiment_tokenizer(config, corpora.train), corpora)
+    tokenizer = experiment_tokenizer(config, corpora.train)
+    data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
 
     def make(total: int, **checkpoints: Any) -> tuple[int, ...]:
         asked = experiment("lstm", tmp_path, training={"train_steps": total, "checkpoints": checkpoints})

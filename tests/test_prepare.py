@@ -15,8 +15,9 @@ import pytest
 
 from foundry_core.data.preparation import (
     experiment_corpora,
-    experiment_data,
+    experiment_rows,
     experiment_tokenizer,
+    experiment_tokens,
     tokenizer_folder,
     train_tokenizer_from_config,
 )
@@ -32,7 +33,7 @@ from foundry_core.training.plan import RunPlan
 def prepared(config):
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)
-    return tokenizer, experiment_data(config, tokenizer, corpora)
+    return tokenizer, experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
 
 
 def test_a_test_file_that_is_trained_on_is_refused_under_any_name(experiment, corpus, tmp_path):

@@ -38,6 +38,8 @@ LIGHT = {"errors", "run_folder", "storage", "schema", "registry", "config", "cli
 """What imports nothing heavy when it is imported. Up to `config` only `random_streams` and `devices`, which are about
 torch, do. The command line imports what computes inside its commands.
 """
+BODIES = {"cli.quickstart_run"}
+"""What a verb imports inside its command."""
 SHIMS = {"export"}
 """Modules that checkpoints of the first format import; nothing else may."""
 
@@ -149,7 +151,7 @@ def test_no_module_is_longer_than_400_lines() -> None:
 
 def test_a_light_module_imports_nothing_heavy() -> None:
     descriptors = [path for path in PLUGIN_FILES if path.name == "__init__.py"]
-    light = [path for path in CORE_FILES if room(named(path)) in LIGHT]
+    light = [path for path in CORE_FILES if room(named(path)) in LIGHT and named(path) not in BODIES]
     offenders = [
         f"{where(path, node)}: {module} is heavy"
         for path in [*light, *descriptors]

@@ -11,7 +11,7 @@ from torch import nn
 from foundry_core import BaseLanguageModel, ModelConfig, create_model, hookimpl, load_config, register_architecture, run
 from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.checkpoints.tensors import CheckpointTensors, TensorBuffers
-from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
+from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.devices import is_out_of_memory
 from foundry_core.errors import TrainingError
 from foundry_core.registry.hooks import hook_manager
@@ -46,7 +46,7 @@ def disk():
 def trainer_of(config, *, background, observers=()):
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)
-    data = experiment_data(config, tokenizer, corpora)
+    data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
     notifier = Notifier(hook_manager(list(observers)))
     return Trainer(config, create_model(config, tokenizer), tokenizer, data, notifier, background=background)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 from foundry_core import create_model, hookimpl, load_config, run
 from foundry_core.checkpoints.checkpoint import checkpoints
-from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
+from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.errors import CheckpointError, TokenizerError, TrainingError, UsageError
 from foundry_core.models.folder import load_model
 from foundry_core.testing.toy_language import write_corpus
@@ -301,7 +301,7 @@ def test_an_epoch_uses_every_token_once_and_its_tail(experiment):
     state = run(config, quiet=True)
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)
-    data = experiment_data(config, tokenizer, corpora)
+    data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
     rows = len(data.train_rows)
     assert rows % config.data.batch_size != 0
     assert state.step == math.ceil(2 * rows / 8)
@@ -329,7 +329,9 @@ def test_milestones_and_logarithmic_schedules_are_what_they_say(experiment):
         train_steps=20, checkpoints={"log_base": 2, "milestones": {"words": [500], "tokens": [1000, "10M"]}}
     )
     corpora = experiment_corpora(config)
-    plan = RunPlan.of(config, experiment_data(config, experiment_tokenizer(config, corpora.train), corpora))
+    tokenizer = experiment_tokenizer(config, corpora.train)
+    data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
+    plan = RunPlan.of(config, data)
     tokens_per_step = 8 * plan.tokens_per_epoch / plan.rows
     words_per_step = 8 * plan.words_per_epoch / plan.rows
     expected = {0, 1, 2, 4, 8, 16, 20, math.ceil(500 / words_per_step), math.ceil(1000 / tokens_per_step)}

@@ -59,7 +59,8 @@ def test_run_is_shorter_than_forty_lines_and_is_the_walk_of_readme() -> None:
     stages = [
         "experiment_corpora",
         "experiment_tokenizer",
-        "experiment_data",
+        "experiment_tokens",
+        "experiment_rows",
         "create_model",
         "Trainer",
         "trainer.train",

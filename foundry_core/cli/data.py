@@ -26,8 +26,9 @@ def execute(options: argparse.Namespace) -> None:
 
     from foundry_core.data.preparation import (
         experiment_corpora,
-        experiment_data,
+        experiment_rows,
         experiment_tokenizer,
+        experiment_tokens,
         tokenizer_folder,
     )
     from foundry_core.training.console import reading
@@ -35,7 +36,7 @@ def execute(options: argparse.Namespace) -> None:
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)
     with reading("encoding", corpora.train.bytes) as progress:
-        data = experiment_data(config, tokenizer, corpora, progress=progress)
+        data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora, progress=progress))
     rows = []
     for name, tokens, cut in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
         if tokens is None or cut is None:

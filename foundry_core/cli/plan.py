@@ -41,7 +41,12 @@ def execute(options: argparse.Namespace) -> None:
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     with large_imports():
         from foundry_core.checkpoints.optimizer_state import first_state
-        from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer
+        from foundry_core.data.preparation import (
+            experiment_corpora,
+            experiment_rows,
+            experiment_tokenizer,
+            experiment_tokens,
+        )
         from foundry_core.models.base import create_model
         from foundry_core.models.cost import training_flops
         from foundry_core.registry.hooks import hook_manager
@@ -50,7 +55,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
 
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)
-    data = experiment_data(config, tokenizer, corpora)
+    data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
     model = create_model(config, tokenizer)
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
     length = config.data.max_sequence_length

@@ -202,6 +202,14 @@ def train_tokenizer_from_config(
 
 
 @dataclass(frozen=True)
+class TokenFiles:
+    """The corpora of an experiment as token files."""
+
+    train: TokenFile
+    test: TokenFile | None
+
+
+@dataclass(frozen=True)
 class ExperimentData:
     """Token files of an experiment and the rows they are cut into."""
 
@@ -211,19 +219,24 @@ class ExperimentData:
     test_rows: Rows | None
 
 
-def experiment_data(
+def experiment_tokens(
     config: ExperimentConfig,
     tokenizer: PreTrainedTokenizerFast,
     corpora: Corpora,
     *,
     progress: Callable[[int], None] | None = None,
-) -> ExperimentData:
-    """Encode both corpora, or reuse their token files, and cut them into rows as the objective asks."""
+) -> TokenFiles:
+    """Encode both corpora, or reuse their token files."""
     folder = tokenizer_folder(config) / TOKENS
     train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress)
     test = prepare_tokens(corpora.test, tokenizer, folder, progress=progress) if corpora.test is not None else None
-    test_rows = cut_rows(test, config, tokenizer) if test is not None else None
-    return ExperimentData(train, cut_rows(train, config, tokenizer), test, test_rows)
+    return TokenFiles(train, test)
+
+
+def experiment_rows(config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, tokens: TokenFiles) -> ExperimentData:
+    """Cut both token files into rows as the objective asks."""
+    test_rows = cut_rows(tokens.test, config, tokenizer) if tokens.test is not None else None
+    return ExperimentData(tokens.train, cut_rows(tokens.train, config, tokenizer), tokens.test, test_rows)
 
 
 def cut_rows(tokens: TokenFile, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast) -> Rows:

@@ -10,7 +10,13 @@ from typing import Any
 from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.data.preparation import experiment_corpora, experiment_data, experiment_tokenizer, own_folders
+from foundry_core.data.preparation import (
+    experiment_corpora,
+    experiment_rows,
+    experiment_tokenizer,
+    experiment_tokens,
+    own_folders,
+)
 from foundry_core.devices import Precision, choose_device
 from foundry_core.errors import CheckpointError, UsageError, warn
 from foundry_core.models.base import create_model
@@ -56,9 +62,10 @@ def run(
             corpora = experiment_corpora(config)
             tokenizer = experiment_tokenizer(config, corpora.train)
             with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
-                data = experiment_data(config, tokenizer, corpora, progress=progress)
+                tokens = experiment_tokens(config, tokenizer, corpora, progress=progress)
+            rows = experiment_rows(config, tokenizer, tokens)
             model = create_model(config, tokenizer)
-            trainer = Trainer(config, model, tokenizer, data, Notifier(manager))
+            trainer = Trainer(config, model, tokenizer, rows, Notifier(manager))
             if resume:
                 trainer.resume(allowed_changes)
         return trainer.train(stop)
