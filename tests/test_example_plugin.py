@@ -36,7 +36,7 @@ from foundry_core.registry.discovery import read_packages
 from foundry_core.tokenization.encoding import DocumentEncoder
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
-from foundry_core.training.optim import build_optimizer
+from foundry_core.training.optimizers import build_optimizer
 
 PACKAGE = Path(__file__).parent / "example_plugin"
 SIZES = {

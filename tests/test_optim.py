@@ -19,8 +19,9 @@ from foundry_core.data.preparation import (
     experiment_tokens,
 )
 from foundry_core.errors import PluginError
-from foundry_core.training.optim import Schedule, build_optimizer, parameter_groups, warmup_steps
+from foundry_core.training.optimizers import build_optimizer, parameter_groups
 from foundry_core.training.plan import RunPlan
+from foundry_core.training.schedule import Schedule, warmup_steps
 
 Experiment = Callable[..., ExperimentConfig]
 

@@ -18,7 +18,7 @@ from foundry_core.config.sections import TrainingConfig
 from foundry_core.errors import CheckpointError, PluginError
 from foundry_core.models.weights import weights_file
 from foundry_core.registry.optimizer import Optimizer
-from foundry_core.training.optim import build_optimizer
+from foundry_core.training.optimizers import build_optimizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -361,5 +361,5 @@ def test_cores_own_are_built_like_any_other() -> None:
     for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
         config = TrainingConfig(output_dir="run", train_steps=1, optimizer=name)
         assert isinstance(build_optimizer(model, config), kind)
-    own = Optimizer("own", "of a test", "foundry_core.training.optim:sgd")
+    own = Optimizer("own", "of a test", "foundry_core.training.optimizers:sgd")
     assert isinstance(build_optimizer(model, config, own), torch.optim.SGD)

@@ -23,7 +23,7 @@ from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk
 from foundry_core.storage.manifest import read_manifest
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
-from foundry_core.training.optim import build_optimizer
+from foundry_core.training.optimizers import build_optimizer
 from foundry_core.training.signals import SIGNALS, StopRequest
 
 

@@ -17,9 +17,9 @@ from foundry_core.errors import TrainingError
 from foundry_core.registry.hooks import hook_manager
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk, StorageError
-from foundry_core.training.background import Background
 from foundry_core.training.notifier import Notifier
-from foundry_core.training.optim import build_optimizer
+from foundry_core.training.optimizers import build_optimizer
+from foundry_core.training.saving import Background
 from foundry_core.training.trainer import Trainer
 
 WHAT_TRAINING_MAKES = ("model.safetensors", "optimizer.safetensors", "trainer_state.json")

@@ -12,14 +12,14 @@ from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepRepor
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03` or `02:03`."""
+    """Return `1:02:03` or `02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
 
 
 def compact(number: float) -> str:
-    """`12.3k`, `4.56M`: three figures, for people."""
+    """Return a number with three figures: `12.3k`, `4.56M`."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{suffix}"
@@ -27,11 +27,11 @@ def compact(number: float) -> str:
 
 
 class _Stderr:
-    """stderr for a library that draws on it: a reader that has gone, or a full disk behind it, stops nothing."""
+    """stderr for a library that draws on it; a closed pipe or a full disk behind it stops nothing."""
 
     @property
     def _stream(self) -> Any:
-        # While rich shows a bar, what is written to stderr comes here: to write it there would go in circles.
+        # While rich shows a bar, it redirects stderr to here: writing to that again would recurse.
         return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     @property
@@ -71,17 +71,11 @@ class Console:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"),
-        ]
-        self._progress = Progress(*columns, console=self._console)
+        name, line = TextColumn("{task.description}"), TextColumn("{task.fields[line]}")
+        self._progress = Progress(name, BarColumn(), MofNCompleteColumn(), line, console=self._console)
         self._progress.start()
-        self._task = self._progress.add_task(
-            run.experiment_name, total=run.total_steps, completed=run.first_step, line=""
-        )
+        steps = {"total": run.total_steps, "completed": run.first_step}
+        self._task = self._progress.add_task(run.experiment_name, **steps, line="")
 
     @hookimpl
     def foundry_step_ended(self, report: StepReport) -> None:
@@ -108,7 +102,7 @@ class Console:
 
 @contextmanager
 def reading(label: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A progress bar over bytes read, on a terminal; gives the function that is told how many were read."""
+    """Show a progress bar over bytes on a terminal; yield the function to call with the bytes read so far."""
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -116,13 +110,7 @@ def reading(label: str, total: int, *, quiet: bool = False) -> Iterator[Callable
     if quiet or not console.is_terminal:
         yield lambda count: None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    name, figures = TextColumn("{task.description}"), (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(name, BarColumn(), *figures, console=console, transient=True) as progress:
         task = progress.add_task(label, total=total)
         yield lambda count: progress.update(task, completed=count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from foundry_core.config.experiment import ExperimentConfig
@@ -11,29 +11,27 @@ from foundry_core.config.sections import CheckpointConfig, TrainingConfig
 from foundry_core.data.order import StreamSizes
 from foundry_core.data.preparation import ExperimentData
 from foundry_core.errors import UsageError
-from foundry_core.training.optim import warmup_steps
+from foundry_core.training.schedule import warmup_steps
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class RunPlan(StreamSizes):
     """What a configuration comes to for its data; computed, never written into the configuration.
 
     Counts are of the training corpus. Tokens are those of the stream: padding, overlap and row frames not counted. The
     words of a part of an epoch are its share of the epoch's words.
+
+    Attributes:
+        checkpoint_steps: Steps at which a checkpoint is due, in order; step 0 and the last one always are.
+        unreached_checkpoints: Checkpoints that the configuration asks for by name and that lie beyond the end.
     """
 
-    rows: int
-    tokens_per_row: int
-    tokens_per_epoch: int
-    words_per_epoch: int
     samples_per_step: int
     total_samples: int
     total_steps: int
     warmup_steps: int
     checkpoint_steps: tuple[int, ...]
-    """Steps at which a checkpoint is due, in order; the start (step 0) and the end are always among them."""
     unreached_checkpoints: tuple[str, ...]
-    """Checkpoints that the configuration asks for by name and that lie beyond the end."""
 
     @classmethod
     def of(cls, config: ExperimentConfig, data: ExperimentData) -> RunPlan:
@@ -55,10 +53,7 @@ class RunPlan:
             )
         due, unreached = checkpoint_steps(config.training.checkpoints, stream, per_step, steps)
         return cls(
-            rows=stream.rows,
-            tokens_per_row=stream.tokens_per_row,
-            tokens_per_epoch=stream.tokens_per_epoch,
-            words_per_epoch=stream.words_per_epoch,
+            **asdict(stream),
             samples_per_step=per_step,
             total_samples=samples,
             total_steps=steps,
@@ -77,7 +72,7 @@ class RunPlan:
         return frozenset(self.checkpoint_steps)
 
     def checkpoint_due(self, step: int) -> bool:
-        """Return whether the configuration asks for a checkpoint after this step (0: before the first one)."""
+        """Check whether the configuration asks for a checkpoint after this step (0: before the first one)."""
         return step in self._due
 
     def words_after(self, tokens_seen: int) -> int:

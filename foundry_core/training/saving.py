@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -20,11 +21,56 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import warn
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.run_folder import checkpoint_name
-from foundry_core.training.background import Background
 from foundry_core.training.notifier import Notifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """Runs one task at a time in a thread, or at once when it is not enabled.
+
+    A task that failed raises its error in the caller, at the next `start` or `finish`.
+
+    Args:
+        done: Called with each task's result, in the caller's thread.
+        enabled: Use a thread.
+    """
+
+    def __init__(self, done: Callable[[T], None], *, enabled: bool):
+        self._done, self._enabled = done, enabled
+        self._thread: Thread | None = None
+        self._results: list[T] = []
+        self._error: BaseException | None = None
+
+    def start(self, task: Callable[[], T]) -> None:
+        """Begin a task, after the one before has ended."""
+        self.finish()
+        if not self._enabled:
+            self._done(task())
+            return
+        self._thread = Thread(target=self._run, args=(task,), name="foundry-saving")
+        self._thread.start()
+
+    def _run(self, task: Callable[[], T]) -> None:
+        try:
+            self._results.append(task())
+        except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+            self._error = error
+
+    def finish(self) -> None:
+        """Wait for the task under way, if there is one."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        self._done(self._results.pop())
 
 
 class CheckpointSaver:

@@ -66,8 +66,24 @@ def reports_up_to(line: bytes, step: float) -> bool:
         return False
 
 
-class TensorBoard:
-    """TensorBoard events under the names people expect; the x axis is the optimizer step."""
+class _Curves:
+    """Sends each logged step and each evaluation as named numbers; the x axis is the optimizer step."""
+
+    def send(self, numbers: dict[str, float], step: int) -> None:
+        raise NotImplementedError
+
+    @hookimpl
+    def foundry_step_ended(self, report: StepReport) -> None:
+        names = ("loss", "learning_rate", "grad_norm")
+        self.send({f"train/{name}": getattr(report, name) for name in names}, report.step)
+
+    @hookimpl
+    def foundry_evaluated(self, report: EvaluationReport) -> None:
+        self.send({"eval/loss": report.loss, "eval/perplexity": report.perplexity}, report.step)
+
+
+class TensorBoard(_Curves):
+    """TensorBoard events under the names people expect."""
 
     def __init__(self, folder: Path):
         try:
@@ -81,24 +97,17 @@ class TensorBoard:
     def foundry_run_started(self, run: RunInfo) -> None:
         self._writer = self._writer_class(str(self._folder), purge_step=run.first_step + 1 if run.first_step else None)
 
-    @hookimpl
-    def foundry_step_ended(self, report: StepReport) -> None:
-        self._writer.add_scalar("train/loss", report.loss, report.step)
-        self._writer.add_scalar("train/learning_rate", report.learning_rate, report.step)
-        self._writer.add_scalar("train/grad_norm", report.grad_norm, report.step)
-
-    @hookimpl
-    def foundry_evaluated(self, report: EvaluationReport) -> None:
-        self._writer.add_scalar("eval/loss", report.loss, report.step)
-        self._writer.add_scalar("eval/perplexity", report.perplexity, report.step)
+    def send(self, numbers: dict[str, float], step: int) -> None:
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
 
     @hookimpl
     def foundry_run_ended(self, step: int) -> None:
         self._writer.close()
 
 
-class WeightsAndBiases:
-    """W&B under the same names; a resumed run goes on in the run it belongs to."""
+class WeightsAndBiases(_Curves):
+    """W&B under the same names; a resumed run continues the W&B run it belongs to."""
 
     def __init__(self, project: str | None, folder: Path):
         try:
@@ -109,23 +118,11 @@ class WeightsAndBiases:
 
     @hookimpl
     def foundry_run_started(self, run: RunInfo) -> None:
-        self._wandb.init(
-            project=self._project,
-            name=run.experiment_name,
-            id=run.wandb_run_id,
-            resume="allow",
-            dir=str(self._folder),
-            config=dict(run.config),
-        )
+        names = {"project": self._project, "name": run.experiment_name, "id": run.wandb_run_id}
+        self._wandb.init(**names, resume="allow", dir=str(self._folder), config=dict(run.config))
 
-    @hookimpl
-    def foundry_step_ended(self, report: StepReport) -> None:
-        facts = {"loss": report.loss, "learning_rate": report.learning_rate, "grad_norm": report.grad_norm}
-        self._wandb.log({f"train/{key}": value for key, value in facts.items()}, step=report.step)
-
-    @hookimpl
-    def foundry_evaluated(self, report: EvaluationReport) -> None:
-        self._wandb.log({"eval/loss": report.loss, "eval/perplexity": report.perplexity}, step=report.step)
+    def send(self, numbers: dict[str, float], step: int) -> None:
+        self._wandb.log(numbers, step=step)
 
     @hookimpl
     def foundry_run_ended(self, step: int) -> None:

@@ -47,9 +47,10 @@ from foundry_core.registry.hookspecs import RunInfo, StepReport
 from foundry_core.run_folder import CONFIG, RECORD, checkpoint_name
 from foundry_core.storage.files import write_file
 from foundry_core.training.notifier import Notifier
-from foundry_core.training.optim import Schedule, build_optimizer
+from foundry_core.training.optimizers import build_optimizer
 from foundry_core.training.plan import RunPlan
 from foundry_core.training.saving import CheckpointSaver
+from foundry_core.training.schedule import Schedule
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.speed import Stopwatch
 
@@ -169,7 +170,7 @@ class Trainer:
             stop: A StopRequest that is already active; a new one by default.
         """
         state, plan, settings = self.state, self.plan, self.config.training
-        due, start = set(plan.checkpoint_steps), state.step
+        start = state.step
         batches = self.batches()
         with nullcontext(stop) if stop is not None else StopRequest() as stop, self._observed():
             if self.saver.parent is None:
@@ -192,9 +193,10 @@ class Trainer:
                 ):
                     with watch, self._memory_watched(f"the evaluation after step {state.step}"):
                         self._evaluate()
-                if state.step in due or self.saver.overdue():
+                due = plan.checkpoint_due(state.step)
+                if due or self.saver.overdue():
                     with watch:
-                        self._save(ephemeral=state.step not in due)
+                        self._save(ephemeral=not due)
         return state
 
     @contextmanager

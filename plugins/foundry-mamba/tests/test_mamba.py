@@ -19,7 +19,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, FoundryError, create_model
 from foundry_core.config.sections import TrainingConfig
-from foundry_core.training.optim import parameter_groups
+from foundry_core.training.optimizers import parameter_groups
 
 Experiment = Callable[..., ExperimentConfig]
 Build = Callable[..., BaseLanguageModel]
