@@ -156,20 +156,25 @@ def _deaths_noticed(workers: list[BaseProcess]) -> Iterator[None]:
     Outside the main thread, where Python runs no handlers, that has to do.
     """
 
+    before = signal.getsignal(signal.SIGCHLD)
+    in_main = threading.current_thread() is threading.main_thread()
+
     def look(*_: object) -> None:
         if _death(workers):
+            # Here too: raised between two lines below, it would stay, and be raised again wherever a process ends.
+            if in_main:
+                signal.signal(signal.SIGCHLD, before)
             raise _DiedError
 
     look()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGCHLD, look)
     try:
-        look()
+        if in_main:
+            signal.signal(signal.SIGCHLD, look)
+            look()
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        if in_main:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _death(workers: list[BaseProcess]) -> str | None:
