@@ -27,7 +27,7 @@ def evaluating(model: BaseLanguageModel) -> Iterator[None]:
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """A collated batch on the device; the attention mask is left out when no row is padded.
+    """Move a collated batch to the device; leave the attention mask out when no row is padded.
 
     Without a mask the attention kernels need no mask tensor, and the result is the same.
     """
