@@ -10,6 +10,7 @@ for each the peak resident memory that the kernel accounts to it and the time it
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -19,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
+from foundry_core.registry.loading import get_architecture
+
 _CONFIG = """\
 experiment_name: memory
 data: {{training_corpus: {corpus}}}
 tokenizer: {{tokenizer_type: {tokenizer}, vocab_size: 8000, output_dir: {folder}/tokenizer}}
-model: {{architecture: {architecture}}}
+model: {model}
 training: {{output_dir: {folder}/run, epochs: 1}}
 """
 
@@ -80,9 +83,9 @@ def main() -> None:
         corpus = folder / "corpus.txt"
         write_corpus(corpus, options.megabytes)
         config = folder / "x.yaml"
-        config.write_text(
-            _CONFIG.format(corpus=corpus, folder=folder, tokenizer=options.tokenizer, architecture=options.architecture)
-        )
+        recipe = get_architecture(options.architecture).recipe["model"]
+        model = json.dumps({"architecture": options.architecture, **recipe})
+        config.write_text(_CONFIG.format(corpus=corpus, folder=folder, tokenizer=options.tokenizer, model=model))
         print(f"corpus {corpus.stat().st_size / 1e6:.0f} MB, tokenizer {options.tokenizer}", flush=True)
         for verb in (["tokenizer", "train"], ["data", "prepare"]):
             seconds, peak = measure([sys.executable, "-m", "foundry_core.cli", *verb, str(config)])
