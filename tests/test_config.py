@@ -61,8 +61,7 @@ TOP_KEYS = "experiment_name, random_seed, data, tokenizer, model, training, logg
 DATA_KEYS = "training_corpus, test_corpus, documents, max_sequence_length, batch_size"
 BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words"
 END_NOT_LEARNED = (
-    "padding is not learned, so the end of a text would never be learned; "
-    "give padding a token of its own, such as '<pad>'"
+    "padding is not learned, so the end of a text would never be learned; use another token, such as '<pad>'"
 )
 NOT_SECTIONS = "1: file: is empty or not a mapping of sections: see foundry init"
 
@@ -295,13 +294,13 @@ CONTRADICTORY = [
         "a special token that could not be told from text",
         edited(after(VOCABULARY, "  special_tokens: {eos_token: the end}")),
         "11: tokenizer.special_tokens.eos_token: 'the end' cannot be a special token: it must not be empty and must "
-        "not hold white space, ':', '$' or '\u2581'",
+        "not contain white space, ':', '$' or '\u2581'",
     ),
     wrong(
         "a mask with a second role",
         edited(BERT, after(VOCABULARY, "  special_tokens: {mask_token: <s>}")),
-        "11: tokenizer.special_tokens.mask_token: '<s>' has a second role: give masking a token of its own, such as "
-        "'<mask>'",
+        "11: tokenizer.special_tokens.mask_token: '<s>' has a second role: use another token for masking, "
+        "such as '<mask>'",
     ),
     wrong(
         "an unknown token that a tokenizer cannot do without",

@@ -122,8 +122,8 @@ def test_each_name_that_is_offered_has_one_owner(kind: str) -> None:
     ("offered", "said"),
     [
         (lambda descriptor: None, "fails: TypeError: 'NoneType' object is not iterable"),
-        (lambda descriptor: [descriptor.name], "gives a str, not "),
-        (lambda descriptor: {descriptor.name: descriptor}, "gives a str, not "),
+        (lambda descriptor: [descriptor.name], "returned a str, not "),
+        (lambda descriptor: {descriptor.name: descriptor}, "returned a str, not "),
     ],
     ids=["nothing", "names", "mapping"],
 )
@@ -270,7 +270,7 @@ def test_the_plugin_whose_capabilities_make_no_sense_is_named(
     assert main(arguments) in (2, 3)
     problems = [line for line in capsys.readouterr().err.splitlines() if TEXT in line]
     assert len(problems) == 1
-    assert "foundry-ant 1.0: the capabilities of 'ant'" in problems[0]
+    assert "foundry-ant 1.0: the function for the capabilities of 'ant'" in problems[0]
 
 
 def test_a_file_whose_capabilities_make_no_sense_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -561,7 +561,7 @@ def test_no_command_is_imported_that_is_not_called(
         ),
         (
             "def execute(options):\n    pass\n",
-            "the command 'say' of foundry-say 1.0: foundry_say_command is no module with a function configure(parser)",
+            "the command 'say' of foundry-say 1.0: foundry_say_command does not define configure(parser)",
         ),
         (
             "def configure(parser):\n    1 / 0\n",
@@ -718,12 +718,12 @@ def test_commands_are_looked_at_without_being_imported(
         "foundry-say": ("fine", None),
         "foundry-verb": (
             "unusable",
-            f"the command 'validate' of foundry-verb 1.0 has the name of a verb of foundry's own. {way_out}verb",
+            f"the plugin foundry-verb 1.0: the command 'validate' has the name of a verb of foundry. {way_out}verb",
         ),
         "foundry-gone": (
             "unusable",
-            "the plugin foundry-gone 1.0: the module of its command, foundry_gone_command, is not there. "
-            f"{way_out}gone",
+            "the plugin foundry-gone 1.0: the module of its command, foundry_gone_command, fails: "
+            f"ModuleNotFoundError: No module named 'foundry_gone_command'. {way_out}gone",
         ),
     }
     command("", by="foundry-tell")

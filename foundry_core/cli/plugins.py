@@ -27,13 +27,13 @@ examples:
 _LIST = """One line for each installed plugin: what it is, or what is wrong with it and the way out.
 
 Architectures first, then extensions: modules that are active where plugins: of a YAML names them. Last the commands
-that packages add to foundry. JSON schemas are left to foundry plugins doctor."""
+that packages add to foundry."""
 
 _SHOW = """Show a plugin: its package and where it is installed, what the architecture can do with its example settings,
 every key of its section of the YAML, the hooks that its module implements."""
 
 _DOCTOR = """Import every installed plugin's light module and check it: its requirement on foundry-core, plugin API,
-descriptor, schema, examples, hooks and what they offer. Of a command its name and that its module is there.
+descriptor, examples, hooks and what they offer. Of a command its name and that its module is there.
 
 Each thing that is wrong is one line on stderr, with the way out; exit code 3 when there is one. What a model computes
 is not looked at: foundry check NAME does that."""
@@ -65,7 +65,7 @@ def list_plugins(options: argparse.Namespace) -> None:
     from foundry_core.cli import VERBS
     from foundry_core.registry.doctor import examine
 
-    findings = examine(VERBS, schemas=False)
+    findings = examine(VERBS)
     if options.json:
         print(_as_json(findings))
         return
