@@ -105,7 +105,7 @@ def test_a_link_or_a_fifo_in_place_of_a_file_of_the_run_is_refused_in_one_line(e
     make(folder / name)
     letter = folder / "letter.txt"
     before = letter.read_text() if letter.exists() else None
-    with pytest.raises(StorageError, match=rf"^cannot write \S+/{name}: it is a link or no plain file; remove it$"):
+    with pytest.raises(StorageError, match=rf"^cannot write \S+/{name}: it is not a plain file; remove it$"):
         run(config, quiet=True)
     assert (letter.read_text() if letter.exists() else None) == before
 

@@ -8,10 +8,10 @@ from foundry_core.storage import files
 
 
 class AppendedLines:
-    """A text file that grows by whole lines, such as metrics.jsonl; each line is handed to the kernel at once.
+    """A text file that grows by whole lines, each written at once.
 
-    They are safe on the disk when a folder beside it is published: a checkpoint never goes on from a point that the log
-    has not reached.
+    It is synced before a folder next to it is published: a checkpoint never resumes from a point that the log has not
+    reached.
     """
 
     def __init__(self, path: str | Path):
@@ -28,7 +28,7 @@ class AppendedLines:
             files.disk.write(self._file, data)
 
     def sync(self) -> None:
-        """Bring what was appended safely to the files.disk."""
+        """Make the appended lines survive a power loss."""
         with files.reported(self.path):
             files.disk.sync(self._file)
 
@@ -39,7 +39,7 @@ class AppendedLines:
 
 
 def read_appended(path: Path) -> bytes:
-    """All of a file of `AppendedLines`. Raises StorageError when it cannot be read or is no plain file."""
+    """Return the content of a file of `AppendedLines`. Raises StorageError if it is unreadable or not a plain file."""
     files.require_plain(path)
     with files.reported(path, failed="read"):
         return path.read_bytes()
