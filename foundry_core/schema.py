@@ -10,7 +10,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
     create_model,
@@ -54,6 +53,12 @@ def broken(rules: Iterable[Callable[..., Iterator[Finding]]], *read: Any) -> Ite
             yield from rule(*read)
 
 
+def _bound_keys(schema: dict[str, Any], section: type[ConfigSection]) -> None:
+    """Include in a JSON schema what `_possible` checks."""
+    for each in schema.get("properties", {}).values():
+        _bound(each, section.LARGEST)
+
+
 class ConfigSection(BaseModel):
     """A section of the YAML. Refuses unknown keys, converts no values, and does not change after loading.
 
@@ -63,7 +68,14 @@ class ConfigSection(BaseModel):
         when the keys it reads are valid, even if others are missing or wrong, so that users get all problems at once.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        json_schema_extra=_bound_keys,
+    )
     LARGEST: ClassVar[int] = 2**31 - 1
     RECORDED: ClassVar[frozenset[str]] = frozenset()
     RULES: ClassVar[tuple[Callable[[Any], Iterator[str]], ...]] = ()
@@ -96,14 +108,6 @@ class ConfigSection(BaseModel):
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
         return section  # type: ignore[no-any-return]
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Include in the schema what `_possible` checks."""
-        schema = handler(core_schema)
-        for each in handler.resolve_ref_schema(schema).get("properties", {}).values():
-            _bound(each, cls.LARGEST)
-        return schema
 
 
 def _bound(schema: dict[str, Any], largest: int) -> None:

@@ -9,8 +9,7 @@ import yaml
 
 from foundry_core import load_config, run
 from foundry_core.errors import UsageError
-from foundry_core.storage.files import StorageError, publish_folder, remove_leftovers, write_file
-from foundry_core.storage.lines import AppendedLines
+from foundry_core.storage.files import AppendedLines, StorageError, publish_folder, remove_leftovers, write_file
 from foundry_core.storage.lock import RunLock
 from foundry_core.training.sinks import MetricsFile
 

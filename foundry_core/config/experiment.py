@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ActivePlugins:
-    """The plugins whose hooks are active in a run.
-
-    Attributes:
-        modules: The module of the architecture, and those in `plugins:`.
-        manager: The one hook manager of the run.
-        offers: Everything that a configuration may choose by name, core's own included.
-    """
+    """The plugins whose hooks are active in a run: the architecture's module and those in `plugins:`."""
 
     modules: tuple[ModuleType, ...]
     manager: pluggy.PluginManager
@@ -39,11 +33,7 @@ class ActivePlugins:
 
     @classmethod
     def of(cls, architecture: Architecture, names: Sequence[str]) -> ActivePlugins:
-        """Import the modules, register their hooks and ask for their offers, each once.
-
-        Raises:
-            PluginError: A module is not declared by any package, fails to import, or offers something unusable.
-        """
+        """Import the modules, register their hooks and ask for their offers, each once. May raise PluginError."""
         modules = tuple(active_modules(architecture, names))
         manager = hook_manager(modules)
         return cls(modules, manager, offers(manager))

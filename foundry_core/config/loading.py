@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -34,19 +35,13 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         ConfigError: All problems of the file, each as `file:line: key: problem`.
     """
     if isinstance(source, Mapping):
-        yaml_source = YamlSource("configuration", _copied(source), {})
+        yaml_source = YamlSource("configuration", deepcopy(dict(source)), {})
     else:
         yaml_source = YamlSource.read(source)
     yaml_source.require_sections("see foundry init")
     for override in overrides:
         yaml_source.override(override)
     return _Check(yaml_source).config()
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _Check:
@@ -83,11 +78,8 @@ class _Check:
             chosen = Chosen(architecture.name, capabilities, objectives, objective, tokenizer_type)
             for key, message in cross_section_problems(config or Values(ExperimentConfig, data), chosen):
                 self._add(key, message)
-        if self.problems or config is None:
+        if self.problems or config is None or architecture is None or capabilities is None or plugins is None:
             raise ConfigError(self.problems)
-        assert architecture is not None
-        assert capabilities is not None
-        assert plugins is not None
         # Sets the cached property, so that nothing is looked up again.
         config.__dict__["chosen"] = Choices(architecture, capabilities, plugins)
         return config
@@ -129,9 +121,7 @@ class _Check:
             return None
         return self._try(("plugins",), ActivePlugins.of, architecture, names)
 
-    def _choice(
-        self, section: Literal["training", "tokenizer"], key: str, offered: Mapping[str, Found]
-    ) -> Found | None:
+    def _choice(self, section: str, key: str, offered: Mapping[str, Found]) -> Found | None:
         """Return the descriptor that a key or its default names; None if the key is wrong."""
         try:
             name: str = getattr(getattr(Values(ExperimentConfig, self.data), section), key)

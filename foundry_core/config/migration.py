@@ -6,7 +6,6 @@ data to be converted is refused; every other difference is listed as a change wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from foundry_core.config.loading import load_config
@@ -20,15 +19,18 @@ def _keys(**sections: str) -> tuple[str, ...]:
     return tuple(f"{section}.{key}" for section, keys in sections.items() for key in keys.split())
 
 
-MODEL_KEYS = _keys(
-    model="layers embedding_size hidden_size intermediate_hidden_size attention_heads activation_function dropout "
-    "attention_dropout"
+_MODEL = "layers embedding_size hidden_size intermediate_hidden_size attention_heads activation_function dropout"
+MODEL_KEYS = _keys(model=f"{_MODEL} attention_dropout")
+# Our defaults in place of these would be a guess.
+REQUIRED = (
+    *("experiment_name", "random_seed", *MODEL_KEYS),
+    *_keys(data="training_corpus batch_size max_sequence_length", tokenizer="vocab_size"),
+    *_keys(training="output_dir learning_rate adam_beta1 adam_beta2 adam_epsilon"),
 )
 KEPT = (
-    *("experiment_name", "random_seed"),
-    *_keys(data="training_corpus test_corpus batch_size max_sequence_length", tokenizer="output_dir vocab_size"),
-    *_keys(training="output_dir learning_rate adam_beta1 adam_beta2 adam_epsilon epochs max_grad_norm"),
-    *_keys(training="gradient_accumulation_steps", logging="use_wandb wandb_project"),
+    *(key for key in REQUIRED if key not in MODEL_KEYS),
+    *_keys(data="test_corpus", tokenizer="output_dir", training="epochs gradient_accumulation_steps max_grad_norm"),
+    *_keys(logging="use_wandb wandb_project"),
 )
 DROPPED = {
     "data.source_corpus": "copied to training_corpus before training; training_corpus is what is read",
@@ -38,20 +40,14 @@ DROPPED = {
     "logging.level": "there are no log levels; --debug shows the traceback of an error",
     "logging.dir": "metrics.jsonl and every other file of a run are in training.output_dir",
 }
+CONVERTED = _keys(
+    training="train_steps warmup_steps warmup_ratio use_amp use_gradient_checkpointing compile_mode checkpoint_schedule"
+)
 GENERATED = _keys(
     training="auto_generate_checkpoints first_epoch_checkpoints subsequent_epochs_spacing log_base linear_interval "
     "min_checkpoint_interval min_checkpoints_per_epoch"
 )
-CONVERTED = _keys(
-    training="train_steps warmup_steps warmup_ratio use_amp use_gradient_checkpointing compile_mode checkpoint_schedule"
-)
 KNOWN = (*KEPT, *DROPPED, "dataset_manipulation", *MODEL_KEYS, *CONVERTED, *GENERATED)
-# Our defaults in place of these would be a guess.
-REQUIRED = (
-    *("experiment_name", "random_seed", *MODEL_KEYS),
-    *_keys(data="training_corpus batch_size max_sequence_length", tokenizer="vocab_size"),
-    *_keys(training="output_dir learning_rate adam_beta1 adam_beta2 adam_epsilon"),
-)
 
 
 class Change(NamedTuple):
@@ -87,6 +83,8 @@ class _OldFile:
         for name, content in source.data.items():
             inside = content if name in SECTIONS and isinstance(content, dict) else None
             self.values |= {name: content} if inside is None else {f"{name}.{key}": inside[key] for key in inside}
+        # Forward passes in one optimizer step; the old software may have counted them as steps.
+        self.passes = self.values.get("training.gradient_accumulation_steps", 1)
         self.new: dict[str, tuple[Any, str]] = {}
         self.changes: list[Change] = []
         self.problems: list[Problem] = []
@@ -97,35 +95,29 @@ class _OldFile:
     def problem(self, key: str, message: str) -> None:
         self.problems.append(Problem(self.source.path, self.line(key), key, message))
 
-    def switch(self, key: str) -> bool:
-        """Return a setting that is on or off; off by default."""
-        value = self.values.get(key, False)
-        if not isinstance(value, bool):
-            self.problem(key, f"must be true or false, not {value!r}")
-        return value is True
+    def change(self, key: str, text: str) -> None:
+        self.changes.append(Change(key, text))
 
     def keep(self, *keys: str) -> None:
         self.new |= {key: (self.values[key], key) for key in keys if key in self.values}
-
-    def change(self, key: str, text: str) -> None:
-        self.changes.append(Change(key, text))
 
     def drop(self, key: str, reason: str) -> None:
         if key in self.values:
             self.change(key, f"dropped: {reason}")
 
     def add(self, key: str, value: Any, reason: str) -> None:
-        self.new[key] = value, key
-        self.change(key, f"added as {'null' if value is None else value}: {reason}")
+        self.convert(key, key, value, f"added as {'null' if value is None else value}: {reason}")
 
     def convert(self, key: str, target: str, value: Any, text: str) -> None:
         self.new[target] = value, key
         self.change(key, text)
 
-    @property
-    def passes(self) -> Any:
-        """Forward passes in one optimizer step; the old software may have counted them as steps."""
-        return self.values.get("training.gradient_accumulation_steps", 1)
+    def switch(self, key: str) -> bool:
+        """Return a setting that is on or off; off by default."""
+        value = self.values.get(key, False)
+        if not isinstance(value, bool):
+            self.problem(key, f"must be true or false, not {value!r}")
+        return value is True
 
 
 def _corpus(old: _OldFile) -> None:
@@ -143,6 +135,7 @@ def _corpus(old: _OldFile) -> None:
 def _model(old: _OldFile) -> None:
     old.add("tokenizer.tokenizer_type", "sentencepiece", "the only kind there was")
     old.add("model.architecture", "gpt2", "the only kind there was")
+    old.add("training.objective", "causal_lm", "the only one there was")
     for key in MODEL_KEYS:
         value, target = old.values.get(key), f"model.transformer.{key.removeprefix('model.')}"
         text = f"renamed to {target}: a transformer's sizes have their own section"
@@ -150,25 +143,25 @@ def _model(old: _OldFile) -> None:
             text += f"; {value} is written {value.lower()}"
             value = value.lower()
         old.convert(key, target, value, text)
-    old.add("training.objective", "causal_lm", "the only one there was")
 
 
 def _budget(old: _OldFile) -> None:
     steps, epochs = "training.train_steps", "training.epochs"
-    if old.values.get(steps) is None:
-        if old.values.get(epochs) is None:
-            old.problem(epochs, "missing: the old run cannot be reproduced without it")
-        old.drop(steps, "it was null, epochs is the budget")
-    elif old.values.get(epochs) is not None:
+    by_steps, by_epochs = old.values.get(steps) is not None, old.values.get(epochs) is not None
+    if by_steps and by_epochs:
         old.problem(steps, "given with epochs, and the first one reached ended the run: set the other one to null")
-    elif old.passes != 1:
+    elif by_steps and old.passes != 1:
         old.problem(
             steps,
             "with gradient_accumulation_steps it may have counted forward passes, here it counts optimizer steps: "
             "set it to null and give the epochs that the old run made",
         )
-    else:
+    elif by_steps:
         old.keep(steps)
+    elif by_epochs:
+        old.drop(steps, "it was null, epochs is the budget")
+    else:
+        old.problem(epochs, "missing: the old run cannot be reproduced without it")
 
 
 def _warm_up(old: _OldFile) -> None:
@@ -186,11 +179,11 @@ def _warm_up(old: _OldFile) -> None:
 
 
 def _training(old: _OldFile) -> None:
+    reason = "every parameter was decayed, by 0.01 as here; the default excludes biases, norms and embeddings"
+    old.add("training.weight_decay_on", "all", reason)
     if "training.max_grad_norm" not in old.values:
         reason = "without it gradients were not scaled down; here they would be, to 1.0"
         old.add("training.max_grad_norm", None, reason)
-    reason = "every parameter was decayed, by 0.01 as here; the default excludes biases, norms and embeddings"
-    old.add("training.weight_decay_on", "all", reason)
     key, target = "training.use_gradient_checkpointing", "training.gradient_checkpointing"
     if key in old.values:
         old.convert(key, target, old.switch(key), f"renamed to {target}")
@@ -198,27 +191,22 @@ def _training(old: _OldFile) -> None:
     if key not in old.values:
         old.add(target, "fp32", "use_amp was missing, so there was no mixed precision")
     elif old.switch(key):
-        reason = "mixed precision, bf16 on a GPU that supports it"
-        old.convert(key, target, "auto", f"replaced by {target}: auto: {reason}")
+        old.convert(key, target, "auto", f"replaced by {target}: auto: bf16 on a GPU that supports it")
     else:
         old.convert(key, target, "fp32", f"replaced by {target}: fp32: no mixed precision")
-
-
-def _compile(old: _OldFile) -> None:
     key, target = "training.compile_mode", "training.compile"
     if key in old.values:
         mode = old.values[key]
         on = mode not in (None, False, "", "none", "None", "false", "off")
-        other = (
-            f": the mode {mode} changes speed only and is not offered" if on and mode not in (True, "default") else ""
-        )
-        old.convert(key, target, on, f"replaced by {target}: {'true' if on else 'false'}{other}")
+        text = f"replaced by {target}: {'true' if on else 'false'}"
+        if on and mode not in (True, "default"):
+            text += f": the mode {mode} changes speed only and is not offered"
+        old.convert(key, target, on, text)
 
 
 def _checkpoints(old: _OldFile) -> None:
     """Convert the list of steps, or else the settings from which one was generated."""
     key, generated = "training.checkpoint_schedule", old.switch("training.auto_generate_checkpoints")
-    reason = "auto_generate_checkpoints was false; step 0 and the end are always saved"
     if old.values.get(key):
         _listed(old, key)
         reason = "checkpoint_schedule is given and sets when to save"
@@ -227,27 +215,25 @@ def _checkpoints(old: _OldFile) -> None:
         if generated:
             _generated(old)
             return
+        reason = "auto_generate_checkpoints was false; step 0 and the end are always saved"
     for unused in GENERATED:
         old.drop(unused, reason)
 
 
 def _listed(old: _OldFile, key: str) -> None:
-    steps, passes = old.values[key], old.passes
+    steps, passes, text = old.values[key], old.passes, "replaced by training.checkpoints.steps"
     if not isinstance(steps, list) or any(type(step) is not int or step < 0 for step in steps):
         old.problem(key, "must be a list of steps, whole numbers from 0 on, or null")
         return
-    text = "replaced by training.checkpoints.steps"
     if isinstance(passes, int) and passes > 1:
         steps = sorted({-(-step // passes) for step in steps})
-        text += (
-            f": the old steps counted forward passes, {passes} in one optimizer step; these count optimizer steps, "
-            f"so they are divided by {passes} and rounded up"
-        )
+        text += f": divided by {passes}, the forward passes in one optimizer step, and rounded up"
     old.convert(key, "training.checkpoints.steps", steps, text)
 
 
 def _generated(old: _OldFile) -> None:
     auto, first, spacing, base, linear, interval, least = GENERATED
+    power, number = old.values.get(base), old.values.get(first)
     if old.values.get(spacing) != "log":
         old.problem(
             spacing,
@@ -255,26 +241,18 @@ def _generated(old: _OldFile) -> None:
             "auto_generate_checkpoints to false, and training.checkpoints.every_steps in the new file",
         )
         return
-    power = old.values.get(base)
     if power is None:
         old.problem(base, "missing: checkpoints cannot be spaced without it")
         return
-    old.convert(base, "training.checkpoints.log_base", power, "renamed to training.checkpoints.log_base")
     old.change(auto, "replaced by training.checkpoints, which sets when to save; step 0 and the end are always saved")
     powers = f"powers of {power} over the whole run, not in each epoch"
     old.change(spacing, f"replaced by training.checkpoints.log_base: {power}: {powers}")
-    number = old.values.get(first)
-    old.drop(
-        first,
-        f"the positions of {number} even parts of an epoch depend on the data; log_base is nearest, dense at first; "
-        f"for even ones set training.checkpoints.every_steps to an epoch's steps (foundry plan) / {number}",
-    )
+    old.convert(base, "training.checkpoints.log_base", power, "renamed to training.checkpoints.log_base")
+    even = f"set training.checkpoints.every_steps to an epoch's steps (foundry plan) / {number}"
+    old.drop(first, f"log_base is dense at first; for {number} even parts of an epoch {even}")
     old.drop(linear, "it was read for linear spacing only, and subsequent_epochs_spacing is log")
     old.drop(interval, "there is no least distance; the first powers are close together")
     old.drop(least, "it depends on the data; add training.checkpoints.every_steps for more")
-
-
-_RULES: tuple[Callable[[_OldFile], None], ...] = (_corpus, _model, _budget, _warm_up, _training, _compile, _checkpoints)
 
 
 def migrate(source: YamlSource) -> Migration:
@@ -297,11 +275,11 @@ def migrate(source: YamlSource) -> Migration:
     old.keep(*KEPT)
     for key, reason in DROPPED.items():
         old.drop(key, reason)
-    for rule in _RULES:
+    for rule in (_corpus, _model, _budget, _warm_up, _training, _checkpoints):
         rule(old)
     if old.problems:
         raise ConfigError(old.problems)
-    data = _nested({key: value for key, (value, _) in old.new.items()})
+    data = _nested(old)
     try:
         load_config(data)
     except ConfigError as error:
@@ -312,35 +290,28 @@ def migrate(source: YamlSource) -> Migration:
     return Migration(data, tuple(sorted(old.changes, key=lambda change: old.line(change.key))))
 
 
-def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return sections, in the order of `foundry init`, from dotted keys."""
-    top = ["experiment_name", "random_seed", *SECTIONS]
+def _nested(old: _OldFile) -> dict[str, Any]:
+    """Return the new settings as sections, in the order of `foundry init`."""
+    order = ("experiment_name", "random_seed", *SECTIONS)
     data: dict[str, Any] = {}
-    for key in sorted(settings, key=lambda key: top.index(key.partition(".")[0])):
+    for key in sorted(old.new, key=lambda key: order.index(key.partition(".")[0])):
         *sections, name = key.split(".")
         section = data
         for each in sections:
             section = section.setdefault(each, {})
-        section[name] = settings[key]
+        section[name] = old.new[key][0]
     return data
 
 
 def _check_keys(old: _OldFile) -> None:
     """Report wrong sections, unknown keys, and required keys that are missing."""
-    usable = {""}
-    for name in SECTIONS:
-        content = old.source.data.get(name)
-        if isinstance(content, dict):
-            usable.add(name)
-        elif content is not None:
-            old.problem(name, f"must be a section, not {content!r}")
-        elif any(key.startswith(f"{name}.") for key in REQUIRED):
-            old.problem(name, "missing or empty: this section is required")
-    for key in old.values:
-        if key not in (*KNOWN, *SECTIONS):
-            section, _, name = key.rpartition(".")
+    for key, value in old.values.items():
+        section, _, name = key.rpartition(".")
+        if key in SECTIONS and value is not None:
+            old.problem(key, f"must be a section, not {value!r}")
+        elif key not in (*SECTIONS, *KNOWN):
             near = did_you_mean(name, [each.rpartition(".")[2] for each in KNOWN if each.rpartition(".")[0] == section])
             old.problem(key, f"unknown key of the old format.{near} Correct it, or remove it.")
     for key in REQUIRED:
-        if old.values.get(key) is None and key.rpartition(".")[0] in usable:
+        if old.values.get(key) is None:
             old.problem(key, "missing: the old run cannot be reproduced without it")

@@ -14,13 +14,7 @@ from foundry_core.errors import did_you_mean
 
 
 def findings(error: ValidationError, section: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Yield each finding as (key, message).
-
-    Args:
-        error: The error raised by the validation of a section.
-        section: The class of the section.
-        prefix: The key of the section in the file.
-    """
+    """Yield each finding of the validation of a section as (key, message). prefix: the key of the section."""
     for finding in error.errors(include_url=False):
         # Parts that pydantic adds for a wrapped value and for the key of a mapping name nothing in the file.
         place = tuple(part for part in finding["loc"] if not str(part).startswith(("function-", "[key]")))

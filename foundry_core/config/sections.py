@@ -35,16 +35,15 @@ def count(value: Any) -> Any:
 Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=MOST_COUNT)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+Settings = SerializeAsAny[ConfigSection] | None
 
 
 class DataConfig(ConfigSection):
-    training_corpus: str = Field(
-        min_length=1, description="a file, a folder or a glob; .txt or .jsonl (key text), optionally .gz"
-    )
+    training_corpus: str = Field(min_length=1, description="file, folder or glob of .txt or .jsonl (key text), or .gz")
     test_corpus: str | None = Field(None, min_length=1, description="text to evaluate on; never used in training")
     documents: Literal["line", "block", "file"] = Field(
-        "line",
-        description="one document of a .txt file: a line, a block between blank lines, or the whole file",
+        "line", description="one document of a .txt file: a line, a block between blank lines, or the whole file"
     )
     max_sequence_length: int = Field(128, ge=4, le=2**24, description="tokens in a row, special tokens included")
     batch_size: int = Field(32, ge=1, le=MOST_ROWS, description="sequences per forward pass on one device")
@@ -62,41 +61,38 @@ class DataConfig(ConfigSection):
 class TokenizerConfig(ConfigSection):
     tokenizer_type: str = Field(
         "sentencepiece",
-        description="sentencepiece, wordpiece, bpe (byte-level), character, word, or one that a plugin adds; default: "
-        "the architecture's",
+        description="sentencepiece, wordpiece, bpe, character, word, or a plugin's; default: the architecture's",
     )
     vocab_size: int = Field(
-        8000, ge=8, le=2**24, description="number of tokens, special ones included; a limit for character and word"
+        8000, ge=8, le=2**24, description="size with special tokens; for character and word a limit"
     )
     output_dir: str | None = Field(
         None,
         min_length=1,
-        description="its folder: trained once, reused while its inputs are unchanged; default: inside the run's folder",
+        description="its folder, reused while its inputs are unchanged; default: in the run's folder",
     )
     special_tokens: dict[Role, Annotated[str, Field(min_length=1)] | None] | None = Field(
         None, description="changes to the default special tokens, by role"
     )
 
 
-class Milestones(ConfigSection):
+class _Counting(ConfigSection):
     LARGEST = 2**63 - 1
 
+
+class Milestones(_Counting):
     words: Counts = Field((), description="save after these numbers of words")
     tokens: Counts = Field((), description="save after these numbers of tokens")
 
 
-class CheckpointConfig(ConfigSection):
-    LARGEST = 2**63 - 1
-
+class CheckpointConfig(_Counting):
     every_steps: int | None = Field(None, ge=1, description="save every N optimizer steps")
     log_base: float | None = Field(None, ge=1.01, description="save at steps 1, b, b^2, b^3, ...")
-    steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
-        (), description="save at these steps"
-    )
+    steps: Steps = Field((), description="save at these steps")
     milestones: Milestones = Field(Milestones(), description="save after these numbers of words or tokens")
     keep: int | None = Field(None, ge=1, description="keep the newest N checkpoints and step 0; null keeps all")
     ephemeral_minutes: float | None = Field(
-        None, gt=0, description="also save every N minutes, for crash safety; only the newest of these is kept"
+        None, gt=0, description="crash safety: save every N minutes, keep the newest"
     )
 
 
@@ -117,27 +113,20 @@ def _warm_up_within_the_budget(training: TrainingConfig) -> Iterator[str]:
         yield f"warmup_steps ({training.warmup_steps}) exceeds train_steps ({training.train_steps})"
 
 
-class TrainingConfig(ConfigSection):
-    LARGEST = 2**63 - 1
+class TrainingConfig(_Counting):
     RULES = (_one_budget, _one_warm_up, _warm_up_within_the_budget)
 
     output_dir: str = Field(min_length=1, description="the run's folder: checkpoints, metrics.jsonl, config.yaml")
-    objective: str = Field(
-        "causal_lm", description="causal_lm, masked_lm, or one that a plugin adds; default: the architecture's"
-    )
-    objective_settings: SerializeAsAny[ConfigSection] | None = Field(
-        None, description="settings of a plugin's objective"
-    )
+    objective: str = Field("causal_lm", description="causal_lm, masked_lm, or a plugin's; default: the architecture's")
+    objective_settings: Settings = Field(None, description="settings of a plugin's objective")
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens masked under masked_lm")
     learning_rate: float = Field(5e-4, gt=0, description="peak, after warm-up")
     epochs: float | None = Field(None, gt=0, le=1e9, description="budget: passes over the training corpus")
     train_steps: Count | None = Field(None, description="budget: optimizer steps")
     train_tokens: Count | None = Field(None, description="budget: tokens of the corpus without padding, such as 10M")
     train_words: Count | None = Field(None, description="budget: words between white space, such as 10M")
-    optimizer: str = Field("adamw", description="adamw, sgd, or one that a plugin adds")
-    optimizer_settings: SerializeAsAny[ConfigSection] | None = Field(
-        None, description="settings of a plugin's optimizer"
-    )
+    optimizer: str = Field("adamw", description="adamw, sgd, or a plugin's")
+    optimizer_settings: Settings = Field(None, description="settings of a plugin's optimizer")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradient's average")
     adam_epsilon: float = Field(1e-8, gt=0, description="added to the denominator of the update")
@@ -147,11 +136,10 @@ class TrainingConfig(ConfigSection):
         "matrices", description="matrices: not on biases, norms and embeddings; all: on every parameter"
     )
     lr_scheduler: Literal["linear", "cosine", "constant", "plateau"] = Field(
-        "linear",
-        description="after warm-up: linear or cosine to 0, constant, or plateau (lower when the test loss stalls)",
+        "linear", description="after warm-up: linear or cosine to 0, constant, or plateau: lower if test loss stalls"
     )
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: multiply the learning rate by this")
-    plateau_patience: int = Field(1, ge=0, description="plateau: evaluations without improvement before it is lowered")
+    plateau_patience: int = Field(1, ge=0, description="plateau: evaluations without improvement before that")
     warmup_steps: int | None = Field(None, ge=0, description="optimizer steps of linear warm-up")
     warmup_ratio: float | None = Field(None, ge=0, le=1, description="warm-up as a share of all steps")
     gradient_accumulation_steps: int = Field(1, ge=1, le=MOST_ROWS, description="forward passes in one optimizer step")
@@ -161,9 +149,7 @@ class TrainingConfig(ConfigSection):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     compile: bool = Field(False, description="torch.compile: takes 10 to 40 s once, worth it for minutes of training")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: saves memory, slower"
-    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     evaluate_every_steps: int | None = Field(
         None, ge=1, description="evaluate on the test corpus every N steps, and at the end"
     )
@@ -185,9 +171,7 @@ class LoggingConfig(ConfigSection):
     wandb_project: str | None = Field(None, description="W&B project; required with use_wandb")
 
 
-class SeedsConfig(ConfigSection):
-    LARGEST = 2**63 - 1
-
+class SeedsConfig(_Counting):
     initialisation: Seed | None = Field(None, description="weights at step 0; default: random_seed")
     data_order: Seed | None = Field(None, description="order of the rows; default: random_seed")
     masking: Seed | None = Field(None, description="choice of the masked tokens; default: random_seed")

@@ -7,6 +7,7 @@ refused: none of them would have an effect.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +25,11 @@ _CONSTANTS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
+    **{f"{sign}.{word}": float(sign + word) for sign in ("", "+", "-") for word in ("inf", "Inf", "INF")},
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
 }
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]{,38})\Z")
 _FLOAT = re.compile(r"[-+]?(?!0[0-9])(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?\Z")
-_SPECIAL_FLOAT = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)\Z")
 _UNTAGGED = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -164,8 +166,6 @@ def _plain(text: str) -> Any:
         return _CONSTANTS[text]
     if _INTEGER.match(text):
         return int(text.replace("_", ""))
-    if special := _SPECIAL_FLOAT.match(text):
-        return float(special.group(1) + special.group(2))
     return float(text.replace("_", "")) if _FLOAT.match(text) else text
 
 

@@ -230,15 +230,45 @@ class _HiddenFolder:
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-class Synced(Protocol):
-    """A file that is synced before a folder next to it is published."""
+class AppendedLines:
+    """A text file that grows by whole lines, each written at once.
 
-    path: Path
+    It is synced before a folder next to it is published: a checkpoint never resumes from a point that the log has not
+    reached.
+    """
 
-    def sync(self) -> None: ...
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        make_folders(self.path.parent)
+        require_plain(self.path)
+        with reported(self.path):
+            self._file = disk.append_to(self.path)
+        _appended.add(self)
+
+    def append(self, line: str) -> None:
+        data = line.encode() + b"\n"
+        with reported(self.path, len(data)):
+            disk.write(self._file, data)
+
+    def sync(self) -> None:
+        """Make the appended lines survive a power loss."""
+        with reported(self.path):
+            disk.sync(self._file)
+
+    def close(self) -> None:
+        _appended.discard(self)
+        with reported(self.path):
+            self._file.close()
 
 
-before_publishing: weakref.WeakSet[Synced] = weakref.WeakSet()
+_appended: weakref.WeakSet[AppendedLines] = weakref.WeakSet()
+
+
+def read_appended(path: Path) -> bytes:
+    """Return the content of a file of `AppendedLines`. Raises StorageError if it is unreadable or not a plain file."""
+    require_plain(path)
+    with reported(path, failed="read"):
+        return path.read_bytes()
 
 
 @contextmanager
@@ -257,9 +287,9 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
     try:
         yield sink
         sink.write(MANIFEST, sealed({"format": MANIFEST_FORMAT, **facts, "files": dict(sorted(sink.files.items()))}))
-        for synced in tuple(before_publishing):
-            if synced.path.parent == target.parent:
-                synced.sync()
+        for lines in tuple(_appended):
+            if lines.path.parent == target.parent:
+                lines.sync()
         with reported(target):
             disk.sync_folder(hidden)
             if target.exists():

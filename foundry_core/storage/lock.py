@@ -23,10 +23,7 @@ def take_lock(file: FileIO, *, wait: bool = False) -> None:
 class RunLock:
     """Holds `<folder>/.lock` while a run writes there; the kernel frees it when the process dies.
 
-    Args:
-        folder: The folder of the run.
-        name: File name of the lock, for a part of the work in the folder.
-        waiting: Called with the present owner before waiting for it. Without it, StorageError is raised.
+    waiting: Called with the present owner before waiting for it. Without it, StorageError is raised.
     """
 
     def __init__(self, folder: str | Path, name: str = LOCK, *, waiting: Callable[[str], None] | None = None):

@@ -67,7 +67,7 @@ def refuse_added(folder: Path, listed: Collection[str]) -> None:
     # Hidden files are the desktop's (.DS_Store); libraries do not read them.
     added = sorted({p.name for p in folder.iterdir() if not p.name.startswith(".")} - {*listed, MANIFEST})
     if added:
-        raise CheckpointError(f"{folder / added[0]} was added: it is not in the manifest")
+        raise CheckpointError(f"{folder / added[0]} is not in the manifest: it was added later")
 
 
 def refuse_outside(folder: Path, name: str) -> None:
