@@ -1,8 +1,7 @@
-"""The errors a user can cause, each with the exit code that the command line ends with.
+"""The errors a user can cause, each with the exit code that the command line ends with, and warnings.
 
-A `FoundryError` carries one line that says what is wrong and what to do. The command line prints that line on stderr
-and nothing else (`--debug` adds the traceback). Anything that is not a `FoundryError` is a bug of ours. `warn` is for
-what stops nothing.
+The command line prints a `FoundryError` on stderr and nothing else (`--debug` adds the traceback). Any other exception
+is a bug of ours.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import IO
 
 
 def one_line(text: str) -> str:
-    """Control characters written out: what a file or a package holds must not break a message, nor a terminal."""
+    """Escape control characters, which could break a message or a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class FoundryError(Exception):
-    """Something the user can mend; `str(error)` is one line, or one line for each problem of a file."""
+    """A problem that the user can fix; `str(error)` is one line, or one line for each problem of a file."""
 
     exit_code = 1
 
@@ -33,12 +32,12 @@ class UsageError(FoundryError):
 
 
 COMMAND_LINE = "command line"
-"""The path of a problem with a setting that was given there; it has no line."""
+"""The path of a problem with a setting from the command line; it has no line."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a configuration: where it stands and what it is."""
+    """One problem of a configuration, with its place."""
 
     path: str
     line: int
@@ -51,7 +50,7 @@ class Problem:
 
 
 class ConfigError(FoundryError):
-    """A configuration that cannot be used; all its problems, in the order of the file."""
+    """All problems of a configuration, in the order of the file."""
 
     exit_code = 2
 
@@ -67,7 +66,7 @@ class PluginError(FoundryError):
 
 
 class DataError(FoundryError):
-    """A corpus or a token file that cannot be used; the message names the file and, where there is one, the byte."""
+    """A corpus or a token file that cannot be used; the message names the file and, if there is one, the byte."""
 
     exit_code = 4
 
@@ -106,7 +105,7 @@ class StoppedError(FoundryError):
 
 
 def tell(text: str, stream: IO[str] | None = None) -> None:
-    """Write to stderr, if that can be: a reader that has gone, or a full disk behind it, stops nothing."""
+    """Write to stderr. A closed pipe or a full disk behind it does not stop the run."""
     stream = stream or sys.stderr
     with suppress(OSError, ValueError):
         if stream is not None:
@@ -114,12 +113,12 @@ def tell(text: str, stream: IO[str] | None = None) -> None:
 
 
 def warn(line: str) -> None:
-    """Say something on stderr that a user should know, and that stops nothing."""
+    """Print a warning on stderr."""
     tell(f"warning: {line}\n")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'lstm'?"` for the nearest known name, whatever its case, or an empty string."""
+    """Return `" Did you mean 'lstm'?"` for the nearest known name in any case, or an empty string."""
     spelt = {each.casefold(): each for each in known}
     near = difflib.get_close_matches(name.casefold(), spelt, n=1, cutoff=0.6)
     return f" Did you mean '{spelt[near[0]]}'?" if near else ""

@@ -112,7 +112,7 @@ MUTANTS = {
         "foundry_core.storage.files:_NewFile.__exit__", mutants.files_not_synced, power_loss
     ),
     "the log is not synced before a checkpoint": Mutant(
-        "foundry_core.storage.lines:AppendedLines.sync", mutants.nothing, power_loss
+        "foundry_core.storage.files:AppendedLines.sync", mutants.nothing, power_loss
     ),
     "a checkpoint's entries are not synced": Mutant(
         "foundry_core.storage.files:publish_folder", mutants.entries_of_the_folder_not_synced, power_loss

@@ -1,14 +1,21 @@
 """Mamba for foundry: the descriptor. The model is imported when one is built."""
 
-from typing import Self
+from collections.abc import Iterator
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
 
 
+def _steps_are_a_range(mamba: "MambaSection") -> Iterator[str]:
+    if mamba.time_step_min > mamba.time_step_max:
+        yield f"time_step_min ({mamba.time_step_min}) exceeds time_step_max ({mamba.time_step_max})"
+
+
 class MambaSection(ConfigSection):
     """`model.mamba`."""
+
+    RULES = (_steps_are_a_range,)
 
     hidden_size: int = Field(ge=1, le=2**20, description="width of the residual stream and of the token embeddings")
     num_layers: int = Field(ge=1, le=10_000, description="number of blocks")
@@ -22,12 +29,6 @@ class MambaSection(ConfigSection):
     time_step_max: float = Field(0.1, gt=0, description="longest initial step")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings and after each block; the paper: none")
     tie_embeddings: bool = Field(True, description="use the input embeddings as output weights (Press and Wolf 2017)")
-
-    @model_validator(mode="after")
-    def _steps_are_a_range(self) -> Self:
-        if self.time_step_min > self.time_step_max:
-            raise ValueError(f"time_step_min ({self.time_step_min}) exceeds time_step_max ({self.time_step_max})")
-        return self
 
 
 class MambaModelConfig(ModelConfig):

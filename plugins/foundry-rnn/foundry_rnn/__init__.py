@@ -1,8 +1,9 @@
 """LSTM, GRU and plain RNN for foundry: three descriptors of one family. The model is imported when one is built."""
 
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
 
@@ -21,19 +22,20 @@ class RNNSection(ConfigSection):
     tie_embeddings: bool = Field(False, description="use the input embeddings as output weights (Press and Wolf 2017)")
 
 
+def _one_cell(model: "RNNModelConfig") -> Iterator[str]:
+    kind = model.rnn.rnn_type
+    if kind not in (None, model.architecture):
+        yield (
+            f"rnn.rnn_type is {kind} under architecture: {model.architecture}; leave rnn_type out or make them agree"
+        )
+
+
 class RNNModelConfig(ModelConfig):
     """`model:` for lstm, gru and rnn."""
 
-    rnn: RNNSection = Field(description="sizes of the recurrent network")
+    RULES = (_one_cell,)
 
-    @model_validator(mode="after")
-    def _one_cell(self) -> Self:
-        if self.rnn.rnn_type not in (None, self.architecture):
-            raise ValueError(
-                f"rnn.rnn_type is {self.rnn.rnn_type} under architecture: {self.architecture}; leave rnn_type out "
-                "or make them agree"
-            )
-        return self
+    rnn: RNNSection = Field(description="sizes of the recurrent network")
 
 
 def _capabilities(config: RNNModelConfig) -> Capabilities:
