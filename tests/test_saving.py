@@ -9,8 +9,7 @@ from safetensors.torch import load
 from torch import nn
 
 from foundry_core import BaseLanguageModel, ModelConfig, create_model, hookimpl, load_config, register_architecture, run
-from foundry_core.checkpoints.checkpoint import checkpoints
-from foundry_core.checkpoints.tensors import CheckpointTensors, TensorBuffers
+from foundry_core.checkpoints.checkpoint import CheckpointTensors, TensorBuffers, checkpoints
 from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.devices import is_out_of_memory
 from foundry_core.errors import TrainingError

@@ -64,7 +64,7 @@ def test_a_retired_parent_is_bridged_from_the_newest_earlier_checkpoint(train: T
 def test_another_batch_size_whose_first_checkpoint_was_retired_is_no_alarm(train: Train) -> None:
     folder = train(train_steps=8, **KEPT_ONE)
     train("data.batch_size", "training.train_steps", data={"batch_size": 2}, train_steps=16, **KEPT_ONE)
-    assert since(folder) == {"checkpoint-0": "the beginning", "checkpoint-16": "its word of step 8"}
+    assert since(folder) == {"checkpoint-0": "the beginning", "checkpoint-16": "the position it records for step 8"}
 
 
 def test_after_another_batch_size_every_step_still_has_its_rows(train: Train) -> None:
@@ -84,7 +84,7 @@ def test_a_batch_size_that_was_another_one_in_between_is_no_alarm(train: Train) 
     folder = train(train_steps=4, **KEPT_ONE)
     train("data.batch_size", "training.train_steps", data={"batch_size": 2}, train_steps=8, **KEPT_ONE)
     train("data.batch_size", "training.train_steps", data={"batch_size": 4}, train_steps=16, **KEPT_ONE)
-    assert since(folder) == {"checkpoint-0": "the beginning", "checkpoint-16": "its word of step 8"}
+    assert since(folder) == {"checkpoint-0": "the beginning", "checkpoint-16": "the position it records for step 8"}
 
 
 def test_a_budget_that_ended_with_a_short_step_and_went_on_is_no_alarm(train: Train) -> None:
@@ -93,7 +93,7 @@ def test_a_budget_that_ended_with_a_short_step_and_went_on_is_no_alarm(train: Tr
     (one,) = [each for each in verify_run(folder)[0] if each.state.step]
     assert one.state.samples % 4
     train("training.epochs", epochs=0.06, **schedule)
-    assert list(since(folder).values()) == ["the beginning", f"its word of step {one.state.step}"]
+    assert list(since(folder).values()) == ["the beginning", f"the position it records for step {one.state.step}"]
 
 
 def test_what_does_not_say_its_course_is_not_derived_and_no_alarm(
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_run_is_seen(train: Train) -> None:
     whole, problems = verify_run(folder)
     assert [one.folder.name for one in whole] == ["checkpoint-0", "checkpoint-2", "checkpoint-6"]
     assert len(problems) == 1
-    assert "does not follow from the checkpoint-2 beside it, but from another one of that name" in problems[0]
+    assert "does not follow from the checkpoint-2 next to it, but from another one of that name" in problems[0]
 
 
 def test_the_checkpoint_after_a_foreign_one_is_seen_when_what_came_before_is_gone(train: Train) -> None:
@@ -129,7 +129,7 @@ def test_the_checkpoint_after_a_foreign_one_is_seen_when_what_came_before_is_gon
     shutil.copytree(other / "checkpoint-4", folder / "checkpoint-4")
     _, problems = verify_run(folder)
     assert len(problems) == 1
-    assert "checkpoint-6 does not follow from the checkpoint-4 beside it" in problems[0]
+    assert "checkpoint-6 does not follow from the checkpoint-4 next to it" in problems[0]
 
 
 def test_settings_that_were_allowed_to_change_are_told(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,10 +151,10 @@ def test_a_parent_that_was_taken_away_while_training_ran_stops_nothing(train: Tr
 @pytest.mark.parametrize(
     ("facts", "says"),
     [
-        ({"parent": 3}, "does not say what it follows from"),
-        ({"parent": {"checkpoint": "checkpoint-0", "sha256": 1}}, "does not say what it follows from"),
-        ({"course": {"settings": "", "since": {}, "position": {}}}, "does not say what it follows from"),
-        ({"course": []}, "does not say what it follows from"),
+        ({"parent": 3}, "its parent or course is damaged"),
+        ({"parent": {"checkpoint": "checkpoint-0", "sha256": 1}}, "its parent or course is damaged"),
+        ({"course": {"settings": "", "since": {}, "position": {}}}, "its parent or course is damaged"),
+        ({"course": []}, "its parent or course is damaged"),
         ({"parent": None}, None),
     ],
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from foundry_core.checkpoints.lineage import Ledger, Position, Whole
 from foundry_core.data.order import StreamSizes
@@ -16,6 +17,14 @@ from foundry_core.storage.manifest import parse_json, read_plain_file
 
 _Real: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Number: TypeAlias = Whole | _Real
+Plain: TypeAlias = bool | int | float | str | None
+
+
+class OptimizerValues(TypedDict, total=False):
+    """The state of an optimizer that is not a tensor, as `optimizer_state.optimizer_values` returns it."""
+
+    values: dict[str, Plain]
+    groups: list[dict[str, Plain]]
 
 
 @dataclass
@@ -34,8 +43,8 @@ class TrainState:
     """Where training stands. The bounds hold for states that are read from a checkpoint.
 
     samples: rows taken from the ordered stream since the start, which is the position in the data. ledger: running hash
-    over their (epoch, row), the proof that none was lost or seen twice. optimizer: its state besides tensors. log: the
-    reports of each logged step and evaluation.
+    over their (epoch, row), the proof that none was lost or seen twice. log: the reports of each logged step and
+    evaluation.
     """
 
     step: Whole = 0
@@ -44,7 +53,7 @@ class TrainState:
     words_seen: Whole = 0
     epoch: Annotated[_Real, Field(ge=0)] = 0.0
     ledger: Ledger = ""
-    optimizer: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerValues = field(default_factory=lambda: OptimizerValues())
     data: dict[str, str] = field(default_factory=dict)
     stream: StreamSizes | None = None
     precision: str = ""
@@ -63,22 +72,21 @@ _STORED = TypeAdapter(TrainState)
 
 
 def read_state(folder: Path) -> TrainState:
-    """Read the state that a checkpoint stores. Raises CheckpointError where it is damaged."""
+    """Read the state that a checkpoint stores. Raises CheckpointError if it is damaged."""
     path = folder / TRAINER_STATE
     stored = parse_json(path, read_plain_file(path))
     try:
         content = {**stored["foundry"], "log": stored["log_history"]}
-        differing = {each.name for each in fields(TrainState)} ^ content.keys()
         state = _STORED.validate_python(content)
+        reasons = [f"{name} is missing or unknown" for name in {each.name for each in fields(state)} ^ content.keys()]
+        reasons += [] if state.stream is not None else ["stream is missing"]
     except ValidationError as error:
         first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise CheckpointError(f"{path} is damaged or of another version: {reason}") from error
+        reasons = [f"{'.'.join(map(str, first['loc']))}: {first['msg']}"]
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged or of another version: {type(error).__name__}: {error}") from error
-    if differing or state.stream is None:
-        reason = f"{min(differing)} is missing or unknown" if differing else "stream is missing"
-        raise CheckpointError(f"{path} is damaged or of another version: {reason}")
+        reasons = [f"{type(error).__name__}: {error}"]
+    if reasons:
+        raise CheckpointError(f"{path} is damaged or of another version: {min(reasons)}")
     if folder.name != checkpoint_name(state.step):
-        raise CheckpointError(f"{path} is of step {state.step}, its folder of another one")
+        raise CheckpointError(f"{path} belongs to step {state.step}, its folder to another one")
     return state

@@ -1,12 +1,11 @@
-"""`foundry verify`: is every checkpoint of a run whole, and does each follow from the one before?
+"""`foundry verify`: check that every checkpoint of a run is whole, and that each follows from the one before.
 
-Reads only what the run's folder holds; needs neither the corpus nor the plugin. From seed, sizes and position it
-recomputes what training must have seen: the data ledger, the tokens and the words.
+Reads only the run's folder; needs neither the corpus nor the plugin. From seed, sizes and position it derives the data
+ledger, the tokens and the words that training must have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ import numpy as np
 
 from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
 from foundry_core.checkpoints.compatibility import FREE, changed_settings, covered
-from foundry_core.checkpoints.lineage import Lineage, Position, identity
+from foundry_core.checkpoints.lineage import Lineage, Position, unchecked_manifest
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.config.sections import MOST_ROWS
-from foundry_core.data.order import Ints, SampleOrder, extended_ledger
+from foundry_core.data.order import SampleOrder, extended_ledger
 from foundry_core.errors import CheckpointError
-from foundry_core.models.description import read_description
+from foundry_core.models.building import read_description
 from foundry_core.random_streams import derive
 
 _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
@@ -29,8 +28,8 @@ _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
 
 @dataclass(frozen=True)
 class Verified:
-    """A whole checkpoint. since: what its position was derived from, or why it was not. changed: a phrase for each
-    setting that is another one than in the checkpoint before.
+    """A whole checkpoint. since: the origin that its position was derived from, or the reason why it was not derived.
+    changed: a phrase for each setting that differs from the checkpoint before.
     """
 
     folder: Path
@@ -43,49 +42,41 @@ class Verified:
 
 
 def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
-    """The checkpoints that are whole, and a line for everything that is wrong.
+    """Return the checkpoints that are whole, and a line for each problem.
 
-    A checkpoint whose parent was retired is derived from the newest earlier one of its course; where there is none,
-    from where it says that its course began. One that does not say is whole, and not derived.
+    A checkpoint whose parent was retired is derived from the newest earlier one of its course; if there is none, from
+    the beginning that it records for its course. One that does not record it is whole, and not derived.
     """
     whole: list[Verified] = []
     problems: list[str] = []
     folders = checkpoints(output_dir)
     if not folders:
-        raise CheckpointError(f"{output_dir} holds no checkpoint")
+        raise CheckpointError(f"{output_dir} does not contain checkpoints")
     for folder in folders:
         try:
-            one = _opened(folder)
+            manifest, experiment = check_whole(folder), read_description(folder)["experiment"]
+            one = Verified(folder, read_state(folder), manifest, experiment, Lineage.read(folder, manifest))
             base, since = _base(one, whole)
             since = since if base is None else _check(one, base, since)
         except CheckpointError as error:
             problems.append(str(error))
-        else:
-            changed = _changed(whole[-1].experiment, one.experiment) if whole else ()
-            whole.append(replace(one, since=since, changed=changed))
+            continue
+        changed = changed_settings(whole[-1].experiment, experiment) if whole else {}
+        phrases = tuple(phrase for key, phrase in changed.items() if not covered(key, FREE))
+        whole.append(replace(one, since=since, changed=phrases))
     return whole, problems
 
 
-def _opened(folder: Path) -> Verified:
-    manifest = check_whole(folder)
-    experiment = read_description(folder)["experiment"]
-    return Verified(folder, read_state(folder), manifest, experiment, Lineage.read(folder, manifest))
-
-
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(line for key, line in changed_settings(before, after).items() if not covered(key, FREE))
-
-
 def _base(one: Verified, earlier: list[Verified]) -> tuple[Position | None, str]:
-    """Where to derive another one's position from, and what to call that; None where nothing says it."""
+    """Return the position to derive another one's from, and its name; None if there is none."""
     parent, course = one.lineage.parent, one.lineage.course
     if parent is None:
         return Position(), "the beginning"
     for each in earlier:
         if each.folder.name == parent.checkpoint:
-            if parent.sha256 not in (None, identity(each.folder)):
+            if parent.sha256 not in (None, unchecked_manifest(each.folder)["sha256"]):
                 raise CheckpointError(
-                    f"{one.folder} does not follow from the {parent.checkpoint} beside it, but from another one of "
+                    f"{one.folder} does not follow from the {parent.checkpoint} next to it, but from another one of "
                     "that name: one of the two belongs to another run"
                 )
             return each.state.position, parent.checkpoint
@@ -95,62 +86,55 @@ def _base(one: Verified, earlier: list[Verified]) -> tuple[Position | None, str]
         known = each.lineage.course
         if known is not None and (known.settings, known.since) == (course.settings, course.since):
             return each.state.position, each.folder.name
-    return course.since, f"its word of step {course.since.step}" if course.since.step else "the beginning"
-
-
-def _order(one: Verified) -> tuple[int, int]:
-    """Seed of the data order, and samples in a step."""
-    experiment = one.experiment
-    try:
-        seed = experiment["seeds"]["data_order"]
-        seed = experiment["random_seed"] if seed is None else seed
-        numbers = (seed, experiment["data"]["batch_size"], experiment["training"]["gradient_accumulation_steps"])
-        if not all(type(number) is int for number in numbers):
-            raise TypeError(f"{numbers!r} are not integers")
-        per_step = numbers[1] * numbers[2]
-        if not (0 <= seed < 2**63 and 1 <= per_step <= MOST_ROWS):
-            raise ValueError(f"seed {seed}, {per_step} rows in a step")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{one.folder}: its configuration is damaged: {error}") from error
-    return derive(seed, "data_order"), per_step
+    step = course.since.step
+    return course.since, f"the position it records for step {step}" if step else "the beginning"
 
 
 def _check(one: Verified, start: Position, since: str) -> str:
-    """Derives the position of a checkpoint; returns what to say of it."""
+    """Compare the position of a checkpoint with the derived one; return its origin, or why it was not derived.
+
+    Raises:
+        CheckpointError: They differ.
+    """
     state, sizes = one.state, one.state.stream
     assert sizes is not None
     seed, per_step = _order(one)
     steps, rows = state.step - start.step, state.samples - start.samples
-    if steps < 0 or rows > steps * per_step:
-        raise _wrong(one, since, "samples", state.samples, start.samples + max(steps, 0) * per_step)
-    if rows < 0 or (steps and rows <= (steps - 1) * per_step):
-        raise CheckpointError(f"{one.folder} has {state.samples:,} samples, too few for its {state.step:,} steps")
+    # Only the last step of a budget may have fewer rows.
+    if steps < 0 or not max(0, (steps - 1) * per_step + 1) <= rows <= steps * per_step:
+        raise CheckpointError(
+            f"{one.folder}: its samples are {state.samples:,}: {rows:,} rows in {steps:,} steps of {per_step:,} since "
+            f"{since} cannot be"
+        )
     if steps > _MOST_STEPS or rows > _MOST_DERIVED:
         return f"not derived: {rows:,} rows since {since}"
     order = SampleOrder(sizes.rows, seed)
     ledger, tokens = start.ledger, start.tokens_seen
-    for epochs, taken in _steps(order, start.samples, state.samples, per_step):
-        ledger = extended_ledger(ledger, epochs, taken)
+    # The order of one step costs nearly as much as that of many small ones.
+    group = per_step * max(1, (1 << 16) // per_step)
+    for first in range(start.samples, state.samples, group):
+        epochs, taken = order.at(np.arange(first, min(first + group, state.samples)))
         tokens += int(np.minimum(sizes.tokens_per_row, sizes.tokens_per_epoch - taken * sizes.tokens_per_row).sum())
+        for at in range(0, len(taken), per_step):
+            ledger = extended_ledger(ledger, epochs[at : at + per_step], taken[at : at + per_step])
     words = round(tokens * sizes.words_per_epoch / sizes.tokens_per_epoch)
-    for name, stored, derived in (
-        ("data ledger", state.ledger, ledger),
-        ("tokens seen", state.tokens_seen, tokens),
-        ("words seen", state.words_seen, words),
-    ):
-        if stored != derived:
-            raise _wrong(one, since, name, stored, derived)
+    stored = {"data ledger": state.ledger, "tokens seen": state.tokens_seen, "words seen": state.words_seen}
+    for (name, value), derived in zip(stored.items(), (ledger, tokens, words), strict=True):
+        if value != derived:
+            raise CheckpointError(f"{one.folder}: its {name} is {value}, derived from {since} it is {derived}")
     return since
 
 
-def _wrong(one: Verified, since: str, name: str, stored: Any, derived: Any) -> CheckpointError:
-    return CheckpointError(f"{one.folder}: its {name} is {stored}, but from {since} on it comes to {derived}")
-
-
-def _steps(order: SampleOrder, start: int, stop: int, per_step: int) -> Iterator[tuple[Ints, Ints]]:
-    """Epochs and rows of each step; the order of one step costs nearly as much as that of many small ones."""
-    group = per_step * max(1, (1 << 16) // per_step)
-    for first in range(start, stop, group):
-        epochs, rows = order.at(np.arange(first, min(first + group, stop)))
-        for at in range(0, len(rows), per_step):
-            yield epochs[at : at + per_step], rows[at : at + per_step]
+def _order(one: Verified) -> tuple[int, int]:
+    """Return the seed of the data order, and the rows in a step."""
+    settings = one.experiment
+    try:
+        seed = settings["seeds"]["data_order"]
+        seed = settings["random_seed"] if seed is None else seed
+        rows, accumulated = settings["data"]["batch_size"], settings["training"]["gradient_accumulation_steps"]
+        are_integers = all(type(number) is int for number in (seed, rows, accumulated))
+        if not (are_integers and 0 <= seed < 2**63 and 1 <= rows * accumulated <= MOST_ROWS):
+            raise ValueError(f"seed {seed!r}, {rows!r} times {accumulated!r} rows in a step")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{one.folder}: its configuration is damaged: {error}") from error
+    return derive(seed, "data_order"), rows * accumulated

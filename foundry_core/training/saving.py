@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foundry_core.checkpoints.checkpoint import checkpoints, fixed_files, save_checkpoint
+from foundry_core.checkpoints.checkpoint import (
+    CheckpointTensors,
+    TensorBuffers,
+    checkpoints,
+    fixed_files,
+    save_checkpoint,
+)
 from foundry_core.checkpoints.compatibility import environment
 from foundry_core.checkpoints.retention import is_ephemeral, retire
 from foundry_core.checkpoints.state import TrainState
-from foundry_core.checkpoints.tensors import CheckpointTensors, TensorBuffers
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import warn
 from foundry_core.models.base import BaseLanguageModel
