@@ -9,19 +9,17 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from foundry_core.checkpoints.compatibility import accepted_differences, check_allowed, refuse_other_data
-from foundry_core.checkpoints.lineage import Lineage
+from foundry_core.checkpoints.compatibility import accepted_differences, check_allowed
 from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_tensors
-from foundry_core.checkpoints.state import TrainState, read_state
+from foundry_core.checkpoints.state import TrainState, parent_entry, read_state
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.building import read_description
 from foundry_core.models.folder import load_weights, model_files, stored_tensors, weights_file
 from foundry_core.models.interface import LanguageModel
 from foundry_core.run_folder import CHECKPOINT, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
@@ -33,36 +31,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-@dataclass(frozen=True)
-class CheckpointTensors:
-    """weights: the model's, by their names in its file. optimizer: its state as `<kind>/<parameter name>`."""
+Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
+"""The tensors of a checkpoint: for each of its two files, by their names in it."""
 
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
 
-    @classmethod
-    def of(cls, model: LanguageModel, optimizer: torch.optim.Optimizer) -> CheckpointTensors:
-        """Return the living tensors, which further training changes."""
-        return cls(stored_tensors(model), optimizer_tensors(model, optimizer))
+def checkpoint_tensors(model: LanguageModel, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return the living tensors of a checkpoint, which further training changes."""
+    return {WEIGHTS: stored_tensors(model), OPTIMIZER: optimizer_tensors(model, optimizer)}
 
 
 class TensorBuffers:
     """Room on the CPU for a consistent copy of a checkpoint's tensors, allocated once and used for every save."""
 
     def __init__(self) -> None:
-        self._room: dict[str, torch.Tensor] = {}
+        self._room: dict[tuple[str, str], torch.Tensor] = {}
 
-    def copy(self, tensors: CheckpointTensors) -> CheckpointTensors:
+    def copy(self, tensors: Tensors) -> Tensors:
         """Return a copy that further training does not change, valid until the next one."""
-        copied = CheckpointTensors(
-            {name: self._filled(f"weights/{name}", tensor) for name, tensor in tensors.weights.items()},
-            {name: self._filled(f"optimizer/{name}", tensor) for name, tensor in tensors.optimizer.items()},
-        )
-        if any(tensor.is_cuda for tensor in tensors.weights.values()):
+        copied = {
+            file: {name: self._filled((file, name), tensor) for name, tensor in content.items()}
+            for file, content in tensors.items()
+        }
+        if any(tensor.is_cuda for tensor in tensors[WEIGHTS].values()):
             torch.cuda.synchronize()
         return copied
 
-    def _filled(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+    def _filled(self, key: tuple[str, str], tensor: torch.Tensor) -> torch.Tensor:
         room = self._room.get(key)
         if room is None or room.shape != tensor.shape:
             # A GPU copies into pinned memory without waiting.
@@ -85,7 +79,7 @@ def fixed_files(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> dic
 def save_checkpoint(
     output_dir: Path,
     fixed: Mapping[str, bytes],
-    tensors: CheckpointTensors,
+    tensors: Tensors,
     state: TrainState,
     *,
     facts: Mapping[str, Any],
@@ -94,19 +88,17 @@ def save_checkpoint(
 
     Args:
         fixed: The files of `fixed_files`.
-        tensors: Those of `CheckpointTensors.of`, or a copy of them.
-        facts: Entries of the manifest besides step and files: parent, ephemeral, environment. order (seed, rows in a
-            step) becomes a part of its lineage.
+        tensors: Those of `checkpoint_tensors`, or a copy of them.
+        facts: Entries of the manifest besides step and files: ephemeral, environment, and as parent the name of the
+            checkpoint that training continued from.
     """
     target, stored = output_dir / checkpoint_name(state.step), asdict(state)
-    data = {key: stored[key] for key in ("data", "stream")}
-    lineage = Lineage.of(output_dir, facts["parent"], state.position, order=facts["order"], data=data)
-    entries = {key: value for key, value in facts.items() if key != "order"}
-    with publish_folder(target, {"step": state.step, **entries, **asdict(lineage)}) as sink:
+    parent = parent_entry(output_dir, facts["parent"])
+    with publish_folder(target, {"step": state.step, **facts, "parent": parent}) as sink:
         for name, content in fixed.items():
             sink.write(name, content)
-        sink.write(WEIGHTS, weights_file(tensors.weights))
-        sink.write(OPTIMIZER, weights_file(tensors.optimizer))
+        for name, by_name in tensors.items():
+            sink.write(name, weights_file(by_name))
         trainer_state = {
             "global_step": state.step,
             "epoch": state.epoch,
@@ -175,9 +167,8 @@ def load_checkpoint(
     """
     allowed = tuple(allowed)
     check_allowed(allowed, config.resolved())
-    differences = accepted_differences(folder, read_description(folder), config, allowed)
     state = read_state(folder)
-    refuse_other_data(folder, state, fresh, allowed)
+    differences = accepted_differences(folder, state, config, fresh, allowed)
     state.data, state.stream, state.precision = fresh.data, fresh.stream, fresh.precision
     load_weights(model, folder / WEIGHTS)
     # The state of one optimizer means nothing to another, which starts without one if the change was allowed.

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from foundry_core import __version__
-from foundry_core.checkpoints.state import TrainState
+from foundry_core.checkpoints.state import TrainState, unchecked_manifest
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
-from foundry_core.models.building import installed_plugin, release
+from foundry_core.models.building import installed_plugin, read_description, release
 from foundry_core.run_folder import MANIFEST
-from foundry_core.storage.manifest import read_manifest
 
 FREE = ("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
 """Settings that may differ, because they change no weight: where and how often a run reports and saves, and the modules
@@ -66,13 +65,18 @@ def check_allowed(allowed: Iterable[str], settings: Mapping[str, Any]) -> None:
 
 
 def accepted_differences(
-    folder: Path, description: Mapping[str, Any], config: ExperimentConfig, allowed: Iterable[str]
+    folder: Path, state: TrainState, config: ExperimentConfig, fresh: TrainState, allowed: Iterable[str]
 ) -> set[str]:
-    """Return the settings that differ from those a checkpoint was trained with, by their dotted names.
+    """Return the keys of settings and data that differ from those a checkpoint was trained with.
+
+    Args:
+        state: The state of the checkpoint.
+        fresh: The state that a new run would begin with.
 
     Raises:
         CheckpointError: One of them is neither free nor allowed; lists all of these.
     """
+    description = read_description(folder)
     chosen = flat(config.model_dump(mode="json", exclude_defaults=True))
     differences = changed_settings(description["experiment"], config.resolved(), chosen)
     plugin = installed_plugin(config.model.architecture)
@@ -82,6 +86,12 @@ def accepted_differences(
         before = description["providers"].get(kind, provider)
         if before != provider:
             differences[f"plugin.{kind}"] = f"the plugin of the {kind} was {before}, is {provider}"
+    if state.precision != fresh.precision:
+        phrase = f"training.precision was {state.precision}, is {fresh.precision}"
+        differences.setdefault("training.precision", phrase)
+    changed = changed_data(state.data, fresh.data)
+    if changed:
+        differences["data"] = f"data: {' and '.join(changed)} changed since"
     barred = refused_differences(differences, allowed)
     if barred:
         raise CheckpointError(
@@ -89,21 +99,6 @@ def accepted_differences(
             "--allow KEY"
         )
     return set(differences)
-
-
-def refuse_other_data(folder: Path, state: TrainState, fresh: TrainState, allowed: Iterable[str]) -> None:
-    """Raise CheckpointError if precision or data differ from those of a new run, unless that is allowed."""
-    if state.precision != fresh.precision and not covered("training.precision", allowed):
-        raise CheckpointError(
-            f"{folder} was trained in {state.precision}, training.precision is now {fresh.precision}: set it, "
-            "or allow it: --allow training.precision"
-        )
-    changed = changed_data(state.data, fresh.data)
-    if changed and not covered("data", allowed):
-        raise CheckpointError(
-            f"{folder} was trained on other data: {' and '.join(changed)} changed since. Put it back, or allow it: "
-            "--allow data"
-        )
 
 
 def refused_differences(differences: Mapping[str, str], allowed: Iterable[str]) -> list[str]:
@@ -131,7 +126,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def environment_changes(folder: Path, device: torch.device) -> list[str]:
     """Return a phrase for each part of the environment that has changed since a checkpoint was saved."""
-    before = read_manifest(folder).get("environment")
+    before = unchecked_manifest(folder).get("environment")
     if not isinstance(before, Mapping):
         raise CheckpointError(f"{folder / MANIFEST} has no environment")
     now = environment(device).items()

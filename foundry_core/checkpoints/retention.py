@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from foundry_core.checkpoints.checkpoint import checkpoints, step_of
-from foundry_core.checkpoints.lineage import unchecked_manifest
+from foundry_core.checkpoints.state import unchecked_manifest
 from foundry_core.errors import CheckpointError
 from foundry_core.storage.files import StorageError, remove_set_aside, set_aside
 

@@ -6,7 +6,7 @@ ledger, the tokens and the words that training must have seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 
 from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
 from foundry_core.checkpoints.compatibility import FREE, changed_settings, covered
-from foundry_core.checkpoints.lineage import Lineage, Position, unchecked_manifest
-from foundry_core.checkpoints.state import TrainState, read_state
+from foundry_core.checkpoints.state import TrainState, parent_entry, read_state
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.order import SampleOrder, extended_ledger
 from foundry_core.errors import CheckpointError
 from foundry_core.models.building import read_description
 from foundry_core.random_streams import derive
+from foundry_core.run_folder import MANIFEST
 
 _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
 """Steps and rows from one checkpoint to the next that are derived: some minutes of work."""
@@ -36,17 +36,12 @@ class Verified:
     state: TrainState
     manifest: dict[str, Any]
     experiment: dict[str, Any]
-    lineage: Lineage
-    since: str = ""
-    changed: tuple[str, ...] = ()
+    since: str
+    changed: tuple[str, ...]
 
 
 def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
-    """Return the checkpoints that are whole, and a line for each problem.
-
-    A checkpoint whose parent was retired is derived from the newest earlier one of its course; if there is none, from
-    the beginning that it records for its course. One that does not record it is whole, and not derived.
-    """
+    """Return the checkpoints that are whole, and a line for each problem."""
     whole: list[Verified] = []
     problems: list[str] = []
     folders = checkpoints(output_dir)
@@ -54,60 +49,57 @@ def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
         raise CheckpointError(f"{output_dir} does not contain checkpoints")
     for folder in folders:
         try:
-            manifest, experiment = check_whole(folder), read_description(folder)["experiment"]
-            one = Verified(folder, read_state(folder), manifest, experiment, Lineage.read(folder, manifest))
-            base, since = _base(one, whole)
-            since = since if base is None else _check(one, base, since)
+            whole.append(_verified(folder, whole))
         except CheckpointError as error:
             problems.append(str(error))
-            continue
-        changed = changed_settings(whole[-1].experiment, experiment) if whole else {}
-        phrases = tuple(phrase for key, phrase in changed.items() if not covered(key, FREE))
-        whole.append(replace(one, since=since, changed=phrases))
     return whole, problems
 
 
-def _base(one: Verified, earlier: list[Verified]) -> tuple[Position | None, str]:
-    """Return the position to derive another one's from, and its name; None if there is none."""
-    parent, course = one.lineage.parent, one.lineage.course
-    if parent is None:
-        return Position(), "the beginning"
-    for each in earlier:
-        if each.folder.name == parent.checkpoint:
-            if parent.sha256 not in (None, unchecked_manifest(each.folder)["sha256"]):
-                raise CheckpointError(
-                    f"{one.folder} does not follow from the {parent.checkpoint} next to it, but from another one of "
-                    "that name: one of the two belongs to another run"
-                )
-            return each.state.position, parent.checkpoint
-    if course is None:
-        return None, f"not derivable: {parent.checkpoint} is gone"
-    for each in reversed(earlier):
-        known = each.lineage.course
-        if known is not None and (known.settings, known.since) == (course.settings, course.since):
-            return each.state.position, each.folder.name
-    step = course.since.step
-    return course.since, f"the position it records for step {step}" if step else "the beginning"
+def _verified(folder: Path, earlier: list[Verified]) -> Verified:
+    """Check one checkpoint. Raises CheckpointError if it is damaged, or does not follow from its parent.
 
-
-def _check(one: Verified, start: Position, since: str) -> str:
-    """Compare the position of a checkpoint with the derived one; return its origin, or why it was not derived.
-
-    Raises:
-        CheckpointError: They differ.
+    One whose parent was retired is derived from the newest earlier one. If that fails, because settings were changed
+    in between, it is whole and not derived: nobody is accused.
     """
-    state, sizes = one.state, one.state.stream
+    manifest, state, experiment = check_whole(folder), read_state(folder), read_description(folder)["experiment"]
+    parent: Any = manifest.get("parent")
+    try:
+        name = None if parent is None else str(parent["checkpoint"])
+        there = next((each for each in earlier if each.folder.name == name), None)
+        if there is not None and parent["sha256"] is not None and parent != parent_entry(folder.parent, name):
+            raise CheckpointError(
+                f"{folder} does not follow from the {name} next to it, but from another one of that name: one of the "
+                "two belongs to another run"
+            )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: its parent is damaged: {parent!r}") from error
+    start, since = TrainState(), "the beginning"
+    if parent is not None and earlier:
+        base = there or earlier[-1]
+        start, since = base.state, base.folder.name
+    derived = _derived(state, start, *_order(folder, experiment))
+    wrong = [key for key, value in (derived or {}).items() if getattr(state, key) != value]
+    if derived is None:
+        since = f"not derived: {state.samples - start.samples:,} rows since {since}"
+    elif wrong and parent is not None and there is None:
+        since = f"not derivable: {name} is gone"
+    elif wrong:
+        stored, expected = getattr(state, wrong[0]), derived[wrong[0]]
+        raise CheckpointError(f"{folder}: its {wrong[0]} is {stored}, derived from {since} it is {expected}")
+    changed = changed_settings(earlier[-1].experiment, experiment) if earlier else {}
+    phrases = tuple(phrase for key, phrase in changed.items() if not covered(key, FREE))
+    return Verified(folder, state, manifest, experiment, since, phrases)
+
+
+def _derived(state: TrainState, start: TrainState, seed: int, per_step: int) -> dict[str, Any] | None:
+    """Return the values that a state must have when training has come to it from `start`; None if that takes long."""
+    sizes, steps, rows = state.stream, state.step - start.step, state.samples - start.samples
     assert sizes is not None
-    seed, per_step = _order(one)
-    steps, rows = state.step - start.step, state.samples - start.samples
     # Only the last step of a budget may have fewer rows.
-    if steps < 0 or not max(0, (steps - 1) * per_step + 1) <= rows <= steps * per_step:
-        raise CheckpointError(
-            f"{one.folder}: its samples are {state.samples:,}: {rows:,} rows in {steps:,} steps of {per_step:,} since "
-            f"{since} cannot be"
-        )
+    if not max(0, (steps - 1) * per_step + 1) <= rows <= steps * per_step:
+        return {"samples": start.samples + steps * per_step}
     if steps > _MOST_STEPS or rows > _MOST_DERIVED:
-        return f"not derived: {rows:,} rows since {since}"
+        return None
     order = SampleOrder(sizes.rows, seed)
     ledger, tokens = start.ledger, start.tokens_seen
     # The order of one step costs nearly as much as that of many small ones.
@@ -118,16 +110,11 @@ def _check(one: Verified, start: Position, since: str) -> str:
         for at in range(0, len(taken), per_step):
             ledger = extended_ledger(ledger, epochs[at : at + per_step], taken[at : at + per_step])
     words = round(tokens * sizes.words_per_epoch / sizes.tokens_per_epoch)
-    stored = {"data ledger": state.ledger, "tokens seen": state.tokens_seen, "words seen": state.words_seen}
-    for (name, value), derived in zip(stored.items(), (ledger, tokens, words), strict=True):
-        if value != derived:
-            raise CheckpointError(f"{one.folder}: its {name} is {value}, derived from {since} it is {derived}")
-    return since
+    return {"ledger": ledger, "tokens_seen": tokens, "words_seen": words}
 
 
-def _order(one: Verified) -> tuple[int, int]:
+def _order(folder: Path, settings: dict[str, Any]) -> tuple[int, int]:
     """Return the seed of the data order, and the rows in a step."""
-    settings = one.experiment
     try:
         seed = settings["seeds"]["data_order"]
         seed = settings["random_seed"] if seed is None else seed
@@ -136,5 +123,5 @@ def _order(one: Verified) -> tuple[int, int]:
         if not (are_integers and 0 <= seed < 2**63 and 1 <= rows * accumulated <= MOST_ROWS):
             raise ValueError(f"seed {seed!r}, {rows!r} times {accumulated!r} rows in a step")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{one.folder}: its configuration is damaged: {error}") from error
+        raise CheckpointError(f"{folder}: its configuration is damaged: {error}") from error
     return derive(seed, "data_order"), rows * accumulated
