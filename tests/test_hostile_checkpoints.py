@@ -314,6 +314,9 @@ CLAIMS: dict[str, tuple[Change, set[str]]] = {
     "ledger that is no hash": (put_key(STATE, "foundry/ledger", "../../etc/passwd"), READING_STATE),
     "unknown key": (put_key(STATE, "foundry/colour", "red"), READING_STATE),
     "missing key": (put_key(STATE, "foundry/words_seen", ...), READING_STATE),
+    "numbers of an optimizer that are a list": (put_key(STATE, "foundry/optimizer", {"values": []}), READING_STATE),
+    "group of an optimizer that is a number": (put_key(STATE, "foundry/optimizer", {"groups": [1]}), READING_STATE),
+    "list in a group of an optimizer": (put_key(STATE, "foundry/optimizer", {"groups": [{"a": [1]}]}), READING_STATE),
     "log of something else": (put_key(STATE, "log_history", ["x"]), READING_STATE),
     "moment of another shape": (put_tensor(OPTIMIZER, MOMENT, lambda t: torch.zeros(3)), {"resume"}),
     "moment of another type": (put_tensor(OPTIMIZER, MOMENT, lambda t: t.half()), {"resume"}),
@@ -547,10 +550,10 @@ def test_a_manifest_of_another_step_or_of_no_environment_is_no_checkpoint_to_go_
     refused = target.open("resume")
     if "environment" in facts:
         assert refused.code == 6
-        assert refused.lines[0].endswith(f"{MANIFEST} does not say in which environment it was saved")
+        assert refused.lines[0].endswith(f"{MANIFEST} has no environment")
     else:
         assert refused.code == 0
-        assert f"{NAME} is passed over: {target.checkpoint} is not what its name says" in refused.lines[0]
+        assert f"{NAME} is passed over: {target.checkpoint} does not match its name" in refused.lines[0]
 
 
 def linked(target: Target, name: str) -> None:

@@ -100,7 +100,7 @@ MECHANISMS = [
     ),
     Without(
         "R8",
-        "foundry_core.checkpoints.tensors:TensorBuffers.copy",
+        "foundry_core.checkpoints.checkpoint:TensorBuffers.copy",
         mutants.tensors_not_copied,
         "test_saving.py::test_training_on_does_not_change_what_is_being_saved",
     ),

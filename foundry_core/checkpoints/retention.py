@@ -1,4 +1,4 @@
-"""Retention: which checkpoints are removed once a newer one is known to be whole."""
+"""Retention: removing checkpoints once a newer one is known to be whole."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 from foundry_core.checkpoints.checkpoint import checkpoints, step_of
+from foundry_core.checkpoints.state import unchecked_manifest
 from foundry_core.errors import CheckpointError
-from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.files import StorageError, remove_set_aside, set_aside
-from foundry_core.storage.manifest import parse_json, read_plain_file
 
 
 def is_ephemeral(folder: Path) -> bool:
-    """Return whether a checkpoint was saved for crash safety only; False where its manifest cannot be read."""
+    """Check whether a checkpoint was saved for crash safety only; False if its manifest cannot be read."""
     try:
-        return parse_json(folder / MANIFEST, read_plain_file(folder / MANIFEST))["ephemeral"] is True
+        return unchecked_manifest(folder)["ephemeral"] is True
     except (CheckpointError, KeyError, TypeError):
         return False
 

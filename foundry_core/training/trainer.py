@@ -108,7 +108,6 @@ class Trainer:
             model,
             self.optimizer,
             tokenizer,
-            order=(self.order.seed, self.plan.samples_per_step),
             notifier=notifier,
             background=self.device.type != "cpu" if background is None else background,
         )

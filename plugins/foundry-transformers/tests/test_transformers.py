@@ -177,7 +177,7 @@ def test_a_recurrent_state_of_transformers_goes_on_by_one_token_at_a_time(build:
     whole = model(ids).logits
     output = model(ids[:, :30], use_cache=True)
     assert "state" not in model(ids)
-    with pytest.raises(FoundryError, match=r"^this transformers goes on from a state by one token at a time: [^\n]+$"):
+    with pytest.raises(FoundryError, match=r"^this transformers .* one token at a time: [^\n]+$"):
         model(ids[:, 30:], state=output.state)
     for t in range(30, 40):
         output = model(ids[:, t : t + 1], state=output.state)
@@ -209,7 +209,7 @@ def test_a_recurrent_state_of_transformers_goes_on_by_one_token_at_a_time(build:
         (
             {"model_type": "cpmant", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
              "dim_head": 16, "dim_ff": 32},
-            "CpmAntForCausalLM cannot be trained here: its forward does not hand inputs_embeds on to its base model",
+            "CpmAntForCausalLM cannot be trained here: its forward does not pass inputs_embeds to its base model",
         ),
     ],
     ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
