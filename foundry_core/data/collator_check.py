@@ -1,4 +1,4 @@
-"""The check of a plugin's collator, so that its mistakes are not reported as the model's. The kit checks more batches."""
+"""Checks a plugin's collator, so that its mistakes are not reported as the model's; the kit checks more batches."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class _Padding:
 
 
 class CausalLMDataCollator:
-    """Makes batches for predicting the next token: input_ids, attention_mask (1 for real tokens) and labels, each (B, T).
+    """Makes batches for predicting the next token: input_ids, attention_mask (1: a real token), labels, each (B, T).
 
     Labels are the input ids, with -100 at padding; the model's loss shifts them. Rows are never padded past
     `max_length`, by default the tokenizer's model_max_length.
