@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from foundry_core.corpus.reader import WIDE_SPACES, ByteAccount, Corpus, DocumentUnit, word_count
+from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit, word_count
 from foundry_core.errors import DataError
 
 MIB = 1 << 20
@@ -158,7 +158,6 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
 
 def test_words_are_counted_as_split_counts_them() -> None:
     spaces = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
-    assert sorted(WIDE_SPACES) == [space for space in spaces if space > "\x7f"]
     for text in ["", " ", "a", " a", "a ", "a\u200bb", "é ü", *(f"{s}{s}a{s}é{s}{s}b{s}" for s in spaces)]:
         assert word_count(text) == len(text.split()), ascii(text)
 
@@ -213,10 +212,10 @@ def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str) -> None:
         (b'{"text": 5}', "int, not a string"),
         (b'{"text": "\\ud800 x"}', "lone surrogate at position 0"),
         (b'{"text": "ab\\u0000"}', "NUL character at position 2"),
-        (b'{"text": "a", "text": "b"}', "a key occurs twice"),
-        (rb'{"text": "a", "te\u0078t": "b"}', "a key occurs twice"),
-        (rb'{"\u0074\u0065\u0078\u0074": "a", "text": "b"}', "a key occurs twice"),
-        (rb'{"tex\u0074": "a", "tex\u0074": "b"}', "a key occurs twice"),
+        (b'{"text": "a", "text": "b"}', "occurs twice"),
+        (rb'{"text": "a", "te\u0078t": "b"}', "occurs twice"),
+        (rb'{"\u0074\u0065\u0078\u0074": "a", "text": "b"}', "occurs twice"),
+        (rb'{"tex\u0074": "a", "tex\u0074": "b"}', "occurs twice"),
         (b'{"text": "a\tb"}', "Invalid control character"),
         (b"[" * 100_000, "recursion"),
         (b'{"n": ' + b"1" * 5000 + b', "text": ""}', "limit"),

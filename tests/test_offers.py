@@ -323,11 +323,11 @@ BATCH = "input_ids, attention_mask, labels"
     [
         ("return None", "is a NoneType, not a function of rows"),
         ("1 / 0", "fails: ZeroDivisionError: division by zero"),
-        ("return lambda rows: None", "gives a NoneType, not a batch"),
+        ("return lambda rows: None", "returned a NoneType, not a batch"),
         ("return lambda rows: rows[99]", "fails: IndexError: list index out of range"),
         (
             "return lambda rows: {'input_ids': __import__('torch').ones(4, 3)}",
-            "gives a batch whose attention_mask is no tensor of a row for each of 4 rows",
+            "returned a batch whose attention_mask is not a tensor of 4 rows",
         ),
         ("return changed(lambda batch: torch.rand(3) is None)", CHANCE.format("torch")),
     ],
@@ -352,7 +352,7 @@ def test_a_collator_that_breaks_a_rule_is_named_with_its_package(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ("dict.fromkeys(batch, torch.zeros(4, 0))", "whose input_ids is no tensor of a row for each of 4 rows"),
+        ("dict.fromkeys(batch, torch.zeros(4, 0))", "whose input_ids is not a tensor of 4 rows"),
         (
             "{'labels': batch['labels'][:, 1:]}",
             "whose tensors differ in shape: input_ids (4, 16), attention_mask (4, 16), labels (4, 15)",
@@ -364,15 +364,15 @@ def test_a_collator_that_breaks_a_rule_is_named_with_its_package(
         ("{'weights': batch['labels'], 'n': 3}", f"with 'weights', 'n', which a model does not take: it takes {BATCH}"),
         ("{'input_ids': batch['input_ids'].int()}", "whose input_ids are torch.int32, not torch.int64"),
         ("{'labels': batch['labels'].float()}", "whose labels are torch.float32, not torch.int64"),
-        ("{'input_ids': batch['labels'].clone().fill_(32)}", "whose input_ids hold 32: a token is from 0 to 31"),
-        ("{'input_ids': batch['labels'] - 101}", "whose input_ids hold -96: a token is from 0 to 31"),
+        ("{'input_ids': batch['labels'].clone().fill_(32)}", "whose input_ids contain 32: a token is from 0 to 31"),
+        ("{'input_ids': batch['labels'] - 101}", "whose input_ids contain -96: a token is from 0 to 31"),
         (
             "{'labels': batch['labels'].fill_(-1)}",
-            "whose labels hold -1: a token is from 0 to 31, or -100 where nothing is predicted",
+            "whose labels contain -1: a token is from 0 to 31, or -100 where nothing is predicted",
         ),
         (
             "{'labels': batch['labels'] + 27}",
-            "whose labels hold 32: a token is from 0 to 31, or -100 where nothing is predicted",
+            "whose labels contain 32: a token is from 0 to 31, or -100 where nothing is predicted",
         ),
     ],
 )
@@ -383,7 +383,7 @@ def test_a_batch_that_no_model_takes_is_the_collators(
     assert len(letters) == 32
     with pytest.raises(PluginError) as raised:
         collate(features(4))
-    assert str(raised.value) == f"{MINE} gives a batch {problem}"
+    assert str(raised.value) == f"{MINE} returned a batch {problem}"
 
 
 @pytest.mark.parametrize(

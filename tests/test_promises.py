@@ -124,7 +124,7 @@ MECHANISMS = [
     ),
     Without(
         "R11",
-        "foundry_core.data.workers:_death",
+        "foundry_core.data.workers:_notice_death",
         mutants.nothing,
         "test_workers.py::test_batches_that_were_sent_ahead_do_not_hide_a_death",
     ),

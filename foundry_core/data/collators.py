@@ -1,4 +1,4 @@
-"""Rows to batches: padding and labels, and which collator an experiment uses. Which tokens are hidden: `masking`.
+"""Rows to batches: padding and labels, and the collator of an experiment; `masking` decides which tokens are hidden.
 
 Shapes: B batch, T tokens of the longest row, padded.
 """
@@ -26,25 +26,21 @@ if TYPE_CHECKING:
 
 
 class _Padding:
-    """Rows of unequal length as two arrays (B, T): ids, and a mask that is True for real tokens."""
+    """Pads rows of unequal length to two arrays (B, T): ids, and a mask that is True for real tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None, max_length: int | None):
         self.pad_id = tokenizer.pad_token_id
         self.left = tokenizer.padding_side == "left"
         self.multiple = pad_to_multiple_of or 1
-        # transformers gives a tokenizer without a limit a length of 1e30.
-        limit = tokenizer.model_max_length if max_length is None else max_length
-        self.longest = limit if limit < 10**9 else None
+        self.longest = tokenizer.model_max_length if max_length is None else max_length  # 10**30 for no limit
 
     def __call__(self, features: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         rows = [np.asarray(f["input_ids"] if isinstance(f, dict) or hasattr(f, "keys") else f) for f in features]
         lengths = np.array([len(row) for row in rows])
         widest = int(lengths.max())
-        if self.longest is not None and widest > self.longest:
+        if widest > self.longest:
             raise UsageError(f"a row of {widest} tokens is longer than the model's longest sequence, {self.longest}")
-        width = -(-widest // self.multiple) * self.multiple
-        if self.longest is not None:
-            width = min(width, self.longest)
+        width = min(-(-widest // self.multiple) * self.multiple, self.longest)
         if (lengths == width).all():
             return np.stack(rows).astype(np.int64), np.ones((len(rows), width), dtype=bool)
         if self.pad_id is None:
@@ -57,11 +53,10 @@ class _Padding:
 
 
 class CausalLMDataCollator:
-    """Batches for predicting the next token.
+    """Makes batches for predicting the next token: input_ids, attention_mask (1: a real token), labels, each (B, T).
 
-    Returns input_ids, attention_mask (1 for real tokens) and labels (B, T): the input ids, with -100 at padding, which
-    is found by the mask and not by the id. The model's loss shifts them. max_length: never padded past it; default the
-    tokenizer's model_max_length.
+    Labels are the input ids, with -100 at padding; the model's loss shifts them. Rows are never padded past
+    `max_length`, by default the tokenizer's model_max_length.
     """
 
     def __init__(
@@ -78,19 +73,15 @@ class CausalLMDataCollator:
 
     def __call__(self, features: Sequence[Any]) -> Batch:
         ids, real = self._pad(features)
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "labels": torch.from_numpy(np.where(real, ids, IGNORED)),
-        }
+        return _batch(ids, real, np.where(real, ids, IGNORED))
 
 
 class MaskedLMDataCollator:
-    """Batches for predicting hidden tokens (Devlin et al. 2019).
+    """Makes batches for predicting hidden tokens (Devlin et al. 2019); the keys are those of `CausalLMDataCollator`.
 
     In each row `mlm_probability` of the tokens that are not special are chosen, at least one; 80 % of those become the
-    mask token, 10 % a random token that is not special, 10 % stay. labels are the original ids there and -100
-    elsewhere. The choice is a function of (seed, epoch, row) when the features carry `epoch` and `row`, as the
+    mask token, 10 % a random token that is not special, 10 % stay. Labels are the original ids there and -100
+    elsewhere. The choice is a function of (seed, epoch, row) where the features have `epoch` and `row`, as the
     trainer's do; otherwise it follows torch's global generator.
     """
 
@@ -112,20 +103,21 @@ class MaskedLMDataCollator:
     def __call__(self, features: Sequence[Any]) -> Batch:
         ids, real = self._pad(features)
         input_ids, labels = self._hide(ids, real, features)
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "labels": torch.from_numpy(labels),
-        }
+        return _batch(input_ids, real, labels)
+
+
+def _batch(ids: np.ndarray, real: np.ndarray, labels: np.ndarray) -> Batch:
+    arrays = {"input_ids": ids, "attention_mask": real.astype(np.int64), "labels": labels}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def causal_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> CausalLMDataCollator:
-    """The collator of `causal_lm` for an experiment."""
+    """Return the collator of `causal_lm` for an experiment."""
     return CausalLMDataCollator(tokenizer, max_length=config.data.max_sequence_length)
 
 
 def masked_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> MaskedLMDataCollator:
-    """The collator of `masked_lm` for an experiment."""
+    """Return the collator of `masked_lm` for an experiment."""
     return MaskedLMDataCollator(
         tokenizer,
         mlm_probability=config.training.mlm_probability,
@@ -138,7 +130,7 @@ CORE_COLLATORS: dict[str, Callable[[ExperimentConfig, PreTrainedTokenizerBase], 
     "causal_lm": causal_lm_collator,
     "masked_lm": masked_lm_collator,
 }
-"""How core's own objectives make theirs; those of plugins name it in `Objective.collator`."""
+"""Core's own objectives; those of plugins name theirs in `Objective.collator`."""
 
 
 def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Collator:
@@ -151,7 +143,7 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
     side, accepted = tokenizer.padding_side, config.capabilities.padding_sides
     if side not in accepted:
         raise TokenizerError(
-            f"the tokenizer pads on the {side}, which {config.model.architecture} does not take: "
+            f"the tokenizer pads on the {side}, which {config.model.architecture} does not accept: "
             f"set its padding_side to {' or '.join(accepted)}"
         )
     objective, owner = config.objective, config.providers.get("objective")
@@ -159,8 +151,7 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
         return CORE_COLLATORS[objective.name](config, tokenizer)
     if objective.collator is None:
         raise PluginError(f"the objective {objective.name} of {owner} has no collator: give it an import string")
-    of_whom = f" of {owner}" if owner else ""
-    what = f"the collator of the objective {objective.name}{of_whom}, {objective.collator},"
+    what = f"the collator of the objective {objective.name}{f' of {owner}' if owner else ''}, {objective.collator},"
     make = import_string(objective.collator)
     with failing_as(what):
         collator: Collator = make(config, tokenizer)
