@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,11 +48,9 @@ class CheckedCollator:
 
 
 def _generator_states() -> dict[str, Any]:
-    return {
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": pickle.dumps(np.random.get_state()),
-        "Python's random": random.getstate(),
-    }
+    _, keys, *position = np.random.get_state(legacy=True)
+    numpy = (np.asarray(keys).tobytes(), *position)
+    return {"torch": torch.get_rng_state().tolist(), "numpy": numpy, "Python's random": random.getstate()}
 
 
 def _problem(batch: Any, rows: int, vocabulary: int) -> str | None:
