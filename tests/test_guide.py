@@ -67,7 +67,7 @@ def test_the_model_of_the_guide_passes_every_check(name: str, suite: Suite) -> N
 
 def test_every_check_is_explained_as_it_explains_itself() -> None:
     rows = re.findall(r"(?m)^\| `([a-z0-9-]+)` \| (.+) \| (.+) \|$", GUIDE.partition("## What a failed check means")[2])
-    assert rows == [(one.name, one.invariant, one.mend) for one in all_checks()]
+    assert rows == [(one.name, one.invariant, one.fix) for one in all_checks()]
 
 
 @pytest.mark.parametrize("name", HOOKS)
