@@ -59,7 +59,7 @@ def execute(options: argparse.Namespace) -> None:
         print(json.dumps([_facts(result) for result in carried_out], indent=1))
     else:
         for result in causes:
-            print(f"\n{result.check.name}: {result.check.invariant}\n  {result.reason}\n  {result.check.mend}")
+            print(f"\n{result.check.name}: {result.check.invariant}\n  {result.reason}\n  {result.check.fix}")
         seconds = sum(result.seconds for result in carried_out)
         counts = [
             f"{sum(result.outcome == outcome for result in carried_out)} {outcome}"
@@ -99,6 +99,6 @@ def _facts(result: Result) -> dict[str, Any]:
         "invariant": result.check.invariant,
         "outcome": result.outcome,
         "reason": result.reason or None,
-        "mend": result.check.mend if result.outcome == "failed" else None,
+        "fix": result.check.fix if result.outcome == "failed" else None,
         "seconds": round(result.seconds, 3),
     }

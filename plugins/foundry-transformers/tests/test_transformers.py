@@ -192,15 +192,15 @@ def test_a_recurrent_state_of_transformers_goes_on_by_one_token_at_a_time(build:
     [
         (
             {"model_type": "bert-generation", **BERT_SIZES},
-            "BertGenerationDecoder cannot be trained here: it sees the tokens that it is to predict: set is_decoder",
+            "BertGenerationDecoder cannot be trained here: it sees the tokens that it has to predict: set is_decoder",
         ),
         (
             {"model_type": "xlnet", "d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 64},
-            "XLNetLMHeadModel cannot be trained here: it sees the tokens that it is to predict",
+            "XLNetLMHeadModel cannot be trained here: it sees the tokens that it has to predict",
         ),
         (
             {"model_type": "fnet", "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64},
-            "FNetForMaskedLM cannot be trained here: padding on the left changes what it says of real tokens",
+            "FNetForMaskedLM cannot be trained here: padding on the left changes its logits for real tokens",
         ),
         (
             {"model_type": "llama4_text", **BERT_SIZES, "num_local_experts": 2, "intermediate_size_mlp": 64},
