@@ -159,7 +159,7 @@ def needed_plugin(module: str) -> Change:
     return change
 
 
-def put_tensor(file: str, name: str, make: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Change:
+def put_tensor(file: str, name: str, make: Callable[[Any], torch.Tensor | None]) -> Change:
     """A tensor made from the one of that name, or none."""
 
     def change(files: Files, code: str) -> None:

@@ -229,7 +229,11 @@ def test_an_architecture_of_a_third_party_gets_its_own_keys_and_defaults() -> No
 
 
 def test_the_values_of_its_recipe_come_before_defaults_and_examples() -> None:
-    recipe = {"model": {"width": 20}, "training": {"learning_rate": 0.02}, "data": {"batch_size": 3}}
+    recipe: dict[str, dict[str, Any]] = {
+        "model": {"width": 20},
+        "training": {"learning_rate": 0.02},
+        "data": {"batch_size": 3},
+    }
     section = data(starting_yaml(replace(FOREIGN, recipe=recipe), "mine"))
     assert section["model"]["width"] == 20
     assert section["model"]["gates"] == {"decay": 0.25, "kind": "soft"}

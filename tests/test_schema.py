@@ -354,11 +354,11 @@ def test_three_hundred_malformed_configurations_are_refused_by_line_and_key(
     assert done.stderr == ""
     answer = json.loads(done.stdout)
     assert answer["heavy"] == []
-    for path, (key, data), (code, out, lines, seconds) in zip(files, chosen, answer["found"], strict=True):
-        where = (key, Path(path).read_text(), lines)
+    for file, (key, data), (code, out, lines, seconds) in zip(files, chosen, answer["found"], strict=True):
+        where = (key, Path(file).read_text(), lines)
         assert (code, out) == (2, ""), where
-        assert all(re.fullmatch(rf"{re.escape(path)}:\d+: [^:]+: .+", line) for line in lines), where
-        said = [line.removeprefix(f"{path}:").split(": ", 2)[:2] for line in lines]
+        assert all(re.fullmatch(rf"{re.escape(file)}:\d+: [^:]+: .+", line) for line in lines), where
+        said = [line.removeprefix(f"{file}:").split(": ", 2)[:2] for line in lines]
         assert any(
             f"{named}.".startswith(f"{key}.") and line == str(line_of(block_style(data), named)) for line, named in said
         ), where

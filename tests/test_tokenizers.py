@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_toke
 from foundry_core.tokenization.training import TokenizerFactory, default_special_tokens, train_tokenizer
 
 KINDS = ("sentencepiece", "wordpiece", "bpe", "character", "word")
-SIZES = {"sentencepiece": 360, "wordpiece": 300, "bpe": 400, "character": None, "word": 200}
+SIZES: dict[str, Any] = {"sentencepiece": 360, "wordpiece": 300, "bpe": 400, "character": None, "word": 200}
 EXACT = ("sentencepiece", "bpe")
 
 TEXT = (
@@ -93,7 +95,8 @@ def plain(tokenizer, text: str) -> list[int]:
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
     try:
-        return backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        return ids
     finally:
         backend.encode_special_tokens = False
 
@@ -535,7 +538,7 @@ def test_frequent_words_get_the_tokens_whichever_comes_first(kind):
     for frequent, rare in ((words[:10], words[10:]), (words[-10:], words[:-10])):
         documents = [" " + " ".join(words)] * 2 + [" " + " ".join(frequent)] * 100
         size = {"sentencepiece": 285, "wordpiece": 80, "bpe": 330, "word": 15}[kind]
-        tokenizer = train_tokenizer(kind, lambda documents=documents: documents, size, special)
+        tokenizer = train_tokenizer(kind, partial(iter, documents), size, special)
         lead = "" if kind == "sentencepiece" else " "
         known = [word for word in words if len(encode(tokenizer, lead + word)[0]) == 1]
         if kind == "word":
