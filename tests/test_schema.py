@@ -23,6 +23,7 @@ from foundry_core.errors import ConfigError
 from foundry_core.registry.architecture import Architecture, registered_architectures
 from foundry_core.registry.loading import available_architectures, get_architecture
 from foundry_core.schema import ConfigSection, ModelConfig
+from tests.each import each
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
 ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
@@ -119,17 +120,17 @@ def changed(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return data
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_what_init_writes_is_accepted(name: str, schema: dict[str, Any]) -> None:
     assert accepts(schema, start(name), schema)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_a_whole_resolved_configuration_is_accepted(name: str, schema: dict[str, Any]) -> None:
     assert accepts(schema, load_config(start(name)).resolved(), schema)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_an_editor_is_given_the_recipe_as_an_example(name: str, schema: dict[str, Any]) -> None:
     (variant,) = [each for each in schema["properties"]["model"]["anyOf"] if each["title"] == name]
     (example,) = variant["examples"]
@@ -142,7 +143,7 @@ def test_every_shipped_configuration_is_accepted(schema: dict[str, Any]) -> None
     assert refused == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "key", "value", "valid"),
     [
         ("gpt2", "training.train_tokens", "10M", True),
@@ -175,7 +176,7 @@ def loads(data: dict[str, Any]) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "key", "value", "valid"),
     [
         ("gpt2", "training.checkpoints.milestones.words", ["1M", 2000], True),
