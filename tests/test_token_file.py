@@ -17,6 +17,7 @@ from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit
 from foundry_core.data.token_file import prepare_tokens
 from foundry_core.errors import DataError
 from foundry_core.storage.manifest import sealed
+from tests.each import each
 
 TEXT = "the cat sat\nthe dog\n\na cat saw the dog sit\nunseen words\n"
 
@@ -115,8 +116,8 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("suffix", ["tokens", "documents", "json"])
-@pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"{}")])
+@each("suffix", ["tokens", "documents", "json"])
+@each("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"{}")])
 def test_a_torn_or_damaged_token_file_is_rebuilt(tmp_path: Path, suffix: str, damage: Any) -> None:
     first = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
     expected = (first.tokens.tolist(), first.documents.tolist())
@@ -129,8 +130,8 @@ def test_a_torn_or_damaged_token_file_is_rebuilt(tmp_path: Path, suffix: str, da
     assert calls == []
 
 
-@pytest.mark.parametrize("resealed", [False, True])
-@pytest.mark.parametrize(
+@each("resealed", [False, True])
+@each(
     ("key", "value"),
     [
         ("words", 10**6),

@@ -24,6 +24,7 @@ from foundry_core.tokenization import text_counts
 from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest, tokenizer_files
 from foundry_core.tokenization.training import TokenizerFactory, default_special_tokens, train_tokenizer
+from tests.each import each
 
 KINDS = ("sentencepiece", "wordpiece", "bpe", "character", "word")
 SIZES: dict[str, Any] = {"sentencepiece": 360, "wordpiece": 300, "bpe": 400, "character": None, "word": 200}
@@ -104,13 +105,13 @@ def plain(tokenizer, text: str) -> list[int]:
 # The encoder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_nasty_text(tokenizers, kind):
     documents = list(nasty_texts(400, 60))
     assert encode(tokenizers[kind], *documents) == [plain(tokenizers[kind], text) for text in documents]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_a_document_of_several_windows(
     tokenizers, kind, monkeypatch
 ):
@@ -123,7 +124,7 @@ def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_a_document_of_sever
     assert short == plain(tokenizers[kind], "the cat")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_two_windows_of_a_document_never_share_a_token(tokenizers, kind):
     """A cut at every place where one is allowed, each part encoded by itself."""
     document = " ".join(corpus()[:40]) + "".join(nasty_texts(40, 80))
@@ -139,7 +140,7 @@ def test_two_windows_of_a_document_never_share_a_token(tokenizers, kind):
     assert np.concatenate(list(encoder.encode(parts))).tolist() == whole.tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_windows_end_between_parts_wherever_the_limit_falls(tokenizers, kind, monkeypatch):
     document = "the cat   sees \n\n\n  a\t   dog\t\tbird  \xa0   <s>    </s>   "
     for window in range(1, 40):
@@ -207,7 +208,7 @@ def test_a_tokenizer_of_another_origin_is_never_given_part_of_a_document():
     assert encode(PreTrainedTokenizerFast(tokenizer_object=backend), "a b|a b") == [[1, 1]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_a_token_added_later_is_found_though_it_holds_a_space(kind):
     tokenizer = trained(kind)
     tokenizer.add_tokens(["big cat"])
@@ -219,8 +220,8 @@ def test_a_token_added_later_is_found_though_it_holds_a_space(kind):
 # Text that looks like a special token
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@each("masked", [False, True])
+@each("kind", KINDS)
 def test_text_spelt_like_a_special_token_stays_text(kind, masked):
     tokenizer = trained(kind, masked)
     special = {tokenizer.convert_tokens_to_ids(name) for name in tokenizer.special_tokens_map.values()}
@@ -274,8 +275,8 @@ def test_a_special_token_that_is_also_an_ordinary_one_is_refused(kind):
 # What each type does with text
 
 
-@pytest.mark.parametrize("kind", EXACT)
-@pytest.mark.parametrize(
+@each("kind", EXACT)
+@each(
     "text",
     [
         "",
@@ -407,8 +408,8 @@ def test_a_document_without_white_space_trains_every_type():
 # Sizes
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "character"])
+@each("masked", [False, True])
+@each("kind", [kind for kind in KINDS if kind != "character"])
 def test_the_vocabulary_counts_the_special_tokens_and_keeps_to_its_size(kind, masked):
     tokenizer = trained(kind, masked)
     ids = tokenizer.get_vocab().values()
@@ -418,7 +419,7 @@ def test_the_vocabulary_counts_the_special_tokens_and_keeps_to_its_size(kind, ma
         assert len(tokenizer) == SIZES[kind]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_smallest_size_that_an_error_names_works_and_one_less_does_not(kind):
     special = default_special_tokens(kind, masked=True)
     for size in (1, 5):
@@ -471,7 +472,7 @@ def test_the_defaults_name_the_usual_special_tokens():
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_masked_tokenizers_frame_a_text_and_causal_ones_do_not(kind):
     masked = trained(kind, masked=True)
     inner = masked("the cat", add_special_tokens=False)["input_ids"]
@@ -493,7 +494,7 @@ def test_a_document_ends_with_eos_or_else_with_sep(tokenizers):
         separator_id(tokenizer)
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "special", "message"),
     [
         ("bpe", {"unk_token": "<unk>"}, "needs an eos_token or a sep_token"),
@@ -517,7 +518,7 @@ def test_unusable_special_tokens_and_types_are_refused_in_one_line(kind, special
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_a_corpus_without_text_is_refused(kind):
     with pytest.raises(TokenizerError, match="holds no text"):
         train_tokenizer(kind, lambda: ["", "  \n"], 300, default_special_tokens(kind, masked=False))
@@ -661,7 +662,7 @@ def test_training_writes_nothing_to_the_terminal(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_digest_survives_saving_loading_and_use(tmp_path, tokenizers, kind):
     tokenizer = tokenizers[kind]
     digest = tokenizer_digest(tokenizer)
@@ -691,7 +692,7 @@ def test_a_folder_without_a_readable_tokenizer_is_an_error_that_names_it(tmp_pat
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_factory_trains_on_files_and_saves(tmp_path, kind):
     file = tmp_path / "train.txt"
     lines = [line for line in corpus() if "\n" not in line]
