@@ -1,11 +1,11 @@
-# run, test, test-slow, test-faults, lint, bench; each makes .venv first when it is missing or older than the package metadata.
+# run, quick, test, test-all, test-slow, test-faults, lint, bench; each makes .venv first when it is missing or older than the package metadata.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba)
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-slow test-faults lint bench setup clean
+.PHONY: run quick test test-all test-slow test-faults lint bench setup clean
 
 setup: $(STAMP)
 
@@ -17,8 +17,17 @@ $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 run: $(STAMP)
 	$(BIN)/foundry quickstart quickstart
 
+# For the daily work: no conformance kit, no faults, nothing that starts Python. Under 90 seconds.
+quick: $(STAMP)
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long and not slow and not faults" -n 2 --dist worksteal
+
+# Leaves out the mutants of the kit and the faults while nothing they depend on has changed; with CI=true everything.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --affected -n 2 --dist worksteal
+
+test-all:
+	CI=true $(MAKE) test
 
 # Real text, the whole quickstart, torch.compile, the whole kit on each of its mutants: about half an hour.
 test-slow: $(STAMP)

@@ -7,6 +7,7 @@ that goes when the tests end.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.selection import ROOT, changed_files, left_out
 
 _HOME = tempfile.TemporaryDirectory(prefix="foundry-tests-")
 os.environ.update(HF_HOME=_HOME.name, XDG_CACHE_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -27,6 +30,50 @@ if TYPE_CHECKING:
     from foundry_core.testing.toy_language import ToyCorpus
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz."
+LONG = ("tests/conformance/", "tests/faults/")
+"""Folders whose tests are all `long`, as those of every file named test_conformance.py are."""
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "leave out the suites of tests/selection.py that no change concerns; with CI=true none is"
+    parser.addoption("--affected", action="store_true", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    chosen = config.getoption("--affected") and os.environ.get("CI") != "true"
+    config.stash[LEFT_OUT] = left_out(changed_files()) if chosen else []
+    sys.addaudithook(_python_is_long)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if any(collection_path.is_relative_to(ROOT / suite) for suite in config.stash[LEFT_OUT]) else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.nodeid.startswith(LONG) or item.path.name == "test_conformance.py":
+        item.add_marker("long")
+
+
+_running: pytest.Item | None = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    global _running
+    _running = item
+    try:
+        return (yield)
+    finally:
+        _running = None
+
+
+def _python_is_long(event: str, arguments: tuple[Any, ...]) -> None:
+    """Keep `make quick` quick: only a test that is marked `long` may start Python, which takes seconds with torch."""
+    if event == "subprocess.Popen" and _running is not None and not _running.get_closest_marker("long"):
+        program = os.fsdecode(arguments[0]).rpartition("/")[2]
+        if program.startswith(("python", "foundry", "pytest")):
+            raise RuntimeError(f"{_running.nodeid} starts {program}: mark it with pytest.mark.long")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -45,6 +92,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if figures:
         terminalreporter.section("figures")
         terminalreporter.line(", ".join(f"{name} {total:,}" for name, total in sorted(figures.items())))
+    if omitted := terminalreporter.config.stash[LEFT_OUT]:
+        terminalreporter.line(f"left out, as nothing they depend on has changed: {', '.join(omitted)}")
     if rows:
         terminalreporter.section("mutants, and the checks that catch them")
         terminalreporter.write("".join(f"{row}\n" for row in sorted(rows)))

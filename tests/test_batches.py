@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from foundry_core.data.order import SampleOrder
 from foundry_core.data.rows import Rows
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {
         "input_ids": pad_sequence(
             [torch.from_numpy(sample["input_ids"]) for sample in samples], True, padding_value=-1

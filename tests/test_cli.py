@@ -277,6 +277,8 @@ def test_what_large_imports_leave_is_not_collected_again_and_the_collector_goes_
 def test_a_closed_pipe_is_not_an_error():
     code = "import sys; from foundry_core.cli import main; sys.exit(main(['schema']))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 0

@@ -20,6 +20,7 @@ from foundry_core.errors import ConfigError
 from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import CORE_OBJECTIVES
 from foundry_core.schema import ConfigSection
+from tests.each import each
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
 
@@ -620,7 +621,7 @@ def valid(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+@each("case", ALL)
 def test_each_problem_is_one_line_with_its_place_and_its_key(
     case: Wrong, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -693,7 +694,7 @@ class _Outer(ConfigSection):
     limit: int
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "problems"),
     [
         ({"inner": {"low": 1}, "limit": 3}, []),
@@ -754,7 +755,7 @@ COUNTED = (
 )
 
 
-@pytest.mark.parametrize(
+@each(
     "setting",
     [
         *(f"{key}={10**30}" for key in COUNTED),
@@ -848,7 +849,7 @@ def test_a_file_of_windows_is_read_like_any_other(tmp_path: Path, capsys: pytest
     assert validate(path, capsys)[2] == [f"{path}:7: data.batch_size: must be an integer, not 'x'"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "value"),
     [
         ("1e-4", 1e-4),
@@ -883,9 +884,7 @@ def test_a_scalar_is_what_it_looks_like(text: str, value: object) -> None:
     assert type(read) is type(value)
 
 
-@pytest.mark.parametrize(
-    ("text", "count"), [("10M", 10_000_000), ("1.5k", 1500), ("2b", 2_000_000_000), ("0.1M", 100_000), ("12", 12)]
-)
+@each(("text", "count"), [("10M", 10_000_000), ("1.5k", 1500), ("2b", 2_000_000_000), ("0.1M", 100_000), ("12", 12)])
 def test_a_count_may_be_written_short(text: str, count: int, valid: Path) -> None:
     config = load_config(valid, ["training.train_steps=null", f"training.train_tokens={text}"])
     assert config.training.train_tokens == count
@@ -922,7 +921,7 @@ def test_an_override_may_replace_a_whole_section(valid: Path) -> None:
     assert (config.data.training_corpus, config.data.test_corpus) == ("other.txt", None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("override", "problem"),
     [
         ("training.learning_rate=fast", "training.learning_rate: must be a number, not 'fast'"),
@@ -955,7 +954,7 @@ def test_an_override_that_contradicts_the_file_is_reported_at_the_file(
     assert lines == [f"{valid}:18: training: {BUDGETS}: found epochs and train_steps"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("model", "tokenizer", "objective"),
     [
         ({"architecture": "gpt2"}, "sentencepiece", "causal_lm"),
@@ -1003,7 +1002,7 @@ def test_loading_leaves_the_mapping_it_was_given_alone() -> None:
     assert settings == smallest({"architecture": "bert"})
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@each("path", CONFIGS)
 def test_every_shipped_file_validates(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, lines = validate(path, capsys)
     assert (code, lines) == (0, [])
@@ -1014,7 +1013,7 @@ def test_there_are_files_shipped() -> None:
     assert {"bert", "gpt2", "lstm", "gru", "rnn", "mamba", "llama"} <= {path.stem for path in CONFIGS}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@each("path", CONFIGS)
 def test_what_is_resolved_loads_as_the_same_configuration(path: Path) -> None:
     config = load_config(path)
     again = load_config(config.resolved())

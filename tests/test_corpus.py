@@ -14,6 +14,7 @@ import pytest
 
 from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit, word_count
 from foundry_core.errors import DataError
+from tests.each import each
 
 MIB = 1 << 20
 
@@ -42,7 +43,7 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "unit", "documents", "separators", "empty"),
     [
         (b"a b\nc\n", "line", ["a b", "c"], 2, 0),
@@ -116,8 +117,8 @@ def test_compressed_files_read_and_digest_as_their_content(tmp_path: Path, unit:
     assert Corpus.open(packed).bytes == packed.stat().st_size
 
 
-@pytest.mark.parametrize("unit", ["line", "block"])
-@pytest.mark.parametrize("shift", [-2, -1, 0, 1, 2, 3])
+@each("unit", ["line", "block"])
+@each("shift", [-2, -1, 0, 1, 2, 3])
 def test_what_lies_across_a_block_boundary_reads_the_same(tmp_path: Path, unit: DocumentUnit, shift: int) -> None:
     """CRLF, blank lines and characters of several bytes at the seam of two reads of 1 MiB."""
     lines = "x" * (MIB + shift - 1)
@@ -165,8 +166,8 @@ def test_words_are_counted_as_split_counts_them() -> None:
 # Refusals
 
 
-@pytest.mark.parametrize("unit", ["line", "block", "file"])
-@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"ok\r\n" * MIB])
+@each("unit", ["line", "block", "file"])
+@each("before", [b"", b"\xef\xbb\xbf", b"ok\r\n" * MIB])
 def test_invalid_utf8_names_file_offset_and_byte(tmp_path: Path, unit: DocumentUnit, before: bytes) -> None:
     path = written(tmp_path / "a.txt", before + "é".encode() + b"\xff\n")
     message = refused(path, unit)
@@ -199,7 +200,7 @@ def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str) -> None:
     assert "UTF-16" in refused(written(tmp_path / "a.txt", "text\n".encode(encoding)))
 
 
-@pytest.mark.parametrize(
+@each(
     ("line", "reason"),
     [
         (b"{text: 1}", "Expecting property name"),
@@ -235,7 +236,7 @@ def test_jsonl_lines_are_numbered_across_reads(tmp_path: Path) -> None:
     assert refused(path).startswith(f"{path}:5001: the line at byte {5000 * len(good)}: ")
 
 
-@pytest.mark.parametrize(
+@each(
     "damage",
     [
         lambda data: data[: len(data) // 2],
@@ -245,7 +246,6 @@ def test_jsonl_lines_are_numbered_across_reads(tmp_path: Path) -> None:
         lambda data: data + b"trailing",
         lambda data: b"",
     ],
-    ids=["truncated", "checksum", "flipped byte", "not gzip", "rubbish behind", "zero bytes"],
 )
 def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage) -> None:
     written(tmp_path / "a.txt", b"fine\n")
@@ -291,8 +291,8 @@ def test_a_name_with_a_newline_still_gives_one_line(tmp_path: Path) -> None:
     assert "bad\\nname.txt" in refused(written(tmp_path / "bad\nname.txt", b"\xff"))
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n\r\n", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("unit", ["line", "block", "file"])
+@each("content", [b"", b"\n \n\r\n", b"\xef\xbb\xbf"])
+@each("unit", ["line", "block", "file"])
 def test_a_corpus_without_a_document_is_refused(tmp_path: Path, content: bytes, unit: DocumentUnit) -> None:
     assert str(tmp_path / "a.txt") in refused(written(tmp_path / "a.txt", content), unit)
 

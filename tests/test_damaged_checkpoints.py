@@ -19,6 +19,7 @@ from foundry_core.cli import main
 from foundry_core.errors import CheckpointError
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.manifest import read_manifest
+from tests.each import each
 
 FILES = (
     "MANIFEST.json",
@@ -34,10 +35,11 @@ FILES = (
 WHAT_TRAINING_MAKES = ("model.safetensors", "optimizer.safetensors", "trainer_state.json")
 
 
+Finished = tuple[ExperimentConfig, Path]
+
+
 @pytest.fixture(scope="module")
-def finished(
-    experiment: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ExperimentConfig, Path]:
+def finished(experiment: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A tiny run with checkpoints at 0, 2 and 4: 25 kB each."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "train.txt").write_text("the cat sees a dog\na dog sees the cat\n" * 20)
@@ -53,10 +55,14 @@ def finished(
     return config, folder / "run"
 
 
+def copy_of(finished: Finished, folder: Path) -> Path:
+    """Copy the run's folder, to be damaged."""
+    return shutil.copytree(finished[1], folder / "run")
+
+
 @pytest.fixture
-def copied(finished: tuple[ExperimentConfig, Path], tmp_path: Path, one_thread: None) -> Path:
-    """The run's folder, to be damaged."""
-    return shutil.copytree(finished[1], tmp_path / "run")
+def copied(finished: Finished, tmp_path: Path, one_thread: None) -> Path:
+    return copy_of(finished, tmp_path)
 
 
 def test_the_files_of_a_checkpoint_are_those_that_are_damaged_here(copied: Path) -> None:
@@ -88,9 +94,12 @@ def flipped(path: Path, flips: Iterator[tuple[int, int]]) -> int:
     return unnoticed
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_flipped_byte_is_refused_by_the_name_of_its_file(copied: Path, name: str) -> None:
+@each("name", FILES)
+def test_a_flipped_byte_is_refused_by_the_name_of_its_file(
+    finished: Finished, tmp_path: Path, one_thread: None, name: str
+) -> None:
     """Every byte of a small file, 500 of a larger one."""
+    copied = copy_of(finished, tmp_path)
     path = copied / "checkpoint-4" / name
     size, chance = path.stat().st_size, random.Random(name)
     places = range(size) if size <= 1500 else sorted(chance.sample(range(size), 500))
@@ -106,8 +115,11 @@ def test_every_flipped_bit_is_refused_by_the_name_of_its_file(copied: Path, name
     assert flipped(path, flips) == 0
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_of_any_other_length_is_refused_by_its_name(copied: Path, name: str) -> None:
+@each("name", FILES)
+def test_a_file_of_any_other_length_is_refused_by_its_name(
+    finished: Finished, tmp_path: Path, one_thread: None, name: str
+) -> None:
+    copied = copy_of(finished, tmp_path)
     path = copied / "checkpoint-4" / name
     whole = path.read_bytes()
     for size in sorted({0, 1, 7, 8, len(whole) // 2, len(whole) - 1}):
@@ -118,8 +130,9 @@ def test_a_file_of_any_other_length_is_refused_by_its_name(copied: Path, name: s
         assert name in refusal(path.parent)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_gone_is_named(copied: Path, name: str) -> None:
+@each("name", FILES)
+def test_a_file_that_is_gone_is_named(finished: Finished, tmp_path: Path, one_thread: None, name: str) -> None:
+    copied = copy_of(finished, tmp_path)
     (copied / "checkpoint-4" / name).unlink()
     assert name in refusal(copied / "checkpoint-4")
 
@@ -192,11 +205,17 @@ def partner(name: str) -> str:
     return "config.json" if name != "config.json" else "tokenizer.json"
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [flip, cut, gone, swapped])
+@each("name", FILES)
+@each("damage", [flip, cut, gone, swapped])
 def test_a_checkpoint_that_was_named_is_refused_by_every_verb(
-    copied: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], name: str
+    finished: Finished,
+    tmp_path: Path,
+    one_thread: None,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    name: str,
 ) -> None:
+    copied = copy_of(finished, tmp_path)
     folder = copied / "checkpoint-4"
     damage(folder / name)
     names = {name, partner(name)} if damage is swapped else {name}
@@ -210,15 +229,17 @@ def test_a_checkpoint_that_was_named_is_refused_by_every_verb(
         assert any(each in line for each in names)
 
 
-@pytest.mark.parametrize("damage", [flip, cut, gone, swapped])
-@pytest.mark.parametrize("name", ["model.safetensors", "trainer_state.json", MANIFEST])
+@each("damage", [flip, cut, gone, swapped])
+@each("name", ["model.safetensors", "trainer_state.json", MANIFEST])
 def test_going_on_falls_back_to_the_newest_whole_checkpoint_says_so_and_ends_the_same(
-    finished: tuple[ExperimentConfig, Path],
-    copied: Path,
+    finished: Finished,
+    tmp_path: Path,
+    one_thread: None,
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[Path], None],
     name: str,
 ) -> None:
+    copied = copy_of(finished, tmp_path)
     config, whole = finished
     damage(copied / "checkpoint-4" / name)
     settings = config.resolved()
@@ -231,7 +252,7 @@ def test_going_on_falls_back_to_the_newest_whole_checkpoint_says_so_and_ends_the
 
 
 def test_a_run_without_a_whole_checkpoint_says_what_is_wrong_with_each(
-    finished: tuple[ExperimentConfig, Path], copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Finished, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step, damage in ((0, cut), (2, flip), (4, gone)):
         damage(copied / f"checkpoint-{step}" / "model.safetensors")

@@ -13,6 +13,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from foundry_core import BaseLanguageModel, load_config, run
+from tests.each import each
 
 RNN = {"embedding_size": 8, "hidden_size": 8, "num_layers": 2, "dropout": 0.2}
 TRANSFORMER = {
@@ -151,8 +152,8 @@ def alone(folder, kind):
     return first
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", STOPS)
+@each("workers", [0, 2])
+@each("stop", STOPS)
 def test_a_run_that_dies_and_goes_on_equals_one_that_was_left_alone(folder, kind, alone, stop, workers):
     config = config_of(folder, kind, f"{stop}-{workers}", workers)
     killed(config, STOPS[stop])

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,9 @@ def saved(model: BaseLanguageModel, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def build(experiment: Callable[..., ExperimentConfig], letters: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
+def build(
+    experiment: Callable[..., ExperimentConfig], letters: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Build]:
     home = tmp_path_factory.mktemp("export")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -172,7 +174,7 @@ def test_the_architecture_is_found_and_the_bits_are_the_same(build: Build, folde
 
 
 def test_a_resized_model_comes_back_with_its_new_size_and_its_ties(folders: Path) -> None:
-    back = BaseLanguageModel.from_pretrained(folders / "resized")
+    back: Any = BaseLanguageModel.from_pretrained(folders / "resized")
     assert back(IDS).logits.shape == (3, 10, 40)
     assert back.output_layer.weight is back.embedding.weight
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ LOGITS = {
 
 
 @pytest.mark.parametrize(("architecture", "auto"), [("lstm", AutoModelForCausalLM), ("bert", AutoModelForMaskedLM)])
-def test_an_old_checkpoint_opens_with_its_logits(architecture: str, auto: type) -> None:
+def test_an_old_checkpoint_opens_with_its_logits(architecture: str, auto: Any) -> None:
     folder = STORED / architecture / "checkpoint-3"
     for model in (BaseLanguageModel.from_pretrained(folder), auto.from_pretrained(folder, trust_remote_code=True)):
         with torch.no_grad():

@@ -37,6 +37,7 @@ from foundry_core.errors import FoundryError
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.files import publish_folder
 from foundry_core.storage.manifest import read_manifest, sealed
+from tests.each import each
 
 Files = dict[str, bytes]
 Change = Callable[[Files, str], object]
@@ -159,7 +160,7 @@ def needed_plugin(module: str) -> Change:
     return change
 
 
-def put_tensor(file: str, name: str, make: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Change:
+def put_tensor(file: str, name: str, make: Callable[[Any], torch.Tensor | None]) -> Change:
     """A tensor made from the one of that name, or none."""
 
     def change(files: Files, code: str) -> None:
@@ -426,8 +427,11 @@ def test_a_sound_checkpoint_is_opened_by_every_door(target: Target) -> None:
     target.check(refused_by=set())
 
 
-@pytest.mark.parametrize("name", EXECUTABLE)
-def test_nothing_in_a_checkpoint_is_executed(target: Target, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@each("name", EXECUTABLE)
+def test_nothing_in_a_checkpoint_is_executed(
+    sound: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    target = Target(sound, tmp_path)
     change, refused_by = EXECUTABLE[name]
     target.publish(change)
     monkeypatch.chdir(target.checkpoint)
@@ -467,8 +471,11 @@ def test_modules_in_the_folder_one_stands_in_are_not_imported(target: Target) ->
     assert not target.mark.exists()
 
 
-@pytest.mark.parametrize("name", CLAIMS)
-def test_what_a_checkpoint_claims_is_checked_before_it_is_believed(target: Target, name: str) -> None:
+@each("name", CLAIMS)
+def test_what_a_checkpoint_claims_is_checked_before_it_is_believed(
+    sound: Path, tmp_path: Path, one_thread: None, name: str
+) -> None:
+    target = Target(sound, tmp_path)
     change, refused_by = CLAIMS[name]
     target.publish(change)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -508,7 +515,7 @@ def listed(name: str, **entry: Any) -> Edit:
     return lambda manifest: manifest["files"].update({name: {"size": 4, "sha256": "0" * 64, **entry}})
 
 
-@pytest.mark.parametrize(
+@each(
     "edit",
     [
         listed("../checkpoint-0/config.json"),
@@ -532,7 +539,10 @@ def listed(name: str, **entry: Any) -> Edit:
         lambda manifest: manifest.update(format=2),
     ],
 )
-def test_a_manifest_of_anything_but_the_folders_own_files_is_refused(target: Target, edit: Edit) -> None:
+def test_a_manifest_of_anything_but_the_folders_own_files_is_refused(
+    sound: Path, tmp_path: Path, one_thread: None, edit: Edit
+) -> None:
+    target = Target(sound, tmp_path)
     manifest_of(target, edit)
     for door in ("from_pretrained", "verify"):
         refused = target.open(door)
@@ -542,10 +552,11 @@ def test_a_manifest_of_anything_but_the_folders_own_files_is_refused(target: Tar
         assert refused.lines[0].isprintable()
 
 
-@pytest.mark.parametrize("facts", [{"step": 3}, {"step": "2"}, {"step": None}, {"environment": None}])
+@each("facts", [{"step": 3}, {"step": "2"}, {"step": None}, {"environment": None}])
 def test_a_manifest_of_another_step_or_of_no_environment_is_no_checkpoint_to_go_on_from(
-    target: Target, facts: dict[str, Any]
+    sound: Path, tmp_path: Path, one_thread: None, facts: dict[str, Any]
 ) -> None:
+    target = Target(sound, tmp_path)
     manifest_of(target, lambda manifest: manifest.update(facts))
     refused = target.open("resume")
     if "environment" in facts:
@@ -571,11 +582,12 @@ def fifo(target: Target, name: str) -> None:
     os.mkfifo(target.checkpoint / name)
 
 
-@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS, CONFIG, STATE])
-@pytest.mark.parametrize("make", [linked, fifo, endless])
+@each("name", [MANIFEST, WEIGHTS, CONFIG, STATE])
+@each("make", [linked, fifo, endless])
 def test_what_is_no_plain_file_of_the_folder_is_refused(
-    target: Target, make: Callable[[Target, str], None], name: str
+    sound: Path, tmp_path: Path, one_thread: None, make: Callable[[Target, str], None], name: str
 ) -> None:
+    target = Target(sound, tmp_path)
     make(target, name)
     for door in (*OPENING, "verify"):
         assert target.open(door).code == 6, door
@@ -584,11 +596,12 @@ def test_what_is_no_plain_file_of_the_folder_is_refused(
     assert resumed.lines[0].startswith(f"warning: {NAME} is passed over: {target.checkpoint}/")
 
 
-@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-@pytest.mark.parametrize("make", [fifo, endless])
+@each("name", [CONFIG, WEIGHTS])
+@each("make", [fifo, endless])
 def test_a_model_folder_has_no_manifest_and_must_hold_plain_files_all_the_same(
-    target: Target, make: Callable[[Target, str], None], name: str
+    sound: Path, tmp_path: Path, one_thread: None, make: Callable[[Target, str], None], name: str
 ) -> None:
+    target = Target(sound, tmp_path)
     for other in (MANIFEST, STATE):
         (target.checkpoint / other).unlink()
     make(target, name)

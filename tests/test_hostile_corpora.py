@@ -28,6 +28,7 @@ from foundry_core.errors import DataError, TokenizerError
 from foundry_core.tokenization.encoding import DocumentEncoder
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.tokenization.training import TokenizerFactory
+from tests.each import each
 
 DATA = Path(os.environ.get("FOUNDRY_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "robustness"
 KINDS = ("sentencepiece", "wordpiece", "bpe", "character", "word")
@@ -116,8 +117,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("verb", [("tokenizer", "train"), ("data", "prepare"), ("train",)], ids=" ".join)
-@pytest.mark.parametrize("name", REFUSED)
+@each("verb", [("tokenizer", "train"), ("data", "prepare"), ("train",)])
+@each("name", REFUSED)
 def test_a_corpus_that_is_no_text_is_refused_in_one_line_with_file_and_byte(
     carried_out: Callable[..., Any], tmp_path: Path, name: str, verb: tuple[str, ...]
 ) -> None:

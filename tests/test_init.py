@@ -22,6 +22,7 @@ from foundry_core.config.yaml_source import YamlSource
 from foundry_core.registry.architecture import Architecture, Capabilities
 from foundry_core.registry.loading import available_architectures, get_architecture
 from foundry_core.schema import ConfigSection, ModelConfig
+from tests.each import each
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ROOT / "plugins"
@@ -54,7 +55,7 @@ def test_these_are_the_architectures_installed_here() -> None:
     assert set(ARCHITECTURES) <= set(available_architectures())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_the_file_validates_as_it_is(name: str) -> None:
     config = load_config(data(written(name)))
     assert config.model.architecture == name
@@ -65,14 +66,14 @@ def test_the_file_validates_as_it_is(name: str) -> None:
     assert config.training.objective == config.capabilities.objectives[0]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_with_every_default_uncommented_it_is_the_same_experiment(name: str) -> None:
     text = uncommented(written(name))
     assert text != written(name)
     assert load_config(data(text)) == load_config(data(written(name)))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_every_key_there_is_stands_in_the_file_with_its_meaning(name: str) -> None:
     source = YamlSource.parse(uncommented(written(name)), "text")
     expected = set(keys(load_config(data(written(name)))))
@@ -86,7 +87,7 @@ def test_every_key_there_is_stands_in_the_file_with_its_meaning(name: str) -> No
             assert f"# {field.description}" in flat
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_lines_are_short_and_comments_stand_in_one_column(name: str) -> None:
     for line in written(name).split("\n"):
         assert len(line) <= WIDTH == 110, line
@@ -156,7 +157,7 @@ BOTH_DIRECTIONS = {
 }
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@each("path", CONFIGS)
 def test_what_it_writes_is_the_recipe_of_configs(path: Path) -> None:
     recipe = load_config(path)
     name = recipe.model.architecture
@@ -171,7 +172,7 @@ def test_every_architecture_has_a_recipe_in_configs() -> None:
     assert {load_config(path).model.architecture for path in CONFIGS} == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_the_readme_of_a_plugin_shows_the_sizes_of_its_recipe(name: str) -> None:
     home = {"lstm": "rnn", "gru": "rnn"}.get(name, name)
     readme = (PLUGINS / f"foundry-{home}" / "README.md").read_text(encoding="utf-8")
@@ -229,7 +230,11 @@ def test_an_architecture_of_a_third_party_gets_its_own_keys_and_defaults() -> No
 
 
 def test_the_values_of_its_recipe_come_before_defaults_and_examples() -> None:
-    recipe = {"model": {"width": 20}, "training": {"learning_rate": 0.02}, "data": {"batch_size": 3}}
+    recipe: dict[str, dict[str, Any]] = {
+        "model": {"width": 20},
+        "training": {"learning_rate": 0.02},
+        "data": {"batch_size": 3},
+    }
     section = data(starting_yaml(replace(FOREIGN, recipe=recipe), "mine"))
     assert section["model"]["width"] == 20
     assert section["model"]["gates"] == {"decay": 0.25, "kind": "soft"}
@@ -318,7 +323,7 @@ TEXTS = (
 )
 
 
-@pytest.mark.parametrize("value", [*TEXTS, 1e-8, 0.1, 10**12, True, None])
+@each("value", [*TEXTS, 1e-8, 0.1, 10**12, True, None])
 def test_a_value_reads_back_as_itself(value: Any) -> None:
     text = yaml_scalar(value)
     assert data(f"key: {text} # comment\nlist: [{text}, {text}]\n") == {"key": value, "list": [value, value]}

@@ -14,6 +14,7 @@ from foundry_core.config.loading import load_config
 from foundry_core.config.migration import Migration, migrate
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError, UsageError
+from tests.each import each
 
 # The example of the design, letter by letter.
 EXAMPLE = """\
@@ -248,7 +249,7 @@ def test_no_mixed_precision_when_nothing_was_said() -> None:
     assert changes(text)["training.precision"].startswith("added as fp32")
 
 
-@pytest.mark.parametrize(
+@each(
     ("mode", "compiled"),
     [("default", True), ("reduce-overhead", True), ("true", True), ("null", False), ("none", False), ("false", False)],
 )
@@ -335,7 +336,7 @@ def test_an_empty_list_of_checkpoints_counts_for_nothing(value: str) -> None:
     assert changes(text)["training.checkpoint_schedule"] == "dropped: it was empty"
 
 
-@pytest.mark.parametrize("value", ["often", "[1, x]", "[1.5]", "[true]", "[-9]", "{a: 1}", "7"])
+@each("value", ["often", "[1, x]", "[1.5]", "[true]", "[-9]", "{a: 1}", "7"])
 def test_checkpoints_that_are_no_list_of_steps_are_a_problem(value: str) -> None:
     (line,) = problems(with_change("log_base: 2", f"log_base: 2, checkpoint_schedule: {value}"))
     assert line.startswith("old.yaml:10: training.checkpoint_schedule: must be a list of steps")

@@ -251,8 +251,8 @@ def test_it_is_found_and_whole_and_its_descriptor_is_light(mine: Path) -> None:
 
 
 def test_every_setting_says_what_it_means(mine: Path) -> None:
-    section = get_architecture("mine").config_class.model_fields["mine"]
-    assert all(field.description for field in section.annotation.model_fields.values())
+    section: Any = get_architecture("mine").config_class.model_fields["mine"].annotation
+    assert all(field.description for field in section.model_fields.values())
 
 
 def test_a_prediction_sees_every_token_before_it_and_none_after(build: Build) -> None:
@@ -299,6 +299,7 @@ def test_two_halves_with_the_state_carried_are_the_whole(build: Build) -> None:
 def test_greedy_generation_is_the_argmax_loop(build: Build) -> None:
     model = build()
     eos, pad = model.context.eos_token_id, model.context.pad_token_id
+    assert pad is not None
     rows = [random_ids(length, seed=length) % 26 for length in (3, 6)]
     ids, mask = torch.full((2, 6), pad), torch.zeros(2, 6, dtype=torch.long)
     for index, row in enumerate(rows):

@@ -41,7 +41,7 @@ def settings() -> dict[str, Any]:
     """What is kept from an observer, because models, collators and libraries depend on it."""
     return {
         "torch": torch.get_rng_state().tolist(),
-        "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index, union-attr]
+        "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index]
         "python": random.getstate(),
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),

@@ -130,7 +130,7 @@ def test_each_name_that_is_offered_has_one_owner(kind: str) -> None:
 def test_what_is_no_list_of_descriptors_is_refused(kind: str, offered: Callable[..., Any], said: str) -> None:
     hook, descriptor, _, _ = OFFERS[kind]
     with pytest.raises(PluginError) as raised:
-        offers(hook_manager([module_with(**{hook: lambda: offered(descriptor("mine"))})]))
+        offers(hook_manager([module_with("mine", **{hook: lambda: offered(descriptor("mine"))})]))
     assert str(raised.value).startswith(f"the hook {hook} of mine {said}")
 
 

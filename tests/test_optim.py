@@ -22,6 +22,7 @@ from foundry_core.errors import PluginError
 from foundry_core.training.optimizers import build_optimizer, parameter_groups
 from foundry_core.training.plan import RunPlan
 from foundry_core.training.schedule import Schedule, warmup_steps
+from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
 
@@ -51,8 +52,8 @@ def test_each_schedule_warms_up_to_the_peak_and_goes_its_way(scheduler: str, exp
     assert rates(9, lr_scheduler=scheduler, warmup_steps=4) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("scheduler", ["linear", "constant", "plateau", "cosine"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
+@each("scheduler", ["linear", "constant", "plateau", "cosine"])
+@each("steps", [1, 2, 3, 10, 1000])
 def test_no_step_has_rate_0_and_none_is_above_the_peak(scheduler: str, steps: int) -> None:
     for warmup in {0, 1, steps // 2, steps}:
         applied = rates(steps, lr_scheduler=scheduler, warmup_steps=warmup, train_steps=1000)
@@ -67,9 +68,7 @@ def test_without_warm_up_the_first_step_has_the_peak() -> None:
     assert rates(5, lr_scheduler="linear") == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
 
 
-@pytest.mark.parametrize(
-    ("ratio", "steps", "expected"), [(0.1, 100, 10), (0.1, 101, 11), (0.07, 100, 7), (0.0, 9, 0), (1, 9, 9)]
-)
+@each(("ratio", "steps", "expected"), [(0.1, 100, 10), (0.1, 101, 11), (0.07, 100, 7), (0.0, 9, 0), (1, 9, 9)])
 def test_a_warm_up_ratio_is_a_share_of_all_steps_rounded_up(ratio: float, steps: int, expected: int) -> None:
     assert warmup_steps(training(warmup_ratio=ratio), steps) == expected
 

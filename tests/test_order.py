@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from foundry_core.data.order import SampleOrder, permutation
+from tests.each import each
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 4097])
-@pytest.mark.parametrize("epoch", [0, 1, 17])
+@each("size", [1, 2, 3, 7, 64, 1000, 4097])
+@each("epoch", [0, 1, 17])
 def test_an_order_visits_every_row_once(size: int, epoch: int) -> None:
     rows = permutation(size, 42, epoch)(np.arange(size))
     assert rows.dtype == np.int64

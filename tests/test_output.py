@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -102,7 +103,7 @@ def test_progress_and_warnings_stop_nothing(monkeypatch, stream):
             told.append(step)
 
     notifier = Notifier(hook_manager([Hearing(), Failing()]))
-    facts = {"experiment_name": "x", "output_dir": Path("x"), "config": {}, "total_steps": 3}
+    facts: dict[str, Any] = {"experiment_name": "x", "output_dir": Path("x"), "config": {}, "total_steps": 3}
     notifier.tell("foundry_run_started", run=RunInfo(**facts, first_step=0, facts={}))
     notifier.tell("foundry_run_ended", step=3)
     assert told == [3]

@@ -2,12 +2,12 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
-from foundry_core import load_config, run
+from foundry_core import RunInfo, load_config, run
 from foundry_core.errors import UsageError
 from foundry_core.storage.files import AppendedLines, StorageError, publish_folder, remove_leftovers, write_file
 from foundry_core.storage.lock import RunLock
@@ -58,7 +58,7 @@ def test_tidying_does_not_follow_a_link_to_a_tokenizer_of_others(experiment, tmp
 def test_what_is_being_written_is_known_as_a_leftover_and_no_other_process_has_its_name(tmp_path, monkeypatch):
     """Two containers have the same process id."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    seen = []
+    seen: list[Any] = []
 
     def look(sink):
         with publish_folder(tmp_path / "checkpoint-1", {}) as other:
@@ -145,7 +145,7 @@ def test_a_log_that_cannot_be_read_stops_the_run_by_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(StorageError, match=r"cannot read .*metrics\.jsonl: Permission denied"):
-        MetricsFile(path).foundry_run_started(SimpleNamespace(first_step=0))
+        MetricsFile(path).foundry_run_started(RunInfo("x", tmp_path, {}, 1, 0))
 
 
 def test_a_configuration_of_the_users_own_is_not_replaced(experiment, tmp_path):

@@ -52,7 +52,7 @@ def private_names_used(tree: ast.AST, private: set[str]) -> Iterator[tuple[str, 
             if ast.unparse(node.value) not in ("self", "cls", "super()"):
                 yield node.attr, node
         elif isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in ("getattr", "setattr", "delattr"):
-            names = [f"{each.value}".rpartition(".")[2] for each in node.args if isinstance(each, ast.Constant)]
+            names = [str(each.value).rpartition(".")[2] for each in node.args if isinstance(each, ast.Constant)]
             yield from ((name, node) for name in names if name in private)
 
 

@@ -79,9 +79,9 @@ def keys(section: type[BaseModel], place: str = "") -> list[str]:
     """Every key with its default, as `training.checkpoints.keep=None`."""
     found = []
     for name, field in section.model_fields.items():
-        inner = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        if inner and name != "model":
-            found += keys(field.annotation, f"{place}{name}.")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and name != "model":
+            found += keys(inner, f"{place}{name}.")
         else:
             found.append(f"{place}{name}{given(field)}")
     return found

@@ -66,7 +66,9 @@ def test_a_recipe_beats_unigrams_resumes_generates_and_opens_in_transformers(
 
     checkpoint = tmp_path / "run" / f"checkpoint-{STEPS}"
     tokenizer = load_tokenizer(checkpoint)
-    tokens = prepare_tokens(experiment_corpora(config).test, tokenizer, tmp_path / "tokens").tokens
+    test = experiment_corpora(config).test
+    assert test is not None
+    tokens = prepare_tokens(test, tokenizer, tmp_path / "tokens").tokens
     floor = unigram_entropy(np.asarray(tokens[1:]))
     record_property("test_loss", round(reached, 3))
     record_property("unigram_entropy", round(floor, 3))

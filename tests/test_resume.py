@@ -169,6 +169,7 @@ def test_a_killed_data_worker_ends_a_run_within_five_seconds_and_it_goes_on_bit_
     path.write_text(yaml.safe_dump(config.resolved()))
     command = [sys.executable, "-m", "foundry_core.cli", "train", str(path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 3/"):
             workers = children(process.pid)
@@ -193,6 +194,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):
     path.write_text(yaml.safe_dump(config.resolved()))
     command = [sys.executable, "-m", "foundry_core.cli", "train", str(path), "logging.log_every_steps=1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 3/"):
             process.send_signal(signal.SIGINT)

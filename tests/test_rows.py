@@ -10,10 +10,11 @@ import pytest
 
 from foundry_core.data.rows import Rows
 from foundry_core.errors import DataError
+from tests.each import each
 
 
-@pytest.mark.parametrize("length", [2, 3, 5, 8, 17, 18, 19, 100])
-@pytest.mark.parametrize("size", [2, 3, 5, 17, 18, 33])
+@each("length", [2, 3, 5, 8, 17, 18, 19, 100])
+@each("size", [2, 3, 5, 17, 18, 33])
 def test_overlapping_rows_predict_every_token_but_the_first_exactly_once(size: int, length: int) -> None:
     stream = np.arange(size, dtype=np.uint16)
     rows = Rows(stream, "overlap", length)
@@ -29,8 +30,8 @@ def test_overlapping_rows_predict_every_token_but_the_first_exactly_once(size: i
     assert rows.total_tokens == size - 1
 
 
-@pytest.mark.parametrize("length", [3, 4, 5, 18, 19, 100])
-@pytest.mark.parametrize("size", [2, 3, 5, 17, 18, 33])
+@each("length", [3, 4, 5, 18, 19, 100])
+@each("size", [2, 3, 5, 17, 18, 33])
 def test_framed_rows_hold_every_token_once_between_start_and_end(size: int, length: int) -> None:
     stream = np.arange(size, dtype=np.uint32)
     rows = Rows(stream, "framed", length, start_id=1000, end_id=1001)
@@ -39,7 +40,8 @@ def test_framed_rows_hold_every_token_once_between_start_and_end(size: int, leng
         row = rows.row(index)
         assert 3 <= len(row) <= length
         assert len(row) == length or index == len(rows) - 1
-        assert (row[0], row[-1], row.dtype) == (1000, 1001, np.int64)
+        assert (row[0], row[-1]) == (1000, 1001)
+        assert row.dtype == np.int64
         assert rows.stream_tokens(index) == len(row) - 2
         content += row[1:-1].tolist()
     assert content == list(range(1, size))

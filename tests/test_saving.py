@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_buffers_are_used_again(experiment, tmp_path):
 
 
 def test_a_task_that_failed_is_told_once_and_the_next_one_is_carried_out():
-    done = []
+    done: list[Any] = []
     background = Background(done.append, enabled=True)
     background.start(lambda: 1)
     background.start(lambda: 1 // 0)

@@ -23,6 +23,7 @@ from foundry_core.errors import ConfigError
 from foundry_core.registry.architecture import Architecture, registered_architectures
 from foundry_core.registry.loading import available_architectures, get_architecture
 from foundry_core.schema import ConfigSection, ModelConfig
+from tests.each import each
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
 ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
@@ -119,17 +120,17 @@ def changed(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return data
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_what_init_writes_is_accepted(name: str, schema: dict[str, Any]) -> None:
     assert accepts(schema, start(name), schema)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_a_whole_resolved_configuration_is_accepted(name: str, schema: dict[str, Any]) -> None:
     assert accepts(schema, load_config(start(name)).resolved(), schema)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each("name", ARCHITECTURES)
 def test_an_editor_is_given_the_recipe_as_an_example(name: str, schema: dict[str, Any]) -> None:
     (variant,) = [each for each in schema["properties"]["model"]["anyOf"] if each["title"] == name]
     (example,) = variant["examples"]
@@ -142,7 +143,7 @@ def test_every_shipped_configuration_is_accepted(schema: dict[str, Any]) -> None
     assert refused == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "key", "value", "valid"),
     [
         ("gpt2", "training.train_tokens", "10M", True),
@@ -175,7 +176,7 @@ def loads(data: dict[str, Any]) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "key", "value", "valid"),
     [
         ("gpt2", "training.checkpoints.milestones.words", ["1M", 2000], True),
@@ -354,11 +355,11 @@ def test_three_hundred_malformed_configurations_are_refused_by_line_and_key(
     assert done.stderr == ""
     answer = json.loads(done.stdout)
     assert answer["heavy"] == []
-    for path, (key, data), (code, out, lines, seconds) in zip(files, chosen, answer["found"], strict=True):
-        where = (key, Path(path).read_text(), lines)
+    for file, (key, data), (code, out, lines, seconds) in zip(files, chosen, answer["found"], strict=True):
+        where = (key, Path(file).read_text(), lines)
         assert (code, out) == (2, ""), where
-        assert all(re.fullmatch(rf"{re.escape(path)}:\d+: [^:]+: .+", line) for line in lines), where
-        said = [line.removeprefix(f"{path}:").split(": ", 2)[:2] for line in lines]
+        assert all(re.fullmatch(rf"{re.escape(file)}:\d+: [^:]+: .+", line) for line in lines), where
+        said = [line.removeprefix(f"{file}:").split(": ", 2)[:2] for line in lines]
         assert any(
             f"{named}.".startswith(f"{key}.") and line == str(line_of(block_style(data), named)) for line, named in said
         ), where

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit
 from foundry_core.data.token_file import prepare_tokens
 from foundry_core.errors import DataError
+from tests.each import each
 
 TEXT = "the cat sat\nthe dog\n\na cat saw the dog sit\nunseen words\n"
 
@@ -114,8 +115,8 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("suffix", ["tokens", "documents", "json"])
-@pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"{}")])
+@each("suffix", ["tokens", "documents", "json"])
+@each("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"{}")])
 def test_a_torn_or_damaged_token_file_is_rebuilt(tmp_path: Path, suffix: str, damage: Any) -> None:
     first = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
     expected = (first.tokens.tolist(), first.documents.tolist())
@@ -128,7 +129,7 @@ def test_a_torn_or_damaged_token_file_is_rebuilt(tmp_path: Path, suffix: str, da
     assert calls == []
 
 
-@pytest.mark.parametrize(("key", "value"), [("words", 10**6), ("text_bytes", 1), ("dtype", "zzz"), ("account", [])])
+@each(("key", "value"), [("words", 10**6), ("text_bytes", 1), ("dtype", "zzz"), ("account", [])])
 def test_a_sidecar_is_believed_when_it_is_as_it_was_written(tmp_path: Path, key: str, value: Any) -> None:
     first = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
     (path,) = tmp_path.glob("*.json")

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +24,10 @@ from foundry_core.tokenization import text_counts
 from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest, tokenizer_files
 from foundry_core.tokenization.training import TokenizerFactory, default_special_tokens, train_tokenizer
+from tests.each import each
 
 KINDS = ("sentencepiece", "wordpiece", "bpe", "character", "word")
-SIZES = {"sentencepiece": 360, "wordpiece": 300, "bpe": 400, "character": None, "word": 200}
+SIZES: dict[str, Any] = {"sentencepiece": 360, "wordpiece": 300, "bpe": 400, "character": None, "word": 200}
 EXACT = ("sentencepiece", "bpe")
 
 TEXT = (
@@ -93,7 +96,8 @@ def plain(tokenizer, text: str) -> list[int]:
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
     try:
-        return backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        return ids
     finally:
         backend.encode_special_tokens = False
 
@@ -101,13 +105,13 @@ def plain(tokenizer, text: str) -> list[int]:
 # The encoder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_nasty_text(tokenizers, kind):
     documents = list(nasty_texts(400, 60))
     assert encode(tokenizers[kind], *documents) == [plain(tokenizers[kind], text) for text in documents]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_a_document_of_several_windows(
     tokenizers, kind, monkeypatch
 ):
@@ -120,7 +124,7 @@ def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_a_document_of_sever
     assert short == plain(tokenizers[kind], "the cat")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_two_windows_of_a_document_never_share_a_token(tokenizers, kind):
     """A cut at every place where one is allowed, each part encoded by itself."""
     document = " ".join(corpus()[:40]) + "".join(nasty_texts(40, 80))
@@ -136,7 +140,7 @@ def test_two_windows_of_a_document_never_share_a_token(tokenizers, kind):
     assert np.concatenate(list(encoder.encode(parts))).tolist() == whole.tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_windows_end_between_parts_wherever_the_limit_falls(tokenizers, kind, monkeypatch):
     document = "the cat   sees \n\n\n  a\t   dog\t\tbird  \xa0   <s>    </s>   "
     for window in range(1, 40):
@@ -204,7 +208,7 @@ def test_a_tokenizer_of_another_origin_is_never_given_part_of_a_document():
     assert encode(PreTrainedTokenizerFast(tokenizer_object=backend), "a b|a b") == [[1, 1]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_a_token_added_later_is_found_though_it_holds_a_space(kind):
     tokenizer = trained(kind)
     tokenizer.add_tokens(["big cat"])
@@ -216,8 +220,8 @@ def test_a_token_added_later_is_found_though_it_holds_a_space(kind):
 # Text that looks like a special token
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@each("masked", [False, True])
+@each("kind", KINDS)
 def test_text_spelt_like_a_special_token_stays_text(kind, masked):
     tokenizer = trained(kind, masked)
     special = {tokenizer.convert_tokens_to_ids(name) for name in tokenizer.special_tokens_map.values()}
@@ -271,8 +275,8 @@ def test_a_special_token_that_is_also_an_ordinary_one_is_refused(kind):
 # What each type does with text
 
 
-@pytest.mark.parametrize("kind", EXACT)
-@pytest.mark.parametrize(
+@each("kind", EXACT)
+@each(
     "text",
     [
         "",
@@ -404,8 +408,8 @@ def test_a_document_without_white_space_trains_every_type():
 # Sizes
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "character"])
+@each("masked", [False, True])
+@each("kind", [kind for kind in KINDS if kind != "character"])
 def test_the_vocabulary_counts_the_special_tokens_and_keeps_to_its_size(kind, masked):
     tokenizer = trained(kind, masked)
     ids = tokenizer.get_vocab().values()
@@ -415,7 +419,7 @@ def test_the_vocabulary_counts_the_special_tokens_and_keeps_to_its_size(kind, ma
         assert len(tokenizer) == SIZES[kind]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_smallest_size_that_an_error_names_works_and_one_less_does_not(kind):
     special = default_special_tokens(kind, masked=True)
     for size in (1, 5):
@@ -468,7 +472,7 @@ def test_the_defaults_name_the_usual_special_tokens():
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_masked_tokenizers_frame_a_text_and_causal_ones_do_not(kind):
     masked = trained(kind, masked=True)
     inner = masked("the cat", add_special_tokens=False)["input_ids"]
@@ -490,7 +494,7 @@ def test_a_document_ends_with_eos_or_else_with_sep(tokenizers):
         separator_id(tokenizer)
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "special", "message"),
     [
         ("bpe", {"unk_token": "<unk>"}, "needs an eos_token or a sep_token"),
@@ -514,7 +518,7 @@ def test_unusable_special_tokens_and_types_are_refused_in_one_line(kind, special
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_a_corpus_without_text_is_refused(kind):
     with pytest.raises(TokenizerError, match="holds no text"):
         train_tokenizer(kind, lambda: ["", "  \n"], 300, default_special_tokens(kind, masked=False))
@@ -535,7 +539,7 @@ def test_frequent_words_get_the_tokens_whichever_comes_first(kind):
     for frequent, rare in ((words[:10], words[10:]), (words[-10:], words[:-10])):
         documents = [" " + " ".join(words)] * 2 + [" " + " ".join(frequent)] * 100
         size = {"sentencepiece": 285, "wordpiece": 80, "bpe": 330, "word": 15}[kind]
-        tokenizer = train_tokenizer(kind, lambda documents=documents: documents, size, special)
+        tokenizer = train_tokenizer(kind, partial(iter, documents), size, special)
         lead = "" if kind == "sentencepiece" else " "
         known = [word for word in words if len(encode(tokenizer, lead + word)[0]) == 1]
         if kind == "word":
@@ -658,7 +662,7 @@ def test_training_writes_nothing_to_the_terminal(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_digest_survives_saving_loading_and_use(tmp_path, tokenizers, kind):
     tokenizer = tokenizers[kind]
     digest = tokenizer_digest(tokenizer)
@@ -688,7 +692,7 @@ def test_a_folder_without_a_readable_tokenizer_is_an_error_that_names_it(tmp_pat
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_factory_trains_on_files_and_saves(tmp_path, kind):
     file = tmp_path / "train.txt"
     lines = [line for line in corpus() if "\n" not in line]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from foundry_core.testing.toy_language import write_corpus
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.training.plan import RunPlan
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "lstm": {"rnn": {"embedding_size": 12, "hidden_size": 16, "num_layers": 1, "dropout": 0.1}},
     "gpt2": {
         "transformer": {
@@ -55,7 +56,7 @@ def experiment(corpus, tmp_path):
     """A tiny experiment; keywords replace or add keys of `training`, overrides anything else."""
 
     def build(name="run", architecture="lstm", overrides=(), **training):
-        content = {
+        content: dict[str, Any] = {
             "experiment_name": name,
             "data": {
                 "training_corpus": str(corpus.train),
@@ -65,7 +66,7 @@ def experiment(corpus, tmp_path):
             },
             "tokenizer": {"tokenizer_type": "word", "vocab_size": 200},
             "model": {"architecture": architecture, **MODELS[architecture]},
-            "training": {"output_dir": str(tmp_path / name), "learning_rate": 5e-3, "device": "cpu"} | training,
+            "training": {"output_dir": str(tmp_path / name), "learning_rate": 5e-3, "device": "cpu", **training},
             "logging": {"log_every_steps": 1},
         }
         if not {"epochs", "train_steps", "train_tokens", "train_words"} & set(training):
@@ -194,12 +195,13 @@ def test_a_micro_batch_with_fewer_predictions_weighs_less(experiment):
 def test_saving_and_evaluating_often_rarely_or_never_gives_the_same_weights(experiment, architecture):
     """Never is at the beginning and at the end alone; the batches of a step are two, between which nothing is saved."""
     outcomes = []
-    for name, when in {
+    frequencies: dict[str, dict[str, Any]] = {
         "never": {},
         "rarely": {"checkpoints": {"every_steps": 4}},
         "often": {"checkpoints": {"every_steps": 1}, "evaluate_every_steps": 1},
         "all the time, keeping one": {"checkpoints": {"ephemeral_minutes": 1e-9, "keep": 1}},
-    }.items():
+    }
+    for name, when in frequencies.items():
         config = experiment(name, architecture, train_steps=6, gradient_accumulation_steps=2, **when)
         state = run(config, quiet=True)
         folder = Path(config.training.output_dir) / "checkpoint-6"
@@ -521,6 +523,7 @@ def test_a_run_in_use_is_refused_and_the_lock_dies_with_its_process(experiment):
         f"lock = RunLock({config.training.output_dir!r})\nprint('held', flush=True)\nsys.stdin.read()\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     from foundry_core.storage.files import StorageError
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Source(Dataset[Batch]):
         return self.make(index)
 
 
-def collate(samples: list[dict[str, Any]]) -> Batch:
+def collate(samples: Sequence[dict[str, Any]]) -> Batch:
     longest = max(len(sample["input_ids"]) for sample in samples)
     ids = np.full((len(samples), longest), -1, dtype=np.int64)
     for line, sample in zip(ids, samples, strict=True):
@@ -108,10 +108,10 @@ def test_tensors_of_every_shape_arrive_and_may_be_written_to() -> None:
 
 
 def test_workers_draw_nothing_from_the_global_generators() -> None:
-    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
+    before = (torch.get_rng_state(), str(np.random.get_state()), random.getstate())
     list(batches(0, 40, 2))
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]
+    assert str(np.random.get_state()) == before[1]
     assert random.getstate() == before[2]
 
 
@@ -265,8 +265,13 @@ def test_workers_end_when_their_parent_does(killed: bool) -> None:
         process.kill()
     else:
         process.stdin.close()
+
     # The workers share the pipe of standard output: it ends when the last of them does.
-    watchdog = threading.Timer(5, lambda: [os.kill(int(pid), signal.SIGKILL) for pid in pids])
+    def end_them() -> None:
+        for pid in pids:
+            os.kill(int(pid), signal.SIGKILL)
+
+    watchdog = threading.Timer(5, end_them)
     watchdog.start()
     process.stdout.read()
     assert watchdog.is_alive()

@@ -180,7 +180,7 @@ class WindowedModel(AttentionModel):
     """Attention to the last three columns: with every layer two more are within reach."""
 
     @staticmethod
-    def capabilities(config: Any) -> Capabilities:
+    def capabilities(config: Any) -> Capabilities:  # type: ignore[override]  # both are allowed
         return replace(AttentionModel.capabilities, receptive_field=1 + 2 * config.small.num_layers)
 
     def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -42,7 +42,7 @@ class PackedLengthOffByOne(RecurrentModel):
 class LossFromPadding(AttentionModel):
     """The positions of padding are scored on the token that stands there."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # the others are keywords
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -163,7 +163,7 @@ class SqueezedRow(RecurrentModel):
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
         output = super().finish(hidden_BTD, labels, **kwargs)
         if "logits" in output:
-            output.logits = output.logits.squeeze(1)
+            output.logits = output["logits"].squeeze(1)
         return output
 
 

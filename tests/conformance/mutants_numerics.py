@@ -25,19 +25,19 @@ class SquaresOfSums(nn.LayerNorm):
     offset = 4.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.half(x) + self.offset
+        x = self.rounded(x) + self.offset
         mean = x.mean(dim=-1, keepdim=True)
         variance = (x * x).mean(dim=-1, keepdim=True) - mean * mean
         return (x - mean) / variance.sqrt() * self.weight + self.bias
 
-    def half(self, x: torch.Tensor) -> torch.Tensor:
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
         return x.bfloat16() if torch.is_autocast_enabled("cpu") else x
 
 
 class Cancelling(SquaresOfSums):
     offset = 100.0
 
-    def half(self, x: torch.Tensor) -> torch.Tensor:
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
 
@@ -92,7 +92,7 @@ class SometimesNaN(RecurrentModel):
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
         with torch.no_grad():
-            self.output_layer.bias /= ((torch.rand(()) - 0.5).abs() > 0.04).float()
+            self.output_layer.bias.div_(((torch.rand(()) - 0.5).abs() > 0.04).float())
 
 
 @MUTANTS.plant("an unused parameter", caught_by="gradient-reach")
@@ -123,7 +123,7 @@ class LossInBf16(AttentionModel):
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
         output = super().finish(hidden_BTD, labels, **kwargs)
         if labels is not None and torch.is_autocast_enabled("cpu"):
-            output["loss"] = output.loss.bfloat16().float()
+            output["loss"] = output["loss"].bfloat16().float()
         return output
 
 
@@ -188,6 +188,7 @@ class DrawsInEvaluation(BidirectionalModel):
 class KeepsStatistics(RecurrentModel):
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
+        self.calls: torch.Tensor
         self.register_buffer("calls", torch.zeros(()), persistent=False)
 
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:

@@ -147,7 +147,7 @@ class DividedByTokens(BidirectionalModel):
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
         output = super().finish(hidden_BTD, labels, **kwargs)
         if labels is not None and kwargs.get("reduction", "mean") == "mean":
-            output.loss = output.loss * output.count / labels.numel()
+            output.loss = output["loss"] * output["count"] / labels.numel()
         return output
 
 
@@ -166,7 +166,7 @@ class MeanOfMeans(BidirectionalModel):
                 self.lm_output(hidden_D[None], self.head, row[None])
                 for hidden_D, row in zip(hidden_BTD, labels, strict=True)
             ]
-            output.loss = torch.stack([row.loss for row in rows if int(row.count)]).mean()
+            output.loss = torch.stack([row["loss"] for row in rows if int(row["count"])]).mean()
         return output
 
 
@@ -175,7 +175,7 @@ class NaNOnEmpty(AttentionModel):
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
         output = super().finish(hidden_BTD, labels, **kwargs)
         if labels is not None and kwargs.get("reduction", "mean") == "mean":
-            output.loss = output.loss * output.count / output.count
+            output.loss = output["loss"] * output["count"] / output["count"]
         return output
 
 
@@ -185,7 +185,7 @@ class Penalty(RecurrentModel):
         output = super().finish(hidden_BTD, labels, **kwargs)
         if labels is not None:
             penalty = 1e-6 * hidden_BTD.square().mean()
-            output.loss = output.loss + penalty - penalty.detach()
+            output.loss = output["loss"] + penalty - penalty.detach()
         return output
 
 
@@ -237,7 +237,7 @@ class LastPositionDropped(AttentionModel):
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
         output = super().finish(hidden_BTD, labels, **kwargs)
         if "logits" in output:
-            output.logits = output.logits[:, :-1]
+            output.logits = output["logits"][:, :-1]
         return output
 
 
@@ -256,7 +256,7 @@ class LossesAtPredictor(AttentionModel):
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
         output = super().finish(hidden_BTD, labels, **kwargs)
         if "token_losses" in output:
-            output["token_losses"] = output.token_losses.roll(-1, dims=1)
+            output["token_losses"] = output["token_losses"].roll(-1, dims=1)
         return output
 
 
@@ -272,7 +272,7 @@ class LeanWithoutCount(AttentionModel):
 class SpecialLabelsIgnored(RecurrentModel):
     def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
         if labels is not None:
-            labels = labels.masked_fill(labels == self.context.eos_token_id, -100)
+            labels = labels.masked_fill(labels.eq(self.context.eos_token_id or 0), -100)
         return super().finish(hidden_BTD, labels, **kwargs)
 
 

@@ -96,7 +96,7 @@ class RecordedConfig(SmallModelConfig):
 
 @SETTINGS.plant("a key that is said to be recorded only, and counts", caught_by="settings")
 class RecordedKeyCounts(AttentionModel):
-    settings = RecordedConfig
+    config_class = RecordedConfig
 
 
 # Weights.

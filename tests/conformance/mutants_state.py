@@ -27,6 +27,7 @@ MUTANTS = Mutants()
 class NoiseInABuffer(AttentionModel):
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
+        self.noise: torch.Tensor
         self.register_buffer("noise", 0.1 * torch.randn(self.width), persistent=False)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -37,6 +38,7 @@ class NoiseInABuffer(AttentionModel):
 class RunningMean(AttentionModel):
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
+        self.mean: torch.Tensor
         self.register_buffer("mean", torch.zeros(self.width), persistent=False)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -75,7 +77,8 @@ class NamesFromACounter(RecurrentModel):
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        self.layers = InOrder({f"layer_{next(self.numbers)}": self.layer() for _ in range(self.depth)})
+        layers: Any = InOrder({f"layer_{next(self.numbers)}": self.layer() for _ in range(self.depth)})
+        self.layers = layers
 
 
 # Another size.
@@ -258,7 +261,8 @@ class CacheOnePlaceOff(AttentionModel):
 @MUTANTS.plant("the first layer's state for every layer", caught_by="carried-state")
 class OneStateForAll(RecurrentModel):
     def forward(self, input_ids: torch.Tensor, *arguments: Any, state: Any = None, **keywords: Any) -> ModelOutput:
-        return super().forward(input_ids, *arguments, state=state and state[:1] * len(state), **keywords)
+        state = state and state[:1] * len(state)
+        return super().forward(input_ids, *arguments, state=state, **keywords)  # type: ignore[misc]  # never positional
 
 
 # What it costs.

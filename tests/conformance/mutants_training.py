@@ -25,7 +25,7 @@ class Smoothing(AttentionModel):
         if self.training and labels is not None:
             _, chosen = self.targets(labels, kwargs.get("attention_mask"))
             uniform = -self.head(hidden_BTD)[:, :-1][chosen].log_softmax(dim=-1).mean(dim=-1)
-            output["loss"] = 0.9 * output.loss + 0.1 * uniform.sum()
+            output["loss"] = 0.9 * output["loss"] + 0.1 * uniform.sum()
         return output
 
 
@@ -56,7 +56,8 @@ class KeepsForDrops(AttentionModel):
 @MUTANTS.plant("logits dropped", caught_by="dropout")
 class LogitsDropped(RecurrentModel):
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.dropout(super().head(hidden))
+        logits: torch.Tensor = self.dropout(super().head(hidden))
+        return logits
 
 
 # Gradients.

@@ -16,8 +16,9 @@ from foundry_core.testing.kit.check import CHECKS
 from foundry_core.testing.kit.surroundings import changed, settings
 
 from . import mutants_integration, mutants_settings, mutants_state, packages
+from .bases import SmallModel
 from .bases_state import BASES_STATE
-from .mutants import Mutant, SmallModel, failures, whole_kit
+from .mutants import Mutant, failures, whole_kit
 from .packages import PACKAGES, Package
 
 GROUPS = ("packaging", "state", "cost", "generation", "integration")

@@ -195,7 +195,7 @@ def tidying(operations: Sequence[Operation]) -> list[bool]:
     """For each operation whether it only removes what is no longer needed: its failure must not stop a run."""
     found = []
     for operation, after in pairwise([*operations, Operation("end", Path())]):
-        hides = operation.kind == "rename" and operation.to.suffix == ".old"
+        hides = operation.kind == "rename" and operation.to is not None and operation.to.suffix == ".old"
         replaces = after.kind == "rename" and after.path.suffix == ".tmp"
         syncs = operation.kind == "sync_folder" and ".old" in str(after.path)
         found.append(operation.kind.startswith("remove") or (hides and not replaces) or syncs)

@@ -17,11 +17,11 @@ tell two states apart, because no loader looks there.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from math import prod
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tests.faults.harness import Operation
 
@@ -85,33 +85,36 @@ class Model:
         folder.sync()
         return folder
 
-    def _node(self, path: Path) -> Node:
-        node = self.root
+    def _folder(self, path: Path) -> Folder:
+        folder = self.root
         for name in path.relative_to(self.above).parts:
-            node = node.now[name]
-        return node
+            inside = folder.now[name]
+            assert isinstance(inside, Folder), path
+            folder = inside
+        return folder
 
     def follow(self, operation: Operation) -> None:
         """Let an operation happen."""
         kind, path = operation.kind, operation.path
         if kind == "sync_folder":
-            self._node(path).sync()
+            self._folder(path).sync()
             return
-        parent = self._node(path.parent)
+        parent = self._folder(path.parent)
         node = parent.now.get(path.name)
         if kind == "rename":
+            assert operation.to is not None, operation
             assert operation.to.parent == path.parent, operation
             parent.change({path.name: None, operation.to.name: node})
         elif kind in ("remove_file", "remove_folder"):
             parent.change({path.name: None})
         elif kind in ("make_folder", "create", "append_to") and node is None:
             parent.change({path.name: Folder() if kind == "make_folder" else File()})
-        elif kind in ("create", "empty"):
-            node.now = b""
-        elif kind == "write":
-            node.now += operation.data
-        elif kind == "sync":
-            node.safe = node.now
+        elif kind in ("create", "empty", "write", "sync"):
+            assert isinstance(node, File), operation
+            if kind == "sync":
+                node.safe = node.now
+            else:
+                node.now = node.now + operation.data if kind == "write" else b""
         else:
             assert kind in ("make_folder", "append_to"), f"the model does not know what '{kind}' does to a disk"
 
@@ -119,7 +122,8 @@ class Model:
         """What may be found if the power fails now."""
         doubts: list[tuple[Node, int]] = []  # an unsafe file, or a folder and the number of one of its changes
         self._gather(self.root, doubts, set())
-        choices = [[False, True] if isinstance(node, Folder) else node.doubts() for node, _ in doubts]
+        choices: list[list[Any]] = [[False, True] if isinstance(node, Folder) else node.doubts() for node, _ in doubts]
+        combined: Iterable[Sequence[Any]]
         if prod(map(len, choices)) <= EXHAUSTIVE:
             combined = product(*choices)
         else:
@@ -136,7 +140,8 @@ class Model:
             if len(node.doubts()) > 1:
                 doubts.append((node, 0))
             return
-        for entries in (node.safe, *node.changes):
+        every: list[Mapping[str, Node | None]] = [node.safe, *node.changes]
+        for entries in every:
             for name, inside in entries.items():
                 if inside is not None and not name.startswith("."):
                     self._gather(inside, doubts, seen)
@@ -147,7 +152,7 @@ class Model:
         ]
 
     @staticmethod
-    def _few(choices: list[list[bool | bytes]]) -> Iterator[list[bool | bytes]]:
+    def _few(choices: list[list[Any]]) -> Iterator[list[Any]]:
         for ground in ([choice[0] for choice in choices], [choice[-1] for choice in choices]):
             for odd in combinations(range(len(choices)), 2):
                 for values in product(*(choices[index] for index in odd)):
@@ -157,7 +162,7 @@ class Model:
                     yield state
 
     def _tree(
-        self, node: Folder, choice: Mapping[tuple[Node, int], bool | bytes], prefix: str
+        self, node: Folder, choice: Mapping[tuple[Node, int], Any], prefix: str
     ) -> Iterator[tuple[str, bytes | None]]:
         entries = node.safe
         for number, change in enumerate(node.changes):

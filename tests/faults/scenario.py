@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from foundry_core.checkpoints.verification import verify_run
 from foundry_core.errors import CheckpointError
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage
-from foundry_core.training import trainer
+from foundry_core.training.trainer import Trainer
 from tests.faults.harness import Child, Ended, Fault, ObservedDisk, Operation, Tell, in_child
 
 TIMES = ("tokens_per_second", "seconds_left")
@@ -133,7 +133,8 @@ class Scenario:
     def _train(self, disk: ObservedDisk) -> None:
         self.mutate()
         if self.background:
-            trainer.Trainer = partial(trainer.Trainer, background=True)
+            constructor: Any = partialmethod(Trainer.__init__, background=True)
+            Trainer.__init__ = constructor  # type: ignore[method-assign]  # in this child alone
         storage.disk = disk
         resume = bool(checkpoints(self.run_folder))
         run(self.config, resume=resume, extra_observers=[_Told(disk)], quiet=True)
@@ -147,7 +148,8 @@ class Scenario:
             tell(("operations", disk.operations))
 
         self.reset()
-        return in_child(record).of("operations")[0]
+        operations: list[Operation] = in_child(record).of("operations")[0]
+        return operations
 
     def alone(self) -> dict[str, Any]:
         """What the run comes to when nothing happens to it."""
@@ -213,8 +215,11 @@ def interrupted_scenario(folder: Path) -> Scenario:
             if step == 3:
                 os._exit(9)
 
+    def die(tell: Tell) -> None:
+        run(scenario.config, extra_observers=[Die()], quiet=True)
+
     scenario.reset()
-    ended = in_child(lambda tell: run(scenario.config, extra_observers=[Die()], quiet=True))
+    ended = in_child(die)
     assert ended.code == 9, ended
     made = scenario.run_folder
     shutil.copytree(made / "checkpoint-2", made / ".checkpoint-4.foundry-0000000000000001.tmp")

@@ -48,7 +48,11 @@ def failed(judge, fault, tidies):
     operation = ended.of("failed")[0]
     lines = [line for line in ended.errors if "is passed over" not in line]
     wrong = []
-    if ended.code != (0 if tidies else 8) or len(lines) != 1 or not says(*lines, operation, fault.kind, tidies=tidies):
+    if (
+        ended.code != (0 if tidies else 8)
+        or len(lines) != 1
+        or not says(lines[0], operation, fault.kind, tidies=tidies)
+    ):
         wrong.append(f"{operation}: ended with {ended.code}, saying {ended.errors}")
     unfinished = {path.name for path in judge.scenario.run_folder.glob(".checkpoint-*.tmp")} - {
         ".checkpoint-4.foundry-0000000000000001.tmp"

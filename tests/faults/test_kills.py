@@ -3,6 +3,7 @@
 import random
 import time
 from itertools import takewhile
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_killed_while_it_prepares_its_data_a_run_begins_again(unprepared, share,
     assert found == {}
 
 
-HELPED = {
+HELPED: dict[str, dict[str, Any]] = {
     "alone": {},
     "alone, saving seldom": {"ephemeral": False},
     "workers": {"workers": 2},
@@ -62,7 +63,8 @@ def test_killed_at_any_time_a_run_goes_on_as_if_nothing_had_been(place, helped, 
     """Some kills come while data workers or the thread that saves are at work; the run goes on at once."""
     judge = Judge.of(Scenario(place(f"{helped}, {kills} kills"), steps=12, **HELPED[helped]))
     chance = random.Random(f"{helped} {kills}")
-    found, done, saved = [], 0, []
+    found: list[str] = []
+    done, saved = 0, []
     judge.scenario.reset()
     while done < kills and not found:
         child = judge.scenario.child()

@@ -54,7 +54,9 @@ def survived_by_a_fork(judge):
 
     judge.scenario.reset()
     holder = Child(hold)
-    _, forked = holder.hears()
+    heard = holder.hears()
+    assert heard is not None
+    forked = heard[1]
     try:
         holder.kill()
         os.kill(forked, 0)

@@ -1,5 +1,7 @@
 """The power fails at any moment: whatever of the unsynced reached the disk, nothing acknowledged is lost."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from foundry_core.checkpoints.checkpoint import checkpoints
@@ -8,6 +10,7 @@ from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.manifest import read_manifest
 from tests.faults.harness import shares
 from tests.faults.power import Model, put
+from tests.faults.scenario import Scenario
 
 
 def disk_states(scenario):
@@ -64,7 +67,7 @@ def test_after_a_power_loss_all_that_was_acknowledged_is_there_and_the_run_goes_
     assert found + [wrong for tree in chosen for wrong in gone_on_from(judge, tree)] == []
 
 
-def out_of_order(scenario):
+def out_of_order(scenario: Scenario) -> Iterator[str]:
     """Files of checkpoints that were written after the manifest that vouches for them."""
     closed = set()
     for operation in scenario.operations():

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from foundry_core.checkpoints.checkpoint import checkpoints
 from tests.faults.harness import ObservedDisk
 from tests.faults.scenario import Judge, Scenario
 
-SIGNALS = {
+SIGNALS: dict[signal.Signals, dict[str, Any]] = {
     signal.SIGTERM: {},
     signal.SIGINT: {"workers": 2},
     signal.SIGUSR1: {"workers": 2, "background": True},
@@ -68,7 +69,7 @@ class Waiting(ObservedDisk):
         return super().create(path)
 
 
-def leaving_at_the_second(judge, number):
+def leaving_at_the_second(judge: Judge, number: signal.Signals) -> list[str]:
     """What is wrong after two signals came while a run was saving."""
     judge.scenario.reset()
     child = judge.scenario.child(Waiting)
