@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import re
 import zlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 
 import numpy as np
 
@@ -82,22 +84,13 @@ def most_frequent(counts: dict[str, int], room: int) -> dict[str, int]:
 
     Among equals those with the lowest checksum: a fair sample of the whole corpus, the same on every run.
     """
-    sizes: Counter[int] = Counter()
-    for part, times in counts.items():
-        sizes[times] += len(part) + ENTRY
-    for least in sorted(sizes, reverse=True):
-        if sizes[least] > room:
-            break
-        room -= sizes[least]
-    else:
+    if sum(map(len, counts)) + ENTRY * len(counts) <= room:
         return counts
-    equals = [part for part, times in counts.items() if times == least]
-    equals.sort(key=lambda part: zlib.crc32(part.encode()))
-    kept = 0
-    while kept < len(equals) and (room := room - len(equals[kept]) - ENTRY) >= 0:
-        kept += 1
-    chosen = set(equals[:kept])
-    return {part: times for part, times in counts.items() if times > least or part in chosen}
+    ranked = sorted(counts, key=lambda part: zlib.crc32(part.encode()))
+    ranked.sort(key=counts.__getitem__, reverse=True)
+    sizes = list(accumulate(len(part) + ENTRY for part in ranked))
+    chosen = set(ranked[: bisect_right(sizes, room)])
+    return {part: times for part, times in counts.items() if part in chosen}
 
 
 def by_frequency(counts: Mapping[str, int]) -> list[str]:
