@@ -24,7 +24,7 @@ from foundry_core import (
     get_data_collator,
     register_architecture,
 )
-from foundry_core.data.collator_check import CheckedCollator
+from foundry_core.data.collators import CheckedCollator
 from foundry_core.errors import PluginError, TokenizerError, UsageError
 
 Batch = dict[str, torch.Tensor]

@@ -338,7 +338,6 @@ def test_a_folder_is_read_recursively_in_sorted_order_without_hidden_files(tmp_p
     (tmp_path / "linked").symlink_to(tmp_path / "b")
     corpus = Corpus.open(tmp_path)
     assert list(corpus.documents()) == ["a.txt", "b/a.jsonl", "b/z.txt", "b.txt", "c.TXT.GZ"]
-    assert corpus.ignored == (tmp_path / "linked", tmp_path / "note.md")
     assert corpus.bytes == sum(path.stat().st_size for path in corpus.files)
 
 
@@ -346,7 +345,6 @@ def test_a_glob_is_sorted_and_a_literal_name_wins(tmp_path: Path) -> None:
     for name in ["b.txt", "a.txt", "c.md", "[ab].txt"]:
         written(tmp_path / name, name.encode())
     assert [path.name for path in Corpus.open(tmp_path / "?.*").files] == ["a.txt", "b.txt"]
-    assert [path.name for path in Corpus.open(tmp_path / "?.*").ignored] == ["c.md"]
     assert list(Corpus.open(str(tmp_path / "[ab].txt")).documents()) == ["[ab].txt"]
 
 

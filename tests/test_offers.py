@@ -453,18 +453,18 @@ def features(count: int) -> list[dict[str, Any]]:
     [
         ("import kernels\n", "the import of {target} fails: ModuleNotFoundError: No module named 'kernels'"),
         ("def train(documents):\n    pass\n", "the trainer of the tokenizer type mine fails: TypeError"),
-        ("def train(*order):\n    return 3\n", "{target}, gives a int, not a PreTrainedTokenizerFast"),
+        ("def train(*order):\n    return 3\n", "{target}, returned a int, not a PreTrainedTokenizerFast"),
         (
             "from foundry_core.tokenization.training import train_tokenizer\n"
             "def train(documents, size, special):\n"
             "    return train_tokenizer('bpe', documents, size, {**special, 'pad_token': '<p>'})\n",
-            "{target}, was asked for the pad_token '<pad>' and gives '<p>'",
+            "{target}, was asked for the pad_token '<pad>' and returned '<p>'",
         ),
         (
             "from foundry_core.tokenization.training import train_tokenizer\n"
             "def train(documents, size, special):\n"
             "    return train_tokenizer('bpe', documents, size + 1, special)\n",
-            "{target}, gives 273 tokens where at most 272 were asked for",
+            "{target}, returned 273 tokens where at most 272 were asked for",
         ),
     ],
     ids=["import", "arguments", "type", "special tokens", "size"],

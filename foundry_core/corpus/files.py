@@ -40,19 +40,17 @@ def _is_compressed(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def find_files(path: Path, name: str) -> tuple[list[Path], list[Path]]:
-    """Return the files that a path, a folder or a glob stands for, and those in there that are not read."""
+def find_files(path: Path, name: str) -> list[Path]:
+    """Return what a path, a folder or a glob stands for, files of other kinds included."""
     if path.is_dir():
-        found = _walk(path)
-    elif not os.path.lexists(path) and glob.has_magic(str(path)):
+        return _walk(path)
+    if not os.path.lexists(path) and glob.has_magic(str(path)):
         matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - skips hidden files
-        found = sorted(match for match in matches if not match.is_dir())
-    else:
-        stamp_of(path)  # a missing file is reported as missing, not as one of an unknown kind
-        if kind_of(path) is None:
-            refuse(path, f"not a {name} file: the kinds are .txt and .jsonl, optionally .gz. Rename or convert it.")
-        found = [path]
-    return [file for file in found if kind_of(file)], [file for file in found if not kind_of(file)]
+        return sorted(match for match in matches if not match.is_dir())
+    stamp_of(path)  # a missing file is reported as missing, not as one of an unknown kind
+    if kind_of(path) is None:
+        refuse(path, f"not a {name} file: the kinds are .txt and .jsonl, optionally .gz. Rename or convert it.")
+    return [path]
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -63,8 +64,6 @@ class Corpus:
     files: tuple[Path, ...]
     unit: DocumentUnit
     name: str
-    ignored: tuple[Path, ...]
-    """Files of other kinds and linked folders in a folder or a glob, which are not read."""
     stamps: tuple[tuple[int, int], ...] = field(repr=False)
     """Size in bytes and modification time in nanoseconds of each file, at opening."""
 
@@ -74,28 +73,22 @@ class Corpus:
     ) -> Corpus:
         """Find the files that a path, a folder, a glob or a sequence of those describes; `name` is for messages.
 
-        A folder is searched recursively in sorted order without hidden files; a glob is sorted. Nothing is read yet.
+        A folder is searched recursively in sorted order without hidden files, linked folders and files of other kinds;
+        a glob is sorted. Nothing is read yet.
 
         Raises:
             DataError: A path does not exist, is not a regular file, is of an unknown kind, or is listed twice; there
                 are no files, or only empty ones.
         """
-        files: list[Path] = []
-        ignored: list[Path] = []
-        specs = [spec] if isinstance(spec, str | Path) else list(spec)
-        for one in specs:
-            try:
-                path = Path(one).expanduser()
-            except RuntimeError as error:  # ~nobody
-                raise DataError(f"{name}: {shown(Path(one))}: {error}") from error
-            found, others = find_files(path, name)
-            files += found
-            ignored += others
+        specs = [spec] if isinstance(spec, str | Path) else spec
+        paths = [Path(os.path.expanduser(one)) for one in specs]  # noqa: PTH111 - leaves ~nobody as it is
+        found = [path for one in paths for path in find_files(one, name)]
+        files = [path for path in found if kind_of(path)]
         if not files:
-            instead = f", only {len(ignored)} others such as {shown(ignored[0])}" if ignored else ""
+            instead = f", only {len(found)} others such as {shown(found[0])}" if found else ""
             raise DataError(
-                f"{name}: no .txt or .jsonl file (optionally .gz) in {', '.join(shown(Path(one)) for one in specs)}"
-                f"{instead}; name the files or rename them."
+                f"{name}: no .txt or .jsonl file (optionally .gz) in {', '.join(map(shown, paths))}{instead}; "
+                "name the files or rename them."
             )
         seen: set[str] = set()
         for path in files:
@@ -106,7 +99,7 @@ class Corpus:
         stamps = tuple(stamp_of(path) for path in files)
         if not any(size for size, _ in stamps):
             raise DataError(f"{name}: empty: {shown(files[0])} and all its {len(files)} files have 0 bytes.")
-        return cls(tuple(files), unit, name, tuple(ignored), stamps)
+        return cls(tuple(files), unit, name, stamps)
 
     @property
     def bytes(self) -> int:
@@ -161,10 +154,8 @@ def _texts(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator
     """
     offset = 0
     held: list[bytes] = []
-    blocks = file_blocks(path, stamp)
-    while True:
-        block = next(blocks, b"")
-        cut = block.rfind(b"\n") + 1 if block else 0
+    for block in chain(file_blocks(path, stamp), (b"",)):
+        cut = block.rfind(b"\n") + 1
         if block and not cut:
             held.append(block)
             continue
@@ -178,8 +169,6 @@ def _texts(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator
         if piece:
             yield offset, _decode(path, offset, piece)
         offset += len(piece)
-        if not block:
-            return
 
 
 def _decode(path: Path, offset: int, piece: bytes) -> str:

@@ -5,7 +5,9 @@ Shapes: B batch, T tokens of the longest row, padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pickle
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,6 @@ import torch
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.batches import Collator
-from foundry_core.data.collator_check import CheckedCollator
 from foundry_core.data.masking import Masking
 from foundry_core.data.workers import Batch
 from foundry_core.errors import PluginError, TokenizerError, UsageError
@@ -23,6 +24,8 @@ from foundry_core.registry.loading import import_string
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_KEYS = ("input_ids", "attention_mask", "labels")
 
 
 class _Padding:
@@ -107,8 +110,7 @@ class MaskedLMDataCollator:
 
 
 def _batch(ids: np.ndarray, real: np.ndarray, labels: np.ndarray) -> Batch:
-    arrays = {"input_ids": ids, "attention_mask": real.astype(np.int64), "labels": labels}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return dict(zip(_KEYS, map(torch.from_numpy, (ids, real.astype(np.int64), labels)), strict=True))
 
 
 def causal_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> CausalLMDataCollator:
@@ -158,3 +160,68 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
     if not callable(collator):
         raise PluginError(f"{what} is a {type(collator).__name__}, not a function of rows")
     return CheckedCollator(what, collator, len(tokenizer))
+
+
+class CheckedCollator:
+    """A plugin's collator, checked so that its mistakes are not reported as the model's; the kit checks more batches.
+
+    PluginError is raised when it fails, and for a malformed first batch in each process.
+    """
+
+    def __init__(self, what: str, collator: Collator, vocabulary_size: int):
+        self._what, self._collator, self._vocabulary_size = what, collator, vocabulary_size
+        self._checked = False
+
+    def __call__(self, rows: Sequence[Any]) -> Batch:
+        with failing_as(self._what):
+            if self._checked:
+                return self._collator(rows)
+            before = _generator_states()
+            batch = self._collator(rows)
+        # Rows of a caller's own may lack the place that a draw has to follow from.
+        if isinstance(rows[0], Mapping) and "row" in rows[0]:
+            for name, state in _generator_states().items():
+                if state != before[name]:
+                    raise PluginError(
+                        f"{self._what} draws from the global generator of {name}, so that the number of workers would "
+                        "change batches: draw what a row needs from "
+                        'numpy.random.default_rng([config.seed("masking"), row["epoch"], row["row"]])'
+                    )
+        problem = _problem(batch, len(rows), self._vocabulary_size)
+        if problem is not None:
+            raise PluginError(f"{self._what} returned {problem}")
+        self._checked = True
+        return batch
+
+
+def _generator_states() -> dict[str, Any]:
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": pickle.dumps(np.random.get_state()),
+        "Python's random": random.getstate(),
+    }
+
+
+def _problem(batch: Any, rows: int, vocabulary: int) -> str | None:
+    """Return what is wrong with a batch of `rows` rows for a model with `vocabulary` tokens."""
+    if not isinstance(batch, Mapping):
+        return f"a {type(batch).__name__}, not a batch"
+    for name in _KEYS:
+        tensor = batch.get(name)
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or len(tensor) != rows or not tensor.numel():
+            return f"a batch whose {name} is not a tensor of {rows} rows"
+    shapes = [tuple(batch[name].shape) for name in _KEYS]
+    if len(set(shapes)) > 1:
+        named = ", ".join(f"{name} {shape}" for name, shape in zip(_KEYS, shapes, strict=True))
+        return f"a batch whose tensors differ in shape: {named}"
+    if extra := ", ".join(repr(name) for name in batch if name not in _KEYS):
+        return f"a batch with {extra}, which a model does not take: it takes {', '.join(_KEYS)}"
+    for name in ("input_ids", "labels"):
+        if batch[name].dtype != torch.int64:
+            return f"a batch whose {name} are {batch[name].dtype}, not torch.int64"
+        ids = batch[name] if name == "input_ids" else batch[name][batch[name] != IGNORED]
+        wrong = ids[(ids < 0) | (ids >= vocabulary)]
+        if len(wrong):
+            also = "" if name == "input_ids" else f", or {IGNORED} where nothing is predicted"
+            return f"a batch whose {name} contain {int(wrong.min())}: a token is from 0 to {vocabulary - 1}{also}"
+    return None

@@ -45,9 +45,7 @@ class TokenInfo:
     words: int
     text_bytes: int
     account: dict[str, Any]
-    tokens_bytes: int
     tokens_sha256: str
-    documents_bytes: int
     documents_sha256: str
 
 
@@ -105,12 +103,10 @@ def _undamaged(stem: Path, digest: str) -> TokenInfo | None:
     sidecar = stem.with_suffix(".json")
     try:
         info = TokenInfo(**manifest.unsealed(sidecar, sidecar.read_bytes()))
-        whole = info.digest == digest and all(
-            path.stat().st_size == size and manifest.file_digest(path) == sha256
-            for path, size, sha256 in (
-                (stem.with_suffix(".tokens"), info.tokens_bytes, info.tokens_sha256),
-                (stem.with_suffix(".documents"), info.documents_bytes, info.documents_sha256),
-            )
+        whole = (
+            info.digest == digest
+            and info.tokens_sha256 == manifest.file_digest(stem.with_suffix(".tokens"))
+            and info.documents_sha256 == manifest.file_digest(stem.with_suffix(".documents"))
         )
     except (FileNotFoundError, CheckpointError, TypeError):
         return None
@@ -120,7 +116,7 @@ def _undamaged(stem: Path, digest: str) -> TokenInfo | None:
 
 
 class _Column:
-    """An array that grows on disk, with its size and sha256."""
+    """An array that grows on disk, with its length and sha256."""
 
     def __init__(self, file: storage.Writer, dtype: str):
         self.file, self.dtype, self.sha256, self.length = file, np.dtype(dtype), hashlib.sha256(), 0
@@ -130,10 +126,6 @@ class _Column:
         self.file.write(data)
         self.sha256.update(data)
         self.length += len(values)
-
-    def facts(self, name: str) -> dict[str, Any]:
-        size = self.length * self.dtype.itemsize
-        return {f"{name}_bytes": size, f"{name}_sha256": self.sha256.hexdigest()}
 
 
 def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Callable[[int], None] | None) -> dict[str, Any]:
@@ -161,7 +153,7 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Callable[[int],
         assert documents.length == account.documents + 1, "the encoder lost or added a document"
         facts.update(dtype=dtype, tokens=tokens.length, documents=account.documents, words=account.words)
         facts.update(text_bytes=account.bytes_text, account=asdict(account))
-        facts.update(tokens.facts("tokens") | documents.facts("documents"))
+        facts.update(tokens_sha256=tokens.sha256.hexdigest(), documents_sha256=documents.sha256.hexdigest())
 
     storage.write_file_with(
         stem.with_suffix(".tokens"),
