@@ -565,16 +565,15 @@ def test_no_command_is_imported_that_is_not_called(
         ),
         (
             "def configure(parser):\n    1 / 0\n",
-            "the command 'say' of foundry-say 1.0 fails: ZeroDivisionError: division by zero",
+            "the plugin foundry-say 1.0 fails: ZeroDivisionError: division by zero",
         ),
         (
             "def configure(parser):\n    parser.add_argument('what')\n",
-            "the command 'say' of foundry-say 1.0 has nothing to carry out: configure must call "
-            "set_defaults(execute=...)",
+            "the command 'say' of foundry-say 1.0 does nothing: its configure(parser) must call",
         ),
         (
             COMMAND.format(body="raise ValueError('two\\nlines')"),
-            "the command 'say' of foundry-say 1.0 fails: ValueError: two lines (--debug shows where)",
+            "the plugin foundry-say 1.0 fails: ValueError: two lines",
         ),
     ],
     ids=["import", "no configure", "configure", "no execute", "execute"],
@@ -584,7 +583,8 @@ def test_a_command_that_fails_is_named_with_its_package(
 ) -> None:
     command(text)
     assert main(["say", "hello"]) == 3
-    assert capsys.readouterr().err == f"error: {said}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
     assert main(["say", "hello", "--debug"]) == 3
     assert "Traceback" in capsys.readouterr().err
 
@@ -646,7 +646,7 @@ def test_a_verb_of_core_is_not_replaced(command: Callable[..., None], capsys: py
         main(["--help"])
     output = capsys.readouterr().out
     assert output.count("\n    validate ") == 1
-    assert VERBS["validate"][1] in output
+    assert VERBS["validate"] in output
     assert main(["validate", "no.yaml"]) == 2
 
 
@@ -683,9 +683,9 @@ def test_a_broken_subcommand_stops_no_other_one(
         assert main(["say", name]) == 0
         assert capsys.readouterr().out == "carried out\n"
     assert main(["say", "empty"]) == 3
-    assert "has nothing to carry out: configure must call set_defaults" in capsys.readouterr().err
+    assert "its configure(parser) must call set_defaults" in capsys.readouterr().err
     assert main(["say", "deep", "er", "--debug"]) == 3
-    assert "'say' of foundry-say 1.0 fails: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert "the plugin foundry-say 1.0 fails: ZeroDivisionError: " in capsys.readouterr().err
 
 
 def test_a_command_with_any_version_leaves_the_help_whole(
@@ -739,8 +739,9 @@ def test_a_command_can_be_switched_off_and_shown(
     command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("")
+    monkeypatch.setenv("COLUMNS", "1000")
     assert main(["plugins", "show", "say"]) == 0
-    assert "  entry point        say = foundry_say_command" in capsys.readouterr().out
+    assert "say = foundry_say_command\n" in capsys.readouterr().out
     monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "foundry-say")
     assert main(["plugins", "doctor"]) == 0
     assert main(["plugins", "list"]) == 0

@@ -131,7 +131,7 @@ def test_settings_that_were_allowed_to_change_are_told(train: Train, capsys: pyt
     folder = train(train_steps=2)
     train("training.learning_rate", "training.train_steps", train_steps=4, learning_rate=0.25)
     assert main(["verify", str(folder)]) == 0
-    assert "checkpoint-4 goes on with other settings: training.learning_rate was 0.0005, is 0.25; " in (
+    assert "checkpoint-4 continues with other settings: training.learning_rate was 0.0005, is 0.25; " in (
         capsys.readouterr().out
     )
 
