@@ -117,7 +117,7 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         for key in ("objective", "optimizer")
     }
     sections = [each.config_class for each in architectures]
-    classes = dict.fromkeys([ExperimentConfig, *sections, *settings["objective"], *settings["optimizer"]])
+    classes = dict.fromkeys([ExperimentConfig, *sections, *settings["objective_settings"], *settings["optimizer_settings"]])
     references, document = models_json_schema([(each, "validation") for each in classes], schema_generator=Generator)
     definitions: dict[str, Any] = document["$defs"]
 
