@@ -24,11 +24,12 @@ class FoundryError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls, *, exit_code: int | None = None):
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
 
-class UsageError(FoundryError):
+
+class UsageError(FoundryError, exit_code=2):
     """The command line asks for something that does not exist or cannot be done."""
-
-    exit_code = 2
 
 
 COMMAND_LINE = "command line"
@@ -49,59 +50,43 @@ class Problem:
         return one_line(f"{place}: {self.key}: {self.message}")
 
 
-class ConfigError(FoundryError):
+class ConfigError(FoundryError, exit_code=2):
     """All problems of a configuration, in the order of the file."""
-
-    exit_code = 2
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = sorted(problems, key=lambda problem: (problem.path, problem.line))
         super().__init__("\n".join(map(str, self.problems)))
 
 
-class PluginError(FoundryError):
+class PluginError(FoundryError, exit_code=3):
     """A plugin that is missing, broken or contradicts another one."""
 
-    exit_code = 3
 
-
-class DataError(FoundryError):
+class DataError(FoundryError, exit_code=4):
     """A corpus or a token file that cannot be used; the message names the file and, if there is one, the byte."""
 
-    exit_code = 4
 
-
-class TokenizerError(FoundryError):
+class TokenizerError(FoundryError, exit_code=5):
     """A tokenizer that cannot be trained, loaded or used for this experiment."""
 
-    exit_code = 5
 
-
-class CheckpointError(FoundryError):
+class CheckpointError(FoundryError, exit_code=6):
     """A checkpoint that is missing, damaged or belongs to another experiment; a line for each problem."""
-
-    exit_code = 6
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(map(one_line, problems)))
 
 
-class TrainingError(FoundryError):
+class TrainingError(FoundryError, exit_code=7):
     """Training that had to stop, with the step and the cause."""
 
-    exit_code = 7
 
-
-class ConformanceError(FoundryError):
+class ConformanceError(FoundryError, exit_code=9):
     """An architecture that fails a check of the conformance kit."""
 
-    exit_code = 9
 
-
-class StoppedError(FoundryError):
+class StoppedError(FoundryError, exit_code=75):
     """A run that a signal ended at a step boundary, its state saved. 75 asks a scheduler to start it again."""
-
-    exit_code = 75
 
 
 def tell(text: str, stream: IO[str] | None = None) -> None:

@@ -53,10 +53,17 @@ def broken(rules: Iterable[Callable[..., Iterator[Finding]]], *read: Any) -> Ite
             yield from rule(*read)
 
 
-def _bound_keys(schema: dict[str, Any], section: type[ConfigSection]) -> None:
+def _bounds(schema: dict[str, Any], section: type[ConfigSection]) -> None:
     """Include in a JSON schema what `_possible` checks."""
-    for each in schema.get("properties", {}).values():
-        _bound(each, section.LARGEST)
+    if schema.get("type") == "integer":
+        for side, bound in (("Maximum", section.LARGEST), ("Minimum", -section.LARGEST)):
+            if f"exclusive{side}" not in schema:
+                schema.setdefault(side.lower(), bound)
+    elif schema.get("type") == "string" and not {"enum", "const"} & schema.keys():
+        schema.setdefault("pattern", "^[^\\u0000]*$")
+    for each in (*schema.get("properties", {}).values(), *schema.get("anyOf", ()), schema.get("items")):
+        if each:
+            _bounds(each, section)
 
 
 class ConfigSection(BaseModel):
@@ -74,7 +81,7 @@ class ConfigSection(BaseModel):
         strict=True,
         allow_inf_nan=False,
         protected_namespaces=(),
-        json_schema_extra=_bound_keys,
+        json_schema_extra=_bounds,
     )
     LARGEST: ClassVar[int] = 2**31 - 1
     RECORDED: ClassVar[frozenset[str]] = frozenset()
@@ -108,18 +115,6 @@ class ConfigSection(BaseModel):
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
         return section  # type: ignore[no-any-return]
-
-
-def _bound(schema: dict[str, Any], largest: int) -> None:
-    if schema.get("type") == "integer":
-        for side, bound in (("Maximum", largest), ("Minimum", -largest)):
-            if f"exclusive{side}" not in schema:
-                schema.setdefault(side.lower(), bound)
-    elif schema.get("type") == "string" and not {"enum", "const"} & schema.keys():
-        schema.setdefault("pattern", "^[^\\u0000]*$")
-    for each in (*schema.get("anyOf", ()), schema.get("items")):
-        if each:
-            _bound(each, largest)
 
 
 class ModelConfig(ConfigSection):

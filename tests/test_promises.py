@@ -64,7 +64,7 @@ MECHANISMS = [
     ),
     Without(
         "R4",
-        "foundry_core.storage.files:_NewFile.__exit__",
+        "foundry_core.storage.files:Writer.__exit__",
         mutants.files_not_synced,
         "faults/test_power_loss.py::test_after_a_power_loss_all_that_was_acknowledged_is_there_and_the_run_goes_on",
     ),

@@ -59,7 +59,8 @@ class _Check:
         objective, tokenizer_type, optimizer = None, None, None
         architecture = self._architecture()
         if architecture is not None:
-            model = self._model(architecture)
+            needed = f"missing: architecture '{architecture.name}' requires it"
+            model = self._validated(architecture.config_class, self.data["model"], ("model",), missing=needed)
             if model is not None:
                 capabilities = self._try(("model", "architecture"), settled_capabilities, architecture, model)
             self._fill_defaults(architecture, capabilities)
@@ -101,10 +102,6 @@ class _Check:
             self._add(key, "missing: name one, see foundry plugins list" if name is None else "must be text")
             return None
         return self._try(key, get_architecture, name)
-
-    def _model(self, architecture: Architecture) -> ModelConfig | None:
-        needed = f"missing: architecture '{architecture.name}' requires it"
-        return self._validated(architecture.config_class, self.data["model"], ("model",), missing=needed)
 
     def _fill_defaults(self, architecture: Architecture, capabilities: Capabilities | None) -> None:
         """Set the tokenizer type and the objective, unless the YAML does, to those of the architecture."""

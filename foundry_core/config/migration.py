@@ -68,14 +68,7 @@ class Migration(NamedTuple):
 
 
 class _OldFile:
-    """An old file on its way to a new configuration. Keys are dotted, in `values` and in `new` too.
-
-    Attributes:
-        values: The old settings.
-        new: The new settings, each with the old key that decides it: problems are reported at the line of that key.
-        changes: Every key that does not simply stay.
-        problems: The problems found so far.
-    """
+    """The settings of an old file by dotted key, and the new ones, each with the old key that decides it."""
 
     def __init__(self, source: YamlSource):
         self.source = source
@@ -123,11 +116,8 @@ class _OldFile:
 def _corpus(old: _OldFile) -> None:
     key = "dataset_manipulation"
     if old.values.get(key):
-        old.problem(
-            key,
-            "changed the corpus before training, which foundry does not do: write the changed corpus to files, name "
-            "them in data.training_corpus, and remove this key",
-        )
+        advice = "write the changed corpus to files, name them in data.training_corpus, and remove this key"
+        old.problem(key, f"changed the corpus before training: {advice}")
     else:
         old.drop(key, "it was empty, so the corpus is read as it is")
 
@@ -151,11 +141,8 @@ def _budget(old: _OldFile) -> None:
     if by_steps and by_epochs:
         old.problem(steps, "given with epochs, and the first one reached ended the run: set the other one to null")
     elif by_steps and old.passes != 1:
-        old.problem(
-            steps,
-            "with gradient_accumulation_steps it may have counted forward passes, here it counts optimizer steps: "
-            "set it to null and give the epochs that the old run made",
-        )
+        advice = "set it to null and give the epochs that the old run made"
+        old.problem(steps, f"with gradient_accumulation_steps it may have counted forward passes: {advice}")
     elif by_steps:
         old.keep(steps)
     elif by_epochs:
@@ -235,11 +222,8 @@ def _generated(old: _OldFile) -> None:
     auto, first, spacing, base, linear, interval, least = GENERATED
     power, number = old.values.get(base), old.values.get(first)
     if old.values.get(spacing) != "log":
-        old.problem(
-            spacing,
-            f"is {old.values.get(spacing)!r}; only log can be converted without the length of an epoch: set "
-            "auto_generate_checkpoints to false, and training.checkpoints.every_steps in the new file",
-        )
+        advice = "set auto_generate_checkpoints to false, and training.checkpoints.every_steps in the new file"
+        old.problem(spacing, f"only log can be converted without the length of an epoch: {advice}")
         return
     if power is None:
         old.problem(base, "missing: checkpoints cannot be spaced without it")

@@ -15,7 +15,7 @@ import stat
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,22 +25,14 @@ from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.manifest import MANIFEST_FORMAT, sealed
 
 
-class StorageError(FoundryError):
+class StorageError(FoundryError, exit_code=8):
     """The disk is full, failing or not permitted. Names the path; what was there before stays."""
-
-    exit_code = 8
 
 
 class FileSink(Protocol):
     """A folder that files are written to, in place or to be published whole."""
 
     def write(self, name: str, data: bytes) -> None: ...
-
-
-class Writer(Protocol):
-    """A file that bytes are appended to."""
-
-    def write(self, data: bytes) -> object: ...
 
 
 class Disk:
@@ -104,8 +96,6 @@ def scratch_reported() -> Iterator[None]:
     """Turn an error of the disk into a StorageError, for libraries that write into a temporary folder."""
     try:
         yield
-    except FoundryError:
-        raise
     except Exception as error:
         if not isinstance(error, OSError) and "(os error " not in str(error):  # libraries in Rust raise other classes
             raise
@@ -161,8 +151,8 @@ def remove_tree(path: str | Path) -> None:
             _remove(path)
 
 
-class _NewFile:
-    """A file that is whole and safe on the disk when its block ends."""
+class Writer(AbstractContextManager["Writer"]):
+    """A new file, which is whole and safe on the disk when its block ends."""
 
     def __init__(self, path: Path):
         self.path, self.size = path, 0
@@ -173,9 +163,6 @@ class _NewFile:
         with reported(self.path, len(data)):
             disk.write(self._file, data)
         self.size += len(data)
-
-    def __enter__(self) -> _NewFile:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         with reported(self.path, self.size):
@@ -198,7 +185,7 @@ def write_file_with(path: str | Path, fill: Callable[[Writer], Any]) -> None:
     temporary = _hidden(path, "tmp")
     make_folders(path.parent)
     try:
-        with _NewFile(temporary) as file:
+        with Writer(temporary) as file:
             fill(file)
         with reported(path):
             disk.rename(temporary, path)
@@ -225,7 +212,7 @@ class _HiddenFolder:
         self.files: dict[str, dict[str, Any]] = {}
 
     def write(self, name: str, data: bytes) -> None:
-        with _NewFile(self.folder / name) as file:
+        with Writer(self.folder / name) as file:
             file.write(data)
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 

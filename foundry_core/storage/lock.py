@@ -8,6 +8,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def take_lock(file: FileIO, *, wait: bool = False) -> None:
     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class RunLock:
+class RunLock(AbstractContextManager["RunLock"]):
     """Holds `<folder>/.lock` while a run writes there; the kernel frees it when the process dies.
 
     waiting: Called with the present owner before waiting for it. Without it, StorageError is raised.
@@ -56,9 +57,6 @@ class RunLock:
 
     def release(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> RunLock:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.release()

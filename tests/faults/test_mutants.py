@@ -108,9 +108,7 @@ class Mutant:
 
 
 MUTANTS = {
-    "a file is not synced": Mutant(
-        "foundry_core.storage.files:_NewFile.__exit__", mutants.files_not_synced, power_loss
-    ),
+    "a file is not synced": Mutant("foundry_core.storage.files:Writer.__exit__", mutants.files_not_synced, power_loss),
     "the log is not synced before a checkpoint": Mutant(
         "foundry_core.storage.files:AppendedLines.sync", mutants.nothing, power_loss
     ),
