@@ -121,10 +121,7 @@ def load_optimizer(
             "put training.weight_decay_on back"
         )
     for group, moved in zip(optimizer.param_groups, groups, strict=False):
-        unknown = [key for key in moved if key in _SET_BY_CORE or key not in group]
-        if unknown:
-            raise CheckpointError(f"{path.parent}: the optimizer's parameter groups do not have '{unknown[0]}'")
-        group.update(moved)
+        group.update({key: value for key, value in moved.items() if key in group and key not in _SET_BY_CORE})
 
 
 def _nature(value: Any) -> str:

@@ -13,12 +13,8 @@ from foundry_core.random_streams import kept_generators
 
 
 def training_flops(model: LanguageModel, rows: int, length: int) -> int:
-    """Count the floating-point operations of a training step over (rows, length) tokens.
-
-    A backward pass takes twice as many as a forward pass (Kaplan et al. 2020). Counts the vocabulary projection at
-    every token, labelled or not.
-    """
-    return 3 * model.flops(rows, length)
+    """Count the floating-point operations of a training step over (rows, length) tokens, labelled or not."""
+    return 3 * model.flops(rows, length)  # a backward pass takes twice as many as a forward pass (Kaplan et al. 2020)
 
 
 def activation_bytes(
@@ -31,10 +27,7 @@ def activation_bytes(
 ) -> int:
     """Estimate the bytes that autograd keeps for the backward pass of (rows, length) tokens.
 
-    Measured with 2 rows and 4, and extrapolated: every further row adds the same.
-
-    Args:
-        labelled: Share of the tokens that are predicted.
+    Measured with 2 rows and 4, and extrapolated: every further row adds the same. labelled: share of predicted tokens.
     """
     # Kernels pad what they keep: oneDNN's LSTM at 32 units keeps 131 kB for the first row, as much for the second, and
     # 90 for the third. From one row and two an estimate was 16 % off, from two and four it is 3 % off.
