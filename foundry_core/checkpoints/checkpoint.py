@@ -77,12 +77,7 @@ def fixed_files(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> dic
 
 
 def save_checkpoint(
-    output_dir: Path,
-    fixed: Mapping[str, bytes],
-    tensors: Tensors,
-    state: TrainState,
-    *,
-    facts: Mapping[str, Any],
+    output_dir: Path, fixed: Mapping[str, bytes], tensors: Tensors, state: TrainState, *, facts: Mapping[str, Any]
 ) -> Path:
     """Publish `checkpoint-<step>`; returns its folder once it is safely on the disk.
 

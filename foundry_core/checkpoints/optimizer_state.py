@@ -41,12 +41,9 @@ def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> Opti
     if more:
         raise _unsaved(optimizer, f"'{more[0]}' in addition to its state and its parameter groups")
     values = {key: value for key, value in _entries(model, optimizer) if not isinstance(value, torch.Tensor)}
+    defaults = optimizer.defaults
     groups = [
-        {
-            key: value
-            for key, value in group.items()
-            if key not in _SET_BY_CORE and not _same(value, optimizer.defaults.get(key))
-        }
+        {key: value for key, value in group.items() if not (key in _SET_BY_CORE or _same(value, defaults.get(key)))}
         for group in optimizer.param_groups
     ]
     in_groups = [(f"'{key}' of a parameter group", value) for group in groups for key, value in group.items()]
@@ -83,12 +80,9 @@ def first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 def load_optimizer(
     path: Path, stored: OptimizerValues, model: nn.Module, optimizer: torch.optim.Optimizer, *, begun: bool
 ) -> None:
-    """Put a saved state into a new optimizer.
+    """Put a saved state, the tensors of a file and the values of `optimizer_values`, into a new optimizer.
 
-    Args:
-        path: The safetensors file.
-        stored: The values of `optimizer_values`.
-        begun: Steps have been taken, so that the state cannot be empty if the optimizer keeps any.
+    begun: steps have been taken, so that the state cannot be empty if the optimizer keeps any.
 
     Raises:
         CheckpointError: The state is not one that this optimizer would have for this model.

@@ -41,9 +41,8 @@ class BaseLanguageModel(LanguageModel[Settings_co]):
                 padding on the left.
         """
         if not self.supports_generation:
-            raise FoundryError(
-                f"this {self.model_type} does not generate: it is trained with {self.context.objective.name}"
-            )
+            objective = self.context.objective.name
+            raise FoundryError(f"this {self.model_type} does not generate: it is trained with {objective}")
         mask = kwargs.get("attention_mask")
         if mask is not None and "left" not in self.config.capabilities.padding_sides and not bool(mask.all()):
             raise FoundryError(

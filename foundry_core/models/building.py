@@ -63,10 +63,9 @@ def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Lan
         raise PluginError(f"{name}.from_config returned a {type(model).__name__}, not a BaseLanguageModel")
     if "context" not in vars(model):
         raise PluginError(f"{name}.__init__ does not call super().__init__(config, context)")
+    called_with = {"attention_mask": None, "labels": None, "reduction": "sum", "return_logits": False}
     try:
-        inspect.signature(model.forward).bind(
-            None, attention_mask=None, labels=None, reduction="sum", return_logits=False
-        )
+        inspect.signature(model.forward).bind(None, **called_with)
     except TypeError as error:
         raise PluginError(
             f"{name}.forward does not take (input_ids, attention_mask=, labels=, **kwargs), which are passed on to "

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
 
 import torch
 
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.loss import IGNORED
 from foundry_core.random_streams import kept_generators
+
+Autocast: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
 def training_flops(model: LanguageModel, rows: int, length: int) -> int:
@@ -18,12 +21,7 @@ def training_flops(model: LanguageModel, rows: int, length: int) -> int:
 
 
 def activation_bytes(
-    model: LanguageModel,
-    rows: int,
-    length: int,
-    *,
-    labelled: float = 1.0,
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    model: LanguageModel, rows: int, length: int, *, labelled: float = 1.0, autocast: Autocast = nullcontext
 ) -> int:
     """Estimate the bytes that autograd keeps for the backward pass of (rows, length) tokens.
 
@@ -47,11 +45,7 @@ def plain_rows(model: LanguageModel, rows: int, length: int, labelled: float = 1
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def saved_bytes(
-    model: LanguageModel,
-    batch: dict[str, torch.Tensor],
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> int:
+def saved_bytes(model: LanguageModel, batch: dict[str, torch.Tensor], autocast: Autocast = nullcontext) -> int:
     """Count the bytes of the tensors that a training step's forward pass saves for the backward pass, without weights.
 
     Leaves the model in the mode that it was in.
