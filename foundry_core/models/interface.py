@@ -113,7 +113,7 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
 
     @property
     def supports_generation(self) -> bool:
-        """Whether `generate` works with these settings and this objective."""
+        """True if `generate` works with these settings and this objective."""
         return self.config.capabilities.generation and self.context.objective.causal
 
     def gradient_checkpointing_enable(self) -> None:
