@@ -48,12 +48,8 @@ def memory_watched(line: Callable[[], str]) -> Iterator[None]:
 
 def model_memory_watched() -> AbstractContextManager[None]:
     """Watch the memory while a model is built or moved, before anything is trained."""
-    return memory_watched(
-        lambda: (
-            "out of memory while the model is built, nothing was trained: give smaller sizes in the section model, "
-            "or a smaller tokenizer.vocab_size"
-        )
-    )
+    line = "out of memory while the model is built, nothing was trained: give smaller sizes in the section model, or a "
+    return memory_watched(lambda: line + "smaller tokenizer.vocab_size")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

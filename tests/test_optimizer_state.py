@@ -133,8 +133,6 @@ def damaged(key: str, value: Any = None) -> Callable[[dict[str, Any], dict[str, 
         ),
         (lambda tensors, values: values["values"].update({"calls/1.weight": "3"}), "calls/1.weight is str, not int"),
         (lambda tensors, values: values["values"].update({"calls/1.weight": True}), "calls/1.weight is bool, not int"),
-        (lambda tensors, values: values["groups"][0].update(lr=9.0), "parameter groups do not have 'lr'"),
-        (lambda tensors, values: values["groups"][0].update(more=1), "parameter groups do not have 'more'"),
         (lambda tensors, values: (tensors.clear(), values.clear()), "is empty, and steps have been taken"),
     ],
 )

@@ -208,13 +208,13 @@ MECHANISMS = [
     ),
     Without(
         "R19",
-        "foundry_core.checkpoints.retention:retire",
+        "foundry_core.checkpoints.checkpoint:retire",
         mutants.step_0_is_like_any_other,
         "test_trainer.py::test_keep_leaves_the_newest_and_step_0",
     ),
     Without(
         "R19",
-        "foundry_core.checkpoints.retention:retire",
+        "foundry_core.checkpoints.checkpoint:retire",
         mutants.damaged_ones_count,
         "faults/test_retention.py::test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept",
     ),

@@ -1,14 +1,14 @@
 """Checkpoints: a transformers model folder with the optimizer, the position and a manifest in addition.
 
-No pickle, for reading or writing. A checkpoint is published whole or not at all (`storage`), and loaded only when
-every file matches its manifest.
+No pickle, for reading or writing. A checkpoint is published whole or not at all (`storage`), loaded only when every
+file matches its manifest, and removed only when a newer one is known to be whole.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,13 +17,13 @@ import torch
 
 from foundry_core.checkpoints.compatibility import accepted_differences, check_allowed
 from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_tensors
-from foundry_core.checkpoints.state import TrainState, parent_entry, read_state
+from foundry_core.checkpoints.state import TrainState, parent_entry, read_state, unchecked_manifest
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
 from foundry_core.models.folder import load_weights, model_files, stored_tensors, weights_file
 from foundry_core.models.interface import LanguageModel
 from foundry_core.run_folder import CHECKPOINT, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
-from foundry_core.storage.files import publish_folder
+from foundry_core.storage.files import StorageError, publish_folder, remove_set_aside, set_aside
 from foundry_core.storage.manifest import read_manifest
 from foundry_core.tokenization.tokenizer_folder import tokenizer_files
 
@@ -77,12 +77,7 @@ def fixed_files(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> dic
 
 
 def save_checkpoint(
-    output_dir: Path,
-    fixed: Mapping[str, bytes],
-    tensors: Tensors,
-    state: TrainState,
-    *,
-    facts: Mapping[str, Any],
+    output_dir: Path, fixed: Mapping[str, bytes], tensors: Tensors, state: TrainState, *, facts: Mapping[str, Any]
 ) -> Path:
     """Publish `checkpoint-<step>`; returns its folder once it is safely on the disk.
 
@@ -175,3 +170,39 @@ def load_checkpoint(
     if "training.optimizer" not in differences:
         load_optimizer(folder / OPTIMIZER, state.optimizer, model, optimizer, begun=state.step > 0)
     return state
+
+
+def is_ephemeral(folder: Path) -> bool:
+    """Check whether a checkpoint was saved for crash safety only; False if its manifest cannot be read."""
+    try:
+        return unchecked_manifest(folder)["ephemeral"] is True
+    except (CheckpointError, KeyError, TypeError):
+        return False
+
+
+def retire(
+    output_dir: Path, keep: int | None, newest: Path, *, ephemeral: Collection[Path], damaged: Collection[Path]
+) -> list[str]:
+    """Remove the ephemeral checkpoints before `newest`, and the permanent ones older than the last `keep` of them.
+
+    That of step 0 stays.
+
+    Args:
+        newest: Known to be whole, because it has just been published or loaded.
+        damaged: Those that were passed over; they do not count among the last.
+
+    Returns:
+        A line for each folder that could not be removed.
+    """
+    older = [path for path in checkpoints(output_dir) if step_of(path) < step_of(newest)]
+    permanent = [path for path in (*older, newest) if path not in ephemeral and step_of(path) > 0]
+    last = [path for path in permanent if path not in damaged][-keep:] if keep is not None else permanent
+    victims = [path for path in older if path in ephemeral]
+    victims += permanent[: permanent.index(last[0])] if last else []
+    problems = []
+    for victim in victims:
+        try:
+            set_aside(victim)
+        except StorageError as error:
+            problems.append(str(error))
+    return problems + remove_set_aside(output_dir)

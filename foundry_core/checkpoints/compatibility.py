@@ -44,9 +44,7 @@ def covered(key: str, names: Iterable[str]) -> bool:
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], added: Collection[str] = ()) -> dict[str, str]:
     """Return a phrase for each key whose value differs.
 
-    Args:
-        added: Keys that count although `old` lacks them. Others have been added to core since, with the default that
-            they had before.
+    A key that `old` lacks was added to core since, with its default: it counts only if it is in `added`.
     """
     before, after = flat(old), flat(new)
     return {
@@ -67,11 +65,7 @@ def check_allowed(allowed: Iterable[str], settings: Mapping[str, Any]) -> None:
 def accepted_differences(
     folder: Path, state: TrainState, config: ExperimentConfig, fresh: TrainState, allowed: Iterable[str]
 ) -> set[str]:
-    """Return the keys of settings and data that differ from those a checkpoint was trained with.
-
-    Args:
-        state: The state of the checkpoint.
-        fresh: The state that a new run would begin with.
+    """Return the keys that differ from those a checkpoint was trained with; `fresh` is the state of a new run.
 
     Raises:
         CheckpointError: One of them is neither free nor allowed; lists all of these.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from foundry_core.checkpoints.state import OptimizerValues
 from foundry_core.errors import CheckpointError, PluginError
@@ -21,12 +22,12 @@ _PLAIN = (bool, int, float, str, type(None))
 _SET_BY_CORE = ("params", "lr", "weight_decay")
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """Return the living tensors, which further training changes."""
     return {key: value.detach() for key, value in _entries(model, optimizer) if isinstance(value, torch.Tensor)}
 
 
-def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerValues:
+def optimizer_values(model: nn.Module, optimizer: Optimizer) -> OptimizerValues:
     """Return the values that are not tensors; empty for an optimizer that keeps tensors only.
 
     values: those in `state`. groups: for each parameter group the settings that differ from the defaults that the
@@ -41,12 +42,9 @@ def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> Opti
     if more:
         raise _unsaved(optimizer, f"'{more[0]}' in addition to its state and its parameter groups")
     values = {key: value for key, value in _entries(model, optimizer) if not isinstance(value, torch.Tensor)}
+    defaults = optimizer.defaults
     groups = [
-        {
-            key: value
-            for key, value in group.items()
-            if key not in _SET_BY_CORE and not _same(value, optimizer.defaults.get(key))
-        }
+        {key: value for key, value in group.items() if not (key in _SET_BY_CORE or _same(value, defaults.get(key)))}
         for group in optimizer.param_groups
     ]
     in_groups = [(f"'{key}' of a parameter group", value) for group in groups for key, value in group.items()]
@@ -57,7 +55,7 @@ def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> Opti
     return kept | {"groups": groups} if any(groups) else kept
 
 
-def first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def first_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Return the state of a new optimizer after one step, as `<kind>/<parameter name>`: each has kinds of its own.
 
     Found by taking a step with gradients of 0. Leaves weights, gradients and optimizer as they were.
@@ -80,15 +78,10 @@ def first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
                 parameter.grad = gradient
 
 
-def load_optimizer(
-    path: Path, stored: OptimizerValues, model: nn.Module, optimizer: torch.optim.Optimizer, *, begun: bool
-) -> None:
-    """Put a saved state into a new optimizer.
+def load_optimizer(path: Path, stored: OptimizerValues, model: nn.Module, optimizer: Optimizer, *, begun: bool) -> None:
+    """Put a saved state, the tensors of a file and the values of `optimizer_values`, into a new optimizer.
 
-    Args:
-        path: The safetensors file.
-        stored: The values of `optimizer_values`.
-        begun: Steps have been taken, so that the state cannot be empty if the optimizer keeps any.
+    begun: steps have been taken, so that the state cannot be empty if the optimizer keeps any.
 
     Raises:
         CheckpointError: The state is not one that this optimizer would have for this model.
@@ -121,10 +114,7 @@ def load_optimizer(
             "put training.weight_decay_on back"
         )
     for group, moved in zip(optimizer.param_groups, groups, strict=False):
-        unknown = [key for key in moved if key in _SET_BY_CORE or key not in group]
-        if unknown:
-            raise CheckpointError(f"{path.parent}: the optimizer's parameter groups do not have '{unknown[0]}'")
-        group.update(moved)
+        group.update({key: value for key, value in moved.items() if key in group and key not in _SET_BY_CORE})
 
 
 def _nature(value: Any) -> str:
@@ -134,7 +124,7 @@ def _nature(value: Any) -> str:
     return type(value).__name__
 
 
-def _entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+def _entries(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
     for name, parameter in model.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(kind, str) or "/" in kind:
@@ -147,7 +137,7 @@ def _same(value: Any, default: Any) -> bool:
     return value is default or (plain and bool(value == default))
 
 
-def _unsaved(optimizer: torch.optim.Optimizer, what: str) -> PluginError:
+def _unsaved(optimizer: Optimizer, what: str) -> PluginError:
     return PluginError(
         f"the optimizer {type(optimizer).__name__} keeps {what}: only tensors, finite numbers and text in its state "
         "and its parameter groups can be saved, and a resumed run would differ without it"

@@ -29,9 +29,7 @@ class OptimizerValues(TypedDict, total=False):
 
 @dataclass
 class ScheduleState:
-    """State of a `plateau` schedule: the factor it has cut the rate to, the best test loss, and how many evaluations in
-    a row were not better.
-    """
+    """State of a `plateau` schedule: factor of the rate, best test loss, evaluations in a row that were not better."""
 
     scale: Annotated[_Real, Field(ge=0, le=1)] = 1.0
     best: _Real | None = None

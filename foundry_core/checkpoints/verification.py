@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
-from foundry_core.checkpoints.compatibility import FREE, changed_settings, covered
+from foundry_core.checkpoints.compatibility import changed_settings, refused_differences
 from foundry_core.checkpoints.state import TrainState, parent_entry, read_state
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.order import SampleOrder, extended_ledger
@@ -37,7 +37,7 @@ class Verified:
     manifest: dict[str, Any]
     experiment: dict[str, Any]
     since: str
-    changed: tuple[str, ...]
+    changed: list[str]
 
 
 def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
@@ -86,9 +86,8 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
     elif wrong:
         stored, expected = getattr(state, wrong[0]), derived[wrong[0]]
         raise CheckpointError(f"{folder}: its {wrong[0]} is {stored}, derived from {since} it is {expected}")
-    changed = changed_settings(earlier[-1].experiment, experiment) if earlier else {}
-    phrases = tuple(phrase for key, phrase in changed.items() if not covered(key, FREE))
-    return Verified(folder, state, manifest, experiment, since, phrases)
+    changed = refused_differences(changed_settings(earlier[-1].experiment, experiment), ()) if earlier else []
+    return Verified(folder, state, manifest, experiment, since, changed)
 
 
 def _derived(state: TrainState, start: TrainState, seed: int, per_step: int) -> dict[str, Any] | None:

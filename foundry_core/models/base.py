@@ -12,9 +12,10 @@ from foundry_core.devices import model_memory_watched
 from foundry_core.errors import FoundryError
 from foundry_core.models.adapter import adapted
 from foundry_core.models.building import build, build_context
-from foundry_core.models.folder import load_model, save_model
+from foundry_core.models.folder import load_model, model_files, stored_tensors, weights_file
 from foundry_core.models.interface import LanguageModel, Settings_co
 from foundry_core.random_streams import derive, kept_generators
+from foundry_core.run_folder import WEIGHTS
 from foundry_core.storage.files import InPlaceFolder
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ class BaseLanguageModel(LanguageModel[Settings_co]):
                 padding on the left.
         """
         if not self.supports_generation:
-            raise FoundryError(
-                f"this {self.model_type} does not generate: it is trained with {self.context.objective.name}"
-            )
+            objective = self.context.objective.name
+            raise FoundryError(f"this {self.model_type} does not generate: it is trained with {objective}")
         mask = kwargs.get("attention_mask")
         if mask is not None and "left" not in self.config.capabilities.padding_sides and not bool(mask.all()):
             raise FoundryError(
@@ -52,7 +52,10 @@ class BaseLanguageModel(LanguageModel[Settings_co]):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a folder that transformers' auto classes and `from_pretrained` open."""
-        save_model(self, InPlaceFolder(folder))
+        sink = InPlaceFolder(folder)
+        for name, content in model_files(self).items():
+            sink.write(name, content)
+        sink.write(WEIGHTS, weights_file(stored_tensors(self)))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -63,10 +63,9 @@ def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Lan
         raise PluginError(f"{name}.from_config returned a {type(model).__name__}, not a BaseLanguageModel")
     if "context" not in vars(model):
         raise PluginError(f"{name}.__init__ does not call super().__init__(config, context)")
+    called_with = {"attention_mask": None, "labels": None, "reduction": "sum", "return_logits": False}
     try:
-        inspect.signature(model.forward).bind(
-            None, attention_mask=None, labels=None, reduction="sum", return_logits=False
-        )
+        inspect.signature(model.forward).bind(None, **called_with)
     except TypeError as error:
         raise PluginError(
             f"{name}.forward does not take (input_ids, attention_mask=, labels=, **kwargs), which are passed on to "
@@ -97,9 +96,9 @@ def installed_plugin(architecture: str) -> dict[str, str] | None:
 
 def release(plugin: Any) -> str:
     """Return the plugin of `installed_plugin`, or of a description, in words."""
-    if not isinstance(plugin, dict):
-        return "no installed package"
-    return f"{plugin.get('distribution')} {plugin.get('version')}"
+    return (
+        f"{plugin.get('distribution')} {plugin.get('version')}" if isinstance(plugin, dict) else "no installed package"
+    )
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -154,12 +153,8 @@ def _stored_context(stored: dict[str, Any], objective: Objective) -> BuildContex
     """Return the context of a description. Raises TypeError or ValueError for sizes and ids that cannot be."""
     context, sizes = BuildContext(**{**stored, "objective": objective}), ("vocab_size", "max_sequence_length")
     for name in (*sizes, *stored):
-        value = stored[name]
-        if name in sizes:
-            valid = type(value) is int and value >= 1
-        else:
-            an_id = type(value) is int and 0 <= value < context.vocab_size
-            valid = name == "objective" or value is None or an_id
-        if not valid:
+        value, bounds = stored[name], range(1, 2**63) if name in sizes else range(context.vocab_size)
+        absent = name == "objective" or (value is None and name not in sizes)
+        if not absent and not (type(value) is int and value in bounds):
             raise ValueError(f"its context has {name} {value!r}")
     return context

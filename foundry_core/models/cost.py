@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
 
 import torch
 
@@ -11,30 +12,20 @@ from foundry_core.models.interface import LanguageModel
 from foundry_core.models.loss import IGNORED
 from foundry_core.random_streams import kept_generators
 
+Autocast: TypeAlias = Callable[[], AbstractContextManager[None]]
+
 
 def training_flops(model: LanguageModel, rows: int, length: int) -> int:
-    """Count the floating-point operations of a training step over (rows, length) tokens.
-
-    A backward pass takes twice as many as a forward pass (Kaplan et al. 2020). Counts the vocabulary projection at
-    every token, labelled or not.
-    """
-    return 3 * model.flops(rows, length)
+    """Count the floating-point operations of a training step over (rows, length) tokens, labelled or not."""
+    return 3 * model.flops(rows, length)  # a backward pass takes twice as many as a forward pass (Kaplan et al. 2020)
 
 
 def activation_bytes(
-    model: LanguageModel,
-    rows: int,
-    length: int,
-    *,
-    labelled: float = 1.0,
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    model: LanguageModel, rows: int, length: int, *, labelled: float = 1.0, autocast: Autocast = nullcontext
 ) -> int:
     """Estimate the bytes that autograd keeps for the backward pass of (rows, length) tokens.
 
-    Measured with 2 rows and 4, and extrapolated: every further row adds the same.
-
-    Args:
-        labelled: Share of the tokens that are predicted.
+    Measured with 2 rows and 4, and extrapolated: every further row adds the same. labelled: share of predicted tokens.
     """
     # Kernels pad what they keep: oneDNN's LSTM at 32 units keeps 131 kB for the first row, as much for the second, and
     # 90 for the third. From one row and two an estimate was 16 % off, from two and four it is 3 % off.
@@ -54,11 +45,7 @@ def plain_rows(model: LanguageModel, rows: int, length: int, labelled: float = 1
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def saved_bytes(
-    model: LanguageModel,
-    batch: dict[str, torch.Tensor],
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> int:
+def saved_bytes(model: LanguageModel, batch: dict[str, torch.Tensor], autocast: Autocast = nullcontext) -> int:
     """Count the bytes of the tensors that a training step's forward pass saves for the backward pass, without weights.
 
     Leaves the model in the mode that it was in.

@@ -29,17 +29,9 @@ from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.registry.loading import blame, shipped_by
 from foundry_core.run_folder import GENERATION_CONFIG, MANIFEST, MODEL_CONFIG, MODELING, TRAINER_STATE, WEIGHTS
-from foundry_core.storage.files import FileSink
 from foundry_core.storage.manifest import read_manifest
 
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
-
-
-def save_model(model: LanguageModel, sink: FileSink) -> None:
-    """Write the files of `model_files`, and model.safetensors."""
-    for name, content in model_files(model).items():
-        sink.write(name, content)
-    sink.write(WEIGHTS, weights_file(stored_tensors(model)))
 
 
 def model_files(model: LanguageModel) -> dict[str, bytes]:
@@ -62,15 +54,13 @@ def model_files(model: LanguageModel) -> dict[str, bytes]:
             "AutoConfig": f"{module}.{type(outer.config).__name__}",
             model.context.objective.auto_class: f"{module}.{type(outer).__name__}",
         }
-    files[MODEL_CONFIG] = _json(config)
+    contents = {MODEL_CONFIG: config}
     if model.supports_generation:
-        generation = {key: value for key, value in model.context.special_ids.items() if value is not None}
-        files[GENERATION_CONFIG] = _json(generation)
+        ids = model.context.special_ids
+        contents[GENERATION_CONFIG] = {role: value for role, value in ids.items() if value is not None}
+    for name, content in contents.items():
+        files[name] = (json.dumps(content, indent=1, sort_keys=True, default=str) + "\n").encode()
     return files
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True, default=str) + "\n").encode()
 
 
 def stored_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:

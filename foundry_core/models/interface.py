@@ -86,11 +86,8 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     ) -> ModelOutput:
         """Return loss and logits; the keywords of `lm_output` (reduction, return_logits) are passed on to it.
 
-        Args:
-            input_ids: (B, T).
-            attention_mask: (B, T), 1 for real tokens.
-            labels: (B, T), -100 where nothing is predicted. For a causal objective these are the input ids: `lm_output`
-                shifts them.
+        All are (B, T). attention_mask is 1 for real tokens. labels are -100 where nothing is predicted; for a causal
+        objective they are the input ids, which `lm_output` shifts.
         """
 
     @abstractmethod
@@ -116,7 +113,7 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
 
     @property
     def supports_generation(self) -> bool:
-        """Whether `generate` works with these settings and this objective."""
+        """True if `generate` works with these settings and this objective."""
         return self.config.capabilities.generation and self.context.objective.causal
 
     def gradient_checkpointing_enable(self) -> None:

@@ -104,12 +104,9 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     def position_ids(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int
     ) -> torch.Tensor | None:
-        """Return the position of each token, (B, T) or (1, T), for a model that takes it; None: counted from 0.
+        """Return the position of each token, (B, T) or (1, T), after `past` tokens; None: counted from 0.
 
         Positions count real tokens, as in transformers' `generate`: padding on the left shifts none of them.
-
-        Args:
-            past: Number of tokens that the state has read.
         """
         length = input_ids.shape[1]
         if attention_mask is not None:

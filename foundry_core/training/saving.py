@@ -18,10 +18,11 @@ from foundry_core.checkpoints.checkpoint import (
     checkpoint_tensors,
     checkpoints,
     fixed_files,
+    is_ephemeral,
+    retire,
     save_checkpoint,
 )
 from foundry_core.checkpoints.compatibility import environment
-from foundry_core.checkpoints.retention import is_ephemeral, retire
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import warn
