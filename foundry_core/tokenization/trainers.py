@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, repeat
 
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -247,18 +247,10 @@ def _train(backend: Tokenizer, trainer: trainers.Trainer, counts: Mapping[str, i
     """Train on words without white space. The trainer counts for itself, so it gets each word as often as it occurs."""
 
     def texts() -> Iterator[str]:
-        text: list[str] = []
-        size = 0
         for word, times in counts.items():
-            while times > 0:
-                now = min(times, _PIECE // (len(word) + 1) + 1)
-                text.append(f"{word} " * now)
-                times -= now
-                size += now * (len(word) + 1)
-                if size >= _PIECE:
-                    yield "".join(text)
-                    text, size = [], 0
-        yield "".join(text)
+            most = _PIECE // (len(word) + 1) + 1
+            yield from repeat(f"{word} " * most, times // most)
+            yield f"{word} " * (times % most)
 
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.train_from_iterator(texts(), trainer)
