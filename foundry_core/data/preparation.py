@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from foundry_core.config.loading import load_config
 from foundry_core.corpus.files import shown
 from foundry_core.corpus.reader import Corpus
 from foundry_core.data.rows import Rows
-from foundry_core.data.token_file import TokenFile, prepare_tokens
+from foundry_core.data.token_file import Progress, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, warn
 from foundry_core.run_folder import METRICS, TOKENIZER, TOKENIZER_LOCK, TOKENIZER_MODEL, TOKENIZER_ORIGIN, TOKENS
 from foundry_core.storage.files import write_file
@@ -190,11 +189,7 @@ class ExperimentData:
 
 
 def experiment_tokens(
-    config: ExperimentConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    corpora: Corpora,
-    *,
-    progress: Callable[[int], None] | None = None,
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, corpora: Corpora, *, progress: Progress | None = None
 ) -> tuple[TokenFile, TokenFile | None]:
     """Encode the training and the test corpus, or reuse their token files."""
     folder = tokenizer_folder(config) / TOKENS
