@@ -120,16 +120,14 @@ class Corpus:
     @cached_property
     def file_digests(self) -> tuple[str, ...]:
         """The sha256 (hex) of each file's content after decompression, in order."""
-        digests = []
-        for path, stamp in zip(self.files, self.stamps, strict=True):
-            content = hashlib.sha256()
+        digests = [hashlib.sha256() for _ in self.files]
+        for path, stamp, digest in zip(self.files, self.stamps, digests, strict=True):
             for block in file_blocks(path, stamp):
-                content.update(block)
-            digests.append(content.hexdigest())
-        return tuple(digests)
+                digest.update(block)
+        return tuple(digest.hexdigest() for digest in digests)
 
     def documents(self, account: ByteAccount | None = None) -> Iterator[str]:
-        """Yield every document in order; add to `account`, which is complete when the iterator is exhausted.
+        """Yield every document in order, and add to `account`.
 
         Raises:
             DataError: There are bytes that are not UTF-8, NUL bytes, a damaged gzip file, a jsonl line without a text,
@@ -142,9 +140,8 @@ class Corpus:
             read = _json_documents if kind_of(path) == "jsonl" else cut
             yield from read(path, stamp, account)
         if account.documents == documents_before:
-            raise DataError(
-                f"{self.name}: {shown(self.files[0])} ({len(self.files)} files): only white space, no text."
-            )
+            of = f"{shown(self.files[0])} ({len(self.files)} files)"
+            raise DataError(f"{self.name}: {of}: only white space, no text.")
 
 
 def _texts(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator[tuple[int, str]]:
@@ -178,12 +175,8 @@ def _decode(path: Path, offset: int, piece: bytes) -> str:
     except UnicodeDecodeError as error:
         if not 0 <= nul < error.start:
             hint = "it looks like UTF-16; " if offset == 0 and piece[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-            refuse(
-                path,
-                f"byte {offset + error.start} (0x{piece[error.start]:02x}) is not UTF-8: {error.reason}; {hint}"
-                "convert the file to UTF-8.",
-                error,
-            )
+            byte = f"byte {offset + error.start} (0x{piece[error.start]:02x})"
+            refuse(path, f"{byte} is not UTF-8: {error.reason}; {hint}convert the file to UTF-8.", error)
     if nul >= 0:
         refuse(path, f"byte {offset + nul} is NUL: this is UTF-16 or a binary file, not UTF-8 text. Convert it.")
     return text
@@ -225,7 +218,8 @@ def _lines(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator
 def _text_blocks(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator[str]:
     """Yield each run of lines that are not blank, joined by newlines."""
     begun: list[str] = []  # what earlier pieces hold of a block that has not ended
-    for _, piece in _texts(path, stamp, account):
+    pieces = (piece for _, piece in _texts(path, stamp, account))
+    for piece in chain(pieces, ("\n\n",)):
         lines = piece.replace("\r\n", "\n")
         # With a newline at both ends a blank line at the seam of two pieces looks like any other.
         *ended, rest = _BLANK_LINES.split("\n" + lines + ("" if lines.endswith("\n") else "\n"))
@@ -234,8 +228,6 @@ def _text_blocks(path: Path, stamp: tuple[int, int], account: ByteAccount) -> It
             begun = []
             yield from _counted([block] if block else [], account)
         begun.append(rest.removesuffix("\n"))
-    block = "".join(begun).removeprefix("\n")
-    yield from _counted([block] if block else [], account)
 
 
 def _whole_file(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator[str]:

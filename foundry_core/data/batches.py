@@ -14,7 +14,7 @@ from foundry_core.data.workers import Batch as Batch
 from foundry_core.data.workers import batches_from_workers
 
 Collator: TypeAlias = Callable[[Sequence[Any]], Batch]
-"""Makes a batch of rows: `{"input_ids": int64 array, "epoch": int, "row": int}` each."""
+"""Makes a batch of rows, each `{"input_ids": int64 array, "epoch": int, "row": int}`."""
 
 
 class Batches(Dataset[Batch]):
@@ -38,8 +38,6 @@ class Batches(Dataset[Batch]):
         num_workers: int = 0,
     ):
         assert order.size == len(rows), (order.size, len(rows))
-        assert batch_size >= 1, batch_size
-        assert 0 <= start <= stop, (start, stop)
         self.rows, self.order, self.collate = rows, order, collate
         self.batch_size, self.start, self.stop, self.num_workers = batch_size, start, stop, num_workers
         self._group, self._epochs, self._rows = -1, list[int](), list[int]()

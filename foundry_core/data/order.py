@@ -40,8 +40,8 @@ class Permutation:
     def __call__(self, positions: Ints) -> Ints:
         """Return the rows (int64) at these positions; both are in range(size), of any shape."""
         positions = np.asarray(positions)
-        if positions.size and not (positions.min() >= 0 and positions.max() < self.size):
-            raise IndexError(f"positions {positions.min()} to {positions.max()} of {self.size}")
+        if ((positions < 0) | (positions >= self.size)).any():
+            raise IndexError(f"positions outside of 0 to {self.size - 1}")
         rows = self._network(positions.reshape(-1).astype(np.uint64))
         outside = np.flatnonzero(rows >= self.size)
         while outside.size:

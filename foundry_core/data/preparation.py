@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from foundry_core.config.loading import load_config
 from foundry_core.corpus.files import shown
 from foundry_core.corpus.reader import Corpus
 from foundry_core.data.rows import Rows
-from foundry_core.data.token_file import TokenFile, prepare_tokens
+from foundry_core.data.token_file import Progress, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, warn
 from foundry_core.run_folder import METRICS, TOKENIZER, TOKENIZER_LOCK, TOKENIZER_MODEL, TOKENIZER_ORIGIN, TOKENS
 from foundry_core.storage.files import write_file
@@ -33,13 +32,9 @@ class Corpora:
     test: Corpus | None
 
 
-def training_corpus(config: ExperimentConfig) -> Corpus:
-    """Open the documents a model is trained on, the only ones that a tokenizer is trained on."""
-    return _opened(config, config.data.training_corpus, "data.training_corpus")
-
-
-def _opened(config: ExperimentConfig, spec: str, name: str) -> Corpus:
+def _opened(config: ExperimentConfig, setting: str) -> Corpus:
     """Open a corpus. Refuse one that contains files of this run, because it would be another one the next time."""
+    name, spec = f"data.{setting}", getattr(config.data, setting)
     folder, output_dir = Path(spec).expanduser(), Path(config.training.output_dir)
     for key, own in (("training.output_dir", output_dir), ("tokenizer.output_dir", tokenizer_folder(config))):
         if folder.is_dir() and own.resolve().is_relative_to(folder.resolve()):
@@ -57,10 +52,10 @@ def _opened(config: ExperimentConfig, spec: str, name: str) -> Corpus:
 
 def experiment_corpora(config: ExperimentConfig) -> Corpora:
     """Open both corpora. Raises DataError when a test file is also trained on, whatever its name there."""
-    train = training_corpus(config)
+    train = _opened(config, "training_corpus")
     if config.data.test_corpus is None:
         return Corpora(train, None)
-    test = _opened(config, config.data.test_corpus, "data.test_corpus")
+    test = _opened(config, "test_corpus")
     trained = dict(zip(train.file_digests, train.files, strict=True))
     for path, digest, (size, _) in zip(test.files, test.file_digests, test.stamps, strict=True):
         if size and digest in trained:
@@ -100,10 +95,12 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
     }
     tokenizer = None if force else _stored_tokenizer(folder, inputs)
     if tokenizer is None:
+
+        def waiting(owner: str) -> None:
+            warn(f"waiting for the tokenizer in {folder}: {owner}")
+
         # Of two runs at once the second waits, and finds what the first has trained, or is refused.
-        with RunLock(
-            folder, TOKENIZER_LOCK, waiting=lambda owner: warn(f"waiting for the tokenizer in {folder}: {owner}")
-        ):
+        with RunLock(folder, TOKENIZER_LOCK, waiting=waiting):
             tokenizer = None if force else _stored_tokenizer(folder, inputs)
             if tokenizer is None:
                 tokenizer = _trained_tokenizer(config, corpus, folder, inputs)
@@ -154,9 +151,8 @@ def _trained_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer, save it, and return it as it is read back. The caller must hold the folder's lock."""
     path = folder / TOKENIZER_ORIGIN
-    trained = train_tokenizer(
-        config.tokenizer_type, corpus.documents, config.tokenizer.vocab_size, inputs["special_tokens"]
-    )
+    size, special = config.tokenizer.vocab_size, inputs["special_tokens"]
+    trained = train_tokenizer(config.tokenizer_type, corpus.documents, size, special)
     # Written before the files without a digest and after them with it: one that was interrupted is trained again.
     _write_sidecar(path, inputs, None)
     save_tokenizer(trained, folder)
@@ -179,7 +175,7 @@ def train_tokenizer_from_config(
 ) -> PreTrainedTokenizerFast:
     """Train, or reuse, the tokenizer that a configuration describes; the test corpus is never read."""
     loaded = config if isinstance(config, ExperimentConfig) else load_config(config)
-    return experiment_tokenizer(loaded, training_corpus(loaded), force=force)
+    return experiment_tokenizer(loaded, _opened(loaded, "training_corpus"), force=force)
 
 
 @dataclass(frozen=True)
@@ -193,11 +189,7 @@ class ExperimentData:
 
 
 def experiment_tokens(
-    config: ExperimentConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    corpora: Corpora,
-    *,
-    progress: Callable[[int], None] | None = None,
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, corpora: Corpora, *, progress: Progress | None = None
 ) -> tuple[TokenFile, TokenFile | None]:
     """Encode the training and the test corpus, or reuse their token files."""
     folder = tokenizer_folder(config) / TOKENS
@@ -223,8 +215,6 @@ def cut_rows(tokens: TokenFile, config: ExperimentConfig, tokenizer: PreTrainedT
 
 def data_identity(data: ExperimentData) -> dict[str, str]:
     """Return the digests of all that a run reads, each under its name in messages."""
-    found = {
-        "the training corpus": data.train.info.corpus_digest,
-        "the tokenizer": data.train.info.tokenizer_digest,
-    }
-    return found | ({"the test corpus": data.test.info.corpus_digest} if data.test is not None else {})
+    train, test = data.train.info, data.test and data.test.info
+    found = {"the training corpus": train.corpus_digest, "the tokenizer": train.tokenizer_digest}
+    return found | ({"the test corpus": test.corpus_digest} if test else {})

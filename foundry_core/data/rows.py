@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,10 +51,10 @@ class Rows:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the tokens of a token file: a worker that is spawned maps it again."""
-        state, mapped = self.__dict__.copy(), self._tokens.base
-        if isinstance(mapped, np.memmap) and len(mapped) == len(self._tokens):
-            state["_tokens"] = (mapped.filename, mapped.dtype)
-        return state
+        mapped = self._tokens.base
+        if not isinstance(mapped, np.memmap) or len(mapped) != len(self._tokens):
+            return self.__dict__
+        return self.__dict__ | {"_tokens": (mapped.filename, mapped.dtype)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -77,11 +77,7 @@ class Rows:
         ids[0], ids[1:-1], ids[-1] = self._frame[0], chunk[1:], self._frame[1]
         return ids
 
-    @overload
-    def stream_tokens(self, index: int) -> int: ...
-    @overload
-    def stream_tokens(self, index: Ints) -> Ints: ...
-    def stream_tokens(self, index: int | Ints) -> int | Ints:
+    def stream_tokens(self, index: int | Ints) -> Ints:
         """Return how many tokens of the stream a row consumes; summed over all rows this is `total_tokens`."""
-        left = self.total_tokens - index * self._new
-        return np.minimum(self._new, left) if isinstance(left, np.ndarray) else min(self._new, left)
+        left: Ints = self.total_tokens - np.asarray(index) * self._new
+        return np.minimum(self._new, left)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from foundry_core.storage import files as storage
 from foundry_core.storage import manifest
 from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
 from foundry_core.tokenization.tokenizer_folder import tokenizer_digest
+
+Progress: TypeAlias = Callable[[int], None]
+"""Called now and then with the bytes of the corpus (decompressed) that were read so far."""
 
 _FORMAT = 2
 _BATCH_TOKENS = 1 << 20
@@ -63,17 +66,11 @@ class TokenFile:
     info: TokenInfo
 
 
-def prepare_tokens(
-    corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Callable[[int], None] | None = None
-) -> TokenFile:
+def prepare_tokens(corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Progress | None = None) -> TokenFile:
     """Return the token file of a corpus: the one in `folder` if it was made from the same inputs and is undamaged.
 
     Otherwise it is built: `<digest>.tokens`, `<digest>.documents` and, last, the sidecar `<digest>.json`. The content
     is a function of the inputs, so two processes may build it at once. Memory does not grow with the corpus.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        progress: Called now and then with the bytes of the corpus (decompressed) that were read so far.
 
     Raises:
         DataError: The corpus, or a token file that exists, cannot be read.
@@ -128,24 +125,21 @@ class _Column:
         self.length += len(values)
 
 
-def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Callable[[int], None] | None) -> dict[str, Any]:
+def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None) -> dict[str, Any]:
     """Write both files; return the fields of TokenInfo that were counted on the way."""
     facts: dict[str, Any] = {}
-    separator, vocabulary = separator_id(tokenizer), len(tokenizer)
+    vocabulary = len(tokenizer)
     dtype = "<u2" if vocabulary <= 1 << 16 else "<u4"
 
     def fill(tokens_file: storage.Writer, documents_file: storage.Writer) -> None:
         tokens, documents, account = _Column(tokens_file, dtype), _Column(documents_file, "<i8"), ByteAccount()
-        tokens.append(np.array([separator]))
+        end = np.array([separator_id(tokenizer)], dtype=np.uint32)
+        tokens.append(end)
         for batch in _batches(DocumentEncoder(tokenizer).encode(corpus.documents(account))):
-            lengths = np.fromiter(map(len, batch), dtype=np.int64, count=len(batch)) + 1
-            ends = np.cumsum(lengths)
-            ids = np.full(int(ends[-1]), separator, dtype=np.uint32)
-            is_text = np.ones(len(ids), dtype=bool)
-            is_text[ends - 1] = False
-            ids[is_text] = np.concatenate(batch)
+            ids = np.concatenate([part for document in batch for part in (document, end)])
             assert int(ids.max()) < vocabulary, f"token id {int(ids.max())} in a vocabulary of {vocabulary}"
-            documents.append(tokens.length + ends - lengths)
+            lengths = np.array([len(document) + 1 for document in batch])
+            documents.append(tokens.length + np.cumsum(lengths) - lengths)
             tokens.append(ids)
             if progress is not None:
                 progress(account.bytes_in)

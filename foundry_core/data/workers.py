@@ -1,11 +1,9 @@
-"""Processes that prepare batches ahead of training: torch's DataLoader, and what a run needs besides.
+"""Processes that prepare batches ahead of training: torch's DataLoader, and what a run needs in addition.
 
 * Workers ignore SIGINT, SIGTERM and SIGUSR1, which schedulers and terminals send to whole groups: the parent decides
   when to stop. They end with the iteration, and with their parent.
 * A dead worker ends the iteration at the next batch. Torch's own handler of SIGCHLD would raise anywhere in the run,
   half-way through a save or in an observer, and blame whatever runs there.
-* On Linux they are forked unless `multiprocessing.set_start_method` asks for something else: nothing is imported or
-  copied again, and a collator need not be importable (a notebook, `--plugin file.py`).
 """
 
 from __future__ import annotations
@@ -37,11 +35,10 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class _DiedError(BaseException):
-    """A worker has died. Not an Exception: DataLoader would catch it and ask for a lock that the dead may hold."""
+    """A worker has died. Not an Exception: DataLoader would catch it and wait for a lock that the dead may hold."""
 
 
-_abandoned: list[Iterator[Any]] = []
-"""Iterators that are kept, not shut down: their shutdown asks for that lock, too, and could wait for it forever."""
+_abandoned: list[Iterator[Any]] = []  # never shut down: that waits for the same lock
 
 
 def batches_from_workers(source: Dataset[Batch], count: int, num_workers: int) -> Iterator[Batch]:
@@ -78,7 +75,9 @@ def batches_from_workers(source: Dataset[Batch], count: int, num_workers: int) -
 
 
 def _start(source: Dataset[Batch], count: int, num_workers: int) -> Any:
-    """Return DataLoader's iterator. Signals wait: a process that does not ignore them yet would run our handlers."""
+    """Start the workers, while signals wait: a process that does not ignore them yet would run our handlers."""
+    # A fork imports and copies nothing, and a collator need not be importable (a notebook, `--plugin file.py`).
+    method = multiprocessing.get_start_method(allow_none=True) or ("fork" if sys.platform == "linux" else None)
     handler = signal.getsignal(signal.SIGCHLD)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
     try:
@@ -89,8 +88,7 @@ def _start(source: Dataset[Batch], count: int, num_workers: int) -> Any:
                 num_workers=num_workers,
                 collate_fn=partial(_make, source),
                 worker_init_fn=_begin,
-                multiprocessing_context=multiprocessing.get_start_method(allow_none=True)
-                or ("fork" if sys.platform == "linux" else None),
+                multiprocessing_context=method,
                 generator=torch.Generator(),  # by default it draws from torch's global generator
             )
         )
@@ -112,7 +110,7 @@ def _begin(worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent ends: DataLoader's own watchdog waits for batches that nobody reads any more."""
+    """End this worker with its parent: after DataLoader's own watchdog it would wait for its batches to be read."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -13,7 +13,7 @@ import re
 import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import accumulate
 
 import numpy as np
@@ -64,19 +64,17 @@ def count(
     starts at zero.
     """
     counts: dict[str, int] = {}
-    held = 0
     for batch in _batches(texts, parts):
         for text, times in batch.items():
             for part in cut(text):
-                if part in counts:
-                    counts[part] += times
-                else:
-                    counts[part] = times
-                    held += len(part) + ENTRY
-        if held > COUNTED:
+                counts[part] = counts.get(part, 0) + times
+        if _size(counts) > COUNTED:
             counts = most_frequent(counts, COUNTED // 2)
-            held = sum(map(len, counts)) + ENTRY * len(counts)
     return counts
+
+
+def _size(counts: Collection[str]) -> int:
+    return sum(map(len, counts)) + ENTRY * len(counts)
 
 
 def most_frequent(counts: dict[str, int], room: int) -> dict[str, int]:
@@ -84,7 +82,7 @@ def most_frequent(counts: dict[str, int], room: int) -> dict[str, int]:
 
     Among equals those with the lowest checksum: a fair sample of the whole corpus, the same on every run.
     """
-    if sum(map(len, counts)) + ENTRY * len(counts) <= room:
+    if _size(counts) <= room:
         return counts
     ranked = sorted(counts, key=lambda part: zlib.crc32(part.encode()))
     ranked.sort(key=counts.__getitem__, reverse=True)

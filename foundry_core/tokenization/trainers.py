@@ -1,11 +1,10 @@
 """The trainers of core's five tokenizer types, in memory that does not grow with the corpus.
 
-A trainer receives what `text_counts` counts: the parts of words, cut where no token of that type reaches across. A
-subword trainer gets as many of the most frequent parts as `MOST` allows; less than a gigabyte is enough for any corpus.
+A trainer receives what `text_counts` counts: the parts of words, cut where no token of that type reaches across.
 
-Costs, measured on two shared cores with 8000 tokens. On 3 MB of English (MASC), training takes 3.4 s (sentencepiece),
-1.3 s (wordpiece, bpe) or 0.2 s. On 206 MB of generated text with more distinct words than are kept, it takes at most
-107 s and 375 MB (sentencepiece), 93 s and 590 MB (bpe) or 22 s and 230 MB (word).
+Measured on two shared cores with 8000 tokens: 3.4 s (sentencepiece), 1.3 s (wordpiece, bpe) or 0.2 s for 3 MB of
+English. For 206 MB of generated text with more distinct words than are kept, 107 s and 375 MB (sentencepiece), 93 s and
+590 MB (bpe) or 22 s and 230 MB (word).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, repeat
 
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -126,16 +125,14 @@ def build_sentencepiece(request: Request) -> Tokenizer:
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     # The model would find "<0x41>" in the text like any other piece: the first character of such text is set apart.
     literal = rf"<(?=0x[0-9A-F]{{2}}>)|{re.escape(unknown[0])}(?={re.escape(unknown[1:])})"
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(literal), "isolated"),
-            pre_tokenizers.Split("\n", "isolated"),
-            pre_tokenizers.Split(SPACE, "merged_with_next"),
-        ]
-    )
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    splits: list[tuple[str | Regex, str]] = [
+        (Regex(literal), "isolated"),
+        ("\n", "isolated"),
+        (SPACE, "merged_with_next"),
+    ]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(*split) for split in splits])
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
     request.files[SENTENCEPIECE_MODEL] = model
     return request.finish(backend, unknown)
 
@@ -223,14 +220,14 @@ def build_wordpiece(request: Request) -> Tokenizer:
     kept = by_frequency(characters)[:_ALPHABET_LIMIT]
     # The trainer numbers "##a" in the order of a hash table, which differs from run to run and decides ties. Given
     # in sorted order, they are the same every time.
-    continued = sorted(f"##{character}" for character in {c for word in counts for c in word[1:]}.intersection(kept))
+    first = [unknown, *sorted(f"##{c}" for c in {c for word in counts for c in word[1:]}.intersection(kept))]
     size, room = request.size_and_room(unknown)
     backend = Tokenizer(models.WordPiece(unk_token=unknown))
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(room, 0),
         initial_alphabet=kept,
         limit_alphabet=len(kept),
-        special_tokens=[unknown, *continued],
+        special_tokens=first,
         show_progress=False,
     )
     _train(backend, trainer, counts)
@@ -247,18 +244,10 @@ def _train(backend: Tokenizer, trainer: trainers.Trainer, counts: Mapping[str, i
     """Train on words without white space. The trainer counts for itself, so it gets each word as often as it occurs."""
 
     def texts() -> Iterator[str]:
-        text: list[str] = []
-        size = 0
         for word, times in counts.items():
-            while times > 0:
-                now = min(times, _PIECE // (len(word) + 1) + 1)
-                text.append(f"{word} " * now)
-                times -= now
-                size += now * (len(word) + 1)
-                if size >= _PIECE:
-                    yield "".join(text)
-                    text, size = [], 0
-        yield "".join(text)
+            most = _PIECE // (len(word) + 1) + 1
+            yield from repeat(f"{word} " * most, times // most)
+            yield f"{word} " * (times % most)
 
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.train_from_iterator(texts(), trainer)
@@ -286,13 +275,12 @@ def build_word(request: Request) -> Tokenizer:
     for name in request.names:
         counts.pop(name, None)
     backend = _word_level(request, counts, [unknown, separator])
-    backend.normalizer = normalizers.Sequence(
-        [
-            normalizers.Replace(Regex(r"[\x1c-\x1f]"), " "),  # white space in Python, not in Rust
-            normalizers.Replace(Regex(rf"(?<!\S){re.escape(separator)}(?!\S)"), unknown),
-            normalizers.Replace("\n", f" {separator} "),
-        ]
-    )
+    replaced: list[tuple[str | Regex, str]] = [
+        (Regex(r"[\x1c-\x1f]"), " "),  # white space in Python, not in Rust
+        (Regex(rf"(?<!\S){re.escape(separator)}(?!\S)"), unknown),
+        ("\n", f" {separator} "),
+    ]
+    backend.normalizer = normalizers.Sequence([normalizers.Replace(*pair) for pair in replaced])
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return request.finish(backend, unknown, separator)
 

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,13 @@ _BUILDERS = {
 }
 
 
+def _check_known(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise TokenizerError(f"unknown {what} {name!r}.{did_you_mean(name, known)} Available: {', '.join(known)}")
+
+
 def _core_type(name: str) -> TokenizerType:
-    if name not in CORE_TOKENIZER_TYPES:
-        near = did_you_mean(name, CORE_TOKENIZER_TYPES)
-        raise TokenizerError(f"unknown tokenizer type: {name!r}.{near} Available: {', '.join(CORE_TOKENIZER_TYPES)}")
+    _check_known("tokenizer type", name, CORE_TOKENIZER_TYPES)
     return CORE_TOKENIZER_TYPES[name]
 
 
@@ -46,30 +49,23 @@ def default_special_tokens(tokenizer_type: str, masked: bool) -> dict[str, str]:
 
 
 def train_tokenizer(
-    tokenizer_type: str | TokenizerType,
-    documents: Documents,
-    vocab_size: int | None,
-    special_tokens: Mapping[str, str],
+    tokenizer_type: str | TokenizerType, documents: Documents, vocab_size: int | None, special_tokens: Mapping[str, str]
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer.
 
     Args:
         tokenizer_type: The name of one of core's five types, or any descriptor.
         documents: A function that starts a pass over the texts; some types take several.
-        vocab_size: An upper bound that counts the special tokens; sentencepiece fills it or refuses it. None takes
-            every character or word.
+        vocab_size: An upper bound, special tokens included; None takes every character or word.
         special_tokens: Names by role.
 
     Raises:
-        TokenizerError: The type is unknown, the special tokens are unusable, the corpus is empty, or the size is
-            impossible.
+        TokenizerError: The type or a special token is unusable, the corpus is empty, or the size is impossible.
         PluginError: A plugin's trainer breaks the rules of this module.
     """
     kind = tokenizer_type if isinstance(tokenizer_type, TokenizerType) else _core_type(tokenizer_type)
     for role in special_tokens:
-        if role not in SPECIAL_TOKEN_ROLES:
-            near = did_you_mean(role, SPECIAL_TOKEN_ROLES)
-            raise TokenizerError(f"unknown special token role {role!r}.{near} Roles: {', '.join(SPECIAL_TOKEN_ROLES)}")
+        _check_known("special token role", role, SPECIAL_TOKEN_ROLES)
     for concerned, problem in special_token_problems(kind, special_tokens):
         raise TokenizerError(f"{concerned} {problem}" if concerned else problem)
     if not any(document.strip() for document in documents()):
@@ -83,8 +79,7 @@ def train_tokenizer(
     what = f"the trainer of the tokenizer type {kind.name}"
     with failing_as(what):
         tokenizer = trainer(documents, vocab_size, special_tokens)
-    broken = _broken_rule(tokenizer, vocab_size, special_tokens)
-    if broken:
+    if broken := _broken_rule(tokenizer, vocab_size, special_tokens):
         raise PluginError(f"{what}, {kind.trainer}, {broken}")
     return tokenizer
 
