@@ -1,4 +1,4 @@
-"""The committed names of the weights: `state_keys.txt` beside a plugin's light module.
+"""The committed names of the weights: `state_keys.txt` next to a plugin's light module.
 
     [lstm: tiny, causal_lm]
     [lstm: tiny, masked_lm]

@@ -40,7 +40,7 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
     def sentence_representation(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Return one vector for each row, (B, D), pooled over the last hidden states as `pooler_type` says.
+        """Return one vector for each row, (B, D), pooled over the last hidden states according to `pooler_type`.
 
         Args:
             input_ids: Tokens, (B, T).

@@ -176,7 +176,7 @@ def _capabilities(config: TransformersModelConfig) -> Capabilities:
     section = config.transformers
     kind = catalogue.model_type(section.model_type)
     assert kind is not None
-    # An encoder with a causal variant is causal if its setting says so.
+    # An encoder with a causal variant is causal if that setting is on.
     causal = kind.masked_class is None or (
         kind.causal_class is not None and getattr(section, kind.direction or "", False)
     )
