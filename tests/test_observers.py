@@ -33,6 +33,7 @@ from foundry_core.registry.isolation import kept_settings
 from foundry_core.storage.files import StorageError
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.sinks import MetricsFile
+from tests.each import each
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -210,7 +211,7 @@ class _UnspeakableError(Exception):
         raise ValueError("no text")
 
 
-@pytest.mark.parametrize(
+@each(
     ("error", "said"),
     [
         (RuntimeError("one\ntwo"), "RuntimeError: one two"),
@@ -222,7 +223,6 @@ class _UnspeakableError(Exception):
         (StorageError("a file of its own"), "a file of its own"),
         (_UnspeakableError(), "_UnspeakableError: <exception str() failed>"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_a_failing_observer_is_named_once_and_muted(
     error: BaseException, said: str, capsys: pytest.CaptureFixture[str]
