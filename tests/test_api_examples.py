@@ -34,6 +34,7 @@ from foundry_core import (
 )
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.testing.toy_language import ToyCorpus
+from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
 AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers."
@@ -144,7 +145,7 @@ def test_parameters_are_counted_once_and_memory_follows(
     assert model.get_memory_footprint().optimizer == 8 * (count.total - count.embeddings)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "lstm", "gru", "rnn", "mamba", "transformers"])
+@each("name", ["gpt2", "lstm", "gru", "rnn", "mamba", "transformers"])
 def test_generating(name: str, experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     model = create_model(experiment(name, tmp_path), letters)
     ids = torch.arange(4)[None]
@@ -177,7 +178,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "example", "objectives", "tokenizer_type"), TABLE)
+@each(("name", "example", "objectives", "tokenizer_type"), TABLE)
 def test_the_table_of_architectures(
     name: str,
     example: str,

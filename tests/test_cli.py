@@ -11,6 +11,7 @@ import yaml
 
 from foundry_core.cli import VERBS, main
 from foundry_core.testing.toy_language import write_corpus
+from tests.each import each
 
 SIZES = {"rnn": {"embedding_size": 12, "hidden_size": 16, "num_layers": 1}}
 
@@ -212,7 +213,7 @@ def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
     assert (tmp_path / "tok" / "tokenizer.json").stat().st_mtime_ns != stamp
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "code", "says"),
     [
         (["train", "{x}"], 6, "--resume"),
@@ -247,7 +248,7 @@ def test_debug_shows_where(tmp_path, capsys):
 SUBVERBS = ["tokenizer train", "data prepare", "plugins list", "plugins show", "plugins doctor"]
 
 
-@pytest.mark.parametrize("verb", [*VERBS, *SUBVERBS])
+@each("verb", [*VERBS, *SUBVERBS])
 def test_each_verb_has_help_with_an_example_in_80_columns(verb, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:

@@ -11,6 +11,7 @@ import torch
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
 from foundry_core.models.cost import activation_bytes, plain_rows, saved_bytes, training_flops
+from tests.each import each
 
 Build = Callable[..., BaseLanguageModel]
 SIZES = {"embedding_size": 24, "hidden_size": 32, "num_layers": 2, "dropout": 0.3}
@@ -44,8 +45,8 @@ def test_attention_grows_with_the_square_of_the_length(build: Build) -> None:
     assert training_flops(model, 3, 8) == 3 * model.flops(3, 8)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "bert", "lstm"])
-@pytest.mark.parametrize("rows", [1, 3, 24])
+@each("architecture", ["gpt2", "bert", "lstm"])
+@each("rows", [1, 3, 24])
 def test_activations_of_many_rows_are_told_from_a_few(build: Build, architecture: str, rows: int) -> None:
     model = build(architecture).eval()
     chance = torch.random.get_rng_state()

@@ -37,6 +37,7 @@ from foundry_core.tokenization.encoding import DocumentEncoder
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 from foundry_core.training.optimizers import build_optimizer
+from tests.each import each
 
 PACKAGE = Path(__file__).parent / "example_plugin"
 SIZES = {
@@ -121,7 +122,7 @@ def test_its_names_and_settings_are_checked_when_the_yaml_is_read_without_torch(
     assert "valid; bert, span_corruption, train_steps 6" in done.stdout
 
 
-@pytest.mark.parametrize(
+@each(
     ("overrides", "problem"),
     [
         (
@@ -155,7 +156,6 @@ def test_its_names_and_settings_are_checked_when_the_yaml_is_read_without_torch(
             "training.objective: gpt2 with these settings cannot be trained with span_corruption; it accepts causal_lm",
         ),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_what_is_wrong_is_named_with_its_line(written: Callable[..., Path], overrides: list[str], problem: str) -> None:
     with pytest.raises(ConfigError) as raised:

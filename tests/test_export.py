@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GenerationC
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
 from foundry_core.errors import CheckpointError
+from tests.each import each
 
 # name: architecture, example, objective
 MODELS = {
@@ -158,7 +159,7 @@ def test_transformers_has_nothing_to_warn_of(
 # The way back.
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_the_architecture_is_found_and_the_bits_are_the_same(build: Build, folders: Path, name: str) -> None:
     model = build(name)
     torch.manual_seed(3)
@@ -195,7 +196,7 @@ def test_saving_changes_neither_the_model_nor_the_random_state_and_writes_the_sa
 # What is in the folder.
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_config_json_says_what_others_look_for(letters: Any, folders: Path, name: str) -> None:
     config = json.loads((folders / name / "config.json").read_bytes())
     architecture, _, objective = MODELS[name]
@@ -216,7 +217,7 @@ def test_config_json_says_what_others_look_for(letters: Any, folders: Path, name
         assert json.loads(generation.read_bytes())["eos_token_id"] == letters.eos_token_id
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_every_parameter_is_stored_once(build: Build, folders: Path, name: str) -> None:
     stored = load_file(folders / name / "model.safetensors")
     assert sum(tensor.numel() for tensor in stored.values()) == build(name).get_parameter_count().total

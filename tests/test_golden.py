@@ -21,6 +21,7 @@ from foundry_core import StepReport, hookimpl, load_config, run
 from foundry_core.checkpoints.compatibility import versions
 from foundry_core.registry.loading import get_architecture
 from foundry_core.testing.toy_language import write_corpus
+from tests.each import each
 
 RECORD = Path(__file__).with_name("golden_losses.json")
 STEPS = 50
@@ -75,7 +76,7 @@ def losses(architecture: str, folder: Path) -> list[float]:
     return heard.of_step
 
 
-@pytest.mark.parametrize("architecture", KINDS)
+@each("architecture", KINDS)
 def test_training_computes_what_is_on_record(architecture: str, tmp_path: Path, one_thread: None) -> None:
     """Exactly where the record was made with the same versions on the same processor, to 1e-4 elsewhere."""
     record = json.loads(RECORD.read_bytes())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.each import each
 from tests.mutants import nothing
 from tests.mutation import check, mutate, mutated_environment, unmutated_environment
 
@@ -87,9 +88,7 @@ def test_methods_can_be_replaced(victim: Any) -> None:
     assert (before.doubled(), victim.Thing.plain(3)) == (12, None)
 
 
-@pytest.mark.parametrize(
-    "target", ["nowhere:number", "victim:nothing", "victim:Thing.gone", "victim:Thing", "victim:handlers"]
-)
+@each("target", ["nowhere:number", "victim:nothing", "victim:Thing.gone", "victim:Thing", "victim:handlers"])
 def test_a_target_that_is_not_a_function_is_refused(victim: Any, target: str) -> None:
     with pytest.raises(LookupError, match=target):
         check(target, nothing)
@@ -100,7 +99,7 @@ def test_a_closure_is_refused(victim: Any) -> None:
         check("victim:closed", nothing)
 
 
-@pytest.mark.parametrize(
+@each(
     ("replacement", "fits"),
     [
         (lambda original, base, *, more: None, True),

@@ -25,6 +25,7 @@ from foundry_core.cli import main
 from foundry_core.cli.new_plugin import core_versions, plugin_files
 from foundry_core.registry.doctor import examine
 from foundry_core.registry.loading import get_architecture
+from tests.each import each
 
 Install = Callable[..., None]
 LONGEST = "abcdefghijklmnopqrst"
@@ -119,7 +120,7 @@ def test_the_workflow_runs_what_the_readme_says() -> None:
         assert command in development
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "near"),
     [
         ("My-Arch", "my_arch"),
@@ -146,7 +147,7 @@ def test_an_impossible_name_is_answered_with_a_possible_one(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["null", "true", "false", "yes", "no", "on", "off", "y", "n"])
+@each("name", ["null", "true", "false", "yes", "no", "on", "off", "y", "n"])
 def test_a_name_that_yaml_reads_as_something_else_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,7 +155,7 @@ def test_a_name_that_yaml_reads_as_something_else_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["lambda", "int", "copy", "architecture", "model", "base", "config", "model_dump"])
+@each("name", ["lambda", "int", "copy", "architecture", "model", "base", "config", "model_dump"])
 def test_a_name_that_is_used_in_the_files_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ from foundry_core.registry.isolation import kept_settings
 from foundry_core.storage.files import StorageError
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.sinks import MetricsFile
+from tests.each import each
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -205,7 +206,7 @@ class _Panic(BaseException):
     """As the panic of an extension in Rust arrives."""
 
 
-@pytest.mark.parametrize(
+@each(
     ("error", "said"),
     [
         (RuntimeError("one\ntwo"), "RuntimeError: one two"),
@@ -216,7 +217,6 @@ class _Panic(BaseException):
         (GeneratorExit(), "GeneratorExit"),
         (StorageError("a file of its own"), "a file of its own"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_a_failing_observer_is_named_once_and_muted(
     error: BaseException, said: str, capsys: pytest.CaptureFixture[str]

@@ -29,6 +29,7 @@ from foundry_core.cli import VERBS, main
 from foundry_core.errors import ConfigError, FoundryError, PluginError
 from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.tokenization.training import train_tokenizer
+from tests.each import each
 
 Distribution = Callable[..., Path]
 
@@ -117,15 +118,14 @@ def test_each_name_that_is_offered_has_one_owner(kind: str) -> None:
         offers(hook_manager([claiming]))
 
 
-@pytest.mark.parametrize("kind", OFFERS)
-@pytest.mark.parametrize(
+@each("kind", OFFERS)
+@each(
     ("offered", "said"),
     [
         (lambda descriptor: None, "fails: TypeError: 'NoneType' object is not iterable"),
         (lambda descriptor: [descriptor.name], "returned a str, not "),
         (lambda descriptor: {descriptor.name: descriptor}, "returned a str, not "),
     ],
-    ids=["nothing", "names", "mapping"],
 )
 def test_what_is_no_list_of_descriptors_is_refused(kind: str, offered: Callable[..., Any], said: str) -> None:
     hook, descriptor, _, _ = OFFERS[kind]
@@ -220,7 +220,7 @@ OPTIMIZER = {"name": "mine", "summary": "of a test", "builder": "no:where"}
 TOKENIZER = {"name": "mine", "summary": "of a test", "trainer": "no:where"}
 
 
-@pytest.mark.parametrize(
+@each(
     ("descriptor", "whole", "wrong", "problem"),
     [
         (Objective, OBJECTIVE, {"name": ""}, "the objective '': its name is '', not a name in printable text"),
@@ -233,7 +233,6 @@ TOKENIZER = {"name": "mine", "summary": "of a test", "trainer": "no:where"}
         (Capabilities, {}, {"objectives": ("masked_lm")}, "Capabilities: objectives is 'masked_lm', not a tuple of na"),
         (Capabilities, {}, {"padding_sides": "left"}, "Capabilities: padding_sides is 'left', not a tuple of names"),
     ],
-    ids=str,
 )
 def test_a_mistake_is_named_where_the_descriptor_is_made(
     descriptor: type[Any], whole: dict[str, Any], wrong: dict[str, Any], problem: str
@@ -539,7 +538,7 @@ def test_a_command_of_a_package_is_called_like_a_verb(
     assert "unknown argument: --loud" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["plugins", "list"], ["sya"]], ids=" ".join)
+@each("arguments", [["--help"], [], ["--version"], ["plugins", "list"], ["sya"]])
 def test_no_command_is_imported_that_is_not_called(
     arguments: list[str], command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from foundry_core.errors import CheckpointError, PluginError
 from foundry_core.models.folder import weights_file
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.training.optimizers import build_optimizer
+from tests.each import each
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,7 +74,7 @@ KINDS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_what_is_saved_and_put_back_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     whole, first, second = network(), network(), network()
     optimizers = [
@@ -91,7 +92,7 @@ def test_what_is_saved_and_put_back_goes_on_bit_for_bit(kind: str, tmp_path: Pat
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_what_it_will_remember_is_found_without_changing_anything(kind: str) -> None:
     asked, left = network(), network()
     optimizers = [KINDS[kind](list(model.parameters())) for model in (asked, left)]
@@ -106,7 +107,7 @@ def test_what_it_will_remember_is_found_without_changing_anything(kind: str) -> 
         assert torch.equal(ours, theirs)
 
 
-def damaged(key: str, value: Any = None) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+def damaged(key: str, value: Any = None) -> Callable[[dict[str, Any], Any], None]:
     """Sets a tensor that is saved, or removes it."""
 
     def damage(tensors: dict[str, Any], values: dict[str, Any]) -> None:
@@ -116,7 +117,7 @@ def damaged(key: str, value: Any = None) -> Callable[[dict[str, Any], dict[str, 
     return damage
 
 
-@pytest.mark.parametrize(
+@each(
     ("damage", "said"),
     [
         (damaged("mean/1.weight"), "lacks mean of '1.weight'"),
@@ -137,7 +138,7 @@ def damaged(key: str, value: Any = None) -> Callable[[dict[str, Any], dict[str, 
     ],
 )
 def test_what_an_optimizer_would_not_remember_is_not_put_into_it(
-    damage: Callable[[dict[str, Any], dict[str, Any]], None], said: str, tmp_path: Path
+    damage: Callable[[dict[str, Any], Any], None], said: str, tmp_path: Path
 ) -> None:
     model, fresh = network(), network()
     optimizer = Counting(model.parameters(), lr=0.1)
@@ -196,7 +197,7 @@ class Careless(torch.optim.SGD):
         return super().state_dict() | ({"extra": 1} if self.what == "extra" else {})
 
 
-@pytest.mark.parametrize(
+@each(
     ("what", "said"),
     [
         ("list", "a list as history/0.weight"),

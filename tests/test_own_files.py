@@ -12,6 +12,7 @@ from foundry_core.errors import UsageError
 from foundry_core.storage.files import AppendedLines, StorageError, publish_folder, remove_leftovers, write_file
 from foundry_core.storage.lock import RunLock
 from foundry_core.training.sinks import MetricsFile
+from tests.each import each
 
 
 @pytest.fixture(autouse=True)
@@ -95,8 +96,8 @@ def dangling_link(path):
     path.symlink_to(path.with_name("letter.txt"))
 
 
-@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
-@pytest.mark.parametrize("make", [link, dangling_link, os.mkfifo, os.mkdir], ids=lambda make: make.__name__)
+@each("name", [".lock", "metrics.jsonl"])
+@each("make", [link, dangling_link, os.mkfifo, os.mkdir])
 def test_a_link_or_a_fifo_in_place_of_a_file_of_the_run_is_refused_in_one_line(experiment, tmp_path, name, make):
     config = experiment("lstm", tmp_path, training={"train_steps": 1})
     folder = Path(config.training.output_dir)

@@ -10,10 +10,10 @@ from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 import foundry_core
+from tests.each import each
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")
@@ -121,7 +121,7 @@ def test_a_package_without_an_architecture_installs_is_used_and_goes(
         environment.uninstall("foundry-bert")
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+@each("name", PLUGINS)
 def test_a_plugin_names_the_cores_it_works_with(name: str, wheels: dict[str, Path]) -> None:
     core_version = metadata(wheels["foundry-core"])["Version"][0]
     (requirement,) = [each for each in metadata(wheels[name])["Requires-Dist"] if each.startswith("foundry-core")]
@@ -134,7 +134,7 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@each("name", DISTRIBUTIONS)
 def test_a_wheel_holds_its_package_with_its_types_and_nothing_else(name: str, wheels: dict[str, Path]) -> None:
     package = name.replace("-", "_")
     files = contents(wheels[name])
@@ -174,7 +174,7 @@ def test_one_version_stands_in_every_file_of_a_release() -> None:
     assert len(set(versions.values())) == 1, versions
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@each("name", DISTRIBUTIONS)
 def test_a_wheel_names_its_authors_and_is_marked_as_typed(name: str, wheels: dict[str, Path]) -> None:
     said = metadata(wheels[name])
     assert said["Author"] == ["the foundry developers"]

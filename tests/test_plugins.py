@@ -30,6 +30,7 @@ from foundry_core.registry.loading import (
     plugin_files,
 )
 from foundry_core.schema import ModelConfig
+from tests.each import each
 
 Install = Callable[..., None]
 
@@ -414,7 +415,7 @@ def test_a_plugin_file_whose_hooks_are_not_active_is_named(
     assert said == ("" if overrides or not hooks else warning)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "message"),
     [
         ("json.py", "there is another module 'json', which it would replace: rename the file"),
@@ -447,7 +448,7 @@ def test_importing_a_plugin_keeps_the_working_folder(
     assert Path.cwd() == tmp_path
 
 
-@pytest.mark.parametrize("module", ["os", "antigravity", "in_the_folder", "yaml.constructor", "", "../x", "a b"])
+@each("module", ["os", "antigravity", "in_the_folder", "yaml.constructor", "", "../x", "a b"])
 def test_a_yaml_imports_nothing_that_no_package_declares(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
-
+from tests.each import each
 from tests.test_rules import CORE_FILES, ROOT, dotted, parsed, where
 
 TEST_FILES = sorted({*(ROOT / "tests").rglob("*.py"), *ROOT.glob("plugins/*/tests/**/*.py"), ROOT / "conftest.py"})
@@ -67,7 +66,7 @@ def test_tests_do_not_use_private_names_of_core() -> None:
     assert offenders == []
 
 
-@pytest.mark.parametrize(
+@each(
     "line",
     [
         "from foundry_core.storage import _hidden",

@@ -25,6 +25,7 @@ from foundry_core.storage.manifest import read_manifest
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.training.optimizers import build_optimizer
 from foundry_core.training.signals import SIGNALS, StopRequest
+from tests.each import each
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +121,7 @@ def test_a_file_added_to_a_checkpoint_makes_it_another(experiment, tmp_path):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize(
+@each(
     ("context", "says"),
     [
         ({"vocab_size": "many"}, "vocab_size 'many'"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import foundry_core
+from tests.each import each
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "foundry_core"
@@ -159,7 +160,7 @@ def test_a_light_module_imports_nothing_heavy() -> None:
     assert offenders == []
 
 
-@pytest.mark.parametrize(
+@each(
     "arguments",
     [
         ["--help"],
@@ -174,7 +175,6 @@ def test_a_light_module_imports_nothing_heavy() -> None:
         ["train", "--help"],
         ["new-plugin", "--help"],
     ],
-    ids=" ".join,
 )
 def test_a_light_verb_loads_nothing_heavy(arguments: list[str]) -> None:
     program = f"""
@@ -318,7 +318,7 @@ def test_storage_itself_writes_through_one_object_that_fault_injection_can_repla
     assert [f"{where(DISK, node)}: {call}" for call, node in writes(tree) if id(node) not in allowed] == []
 
 
-@pytest.mark.parametrize(
+@each(
     "line",
     [
         "open(path, 'w')",

@@ -16,6 +16,7 @@ import pytest
 
 from foundry_core.testing import toy_language
 from foundry_core.testing.toy_language import Lexicon, ToyLanguage, write_corpus
+from tests.each import each
 
 LANGUAGE = ToyLanguage()
 SAMPLES = 50_000
@@ -195,7 +196,7 @@ def test_attractors_are_as_frequent_as_intended(samples: list[str]) -> None:
     assert 0.03 < shares[2] < 0.06
 
 
-@pytest.mark.parametrize(
+@each(
     "sentence",
     [
         "the keys to the cabinet are new .",
@@ -209,7 +210,7 @@ def test_sentences_of_english_are_in_the_language(sentence: str) -> None:
     assert -60 < LANGUAGE.log_probability(sentence) < -10
 
 
-@pytest.mark.parametrize(
+@each(
     "sentence",
     [
         "the keys to the cabinet is new .",

@@ -25,6 +25,7 @@ from foundry_core.data.order import SampleOrder
 from foundry_core.data.rows import Rows
 from foundry_core.data.workers import Batch, batches_from_workers
 from foundry_core.errors import DataError, FoundryError, TokenizerError
+from tests.each import each
 
 
 class Source(Dataset[Batch]):
@@ -307,7 +308,7 @@ def test_an_error_for_the_user_comes_through_with_its_message_alone(error: Found
         list(batches_from_workers(raising(error), 10, 2))
 
 
-@pytest.mark.parametrize(
+@each(
     ("error", "text"),
     [
         (OddError("row 3 is odd", "x"), "OddError: row 3 is odd"),

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         for key in ("objective", "optimizer")
     }
     sections = [each.config_class for each in architectures]
-    classes = dict.fromkeys([ExperimentConfig, *sections, *settings["objective_settings"], *settings["optimizer_settings"]])
+    classes = dict.fromkeys([ExperimentConfig, *sections, *chain.from_iterable(settings.values())])
     references, document = models_json_schema([(each, "validation") for each in classes], schema_generator=Generator)
     definitions: dict[str, Any] = document["$defs"]
 

@@ -20,6 +20,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from foundry_core import BaseLanguageModel, ExperimentConfig, FoundryError, create_model
 from foundry_core.config.sections import TrainingConfig
 from foundry_core.training.optimizers import parameter_groups
+from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
 Build = Callable[..., BaseLanguageModel]
@@ -72,8 +73,8 @@ def test_the_descriptor_is_light() -> None:
 # The scan.
 
 
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 37])
-@pytest.mark.parametrize("fastest", [2.0, 5000.0])
+@each("length", [1, 15, 16, 17, 37])
+@each("fastest", [2.0, 5000.0])
 def test_the_scan_is_the_recurrence_of_the_paper(length: int, fastest: float) -> None:
     """Also where a channel forgets everything within a token, and on both sides of the ends of a chunk."""
     given = inputs(length, fastest=fastest)

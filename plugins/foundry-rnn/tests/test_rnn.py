@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from foundry_core import ExperimentConfig, create_model
+from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -46,8 +47,8 @@ def _reopened(auto_class: Any, model: Any, folder: Path) -> Any:
     return auto_class.from_pretrained(folder / "model")
 
 
-@pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("both", [False, True])
+@each("name", CELLS)
+@each("both", [False, True])
 def test_the_settings_reach_the_layers(
     name: str, both: bool, experiment: Experiment, letters: Any, tmp_path: Path
 ) -> None:
@@ -87,8 +88,8 @@ def test_the_state_is_that_after_the_last_real_token(
             torch.testing.assert_close(ours[:, row : row + 1], theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("example", ["tiny", "tiny_bidirectional"])
+@each("name", CELLS)
+@each("example", ["tiny", "tiny_bidirectional"])
 def test_a_masked_inner_token_is_as_good_as_absent(
     name: str, example: str, experiment: Experiment, letters: Any, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 from foundry_core import Capabilities, ExperimentConfig, load_config
 from foundry_core.errors import ConfigError
 from foundry_core.registry.loading import get_architecture
+from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
 EXAMPLES = get_architecture("transformers").examples
@@ -45,7 +46,7 @@ def capabilities(name: str, **settings: Any) -> Capabilities:
     return get_architecture("transformers").capabilities(section(**sized(name, **settings)))
 
 
-@pytest.mark.parametrize("name", TYPES)
+@each("name", TYPES)
 def test_the_keys_and_defaults_of_a_type_are_those_of_its_class(name: str) -> None:
     kind = catalogue.model_type(name)
     assert kind is not None
@@ -59,7 +60,7 @@ def test_the_keys_and_defaults_of_a_type_are_those_of_its_class(name: str) -> No
     assert kind.aliases == config_class.attribute_map
 
 
-@pytest.mark.parametrize("name", TYPES)
+@each("name", TYPES)
 def test_what_a_type_can_do_is_what_its_class_says(name: str) -> None:
     kind = catalogue.model_type(name)
     assert kind is not None
@@ -70,7 +71,7 @@ def test_what_a_type_can_do_is_what_its_class_says(name: str) -> None:
     assert kind.stateful == model_class._is_stateful
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "sizes"),
     [
         ("llama", ["hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"]),
@@ -148,7 +149,7 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "problem"), PROBLEMS, ids=[text for text, _ in PROBLEMS])
+@each(("text", "problem"), PROBLEMS)
 def test_a_problem_is_one_line_with_its_place_and_its_key(
     text: str, problem: str, experiment: Experiment, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ import torch
 from foundry_core import BaseLanguageModel, ExperimentConfig, FoundryError, create_model, run
 from foundry_core.errors import ConfigError
 from foundry_core.registry.loading import get_architecture
+from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
 Build = Callable[..., BaseLanguageModel]
@@ -37,7 +38,7 @@ def build(experiment: Experiment, letters: Any, tmp_path: Path, one_thread: None
 # What the model is built with.
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@each("example", EXAMPLES)
 def test_sizes_and_ids_are_those_of_the_tokenizer(build: Build, letters: Any, example: str) -> None:
     model = build(example)
     inner = model.to_transformers().config
@@ -90,7 +91,7 @@ def test_no_model_is_looked_for_in_the_network(build: Build, monkeypatch: pytest
 # Its head.
 
 
-@pytest.mark.parametrize(
+@each(
     "settings",
     [
         *EXAMPLES.values(),
@@ -102,7 +103,6 @@ def test_no_model_is_looked_for_in_the_network(build: Build, monkeypatch: pytest
                           "final_logit_softcapping": 0.01}},
         {"transformers": {"model_type": "cohere", **BERT_SIZES, "logit_scale": 7.0}},
     ],
-    ids=lambda settings: settings["transformers"]["model_type"] + f"-{len(settings['transformers'])}",
 )  # fmt: skip
 def test_logits_are_those_of_the_whole_model_and_only_labelled_positions_are_projected(
     build: Build, settings: dict[str, Any]
@@ -187,7 +187,7 @@ def test_a_recurrent_state_of_transformers_goes_on_by_one_token_at_a_time(build:
 # The proof.
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "problem"),
     [
         (
@@ -212,7 +212,6 @@ def test_a_recurrent_state_of_transformers_goes_on_by_one_token_at_a_time(build:
             "CpmAntForCausalLM cannot be trained here: its forward does not pass inputs_embeds to its base model",
         ),
     ],
-    ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_a_type_that_does_not_do_what_training_relies_on_is_refused(
     build: Build, settings: dict[str, Any], problem: str
