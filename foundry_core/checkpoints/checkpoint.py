@@ -11,9 +11,10 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.compatibility import accepted_differences, check_allowed
 from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_tensors
@@ -26,10 +27,6 @@ from foundry_core.run_folder import CHECKPOINT, OPTIMIZER, TRAINER_STATE, WEIGHT
 from foundry_core.storage.files import StorageError, publish_folder, remove_set_aside, set_aside
 from foundry_core.storage.manifest import read_manifest
 from foundry_core.tokenization.tokenizer_folder import tokenizer_files
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
 """The tensors of a checkpoint: for each of its two files, by their names in it."""

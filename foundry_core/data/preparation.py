@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
@@ -19,9 +21,6 @@ from foundry_core.storage.files import write_file
 from foundry_core.storage.lock import RunLock
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest
 from foundry_core.tokenization.training import train_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.corpus.reader import Corpus
 from foundry_core.data.batches import Batches, Collator
@@ -24,9 +25,6 @@ from foundry_core.evaluation.inference import evaluating, to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.hookspecs import EvaluationReport
 from foundry_core.storage.files import scratch_reported
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 def evaluate(

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.inference import evaluating, sentence_ids
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.random_streams import kept_generators
 from foundry_core.tokenization.encoding import separator_id
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 def prompt_warnings(

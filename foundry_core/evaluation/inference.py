@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.models.base import BaseLanguageModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 @contextmanager

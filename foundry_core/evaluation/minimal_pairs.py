@@ -6,19 +6,17 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import DataError
 from foundry_core.evaluation.inference import evaluating, sentence_ids
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED
 from foundry_core.tokenization.encoding import separator_id
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 _PAIRS_PER_BATCH = 64
 

@@ -8,9 +8,10 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.checkpoint import (
     TensorBuffers,
@@ -29,10 +30,6 @@ from foundry_core.errors import warn
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.notifier import Notifier
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 T = TypeVar("T")
 

@@ -19,11 +19,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.checkpoint import load_checkpoint, newest_valid
 from foundry_core.checkpoints.compatibility import environment_changes, versions
@@ -53,9 +54,6 @@ from foundry_core.training.saving import CheckpointSaver
 from foundry_core.training.schedule import Schedule
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.speed import Stopwatch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 _CALMER = "Lower training.learning_rate, lengthen the warm-up, or use fp32"
 
