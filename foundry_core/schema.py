@@ -69,7 +69,7 @@ def _bounds(schema: dict[str, Any], section: type[ConfigSection]) -> None:
 class ConfigSection(BaseModel):
     """A section of the YAML. Refuses unknown keys, converts no values, and does not change after loading.
 
-    LARGEST: Bound of every integer without a bound of its own; larger ones overflow in libraries.
+    LARGEST: Bound of every integer whose field sets no bound; larger ones overflow in libraries.
     RECORDED: Keys that are stored with a model and do not change it; the conformance kit expects no effect of them.
     RULES: Functions that receive the section and yield a line for each problem between its keys. A rule is checked
         when the keys it reads are valid, even if others are missing or wrong, so that users get all problems at once.

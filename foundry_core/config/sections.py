@@ -40,7 +40,7 @@ Settings = SerializeAsAny[ConfigSection] | None
 
 
 class DataConfig(ConfigSection):
-    training_corpus: str = Field(min_length=1, description="file, folder or glob of .txt or .jsonl (key text), or .gz")
+    training_corpus: str = Field(min_length=1, description="file, folder or glob; .txt or .jsonl (key text), also .gz")
     test_corpus: str | None = Field(None, min_length=1, description="text to evaluate on; never used in training")
     documents: Literal["line", "block", "file"] = Field(
         "line", description="one document of a .txt file: a line, a block between blank lines, or the whole file"
@@ -139,7 +139,7 @@ class TrainingConfig(_Counting):
         "linear", description="after warm-up: linear or cosine to 0, constant, or plateau: lower if test loss stalls"
     )
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: multiply the learning rate by this")
-    plateau_patience: int = Field(1, ge=0, description="plateau: evaluations without improvement before that")
+    plateau_patience: int = Field(1, ge=0, description="plateau: evaluations without improvement before lowering")
     warmup_steps: int | None = Field(None, ge=0, description="optimizer steps of linear warm-up")
     warmup_ratio: float | None = Field(None, ge=0, le=1, description="warm-up as a share of all steps")
     gradient_accumulation_steps: int = Field(1, ge=1, le=MOST_ROWS, description="forward passes in one optimizer step")
