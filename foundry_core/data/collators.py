@@ -5,7 +5,6 @@ Shapes: B batch, T tokens of the longest row, padded.
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -195,11 +194,9 @@ class CheckedCollator:
 
 
 def _generator_states() -> dict[str, Any]:
-    return {
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": pickle.dumps(np.random.get_state()),
-        "Python's random": random.getstate(),
-    }
+    _, key, *position = np.random.get_state()
+    numpy, python = (key.tolist(), position), random.getstate()
+    return {"torch": torch.get_rng_state().tolist(), "numpy": numpy, "Python's random": python}
 
 
 def _problem(batch: Any, rows: int, vocabulary: int) -> str | None:
