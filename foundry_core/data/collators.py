@@ -194,9 +194,9 @@ class CheckedCollator:
 
 
 def _generator_states() -> dict[str, Any]:
-    _, key, *position = np.random.get_state()
-    numpy, python = (key.tolist(), position), random.getstate()
-    return {"torch": torch.get_rng_state().tolist(), "numpy": numpy, "Python's random": python}
+    numpy: Any = np.random.get_state()
+    states = torch.get_rng_state().tolist(), (numpy[1].tolist(), numpy[2:]), random.getstate()
+    return dict(zip(("torch", "numpy", "Python's random"), states, strict=True))
 
 
 def _problem(batch: Any, rows: int, vocabulary: int) -> str | None:
