@@ -537,7 +537,7 @@ def test_everything_known_of_a_plugin_is_shown(zebra: Install, tmp_path: Path, c
         "  default tokenizer  bpe",
         "  hooks              foundry_run_ended",
         "",
-        "can do, with its examples:",
+        "capabilities, with its example settings:",
         "  objectives              causal_lm, masked_lm (defaults); causal_lm (tiny)",
         "  generation              yes",
         "  stateful                no",

@@ -217,11 +217,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     figures = [place > 0 and all(cell[:1] in "0123456789-+." for cell in cs[1:]) for place, cs in enumerate(columns)]
     lines = []
     for row in cells:
-        *first, last = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, figures, strict=True)
-        )
-        lines.append(hanging("  ".join([*first, ""]), last))
+        padded = [
+            cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, figures, strict=True)
+        ]
+        lines.append(hanging("  ".join([*padded[:-1], ""]), padded[-1]))
     lines.insert(1, "-" * min(screen_width(), sum(widths) + 2 * len(widths) - 2))
     return "\n".join(lines)
 

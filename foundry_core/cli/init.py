@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foundry_core.cli.common import add_plugin_argument, load_plugins, write_answer, yaml_scalar
-from foundry_core.errors import ConfigError, UsageError
+from foundry_core.errors import ConfigError, UsageError, one_line
 
 if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture
@@ -111,7 +111,9 @@ class _Entry(NamedTuple):
             start = f"{start[: 2 * self.hidden_at]}# {start[2 * self.hidden_at :]}"
         if not self.comment:
             return [start]
-        first, *rest = textwrap.wrap(self.comment, width - COMMENT_COLUMN - 2, break_on_hyphens=False)
+        first, *rest = textwrap.wrap(
+            one_line(" ".join(self.comment.split())), width - COMMENT_COLUMN - 2, break_on_hyphens=False
+        )
         further = [f"{'':{COMMENT_COLUMN}}# {line}" for line in rest]
         return [f"{start.ljust(COMMENT_COLUMN - 1)} # {first}", *further]
 

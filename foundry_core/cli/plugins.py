@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from foundry_core.cli import VERBS
 from foundry_core.cli.common import add_plugin_argument, add_verb, hanging, listing, load_plugins, screen_width, table
 from foundry_core.errors import PluginError, one_line
-
-if TYPE_CHECKING:
-    from foundry_core.registry.doctor import Finding
+from foundry_core.registry.discovery import misnamed_in_environment
+from foundry_core.registry.doctor import Finding, examine, facts
 
 EXAMPLE = """\
 examples:
@@ -52,9 +52,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def list_plugins(options: argparse.Namespace) -> None:
-    from foundry_core.cli import VERBS
-    from foundry_core.registry.doctor import examine
-
     findings = examine(VERBS, schemas=False)
     if options.json:
         print(_as_json(findings))
@@ -87,10 +84,6 @@ def _as_json(findings: list[Finding]) -> str:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    from foundry_core.cli import VERBS
-    from foundry_core.registry.discovery import misnamed_in_environment
-    from foundry_core.registry.doctor import examine
-
     findings = examine(VERBS)
     wrong = [each.problem or "" for each in findings if each.state == "unusable"]
     problems = dict.fromkeys([*wrong, *misnamed_in_environment()])  # two that claim one name have the same line
@@ -107,8 +100,6 @@ def doctor(options: argparse.Namespace) -> None:
 
 
 def show_plugin(options: argparse.Namespace) -> None:
-    from foundry_core.registry.doctor import facts
-
     load_plugins(options)
     known = facts(options.name)
     if options.json:
@@ -120,7 +111,7 @@ def show_plugin(options: argparse.Namespace) -> None:
         from foundry_core.cli.init import model_section
         from foundry_core.registry.loading import get_architecture
 
-        print(f"\ncan do, with its examples:\n{listing(_abilities(known['capabilities']), indent='  ')}")
+        print(f"\ncapabilities, with its example settings:\n{listing(_abilities(known['capabilities']), indent='  ')}")
         print(f"\n{model_section(get_architecture(options.name), screen_width())}")
 
 
