@@ -18,6 +18,8 @@ import pytest
 
 from foundry_core.testing.toy_language import write_corpus
 
+pytestmark = pytest.mark.long
+
 AUTHORS_COMMANDS = (
     "foundry new-plugin mine",
     "pip wheel --no-deps --wheel-dir dist ./foundry-mine",

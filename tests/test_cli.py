@@ -119,6 +119,7 @@ def test_settings_may_come_after_options(trained, tmp_path, capsys):
         assert f"unknown argument: {wrong[-1]}" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_model_from_a_file_is_scored_with_that_file(trained, tmp_path, capsys):
     (tmp_path / "bigram.py").write_text(
         "from torch import nn\n"
@@ -263,6 +264,7 @@ def test_help_names_every_verb_and_shows_examples(capsys):
     assert "foundry train" in output
 
 
+@pytest.mark.long
 def test_what_large_imports_leave_is_not_collected_again_and_the_collector_goes_on():
     code = (
         "import gc, sys\n"
@@ -275,6 +277,7 @@ def test_what_large_imports_leave_is_not_collected_again_and_the_collector_goes_
     assert int(said) > 100_000
 
 
+@pytest.mark.long
 def test_a_closed_pipe_is_not_an_error():
     code = "import sys; from foundry_core.cli import main; sys.exit(main(['schema']))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -305,6 +308,7 @@ def test_tensorboard_gets_the_names_people_expect(trained, tmp_path):
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
 
 
+@pytest.mark.long
 def test_a_terminal_gets_a_progress_bar(trained, tmp_path):
     import os
     import pty

@@ -146,6 +146,7 @@ def test_a_single_line_of_64_mib_is_one_document(tmp_path: Path) -> None:
     assert account.bytes_text == len(content) == 64 * MIB
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     written(tmp_path / "a.txt", b"some words in a line\n" * (64 * MIB // 21))
     code = (

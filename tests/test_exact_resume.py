@@ -15,6 +15,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from foundry_core import BaseLanguageModel, load_config, run
 from tests.each import each
 
+pytestmark = pytest.mark.long
+
 RNN = {"embedding_size": 8, "hidden_size": 8, "num_layers": 2, "dropout": 0.2}
 TRANSFORMER = {
     "layers": 1,

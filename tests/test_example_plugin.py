@@ -107,6 +107,7 @@ def written(corpus: Any, tmp_path: Path) -> Callable[..., Path]:
 # Reading the YAML.
 
 
+@pytest.mark.long
 def test_its_names_and_settings_are_checked_when_the_yaml_is_read_without_torch(
     written: Callable[..., Path], installed: Path
 ) -> None:

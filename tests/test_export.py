@@ -128,6 +128,7 @@ def opened_after_import(folders: Path) -> dict[str, Any]:
 # A fresh process.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_a_process_that_knows_only_transformers_gets_the_same_logits(
     build: Build, opened_with_trust: dict[str, Any], name: str
@@ -135,6 +136,7 @@ def test_a_process_that_knows_only_transformers_gets_the_same_logits(
     assert torch.equal(opened_with_trust[name]["logits"], build(name)(IDS).logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("gpt2", "bert")])
 def test_no_trust_is_needed_once_the_plugin_is_imported(
     build: Build, opened_after_import: dict[str, Any], name: str
@@ -142,6 +144,7 @@ def test_no_trust_is_needed_once_the_plugin_is_imported(
     assert torch.equal(opened_after_import[name]["logits"], build(name)(IDS).logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gpt2", "lstm", "lstm-tied", "mamba"])
 def test_generation_through_the_auto_class_is_ours(build: Build, opened_with_trust: dict[str, Any], name: str) -> None:
     ours = build(name).generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False)
@@ -149,6 +152,7 @@ def test_generation_through_the_auto_class_is_ours(build: Build, opened_with_tru
     assert ours.shape[1] > IDS.shape[1]
 
 
+@pytest.mark.long
 def test_transformers_has_nothing_to_warn_of(
     opened_with_trust: dict[str, Any], opened_after_import: dict[str, Any]
 ) -> None:

@@ -424,6 +424,7 @@ def test_a_sound_checkpoint_is_opened_by_every_door(target: Target) -> None:
     target.check(refused_by=set())
 
 
+@pytest.mark.long
 @each("name", EXECUTABLE)
 def test_nothing_in_a_checkpoint_is_executed(
     sound: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch, name: str
@@ -457,6 +458,7 @@ def test_the_hostile_loading_module_does_run_for_who_trusts_it(target: Target) -
     assert target.mark.exists()
 
 
+@pytest.mark.long
 def test_modules_in_the_folder_one_stands_in_are_not_imported(target: Target) -> None:
     target.publish(put(*MODULES, content=a_module))
     program = "import sys; from foundry_core.cli import main; sys.exit(main(['evaluate', '.', '--json']))"
@@ -468,6 +470,7 @@ def test_modules_in_the_folder_one_stands_in_are_not_imported(target: Target) ->
     assert not target.mark.exists()
 
 
+@pytest.mark.long
 @each("name", CLAIMS)
 def test_what_a_checkpoint_claims_is_checked_before_it_is_believed(
     sound: Path, tmp_path: Path, one_thread: None, name: str

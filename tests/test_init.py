@@ -329,6 +329,7 @@ def test_a_value_reads_back_as_itself(value: Any) -> None:
     assert data(f"key: {text} # comment\nlist: [{text}, {text}]\n") == {"key": value, "list": [value, value]}
 
 
+@pytest.mark.long
 def test_writing_it_imports_no_torch() -> None:
     code = "import sys; from foundry_core.cli import main; sys.exit(main(['init', 'rnn']) or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

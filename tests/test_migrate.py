@@ -374,6 +374,7 @@ def test_an_activation_is_written_as_it_is_known_here() -> None:
     assert "GELU is written gelu" in changes(text)["model.activation_function"]
 
 
+@pytest.mark.long
 def test_migrating_imports_no_torch(tmp_path: Path) -> None:
     old = tmp_path / "old.yaml"
     old.write_text(EXAMPLE)

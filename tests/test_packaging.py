@@ -10,10 +10,13 @@ from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import foundry_core
 from tests.each import each
+
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")

@@ -70,6 +70,7 @@ def test_a_key_to_allow_must_exist(experiment, tmp_path):
         run(config, resume=True, quiet=True, allowed_changes=["training.learning_rat"])
 
 
+@pytest.mark.long
 def test_an_ephemeral_checkpoint_of_the_run_before_goes_when_a_newer_one_is_there(experiment, tmp_path):
     settings = {"train_steps": 4, "checkpoints": {"ephemeral_minutes": 1e-9}}
     config = experiment("lstm", tmp_path, training=settings)
@@ -158,6 +159,7 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers of a process")
 def test_a_killed_data_worker_ends_a_run_within_five_seconds_and_it_goes_on_bit_for_bit(experiment, tmp_path):
     """So many batches that the workers cannot have sent all of them ahead; those that were sent hide nothing."""
@@ -189,6 +191,7 @@ def test_a_killed_data_worker_ends_a_run_within_five_seconds_and_it_goes_on_bit_
         assert (folder_of(config, 60) / name).read_bytes() == (folder_of(whole, 60) / name).read_bytes()
 
 
+@pytest.mark.long
 def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):
     config = experiment("lstm", tmp_path, training={"train_steps": 100_000, "checkpoints": {"steps": [2]}})
     path = tmp_path / "x.yaml"

@@ -162,6 +162,7 @@ def test_a_light_module_imports_nothing_heavy() -> None:
     assert offenders == []
 
 
+@pytest.mark.long
 @each(
     "arguments",
     [
@@ -195,6 +196,7 @@ sys.stderr.write(json.dumps([code, sorted(name for name in sys.modules if "." no
     assert HEAVY & set(loaded) == set()
 
 
+@pytest.mark.long
 def test_the_public_api_loads_nothing_heavy_before_it_is_used() -> None:
     program = "import sys, foundry_core; print(*sorted(name for name in sys.modules if '.' not in name))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)

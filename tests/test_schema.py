@@ -333,6 +333,7 @@ def malformed(schema: dict[str, Any], chance: random.Random) -> Iterator[tuple[s
             yield misspelt, changed(whole, misspelt, 1)
 
 
+@pytest.mark.long
 def test_three_hundred_malformed_configurations_are_refused_by_line_and_key(
     schema: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -440,6 +441,7 @@ def test_the_help_names_the_comment_that_editors_read(capsys: pytest.CaptureFixt
     assert "# yaml-language-server: $schema=" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_printing_it_imports_no_torch() -> None:
     code = "import sys; from foundry_core.cli import main; sys.exit(main(['schema']) or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

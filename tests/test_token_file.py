@@ -183,6 +183,7 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
         prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path / "file")
 
 
+@pytest.mark.long
 def test_two_processes_that_prepare_the_same_both_end_well(tmp_path: Path) -> None:
     corpus_of(tmp_path, TEXT * 20_000)
     word_tokenizer().save_pretrained(tmp_path / "tokenizer")

@@ -585,6 +585,7 @@ for kind in ("sentencepiece", "wordpiece", "bpe", "word"):
 """
 
 
+@pytest.mark.long
 def test_a_corpus_beyond_the_bounds_gives_the_same_tokenizer_in_another_process():
     runs = [
         subprocess.run([sys.executable, "-c", _BOUNDED], capture_output=True, text=True, check=True).stdout
@@ -616,6 +617,7 @@ print(json.dumps([tokenizer(text)["input_ids"] for text in json.load(sys.stdin)]
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_auto_tokenizer_loads_the_folder_in_a_fresh_process_with_identical_ids(tmp_path, kind):
     tokenizer = trained(kind, masked=kind == "wordpiece")
@@ -643,6 +645,7 @@ for kind, size in json.loads(sys.argv[2]).items():
 """
 
 
+@pytest.mark.long
 def test_the_same_input_gives_the_same_folder_byte_for_byte_in_another_process(tmp_path):
     folders = [tmp_path / name for name in ("one", "two", "three")]
     for folder in folders:
@@ -712,6 +715,7 @@ def test_the_factory_takes_one_path_no_folder_and_special_tokens(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["train.txt"]
 
 
+@pytest.mark.long
 def test_importing_the_module_does_not_import_torch():
     code = "import sys, foundry_core.tokenization.training; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -736,6 +740,7 @@ except FoundryError as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "limit"), [("sentencepiece", 1024), ("word", 1024), ("word", 8)])
 def test_a_disk_that_refuses_a_temporary_file_is_one_line_that_names_its_place(kind: str, limit: int) -> None:
     """The files of seeds, of the library in Rust, and of the one in Python."""

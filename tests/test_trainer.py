@@ -139,6 +139,7 @@ def test_a_checkpoint_opens_in_transformers_with_equal_logits(experiment, archit
     assert torch.equal(auto.from_pretrained(folder).eval()(ids).logits, load_model(folder)(ids).logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("architecture", "stop", "extra"),
     [
@@ -268,6 +269,7 @@ def test_the_same_seed_gives_the_same_run_and_each_seed_varies_its_own_stream(ex
     assert not same(first[0], results["dropout"][0])
 
 
+@pytest.mark.long
 def test_another_process_with_other_hashes_gives_the_same_run_from_the_tokenizer_on(experiment):
     """Sets and dictionaries of text have another order in each process; nothing that is kept may follow it."""
     kept = (
@@ -516,6 +518,7 @@ def test_what_a_run_resolved_is_on_record(experiment):
     assert state["num_input_tokens_seen"] == 8 * 15
 
 
+@pytest.mark.long
 def test_a_run_in_use_is_refused_and_the_lock_dies_with_its_process(experiment):
     config = experiment(train_steps=1)
     code = (

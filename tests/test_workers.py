@@ -246,6 +246,7 @@ def test_leaving_early_ends_the_workers() -> None:
     assert gone(pids)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [True, False])
 def test_workers_end_when_their_parent_does(killed: bool) -> None:
     code = (

@@ -65,6 +65,7 @@ def by_definition(
     return outputs, h
 
 
+@pytest.mark.long
 def test_the_descriptor_is_light() -> None:
     heavy = "{'torch', 'transformers', 'numpy', 'foundry_mamba.model'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", f"import sys, foundry_mamba; assert not {heavy}"], check=True, timeout=60)

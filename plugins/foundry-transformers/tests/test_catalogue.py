@@ -102,6 +102,7 @@ def test_every_type_has_a_section_whose_defaults_are_written_and_read_back() -> 
         assert all(field.description for field in section_class(name).model_fields.values())
 
 
+@pytest.mark.long
 def test_reading_and_checking_loads_neither_torch_nor_transformers() -> None:
     program = (
         "import sys\nfrom foundry_core.registry.loading import get_architecture\n"
@@ -114,6 +115,7 @@ def test_reading_and_checking_loads_neither_torch_nor_transformers() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+@pytest.mark.long
 def test_the_descriptor_by_itself_reads_no_source() -> None:
     program = "import foundry_transformers.catalogue as c; assert c._tables.cache_info().misses == 0"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

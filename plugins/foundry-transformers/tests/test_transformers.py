@@ -285,6 +285,7 @@ assert not any(name.startswith("foundry") for name in sys.modules)
 """
 
 
+@pytest.mark.long
 def test_a_process_that_knows_only_transformers_opens_every_example_without_trust(build: Build, tmp_path: Path) -> None:
     models = {example: build(example).eval() for example in EXAMPLES}
     for example, model in models.items():
