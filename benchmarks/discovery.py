@@ -2,10 +2,10 @@
 
     python benchmarks/discovery.py
 
-The plugins are hand-made `*.dist-info` folders with a light module each, on the path through PYTHONPATH. Every
-descriptor is imported and checked. Bare Python, `foundry --help`, which reads the metadata alone, and the listing take
-turns, and the difference of each pair is taken: a machine that is busy for a while slows all of them. On one that is
-busy all the time look at the processor time.
+The plugins are hand-made `*.dist-info` folders with a light module each, added to the path with PYTHONPATH. Every
+descriptor is imported and checked. Bare Python, `foundry --help`, which reads metadata only, and the listing are run in
+turn, and paired differences are reported, so that a busy period of the machine affects all of them. If the machine is
+always busy, use the processor time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Config(ModelConfig):
 
 
 def install(site: Path, name: str) -> None:
-    """What an installer leaves of a package with one architecture."""
+    """Write the files that an installer leaves for a package with one architecture."""
     information = site / f"foundry_{name}-1.0.dist-info"
     package = site / f"foundry_{name}"
     information.mkdir(parents=True)
@@ -67,7 +67,7 @@ def install(site: Path, name: str) -> None:
 
 
 def measured(program: str, environment: dict[str, str]) -> tuple[float, float]:
-    """Seconds from the start of a process to its end, and seconds of processor time."""
+    """Run a process and return the elapsed seconds and the seconds of processor time."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL, check=True)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def more_than(bare: list[tuple[float, float]], other: list[tuple[float, float]]) -> tuple[float, float]:
-    """Medians of the paired differences."""
+    """Return the medians of the paired differences."""
     pairs = list(zip(bare, other, strict=True))
     wall, processor = (statistics.median(b[kind] - a[kind] for a, b in pairs) for kind in (0, 1))
     return wall, processor

@@ -1,15 +1,16 @@
-"""Memory and speed of preparing a corpus that is larger than what may be held: tokenizer and token file.
+"""Measure memory and time for preparing a large corpus: training the tokenizer and writing the token file.
 
     python benchmarks/prepare_memory.py --megabytes 1000 --tokenizer bpe
 
-Writes a corpus of words drawn from a Zipf distribution over an open vocabulary (new words keep coming, as in natural
-text: Heaps' law), runs `foundry tokenizer train` and `foundry data prepare` on it as processes of their own, and prints
-for each the peak resident memory that the kernel accounts to it and the time it took.
+Writes a corpus of words drawn from a Zipf distribution over an open vocabulary (new words keep appearing, as in natural
+text: Heaps' law), runs `foundry tokenizer train` and `foundry data prepare` on it in separate processes, and prints the
+time and the peak resident memory of each.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -19,23 +20,25 @@ from pathlib import Path
 
 import numpy as np
 
+from foundry_core.registry.loading import get_architecture
+
 _CONFIG = """\
 experiment_name: memory
 data: {{training_corpus: {corpus}}}
 tokenizer: {{tokenizer_type: {tokenizer}, vocab_size: 8000, output_dir: {folder}/tokenizer}}
-model: {{architecture: {architecture}}}
+model: {model}
 training: {{output_dir: {folder}/run, epochs: 1}}
 """
 
 
 def write_corpus(path: Path, megabytes: int, seed: int = 0) -> int:
-    """Lines of words; returns how many distinct words there are about."""
+    """Write lines of words; return the approximate number of distinct words."""
     generator = np.random.default_rng(seed)
     letters = np.frombuffer(b"etaoinshrdlucmfwypvbgkjqxz", dtype=np.uint8)
     written, largest = 0, 0
     with path.open("wb") as file:
         while written < megabytes * 10**6:
-            # Zipf with exponent 1.25: ranks without bound, so distinct words grow like a power of the length.
+            # Zipf with exponent 1.25: ranks are unbounded, so distinct words grow like a power of the length.
             ranks = generator.zipf(1.25, 200_000) % 10**9
             largest = max(largest, len(np.unique(ranks)))
             lines = []
@@ -48,7 +51,7 @@ def write_corpus(path: Path, megabytes: int, seed: int = 0) -> int:
 
 
 def _word(rank: int, letters: np.ndarray) -> bytes:
-    """A spelling for a rank: short for frequent words, unique for each."""
+    """Spell a rank: short for frequent words, and unique."""
     spelling = bytearray()
     rank += 26
     while rank:
@@ -58,7 +61,7 @@ def _word(rank: int, letters: np.ndarray) -> bytes:
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds, and peak resident megabytes, of a process."""
+    """Run a process and return its seconds and peak resident megabytes."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -80,9 +83,9 @@ def main() -> None:
         corpus = folder / "corpus.txt"
         write_corpus(corpus, options.megabytes)
         config = folder / "x.yaml"
-        config.write_text(
-            _CONFIG.format(corpus=corpus, folder=folder, tokenizer=options.tokenizer, architecture=options.architecture)
-        )
+        recipe = get_architecture(options.architecture).recipe["model"]
+        model = json.dumps({"architecture": options.architecture, **recipe})
+        config.write_text(_CONFIG.format(corpus=corpus, folder=folder, tokenizer=options.tokenizer, model=model))
         print(f"corpus {corpus.stat().st_size / 1e6:.0f} MB, tokenizer {options.tokenizer}", flush=True)
         for verb in (["tokenizer", "train"], ["data", "prepare"]):
             seconds, peak = measure([sys.executable, "-m", "foundry_core.cli", *verb, str(config)])

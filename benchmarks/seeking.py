@@ -1,9 +1,9 @@
-"""How long going on takes to find its place: the first batch after 100 million samples, beside the first of all.
+"""Measure how long resuming takes to find its position: the first batch after up to 10^10 samples.
 
     python benchmarks/seeking.py
 
-The corpus is made up (one row of numbers, looked at over and over), so that only the order is measured: the promise is
-less than 50 milliseconds, because the position is a number and nothing is replayed.
+The corpus is one row of numbers, repeated, so that only the order is measured. The limit is 50 milliseconds: the
+position is a number, and nothing is replayed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How long the light verbs take, beside a bare Python: the promise is less than 30 times. And the imports of a
-training, with the garbage collector out of their way, beside the same imports as Python does them.
+"""Measure how long the light verbs take compared with bare Python, and the imports of training.
 
     python benchmarks/startup.py
 
-The commands are interleaved, so that a machine that is busy for a while slows all of them alike; medians are compared.
+The limit is 30 times bare Python. The imports of training are measured with and without the garbage collector. The
+commands are interleaved, so that a busy period of the machine affects all of them; medians are compared.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ PAUSED = f"from foundry_core.cli.common import large_imports\nwith large_imports
 
 
 def seconds(arguments: tuple[str, ...]) -> float:
-    """One run, from the start of the process to its end."""
+    """Run a process and return the elapsed seconds."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
 def main() -> int:
-    for arguments in COMMANDS.values():  # once unmeasured: byte code is compiled, files are in memory
+    for arguments in COMMANDS.values():  # an unmeasured run compiles byte code and loads files into memory
         seconds(arguments)
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(ROUNDS):
@@ -51,9 +51,8 @@ def main() -> int:
     slowest = max(medians.values()) / bare
     print(f"limit {LIMIT} times: {'held' if slowest < LIMIT else 'NOT held'}")
     pairs = [(seconds((PAUSED,)), seconds((TRAINER,))) for _ in range(ROUNDS)]
-    print(
-        f"imports of a training, without collection: {statistics.median(a / b for a, b in pairs):.2f} of the time with"
-    )
+    ratio = statistics.median(a / b for a, b in pairs)
+    print(f"imports of training without garbage collection: {ratio:.2f} of the time with it")
     return 0 if slowest < LIMIT else 1
 
 

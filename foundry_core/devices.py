@@ -1,4 +1,4 @@
-"""Where a model computes and in which precision; what a machine cannot do is said before anything is prepared."""
+"""Device and precision of a run, refused if the machine does not have them; running out of memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foundry_core.errors import TrainingError, UsageError
 
 
 class Precision:
-    """How the forward pass computes; weights, gradients and optimizer stay in fp32."""
+    """The precision of the forward pass; weights, gradients and optimizer stay in fp32."""
 
     def __init__(self, asked: str, device: torch.device):
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -29,15 +29,15 @@ class Precision:
 
 
 def choose_device(asked: str) -> torch.device:
-    """`auto` takes the GPU when there is one."""
+    """Return the device of `training.device`; `auto` is the GPU if there is one."""
     if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError("cuda was asked for (training.device), and torch finds no GPU")
+        raise UsageError("training.device: torch does not find a GPU; use auto or cpu")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
 def memory_watched(line: Callable[[], str]) -> Iterator[None]:
-    """Raises TrainingError with that line when memory runs out in the block."""
+    """Raise TrainingError with that line when memory runs out in the block."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -47,20 +47,12 @@ def memory_watched(line: Callable[[], str]) -> Iterator[None]:
 
 
 def model_memory_watched() -> AbstractContextManager[None]:
-    """For where a model takes its memory, before anything is trained."""
-    return memory_watched(
-        lambda: (
-            "out of memory while the model is built, nothing was trained: give smaller sizes in the section model, "
-            "or a smaller tokenizer.vocab_size"
-        )
-    )
-
-
-_TOO_LARGE = ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed")
+    """Watch the memory while a model is built or moved, before anything is trained."""
+    line = "out of memory while the model is built, nothing was trained: give smaller sizes in the section model, or a "
+    return memory_watched(lambda: line + "smaller tokenizer.vocab_size")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device's or the machine's memory that ran out; torch has one class for each."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _TOO_LARGE)
-    )
+    """Check whether memory of a device or of the machine ran out; torch has no common class for them."""
+    too_large = ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in too_large)

@@ -1,4 +1,4 @@
-"""What checkpoints of the first format import: `from foundry_core.export import exposed`."""
+"""The module that checkpoints of the first format import: `from foundry_core.export import exposed`."""
 
 from foundry_core.models.adapter import auto_classes as exposed
 

@@ -1,7 +1,7 @@
 """Named random streams, and keeping the state of the generators that torch draws from.
 
-Each use of chance draws from its own stream, a function of seed, name and position. So the order of the data does not
-depend on how many numbers the model's initialisation took, and resuming needs no saved generator state.
+Each random choice has its own stream, a function of seed, name and position: the order of the data does not depend on
+how many numbers the model's initialisation took, and resuming does not need a saved generator state.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 
 
 def derive(seed: int, stream: str, *position: int) -> int:
-    """A 63-bit seed for a named stream at a position, such as `derive(42, "dropout", step)`."""
+    """Return a 63-bit seed for a named stream at a position, such as `derive(42, "dropout", step)`."""
     text = ":".join(map(str, (seed, stream, *position)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
-    """splitmix64's output function over uint64 (Steele, Lea and Flood 2014): independent-looking bits for each value.
+    """Return independent-looking bits for each uint64: splitmix64's output function (Steele, Lea and Flood 2014).
 
-    A function of its input alone, so a random number can be had for any position without drawing those before it.
+    A function of its input alone: the random number of any position is computed without drawing those before it.
     """
     with np.errstate(over="ignore"):
         z = values + np.uint64(0x9E3779B97F4A7C15)
@@ -33,14 +33,14 @@ def mix64(values: np.ndarray) -> np.ndarray:
 
 
 def uniform(bits: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) from the upper 53 bits of uint64."""
+    """Return float64 in [0, 1) from the upper 53 bits of uint64."""
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Restore the random generators of torch (GPUs included), numpy and Python at the end. Takes 0.1 ms."""
-    import torch  # the order of the rows, which is drawn here too, needs none of it
+    import torch  # the order of the rows, which is drawn here too, does not need it
 
     cpu, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]

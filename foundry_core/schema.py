@@ -1,16 +1,15 @@
-"""What the sections of a YAML are made of: strict, frozen pydantic models. Light."""
+"""Base classes of the sections of a YAML: strict, frozen pydantic models. Light."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
     create_model,
@@ -19,22 +18,74 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-Place = tuple[int | str, ...]
+Finding = TypeVar("Finding")
+
+
+class NotValid(Exception):  # noqa: N818 - a signal between rules and `broken`, not an error
+    """A rule reads a key that is missing or wrong by itself."""
+
+
+class Values:
+    """The valid values of a section as attributes; reading any other key raises NotValid."""
+
+    def __init__(self, section: type[ConfigSection], data: Any):
+        self._fields, self._config = section.model_fields, section.model_config
+        self._data = data if isinstance(data, Mapping) else {}
+
+    def __getattr__(self, name: str) -> Any:
+        field = self._fields.get(name)
+        if field is None:
+            raise NotValid(name)
+        kind, given = field.annotation, {name: self._data[name]} if name in self._data else {}
+        if isinstance(kind, type) and issubclass(kind, ConfigSection) and isinstance(given.get(name), Mapping):
+            return Values(kind, given[name])
+        alone: dict[str, Any] = {name: (kind, field)}
+        try:
+            return getattr(create_model("Alone", __config__=self._config, **alone).model_validate(given), name)
+        except ValidationError:
+            raise NotValid(name) from None
+
+
+def broken(rules: Iterable[Callable[..., Iterator[Finding]]], *read: Any) -> Iterator[Finding]:
+    """Yield what each rule yields for what it reads, up to the first key that is missing or wrong."""
+    for rule in rules:
+        with suppress(NotValid):
+            yield from rule(*read)
+
+
+def _bounds(schema: dict[str, Any], section: type[ConfigSection]) -> None:
+    """Include in a JSON schema what `_possible` checks."""
+    if schema.get("type") == "integer":
+        for side, bound in (("Maximum", section.LARGEST), ("Minimum", -section.LARGEST)):
+            if f"exclusive{side}" not in schema:
+                schema.setdefault(side.lower(), bound)
+    elif schema.get("type") == "string" and not {"enum", "const"} & schema.keys():
+        schema.setdefault("pattern", "^[^\\u0000]*$")
+    for each in (*schema.get("properties", {}).values(), *schema.get("anyOf", ()), schema.get("items")):
+        if each:
+            _bounds(each, section)
 
 
 class ConfigSection(BaseModel):
-    """A section of the YAML: unknown keys are refused, values are not converted, and nothing changes after loading.
+    """A section of the YAML. Refuses unknown keys, converts no values, and does not change after loading.
 
-    A rule between keys is a `model_validator(mode="after")`, one for each rule. Every rule whose keys are valid is
-    checked, whatever else is missing or wrong in the section, so that a user gets all problems at once.
-
-    LARGEST: Bound of every integer that has no bound of its own; a larger one overflows in libraries, or never ends.
-    RECORDED: Keys that are stored with a model and do not change it; the conformance checks expect no effect of them.
+    LARGEST: Bound of every integer whose field sets no bound; larger ones overflow in libraries.
+    RECORDED: Keys that are stored with a model and do not change it; the conformance kit expects no effect of them.
+    RULES: Functions that receive the section and yield a line for each problem between its keys. A rule is checked
+        when the keys it reads are valid, even if others are missing or wrong, so that users get all problems at once.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        json_schema_extra=_bounds,
+    )
     LARGEST: ClassVar[int] = 2**31 - 1
     RECORDED: ClassVar[frozenset[str]] = frozenset()
+    RULES: ClassVar[tuple[Callable[[Any], Iterator[str]], ...]] = ()
 
     @field_validator("*")
     @classmethod
@@ -43,100 +94,27 @@ class ConfigSection(BaseModel):
             if isinstance(each, int) and abs(each) > cls.LARGEST:
                 raise ValueError(f"must be at most {cls.LARGEST:,}")
             if isinstance(each, str) and "\0" in each:
-                raise ValueError("holds a NUL character")
+                raise ValueError("contains a NUL character")
         return value
 
     @model_validator(mode="wrap")
     @classmethod
     def _all_problems(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Check the keys and then the rules. pydantic alone checks no rule of a section that lacks a key."""
-        decorators = cls.__pydantic_decorators__.model_validators
-        rules = [name for name, decorator in decorators.items() if decorator.info.mode == "after"]
+        """Check the keys, then the rules."""
         problems: list[InitErrorDetails] = []
         try:
-            section = handler(data)
+            section: Any = handler(data)
         except ValidationError as error:
-            if not rules or not isinstance(data, Mapping):
-                raise
-            problems = _details(error)
-            section = cls._valid_part(data, [finding["loc"] for finding in error.errors()])
-        for rule in (getattr(section, name) for name in rules):
-            if inspect.signature(rule).parameters:
-                continue  # pydantic gives it what it asks for
-            try:
-                rule()
-            except ValidationError as error:
-                problems += _details(error)
-            except ValueError as error:
-                wrong = PydanticCustomError("value_error", "{error}", {"error": str(error)})
-                problems.append(InitErrorDetails(type=wrong, loc=(), input=data))
-            except AttributeError:
-                if not problems:
-                    raise
+            for found in error.errors(include_url=False):
+                kind = PydanticCustomError(found["type"], found["msg"], found.get("ctx"))
+                problems.append(InitErrorDetails(type=kind, loc=found["loc"], input=found["input"]))
+            section = Values(cls, data)
+        for line in broken(cls.RULES, section):
+            kind = PydanticCustomError("value_error", "{error}", {"error": line})
+            problems.append(InitErrorDetails(type=kind, loc=(), input=data))
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
-        return section
-
-    @classmethod
-    def _valid_part(cls, data: Mapping[Any, Any], faults: Sequence[Place]) -> Self:
-        """Return the section with its valid keys alone; reading another one raises AttributeError.
-
-        faults: Where the problems are, from this section on.
-        """
-        wrong = {place[0] for place in faults if place}
-        sound: dict[str, Any] = {
-            name: (field.annotation, field) for name, field in cls.model_fields.items() if name not in wrong
-        }
-        checked = create_model(cls.__name__, __config__=cls.model_config, **sound)
-        try:
-            values = dict(vars(checked.model_validate({name: data[name] for name in sound if name in data})))
-        except ValidationError:
-            values = {}  # the section converts a key in a validator of its own
-        for name in wrong & cls.model_fields.keys():
-            section, inside = cls.model_fields[str(name)].annotation, data.get(name)
-            if isinstance(section, type) and issubclass(section, ConfigSection) and isinstance(inside, Mapping):
-                values[str(name)] = section._valid_part(inside, [place[1:] for place in faults if place[:1] == (name,)])
-        part = cast("Self", cls.model_construct())
-        vars(part).clear()
-        vars(part).update(values)
-        return part
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """The schema says the same."""
-        schema = handler(core_schema)
-        properties = handler.resolve_ref_schema(schema).get("properties", {})
-        for each in properties.values():
-            _bound(each, cls.LARGEST)
-        return schema
-
-
-def _details(error: ValidationError) -> list[InitErrorDetails]:
-    """Return the findings of an error in the form that another error is made of."""
-    return [
-        InitErrorDetails(
-            type=PydanticCustomError(finding["type"], finding["msg"], finding.get("ctx")),
-            loc=finding["loc"],
-            input=finding["input"],
-        )
-        for finding in error.errors(include_url=False)
-    ]
-
-
-def _bound(schema: Any, largest: int) -> None:
-    if isinstance(schema, list):
-        for each in schema:
-            _bound(each, largest)
-    elif isinstance(schema, dict):
-        if schema.get("type") == "integer":
-            if "exclusiveMaximum" not in schema:
-                schema.setdefault("maximum", largest)
-            if "exclusiveMinimum" not in schema:
-                schema.setdefault("minimum", -largest)
-        elif schema.get("type") == "string" and not {"enum", "const"} & schema.keys():
-            schema.setdefault("pattern", "^[^\\u0000]*$")
-        _bound(schema.get("anyOf"), largest)
-        _bound(schema.get("items"), largest)
+        return section  # type: ignore[no-any-return]
 
 
 class ModelConfig(ConfigSection):
@@ -146,13 +124,28 @@ class ModelConfig(ConfigSection):
 
 
 MOST_LAYERS, WIDEST = 10_000, 2**20
-"""Blocks of a model, and width of anything inside: beyond what any machine holds, and short of what never ends."""
+"""Limits on the blocks of a model and on any width inside it, beyond what any machine holds."""
 
 Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
 
 
+def _embeddings_as_wide_as_the_stream(sizes: TransformerConfig) -> Iterator[str]:
+    if sizes.embedding_size != sizes.hidden_size:
+        yield (
+            f"embedding_size ({sizes.embedding_size}) must equal hidden_size ({sizes.hidden_size}): "
+            "there is no projection between them"
+        )
+
+
+def _heads_divide_the_width(sizes: TransformerConfig) -> Iterator[str]:
+    if sizes.hidden_size % sizes.attention_heads:
+        yield f"attention_heads ({sizes.attention_heads}) must divide hidden_size ({sizes.hidden_size})"
+
+
 class TransformerConfig(ConfigSection):
     """The sizes every transformer shares; `model.transformer` in the YAML."""
+
+    RULES = (_embeddings_as_wide_as_the_stream, _heads_divide_the_width)
 
     layers: int = Field(ge=1, le=MOST_LAYERS, description="number of blocks")
     embedding_size: int = Field(ge=1, le=WIDEST, description="width of the token embeddings; must equal hidden_size")
@@ -162,18 +155,3 @@ class TransformerConfig(ConfigSection):
     activation_function: Activation = Field("gelu", description="gelu is exact, gelu_new is GPT-2's tanh approximation")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings and after each sub-layer")
     attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout on attention probabilities")
-
-    @model_validator(mode="after")
-    def _embeddings_are_as_wide(self) -> Self:
-        if self.embedding_size != self.hidden_size:
-            raise ValueError(
-                f"embedding_size ({self.embedding_size}) must equal hidden_size ({self.hidden_size}): "
-                "there is no projection between them"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Self:
-        if self.hidden_size % self.attention_heads:
-            raise ValueError(f"attention_heads ({self.attention_heads}) must divide hidden_size ({self.hidden_size})")
-        return self

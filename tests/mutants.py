@@ -18,8 +18,7 @@ from weakref import WeakSet
 
 import torch
 
-from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
-from foundry_core.checkpoints.retention import is_ephemeral, retire
+from foundry_core.checkpoints.checkpoint import check_whole, checkpoints, is_ephemeral, retire
 from foundry_core.errors import FoundryError
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage

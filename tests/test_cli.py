@@ -198,8 +198,8 @@ def test_plan_says_memory_where_the_whole_batch_is_not_run(trained, tmp_path, ca
 
 def test_data_prepare_accounts_for_every_byte(trained, tmp_path, capsys):
     assert main(["data", "prepare", str(trained / "x.yaml"), f"training.output_dir={tmp_path}"]) == 0
-    training = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("training")).split()
-    size, text, separators, skipped = (int(figure.replace(",", "")) for figure in training[1:5])
+    rows = [line.replace(",", "").split() for line in capsys.readouterr().out.splitlines() if line.startswith("bytes")]
+    size, text, separators, skipped = (int(training) for *_, training, _ in rows)
     assert size == (trained / "train.txt").stat().st_size == text + separators + skipped
 
 
@@ -217,7 +217,7 @@ def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
 @each(
     ("arguments", "code", "says"),
     [
-        (["train", "{x}"], 6, "go on with --resume"),
+        (["train", "{x}"], 6, "--resume"),
         (["train", "{x}", "data.training_corpus=nowhere.txt", "training.output_dir={tmp}"], 4, "nowhere.txt"),
         (["train", "{x}", "training.learning_rate=fast"], 2, "command line"),
         (["train", "missing.yaml"], 2, "missing.yaml"),
@@ -225,7 +225,7 @@ def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
         (["evaluate", "{tmp}"], 6, "neither a checkpoint nor a run"),
         (["evaluate", "{run}", "--pairs", "{x}"], 4, "not a minimal pair"),
         (["generate", "{run}", "--tokens", "0"], 2, "at least 1"),
-        (["train", "{x}", "--allow", "data"], 2, "give both"),
+        (["train", "{x}", "--allow", "data"], 2, "--resume"),
         (["evaluate", "{run}", "--device", "cuda"], 2, "no GPU"),
     ],
 )
@@ -246,22 +246,29 @@ def test_debug_shows_where(tmp_path, capsys):
         assert "Traceback" in capsys.readouterr().err
 
 
-@each("verb", VERBS)
-def test_each_verb_has_help_with_an_example(verb, capsys):
+SUBVERBS = ["tokenizer train", "data prepare", "plugins list", "plugins show", "plugins doctor"]
+
+
+@each("verb", [*VERBS, *SUBVERBS])
+def test_each_verb_has_help_with_an_example_in_80_columns(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"])
+        main([*verb.split(), "--help"])
     assert stop.value.code == 0
     output = capsys.readouterr().out
     assert f"foundry {verb}" in output.split("example", 1)[1]
     assert len(output) > 300
+    assert [line for line in output.splitlines() if len(line) > 80] == []
 
 
-def test_help_names_every_verb_and_shows_examples(capsys):
+def test_help_names_every_verb_and_shows_examples(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main(["--help"])
     output = capsys.readouterr().out
     assert all(f"\n    {verb} " in output for verb in VERBS)
     assert "foundry train" in output
+    assert [line for line in output.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.long

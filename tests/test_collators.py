@@ -24,7 +24,7 @@ from foundry_core import (
     get_data_collator,
     register_architecture,
 )
-from foundry_core.data.collator_check import CheckedCollator
+from foundry_core.data.collators import CheckedCollator
 from foundry_core.errors import PluginError, TokenizerError, UsageError
 
 Batch = dict[str, torch.Tensor]
@@ -240,7 +240,7 @@ def test_padding_on_a_side_that_the_architecture_does_not_declare_is_refused(
     tokenizer.padding_side = "left"
     get_data_collator(experiment("gpt2", tmp_path), tokenizer)
     register_architecture("right_handed", config=ModelConfig)(type("RightHanded", (BaseLanguageModel,), {}))
-    line = "^the tokenizer pads on the left, which right_handed does not take: set its padding_side to right$"
+    line = "^the tokenizer pads on the left, which right_handed does not accept: set its padding_side to right$"
     with pytest.raises(TokenizerError, match=line):
         get_data_collator(experiment("right_handed", tmp_path), tokenizer)
 
@@ -253,7 +253,7 @@ def test_of_a_plugins_collator_the_first_batch_is_checked() -> None:
         return {"input_ids": ids, "attention_mask": ids, "labels": ids}
 
     good, bad = [{"input_ids": [1, 2], "row": 0}], [{"input_ids": [1, 99], "row": 0}]
-    with pytest.raises(PluginError, match="^mine gives a batch whose input_ids hold 99: a token is from 0 to 9$"):
+    with pytest.raises(PluginError, match="^mine returned a batch whose input_ids contain 99: a token is from 0 to 9$"):
         CheckedCollator("mine", collate, 10)(bad)
     checked = CheckedCollator("mine", collate, 10)
     checked(good)

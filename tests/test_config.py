@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -62,8 +63,7 @@ TOP_KEYS = "experiment_name, random_seed, data, tokenizer, model, training, logg
 DATA_KEYS = "training_corpus, test_corpus, documents, max_sequence_length, batch_size"
 BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words"
 END_NOT_LEARNED = (
-    "padding is not learned, so the end of a text would never be learned; "
-    "give padding a token of its own, such as '<pad>'"
+    "padding is not learned, so the end of a text would never be learned; use another token, such as '<pad>'"
 )
 NOT_SECTIONS = "1: file: is empty or not a mapping of sections: see foundry init"
 
@@ -296,13 +296,13 @@ CONTRADICTORY = [
         "a special token that could not be told from text",
         edited(after(VOCABULARY, "  special_tokens: {eos_token: the end}")),
         "11: tokenizer.special_tokens.eos_token: 'the end' cannot be a special token: it must not be empty and must "
-        "not hold white space, ':', '$' or '\u2581'",
+        "not contain white space, ':', '$' or '\u2581'",
     ),
     wrong(
         "a mask with a second role",
         edited(BERT, after(VOCABULARY, "  special_tokens: {mask_token: <s>}")),
-        "11: tokenizer.special_tokens.mask_token: '<s>' has a second role: give masking a token of its own, such as "
-        "'<mask>'",
+        "11: tokenizer.special_tokens.mask_token: '<s>' has a second role: use another token for masking, "
+        "such as '<mask>'",
     ),
     wrong(
         "an unknown token that a tokenizer cannot do without",
@@ -357,7 +357,7 @@ CONTRADICTORY = [
     wrong(
         "test corpus that is trained on",
         edited(("corpora/dev.txt", "./corpora/train.txt")),
-        "5: data.test_corpus: is the training corpus: its loss would say nothing",
+        "5: data.test_corpus: is the training corpus: its loss would not mean anything",
     ),
     wrong(
         "checkpointing of gradients that the architecture lacks",
@@ -369,7 +369,7 @@ CONTRADICTORY = [
     wrong(
         "checkpoint before the start",
         edited(after(STEPS, "  checkpoints: {steps: [5, -1]}")),
-        "18: training: checkpoints.steps must not be negative",
+        "22: training.checkpoints.steps.1: must be greater than or equal to 0, not -1",
     ),
 ]
 
@@ -531,31 +531,31 @@ UNREADABLE = [
         VALID + "data: {batch_size: 5}\n",
         "24: data: duplicate key, first on line 3: keep one of them",
     ),
-    wrong("anchor", edited(("data:", "data: &d")), "3: syntax: anchor or alias 'd': write the value out instead"),
     wrong(
-        "alias",
+        "alias of nothing",
         edited((SIZE, "batch_size: *d")),
-        "7: syntax: anchor or alias 'd': write the value out instead",
+        "7: syntax: not valid YAML: found undefined alias",
     ),
+    wrong("alias inside its anchor", edited((SIZE, "batch_size: &d [*d]")), "7: syntax: nested more than 20 deep"),
     wrong(
         "tag that would run something",
         edited((SIZE, "batch_size: !!python/object/apply:os.system ['exit 3']")),
-        "7: syntax: YAML tag tag:yaml.org,2002:python/object/apply:os.system is not supported: remove it",
+        "7: data.batch_size: YAML tag tag:yaml.org,2002:python/object/apply:os.system is not supported: remove it",
     ),
     wrong(
         "tag on a section",
         edited(("logging:", "logging: !!python/object:os.environ")),
-        "22: syntax: YAML tag tag:yaml.org,2002:python/object:os.environ is not supported: remove it",
+        "22: logging: YAML tag tag:yaml.org,2002:python/object:os.environ is not supported: remove it",
     ),
     wrong(
         "tag of an application",
         edited((SIZE, "batch_size: !env BATCH")),
-        "7: syntax: YAML tag !env is not supported: remove it",
+        "7: data.batch_size: YAML tag !env is not supported: remove it",
     ),
     wrong(
         "tag that converts",
         edited((SIZE, "batch_size: !!int '8'")),
-        "7: syntax: YAML tag tag:yaml.org,2002:int is not supported: remove it",
+        "7: data.batch_size: YAML tag tag:yaml.org,2002:int is not supported: remove it",
     ),
     wrong(
         "merge key",
@@ -572,7 +572,10 @@ UNREADABLE = [
         edited((SIZE, "batch_size: [8")),
         "8: syntax: not valid YAML: did not find expected ',' or ']'",
     ),
-    wrong("deep nesting", "a: " + "[" * 5000 + "]" * 5000, "1: syntax: nested more than 20 deep"),
+    wrong("deep nesting", "a: " + "[" * 25 + "]" * 25, "1: syntax: nested more than 20 deep"),
+    wrong(
+        "deeper nesting", "a: " + "[" * 5000 + "]" * 5000, "1: syntax: not valid YAML: exceeded maximum nesting depth"
+    ),
     wrong("list as a key", VALID + "[a, b]: x\n", "24: file: a key must be plain text"),
     wrong(
         "second document",
@@ -673,22 +676,22 @@ class _Inner(ConfigSection):
     high: int = 3
 
 
+def _within_the_limit(outer: Any) -> Iterator[str]:
+    if outer.inner.high > outer.limit:
+        yield "high exceeds limit"
+
+
+def _few(outer: Any) -> Iterator[str]:
+    if len(outer.many) > outer.inner.low:
+        yield "many exceeds low"
+
+
 class _Outer(ConfigSection):
+    RULES = (_within_the_limit, _few)
+
     inner: _Inner
     many: Annotated[tuple[int, ...], Field(strict=False)] = ()
     limit: int
-
-    @model_validator(mode="after")
-    def _within_the_limit(self) -> Self:
-        if self.inner.high > self.limit:
-            raise ValueError("high exceeds limit")
-        return self
-
-    @model_validator(mode="after")
-    def _few(self) -> Self:
-        if len(self.many) > self.inner.low:
-            raise ValueError("many exceeds low")
-        return self
 
 
 @each(
@@ -711,6 +714,25 @@ def test_a_rule_is_checked_when_the_keys_it_reads_are_valid(content: dict[str, A
     except ValidationError as error:
         found = [".".join(map(str, each["loc"])) or each["ctx"]["error"] for each in error.errors()]
     assert sorted(found) == sorted(problems)
+
+
+class _OfPydantic(ConfigSection):
+    low: int
+    high: int = 3
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("low exceeds high")
+        return self
+
+
+def test_a_validator_of_pydantic_is_a_rule_too() -> None:
+    assert _OfPydantic(low=1).high == 3
+    with pytest.raises(ValidationError, match="low exceeds high"):
+        _OfPydantic(low=4)
+    with pytest.raises(ValidationError, match="high"):
+        _OfPydantic.model_validate({"low": 4, "high": "x"})
 
 
 COUNTED = (
@@ -867,6 +889,14 @@ def test_a_count_may_be_written_short(text: str, count: int, valid: Path) -> Non
     config = load_config(valid, ["training.train_steps=null", f"training.train_tokens={text}"])
     assert config.training.train_tokens == count
     assert type(config.training.train_tokens) is int
+
+
+def test_an_anchor_states_two_sizes_that_must_be_equal(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        edited(("embedding_size: 32", "embedding_size: &width 32"), ("hidden_size: 32", "hidden_size: *width"))
+    )
+    assert load_config(path).model == load_config(YamlSource.parse(VALID, "valid").data).model
 
 
 def test_an_override_replaces_a_value_of_the_file(valid: Path) -> None:

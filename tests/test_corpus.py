@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from foundry_core.corpus.reader import WIDE_SPACES, ByteAccount, Corpus, DocumentUnit, word_count
+from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit, word_count
 from foundry_core.errors import DataError
 from tests.each import each
 
@@ -160,7 +160,6 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
 
 def test_words_are_counted_as_split_counts_them() -> None:
     spaces = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
-    assert sorted(WIDE_SPACES) == [space for space in spaces if space > "\x7f"]
     for text in ["", " ", "a", " a", "a ", "a\u200bb", "é ü", *(f"{s}{s}a{s}é{s}{s}b{s}" for s in spaces)]:
         assert word_count(text) == len(text.split()), ascii(text)
 
@@ -215,10 +214,10 @@ def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str) -> None:
         (b'{"text": 5}', "int, not a string"),
         (b'{"text": "\\ud800 x"}', "lone surrogate at position 0"),
         (b'{"text": "ab\\u0000"}', "NUL character at position 2"),
-        (b'{"text": "a", "text": "b"}', "a key occurs twice"),
-        (rb'{"text": "a", "te\u0078t": "b"}', "a key occurs twice"),
-        (rb'{"\u0074\u0065\u0078\u0074": "a", "text": "b"}', "a key occurs twice"),
-        (rb'{"tex\u0074": "a", "tex\u0074": "b"}', "a key occurs twice"),
+        (b'{"text": "a", "text": "b"}', "occurs twice"),
+        (rb'{"text": "a", "te\u0078t": "b"}', "occurs twice"),
+        (rb'{"\u0074\u0065\u0078\u0074": "a", "text": "b"}', "occurs twice"),
+        (rb'{"tex\u0074": "a", "tex\u0074": "b"}', "occurs twice"),
         (b'{"text": "a\tb"}', "Invalid control character"),
         (b"[" * 100_000, "recursion"),
         (b'{"n": ' + b"1" * 5000 + b', "text": ""}', "limit"),
@@ -340,7 +339,6 @@ def test_a_folder_is_read_recursively_in_sorted_order_without_hidden_files(tmp_p
     (tmp_path / "linked").symlink_to(tmp_path / "b")
     corpus = Corpus.open(tmp_path)
     assert list(corpus.documents()) == ["a.txt", "b/a.jsonl", "b/z.txt", "b.txt", "c.TXT.GZ"]
-    assert corpus.ignored == (tmp_path / "linked", tmp_path / "note.md")
     assert corpus.bytes == sum(path.stat().st_size for path in corpus.files)
 
 
@@ -348,7 +346,6 @@ def test_a_glob_is_sorted_and_a_literal_name_wins(tmp_path: Path) -> None:
     for name in ["b.txt", "a.txt", "c.md", "[ab].txt"]:
         written(tmp_path / name, name.encode())
     assert [path.name for path in Corpus.open(tmp_path / "?.*").files] == ["a.txt", "b.txt"]
-    assert [path.name for path in Corpus.open(tmp_path / "?.*").ignored] == ["c.md"]
     assert list(Corpus.open(str(tmp_path / "[ab].txt")).documents()) == ["[ab].txt"]
 
 

@@ -281,7 +281,7 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_is_named(copied: Callable
     save_file({key: value for key, value in whole.items() if key != name}, path)
     assert refusal(path.parent) == f"{path} lacks {name}: it belongs to another architecture or setting"
     save_file({**whole, "model.extra": torch.zeros(2)}, path)
-    expected = f"{path} has model.extra, which the model has not: it belongs to another architecture or setting"
+    expected = f"{path} has model.extra, which the model does not have: it belongs to another architecture or setting"
     assert refusal(path.parent) == expected
     save_file({**whole, name: whole[name][:, :-1].contiguous()}, path)
     assert refusal(path.parent) == f"{path}: {name} has shape (128, 31), the model (128, 32)"

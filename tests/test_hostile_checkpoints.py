@@ -315,6 +315,9 @@ CLAIMS: dict[str, tuple[Change, set[str]]] = {
     "ledger that is no hash": (put_key(STATE, "foundry/ledger", "../../etc/passwd"), READING_STATE),
     "unknown key": (put_key(STATE, "foundry/colour", "red"), READING_STATE),
     "missing key": (put_key(STATE, "foundry/words_seen", ...), READING_STATE),
+    "numbers of an optimizer that are a list": (put_key(STATE, "foundry/optimizer", {"values": []}), READING_STATE),
+    "group of an optimizer that is a number": (put_key(STATE, "foundry/optimizer", {"groups": [1]}), READING_STATE),
+    "list in a group of an optimizer": (put_key(STATE, "foundry/optimizer", {"groups": [{"a": [1]}]}), READING_STATE),
     "log of something else": (put_key(STATE, "log_history", ["x"]), READING_STATE),
     "moment of another shape": (put_tensor(OPTIMIZER, MOMENT, lambda t: torch.zeros(3)), {"resume"}),
     "moment of another type": (put_tensor(OPTIMIZER, MOMENT, lambda t: t.half()), {"resume"}),
@@ -561,10 +564,10 @@ def test_a_manifest_of_another_step_or_of_no_environment_is_no_checkpoint_to_go_
     refused = target.open("resume")
     if "environment" in facts:
         assert refused.code == 6
-        assert refused.lines[0].endswith(f"{MANIFEST} does not say in which environment it was saved")
+        assert refused.lines[0].endswith(f"{MANIFEST} has no environment")
     else:
         assert refused.code == 0
-        assert f"{NAME} is passed over: {target.checkpoint} is not what its name says" in refused.lines[0]
+        assert f"{NAME} is passed over: {target.checkpoint} does not match its name" in refused.lines[0]
 
 
 def linked(target: Target, name: str) -> None:
@@ -615,4 +618,4 @@ def test_a_file_too_large_for_what_it_is_is_not_read(target: Target, name: str) 
     os.truncate(target.checkpoint / name, 1 << 40)
     opened = target.open("evaluate")
     assert opened.code in (5, 6)
-    assert "1,099,511,627,776 bytes, too many for what it is" in opened.lines[0]
+    assert "is larger than the 256 MiB limit" in opened.lines[0]

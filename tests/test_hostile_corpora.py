@@ -94,8 +94,8 @@ def test_every_byte_of_an_odd_corpus_is_accounted_for_and_it_trains(
     corpus = put(tmp_path, files)
     code, out, err = carried_out(corpus, "data", "prepare")
     assert (code, err) == (0, [])
-    row = next(line for line in out if line.startswith("training")).split()
-    size, text, separators, skipped = (int(figure.replace(",", "")) for figure in row[1:5])
+    rows = [line.replace(",", "").split() for line in out if line.startswith("bytes")]
+    size, text, separators, skipped = (int(figure) for *_, figure in rows)
     read = [content for file, content in files.items() if Path(file).suffix != ".md" and not file.startswith(".")]
     assert size == sum(len(gzip.decompress(each)) if each.startswith(b"\x1f\x8b") else len(each) for each in read)
     assert size == text + separators + skipped

@@ -152,7 +152,7 @@ def test_an_impossible_name_is_answered_with_a_possible_one(
 def test_a_name_that_yaml_reads_as_something_else_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused(capsys, name, "--dir", str(tmp_path)).startswith(f"error: YAML reads '{name}' as something else")
+    assert refused(capsys, name, "--dir", str(tmp_path)).startswith(f"error: YAML does not read '{name}' as text")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +160,7 @@ def test_a_name_that_yaml_reads_as_something_else_is_refused(
 def test_a_name_that_is_used_in_the_files_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused(capsys, name, "--dir", str(tmp_path)).startswith(f"error: '{name}' has a meaning of its own")
+    assert refused(capsys, name, "--dir", str(tmp_path)).startswith(f"error: '{name}' already means something")
     assert list(tmp_path.iterdir()) == []
 
 

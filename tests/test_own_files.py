@@ -9,8 +9,7 @@ import yaml
 
 from foundry_core import RunInfo, load_config, run
 from foundry_core.errors import UsageError
-from foundry_core.storage.files import StorageError, publish_folder, remove_leftovers, write_file
-from foundry_core.storage.lines import AppendedLines
+from foundry_core.storage.files import AppendedLines, StorageError, publish_folder, remove_leftovers, write_file
 from foundry_core.storage.lock import RunLock
 from foundry_core.training.sinks import MetricsFile
 from tests.each import each
@@ -106,7 +105,7 @@ def test_a_link_or_a_fifo_in_place_of_a_file_of_the_run_is_refused_in_one_line(e
     make(folder / name)
     letter = folder / "letter.txt"
     before = letter.read_text() if letter.exists() else None
-    with pytest.raises(StorageError, match=rf"^cannot write \S+/{name}: it is a link or no plain file; remove it$"):
+    with pytest.raises(StorageError, match=rf"^cannot write \S+/{name}: it is not a plain file; remove it$"):
         run(config, quiet=True)
     assert (letter.read_text() if letter.exists() else None) == before
 

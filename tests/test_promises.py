@@ -64,7 +64,7 @@ MECHANISMS = [
     ),
     Without(
         "R4",
-        "foundry_core.storage.files:_NewFile.__exit__",
+        "foundry_core.storage.files:Writer.__exit__",
         mutants.files_not_synced,
         "faults/test_power_loss.py::test_after_a_power_loss_all_that_was_acknowledged_is_there_and_the_run_goes_on",
     ),
@@ -100,7 +100,7 @@ MECHANISMS = [
     ),
     Without(
         "R8",
-        "foundry_core.checkpoints.tensors:TensorBuffers.copy",
+        "foundry_core.checkpoints.checkpoint:TensorBuffers.copy",
         mutants.tensors_not_copied,
         "test_saving.py::test_training_on_does_not_change_what_is_being_saved",
     ),
@@ -124,7 +124,7 @@ MECHANISMS = [
     ),
     Without(
         "R11",
-        "foundry_core.data.workers:_death",
+        "foundry_core.data.workers:_notice_death",
         mutants.nothing,
         "test_workers.py::test_batches_that_were_sent_ahead_do_not_hide_a_death",
     ),
@@ -208,13 +208,13 @@ MECHANISMS = [
     ),
     Without(
         "R19",
-        "foundry_core.checkpoints.retention:retire",
+        "foundry_core.checkpoints.checkpoint:retire",
         mutants.step_0_is_like_any_other,
         "test_trainer.py::test_keep_leaves_the_newest_and_step_0",
     ),
     Without(
         "R19",
-        "foundry_core.checkpoints.retention:retire",
+        "foundry_core.checkpoints.checkpoint:retire",
         mutants.damaged_ones_count,
         "faults/test_retention.py::test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept",
     ),

@@ -7,7 +7,7 @@ import torch
 
 from foundry_core import load_config, run
 from foundry_core.cli import main
-from foundry_core.cli.quickstart_run import quickstart
+from foundry_core.cli.quickstart import quickstart
 from foundry_core.errors import UsageError
 
 pytestmark = pytest.mark.long

@@ -16,7 +16,7 @@ from foundry_core import create_model, run
 from foundry_core.checkpoints.checkpoint import checkpoints, load_checkpoint
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.errors import CheckpointError, StoppedError, UsageError
-from foundry_core.models.description import rebuild
+from foundry_core.models.building import rebuild
 from foundry_core.models.folder import load_model
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage
@@ -49,7 +49,7 @@ def test_another_test_corpus_is_other_data(experiment, corpus, tmp_path):
     config = experiment("lstm", tmp_path, data={"test_corpus": str(dev)}, training={"train_steps": 2})
     run(config, quiet=True)
     dev.write_text("the man is old .\n")
-    with pytest.raises(CheckpointError, match="trained on other data: the test corpus changed since"):
+    with pytest.raises(CheckpointError, match="data: the test corpus changed since"):
         run(config, resume=True, quiet=True)
     assert run(config, resume=True, quiet=True, allowed_changes=["data"]).step == 2
 
@@ -59,7 +59,7 @@ def test_a_run_does_not_go_on_in_another_precision(experiment, tmp_path):
     state = run(config, quiet=True)
     assert state.precision == "fp32"
     assert loaded(config, 2, TrainState(data=state.data, precision="fp32")).step == 2
-    with pytest.raises(CheckpointError, match="was trained in fp32, here training.precision comes to bf16"):
+    with pytest.raises(CheckpointError, match="training.precision was fp32, is bf16"):
         loaded(config, 2, TrainState(data=state.data, precision="bf16"))
 
 

@@ -197,7 +197,7 @@ def test_other_data_are_refused_by_name_unless_allowed(
     copy: Begun, change: Callable[[Begun], None], listed: str
 ) -> None:
     change(copy)
-    with pytest.raises(CheckpointError, match=f"checkpoint-2 was trained on other data: {listed}"):
+    with pytest.raises(CheckpointError, match=f"checkpoint-2 was trained with other settings: data: {listed}"):
         copy.go_on()
     assert copy.go_on(allow=("data",)) == 3
 
@@ -215,7 +215,7 @@ def test_a_tokenizer_of_another_size_is_other_settings_and_other_data(copy: Begu
     elsewhere = ["tokenizer.vocab_size=8", f"tokenizer.output_dir={copy.folder / 'another'}"]
     with pytest.raises(CheckpointError, match=r"tokenizer\.vocab_size was 10, is 8"):
         copy.go_on(*elsewhere)
-    with pytest.raises(CheckpointError, match=r"other data: the tokenizer changed since"):
+    with pytest.raises(CheckpointError, match=r"data: the tokenizer changed since"):
         copy.go_on(*elsewhere, allow=("tokenizer",))
     with pytest.raises(FoundryError, match=r"has shape"):
         copy.go_on(*elsewhere, allow=("tokenizer", "data"))

@@ -10,12 +10,12 @@ from safetensors.torch import load
 from torch import nn
 
 from foundry_core import BaseLanguageModel, ModelConfig, create_model, hookimpl, load_config, register_architecture, run
-from foundry_core.checkpoints.checkpoint import checkpoints
-from foundry_core.checkpoints.tensors import CheckpointTensors, TensorBuffers
+from foundry_core.checkpoints.checkpoint import TensorBuffers, checkpoint_tensors, checkpoints
 from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.devices import is_out_of_memory
 from foundry_core.errors import TrainingError
 from foundry_core.registry.hooks import hook_manager
+from foundry_core.run_folder import WEIGHTS
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk, StorageError
 from foundry_core.training.notifier import Notifier
@@ -98,7 +98,7 @@ def test_training_on_does_not_change_what_is_being_saved(experiment, tmp_path, d
     steps = Steps()
     trainer = trainer_of(config, background=True, observers=[steps])
     untrained = {
-        name: tensor.clone() for name, tensor in CheckpointTensors.of(trainer.model, trainer.optimizer).weights.items()
+        name: tensor.clone() for name, tensor in checkpoint_tensors(trainer.model, trainer.optimizer)[WEIGHTS].items()
     }
     disk(SlowDisk())
     trainer.train()
@@ -124,12 +124,12 @@ def test_an_error_in_the_background_ends_the_run_with_its_line(experiment, tmp_p
 def test_buffers_are_used_again(experiment, tmp_path):
     config = experiment("lstm", tmp_path)
     model = create_model(config)
-    tensors = CheckpointTensors.of(model, build_optimizer(model, config.training))
+    tensors = checkpoint_tensors(model, build_optimizer(model, config.training))
     buffers = TensorBuffers()
     first, second = buffers.copy(tensors), buffers.copy(tensors)
-    for name, tensor in tensors.weights.items():
-        assert first.weights[name].data_ptr() == second.weights[name].data_ptr() != tensor.data_ptr()
-        assert torch.equal(second.weights[name], tensor)
+    for name, tensor in tensors[WEIGHTS].items():
+        assert first[WEIGHTS][name].data_ptr() == second[WEIGHTS][name].data_ptr() != tensor.data_ptr()
+        assert torch.equal(second[WEIGHTS][name], tensor)
 
 
 def test_a_task_that_failed_is_told_once_and_the_next_one_is_carried_out():

@@ -520,7 +520,7 @@ def test_unusable_special_tokens_and_types_are_refused_in_one_line(kind, special
 
 @each("kind", KINDS)
 def test_a_corpus_without_text_is_refused(kind):
-    with pytest.raises(TokenizerError, match="holds no text"):
+    with pytest.raises(TokenizerError, match="contains no text"):
         train_tokenizer(kind, lambda: ["", "  \n"], 300, default_special_tokens(kind, masked=False))
 
 
@@ -571,10 +571,10 @@ def test_the_most_frequent_are_chosen_exactly_up_to_the_room():
 _BOUNDED = """
 import random, sys
 from foundry_core.tokenization import text_counts
-from foundry_core.tokenization import training_request
+from foundry_core.tokenization import trainers
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 from foundry_core.tokenization.tokenizer_folder import tokenizer_digest
-text_counts.COUNTED, training_request.HANDED, text_counts.BATCH = 20000, 10000, 1000
+text_counts.COUNTED, trainers.MOST, text_counts.BATCH = 20000, 10000, 1000
 rng = random.Random(3)
 documents = [" ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(20)) + " the cat" for _ in range(300)]
 for kind in ("sentencepiece", "wordpiece", "bpe", "word"):
@@ -686,7 +686,7 @@ def test_the_digest_changes_with_the_vocabulary_and_with_the_special_tokens(toke
 
 
 def test_a_folder_without_a_readable_tokenizer_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(TokenizerError, match=r"holds no tokenizer\.json"):
+    with pytest.raises(TokenizerError, match=r"contains no tokenizer\.json"):
         load_tokenizer(tmp_path / "missing")
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError, match="cannot be read") as caught:

@@ -1,106 +1,111 @@
 """Checkpoints: a transformers model folder with the optimizer, the position and a manifest in addition.
 
-No pickle, for reading or writing. A checkpoint is published whole or not at all (`storage`), and loaded only when
-every file matches its manifest.
+No pickle, for reading or writing. A checkpoint is published whole or not at all (`storage`), loaded only when every
+file matches its manifest, and removed only when a newer one is known to be whole.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from foundry_core.checkpoints.compatibility import accepted_differences, check_allowed, refuse_other_data
-from foundry_core.checkpoints.lineage import Lineage
-from foundry_core.checkpoints.optimizer_state import load_optimizer
-from foundry_core.checkpoints.state import TrainState, read_state
-from foundry_core.checkpoints.tensors import CheckpointTensors
+from foundry_core.checkpoints.compatibility import accepted_differences, check_allowed
+from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_tensors
+from foundry_core.checkpoints.state import TrainState, parent_entry, read_state, unchecked_manifest
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.description import read_description
-from foundry_core.models.folder import model_files
+from foundry_core.models.folder import load_weights, model_files, stored_tensors, weights_file
 from foundry_core.models.interface import LanguageModel
-from foundry_core.models.weights import load_weights, weights_file
-from foundry_core.registry.objective import Objective
 from foundry_core.run_folder import CHECKPOINT, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
-from foundry_core.storage.files import publish_folder
+from foundry_core.storage.files import StorageError, publish_folder, remove_set_aside, set_aside
 from foundry_core.storage.manifest import read_manifest
 from foundry_core.tokenization.tokenizer_folder import tokenizer_files
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
+"""The tensors of a checkpoint: for each of its two files, by their names in it."""
 
 
-def checkpoint_tokenizer(tokenizer: PreTrainedTokenizerFast, objective: Objective) -> PreTrainedTokenizerFast:
-    """Return the tokenizer with the bos token that a document really started with in training.
+def checkpoint_tensors(model: LanguageModel, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return the living tensors of a checkpoint, which further training changes."""
+    return {WEIGHTS: stored_tensors(model), OPTIMIZER: optimizer_tensors(model, optimizer)}
 
-    In a causal stream that is the separator. Scorers prepend bos; a `<s>` that was never trained would spoil the
-    first prediction.
-    """
-    if objective.layout != "overlap":
-        return tokenizer
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.bos_token = tokenizer.eos_token if tokenizer.eos_token is not None else tokenizer.sep_token
-    return tokenizer
+
+class TensorBuffers:
+    """Room on the CPU for a consistent copy of a checkpoint's tensors, allocated once and used for every save."""
+
+    def __init__(self) -> None:
+        self._room: dict[tuple[str, str], torch.Tensor] = {}
+
+    def copy(self, tensors: Tensors) -> Tensors:
+        """Return a copy that further training does not change, valid until the next one."""
+        copied = {
+            file: {name: self._filled((file, name), tensor) for name, tensor in content.items()}
+            for file, content in tensors.items()
+        }
+        if any(tensor.is_cuda for tensor in tensors[WEIGHTS].values()):
+            torch.cuda.synchronize()
+        return copied
+
+    def _filled(self, key: tuple[str, str], tensor: torch.Tensor) -> torch.Tensor:
+        room = self._room.get(key)
+        if room is None or room.shape != tensor.shape:
+            # A GPU copies into pinned memory without waiting.
+            room = self._room[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        return room.copy_(tensor, non_blocking=True)
 
 
 def fixed_files(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
-    """Return the files that are the same in every checkpoint of a run: model description and tokenizer."""
-    return model_files(model) | tokenizer_files(checkpoint_tokenizer(tokenizer, model.context.objective))
+    """Return the files that are the same in every checkpoint of a run: model description and tokenizer.
+
+    The bos token of the tokenizer becomes the one that a document really started with in training: in a causal stream
+    that is the separator. Scorers prepend bos; a `<s>` that was never trained would spoil the first prediction.
+    """
+    if model.context.objective.layout == "overlap":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.bos_token = tokenizer.eos_token if tokenizer.eos_token is not None else tokenizer.sep_token
+    return model_files(model) | tokenizer_files(tokenizer)
 
 
 def save_checkpoint(
-    output_dir: Path,
-    fixed: Mapping[str, bytes],
-    tensors: CheckpointTensors,
-    state: TrainState,
-    *,
-    facts: Mapping[str, Any],
+    output_dir: Path, fixed: Mapping[str, bytes], tensors: Tensors, state: TrainState, *, facts: Mapping[str, Any]
 ) -> Path:
     """Publish `checkpoint-<step>`; returns its folder once it is safely on the disk.
 
     Args:
         fixed: The files of `fixed_files`.
-        tensors: Those of `CheckpointTensors.of`, or a copy of them.
-        facts: Entries of the manifest besides step and files: parent, ephemeral, environment. order (seed, rows in a
-            step) becomes a part of its lineage.
+        tensors: Those of `checkpoint_tensors`, or a copy of them.
+        facts: Entries of the manifest besides step and files: ephemeral, environment, and as parent the name of the
+            checkpoint that training continued from.
     """
-    target = output_dir / checkpoint_name(state.step)
-    entries = {key: value for key, value in facts.items() if key != "order"}
-    stored = asdict(state)
-    lineage = Lineage.of(
-        output_dir,
-        facts["parent"],
-        state.position,
-        order=facts["order"],
-        data={"data": stored["data"], "stream": stored["stream"]},
-    )
-    with publish_folder(target, {"step": state.step, **entries, **lineage.facts()}) as sink:
+    target, stored = output_dir / checkpoint_name(state.step), asdict(state)
+    parent = parent_entry(output_dir, facts["parent"])
+    with publish_folder(target, {"step": state.step, **facts, "parent": parent}) as sink:
         for name, content in fixed.items():
             sink.write(name, content)
-        sink.write(WEIGHTS, weights_file(tensors.weights))
-        sink.write(OPTIMIZER, weights_file(tensors.optimizer))
-        facts_of_trainer = {
+        for name, by_name in tensors.items():
+            sink.write(name, weights_file(by_name))
+        trainer_state = {
             "global_step": state.step,
             "epoch": state.epoch,
             "num_input_tokens_seen": state.tokens_seen,
-            "log_history": state.log,
-            "foundry": {key: value for key, value in stored.items() if key != "log"},
+            "log_history": stored.pop("log"),
+            "foundry": stored,
         }
-        sink.write(TRAINER_STATE, (json.dumps(facts_of_trainer, indent=1) + "\n").encode())
+        sink.write(TRAINER_STATE, (json.dumps(trainer_state, indent=1) + "\n").encode())
     return target
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Return the checkpoint folders of a run, oldest step first; nothing is read."""
-    return sorted(
-        (p for p in Path(output_dir).glob("checkpoint-*") if CHECKPOINT.match(p.name) and p.is_dir()), key=step_of
-    )
+    """Return the checkpoint folders of a run, oldest step first, without reading them."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if CHECKPOINT.match(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
 
 
 def step_of(folder: Path) -> int:
@@ -109,10 +114,10 @@ def step_of(folder: Path) -> int:
 
 
 def check_whole(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint. Raises CheckpointError where a file, or the folder's name, has changed."""
+    """Return the manifest of a checkpoint. Raises CheckpointError if a file, or the folder's name, has changed."""
     manifest = read_manifest(folder)
     if folder.name != f"checkpoint-{manifest.get('step')!r}":
-        raise CheckpointError(f"{folder} is not what its name says: its manifest says step {manifest.get('step')!r}")
+        raise CheckpointError(f"{folder} does not match its name: its manifest records step {manifest.get('step')!r}")
     return manifest
 
 
@@ -128,10 +133,9 @@ def newest_valid(output_dir: str | Path) -> tuple[Path, list[str]]:
             check_whole(folder)
         except CheckpointError as error:
             passed_over.append(f"{folder.name} is passed over: {error}")
-            continue
-        return folder, passed_over
-    reasons = "".join(f"; {line}" for line in passed_over)
-    raise CheckpointError(f"nothing to resume in {output_dir}: it holds no valid checkpoint{reasons}")
+        else:
+            return folder, passed_over
+    raise CheckpointError("; ".join([f"nothing to resume in {output_dir}: it has no valid checkpoint", *passed_over]))
 
 
 def load_checkpoint(
@@ -143,9 +147,10 @@ def load_checkpoint(
     fresh: TrainState,
     allowed: Iterable[str] = (),
 ) -> TrainState:
-    """Put a checkpoint into the model and the optimizer that will train on; returns its state.
+    """Put a checkpoint into the model and the optimizer that continue training; returns its state.
 
     Args:
+        folder: Known to be whole, from `newest_valid`.
         fresh: The state that a new run would begin with, for its data and its precision.
         allowed: Keys and sections of the configuration that may differ.
 
@@ -153,14 +158,48 @@ def load_checkpoint(
         CheckpointError: Configuration, data or precision differ from those it was trained with; lists what differs.
     """
     allowed = tuple(allowed)
-    check_whole(folder)
     check_allowed(allowed, config.resolved())
-    differences = accepted_differences(folder, read_description(folder), config, allowed)
     state = read_state(folder)
-    refuse_other_data(folder, state, fresh, allowed)
+    differences = accepted_differences(folder, state, config, fresh, allowed)
     state.data, state.stream, state.precision = fresh.data, fresh.stream, fresh.precision
     load_weights(model, folder / WEIGHTS)
-    # The state of one optimizer means nothing to another, which starts without one where the change was allowed.
+    # The state of one optimizer means nothing to another, which starts without one if the change was allowed.
     if "training.optimizer" not in differences:
         load_optimizer(folder / OPTIMIZER, state.optimizer, model, optimizer, begun=state.step > 0)
     return state
+
+
+def is_ephemeral(folder: Path) -> bool:
+    """Check whether a checkpoint was saved for crash safety only; False if its manifest cannot be read."""
+    try:
+        return unchecked_manifest(folder)["ephemeral"] is True
+    except (CheckpointError, KeyError, TypeError):
+        return False
+
+
+def retire(
+    output_dir: Path, keep: int | None, newest: Path, *, ephemeral: Collection[Path], damaged: Collection[Path]
+) -> list[str]:
+    """Remove the ephemeral checkpoints before `newest`, and the permanent ones older than the last `keep` of them.
+
+    That of step 0 stays.
+
+    Args:
+        newest: Known to be whole, because it has just been published or loaded.
+        damaged: Those that were passed over; they do not count among the last.
+
+    Returns:
+        A line for each folder that could not be removed.
+    """
+    older = [path for path in checkpoints(output_dir) if step_of(path) < step_of(newest)]
+    permanent = [path for path in (*older, newest) if path not in ephemeral and step_of(path) > 0]
+    last = [path for path in permanent if path not in damaged][-keep:] if keep is not None else permanent
+    victims = [path for path in older if path in ephemeral]
+    victims += permanent[: permanent.index(last[0])] if last else []
+    problems = []
+    for victim in victims:
+        try:
+            set_aside(victim)
+        except StorageError as error:
+            problems.append(str(error))
+    return problems + remove_set_aside(output_dir)

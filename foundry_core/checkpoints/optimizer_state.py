@@ -1,4 +1,4 @@
-"""What an optimizer remembers: taken as tensors and plain values, saved without pickle, put back bit for bit.
+"""The state of an optimizer: taken as tensors and plain values, saved without pickle, put back bit for bit.
 
 Tensors go into the checkpoint's safetensors file as `<kind>/<parameter name>`, numbers and text into its JSON, exactly.
 """
@@ -12,55 +12,53 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
+from foundry_core.checkpoints.state import OptimizerValues
 from foundry_core.errors import CheckpointError, PluginError
-from foundry_core.models.weights import open_tensors
+from foundry_core.models.folder import open_tensors
 
 _PLAIN = (bool, int, float, str, type(None))
 _SET_BY_CORE = ("params", "lr", "weight_decay")
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The living tensors: training on changes them."""
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """Return the living tensors, which further training changes."""
     return {key: value.detach() for key, value in _entries(model, optimizer) if isinstance(value, torch.Tensor)}
 
 
-def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What is no tensor, as plain data: empty for an optimizer that remembers tensors only.
+def optimizer_values(model: nn.Module, optimizer: Optimizer) -> OptimizerValues:
+    """Return the values that are not tensors; empty for an optimizer that keeps tensors only.
 
-    values: those in `state`. groups: for each parameter group what differs from the defaults that the optimizer was
-    made with, where some keep count of their progress. Raises PluginError for what could not be saved, or not be found
-    again.
+    values: those in `state`. groups: for each parameter group the settings that differ from the defaults that the
+    optimizer was made with: some keep count of their progress there.
+
+    Raises:
+        PluginError: Part of the state could not be saved, or not be found again.
     """
-    name = type(optimizer).__name__
     if len(optimizer.state) > sum(parameter in optimizer.state for parameter in model.parameters()):
-        raise _unsaved(name, "state of something that is no parameter of the model")
+        raise _unsaved(optimizer, "state of something that is not a parameter of the model")
     more = sorted(set(optimizer.state_dict()) - {"state", "param_groups"})
     if more:
-        raise _unsaved(name, f"'{more[0]}' beside its state and its parameter groups")
+        raise _unsaved(optimizer, f"'{more[0]}' in addition to its state and its parameter groups")
     values = {key: value for key, value in _entries(model, optimizer) if not isinstance(value, torch.Tensor)}
-    for key, value in values.items():
-        if not _is_plain(value):
-            raise _unsaved(name, f"{_what(value)} as {key}")
+    defaults = optimizer.defaults
     groups = [
-        {
-            key: value
-            for key, value in group.items()
-            if key not in _SET_BY_CORE and not _same(value, optimizer.defaults.get(key))
-        }
+        {key: value for key, value in group.items() if not (key in _SET_BY_CORE or _same(value, defaults.get(key)))}
         for group in optimizer.param_groups
     ]
-    for key, value in (item for moved in groups for item in moved.items()):
-        if not _is_plain(value):
-            raise _unsaved(name, f"{_what(value)} as '{key}' of a parameter group")
-    found = {"values": values, "groups": groups if any(groups) else []}
-    return {key: value for key, value in found.items() if value}
+    in_groups = [(f"'{key}' of a parameter group", value) for group in groups for key, value in group.items()]
+    for place, value in (*values.items(), *in_groups):
+        if not isinstance(value, _PLAIN) or (isinstance(value, float) and not math.isfinite(value)):
+            raise _unsaved(optimizer, f"a {type(value).__name__} as {place}")
+    kept: OptimizerValues = {"values": values} if values else {}
+    return kept | {"groups": groups} if any(groups) else kept
 
 
-def first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimizer built anew remembers after one step, as `<kind>/<parameter name>`: each has kinds of its own.
+def first_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Return the state of a new optimizer after one step, as `<kind>/<parameter name>`: each has kinds of its own.
 
-    Found by taking a step with gradients of 0. Weights, gradients and optimizer are afterwards what they were.
+    Found by taking a step with gradients of 0. Leaves weights, gradients and optimizer as they were.
     """
     weights = [(parameter, parameter.detach().clone(), parameter.grad) for parameter in model.parameters()]
     groups = [dict(group) for group in optimizer.param_groups]
@@ -80,86 +78,67 @@ def first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
                 parameter.grad = gradient
 
 
-def load_optimizer(
-    path: Path, stored: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, *, begun: bool
-) -> None:
-    """Put what was saved into an optimizer that is built anew. stored: of `optimizer_values`.
+def load_optimizer(path: Path, stored: OptimizerValues, model: nn.Module, optimizer: Optimizer, *, begun: bool) -> None:
+    """Put a saved state, the tensors of a file and the values of `optimizer_values`, into a new optimizer.
 
-    begun: steps have been taken, so that there must be something where the optimizer remembers anything. Raises
-    CheckpointError for what this optimizer would not remember of this model.
+    begun: steps have been taken, so that the state cannot be empty if the optimizer keeps any.
+
+    Raises:
+        CheckpointError: The state is not one that this optimizer would have for this model.
     """
     expected, parameters = first_state(model, optimizer), dict(model.named_parameters())
-    values, groups = stored.get("values", {}), stored.get("groups", [])
-    if not isinstance(values, dict) or not isinstance(groups, list) or not all(isinstance(g, dict) for g in groups):
-        raise CheckpointError(f"{path.parent}: what the optimizer remembers beside tensors is damaged")
-    found: dict[str, Any] = dict(values)
     with open_tensors(path) as file:
-        for key in sorted(file.keys()):
-            if key in found:
-                raise CheckpointError(f"{path} holds {key}, and {path.parent} as a number or text, too")
-            found[key] = file.get_tensor(key)
+        # A copy: the file's tensors are a view of the file.
+        found = {**stored.get("values", {}), **{key: file.get_tensor(key).clone() for key in sorted(file.keys())}}
     if begun and expected and not found:
         raise CheckpointError(f"{path} is empty, and steps have been taken")
-    known = {key.partition("/")[2] for key in found}
-    missing = sorted(key for key in set(expected) - set(found) if key.partition("/")[2] in known)
-    if missing:
-        kind, _, name = missing[0].partition("/")
-        raise CheckpointError(f"{path} lacks {kind} of '{name}'")
+    begun_parameters = {key.partition("/")[2] for key in found}
+    for key in sorted(expected):
+        kind, _, name = key.partition("/")
+        if key not in found and name in begun_parameters:
+            raise CheckpointError(f"{path} lacks {kind} of '{name}'")
     for key, value in found.items():
         kind, _, name = key.partition("/")
         if key not in expected:
-            raise CheckpointError(f"{path} holds {kind} of '{name}', which model and optimizer have not")
-        # None stands for what has not been needed yet.
+            raise CheckpointError(f"{path} contains {kind} for '{name}', which this model and optimizer do not have")
+        # None stands for a value that has not been needed yet.
         if not (value is None or expected[key] is None or _nature(value) == _nature(expected[key])):
             raise CheckpointError(f"{path}: {key} is {_nature(value)}, not {_nature(expected[key])}")
-        if isinstance(value, torch.Tensor):
-            # A copy: the file's tensors are a view of the file. Some keep a step counter on the CPU, others beside the
-            # parameter.
-            value = value.to(expected[key].device, copy=True)
-        optimizer.state[parameters[name]][kind] = value
+        # Some keep a step counter on the CPU, others on the device of the parameter.
+        on_device = value.to(expected[key].device) if isinstance(value, torch.Tensor) else value
+        optimizer.state[parameters[name]][kind] = on_device
+    groups = stored.get("groups", [])
     if groups and len(groups) != len(optimizer.param_groups):
         raise CheckpointError(
             f"{path.parent} was trained with {len(groups)} parameter groups, here are {len(optimizer.param_groups)}: "
             "put training.weight_decay_on back"
         )
     for group, moved in zip(optimizer.param_groups, groups, strict=False):
-        for key, value in moved.items():
-            if key in _SET_BY_CORE or key not in group or not _is_plain(value):
-                raise CheckpointError(f"{path.parent}: the optimizer's parameter groups have no such '{key}'")
-            group[key] = value
+        group.update({key: value for key, value in moved.items() if key in group and key not in _SET_BY_CORE})
 
 
 def _nature(value: Any) -> str:
-    """What has to be the same for a value to take another's place."""
+    """Return what must be equal for a value to take another's place: dtype and shape, or the type."""
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
     return type(value).__name__
 
 
-def _entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+def _entries(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
     for name, parameter in model.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(kind, str) or "/" in kind:
-                raise _unsaved(type(optimizer).__name__, f"state under {kind!r}, which is no name")
+                raise _unsaved(optimizer, f"state under {kind!r}, which is not a name")
             yield f"{kind}/{name}", value
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) and not (isinstance(value, float) and not math.isfinite(value))
-
-
-def _what(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else f"a {type(value).__name__}"
-
-
 def _same(value: Any, default: Any) -> bool:
-    return value is default or (
-        type(value) is type(default) and not isinstance(value, torch.Tensor) and value == default
-    )
+    plain = type(value) is type(default) and not isinstance(value, torch.Tensor)
+    return value is default or (plain and bool(value == default))
 
 
-def _unsaved(optimizer: str, what: str) -> PluginError:
+def _unsaved(optimizer: Optimizer, what: str) -> PluginError:
     return PluginError(
-        f"the optimizer {optimizer} keeps {what}: only tensors, numbers and text in its state and its parameter groups "
-        "can be saved, and a run that goes on would not be the same without it"
+        f"the optimizer {type(optimizer).__name__} keeps {what}: only tensors, finite numbers and text in its state "
+        "and its parameter groups can be saved, and a resumed run would differ without it"
     )

@@ -1,4 +1,4 @@
-"""Where training stands: `TrainState`, which a checkpoint stores, and reading it with bounds on every value."""
+"""Where training stands: `TrainState`, as a checkpoint stores it, and the checkpoint that it continues from."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
-from foundry_core.checkpoints.lineage import Ledger, Position, Whole
 from foundry_core.data.order import StreamSizes
 from foundry_core.errors import CheckpointError
-from foundry_core.run_folder import TRAINER_STATE, checkpoint_name
+from foundry_core.run_folder import MANIFEST, TRAINER_STATE, checkpoint_name
 from foundry_core.storage.manifest import parse_json, read_plain_file
 
+_Whole: TypeAlias = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 _Real: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-_Number: TypeAlias = Whole | _Real
+_Number: TypeAlias = _Whole | _Real
+Plain: TypeAlias = bool | int | float | str | None
+
+
+class OptimizerValues(TypedDict, total=False):
+    """The state of an optimizer that is not a tensor, as `optimizer_state.optimizer_values` returns it."""
+
+    values: dict[str, Plain]
+    groups: list[dict[str, Plain]]
 
 
 @dataclass
 class ScheduleState:
-    """State of a `plateau` schedule: the factor it has cut the rate to, the best test loss, and how many evaluations in
-    a row were not better.
-    """
+    """State of a `plateau` schedule: factor of the rate, best test loss, evaluations in a row that were not better."""
 
     scale: Annotated[_Real, Field(ge=0, le=1)] = 1.0
     best: _Real | None = None
@@ -34,17 +41,17 @@ class TrainState:
     """Where training stands. The bounds hold for states that are read from a checkpoint.
 
     samples: rows taken from the ordered stream since the start, which is the position in the data. ledger: running hash
-    over their (epoch, row), the proof that none was lost or seen twice. optimizer: its state besides tensors. log: the
-    reports of each logged step and evaluation.
+    over their (epoch, row), the proof that none was lost or seen twice. log: the reports of each logged step and
+    evaluation.
     """
 
-    step: Whole = 0
-    samples: Whole = 0
-    tokens_seen: Whole = 0
-    words_seen: Whole = 0
+    step: _Whole = 0
+    samples: _Whole = 0
+    tokens_seen: _Whole = 0
+    words_seen: _Whole = 0
     epoch: Annotated[_Real, Field(ge=0)] = 0.0
-    ledger: Ledger = ""
-    optimizer: dict[str, Any] = field(default_factory=dict)
+    ledger: Annotated[str, Field(strict=True, pattern="^([0-9a-f]{64})?$")] = ""
+    optimizer: OptimizerValues = field(default_factory=lambda: OptimizerValues())
     data: dict[str, str] = field(default_factory=dict)
     stream: StreamSizes | None = None
     precision: str = ""
@@ -53,32 +60,44 @@ class TrainState:
     wandb_run_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
     log: list[dict[str, _Number]] = field(default_factory=list)
 
-    @property
-    def position(self) -> Position:
-        """The position in the data."""
-        return Position(self.step, self.samples, self.tokens_seen, self.ledger)
-
 
 _STORED = TypeAdapter(TrainState)
 
 
 def read_state(folder: Path) -> TrainState:
-    """Read the state that a checkpoint stores. Raises CheckpointError where it is damaged."""
+    """Read the state that a checkpoint stores. Raises CheckpointError if it is damaged."""
     path = folder / TRAINER_STATE
     stored = parse_json(path, read_plain_file(path))
     try:
         content = {**stored["foundry"], "log": stored["log_history"]}
-        differing = {each.name for each in fields(TrainState)} ^ content.keys()
         state = _STORED.validate_python(content)
+        reasons = [f"{name} is missing or unknown" for name in {each.name for each in fields(state)} ^ content.keys()]
+        reasons += [] if state.stream is not None else ["stream is missing"]
     except ValidationError as error:
         first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise CheckpointError(f"{path} is damaged or of another version: {reason}") from error
+        reasons = [f"{'.'.join(map(str, first['loc']))}: {first['msg']}"]
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged or of another version: {type(error).__name__}: {error}") from error
-    if differing or state.stream is None:
-        reason = f"{min(differing)} is missing or unknown" if differing else "stream is missing"
-        raise CheckpointError(f"{path} is damaged or of another version: {reason}")
+        reasons = [f"{type(error).__name__}: {error}"]
+    if reasons:
+        raise CheckpointError(f"{path} is damaged or of another version: {min(reasons)}")
     if folder.name != checkpoint_name(state.step):
-        raise CheckpointError(f"{path} is of step {state.step}, its folder of another one")
+        raise CheckpointError(f"{path} belongs to step {state.step}, its folder to another one")
     return state
+
+
+def unchecked_manifest(folder: Path) -> Any:
+    """Return the manifest of a checkpoint without comparing any file with it; it ends with its own sha256."""
+    return parse_json(folder / MANIFEST, read_plain_file(folder / MANIFEST))
+
+
+def parent_entry(output_dir: Path, name: str | None) -> dict[str, str | None] | None:
+    """Return the entry for a checkpoint in the manifest of the one that continues from it; None at the beginning.
+
+    Its sha256 tells it from a checkpoint of the same name that belongs to another run; None if it is gone.
+    """
+    if name is None:
+        return None
+    try:
+        return {"checkpoint": name, "sha256": str(unchecked_manifest(output_dir / name)["sha256"])}
+    except (CheckpointError, KeyError, TypeError):  # it was removed while training ran, which continues
+        return {"checkpoint": name, "sha256": None}

@@ -1,4 +1,4 @@
-"""`python -m foundry_core.cli`: the `foundry` command where the script is not on the path."""
+"""Run the `foundry` command as `python -m foundry_core.cli`."""
 
 import sys
 

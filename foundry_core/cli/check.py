@@ -1,6 +1,7 @@
-"""Carry out the conformance kit on an architecture: one line for each check, and what to do about one that fails.
+"""Run the conformance kit on an architecture: one line for each check, and how to
+fix those that fail.
 
-Exit code 0 when every check that applies passes, 9 otherwise.
+The exit code is 0 if every check that applies passes, and 9 otherwise.
 """
 
 from __future__ import annotations
@@ -8,31 +9,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
 
 from foundry_core.cli.common import add_plugin_argument, large_imports, load_plugins
 from foundry_core.errors import ConformanceError
 
-if TYPE_CHECKING:
-    from foundry_core.testing.kit.run import Result
-
 EXAMPLE = """\
 examples:
-  foundry check lstm                                   all checks, about half a minute
-  foundry check lstm --only causal-leak masking        a check, and a whole group
-  foundry check my_arch --plugin my_arch.py --json     a class that is still a file"""
+  foundry check lstm                                 all checks: half a minute
+  foundry check lstm --only causal-leak masking      one check and one group
+  foundry check my_arch --plugin my_arch.py --json   a class in a single file"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("architecture", metavar="NAME", help="an architecture: see foundry plugins list")
-    parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help="these checks or groups of checks")
+    parser.add_argument("architecture", metavar="NAME", help="an architecture that foundry plugins list shows")
+    parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help="run only these checks or groups")
     parser.add_argument(
-        "--expect", nargs="+", default=(), metavar="CHECK", help="checks that are known to fail; one that passes fails"
+        "--expect", nargs="+", default=(), metavar="CHECK", help="checks that must fail; it is an error if one passes"
     )
     parser.add_argument(
-        "--write-keys", action="store_true", help="commit to the present names of the weights, instead of checking"
+        "--write-keys", action="store_true", help="write the names of the weights to state_keys.txt; run no checks"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     add_plugin_argument(parser)
     parser.set_defaults(execute=execute)
 
@@ -40,65 +37,52 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     load_plugins(options)
     with large_imports():
+        from foundry_core.registry.loading import shipped_by
         from foundry_core.testing.kit.keys import write_keys
         from foundry_core.testing.kit.run import results, suite_of
 
+    name = options.architecture
     if options.write_keys:
-        print(write_keys(suite_of(options.architecture)))
+        print(write_keys(suite_of(name)))
         return
-    expected = dict.fromkeys(options.expect, "expected on the command line")
-    carried_out = []
-    for result in results(options.architecture, names=options.only, expected_failures=expected):
-        carried_out.append(result)
+    done = []
+    for result in results(name, names=options.only, expected_failures=dict.fromkeys(options.expect, "--expect")):
+        done.append(result)
         if not options.json:
-            print(_line(result), flush=True)
-    failed = [result for result in carried_out if not result.good]
-    # A model that does not run fails every check with one and the same error: it is told of once.
+            check, reason = result.check, f"\n  {result.reason}" if result.outcome in ("skipped", "expected") else ""
+            line = f"{check.group:<12} {check.name:<24} {result.outcome:<8} {result.seconds:5.1f} s{reason}"
+            print(line, flush=True)
+    failed = [result for result in done if not result.good]
+    # A model that does not run fails every check with the same error object: print that error once.
     causes = list({id(result.error or result): result for result in reversed(failed)}.values())[::-1]
     if options.json:
-        print(json.dumps([_facts(result) for result in carried_out], indent=1))
+        facts = [
+            {
+                "group": result.check.group,
+                "check": result.check.name,
+                "invariant": result.check.invariant,
+                "outcome": result.outcome,
+                "reason": result.reason or None,
+                "fix": result.check.fix if result.outcome == "failed" else None,
+                "seconds": round(result.seconds, 3),
+            }
+            for result in done
+        ]
+        print(json.dumps(facts, indent=1))
     else:
         for result in causes:
-            print(f"\n{result.check.name}: {result.check.invariant}\n  {result.reason}\n  {result.check.mend}")
-        seconds = sum(result.seconds for result in carried_out)
-        counts = [
-            f"{sum(result.outcome == outcome for result in carried_out)} {outcome}"
-            for outcome in ("passed", "failed", "expected", "skipped")
-        ]
-        print(f"\n{_described(options.architecture)}: {', '.join(counts)} in {seconds:.1f} s")
-        reason = suite_of(options.architecture).without_one_layer
-        if reason is not None:
-            print(f"nothing was tried with one layer: {reason}")
+            print(f"\n{result.check.name}: {result.check.invariant}\n  {result.reason}\n  {result.check.fix}")
+        outcomes = [result.outcome for result in done]
+        counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in ("passed", "failed", "expected", "skipped")]
+        # Which copy was checked: an installed package need not be the folder that one works in.
+        suite = suite_of(name)
+        places = ", ".join(str(place) for place in (shipped_by(name), suite.home) if place is not None)
+        seconds = sum(result.seconds for result in done)
+        print(f"\n{name}{f' ({places})' if places else ''}: {', '.join(counts)} in {seconds:.1f} s")
+        if suite.without_one_layer is not None:
+            print(f"nothing was tried with one layer: {suite.without_one_layer}")
     sys.stdout.flush()
     if failed:
         names = ", ".join(result.check.name for result in causes)
         others = f" and {len(failed) - len(causes)} that fail with it" if len(failed) > len(causes) else ""
-        raise ConformanceError(f"{options.architecture} does not conform: {names}{others}") from failed[0].error
-
-
-def _described(name: str) -> str:
-    """The architecture, and which copy of which package it was: an installed one is not the folder one works in."""
-    from foundry_core.registry.loading import shipped_by
-    from foundry_core.testing.kit.run import suite_of
-
-    point, home = shipped_by(name), suite_of(name).home
-    facts = [str(fact) for fact in (point, home) if fact is not None]
-    return f"{name} ({', '.join(facts)})" if facts else name
-
-
-def _line(result: Result) -> str:
-    reason = f"  {result.reason}" if result.outcome in ("skipped", "expected") else ""
-    line = f"{result.check.group:<12} {result.check.name:<24} {result.outcome:<8} {result.seconds:5.1f} s"
-    return f"{line}{reason}"
-
-
-def _facts(result: Result) -> dict[str, Any]:
-    return {
-        "group": result.check.group,
-        "check": result.check.name,
-        "invariant": result.check.invariant,
-        "outcome": result.outcome,
-        "reason": result.reason or None,
-        "mend": result.check.mend if result.outcome == "failed" else None,
-        "seconds": round(result.seconds, 3),
-    }
+        raise ConformanceError(f"{name} does not conform: {names}{others}") from failed[0].error

@@ -1,4 +1,4 @@
-"""What verbs share: the YAML on the command line, and answers as tables or YAML."""
+"""Shared parts of the verbs: arguments, and answers as tables or YAML."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import argparse
 import gc
 import json
 import os
+import re
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
-from foundry_core.errors import CheckpointError, ConfigError, PluginError, UsageError, one_line, warn
+from foundry_core.errors import CheckpointError, PluginError, UsageError, one_line, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,10 +27,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def large_imports() -> Iterator[None]:
-    """Around what imports torch and transformers: half a million objects that stay.
+    """Pause the garbage collector while torch and transformers are imported.
 
-    Python's garbage collector would go through them over and over while they come, and once more when the process ends:
-    1.5 s of the 4.4 s of processor time that the imports of a training take.
+    Their half a million objects stay until the process ends. Collecting them over and over takes 1.5 s of the 4.4 s of
+    processor time that the imports of a training take.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -41,78 +44,71 @@ def large_imports() -> Iterator[None]:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """The YAML, its overrides, and plugin files."""
-    parser.add_argument("config", metavar="YAML", help="the experiment's configuration")
+    """Add the YAML, its overrides, and --plugin."""
+    parser.add_argument("config", metavar="YAML", help="the configuration of the experiment")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the YAML"
+        "overrides", nargs="*", metavar="section.key=value", help="settings to use instead of the YAML's"
     )
     add_plugin_argument(parser)
 
 
 def read_config(options: argparse.Namespace) -> ExperimentConfig:
-    """The configuration that the command line names."""
+    """Load the configuration; warn of plugin files whose hooks it does not make active."""
     from foundry_core.config.loading import load_config
 
     files = load_plugins(options)
     config = load_config(options.config, options.overrides)
-    _warn_of_silent(files, config)
-    return config
-
-
-def _warn_of_silent(files: Sequence[ModuleType], config: ExperimentConfig) -> None:
-    """Say which plugin files have hooks that this run does not call."""
-    if not files:
-        return
-    from foundry_core.registry.hooks import hooks_in
-
-    active = config.chosen.plugins.modules
     for file in dict.fromkeys(files):
+        from foundry_core.registry.hooks import hooks_in
+
         hooks = hooks_in(file)
-        if hooks and file not in active:
+        if hooks and file not in config.chosen.plugins.modules:
             warn(
                 f"--plugin {file.__file__} has hooks, {', '.join(hooks)}, which are not active in this run: "
                 f"name it in the YAML, plugins: [{file.__name__}]"
             )
+    return config
 
 
 def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
-    """Plugin files."""
+    """Add --plugin."""
     parser.add_argument(
         "--plugin",
         action="append",
         default=[],
         metavar="FILE.py",
-        help="a file that registers an architecture; may be repeated",
+        help="a file that registers an architecture; can be repeated",
     )
 
 
 def load_plugins(options: argparse.Namespace) -> list[ModuleType]:
     """Run the plugin files that the command line names."""
-    return [_plugin_file(path) for path in options.plugin]
-
-
-def _plugin_file(path: str) -> ModuleType:
     from foundry_core.registry.loading import load_plugin_file
 
-    try:
-        return load_plugin_file(path)
-    except PluginError as error:  # of a descriptor that the file makes, for instance
-        if str(error).startswith("--plugin "):
-            raise
-        raise PluginError(f"--plugin {path}: {error}") from error
+    modules = []
+    for path in options.plugin:
+        try:
+            modules.append(load_plugin_file(path))
+        except PluginError as error:  # from a descriptor that the file makes, for instance
+            place = "" if str(error).startswith("--plugin ") else f"--plugin {path}: "
+            raise PluginError(f"{place}{error}") from error
+    return modules
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
-    """A checkpoint, plugin files that it may need, and where it computes."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder, or a run for its newest one")
+    """Add a checkpoint, --device, and --plugin."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run to use its newest checkpoint")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU when there is one"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute; auto (the default) uses a GPU if there is one",
     )
     add_plugin_argument(parser)
 
 
 def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageModel, PreTrainedTokenizerFast]:
-    """The checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
+    """Open the checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
     from foundry_core.devices import choose_device
     from foundry_core.models.base import BaseLanguageModel
     from foundry_core.tokenization.tokenizer_folder import load_tokenizer
@@ -129,7 +125,7 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
 
 
 def _checkpoint_folder(folder: Path) -> Path:
-    """A checkpoint or model folder, which is taken as it was named, or the newest valid checkpoint of a run."""
+    """Return a checkpoint or model folder as it was named, or the newest valid checkpoint of a run."""
     from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
     from foundry_core.run_folder import MANIFEST, MODEL_CONFIG
 
@@ -146,7 +142,7 @@ def _checkpoint_folder(folder: Path) -> Path:
 
 
 def report(text: str) -> None:
-    """Say on stdout what a verb has done; that it cannot be said does not undo it."""
+    """Print what a verb has done; where stdout cannot be written, warn and carry on."""
     try:
         print(text, flush=True)
     except OSError as error:
@@ -155,7 +151,7 @@ def report(text: str) -> None:
 
 
 def discard_lost(stream: IO[str]) -> None:
-    """Let what could not be written to stdout or stderr go nowhere, or Python complains of it when it exits."""
+    """Discard what stdout or stderr could not write, which Python would complain about when it exits."""
     try:
         stream.flush()
     except OSError:
@@ -163,31 +159,56 @@ def discard_lost(stream: IO[str]) -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-    except ValueError:  # somebody has closed it
+    except ValueError:  # the stream is closed
         pass
 
 
 def open_closed_streams() -> None:
-    """Streams that the shell has closed (`>&-`) go nowhere: the next file to be opened must not take their place."""
-    for name in ("stdin", "stdout", "stderr"):
+    """Open streams that the shell has closed (`>&-`) on the null device: the next file must not take their number."""
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers: open() takes the lowest free one
         if getattr(sys, name) is None:
-            # The lowest number that is free is that of the stream.
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
 
 
+def screen_width() -> int:
+    """Return the columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size().columns
+
+
+def hanging(start: str, text: str, indent: int | None = None) -> str:
+    """Return a text after `start`, wrapped at the screen; further lines are indented, by the length of `start`."""
+    filled = textwrap.fill(
+        text,
+        max(screen_width(), len(start) + 20),
+        initial_indent=start,
+        subsequent_indent=" " * (len(start) if indent is None else indent),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return filled.rstrip() or start.rstrip()
+
+
+def listing(facts: Iterable[tuple[str, str]], indent: str = "") -> str:
+    """Return a line for each fact: its name and, in a second column, its value."""
+    facts = list(facts)
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(hanging(f"{indent}{name:<{width}}  ", one_line(value)) for name, value in facts)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text columns, two spaces apart; columns after the first that hold figures are right-aligned."""
+    """Return text in columns: figures right-aligned, the last column wrapped at the screen."""
     cells = [list(header), *([one_line(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    numeric = [
-        column > 0 and all(not row[column] or row[column][0] in "0123456789-+." for row in rows)
-        for column in range(len(header))
-    ]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    figures = [place > 0 and all(cell[:1] in "0123456789-+." for cell in cs[1:]) for place, cs in enumerate(columns)]
     lines = []
     for row in cells:
-        parts = [cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, numeric, strict=True)]
-        lines.append("  ".join(parts).rstrip())
-    lines.insert(1, "-" * len(lines[0]) if len(lines[0]) >= sum(widths) else "-" * (sum(widths) + 2 * len(widths) - 2))
+        *first, last = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, figures, strict=True)
+        )
+        lines.append(hanging("  ".join([*first, ""]), last))
+    lines.insert(1, "-" * min(screen_width(), sum(widths) + 2 * len(widths) - 2))
     return "\n".join(lines)
 
 
@@ -197,25 +218,21 @@ def write_answer(text: str, output: str | None) -> None:
 
     if output is None:
         sys.stdout.write(text)
-        return
-    if os.path.lexists(output):
+    elif os.path.lexists(output):
         raise UsageError(f"{output} exists and is not overwritten: name another file, or remove it")
-    write_file(output, text.encode())
+    else:
+        write_file(output, text.encode())
 
 
 def yaml_scalar(value: Any) -> str:
-    """A plain value as YAML that `YamlSource` reads back as the same value; text is quoted only where it must be."""
+    """Return a plain value as YAML that `YamlSource` reads back as the same value, quoted only where needed."""
+    import yaml
+
     from foundry_core.config.yaml_source import YamlSource
 
     if not isinstance(value, str):
-        return json.dumps(value)
-    # Both places where it can stand: what is plain after a key need not be plain in a list.
-    try:
-        trial = YamlSource.parse(f"key: {value} # comment\nlist: [{value}, {value}]\n", "").data
-        plain = trial == {"key": value, "list": [value, value]}
-    except ConfigError:
-        plain = False
-    if plain:
+        return json.dumps(value, ensure_ascii=False)
+    # Words and paths can be plain, in a list too, unless they read as null, a boolean or a number.
+    if re.fullmatch(r"[\w./][\w./-]*", value) and YamlSource.parse(f"x: {value}", "").data == {"x": value}:
         return value
-    quoted = json.dumps(value, ensure_ascii=False)
-    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in quoted)
+    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")

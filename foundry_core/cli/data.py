@@ -1,6 +1,6 @@
-"""Encode the corpora of a YAML into token files, and say what was read: bytes, documents, words, tokens.
+"""Encode the corpora of a YAML into token files, and print what they contain.
 
-`foundry train` does the same when it starts; this is for doing it beforehand, or for looking.
+foundry train does the same when it starts.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ import argparse
 
 from foundry_core.cli.common import add_config_arguments, read_config, report, table
 
-EXAMPLE = "example:\n  foundry data prepare configs/gpt2.yaml data.training_corpus=corpora/big.txt.gz"
+EXAMPLE = "example:\n  foundry data prepare configs/gpt2.yaml data.training_corpus=big.txt.gz"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    preparing = verbs.add_parser(
-        "prepare", help="encode them, or find them unchanged", description=__doc__, epilog=EXAMPLE
+    prepare = verbs.add_parser(
+        "prepare",
+        help="encode the corpora that have changed or are new",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_config_arguments(preparing)
-    preparing.set_defaults(execute=execute)
+    add_config_arguments(prepare)
+    prepare.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -37,24 +41,21 @@ def execute(options: argparse.Namespace) -> None:
     tokenizer = experiment_tokenizer(config, corpora.train)
     with reading("encoding", corpora.train.bytes) as progress:
         data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora, progress=progress))
-    rows = []
-    for name, tokens, cut in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
-        if tokens is None or cut is None:
-            continue
-        info = tokens.info
-        account = info.account
-        figures = (
-            account["bytes_in"],
-            account["bytes_text"],
-            account["bytes_separators"],
-            account["bytes_skipped"],
-            info.documents,
-            account["empty_documents"],
-            info.words,
-            info.tokens,
-            len(cut),
-        )
-        rows.append((name, *(f"{figure:,}" for figure in figures)))
-    header = ("corpus", "bytes", "text", "separators", "skipped", "documents", "empty", "words", "tokens", "rows")
-    report(table(header, rows))
+    columns = {}
+    for name, tokens, rows in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
+        if tokens is not None and rows is not None:
+            info = tokens.info
+            counted = {
+                "bytes": info.account["bytes_in"],
+                "bytes of text": info.account["bytes_text"],
+                "bytes of separators": info.account["bytes_separators"],
+                "bytes skipped": info.account["bytes_skipped"],
+                "documents": info.documents,
+                "empty documents": info.account["empty_documents"],
+                "words": info.words,
+                "tokens": info.tokens,
+                "rows": len(rows),
+            }
+            columns[name] = [f"{figure:,}" for figure in counted.values()]
+    report(table(("corpus", *columns), list(zip(counted, *columns.values(), strict=True))))
     report(f"token files in {tokenizer_folder(config) / 'tokens'}")

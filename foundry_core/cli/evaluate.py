@@ -1,17 +1,19 @@
-"""Score a checkpoint: loss, perplexity and bits per byte on a text, accuracy on minimal pairs.
+"""Score a checkpoint: loss, perplexity and bits per byte on a text, or accuracy on
+minimal pairs. Without --corpus and --pairs the test corpus of its YAML is used.
 
-Without --corpus and --pairs the test corpus of the checkpoint's own configuration is used. A sentence's score is the
-sum of its tokens' log-probabilities given the document start of training (causal), or its pseudo-log-likelihood with
-one token hidden at a time (masked); a tie counts as wrong.
+The score of a sentence is its log-probability after the start of a document
+(causal models), or its pseudo-log-likelihood with one token hidden at a time
+(masked models). A tie counts as wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint, table
+from foundry_core.cli.common import add_checkpoint_argument, large_imports, listing, open_checkpoint, table
 
 EXAMPLE = """\
 examples:
@@ -22,11 +24,11 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
-    parser.add_argument("--corpus", metavar="PATH", help="a file, a folder or a glob, as data.test_corpus")
+    parser.add_argument("--corpus", metavar="PATH", help="text to score: a file, a folder or a glob")
     parser.add_argument(
-        "--pairs", action="append", default=[], metavar="JSONL", help="minimal pairs in BLiMP's format; may be repeated"
+        "--pairs", action="append", default=[], metavar="JSONL", help="minimal pairs in BLiMP's format; can be repeated"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(execute=execute)
 
 
@@ -42,30 +44,24 @@ def execute(options: argparse.Namespace) -> None:
     results: dict[str, Any] = {"checkpoint": str(folder)}
     corpus = options.corpus or (None if pairs else model.config.data.test_corpus)
     if corpus is None and not pairs:
-        raise UsageError(
-            "nothing to score: give --corpus or --pairs; the checkpoint's configuration names no test corpus"
-        )
+        raise UsageError("nothing to score: the checkpoint's YAML has no test corpus, use --corpus or --pairs")
     if corpus is not None:
         report = evaluate_corpus(model, tokenizer, corpus)
-        results["corpus"] = {
-            "path": corpus,
-            "loss": report.loss,
-            "perplexity": report.perplexity,
-            "bits_per_byte": report.bits_per_byte,
-            "tokens": report.tokens,
-        }
+        keys = ("loss", "perplexity", "bits_per_byte", "tokens")
+        results["corpus"] = {"path": corpus} | {key: getattr(report, key) for key in keys}
     if pairs:
         scores = score_pairs(model, tokenizer, pairs)
-        results["pairs"] = [{"name": s.name, "accuracy": s.accuracy, "pairs": s.pairs} for s in scores]
+        results["pairs"] = [asdict(score) for score in scores]
     if options.json:
         print(json.dumps(results, indent=1))
         return
-    print(f"checkpoint {folder}")
+    facts = {"checkpoint": str(folder)}
     if corpus is not None:
-        bits = f", bits per byte {report.bits_per_byte:.4f}" if report.bits_per_byte is not None else ""
-        print(
-            f"{corpus}: loss {report.loss:.4f}, perplexity {report.perplexity:.2f}{bits}, {report.tokens:,} predictions"
-        )
+        facts |= {"corpus": corpus, "loss": f"{report.loss:.4f}", "perplexity": f"{report.perplexity:.2f}"}
+        if report.bits_per_byte is not None:
+            facts["bits per byte"] = f"{report.bits_per_byte:.4f}"
+        facts["predictions"] = f"{report.tokens:,}"
+    print(listing(facts.items()))
     if pairs:
         rows = [(score.name, f"{score.accuracy:.3f}", f"{score.pairs}") for score in scores]
         print(table(("minimal pairs", "accuracy", "pairs"), rows))

@@ -1,4 +1,4 @@
-"""Let a checkpoint continue a text. Without a prompt it starts a new document."""
+"""Let a checkpoint continue a text, or start a new document without a prompt."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
-    parser.add_argument("--prompt", default="", help="the text to continue")
-    parser.add_argument("--tokens", type=int, default=40, help="most tokens to add (default 40)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="below 1 sharpens the distribution (default 1)")
-    parser.add_argument("--top-k", type=int, default=0, help="sample from the k most probable tokens (default: all)")
-    parser.add_argument("--greedy", action="store_true", help="the most probable token each time")
-    parser.add_argument("--samples", type=int, default=1, help="how many continuations (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="the text to continue")
+    parser.add_argument("--tokens", type=int, default=40, metavar="N", help="add at most N tokens (default 40)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="below 1: favour probable tokens more (default 1)"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="sample from the K most probable tokens (default: all)"
+    )
+    parser.add_argument("--greedy", action="store_true", help="always take the most probable token")
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="number of continuations (default 1)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     parser.set_defaults(execute=execute)
 
 

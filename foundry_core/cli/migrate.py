@@ -1,8 +1,9 @@
-"""Convert a YAML of the format before model.architecture into one that validates and means the same.
+"""Convert a YAML of the old format, which has no model.architecture, to one that
+means the same.
 
-The YAML goes to stdout, or to the file of --output; what was renamed, replaced, added or dropped goes to stderr, one
-line for each key, with the reason. A file that cannot be converted without a guess is refused, every problem at its
-line.
+Each key that was renamed, replaced, added or dropped is one line on stderr, with
+the reason. A file that cannot be converted without a guess is refused, with one
+line for each problem.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("old", metavar="OLD.yaml", help="the configuration to convert; it is left as it is")
-    parser.add_argument("-o", "--output", metavar="NEW.yaml", help="a file that does not exist yet; default: stdout")
+    parser.add_argument("old", metavar="OLD.yaml", help="the configuration to convert; it is not changed")
+    parser.add_argument("-o", "--output", metavar="NEW.yaml", help="write to this new file instead of stdout")
     parser.set_defaults(execute=execute)
 
 
@@ -36,7 +37,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def yaml_lines(data: Mapping[str, Any], indent: str = "") -> list[str]:
-    """Sections and plain values as the lines of a YAML."""
+    """Return sections and plain values as the lines of a YAML."""
     lines: list[str] = []
     for key, value in data.items():
         if isinstance(value, Mapping):

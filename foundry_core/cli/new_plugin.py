@@ -1,7 +1,8 @@
-"""Write a package for an architecture of your own: descriptor, a small model that learns and passes every check, tests,
-README, CI. It is ready to be installed, checked and published; then make the model yours.
+"""Write a package for a new architecture: descriptor, a small model that learns and
+passes every check, tests, README, CI. Install it, then make the model yours.
 
-The folder is foundry-NAME. NAME is what model.architecture will be: lower-case letters, digits, single underscores.
+The folder is foundry-NAME. NAME is the future model.architecture: lower-case
+letters, digits and single underscores.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ example:
   pip install -e ./foundry-mine
   foundry plugins show mine"""
 
-# Ours reads no more than the first three so, but editors and other programs read these files, too.
+# Our YAML reads only the first three as values, but editors and other programs read the rest so, too.
 _YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 _LONGEST = 20  # so that no line of the templates grows beyond its 120 columns
 
-# Where each template goes; $name and $package in paths, too.
+# The path of each template in the package.
 _FILES = {
     "pyproject.toml": "pyproject.toml",
     "README.md": "README.md",
@@ -47,9 +48,9 @@ _FILES = {
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="of the architecture")
+    parser.add_argument("name", metavar="NAME", help="name of the architecture")
     parser.add_argument(
-        "--dir", default=".", metavar="DIR", help="where to make the folder foundry-NAME; default: here"
+        "--dir", default=".", metavar="DIR", help="where to create the folder foundry-NAME (default: here)"
     )
     parser.set_defaults(execute=execute)
 
@@ -66,13 +67,13 @@ def execute(options: argparse.Namespace) -> None:
     for path, text in plugin_files(name).items():
         write_file(folder / path, text.encode())
     report(f"wrote {folder}; next:")
-    # Editable, so that what is checked is what is being written. Without a slash in it, pip would look for a package.
+    # Editable, so that later changes are what is checked. Without a slash in it, pip would look for a package.
     report(f"  pip install -e {shlex.quote(f'{folder}{os.sep}')}")
     report(f"  foundry check {name}")
 
 
 def plugin_files(name: str) -> dict[str, str]:
-    """The files of a plugin package by their path in it."""
+    """Return the files of a plugin package by their path in it."""
     lowest, below = core_versions(__version__)
     values = {
         "name": name,
@@ -83,11 +84,12 @@ def plugin_files(name: str) -> dict[str, str]:
         "below": below,
     }
     templates = resources.files("foundry_core") / "templates" / "plugin"
-    files = {
-        Template(path).substitute(values): Template((templates / f"{source}.template").read_text("utf-8"))
+    texts = {
+        Template(path).substitute(values): Template((templates / f"{source}.template").read_text("utf-8")).substitute(
+            values
+        )
         for source, path in _FILES.items()
     }
-    texts = {path: template.substitute(values) for path, template in files.items()}
     return {**texts, f"{values['package']}/py.typed": ""}
 
 
@@ -96,13 +98,13 @@ def _distribution(name: str) -> str:
 
 
 def core_versions(version: str) -> tuple[str, str]:
-    """Bounds that a plugin of today states: this core's minor version, and the first that may break it."""
+    """Return the bounds that a new plugin requires: this minor version of core, and the first that may break it."""
     major, minor = map(int, version.split(".")[:2])
     return f"{major}.{minor}", f"{major}.{minor + 1}" if major == 0 else f"{major + 1}"
 
 
 def _refuse_unusable(name: str) -> None:
-    """Names that are no entry point, no Python variable, or would replace another name in the files written."""
+    """Refuse names that are not an entry point and a Python variable, or that clash with a name in the files."""
     from foundry_core.schema import ModelConfig
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > _LONGEST:
@@ -112,24 +114,21 @@ def _refuse_unusable(name: str) -> None:
             f"{name!r} cannot name an architecture: lower-case letters, digits and single underscores between them, "
             f"a letter first, at most {_LONGEST}{near}"
         )
-    # `base` would make a second BaseLanguageModel, `config` a ConfigSection; `model` is the module of the model.
-    known = keyword.iskeyword(name) or hasattr(builtins, name) or hasattr(ModelConfig, name)
     if name in _YAML_WORDS:
-        raise UsageError(f"YAML reads '{name}' as something else than a name: choose another name")
-    if known or name in ("base", "config", "model", *ModelConfig.model_fields):
-        raise UsageError(f"'{name}' has a meaning of its own in Python or in core: choose another name")
+        raise UsageError(f"YAML does not read '{name}' as text: choose another name")
+    # `base` would make a second BaseLanguageModel, `config` a ConfigSection; `model` is the module of the model.
+    taken = ("base", "config", "model", *ModelConfig.model_fields)
+    if name in taken or keyword.iskeyword(name) or hasattr(builtins, name) or hasattr(ModelConfig, name):
+        raise UsageError(f"'{name}' already means something in Python or in core: choose another name")
 
 
 def _refuse_taken(name: str) -> None:
-    """Names of what is installed, disabled plugins included: both could not be used together."""
+    """Refuse names of what is installed, disabled plugins included: both could not be used together."""
     from foundry_core.registry.discovery import declared
 
-    for claims in declared().values():
-        for point in claims:
-            if point.name == name:
-                raise UsageError(f"the architecture '{name}' is shipped by {point}: choose another name")
-    module = f"foundry_{name}"
-    if next(iter(metadata.distributions(name=_distribution(name))), None) is not None:
+    for point in declared().get(name, ()):
+        raise UsageError(f"the architecture '{name}' is shipped by {point}: choose another name")
+    if any(metadata.distributions(name=_distribution(name))):
         raise UsageError(f"a package {_distribution(name)} is installed: choose another name")
-    if importlib.util.find_spec(module) is not None:
-        raise UsageError(f"there is a module {module} that Python would import: choose another name")
+    if importlib.util.find_spec(f"foundry_{name}") is not None:
+        raise UsageError(f"there is a module foundry_{name} that Python would import: choose another name")

@@ -1,7 +1,8 @@
-"""What a YAML comes to, before anything is trained: parameters, tokens, steps, arithmetic, disk, memory, time.
+"""Estimate parameters, tokens, steps, FLOPs, disk, memory and time of a training.
 
-Trains the tokenizer and encodes the corpora if that has not been done yet (foundry train uses them as they are), builds
-the model, measures the memory of a few rows, and times three real steps on a copy that is thrown away.
+Trains the tokenizer and encodes the corpora if needed (foundry train reuses
+both), builds the model, measures the memory of a few rows, and times three steps
+on a model that is then discarded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from itertools import islice
 from typing import Any
 
-from foundry_core.cli.common import add_config_arguments, large_imports, read_config
+from foundry_core.cli.common import add_config_arguments, large_imports, listing, read_config
 
 EXAMPLE = "examples:\n  foundry plan configs/gpt2.yaml\n  foundry plan configs/gpt2.yaml data.batch_size=64 --json"
 
@@ -22,8 +23,8 @@ _PROBED_ROWS = 64
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--no-timing", action="store_true", help="do not run the steps that the time is estimated from")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--no-timing", action="store_true", help="do not run steps to estimate the time")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(execute=execute)
 
 
@@ -32,10 +33,8 @@ def execute(options: argparse.Namespace) -> None:
     facts = _facts(config, timing=not options.no_timing)
     if options.json:
         print(json.dumps(facts, indent=1))
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name.replace('_', ' '):<{width}}  {_shown(name, value)}")
+    else:
+        print(listing((name.replace("_", " "), _shown(name, value)) for name, value in facts.items()))
 
 
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
@@ -61,11 +60,12 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     length = config.data.max_sequence_length
     trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
     plan = trainer.plan
-    # Each optimizer keeps what it keeps: found by asking, not by its name.
+    # What an optimizer remembers is found by asking it: that of a plugin may remember anything.
     remembered = sum(getattr(value, "nbytes", 0) for value in first_state(model, trainer.optimizer).values())
     checkpoint = footprint.parameters + footprint.buffers + remembered
     keep = config.training.checkpoints.keep
     kept = len(plan.checkpoint_steps) if keep is None else min(len(plan.checkpoint_steps), keep + 1)
+    activations = _activation_bytes(trainer)
     facts: dict[str, Any] = {
         "architecture": config.model.architecture,
         "objective": config.training.objective,
@@ -88,49 +88,41 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "checkpoints_beyond_the_end": list(plan.unreached_checkpoints),
         "bytes_of_a_checkpoint": checkpoint,
         "disk_bytes": kept * checkpoint,
+        "memory_bytes": checkpoint + footprint.gradients + activations,
+        "of_which_activations": activations,
     }
-    resident = footprint.parameters + footprint.buffers + footprint.gradients + remembered
-    facts |= _memory(trainer, resident)
     if timing:
-        facts |= _time(trainer, plan.total_steps)
+        seconds = _step_seconds(trainer)
+        facts |= {"seconds_per_step": seconds, "seconds": seconds * plan.total_steps}
     return facts
 
 
-def _memory(trainer: Any, resident: int) -> dict[str, Any]:
-    """Estimated from a few rows: what the whole batch needs may be more than there is."""
-    from foundry_core.models.cost import activation_bytes
-
-    data = trainer.config.data
-    activations = activation_bytes(
-        trainer.model,
-        data.batch_size,
-        data.max_sequence_length,
-        labelled=_share_of_predictions(trainer),
-        autocast=trainer.precision.autocast,
-    )
-    return {"memory_bytes": resident + activations, "of_which_activations": activations}
-
-
-def _share_of_predictions(trainer: Any) -> float:
-    """Labels for each token, in the first rows: a whole batch may be more than there is room for."""
+def _activation_bytes(trainer: Any) -> int:
+    """Estimate the activations of a batch from a few rows: there may not be room for a whole one."""
     from foundry_core.data.batches import Batches
+    from foundry_core.models.cost import activation_bytes
     from foundry_core.models.loss import IGNORED
 
+    data = trainer.config.data
     rows = min(_PROBED_ROWS, trainer.plan.total_samples)
     (batch,) = Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)
-    return float((batch["labels"] != IGNORED).sum() / batch["attention_mask"].sum())
+    labelled = float((batch["labels"] != IGNORED).sum() / batch["attention_mask"].sum())
+    autocast = trainer.precision.autocast
+    return activation_bytes(
+        trainer.model, data.batch_size, data.max_sequence_length, labelled=labelled, autocast=autocast
+    )
 
 
-def _time(trainer: Any, steps: int) -> dict[str, Any]:
-    """From real steps."""
+def _step_seconds(trainer: Any) -> float:
+    """Return the time of the fastest of a few real steps."""
     batches = trainer.batches()
     seconds = []
-    for _ in range(min(_TIMED_STEPS, steps)):
+    for _ in range(min(_TIMED_STEPS, trainer.plan.total_steps)):
         micro_batches = list(islice(batches, trainer.config.training.gradient_accumulation_steps))
         start = time.perf_counter()
         trainer.take_step(micro_batches)
         seconds.append(time.perf_counter() - start)
-    return {"seconds_per_step": min(seconds), "seconds": min(seconds) * steps}
+    return min(seconds)
 
 
 def _shown(name: str, value: Any) -> str:
@@ -142,11 +134,9 @@ def _shown(name: str, value: Any) -> str:
     if name == "checkpoints_beyond_the_end":
         return ", ".join(value) or "none"
     if name == "seconds":
-        return f"{duration(value)} on this machine, evaluations and saving aside"
-    if name in ("bytes_of_a_checkpoint", "disk_bytes", "memory_bytes", "of_which_activations"):
+        return f"{duration(value)} on this machine, without evaluations and saving"
+    if "bytes" in name or name == "of_which_activations":
         return f"{value / 1e6:,.1f} MB"
-    if name in ("flops_per_step", "training_flops"):
-        return f"{value:.3g}"
-    if name == "seconds_per_step":
+    if "flops" in name or name == "seconds_per_step":
         return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

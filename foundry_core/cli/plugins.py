@@ -1,7 +1,8 @@
-"""List the plugins that are installed, show all there is to know of one, or find out what is wrong.
+"""List the installed plugins, show one in detail, or check them all.
 
-FOUNDRY_PLUGINS, an allow-list, and FOUNDRY_PLUGINS_DISABLE switch plugins on and off: names of packages, or of
-plugins as foundry plugins list has them, between commas.
+Two environment variables switch plugins on and off: FOUNDRY_PLUGINS names the
+only ones to use, FOUNDRY_PLUGINS_DISABLE those not to use. Both take names of
+packages, or of plugins as foundry plugins list shows them, separated by commas.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from foundry_core.cli.common import add_plugin_argument, load_plugins, table
+from foundry_core.cli.common import add_plugin_argument, hanging, listing, load_plugins, table
 from foundry_core.errors import one_line
 
 if TYPE_CHECKING:
@@ -24,19 +25,18 @@ examples:
   foundry plugins doctor
   FOUNDRY_PLUGINS_DISABLE=foundry-rnn foundry plugins list --json"""
 
-_LIST = """One line for each installed plugin: what it is, or what is wrong with it and the way out.
+_LIST = """List each installed plugin: what it is, or what is wrong and how to fix it.
 
-Architectures first, then extensions: modules that are active where plugins: of a YAML names them. Last the commands
-that packages add to foundry. JSON schemas are left to foundry plugins doctor."""
+Architectures come first, then extensions, which a YAML makes active by naming
+them under plugins:, then the commands that packages add to foundry."""
 
-_SHOW = """Show a plugin: its package and where it is installed, what the architecture can do with its example settings,
-every key of its section of the YAML, the hooks that its module implements."""
+_SHOW = """Show a plugin: its package, the keys of its section of the YAML, its hooks, and
+what an architecture can do with each of its example settings."""
 
-_DOCTOR = """Import every installed plugin's light module and check it: its requirement on foundry-core, plugin API,
-descriptor, schema, examples, hooks and what they offer. Of a command its name and that its module is there.
+_DOCTOR = """Import the light module of every installed plugin and check it: requirements,
+descriptor, examples, hooks. (foundry check NAME checks a model.)
 
-Each thing that is wrong is one line on stderr, with the way out; exit code 3 when there is one. What a model computes
-is not looked at: foundry check NAME does that."""
+Each problem is one line on stderr, with how to fix it, and exit code 3."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,25 +47,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
             name,
             help=line,
             description=description,
-            epilog=f"example:\n  foundry plugins {name}{' lstm' if name == 'show' else ''} --json",
+            epilog=f"example:\n  foundry plugins {name}{' lstm' if name == 'show' else ''}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        added.add_argument("--json", action="store_true", help="for programs")
+        added.add_argument("--json", action="store_true", help="print JSON")
         added.set_defaults(execute=execute)
         return added
 
-    verb("list", "one line for each plugin", _LIST, list_plugins)
-    showing = verb("show", "all there is to know of one", _SHOW, show_plugin)
-    showing.add_argument("name", metavar="NAME", help="of an architecture or an extension: see foundry plugins list")
-    add_plugin_argument(showing)
-    verb("doctor", "check every one of them", _DOCTOR, doctor)
+    verb("list", "list every plugin", _LIST, list_plugins)
+    show = verb("show", "show one plugin in detail", _SHOW, show_plugin)
+    show.add_argument("name", metavar="NAME", help="a plugin that foundry plugins list shows")
+    add_plugin_argument(show)
+    verb("doctor", "check every plugin", _DOCTOR, doctor)
 
 
 def list_plugins(options: argparse.Namespace) -> None:
     from foundry_core.cli import VERBS
     from foundry_core.registry.doctor import examine
 
-    findings = examine(VERBS, schemas=False)
+    findings = examine(VERBS)
     if options.json:
         print(_as_json(findings))
         return
@@ -73,33 +73,28 @@ def list_plugins(options: argparse.Namespace) -> None:
         print("no architecture is installed; for instance: pip install foundry-gpt2")
     for kind in ("architecture", "extension", "command"):
         rows = [
-            (_name(finding), finding.point.distribution, finding.point.version, _in_words(finding))
-            for finding in findings
-            if finding.point.kind == kind
+            (*_names(each), f"{each.state}: {each.problem}" if each.problem else each.summary)
+            for each in findings
+            if each.point.kind == kind
         ]
         if rows:
-            print(table((kind, "package", "version", ""), rows))
+            print(table((kind, "package", ""), rows))
 
 
-def _name(finding: Finding) -> str:
-    """What a YAML calls it, `model.architecture` or an item of `plugins:`; or what is typed."""
-    return finding.point.module if finding.point.kind == "extension" else finding.point.name
-
-
-def _in_words(finding: Finding) -> str:
-    return f"{finding.state}: {finding.problem}" if finding.problem else finding.summary
+def _names(finding: Finding) -> tuple[str, str]:
+    """Return what a YAML or a user types to use a plugin, and its package."""
+    point = finding.point
+    return point.module if point.kind == "extension" else point.name, f"{point.distribution} {point.version}"
 
 
 def _as_json(findings: list[Finding]) -> str:
     keys = ("name", "kind", "target", "distribution", "version")
-    return json.dumps(
-        [
-            {key: getattr(finding.point, key) for key in keys}
-            | {"state": finding.state, "summary": finding.summary, "problem": finding.problem}
-            for finding in findings
-        ],
-        indent=1,
-    )
+    facts = [
+        {key: getattr(each.point, key) for key in keys}
+        | {"state": each.state, "summary": each.summary, "problem": each.problem}
+        for each in findings
+    ]
+    return json.dumps(facts, indent=1)
 
 
 def doctor(options: argparse.Namespace) -> None:
@@ -109,22 +104,18 @@ def doctor(options: argparse.Namespace) -> None:
     from foundry_core.registry.doctor import examine
 
     findings = examine(VERBS)
-    wrong = [finding.problem or "" for finding in findings if finding.state == "unusable"]
-    # Two that claim one name have the same line.
-    problems = list(dict.fromkeys([*wrong, *misnamed_in_environment()]))
+    wrong = [each.problem or "" for each in findings if each.state == "unusable"]
+    problems = dict.fromkeys([*wrong, *misnamed_in_environment()])  # two that claim one name have the same line
     if options.json:
         print(_as_json(findings))
     elif findings:
-        rows = [(_name(each), each.point.distribution, each.point.version, each.state) for each in findings]
-        print(table(("plugin", "package", "version", ""), rows))
+        print(table(("plugin", "package", ""), [(*_names(each), each.state) for each in findings]))
     if problems:
         raise PluginError("\n".join(problems))
     if not options.json:
-        disabled = sum(finding.state == "disabled" for finding in findings)
-        whole = len(findings) - disabled
-        print(
-            f"{whole} plugin{' is' if whole == 1 else 's are'} whole" + (f", {disabled} disabled" if disabled else "")
-        )
+        disabled = sum(each.state == "disabled" for each in findings)
+        fine = len(findings) - disabled
+        print(f"{fine} plugin{' is' if fine == 1 else 's are'} fine" + (f", {disabled} disabled" if disabled else ""))
 
 
 def show_plugin(options: argparse.Namespace) -> None:
@@ -135,11 +126,16 @@ def show_plugin(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(known, indent=1))
         return
-    print(one_line(f"{known['name']}: {known['summary']}"))
-    for label, value in _head(known):
-        print(one_line(f"  {label:<18} {value}"))
+    print(hanging("", one_line(f"{known['name']}: {known['summary']}"), indent=2))
+    print(listing(_head(known), indent="  "))
     if known["kind"] == "architecture":
-        print(f"\n{_abilities(known['capabilities'])}\n\n{_keys(known['schema'])}")
+        print("\ncan do, with its examples:")
+        print(listing(_abilities(known["capabilities"]), indent="  "))
+        print("\nkeys under model:")
+        for key, accepted, meaning in _keys(known["schema"]):
+            print(hanging(f"  {key}: ", one_line(accepted), indent=4))
+            if meaning:
+                print(hanging("    ", one_line(meaning)))
 
 
 def _head(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -158,54 +154,53 @@ def _head(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "hooks", ", ".join(known["hooks"]) or "none"
 
 
-def _abilities(capabilities: dict[str, dict[str, Any]]) -> str:
-    """A row for each capability, a column for each example."""
+def _abilities(capabilities: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield each capability with its value; with the examples that have it, where they differ."""
 
     def shown(value: Any) -> str:
         if isinstance(value, bool):
             return "yes" if value else "no"
         return ", ".join(value) if isinstance(value, list | tuple) else "no limit" if value is None else str(value)
 
-    names = next(iter(capabilities.values()), {})
-    rows = [(name.replace("_", " "), *(shown(each[name]) for each in capabilities.values())) for name in names]
-    return table(("with", *capabilities), rows)
+    for name in next(iter(capabilities.values()), {}):
+        examples: dict[str, list[str]] = {}
+        for example, values in capabilities.items():
+            examples.setdefault(shown(values[name]), []).append(example)
+        yield (
+            name.replace("_", " "),
+            "; ".join(
+                f"{value} ({', '.join(names)})" if len(examples) > 1 else value for value, names in examples.items()
+            ),
+        )
 
 
-def _keys(schema: dict[str, Any]) -> str:
-    """Every key of the `model:` section, with what it accepts, its default and its meaning."""
+def _keys(schema: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield every key of the `model:` section, with what it accepts and its default, and its meaning."""
 
-    def rows(
-        section: dict[str, Any], prefix: str, within: tuple[dict[str, Any], ...]
-    ) -> Iterator[tuple[str, str, str, str]]:
+    def keys(section: dict[str, Any], prefix: str, within: list[Any]) -> Iterator[tuple[str, str, str]]:
         for name, entry in section["properties"].items():
             target = _resolved(entry, schema)
-            if (prefix, name) == ("", "architecture"):
-                continue
-            # A section that holds its like is entered once.
-            if "properties" in target and target not in within:
-                yield from rows(target, f"{prefix}{name}.", (*within, target))
-                continue
-            required = "default" not in entry
-            default = "" if required else json.dumps(entry["default"], ensure_ascii=False).strip('"')
-            yield f"{prefix}{name}", _accepted(target, schema), default, entry.get("description", "")
+            if "properties" in target and target not in within:  # a section that contains itself is entered once
+                yield from keys(target, f"{prefix}{name}.", [*within, target])
+            elif (prefix, name) != ("", "architecture"):
+                default = json.dumps(entry["default"], ensure_ascii=False).strip('"') if "default" in entry else None
+                accepted = _accepted(target, schema) + (f"; default {default}" if default is not None else "")
+                yield f"{prefix}{name}", accepted, entry.get("description", "")
 
     whole = _resolved(schema, schema)
-    return table(("key under model:", "accepts", "default", "meaning"), list(rows(whole, "", (whole,))))
+    return keys(whole, "", [whole])
 
 
 def _resolved(entry: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema, or the definition that it refers to."""
-    if "$ref" not in entry:
-        return entry
-    definition: dict[str, Any] = schema["$defs"][entry["$ref"].rpartition("/")[2]]
-    return definition
+    """Return a schema, or the definition that it refers to."""
+    return schema["$defs"][entry["$ref"].rpartition("/")[2]] if "$ref" in entry else entry
 
 
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
 def _accepted(entry: dict[str, Any], schema: dict[str, Any]) -> str:
-    """A JSON schema in a few words."""
+    """Return a JSON schema in a few words."""
     from foundry_core.schema import ConfigSection
 
     if "anyOf" in entry:

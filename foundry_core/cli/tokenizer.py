@@ -1,4 +1,7 @@
-"""Train the tokenizer of a YAML on its training corpus; the test corpus is never looked at."""
+"""Train the tokenizer of a YAML on its training corpus, never on its test corpus.
+
+foundry train does the same when it starts.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,16 @@ EXAMPLE = "example:\n  foundry tokenizer train configs/bert.yaml"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    training = verbs.add_parser("train", help="train it, or find it unchanged", description=__doc__, epilog=EXAMPLE)
-    add_config_arguments(training)
-    training.add_argument("--force", action="store_true", help="replace a tokenizer that was trained from other inputs")
-    training.set_defaults(execute=execute)
+    train = verbs.add_parser(
+        "train",
+        help="train the tokenizer if its inputs have changed or are new",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(train)
+    train.add_argument("--force", action="store_true", help="replace a tokenizer that was trained on other inputs")
+    train.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
-"""Train what a YAML describes: tokenizer, token files, model, evaluation, checkpoints.
+"""Train the model that a YAML describes, with its tokenizer and token files.
 
-Everything goes to training.output_dir: checkpoint-<step> folders that transformers opens, metrics.jsonl, config.yaml.
+Everything is written to training.output_dir: checkpoint-<step> folders that
+transformers can open, metrics.jsonl, config.yaml.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint of output_dir")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint of output_dir")
     parser.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="KEY",
-        help="with --resume: a key (training.learning_rate), section, or 'data' that may differ from the checkpoint's",
+        help="with --resume: a key (training.learning_rate), a section, or 'data' that may differ from the "
+        "checkpoint; can be repeated",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
     parser.set_defaults(execute=execute)
 
 
@@ -40,10 +42,10 @@ def execute(options: argparse.Namespace) -> None:
         from foundry_core.training.run import run
 
     if options.allow and not options.resume:
-        raise UsageError("--allow says what may differ from the checkpoint that --resume goes on from: give both")
+        raise UsageError("--allow names what may differ from the checkpoint that --resume continues from: use both")
     try:
         state = run(config, resume=options.resume, allowed_changes=options.allow, quiet=options.quiet)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("go on from the last checkpoint with --resume") from None
+        raise KeyboardInterrupt("continue from the last checkpoint with --resume") from None
     checkpoint = f"{config.training.output_dir}/checkpoint-{state.step}"
     report(f"trained {state.step} steps, {state.tokens_seen:,} tokens: {checkpoint}")

@@ -1,6 +1,7 @@
-"""Check a YAML: every key, every rule between sections, the architecture's own settings. Trains nothing.
+"""Check a YAML: every key, every rule between sections, and the settings of the
+architecture. Trains nothing.
 
-Every problem is reported at once, as file:line: key: problem. Exit code 2 when there is one.
+All problems are reported at once, as file:line: key: problem, with exit code 2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Verify a run: every file of every checkpoint against its manifest, and each checkpoint against the one before it.
+"""Verify a run: every file of every checkpoint against its manifest, and each
+checkpoint against the one before it.
 
-What training has seen (data ledger, tokens, words) is derived again from seed and position. Each thing that is wrong is
-one line on stderr; exit code 6 when there is one. Needs neither the corpus nor the plugin.
+The seed and the position of a checkpoint determine what training has seen; this
+is computed again and compared. Each problem is one line on stderr, with exit
+code 6. Neither the corpus nor the plugin is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ EXAMPLE = "example:\n  foundry verify runs/gpt2"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("run", metavar="RUN", help="the folder of a run (training.output_dir)")
     parser.set_defaults(execute=execute)
 
 
@@ -26,7 +28,7 @@ def execute(options: argparse.Namespace) -> None:
     rows = [
         (
             one.folder.name,
-            f"{len(one.manifest['files'])}",
+            str(len(one.manifest["files"])),
             f"{one.state.tokens_seen:,}",
             f"{one.state.words_seen:,}",
             one.since,
@@ -37,7 +39,7 @@ def execute(options: argparse.Namespace) -> None:
         print(table(("checkpoint", "files", "tokens seen", "words seen", "follows from"), rows))
     for one in whole:
         if one.changed:
-            print(f"{one.folder.name} goes on with other settings: {'; '.join(one.changed)}")
+            print(f"{one.folder.name} continues with other settings: {'; '.join(one.changed)}")
     if problems:
         raise CheckpointError(*problems)
     derived = sum(not one.since.startswith("not deriv") for one in whole)

@@ -1,20 +1,61 @@
-"""`ExperimentConfig`: a whole, valid experiment, never written to after it is read. Light."""
+"""`ExperimentConfig`: a whole, valid experiment, with the plugins that its names lead to. Light."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from foundry_core.config.choices import Choices
-from foundry_core.config.sections import DataConfig, LoggingConfig, SeedsConfig, TokenizerConfig, TrainingConfig
+from foundry_core.config.sections import DataConfig, LoggingConfig, Seed, SeedsConfig, TokenizerConfig, TrainingConfig
 from foundry_core.registry.architecture import Architecture, Capabilities
-from foundry_core.registry.hooks import Kind
+from foundry_core.registry.hooks import Kind, Offers, hook_manager, offers
+from foundry_core.registry.loading import active_modules, blamed_on, capabilities_of, get_architecture, shipped_by
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.schema import ConfigSection, ModelConfig
+
+if TYPE_CHECKING:
+    import pluggy
+
+
+@dataclass(frozen=True)
+class ActivePlugins:
+    """The plugins whose hooks are active in a run: the architecture's module and those in `plugins:`."""
+
+    modules: tuple[ModuleType, ...]
+    manager: pluggy.PluginManager
+    offers: Offers
+
+    @classmethod
+    def of(cls, architecture: Architecture, names: Sequence[str]) -> ActivePlugins:
+        """Import the modules, register their hooks and ask for their offers, each once. May raise PluginError."""
+        modules = tuple(active_modules(architecture, names))
+        manager = hook_manager(modules)
+        return cls(modules, manager, offers(manager))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the names in a configuration lead to."""
+
+    architecture: Architecture
+    capabilities: Capabilities
+    plugins: ActivePlugins
+
+    def __deepcopy__(self, memo: Any) -> Choices:
+        """Return this object itself: modules cannot be copied."""
+        return self
+
+
+def settled_capabilities(architecture: Architecture, model: ModelConfig) -> Capabilities:
+    """Return the capabilities of an architecture with these settings. Raises PluginError that names the package."""
+    with blamed_on(shipped_by(architecture.name)):
+        return capabilities_of(architecture, model)
 
 
 class ExperimentConfig(ConfigSection):
@@ -23,9 +64,9 @@ class ExperimentConfig(ConfigSection):
     LARGEST = 2**63 - 1
 
     experiment_name: str = Field(
-        min_length=1, pattern=r"^[^/\\\x00-\x1f]+$", description="names the run in logs and reports"
+        min_length=1, pattern=r"^[^/\\\x00-\x1f]+$", description="name of the run in logs and reports"
     )
-    random_seed: int = Field(42, ge=0, lt=2**63, description="seeds every random stream that seeds: does not name")
+    random_seed: Seed = Field(42, description="seed of every random stream without a seed under seeds:")
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: SerializeAsAny[ModelConfig]
@@ -38,8 +79,10 @@ class ExperimentConfig(ConfigSection):
 
     @cached_property
     def chosen(self) -> Choices:
-        """What the names lead to. `load_config` has found it; it is looked up again only after a copy or a pickle."""
-        return Choices.of(self.model, self.plugins)
+        """What the names lead to. `load_config` sets it; only a pickled configuration looks it up again."""
+        architecture = get_architecture(self.model.architecture)
+        capabilities = settled_capabilities(architecture, self.model)
+        return Choices(architecture, capabilities, ActivePlugins.of(architecture, self.plugins))
 
     @property
     def architecture(self) -> Architecture:
@@ -80,9 +123,8 @@ class ExperimentConfig(ConfigSection):
 
     @property
     def needed_to_read(self) -> list[str]:
-        """Of `plugins`, those without which a trained model cannot be opened; observers are not among them."""
-        offers = self.chosen.plugins.offers
-        behind = {provider.module for provider in offers.providers_of(self._to_be_read).values()}
+        """The modules in `plugins` without which a trained model cannot be opened: not those that only observe."""
+        behind = {each.module for each in self.chosen.plugins.offers.providers_of(self._to_be_read).values()}
         return [module for module in self.plugins if module in behind]
 
     @property
@@ -95,11 +137,11 @@ class ExperimentConfig(ConfigSection):
         return self.random_seed if value is None else int(value)
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Leave `chosen` out of pickles: a descriptor may hold functions, which cannot be pickled."""
+        """Leave `chosen` out of pickles: a descriptor may contain functions, which cannot be pickled."""
         state = super().__getstate__()
         kept = {name: value for name, value in state["__dict__"].items() if name in type(self).model_fields}
         return {**state, "__dict__": kept}
 
     def resolved(self) -> dict[str, Any]:
-        """Return every key with its value, as plain data: what checkpoints store and config.yaml holds."""
+        """Return every key with its value, as plain data: the content of config.yaml and of checkpoints."""
         return self.model_dump(mode="json")

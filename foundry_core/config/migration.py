@@ -1,103 +1,301 @@
 """A configuration of the format before `model.architecture`, turned into one that means the same. Light.
 
-The old software trained one architecture, GPT-2, causally, on a SentencePiece vocabulary. What it said in a key that
-still exists is copied; what it said otherwise is renamed or replaced; what has no counterpart is dropped, with the
-reason. Where the same meaning cannot be had without knowing the data, the file is refused or the change says so:
-nothing that alters training happens in silence.
+The old software trained one architecture, GPT-2, causally, on a SentencePiece vocabulary. A file that would need the
+data to be converted is refused; every other difference is listed as a change with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from foundry_core.config.loading import load_config
-from foundry_core.config.migration_rules import DROPPED, KEPT, MODEL_KEYS, READ_BY_RULES, REQUIRED, RULES
-from foundry_core.config.old_format import SECTIONS, Change, OldFile
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError, Problem, UsageError, did_you_mean
 
+SECTIONS = ("data", "tokenizer", "model", "training", "logging")
 
-@dataclass(frozen=True)
-class Migration:
-    """data: the new configuration, valid. changes: every key that is not simply the same, in the order of the file."""
+
+def _keys(**sections: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{key}" for section, keys in sections.items() for key in keys.split())
+
+
+_MODEL = "layers embedding_size hidden_size intermediate_hidden_size attention_heads activation_function dropout"
+MODEL_KEYS = _keys(model=f"{_MODEL} attention_dropout")
+# Our defaults in place of these would be a guess.
+REQUIRED = (
+    *("experiment_name", "random_seed", *MODEL_KEYS),
+    *_keys(data="training_corpus batch_size max_sequence_length", tokenizer="vocab_size"),
+    *_keys(training="output_dir learning_rate adam_beta1 adam_beta2 adam_epsilon"),
+)
+KEPT = (
+    *(key for key in REQUIRED if key not in MODEL_KEYS),
+    *_keys(data="test_corpus", tokenizer="output_dir", training="epochs gradient_accumulation_steps max_grad_norm"),
+    *_keys(logging="use_wandb wandb_project"),
+)
+DROPPED = {
+    "data.source_corpus": "copied to training_corpus before training; training_corpus is what is read",
+    "training.use_tf32": "training.precision governs how matrices are multiplied",
+    "training.use_flash_attention": "scaled-dot-product attention, flash kernels included, is always used",
+    "training.resume_from_checkpoint": "not a setting of the experiment: resume with foundry train --resume",
+    "logging.level": "there are no log levels; --debug shows the traceback of an error",
+    "logging.dir": "metrics.jsonl and every other file of a run are in training.output_dir",
+}
+CONVERTED = _keys(
+    training="train_steps warmup_steps warmup_ratio use_amp use_gradient_checkpointing compile_mode checkpoint_schedule"
+)
+GENERATED = _keys(
+    training="auto_generate_checkpoints first_epoch_checkpoints subsequent_epochs_spacing log_base linear_interval "
+    "min_checkpoint_interval min_checkpoints_per_epoch"
+)
+KNOWN = (*KEPT, *DROPPED, "dataset_manipulation", *MODEL_KEYS, *CONVERTED, *GENERATED)
+
+
+class Change(NamedTuple):
+    """The conversion of one key, and its reason. key: in the old file, or in the new one if the old has none."""
+
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}"
+
+
+class Migration(NamedTuple):
+    """data: the new configuration, valid. changes: every key that does not simply stay, in the order of the file."""
 
     data: dict[str, Any]
     changes: tuple[Change, ...]
 
 
+class _OldFile:
+    """The settings of an old file by dotted key, and the new ones, each with the old key that decides it."""
+
+    def __init__(self, source: YamlSource):
+        self.source = source
+        self.values: dict[str, Any] = {}
+        for name, content in source.data.items():
+            inside = content if name in SECTIONS and isinstance(content, dict) else None
+            self.values |= {name: content} if inside is None else {f"{name}.{key}": inside[key] for key in inside}
+        # Forward passes in one optimizer step; the old software may have counted them as steps.
+        self.passes = self.values.get("training.gradient_accumulation_steps", 1)
+        self.new: dict[str, tuple[Any, str]] = {}
+        self.changes: list[Change] = []
+        self.problems: list[Problem] = []
+
+    def line(self, key: str) -> int:
+        return self.source.line_of(tuple(key.split(".")))
+
+    def problem(self, key: str, message: str) -> None:
+        self.problems.append(Problem(self.source.path, self.line(key), key, message))
+
+    def change(self, key: str, text: str) -> None:
+        self.changes.append(Change(key, text))
+
+    def keep(self, *keys: str) -> None:
+        self.new |= {key: (self.values[key], key) for key in keys if key in self.values}
+
+    def drop(self, key: str, reason: str) -> None:
+        if key in self.values:
+            self.change(key, f"dropped: {reason}")
+
+    def add(self, key: str, value: Any, reason: str) -> None:
+        self.convert(key, key, value, f"added as {'null' if value is None else value}: {reason}")
+
+    def convert(self, key: str, target: str, value: Any, text: str) -> None:
+        self.new[target] = value, key
+        self.change(key, text)
+
+    def switch(self, key: str) -> bool:
+        """Return a setting that is on or off; off by default."""
+        value = self.values.get(key, False)
+        if not isinstance(value, bool):
+            self.problem(key, f"must be true or false, not {value!r}")
+        return value is True
+
+
+def _corpus(old: _OldFile) -> None:
+    key = "dataset_manipulation"
+    if old.values.get(key):
+        advice = "write the changed corpus to files, name them in data.training_corpus, and remove this key"
+        old.problem(key, f"changed the corpus before training: {advice}")
+    else:
+        old.drop(key, "it was empty, so the corpus is read as it is")
+
+
+def _model(old: _OldFile) -> None:
+    old.add("tokenizer.tokenizer_type", "sentencepiece", "the only kind there was")
+    old.add("model.architecture", "gpt2", "the only kind there was")
+    old.add("training.objective", "causal_lm", "the only one there was")
+    for key in MODEL_KEYS:
+        value, target = old.values.get(key), f"model.transformer.{key.removeprefix('model.')}"
+        text = f"renamed to {target}: a transformer's sizes have their own section"
+        if key == "model.activation_function" and isinstance(value, str) and value != value.lower():
+            text += f"; {value} is written {value.lower()}"
+            value = value.lower()
+        old.convert(key, target, value, text)
+
+
+def _budget(old: _OldFile) -> None:
+    steps, epochs = "training.train_steps", "training.epochs"
+    by_steps, by_epochs = old.values.get(steps) is not None, old.values.get(epochs) is not None
+    if by_steps and by_epochs:
+        old.problem(steps, "given with epochs, and the first one reached ended the run: set the other one to null")
+    elif by_steps and old.passes != 1:
+        advice = "set it to null and give the epochs that the old run made"
+        old.problem(steps, f"with gradient_accumulation_steps it may have counted forward passes: {advice}")
+    elif by_steps:
+        old.keep(steps)
+    elif by_epochs:
+        old.drop(steps, "it was null, epochs is the budget")
+    else:
+        old.problem(epochs, "missing: the old run cannot be reproduced without it")
+
+
+def _warm_up(old: _OldFile) -> None:
+    steps, ratio = "training.warmup_steps", "training.warmup_ratio"
+    if old.values.get(steps) is not None:
+        old.keep(steps)
+        if old.passes != 1:
+            old.change(steps, "kept: here it counts optimizer steps, not forward passes; check it")
+        old.drop(ratio, "warmup_steps is given and sets the warm-up")
+    elif old.values.get(ratio) is not None:
+        old.keep(ratio)
+        old.drop(steps, "it was null, warmup_ratio sets the warm-up")
+    else:
+        old.problem(ratio, "missing: give the share of all steps that the old run warmed up for, 0 for none")
+
+
+def _training(old: _OldFile) -> None:
+    reason = "every parameter was decayed, by 0.01 as here; the default excludes biases, norms and embeddings"
+    old.add("training.weight_decay_on", "all", reason)
+    if "training.max_grad_norm" not in old.values:
+        reason = "without it gradients were not scaled down; here they would be, to 1.0"
+        old.add("training.max_grad_norm", None, reason)
+    key, target = "training.use_gradient_checkpointing", "training.gradient_checkpointing"
+    if key in old.values:
+        old.convert(key, target, old.switch(key), f"renamed to {target}")
+    key, target = "training.use_amp", "training.precision"
+    if key not in old.values:
+        old.add(target, "fp32", "use_amp was missing, so there was no mixed precision")
+    elif old.switch(key):
+        old.convert(key, target, "auto", f"replaced by {target}: auto: bf16 on a GPU that supports it")
+    else:
+        old.convert(key, target, "fp32", f"replaced by {target}: fp32: no mixed precision")
+    key, target = "training.compile_mode", "training.compile"
+    if key in old.values:
+        mode = old.values[key]
+        on = mode not in (None, False, "", "none", "None", "false", "off")
+        text = f"replaced by {target}: {'true' if on else 'false'}"
+        if on and mode not in (True, "default"):
+            text += f": the mode {mode} changes speed only and is not offered"
+        old.convert(key, target, on, text)
+
+
+def _checkpoints(old: _OldFile) -> None:
+    """Convert the list of steps, or else the settings from which one was generated."""
+    key, generated = "training.checkpoint_schedule", old.switch("training.auto_generate_checkpoints")
+    if old.values.get(key):
+        _listed(old, key)
+        reason = "checkpoint_schedule is given and sets when to save"
+    else:
+        old.drop(key, "it was empty")
+        if generated:
+            _generated(old)
+            return
+        reason = "auto_generate_checkpoints was false; step 0 and the end are always saved"
+    for unused in GENERATED:
+        old.drop(unused, reason)
+
+
+def _listed(old: _OldFile, key: str) -> None:
+    steps, passes, text = old.values[key], old.passes, "replaced by training.checkpoints.steps"
+    if not isinstance(steps, list) or any(type(step) is not int or step < 0 for step in steps):
+        old.problem(key, "must be a list of steps, whole numbers from 0 on, or null")
+        return
+    if isinstance(passes, int) and passes > 1:
+        steps = sorted({-(-step // passes) for step in steps})
+        text += f": divided by {passes}, the forward passes in one optimizer step, and rounded up"
+    old.convert(key, "training.checkpoints.steps", steps, text)
+
+
+def _generated(old: _OldFile) -> None:
+    auto, first, spacing, base, linear, interval, least = GENERATED
+    power, number = old.values.get(base), old.values.get(first)
+    if old.values.get(spacing) != "log":
+        advice = "set auto_generate_checkpoints to false, and training.checkpoints.every_steps in the new file"
+        old.problem(spacing, f"only log can be converted without the length of an epoch: {advice}")
+        return
+    if power is None:
+        old.problem(base, "missing: checkpoints cannot be spaced without it")
+        return
+    old.change(auto, "replaced by training.checkpoints, which sets when to save; step 0 and the end are always saved")
+    powers = f"powers of {power} over the whole run, not in each epoch"
+    old.change(spacing, f"replaced by training.checkpoints.log_base: {power}: {powers}")
+    old.convert(base, "training.checkpoints.log_base", power, "renamed to training.checkpoints.log_base")
+    even = f"set training.checkpoints.every_steps to an epoch's steps (foundry plan) / {number}"
+    old.drop(first, f"log_base is dense at first; for {number} even parts of an epoch {even}")
+    old.drop(linear, "it was read for linear spacing only, and subsequent_epochs_spacing is log")
+    old.drop(interval, "there is no least distance; the first powers are close together")
+    old.drop(least, "it depends on the data; add training.checkpoints.every_steps for more")
+
+
 def migrate(source: YamlSource) -> Migration:
     """Convert an old file.
 
-    Raises UsageError for a file of the present format, ConfigError with all problems of a file that cannot be
-    converted, each at its line in the old file.
+    Raises:
+        UsageError: The file is in the present format.
+        ConfigError: All problems of a file that cannot be converted, each at its line in the old file.
     """
-    if not isinstance(source.data, dict):
-        raise ConfigError([Problem(source.path, 1, "file", "is empty or not a mapping of sections")])
+    path = source.path
+    source.require_sections("see foundry init")
     model = source.data.get("model")
     if isinstance(model, dict) and "architecture" in model:
-        raise UsageError(
-            f"{source.path} is in the present format already, it has model.architecture: check it with "
-            f"foundry validate {source.path}"
-        )
-    if not isinstance(model, dict) or not set(model) & set(MODEL_KEYS):
-        message = "holds none of the old format's keys (layers, hidden_size, ...) and no architecture: see foundry init"
-        raise ConfigError([Problem(source.path, source.line_of(("model",)), "model", message)])
-    return _migration(OldFile(source))
-
-
-def _migration(file: OldFile) -> Migration:
-    """Gather the changes and the problems of a file, then return the migration or raise all problems."""
-    _check_keys(file)
-    for section, keys in KEPT.items():
-        for key in keys:
-            file.keep((section, key) if section else (key,))
-    for place, reason in DROPPED.items():
-        if file.has(place):
-            file.changed(place, f"dropped: {reason}")
-    for rule in RULES:
-        rule(file)
-    if file.problems:
-        raise ConfigError(file.problems)
-    data = {key: value for key, value in file.new.items() if value != {}}
+        raise UsageError(f"{path} is in the present format already: check it with: foundry validate {path}")
+    if not isinstance(model, dict) or not any(f"model.{key}" in MODEL_KEYS for key in model):
+        message = "has neither architecture nor keys of the old format (layers, hidden_size, ...): see foundry init"
+        raise ConfigError([Problem(path, source.line_of(("model",)), "model", message)])
+    old = _OldFile(source)
+    _check_keys(old)
+    old.keep(*KEPT)
+    for key, reason in DROPPED.items():
+        old.drop(key, reason)
+    for rule in (_corpus, _model, _budget, _warm_up, _training, _checkpoints):
+        rule(old)
+    if old.problems:
+        raise ConfigError(old.problems)
+    data = _nested(old)
     try:
         load_config(data)
     except ConfigError as error:
-        raise ConfigError([file.at_old_line(problem) for problem in error.problems]) from error
-    ordered = sorted(file.changes, key=lambda change: change[0])
-    return Migration(data, tuple(change for _, change in ordered))
+        for problem in error.problems:
+            _, origin = old.new.get(problem.key, (None, problem.key))
+            old.problem(origin, problem.message)
+        raise ConfigError(old.problems) from error
+    return Migration(data, tuple(sorted(old.changes, key=lambda change: old.line(change.key))))
 
 
-def _check_keys(file: OldFile) -> None:
-    """Report sections of another kind, keys that the old format did not have, and keys it could not do without."""
-    known = {name: _known(name) for name in ("", *SECTIONS)}
-    known[""] += SECTIONS
-    for name in known:
-        content = file.old if not name else file.old.get(name)
-        if content is None:
-            if name in REQUIRED:
-                file.problem((name,), "missing or empty: this section is needed")
-            continue
-        if not isinstance(content, dict):
-            file.problem((name,), f"must be a section, not {content!r}")
-            continue
-        for key in content:
-            place = (name, key) if name else (key,)
-            if key not in known[name]:
-                file.problem(place, _unknown(key, known, name))
-        for key in REQUIRED.get(name, ()):
-            if content.get(key) is None:
-                file.problem((name, key) if name else (key,), "missing: the old run cannot be told without it")
+def _nested(old: _OldFile) -> dict[str, Any]:
+    """Return the new settings as sections, in the order of `foundry init`."""
+    order = ("experiment_name", "random_seed", *SECTIONS)
+    data: dict[str, Any] = {}
+    for key in sorted(old.new, key=lambda key: order.index(key.partition(".")[0])):
+        *sections, name = key.split(".")
+        section = data
+        for each in sections:
+            section = section.setdefault(each, {})
+        section[name] = old.new[key][0]
+    return data
 
 
-def _known(section: str) -> list[str]:
-    dropped = [place[1] for place in DROPPED if place[0] == section]
-    return [*KEPT.get(section, ()), *dropped, *READ_BY_RULES.get(section, ())]
-
-
-def _unknown(key: str, known: Mapping[str, list[str]], section: str) -> str:
-    homes = [name or "the top level" for name, keys in known.items() if key in keys]
-    if homes:
-        return f"unknown key here. It belongs under {homes[0]}."
-    return f"unknown key of the old format.{did_you_mean(key, known[section])} Correct it, or remove it."
+def _check_keys(old: _OldFile) -> None:
+    """Report wrong sections, unknown keys, and required keys that are missing."""
+    for key, value in old.values.items():
+        section, _, name = key.rpartition(".")
+        if key in SECTIONS and value is not None:
+            old.problem(key, f"must be a section, not {value!r}")
+        elif key not in (*SECTIONS, *KNOWN):
+            near = did_you_mean(name, [each.rpartition(".")[2] for each in KNOWN if each.rpartition(".")[0] == section])
+            old.problem(key, f"unknown key of the old format.{near} Correct it, or remove it.")
+    for key in REQUIRED:
+        if old.values.get(key) is None:
+            old.problem(key, "missing: the old run cannot be reproduced without it")

@@ -1,8 +1,6 @@
-"""The files of a corpus: which ones a path, a folder or a glob stands for, and their bytes.
+"""The files of a corpus, `.txt` or `.jsonl`, each optionally `.gz`: finding them, and reading their bytes.
 
-Files are `.txt` or `.jsonl`, each optionally `.gz`. A file is stamped with its size and modification time when the
-corpus is opened; one that has changed since is refused, so that everything read speaks of the same bytes. Only the
-standard library is imported here.
+A file is stamped with its size and modification time when the corpus is opened, and refused if it has changed since.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import Any, NoReturn
 
 from foundry_core.errors import DataError
 
@@ -23,17 +21,18 @@ _BLOCK_BYTES = 1 << 20
 
 
 def refuse(path: Path, problem: str, cause: BaseException | None = None) -> NoReturn:
+    """Raise DataError for a file."""
     raise DataError(f"{shown(path)}: {problem}") from cause
 
 
 def shown(path: Path) -> str:
-    """The path as one printable line, whatever its name contains."""
+    """Return a path as one printable line, whatever its name contains."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
 
 def kind_of(path: Path) -> str | None:
-    """ "text", "jsonl", or None for files that are not read."""
+    """Return "text", "jsonl", or None for files that are not read."""
     return _KINDS.get(Path(path.stem if _is_compressed(path) else path.name).suffix.lower())
 
 
@@ -41,23 +40,21 @@ def _is_compressed(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def find_files(path: Path, name: str) -> tuple[list[Path], list[Path]]:
-    """The files that one entry of a specification stands for, and what was passed over."""
+def find_files(path: Path, name: str) -> list[Path]:
+    """Return what a path, a folder or a glob stands for, files of other kinds included."""
     if path.is_dir():
-        found = _walk(path)
-    elif not os.path.lexists(path) and glob.has_magic(str(path)):
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - skips hidden files
-        found = [match for match in found if not match.is_dir()]
-    else:
-        stamp_of(path)  # a path that does not exist is reported as that, not as a file of an unknown kind
-        if kind_of(path) is None:
-            refuse(path, f"not a {name} file: the kinds are .txt and .jsonl, optionally .gz. Rename or convert it.")
-        found = [path]
-    return [file for file in found if kind_of(file)], [file for file in found if not kind_of(file)]
+        return _walk(path)
+    if not os.path.lexists(path) and glob.has_magic(str(path)):
+        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - skips hidden files
+        return sorted(match for match in matches if not match.is_dir())
+    stamp_of(path)  # a missing file is reported as missing, not as one of an unknown kind
+    if kind_of(path) is None:
+        refuse(path, f"not a {name} file: the kinds are .txt and .jsonl, optionally .gz. Rename or convert it.")
+    return [path]
 
 
 def _walk(folder: Path) -> list[Path]:
-    """All visible files of a folder in sorted order; linked folders stand for themselves, they are not entered."""
+    """Return all visible files of a folder in sorted order; linked folders are listed, not entered."""
 
     def stop(error: OSError) -> NoReturn:
         refuse(Path(error.filename), f"cannot be searched: {error.strerror}.", error)
@@ -71,7 +68,7 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
-    """Size and modification time of a regular file; anything else is refused unopened, because a FIFO would hang."""
+    """Return size and modification time of a regular file; refuse anything else unopened, because a FIFO would hang."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -80,13 +77,8 @@ def stamp_of(path: Path) -> tuple[int, int]:
     except (OSError, ValueError) as error:
         refuse(path, f"cannot be read: {getattr(error, 'strerror', None) or error}.", error)
     if not stat.S_ISREG(status.st_mode):
-        what = {
-            stat.S_IFDIR: "a folder",
-            stat.S_IFIFO: "a FIFO",
-            stat.S_IFCHR: "a device",
-            stat.S_IFBLK: "a device",
-            stat.S_IFSOCK: "a socket",
-        }[stat.S_IFMT(status.st_mode)]
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+        what = kinds.get(stat.S_IFMT(status.st_mode), "a device")
         refuse(path, f"is {what}, not a regular file; a corpus is read more than once, so write it to a file.")
     return status.st_size, status.st_mtime_ns
 
@@ -98,14 +90,16 @@ def refuse_changed(path: Path, found: tuple[int, int], stamp: tuple[int, int]) -
 
 
 def file_blocks(path: Path, stamp: tuple[int, int]) -> Iterator[bytes]:
-    """The content of a file, decompressed, in blocks of at most 1 MiB; refuses a file that is not as it was stamped."""
+    """Yield the content of a file, decompressed, in blocks of at most 1 MiB; refuse a file that was changed."""
     refuse_changed(path, stamp_of(path), stamp)
     position = 0
     try:
         with path.open("rb", buffering=0) as raw:
-            if _is_compressed(path) and stamp[0] == 0:
-                refuse(path, "not a gzip file: it has 0 bytes. Compress it again.")
-            reader: IO[bytes] = gzip.GzipFile(fileobj=raw, mode="rb") if _is_compressed(path) else raw  # type: ignore[assignment]
+            reader: Any = raw
+            if _is_compressed(path):
+                if stamp[0] == 0:
+                    refuse(path, "not a gzip file: it has 0 bytes. Compress it again.")
+                reader = gzip.GzipFile(fileobj=raw, mode="rb")
             while block := reader.read(_BLOCK_BYTES):
                 position += len(block)
                 yield block

@@ -1,4 +1,4 @@
-"""From documents to batches: preparation, token file, rows, their order, batches and collators.
+"""From documents to batches.
 
 preparation   corpora, tokenizer and token files of one experiment, each reused while its inputs are unchanged
 token_file    a corpus as one flat array of token ids on the disk

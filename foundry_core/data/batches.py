@@ -1,4 +1,4 @@
-"""Batches: rows in their order, collated, by this process or by workers; the same batches bit for bit."""
+"""Batches: rows in their order, collated by this process or by workers, the same bit for bit."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ from foundry_core.data.workers import Batch as Batch
 from foundry_core.data.workers import batches_from_workers
 
 Collator: TypeAlias = Callable[[Sequence[Any]], Batch]
-"""Makes a batch of rows: `{"input_ids": int64 array, "epoch": int, "row": int}` each."""
+"""Makes a batch of rows, each `{"input_ids": int64 array, "epoch": int, "row": int}`."""
 
 
 class Batches(Dataset[Batch]):
-    """Collated batches of the samples from position `start` to `stop`, `batch_size` each, the last one perhaps fewer.
+    """The samples from position `start` to `stop` in batches of `batch_size`; the last one may be smaller.
 
-    `collate` receives a list of `{"input_ids": int64 array, "epoch": int, "row": int}` and must not draw from a global
-    random generator: what it draws has to be a function of epoch and row, or workers would change it. With
-    `num_workers` > 0 that many processes prepare batches ahead for as long as one iteration lasts.
-
-    Raises (while iterating):
-        DataError: A worker died or failed.
+    Args:
+        collate: What it draws at random must be a function of epoch and row, or workers would change it.
+        num_workers: Processes that prepare batches ahead, for as long as one iteration lasts; 0 for none.
     """
 
-    GROUP = 64
+    GROUP = 64  # batches; computing the order of one costs nearly as much as that of all of them
 
     def __init__(
         self,
@@ -41,8 +38,6 @@ class Batches(Dataset[Batch]):
         num_workers: int = 0,
     ):
         assert order.size == len(rows), (order.size, len(rows))
-        assert batch_size >= 1, batch_size
-        assert 0 <= start <= stop, (start, stop)
         self.rows, self.order, self.collate = rows, order, collate
         self.batch_size, self.start, self.stop, self.num_workers = batch_size, start, stop, num_workers
         self._group, self._epochs, self._rows = -1, list[int](), list[int]()
@@ -56,10 +51,8 @@ class Batches(Dataset[Batch]):
         return batches_from_workers(self, len(self), self.num_workers)
 
     def __getitem__(self, index: int) -> Batch:
-        """Return the batch at an index."""
         group, within = divmod(index, self.GROUP)
         if group != self._group:
-            # The order of one batch costs nearly as much as that of 64: it is the calls to numpy that count.
             first = self.start + group * self.GROUP * self.batch_size
             positions = np.arange(first, min(first + self.GROUP * self.batch_size, self.stop))
             epochs, rows = self.order.at(positions)

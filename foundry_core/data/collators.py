@@ -1,11 +1,12 @@
-"""Rows to batches: padding and labels, and which collator an experiment uses. Which tokens are hidden: `masking`.
+"""Rows to batches: padding and labels, and the collator of an experiment; `masking` decides which tokens are hidden.
 
 Shapes: B batch, T tokens of the longest row, padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.batches import Collator
-from foundry_core.data.collator_check import CheckedCollator
 from foundry_core.data.masking import Masking
 from foundry_core.data.workers import Batch
 from foundry_core.errors import PluginError, TokenizerError, UsageError
@@ -24,27 +24,25 @@ from foundry_core.registry.loading import import_string
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_KEYS = ("input_ids", "attention_mask", "labels")
+
 
 class _Padding:
-    """Rows of unequal length as two arrays (B, T): ids, and a mask that is True for real tokens."""
+    """Pads rows of unequal length to two arrays (B, T): ids, and a mask that is True for real tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None, max_length: int | None):
         self.pad_id = tokenizer.pad_token_id
         self.left = tokenizer.padding_side == "left"
         self.multiple = pad_to_multiple_of or 1
-        # transformers gives a tokenizer without a limit a length of 1e30.
-        limit = tokenizer.model_max_length if max_length is None else max_length
-        self.longest = limit if limit < 10**9 else None
+        self.longest = tokenizer.model_max_length if max_length is None else max_length  # 10**30 for no limit
 
     def __call__(self, features: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         rows = [np.asarray(f["input_ids"] if isinstance(f, dict) or hasattr(f, "keys") else f) for f in features]
         lengths = np.array([len(row) for row in rows])
         widest = int(lengths.max())
-        if self.longest is not None and widest > self.longest:
+        if widest > self.longest:
             raise UsageError(f"a row of {widest} tokens is longer than the model's longest sequence, {self.longest}")
-        width = -(-widest // self.multiple) * self.multiple
-        if self.longest is not None:
-            width = min(width, self.longest)
+        width = min(-(-widest // self.multiple) * self.multiple, self.longest)
         if (lengths == width).all():
             return np.stack(rows).astype(np.int64), np.ones((len(rows), width), dtype=bool)
         if self.pad_id is None:
@@ -57,11 +55,10 @@ class _Padding:
 
 
 class CausalLMDataCollator:
-    """Batches for predicting the next token.
+    """Makes batches for predicting the next token: input_ids, attention_mask (1: a real token), labels, each (B, T).
 
-    Returns input_ids, attention_mask (1 for real tokens) and labels (B, T): the input ids, with -100 at padding, which
-    is found by the mask and not by the id. The model's loss shifts them. max_length: never padded past it; default the
-    tokenizer's model_max_length.
+    Labels are the input ids, with -100 at padding; the model's loss shifts them. Rows are never padded past
+    `max_length`, by default the tokenizer's model_max_length.
     """
 
     def __init__(
@@ -78,19 +75,15 @@ class CausalLMDataCollator:
 
     def __call__(self, features: Sequence[Any]) -> Batch:
         ids, real = self._pad(features)
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "labels": torch.from_numpy(np.where(real, ids, IGNORED)),
-        }
+        return _batch(ids, real, np.where(real, ids, IGNORED))
 
 
 class MaskedLMDataCollator:
-    """Batches for predicting hidden tokens (Devlin et al. 2019).
+    """Makes batches for predicting hidden tokens (Devlin et al. 2019); the keys are those of `CausalLMDataCollator`.
 
     In each row `mlm_probability` of the tokens that are not special are chosen, at least one; 80 % of those become the
-    mask token, 10 % a random token that is not special, 10 % stay. labels are the original ids there and -100
-    elsewhere. The choice is a function of (seed, epoch, row) when the features carry `epoch` and `row`, as the
+    mask token, 10 % a random token that is not special, 10 % stay. Labels are the original ids there and -100
+    elsewhere. The choice is a function of (seed, epoch, row) where the features have `epoch` and `row`, as the
     trainer's do; otherwise it follows torch's global generator.
     """
 
@@ -112,20 +105,20 @@ class MaskedLMDataCollator:
     def __call__(self, features: Sequence[Any]) -> Batch:
         ids, real = self._pad(features)
         input_ids, labels = self._hide(ids, real, features)
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "labels": torch.from_numpy(labels),
-        }
+        return _batch(input_ids, real, labels)
+
+
+def _batch(ids: np.ndarray, real: np.ndarray, labels: np.ndarray) -> Batch:
+    return dict(zip(_KEYS, map(torch.from_numpy, (ids, real.astype(np.int64), labels)), strict=True))
 
 
 def causal_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> CausalLMDataCollator:
-    """The collator of `causal_lm` for an experiment."""
+    """Return the collator of `causal_lm` for an experiment."""
     return CausalLMDataCollator(tokenizer, max_length=config.data.max_sequence_length)
 
 
 def masked_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> MaskedLMDataCollator:
-    """The collator of `masked_lm` for an experiment."""
+    """Return the collator of `masked_lm` for an experiment."""
     return MaskedLMDataCollator(
         tokenizer,
         mlm_probability=config.training.mlm_probability,
@@ -138,7 +131,7 @@ CORE_COLLATORS: dict[str, Callable[[ExperimentConfig, PreTrainedTokenizerBase], 
     "causal_lm": causal_lm_collator,
     "masked_lm": masked_lm_collator,
 }
-"""How core's own objectives make theirs; those of plugins name it in `Objective.collator`."""
+"""Core's own objectives; those of plugins name theirs in `Objective.collator`."""
 
 
 def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Collator:
@@ -151,7 +144,7 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
     side, accepted = tokenizer.padding_side, config.capabilities.padding_sides
     if side not in accepted:
         raise TokenizerError(
-            f"the tokenizer pads on the {side}, which {config.model.architecture} does not take: "
+            f"the tokenizer pads on the {side}, which {config.model.architecture} does not accept: "
             f"set its padding_side to {' or '.join(accepted)}"
         )
     objective, owner = config.objective, config.providers.get("objective")
@@ -159,11 +152,73 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
         return CORE_COLLATORS[objective.name](config, tokenizer)
     if objective.collator is None:
         raise PluginError(f"the objective {objective.name} of {owner} has no collator: give it an import string")
-    of_whom = f" of {owner}" if owner else ""
-    what = f"the collator of the objective {objective.name}{of_whom}, {objective.collator},"
+    what = f"the collator of the objective {objective.name}{f' of {owner}' if owner else ''}, {objective.collator},"
     make = import_string(objective.collator)
     with failing_as(what):
         collator: Collator = make(config, tokenizer)
     if not callable(collator):
         raise PluginError(f"{what} is a {type(collator).__name__}, not a function of rows")
     return CheckedCollator(what, collator, len(tokenizer))
+
+
+class CheckedCollator:
+    """A plugin's collator, checked so that its mistakes are not reported as the model's; the kit checks more batches.
+
+    PluginError is raised when it fails, and for a malformed first batch in each process.
+    """
+
+    def __init__(self, what: str, collator: Collator, vocabulary_size: int):
+        self._what, self._collator, self._vocabulary_size = what, collator, vocabulary_size
+        self._checked = False
+
+    def __call__(self, rows: Sequence[Any]) -> Batch:
+        with failing_as(self._what):
+            if self._checked:
+                return self._collator(rows)
+            before = _generator_states()
+            batch = self._collator(rows)
+        # Rows of a caller's own may lack the place that a draw has to follow from.
+        if isinstance(rows[0], Mapping) and "row" in rows[0]:
+            for name, state in _generator_states().items():
+                if state != before[name]:
+                    raise PluginError(
+                        f"{self._what} draws from the global generator of {name}, so that the number of workers would "
+                        "change batches: draw what a row needs from "
+                        'numpy.random.default_rng([config.seed("masking"), row["epoch"], row["row"]])'
+                    )
+        problem = _problem(batch, len(rows), self._vocabulary_size)
+        if problem is not None:
+            raise PluginError(f"{self._what} returned {problem}")
+        self._checked = True
+        return batch
+
+
+def _generator_states() -> dict[str, Any]:
+    _, keys, *position = np.random.get_state(legacy=True)
+    numpy = (np.asarray(keys).tobytes(), *position)
+    return {"torch": torch.get_rng_state().tolist(), "numpy": numpy, "Python's random": random.getstate()}
+
+
+def _problem(batch: Any, rows: int, vocabulary: int) -> str | None:
+    """Return what is wrong with a batch of `rows` rows for a model with `vocabulary` tokens."""
+    if not isinstance(batch, Mapping):
+        return f"a {type(batch).__name__}, not a batch"
+    for name in _KEYS:
+        tensor = batch.get(name)
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or len(tensor) != rows or not tensor.numel():
+            return f"a batch whose {name} is not a tensor of {rows} rows"
+    shapes = [tuple(batch[name].shape) for name in _KEYS]
+    if len(set(shapes)) > 1:
+        named = ", ".join(f"{name} {shape}" for name, shape in zip(_KEYS, shapes, strict=True))
+        return f"a batch whose tensors differ in shape: {named}"
+    if extra := ", ".join(repr(name) for name in batch if name not in _KEYS):
+        return f"a batch with {extra}, which a model does not take: it takes {', '.join(_KEYS)}"
+    for name in ("input_ids", "labels"):
+        if batch[name].dtype != torch.int64:
+            return f"a batch whose {name} are {batch[name].dtype}, not torch.int64"
+        ids = batch[name] if name == "input_ids" else batch[name][batch[name] != IGNORED]
+        wrong = ids[(ids < 0) | (ids >= vocabulary)]
+        if len(wrong):
+            also = "" if name == "input_ids" else f", or {IGNORED} where nothing is predicted"
+            return f"a batch whose {name} contain {int(wrong.min())}: a token is from 0 to {vocabulary - 1}{also}"
+    return None

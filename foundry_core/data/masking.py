@@ -1,4 +1,4 @@
-"""The mask of a row: which of its tokens are hidden, and what stands in their place; a function of seed, epoch and row.
+"""The mask of a row: which of its tokens are hidden, and by what; a function of seed, epoch and row.
 
 Shapes: B batch, T tokens of the longest row, padded.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Masking:
-    """Hides tokens as `MaskedLMDataCollator` describes it, as one vectorised operation over the batch."""
+    """Hides tokens as `MaskedLMDataCollator` describes, in one vectorised operation over the batch."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float, seed: int):
         if tokenizer.mask_token_id is None:
@@ -40,13 +40,13 @@ class Masking:
         Args:
             ids: Token ids (B, T), padded.
             real: Which of them are not padding (B, T).
-            features: The rows themselves, for their epoch and row number.
+            features: The rows themselves, for their `epoch` and `row`.
         """
         candidates = real & ~self._special[ids]
         keys = _row_keys(self._seed, features)
         with np.errstate(over="ignore"):
-            # Three independent numbers for each token, and one for each row. Real tokens are counted, not columns: the
-            # padding on the left depends on the other rows of the batch.
+            # Three independent numbers for each token. Real tokens are counted, not columns: how much padding is on
+            # the left depends on the other rows of the batch.
             position = real.cumsum(axis=1).astype(np.uint64) << np.uint64(2)
             cells = [mix64(keys[:, None] + position + np.uint64(k)) for k in range(3)]
         available = candidates.sum(axis=1)
@@ -62,7 +62,7 @@ class Masking:
 
 
 def _row_keys(seed: int, features: Sequence[Any]) -> np.ndarray:
-    """Return a uint64 for each row: of seed, epoch and row, or from torch's generator for rows without a number."""
+    """Return a uint64 for each row: a hash of seed, epoch and row, or drawn from torch for rows without a number."""
     if isinstance(features[0], dict) and "row" in features[0]:
         place = np.array([(f["epoch"], f["row"]) for f in features], dtype=np.uint64)
         return mix64(mix64(mix64(np.full(len(features), seed, np.uint64)) + place[:, 0]) + place[:, 1])

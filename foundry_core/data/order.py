@@ -1,7 +1,6 @@
 """The order of the rows: which row is trained at each position, a function of seed and position alone.
 
-So resuming is one integer and no replay: any position costs the same, and no model, batch size or number of workers can
-change what is trained in which order.
+Resuming therefore needs one integer and no replay, and no model, batch size or number of workers changes the order.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 
 
 class Permutation:
-    """A shuffle of range(size) that is computed, not stored: any position is a few microseconds away.
+    """A shuffle of range(size) that is computed, not stored: any position takes a few microseconds.
 
     A Feistel network on the grid of ceil(sqrt(size)) by ceil(size / that): each round moves one coordinate by a hash of
     the other, which can be undone, so the whole is one to one. The grid has at most sqrt(size) cells too many; what
-    lands there is sent through the network again until it lands inside.
+    lands there goes through the network again until it lands inside.
     """
 
     ROUNDS = 8
@@ -39,10 +38,10 @@ class Permutation:
         self._keys = mix64(np.arange(1, self.ROUNDS + 1, dtype=np.uint64) + np.uint64(key))
 
     def __call__(self, positions: Ints) -> Ints:
-        """Rows (int64) at these positions; both in range(size), any shape."""
+        """Return the rows (int64) at these positions; both are in range(size), of any shape."""
         positions = np.asarray(positions)
-        if positions.size and not (positions.min() >= 0 and positions.max() < self.size):
-            raise IndexError(f"positions {positions.min()} to {positions.max()} of {self.size}")
+        if ((positions < 0) | (positions >= self.size)).any():
+            raise IndexError(f"positions outside of 0 to {self.size - 1}")
         rows = self._network(positions.reshape(-1).astype(np.uint64))
         outside = np.flatnonzero(rows >= self.size)
         while outside.size:
@@ -60,15 +59,15 @@ class Permutation:
 
 
 def permutation(size: int, seed: int, epoch: int) -> Permutation:
-    """The order of `size` rows in one epoch, a function of the arguments alone."""
+    """Return the order of `size` rows in one epoch."""
     return Permutation(size, derive(seed, "data order", epoch))
 
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Which row is trained at each position, counted in samples since the start of training.
+    """Maps a position, counted in samples since the start of training, to the row that is trained there.
 
-    Epoch e is the positions from `e * size` to `(e + 1) * size - 1`, each with its own order.
+    Epoch e is the positions from `e * size` to `(e + 1) * size - 1`; each epoch has another order.
     """
 
     size: int
@@ -76,7 +75,7 @@ class SampleOrder:
     shuffle: bool = True
 
     def at(self, positions: Ints) -> tuple[Ints, Ints]:
-        """(epochs, rows) at these positions: int64, shaped like `positions`."""
+        """Return (epochs, rows) at these positions: int64, shaped like `positions`."""
         epochs, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.size)
         if self.shuffle:
             for epoch in np.unique(epochs):
@@ -86,9 +85,9 @@ class SampleOrder:
 
 
 def extended_ledger(ledger: str, epochs: Ints, rows: Ints) -> str:
-    """The running hash (hex) over all samples trained so far, one step longer: the proof that none was lost or doubled.
+    """Return the running sha256 (hex) over all samples trained so far, extended by the epochs and rows of one step.
 
-    A chain of sha256, from an empty string before the first step, over the step's epochs and rows.
+    It starts as an empty string, and proves that no sample was lost or trained twice.
     """
     seen = np.stack([epochs, rows]).astype("<i8").tobytes()
     return hashlib.sha256(bytes.fromhex(ledger) + seen).hexdigest()
@@ -96,7 +95,7 @@ def extended_ledger(ledger: str, epochs: Ints, rows: Ints) -> str:
 
 @dataclass(frozen=True)
 class StreamSizes:
-    """Sizes of a token stream cut into rows: with seed and batch size they say what has been seen at any position."""
+    """Sizes of a token stream cut into rows: with seed and batch size they determine what was seen at any position."""
 
     rows: Positive
     tokens_per_row: Positive

@@ -1,8 +1,8 @@
-"""Rows: the token stream cut into what a model reads at once; nothing of it is dropped."""
+"""Rows: the token stream cut into what a model reads at once; nothing is dropped."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,15 @@ from foundry_core.errors import DataError
 
 
 class Rows:
-    """A token stream cut into rows of at most `length` tokens, all of the stream used.
+    """A token stream cut into rows of at most `length` tokens; `row` is where one is cut.
 
     * "overlap", for predicting the next token: each row begins with the last token of the row before, so that every
-      token but the first of the stream is predicted in exactly one row. The last row is shorter, at least 2 tokens.
+      token but the first of the stream is predicted in exactly one row. The last row may be shorter, at least 2 tokens.
     * "framed", for masked models: `start_id`, `length - 2` tokens of the stream, `end_id`. The stream's leading
-      separator is left out, because a row starts with `start_id` anyway. The last row is shorter, at least 3 tokens.
+      separator is left out, because a row starts with `start_id` anyway. The last row has at least 3 tokens.
 
     Raises:
-        DataError: a length or a stream too short for one row.
+        DataError: The length or the stream is too short for one row.
     """
 
     def __init__(
@@ -32,11 +32,13 @@ class Rows:
         start_id: int | None = None,
         end_id: int | None = None,
     ):
-        assert layout in ("overlap", "framed"), layout
-        assert layout == "overlap" or (start_id is not None and end_id is not None), "framed rows need both ids"
         self.layout, self.length = layout, length
-        self._frame = None if start_id is None or end_id is None or layout == "overlap" else (start_id, end_id)
-        self._new = length - 1 if self._frame is None else length - 2
+        self._frame: tuple[int, int] | None = None
+        if layout == "framed":
+            assert start_id is not None, "framed rows need both ids"
+            assert end_id is not None, "framed rows need both ids"
+            self._frame = (start_id, end_id)
+        self._new = length - 2 if self._frame else length - 1  # tokens of the stream that no row before has consumed
         self._tokens = np.asarray(tokens)  # slicing a np.memmap itself costs several times as much
         if self._new < 1:
             raise DataError(
@@ -48,11 +50,11 @@ class Rows:
             raise DataError(f"the corpus has {len(tokens)} tokens, too few for one row; add text.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave a token file on the disk: a worker that is spawned maps it again."""
-        state, mapped = self.__dict__.copy(), self._tokens.base
-        if isinstance(mapped, np.memmap) and len(mapped) == len(self._tokens):
-            state["_tokens"] = (mapped.filename, mapped.dtype)
-        return state
+        """Leave out the tokens of a token file: a worker that is spawned maps it again."""
+        mapped = self._tokens.base
+        if not isinstance(mapped, np.memmap) or len(mapped) != len(self._tokens):
+            return self.__dict__
+        return self.__dict__ | {"_tokens": (mapped.filename, mapped.dtype)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -64,25 +66,18 @@ class Rows:
         return -(-self.total_tokens // self._new)
 
     def row(self, index: int) -> Ints:
-        """The token ids of one row: int64, a copy."""
+        """Return the token ids of one row: int64, a copy."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         start = index * self._new
-        chunk = self._tokens[start : start + self._new + 1]
-        ids: Ints = chunk.astype(np.int64)
+        chunk = self._tokens[start : start + self._new + 1].astype(np.int64)
         if self._frame is None:
-            return ids
-        framed = np.empty(len(ids) + 1, dtype=np.int64)
-        framed[0], framed[-1] = self._frame
-        framed[1:-1] = ids[1:]
-        return framed
+            return chunk
+        ids = np.empty(len(chunk) + 1, dtype=np.int64)
+        ids[0], ids[1:-1], ids[-1] = self._frame[0], chunk[1:], self._frame[1]
+        return ids
 
-    @overload
-    def stream_tokens(self, index: int) -> int: ...
-    @overload
-    def stream_tokens(self, index: Ints) -> Ints: ...
-    def stream_tokens(self, index: int | Ints) -> int | Ints:
-        """How many tokens of the stream a row consumes; summed over all rows this is `total_tokens`."""
-        if isinstance(index, np.ndarray):
-            return np.minimum(self._new, self.total_tokens - index * self._new)
-        return min(self._new, self.total_tokens - index * self._new)
+    def stream_tokens(self, index: int | Ints) -> Ints:
+        """Return how many tokens of the stream a row consumes; summed over all rows this is `total_tokens`."""
+        left: Ints = self.total_tokens - np.asarray(index) * self._new
+        return np.minimum(self._new, left)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.corpus.reader import Corpus
 from foundry_core.data.batches import Batches, Collator
@@ -25,9 +26,6 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.hookspecs import EvaluationReport
 from foundry_core.storage.files import scratch_reported
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 def evaluate(
     model: BaseLanguageModel,
@@ -39,7 +37,7 @@ def evaluate(
     step: int = 0,
     autocast: Any = None,
 ) -> EvaluationReport:
-    """Loss, perplexity and bits per byte over every row of a token file, in order.
+    """Compute loss, perplexity and bits per byte over every row of a token file, in order.
 
     A causal loss covers each token but the stream's first separator once; the rows are scored independently. A masked
     loss covers the tokens that the collator hides, the same ones at each evaluation.
@@ -53,7 +51,7 @@ def evaluate(
             total += float(output.loss)
             count += int(output.count)
     if not count:
-        raise DataError("the test corpus gives nothing to predict: every token of it is special")
+        raise DataError("the test corpus has nothing to predict: every token of it is special")
     loss = total / count
     causal = model.context.objective.causal
     return EvaluationReport(
@@ -68,7 +66,7 @@ def evaluate(
 def evaluate_corpus(
     model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, corpus: str | Path, *, batch_size: int | None = None
 ) -> EvaluationReport:
-    """Score a saved model on a text that it may never have seen; nothing is kept on the disk."""
+    """Score a saved model on any text; nothing is kept on the disk."""
     config = model.config
     documents = Corpus.open(corpus, unit=config.data.documents, name="corpus")
     with scratch_reported(), tempfile.TemporaryDirectory() as folder:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.inference import evaluating, sentence_ids
@@ -14,14 +14,11 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.random_streams import kept_generators
 from foundry_core.tokenization.encoding import separator_id
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 def prompt_warnings(
     model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int
 ) -> Iterator[str]:
-    """What `continuations` will do otherwise than its caller may think: a line for each."""
+    """Yield a warning for each way in which `continuations` may differ from what was asked."""
     ids = sentence_ids(tokenizer, prompt)
     unknown = ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
     if unknown:
@@ -32,7 +29,7 @@ def prompt_warnings(
 
 
 def _room(model: BaseLanguageModel, tokens: int) -> float:
-    """How many tokens a text of so many may still grow by."""
+    """Return how many tokens a text of so many may still grow by."""
     return math.inf if model.config.capabilities.unbounded_length else model.context.max_sequence_length - tokens
 
 
@@ -47,9 +44,13 @@ def continuations(
     temperature: float = 1.0,
     top_k: int = 0,
 ) -> list[str]:
-    """Texts that go on from a prompt, which is taken as the start of a document. temperature 0: greedy.
+    """Continue a prompt, which is taken as the start of a document. Restores the random generators.
 
-    Raises FoundryError for a model that does not generate. The process's random state is left as it was.
+    Args:
+        temperature: 0 for greedy decoding.
+
+    Raises:
+        FoundryError: The model does not generate.
     """
     start = separator_id(tokenizer)
     device = next(model.parameters()).device

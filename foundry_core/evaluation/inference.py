@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.models.base import BaseLanguageModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 @contextmanager
@@ -27,7 +24,7 @@ def evaluating(model: BaseLanguageModel) -> Iterator[None]:
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """A collated batch on the device; the attention mask is left out when no row is padded.
+    """Move a collated batch to the device; leave the attention mask out when no row is padded.
 
     Without a mask the attention kernels need no mask tensor, and the result is the same.
     """

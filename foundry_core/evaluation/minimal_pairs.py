@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import DataError
 from foundry_core.evaluation.inference import evaluating, sentence_ids
@@ -17,15 +18,12 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED
 from foundry_core.tokenization.encoding import separator_id
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 _PAIRS_PER_BATCH = 64
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """Minimal pairs: how often the good sentence is the more probable one; a tie counts as wrong."""
+    """How often the good sentence of a pair is the more probable one; a tie counts as wrong."""
 
     name: str
     accuracy: float
@@ -33,7 +31,7 @@ class PairScores:
 
 
 def read_pairs(path: str | Path) -> list[dict[str, Any]]:
-    """Minimal pairs in BLiMP's format: one JSON object a line with sentence_good and sentence_bad."""
+    """Read minimal pairs in BLiMP's format: one JSON object a line with sentence_good and sentence_bad."""
     pairs = []
     try:
         text = Path(path).read_bytes().decode("utf-8")
@@ -51,14 +49,14 @@ def read_pairs(path: str | Path) -> list[dict[str, Any]]:
                 ) from error
             pairs.append(pair)
     if not pairs:
-        raise DataError(f"{path} holds no minimal pair")
+        raise DataError(f"{path} does not contain a minimal pair")
     return pairs
 
 
 def score_pairs(
     model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[dict[str, Any]]
 ) -> list[PairScores]:
-    """Accuracy for each paradigm (`UID`, or all together), in the order of their first pair."""
+    """Return the accuracy for each paradigm (`UID`, or all together), in the order of their first pair."""
     good = sentence_scores(model, tokenizer, [pair["sentence_good"] for pair in pairs])
     bad = sentence_scores(model, tokenizer, [pair["sentence_bad"] for pair in pairs])
     right: dict[str, list[bool]] = {}
@@ -70,7 +68,7 @@ def score_pairs(
 def sentence_scores(
     model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
 ) -> list[float]:
-    """Log-probability of each sentence in nats: the sum over its tokens.
+    """Return the log-probability of each sentence in nats: the sum over its tokens.
 
     Causal: each token given those before it, the first given the separator that opens a document in training.
     Masked: pseudo-log-likelihood, one token hidden at a time (Salazar et al. 2020).

@@ -18,9 +18,15 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core.errors import CheckpointError
-from foundry_core.models.description import describe, rebuild
+from foundry_core.models.building import describe, rebuild
 from foundry_core.models.interface import LanguageModel
-from foundry_core.models.weights import tied_names
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Return the names that share a parameter: each further name with the first."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(each)] for name, each in named if first.setdefault(id(each), name) != name}
 
 
 class AdaptedConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -33,7 +39,7 @@ class AdaptedConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
-    """Adapter that gives a `LanguageModel` the surface of transformers."""
+    """Wraps a `LanguageModel` in the interface of transformers."""
 
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -53,19 +59,18 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **keywords: Any) -> Any:
-        """As in transformers; buffers that are computed and not stored, which it leaves undefined, come back too."""
+        """Open as transformers does, and restore the buffers that are not stored, which it leaves undefined."""
         opened = super().from_pretrained(*arguments, **keywords)
         outer = opened[0] if isinstance(opened, tuple) else opened
         stored = outer.state_dict()
         computed = {name: buffer for name, buffer in outer.model.named_buffers() if f"model.{name}" not in stored}
-        if computed:
-            built = dict(rebuild(outer.config.foundry).named_buffers())
-            for name, buffer in computed.items():
-                buffer.copy_(built[name])
+        built = dict(rebuild(outer.config.foundry).named_buffers()) if computed else {}
+        for name, buffer in computed.items():
+            buffer.copy_(built[name])
         return opened
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The plugin has initialised its weights; transformers' own scheme would replace them."""
+        """Keep the weights that the plugin has initialised; transformers' own scheme would replace them."""
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -89,12 +94,11 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> Any:
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("logits_to_keep", "past_key_values")}
         if state is not None:
             kwargs["state"] = state
         if use_cache is not None and self.model.config.capabilities.stateful:
             kwargs["use_cache"] = use_cache
-        kwargs.pop("logits_to_keep", None)
-        kwargs.pop("past_key_values", None)
         outputs = self.model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
         if use_cache is False and "state" in outputs:
             outputs = type(outputs)(**{key: value for key, value in outputs.items() if key != "state"})
@@ -112,7 +116,7 @@ class AdaptedCausalModel(AdaptedModel, GenerationMixin):  # type: ignore[misc]
         return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": kwargs.get("use_cache")}
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
-        # From 5.24 on transformers hands its own caches from step to step, and no longer a `state`.
+        # From 5.24 on transformers passes its own caches from step to step, and no longer a `state`.
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
         return {**updated, "state": outputs["state"]} if "state" in outputs else updated
 
@@ -131,23 +135,22 @@ class AdaptedCausalModel(AdaptedModel, GenerationMixin):  # type: ignore[misc]
 def auto_classes(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
     """Return configuration class, causal model class and masked model class of an architecture, registered once.
 
-    `AutoConfig` then knows `foundry_<architecture>`, and the auto model classes open its folders.
+    From then on `AutoConfig` has `foundry_<architecture>`, and the auto model classes open its folders.
     """
     name = "".join(part.capitalize() for part in architecture.replace("-", "_").split("_"))
-    module = sys.modules[__name__]
-    config_class: Any = type(
-        f"Foundry{name}Config", (AdaptedConfig,), {"__module__": __name__, "model_type": f"foundry_{architecture}"}
-    )
-    classes: list[type[Any]] = [config_class]
-    for suffix, base in (("ForCausalLM", AdaptedCausalModel), ("ForMaskedLM", AdaptedModel)):
-        attributes = {"__module__": __name__, "config_class": config_class}
-        classes.append(type(f"Foundry{name}{suffix}", (base,), attributes))
-    for cls in classes:
-        setattr(module, cls.__name__, cls)  # so that a model can be pickled by reference
+
+    def defined(suffix: str, base: type[Any], **attributes: Any) -> Any:
+        made = type(f"Foundry{name}{suffix}", (base,), {"__module__": __name__, **attributes})
+        setattr(sys.modules[__name__], made.__name__, made)  # so that a model can be pickled by reference
+        return made
+
+    config_class = defined("Config", AdaptedConfig, model_type=f"foundry_{architecture}")
+    causal = defined("ForCausalLM", AdaptedCausalModel, config_class=config_class)
+    masked = defined("ForMaskedLM", AdaptedModel, config_class=config_class)
     AutoConfig.register(config_class.model_type, config_class)
-    AutoModelForCausalLM.register(config_class, classes[1])
-    AutoModelForMaskedLM.register(config_class, classes[2])
-    return config_class, classes[1], classes[2]
+    AutoModelForCausalLM.register(config_class, causal)
+    AutoModelForMaskedLM.register(config_class, masked)
+    return config_class, causal, masked
 
 
 def register_auto_classes(*architectures: str) -> None:

@@ -12,9 +12,10 @@ from foundry_core.devices import model_memory_watched
 from foundry_core.errors import FoundryError
 from foundry_core.models.adapter import adapted
 from foundry_core.models.building import build, build_context
-from foundry_core.models.folder import load_model, save_model
+from foundry_core.models.folder import load_model, model_files, stored_tensors, weights_file
 from foundry_core.models.interface import LanguageModel, Settings_co
 from foundry_core.random_streams import derive, kept_generators
+from foundry_core.run_folder import WEIGHTS
 from foundry_core.storage.files import InPlaceFolder
 
 if TYPE_CHECKING:
@@ -36,30 +37,32 @@ class BaseLanguageModel(LanguageModel[Settings_co]):
         """Continue prompts (B, T), padded on the left; takes the arguments of transformers' `generate`.
 
         Raises:
-            FoundryError: The model does not generate, or prompts are padded and the architecture does not declare
+            FoundryError: The model does not generate, or the prompts are padded and the architecture does not declare
                 padding on the left.
         """
         if not self.supports_generation:
-            raise FoundryError(
-                f"this {self.model_type} does not generate: it is trained with {self.context.objective.name}"
-            )
+            objective = self.context.objective.name
+            raise FoundryError(f"this {self.model_type} does not generate: it is trained with {objective}")
         mask = kwargs.get("attention_mask")
         if mask is not None and "left" not in self.config.capabilities.padding_sides and not bool(mask.all()):
             raise FoundryError(
-                f"{self.model_type} takes no padding on the left: generate from prompts of one length at a time"
+                f"{self.model_type} does not take padding on the left: generate from prompts of one length at a time"
             )
         return self.to_transformers().generate(input_ids, **kwargs)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a folder that transformers' auto classes and `from_pretrained` open."""
-        save_model(self, InPlaceFolder(folder))
+        sink = InPlaceFolder(folder)
+        for name, content in model_files(self).items():
+            sink.write(name, content)
+        sink.write(WEIGHTS, weights_file(stored_tensors(self)))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Open a saved folder. The folder names its architecture, which has to be installed."""
+        """Open a saved folder; the architecture that it names must be installed."""
         model = load_model(folder)
         if not isinstance(model, cls):
-            raise FoundryError(f"{folder} holds a {model.model_type} ({type(model).__name__}), not a {cls.__name__}")
+            raise FoundryError(f"{folder} contains a {model.model_type} ({type(model).__name__}), not a {cls.__name__}")
         return model
 
 
@@ -68,10 +71,10 @@ def create_model(
 ) -> BaseLanguageModel:
     """Build the model of a configuration, with weights drawn from `seeds.initialisation`.
 
-    The process's random state is left as it was.
+    Leaves the process's random state as it was.
 
     Args:
-        tokenizer: Gives sizes and token ids; without one, the configured vocabulary size does.
+        tokenizer: The source of sizes and token ids; without one, the configured vocabulary size is used.
         kwargs: Passed to the plugin's `from_config`.
     """
     context = build_context(config, tokenizer)

@@ -1,18 +1,32 @@
-"""Building a model through its plugin, and refusing a class that training could not use."""
+"""Building a model through its plugin, from a configuration or from the description that its config.json carries.
+
+The description, under `foundry`, is plain data: enough to build the model again.
+"""
 
 from __future__ import annotations
 
 import inspect
+import os
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foundry_core import __version__
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.errors import PluginError, TokenizerError
+from foundry_core.config.loading import load_config
+from foundry_core.errors import CheckpointError, ConfigError, PluginError, TokenizerError
 from foundry_core.models.interface import LanguageModel
+from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext
-from foundry_core.registry.loading import import_string
+from foundry_core.registry.loading import import_string, shipped_by
+from foundry_core.registry.objective import Objective
+from foundry_core.run_folder import MODEL_CONFIG
+from foundry_core.storage.manifest import parse_json, read_plain_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_PARTS = {"experiment": dict, "context": dict, "providers": dict, "needs": list}
 
 
 def build_context(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> BuildContext:
@@ -25,7 +39,7 @@ def build_context(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase |
             raise TokenizerError(f"{objective.name} needs a tokenizer with a {role}: see tokenizer.special_tokens")
     ids = {f"{role}_id": getattr(tokenizer, f"{role}_id") for role in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
     known = {key: value for key, value in ids.items() if key in BuildContext.__dataclass_fields__}
-    return BuildContext(vocab_size=len(tokenizer), max_sequence_length=length, objective=objective, **known)
+    return BuildContext(len(tokenizer), length, objective, **known)
 
 
 def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> LanguageModel:
@@ -47,21 +61,100 @@ def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Lan
     model: Any = model_class.from_config(config, context, **kwargs)
     if not isinstance(model, LanguageModel):
         raise PluginError(f"{name}.from_config returned a {type(model).__name__}, not a BaseLanguageModel")
-    _refuse_misfit(model)
-    return model
-
-
-def _refuse_misfit(model: LanguageModel) -> None:
-    """Check the methods that the trainer calls, so that a wrong signature is reported as the plugin's error."""
-    name = f"{type(model).__module__}.{type(model).__qualname__}"
     if "context" not in vars(model):
         raise PluginError(f"{name}.__init__ does not call super().__init__(config, context)")
+    called_with = {"attention_mask": None, "labels": None, "reduction": "sum", "return_logits": False}
     try:
-        inspect.signature(model.forward).bind(
-            None, attention_mask=None, labels=None, reduction="sum", return_logits=False
-        )
+        inspect.signature(model.forward).bind(None, **called_with)
     except TypeError as error:
         raise PluginError(
             f"{name}.forward does not take (input_ids, attention_mask=, labels=, **kwargs), which are passed on to "
             f"`self.lm_output`: {error}"
         ) from error
+    return model
+
+
+def describe(model: LanguageModel) -> dict[str, Any]:
+    """Return the description of a model."""
+    config = model.config
+    return {
+        "format": 1,
+        "core": __version__,
+        "plugin": installed_plugin(config.model.architecture),
+        "providers": config.providers,
+        "needs": config.needed_to_read,
+        "experiment": config.resolved(),
+        "context": {**asdict(model.context), "objective": model.context.objective.name},
+    }
+
+
+def installed_plugin(architecture: str) -> dict[str, str] | None:
+    """Return distribution and version that ship an architecture; None for one registered in this process."""
+    point = shipped_by(architecture)
+    return None if point is None else {"distribution": point.distribution, "version": point.version}
+
+
+def release(plugin: Any) -> str:
+    """Return the plugin of `installed_plugin`, or of a description, in words."""
+    return (
+        f"{plugin.get('distribution')} {plugin.get('version')}" if isinstance(plugin, dict) else "no installed package"
+    )
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Read the description in a folder's config.json. Raises CheckpointError if there is none."""
+    path = Path(folder) / MODEL_CONFIG
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{folder} is not a model folder: it has no {MODEL_CONFIG}")
+    content = parse_json(path, read_plain_file(path))
+    try:
+        description: dict[str, Any] = content["foundry"]
+        if description["format"] != 1 or not all(isinstance(description[key], kind) for key, kind in _PARTS.items()):
+            raise KeyError("format")
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} was not written by foundry, or is damaged ({type(error).__name__})") from error
+    return description
+
+
+def rebuild(description: dict[str, Any]) -> LanguageModel:
+    """Build a model with fresh weights from its description; leave the process's random state as it was.
+
+    Raises:
+        CheckpointError: The architecture is not installed here, or the description is damaged.
+    """
+    with kept_generators():
+        return build(*described(description))
+
+
+def described(description: dict[str, Any]) -> tuple[ExperimentConfig, BuildContext]:
+    """Return the configuration and the context of a description. Raises CheckpointError as `rebuild` does."""
+    try:
+        config = load_config(_without_training(description))
+        return config, _stored_context(description["context"], config.objective)
+    except (ConfigError, PluginError) as error:
+        made_with = release(description.get("plugin"))
+        problems = "; ".join(str(error).splitlines())
+        raise CheckpointError(f"this model cannot be built here. It was made with {made_with}. {problems}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"the foundry part of config.json is damaged: {error}") from error
+
+
+def _without_training(description: dict[str, Any]) -> dict[str, Any]:
+    """Return the experiment without what only training needs: observers, and the optimizer of another package."""
+    experiment = dict(description["experiment"])
+    experiment["plugins"] = [module for module in experiment["plugins"] if module in description["needs"]]
+    if "optimizer" in description["providers"]:
+        optimizer = ("optimizer", "optimizer_settings")
+        experiment["training"] = {key: value for key, value in experiment["training"].items() if key not in optimizer}
+    return experiment
+
+
+def _stored_context(stored: dict[str, Any], objective: Objective) -> BuildContext:
+    """Return the context of a description. Raises TypeError or ValueError for sizes and ids that cannot be."""
+    context, sizes = BuildContext(**{**stored, "objective": objective}), ("vocab_size", "max_sequence_length")
+    for name in (*sizes, *stored):
+        value, bounds = stored[name], range(1, 2**63) if name in sizes else range(context.vocab_size)
+        absent = name == "objective" or (value is None and name not in sizes)
+        if not absent and not (type(value) is int and value in bounds):
+            raise ValueError(f"its context has {name} {value!r}")
+    return context

@@ -1,12 +1,10 @@
-"""What training will cost, before anything is trained: arithmetic, and memory for activations.
-
-Shapes: B rows, T tokens.
-"""
+"""The cost of training, estimated before anything is trained: arithmetic, and memory for activations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
 
 import torch
 
@@ -14,42 +12,30 @@ from foundry_core.models.interface import LanguageModel
 from foundry_core.models.loss import IGNORED
 from foundry_core.random_streams import kept_generators
 
+Autocast: TypeAlias = Callable[[], AbstractContextManager[None]]
+
 
 def training_flops(model: LanguageModel, rows: int, length: int) -> int:
-    """Floating-point operations of a training step over (rows, length) tokens: a forward pass, and a backward pass that
-    takes twice as many (Kaplan et al. 2020). Counts the vocabulary projection at every token, labelled or not.
-    """
-    return 3 * model.flops(rows, length)
+    """Count the floating-point operations of a training step over (rows, length) tokens, labelled or not."""
+    return 3 * model.flops(rows, length)  # a backward pass takes twice as many as a forward pass (Kaplan et al. 2020)
 
 
 def activation_bytes(
-    model: LanguageModel,
-    rows: int,
-    length: int,
-    *,
-    labelled: float = 1.0,
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    model: LanguageModel, rows: int, length: int, *, labelled: float = 1.0, autocast: Autocast = nullcontext
 ) -> int:
-    """Bytes that autograd keeps for the backward pass of (rows, length) tokens.
+    """Estimate the bytes that autograd keeps for the backward pass of (rows, length) tokens.
 
-    Measured with a few rows and drawn out in a line: what every further row adds is the same. labelled: share of the
-    tokens that are predicted.
+    Measured with 2 rows and 4, and extrapolated: every further row adds the same. labelled: share of predicted tokens.
     """
-
-    def measured(count: int) -> int:
-        return saved_bytes(model, plain_rows(model, count, length, labelled), autocast)
-
     # Kernels pad what they keep: oneDNN's LSTM at 32 units keeps 131 kB for the first row, as much for the second, and
     # 90 for the third. From one row and two an estimate was 16 % off, from two and four it is 3 % off.
-    few, more = 2, 4
-    if rows <= more:
-        return measured(rows)
-    fewer = measured(few)
-    return fewer + (rows - few) * (measured(more) - fewer) // (more - few)
+    counts = (rows,) if rows <= 4 else (2, 4)
+    measured = [saved_bytes(model, plain_rows(model, count, length, labelled), autocast) for count in counts]
+    return measured[0] + (rows - counts[0]) * (measured[-1] - measured[0]) // 2
 
 
 def plain_rows(model: LanguageModel, rows: int, length: int, labelled: float = 1.0) -> dict[str, torch.Tensor]:
-    """A batch (B, T) without padding, where the same share of every row has a label."""
+    """Return a batch (rows, length) without padding, in which the same share of every row has a label."""
     device = next(model.parameters()).device
     ids = torch.randint(0, model.context.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
@@ -59,14 +45,10 @@ def plain_rows(model: LanguageModel, rows: int, length: int, labelled: float = 1
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def saved_bytes(
-    model: LanguageModel,
-    batch: dict[str, torch.Tensor],
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> int:
-    """Bytes of the tensors that the forward pass of a training step leaves for the backward pass, parameters aside.
+def saved_bytes(model: LanguageModel, batch: dict[str, torch.Tensor], autocast: Autocast = nullcontext) -> int:
+    """Count the bytes of the tensors that a training step's forward pass saves for the backward pass, without weights.
 
-    The model is left in the mode that it was in.
+    Leaves the model in the mode that it was in.
     """
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, int] = {}

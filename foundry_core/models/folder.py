@@ -1,6 +1,6 @@
-"""Any language model as a normal transformers folder: config.json, model.safetensors, and the way back.
+"""A language model as a normal transformers folder: config.json, model.safetensors, and the way back.
 
-A model that transformers knows (GPT-2, BERT) is saved under its own keys. Any other is saved through its adapter; its
+A model that transformers has (GPT-2, BERT) is saved under its own keys. Any other is saved through its adapter; its
 folder also carries a two-line module, so that `AutoModel...from_pretrained(folder, trust_remote_code=True)` opens it in
 a process that has not imported the plugin, and transformers names the package to install when it is missing.
 """
@@ -9,75 +9,72 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.adapter import AdaptedModel, auto_classes
-from foundry_core.models.building import build
-from foundry_core.models.description import describe, described, read_description
+from foundry_core.models.adapter import AdaptedModel, auto_classes, tied_names
+from foundry_core.models.building import build, describe, described, read_description
 from foundry_core.models.interface import LanguageModel
-from foundry_core.models.weights import fitting, load_weights, open_tensors, stored_tensors, weights_file
 from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.registry.loading import blame, shipped_by
 from foundry_core.run_folder import GENERATION_CONFIG, MANIFEST, MODEL_CONFIG, MODELING, TRAINER_STATE, WEIGHTS
-from foundry_core.storage.files import FileSink
 from foundry_core.storage.manifest import read_manifest
 
-_MODULE = MODELING.removesuffix(".py")
-
-
-def save_model(model: LanguageModel, sink: FileSink) -> None:
-    """Write the files of `model_files`, and model.safetensors."""
-    for name, content in model_files(model).items():
-        sink.write(name, content)
-    sink.write(WEIGHTS, weights_file(stored_tensors(model)))
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
 def model_files(model: LanguageModel) -> dict[str, bytes]:
-    """Return config.json, and where they apply generation_config.json and the loading module."""
+    """Return config.json and, if they apply, generation_config.json and the loading module."""
     outer = model.to_transformers()
     config = outer.config.to_dict()
     config.update(model.context.special_ids, architectures=[type(outer).__name__], dtype="float32")
     config["foundry"] = describe(model)
     files = {}
-    loading_module = _loading_module(model) if isinstance(outer, AdaptedModel) else None
-    if loading_module is not None:
-        files[MODELING] = loading_module
+    point = shipped_by(model.model_type)
+    if isinstance(outer, AdaptedModel) and point is not None:
+        names = ", ".join(cls.__name__ for cls in auto_classes(model.model_type))
+        files[MODELING] = (
+            f"import {point.module.partition('.')[0]}  # pip install {point.distribution}\n"
+            f"from foundry_core import auto_classes\n\n"
+            f'{names} = auto_classes("{model.model_type}")\n'
+        ).encode()
+        module = MODELING.removesuffix(".py")
         config["auto_map"] = {
-            "AutoConfig": f"{_MODULE}.{type(outer.config).__name__}",
-            model.context.objective.auto_class: f"{_MODULE}.{type(outer).__name__}",
+            "AutoConfig": f"{module}.{type(outer.config).__name__}",
+            model.context.objective.auto_class: f"{module}.{type(outer).__name__}",
         }
-    files[MODEL_CONFIG] = _json(config)
+    contents = {MODEL_CONFIG: config}
     if model.supports_generation:
-        generation = {key: value for key, value in model.context.special_ids.items() if value is not None}
-        files[GENERATION_CONFIG] = _json(generation)
+        ids = model.context.special_ids
+        contents[GENERATION_CONFIG] = {role: value for role, value in ids.items() if value is not None}
+    for name, content in contents.items():
+        files[name] = (json.dumps(content, indent=1, sort_keys=True, default=str) + "\n").encode()
     return files
 
 
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True, default=str) + "\n").encode()
+def stored_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
+    """Return the model's own tensors under their names in the file, each shared one once."""
+    outer = model.to_transformers()
+    tied = tied_names(outer)
+    return {name: tensor.detach() for name, tensor in outer.state_dict().items() if name not in tied}
 
 
-def _loading_module(model: LanguageModel) -> bytes | None:
-    """Return the module that `auto_map` names; None for an architecture that no installed package ships."""
-    point = shipped_by(model.model_type)
-    if point is None:
-        return None
-    package = point.module.partition(".")[0]
-    names = ", ".join(cls.__name__ for cls in auto_classes(model.model_type))
-    text = (
-        f"import {package}  # pip install {point.distribution}\n"
-        f"from foundry_core import auto_classes\n\n"
-        f'{names} = auto_classes("{model.model_type}")\n'
-    )
-    return text.encode()
+def weights_file(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Return the content of a safetensors file of tensors on any device."""
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    content: bytes = to_safetensors(on_cpu, metadata={"format": "pt"})
+    return content
 
 
 def load_model(folder: str | Path) -> LanguageModel:
@@ -87,7 +84,7 @@ def load_model(folder: str | Path) -> LanguageModel:
     take no memory.
 
     Raises:
-        CheckpointError: Names the file that is not as it should be.
+        CheckpointError: Names the file that is damaged or does not fit.
     """
     folder = Path(folder)
     if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / TRAINER_STATE):
@@ -110,7 +107,7 @@ def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) 
     Otherwise 60 bytes of JSON could ask for a terabyte, or for a million layers. The parameters are counted while they
     are made, so that the latter ends early: a tied one is made twice, and a file may hold narrower numbers.
     """
-    path = folder / WEIGHTS
+    path, described_by = folder / WEIGHTS, f"{folder / MODEL_CONFIG} describes a model that"
     with open_tensors(path) as file:
         room = 16 * path.stat().st_size
 
@@ -118,10 +115,7 @@ def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) 
             nonlocal room
             room -= parameter.nbytes
             if room < 0:
-                raise CheckpointError(
-                    f"{folder / MODEL_CONFIG} describes a model that is larger than {WEIGHTS}: they do not "
-                    "belong together"
-                )
+                raise CheckpointError(f"{described_by} is larger than {WEIGHTS}: they do not belong together")
 
         counting = register_module_parameter_registration_hook(count)
         try:
@@ -129,9 +123,52 @@ def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) 
                 skeleton = build(config, context)
         except (RuntimeError, ArithmeticError, MemoryError, TypeError, ValueError, LookupError) as error:
             reason = blame(error) or error
-            raise CheckpointError(
-                f"{folder / MODEL_CONFIG} describes a model that cannot be built on torch's meta device: {reason}"
-            ) from error
+            raise CheckpointError(f"{described_by} cannot be built on torch's meta device: {reason}") from error
         finally:
             counting.remove()
         fitting(skeleton, path, file)
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file and read its header. Raises CheckpointError with its path if that fails."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a plain file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def load_weights(model: LanguageModel, path: Path) -> None:
+    """Copy a weights file into a model. Raises CheckpointError with the first tensor that does not fit."""
+    with open_tensors(path) as file, torch.no_grad():
+        for name, tensor in fitting(model, path, file).items():
+            tensor.copy_(file.get_tensor(name))
+
+
+def fitting(model: LanguageModel, path: Path, file: Any) -> dict[str, torch.Tensor]:
+    """Return the model's tensors that a file stores, by name; compare their shapes before any of it is read.
+
+    Raises:
+        CheckpointError: Names the first tensor that does not fit.
+    """
+    outer = model.to_transformers()
+    state = outer.state_dict()
+    stored = sorted(file.keys())
+    missing = sorted(set(state) - set(stored) - set(tied_names(outer)))
+    unknown = sorted(set(stored) - set(state))
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model does not have"
+        raise CheckpointError(f"{path} {what}: it belongs to another architecture or setting")
+    for name in stored:
+        header, expected = file.get_slice(name), tuple(state[name].shape)
+        shape, dtype = tuple(header.get_shape()), header.get_dtype()
+        if shape != expected:
+            raise CheckpointError(f"{path}: {name} has shape {shape}, the model {expected}")
+        if dtype not in _DTYPES:
+            raise CheckpointError(f"{path}: {name} has the type {dtype}, which no model here has")
+    return {name: state[name] for name in stored}

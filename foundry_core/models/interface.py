@@ -1,4 +1,4 @@
-"""What the rest of core relies on in a model: `LanguageModel`, below everything that builds, saves or adapts one.
+"""`LanguageModel`: the interface that the rest of core uses, below everything that builds, saves or adapts a model.
 
 Plugins derive from `BaseLanguageModel`, which adds generation, saving and opening to it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, cast
 
@@ -17,7 +16,7 @@ from typing_extensions import TypeVar
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError, PluginError
-from foundry_core.models.loss import ModelOutput, Reduction, language_model_output, prediction_targets
+from foundry_core.models.loss import LanguageModelLoss, ModelOutput
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.schema import ModelConfig
 
@@ -29,7 +28,7 @@ Settings_co = TypeVar("Settings_co", bound=ModelConfig, default=ModelConfig, cov
 
 
 class ParameterCount(NamedTuple):
-    """Numbers of parameters; a tied tensor counts once. embeddings: in the input embeddings."""
+    """Numbers of parameters, a tied tensor counted once; `embeddings` are those of the input embeddings."""
 
     total: int
     trainable: int
@@ -37,7 +36,7 @@ class ParameterCount(NamedTuple):
 
 
 class MemoryFootprint(NamedTuple):
-    """Bytes that training holds for the model, activations aside. optimizer: AdamW's two moments in fp32."""
+    """Bytes that training needs for the model, without activations; `optimizer` is AdamW's two moments in fp32."""
 
     parameters: int
     buffers: int
@@ -46,12 +45,12 @@ class MemoryFootprint(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all of them."""
         return sum(self)
 
 
-class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
-    """A model as core trains and evaluates it."""
+class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
+    """A model that core can train and evaluate."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__()
@@ -63,7 +62,7 @@ class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
         """Build the model: settings from `self.settings`, sizes and token ids from `context`, never from the YAML.
 
         Raises:
-            PluginError: The class is not made of these arguments.
+            PluginError: The class does not take these arguments.
         """
         try:
             inspect.signature(cls).bind(config, context, **kwargs)
@@ -85,10 +84,10 @@ class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """input_ids (B, T); attention_mask (B, T), 1 for real tokens; labels (B, T), -100 where nothing is predicted.
+        """Return loss and logits; the keywords of `lm_output` (reduction, return_logits) are passed on to it.
 
-        For a causal objective labels are the input ids: the shift happens inside, in `lm_output`. The keywords of
-        `lm_output` (reduction, return_logits) are passed on to it.
+        All are (B, T). attention_mask is 1 for real tokens. labels are -100 where nothing is predicted; for a causal
+        objective they are the input ids, which `lm_output` shifts.
         """
 
     @abstractmethod
@@ -114,58 +113,15 @@ class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
 
     @property
     def supports_generation(self) -> bool:
-        """Whether `generate` works with these settings and this objective."""
+        """True if `generate` works with these settings and this objective."""
         return self.config.capabilities.generation and self.context.objective.causal
-
-    def targets(
-        self, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what is predicted at each position, and where anything is: (B, T - 1) causal, (B, T) otherwise."""
-        return prediction_targets(labels, attention_mask, causal=self.context.objective.causal)
-
-    def lm_output(
-        self,
-        hidden_BTD: torch.Tensor,
-        head: Callable[[torch.Tensor], torch.Tensor],
-        labels: torch.Tensor | None = None,
-        *,
-        attention_mask: torch.Tensor | None = None,
-        reduction: Reduction = "mean",
-        return_logits: bool = True,
-        hidden_states: Any = None,
-        attentions: Any = None,
-        state: Any = None,
-    ) -> ModelOutput:
-        """Return the language-model loss and the logits; every architecture's `forward` ends with this.
-
-        The loss is the cross-entropy in fp32 over the labels that are not -100. For a causal objective position t is
-        scored on label t + 1, unless attention_mask marks t as padding: nothing is predicted from there. With no label
-        left the loss is 0 and its gradients are 0.
-
-        Args:
-            head: Projects hidden states onto the vocabulary, (..., D) -> (..., V).
-            return_logits: If False, only positions with a label are projected, so that a large vocabulary costs memory
-                only where a token is predicted.
-        """
-        return language_model_output(
-            hidden_BTD,
-            head,
-            labels,
-            causal=self.context.objective.causal,
-            attention_mask=attention_mask,
-            reduction=reduction,
-            return_logits=return_logits,
-            hidden_states=hidden_states,
-            attentions=attentions,
-            state=state,
-        )
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass; architectures that declare the capability override this."""
         raise FoundryError(f"{self.model_type} does not support gradient checkpointing")
 
     def get_parameter_count(self) -> ParameterCount:
-        """Count parameters in total, trainable, and in the input embeddings; ties once."""
+        """Count parameters in total, trainable, and in the input embeddings; tied ones once."""
         parameters = list(self.parameters())
         return ParameterCount(
             total=sum(p.numel() for p in parameters),
@@ -174,17 +130,17 @@ class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
         )
 
     def get_memory_footprint(self) -> MemoryFootprint:
-        """Count bytes of parameters, buffers, gradients and AdamW's state; activations depend on the batch."""
-        parameters = sum(p.numel() * p.element_size() for p in self.parameters())
-        buffers = sum(b.numel() * b.element_size() for b in self.buffers())
-        gradients = sum(p.numel() * p.element_size() for p in self.parameters() if p.requires_grad)
+        """Count the bytes of parameters, buffers, gradients and AdamW's state; activations depend on the batch."""
+        parameters = sum(p.nbytes for p in self.parameters())
+        buffers = sum(b.nbytes for b in self.buffers())
+        gradients = sum(p.nbytes for p in self.parameters() if p.requires_grad)
         return MemoryFootprint(parameters, buffers, gradients, optimizer=2 * gradients)
 
     def flops(self, batch: int, length: int) -> int:
-        """Count floating-point operations of a forward pass over (batch, length) tokens, logits included.
+        """Count the floating-point operations of a forward pass over (batch, length) tokens, logits included.
 
-        2 for every entry of a matrix and token; looking an embedding up costs none, a tied output layer counts once
-        (Kaplan et al. 2020). `attention_flops` is added. Override it where a matrix is not used once per token.
+        2 for every entry of a matrix and token; an embedding lookup costs nothing, a tied output layer counts once
+        (Kaplan et al. 2020). `attention_flops` is added. Override this if a matrix is not used once per token.
         """
         matrices = {
             id(parameter): parameter.numel()
@@ -198,5 +154,5 @@ class LanguageModel(nn.Module, ABC, Generic[Settings_co]):
         return 2 * batch * length * sum(matrices.values()) + self.attention_flops(batch, length)
 
     def attention_flops(self, batch: int, length: int) -> int:
-        """Count those of products between activations, which no parameter shows; attention overrides this."""
+        """Count those of products between activations, which no parameter shows. Override this for attention."""
         return 0

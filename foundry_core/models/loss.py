@@ -1,4 +1,4 @@
-"""The language-model loss, computed here for every architecture, and what a model returns.
+"""The language-model loss, computed here for every architecture, and the output that carries it.
 
 Shapes: B batch, T tokens, D width, V vocabulary, N predicted tokens.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,20 +16,19 @@ from torch import nn
 from transformers.utils import ModelOutput as _MappedOutput
 
 from foundry_core.errors import PluginError
+from foundry_core.registry.architecture import BuildContext
 
 IGNORED = -100
 """The label of a position where nothing is to be predicted."""
 
-Reduction = Literal["mean", "sum", "none"]
-
 
 @dataclass
 class ModelOutput(_MappedOutput):  # type: ignore[misc]
-    """What a model returns; attribute, key and tuple access, absent values dropped.
+    """The output of a model; attribute, key and tuple access, absent values dropped.
 
-    loss: nats, mean or sum over the predicted tokens as asked. logits: (B, T, V), not normalised. state: hand it to
-    the next call to go on where this one stopped. count: number of predicted tokens. token_losses: (B, T), the loss of
-    the token *at* each position, 0 where nothing is predicted.
+    loss: nats, mean or sum over the predicted tokens as asked. logits: (B, T, V), not normalised. state: pass it to
+    the next call to continue from here. count: number of predicted tokens. token_losses: (B, T), the loss of the token
+    *at* each position, 0 where nothing is predicted.
     """
 
     loss: torch.Tensor | None = None
@@ -40,59 +40,69 @@ class ModelOutput(_MappedOutput):  # type: ignore[misc]
     token_losses: torch.Tensor | None = None
 
 
-def prediction_targets(
-    labels: torch.Tensor, attention_mask: torch.Tensor | None = None, *, causal: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what is predicted at each position, and where anything is (bool): (B, T - 1) causal, (B, T) otherwise."""
-    if not causal:
-        return labels, labels != IGNORED
-    targets = labels[:, 1:]
-    chosen = targets != IGNORED
-    if attention_mask is not None:
-        chosen = chosen & attention_mask[:, -labels.shape[1] : -1].bool()
-    return targets, chosen
+class LanguageModelLoss:
+    """The loss of a language model, for its labels and its objective."""
 
+    context: BuildContext
 
-def language_model_output(
-    hidden_BTD: torch.Tensor,
-    head: Callable[[torch.Tensor], torch.Tensor],
-    labels: torch.Tensor | None,
-    *,
-    causal: bool,
-    attention_mask: torch.Tensor | None,
-    reduction: Reduction,
-    return_logits: bool,
-    **extras: Any,
-) -> ModelOutput:
-    """Return logits and loss; `BaseLanguageModel.lm_output` describes them.
+    def targets(
+        self, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the target of each position and a mask of those that count: (B, T - 1) causal, (B, T) otherwise."""
+        if not self.context.objective.causal:
+            return labels, labels != IGNORED
+        targets = labels[:, 1:]
+        chosen = targets != IGNORED
+        if attention_mask is not None:
+            chosen = chosen & attention_mask[:, -labels.shape[1] : -1].bool()
+        return targets, chosen
 
-    Args:
-        causal: Score position t on label t + 1, rather than on its own.
-        extras: Further fields of the output.
-    """
-    logits_BTV = head(hidden_BTD) if return_logits or labels is None else None
-    extras["logits"] = logits_BTV
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}, must be 'mean', 'sum' or 'none'")
-    if labels is None:
-        return ModelOutput(**extras)
-    source = hidden_BTD if logits_BTV is None else logits_BTV
-    source = source[:, :-1] if causal else source
-    targets, chosen = prediction_targets(labels, attention_mask, causal=causal)
-    targets_N = targets[chosen]
-    logits_NV = head(source[chosen]) if logits_BTV is None else source[chosen]
-    count = torch.tensor(targets_N.numel(), device=targets_N.device)
-    # One call with everything: a value that is set later would stand at the end of the tuple, the loss among them.
-    if reduction == "none":
-        losses_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
-        losses = torch.zeros(targets.shape, device=losses_N.device, dtype=losses_N.dtype)
-        losses = losses.masked_scatter(chosen, losses_N)
-        losses = F.pad(losses, (1, 0)) if causal else losses
-        mean = losses_N.sum() / max(targets_N.numel(), 1)
-        return ModelOutput(loss=mean, **extras, count=count, token_losses=losses)
-    total = F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
-    loss = total if reduction == "sum" else total / max(targets_N.numel(), 1)
-    return ModelOutput(loss=loss, **extras, count=count)
+    def lm_output(
+        self,
+        hidden_BTD: torch.Tensor,
+        head: Callable[[torch.Tensor], torch.Tensor],
+        labels: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        return_logits: bool = True,
+        hidden_states: Any = None,
+        attentions: Any = None,
+        state: Any = None,
+    ) -> ModelOutput:
+        """Return the language-model loss and the logits; every architecture's `forward` ends with this.
+
+        The loss is the cross-entropy in fp32 over the labels that are not -100. For a causal objective position t is
+        scored on label t + 1, unless attention_mask marks t as padding: nothing is predicted from there. With no label
+        left the loss and its gradients are 0.
+
+        Args:
+            head: Projects hidden states onto the vocabulary, (..., D) -> (..., V).
+            return_logits: If False, only positions with a label are projected, so that a large vocabulary costs memory
+                only where a token is predicted.
+        """
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction is {reduction!r}, must be 'mean', 'sum' or 'none'")
+        output = partial(ModelOutput, hidden_states=hidden_states, attentions=attentions, state=state)
+        logits_BTV = head(hidden_BTD) if return_logits or labels is None else None
+        if labels is None:
+            return output(logits=logits_BTV)
+        source = hidden_BTD if logits_BTV is None else logits_BTV
+        targets, chosen = self.targets(labels, attention_mask)
+        targets_N, source_N = targets[chosen], source[:, : targets.shape[1]][chosen]
+        logits_NV = (head(source_N) if logits_BTV is None else source_N).float()
+        token_losses = None
+        if reduction == "none":
+            losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
+            token_losses = losses_N.new_zeros(targets.shape).masked_scatter(chosen, losses_N)
+            token_losses = F.pad(token_losses, (labels.shape[1] - targets.shape[1], 0))
+            loss = losses_N.sum()
+        else:
+            loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
+        if reduction != "sum":
+            loss = loss / max(targets_N.numel(), 1)
+        count = torch.tensor(targets_N.numel(), device=targets_N.device)
+        return output(loss, logits_BTV, count=count, token_losses=token_losses)
 
 
 def training_loss(model: nn.Module, output: Any) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Training a transformers model as one of ours: `WrappedLanguageModel`.
 
-The wrapped model keeps its keys and its class on disk; the loss is core's, and the vocabulary projection is done by
-core's helper, so its cost and its convention are those of every other architecture.
+The wrapped model keeps its keys and its class on disk. The loss is core's, and so is the choice of the positions whose
+vocabulary projection is computed: cost and conventions are those of every other architecture.
 
 Shapes: B batch, T tokens, D width, V vocabulary.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
+from collections.abc import Set as AbstractSet
 from copy import copy
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -25,16 +26,12 @@ from foundry_core.models.interface import Settings_co
 from foundry_core.models.loss import ModelOutput
 from foundry_core.registry.architecture import BuildContext
 
-if TYPE_CHECKING:
-    from collections.abc import Set as AbstractSet
-
-_OUTPUT_KEYWORDS = ("reduction", "return_logits")
-# What transformers calls a state: since 5.24, before that, and before that in recurrent models.
+# The name of a state in transformers: since 5.24, before that, and before that in recurrent models.
 _STATE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 class _Answer(tuple[torch.Tensor]):
-    """What a base model returns: hidden states, and nothing of all the rest that a head might hand on."""
+    """The output of a base model: hidden states, and None for everything else that a head might pass on."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -43,7 +40,7 @@ class _Answer(tuple[torch.Tensor]):
 
 
 class _GivenHiddenStates(nn.Module):
-    """Stands where the base model was and answers with the hidden states it is given as `inputs_embeds`."""
+    """Takes the place of a base model and returns the hidden states that it is given as `inputs_embeds`."""
 
     def __init__(self, base: nn.Module):
         super().__init__()
@@ -53,7 +50,7 @@ class _GivenHiddenStates(nn.Module):
 
     def forward(self, *_: Any, inputs_embeds: torch.Tensor | None = None, **__: Any) -> _Answer:
         if inputs_embeds is None:
-            raise TypeError("its forward does not hand inputs_embeds on to its base model")
+            raise TypeError("its forward does not pass inputs_embeds to its base model")
         return _Answer((inputs_embeds,))
 
 
@@ -71,8 +68,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         self.model = inner
         self.arguments: AbstractSet[str] = frozenset(inspect.signature(inner.forward).parameters)
         self._state_name = next((name for name in _STATE_NAMES if name in self.arguments), None)
-        # transformers gives the padding id a row that never learns. Padding is masked anyway, and an id taken on trust
-        # has cost others a real token: every row is trained.
+        # transformers gives the padding id a row that never learns. Padding is masked anyway, and a wrong padding id
+        # would keep a real token from learning: every row is trained.
         embeddings: Any = self.get_input_embeddings()
         embeddings.padding_idx = None
         self._separate_head()
@@ -85,7 +82,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         """
 
     def _separate_head(self) -> None:
-        """Keep the inner model without its base: same class, same head, and hidden states for input.
+        """Keep a copy of the inner model without its base: same class, same head, hidden states as its input.
 
         Not registered as a module: its parameters are the inner model's, and are counted and saved there.
         """
@@ -95,21 +92,21 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         self._only_head = (only_head,)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V), by what the inner model's own forward does after its base model.
+        """Project (..., D) -> (..., V), by the part of the inner model's own forward that follows its base model.
 
         That may be more than a projection: the transform of a masked model, scaled or capped logits.
         """
         *places, width = hidden.shape
         logits: torch.Tensor = self._only_head[0](inputs_embeds=hidden.reshape(1, math.prod(places), width)).logits
-        # Some heads end in fp32 whatever they are given, which would make a float64 model one of fp32.
+        # Some heads end in fp32 whatever their input is, which would make a float64 model one of fp32.
         return logits.reshape(*places, logits.shape[-1]).to(torch.promote_types(logits.dtype, hidden.dtype))
 
     def position_ids(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int
     ) -> torch.Tensor | None:
-        """Where each token stands, (B, T) or (1, T), for a model that takes it; None: from 0 on. past: tokens read.
+        """Return the position of each token, (B, T) or (1, T), after `past` tokens; None: counted from 0.
 
-        Positions count real tokens, as in transformers' `generate`: left padding shifts none of them.
+        Positions count real tokens, as in transformers' `generate`: padding on the left shifts none of them.
         """
         length = input_ids.shape[1]
         if attention_mask is not None:
@@ -125,7 +122,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         use_cache: bool = False,
         **kwargs: Any,
     ) -> ModelOutput:
-        asked = {key: kwargs.pop(key) for key in _OUTPUT_KEYWORDS if key in kwargs}
+        asked: dict[str, Any] = {key: kwargs.pop(key) for key in ("reduction", "return_logits") if key in kwargs}
         past = self._past(state, input_ids.shape[1])
         if self._state_name is not None and (use_cache or state is not None):
             kwargs |= {self._state_name: state, "use_cache": True}
@@ -134,22 +131,16 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if "position_ids" in self.arguments and "position_ids" not in kwargs:
             kwargs["position_ids"] = self.position_ids(input_ids, attention_mask, past)
         inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        return self.lm_output(
-            inner.last_hidden_state,
-            self.head,
-            labels,
-            attention_mask=attention_mask,
-            hidden_states=inner.get("hidden_states"),
-            attentions=inner.get("attentions"),
-            state=inner.get(self._state_name) if self._state_name is not None else None,
-            **asked,
-        )
+        asked |= {name: inner.get(name) for name in ("hidden_states", "attentions")}
+        if self._state_name is not None:
+            asked["state"] = inner.get(self._state_name)
+        return self.lm_output(inner.last_hidden_state, self.head, labels, attention_mask=attention_mask, **asked)
 
     def _past(self, state: Any, length: int) -> int:
-        """Tokens that the state has read. Raises FoundryError where `length` more of them cannot follow."""
+        """Count the tokens that the state has read. Raises FoundryError if `length` more of them cannot follow."""
         if state is not None and length > 1 and getattr(self.model, "_is_stateful", False):
             raise FoundryError(
-                f"this {self.model_type} goes on from a state by one token at a time: {type(self.model).__name__} "
+                f"this {self.model_type} continues from a state by one token at a time: {type(self.model).__name__} "
                 "reads several as if nothing came before them"
             )
         if self.config.capabilities.unbounded_length:

@@ -1,7 +1,4 @@
-"""What core knows of an architecture. Light: importing this, or a descriptor made with it, leaves torch alone.
-
-A plugin's entry point leads to an `Architecture`. A class in a notebook gets one through `register_architecture`.
-"""
+"""Descriptors of architectures, and registration of a class in this process. Light."""
 
 from __future__ import annotations
 
@@ -16,15 +13,14 @@ from foundry_core.registry.objective import Objective
 from foundry_core.schema import ModelConfig
 
 PLUGIN_API_VERSION = 1
-"""Version of what plugins rely on: the names of this module, `Objective`, the hooks, `BaseLanguageModel`."""
+"""Version of what plugins rely on: see plugins/STABILITY.md."""
 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a model is built from besides its own settings; made from the tokenizer that exists.
+    """What a model is built from besides its own settings. Ids are None for tokens that the tokenizer does not have.
 
-    vocab_size: rows of the embedding, every token id is below it. Token ids are None where the tokenizer has no such
-    token. max_sequence_length: the longest row, in tokens.
+    vocab_size: rows of the embedding, every token id is below it. max_sequence_length: the longest row, in tokens.
     """
 
     vocab_size: int
@@ -40,11 +36,7 @@ class BuildContext:
 
     @property
     def special_ids(self) -> dict[str, int | None]:
-        """Token ids for a transformers configuration.
-
-        bos is the token that a document starts with in training: in the causal stream the separator that closed the
-        one before, in framed rows the cls token. A scorer that prepends bos then asks what the model was taught.
-        """
+        """Token ids for a transformers configuration; bos is the token before a document in training."""
         separator = self.eos_token_id if self.eos_token_id is not None else self.sep_token_id
         start = self.cls_token_id if self.objective.layout == "framed" else separator
         return {"pad_token_id": self.pad_token_id, "bos_token_id": start, "eos_token_id": separator}
@@ -52,23 +44,22 @@ class BuildContext:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an architecture can do *with given settings*: a bidirectional LSTM cannot be trained causally.
+    """What an architecture can do with given settings: a bidirectional LSTM cannot be trained causally.
 
-    objectives: accepted values of `training.objective`; the first is the default. An objective of a plugin that names
-        one of them as its interface (`same_interface_as`) is accepted too.
-    generation: can generate text when the objective is causal.
-    stateful: `state` can be handed from one call to the next.
-    padding_sides: the sides on which a batch may be padded.
-    gradient_checkpointing: supports `training.gradient_checkpointing`.
-    longest_sequence: the largest `data.max_sequence_length` in tokens; None: no limit.
-    unbounded_length: reads texts longer than the rows it was trained on.
-    bidirectional: under an objective that is not causal a prediction sees tokens on both sides.
-    receptive_field: receptive field in tokens, the current one included (in each direction if bidirectional); None:
-        all tokens.
-    tied_embeddings: the weights of the output layer are the input embeddings.
-    compile: `training.compile` keeps the losses.
+    Raises PluginError for a string in place of a tuple.
 
-    Raises PluginError for a text in place of a tuple.
+    Attributes:
+        objectives: Accepted values of `training.objective`, the default first; see also `same_interface_as` there.
+        generation: Can generate text if the objective is causal.
+        stateful: `state` can be passed from one call to the next.
+        padding_sides: The sides on which a batch may be padded.
+        gradient_checkpointing: Supports `training.gradient_checkpointing`.
+        longest_sequence: The largest `data.max_sequence_length` in tokens; None: no limit.
+        unbounded_length: Reads texts longer than the rows it was trained on.
+        bidirectional: Under an objective that is not causal, a prediction sees tokens on both sides.
+        receptive_field: In tokens, the current one included (in each direction if bidirectional); None: all tokens.
+        tied_embeddings: The weights of the output layer are the input embeddings.
+        compile: `training.compile` does not change the losses.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -98,15 +89,16 @@ def _default_capabilities(config: Any) -> Capabilities:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A kind of model, as its plugin describes it.
+    """A kind of model. Raises PluginError for an invalid name, config_class, model_class or capabilities.
 
-    name: the value of `model.architecture`, and the entry point's name. config_class: the schema of `model:`.
-    model_class: the `BaseLanguageModel` subclass, or its import string `"package.module:Class"` (which keeps the
-    descriptor light). capabilities: a function of the validated `model:` section. default_tokenizer: used when the
-    YAML names none. examples: small `model:` sections (without `architecture`) that the checks build. recipe: sections
-    of a YAML with the values that `foundry init` writes: the sizes under `model`, the learning rate under `training`.
-
-    Raises PluginError for a name, class, import string or function that is none.
+    Attributes:
+        name: The value of `model.architecture`, and the name of the entry point.
+        config_class: The schema of `model:`.
+        model_class: The `BaseLanguageModel` subclass, or its import string, which keeps the descriptor light.
+        capabilities: A function of the validated `model:` section.
+        default_tokenizer: The tokenizer type used if the YAML does not set one.
+        examples: Small `model:` sections (without `architecture`) that the checks build.
+        recipe: Values that `foundry init` writes, by section: sizes under `model`, a learning rate under `training`.
     """
 
     name: str
@@ -121,7 +113,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.plugin_api_version != PLUGIN_API_VERSION:
-            return  # what another version asks for is not known here
+            return  # other rules may hold there; loading refuses it by its version
         check_name("architecture", self.name)
         whose = f"the architecture '{self.name}': its"
         is_section = isinstance(self.config_class, type) and issubclass(self.config_class, ModelConfig)
@@ -150,31 +142,35 @@ def register_architecture(
     default_tokenizer: str = "sentencepiece",
     examples: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[M], M]:
-    """Class decorator: make a `BaseLanguageModel` available as `model.architecture: name` in this process.
+    """Return a class decorator that makes a model available as `model.architecture: name` in this process.
 
-    `capabilities` may be a value or a function of the `model:` section; left out, the model is causal and generates.
-    `examples`: small `model:` sections that `foundry check` builds; it needs one where a setting has no default. Raises
-    PluginError when the name is taken or the class is not a `BaseLanguageModel`.
+    Args:
+        config: The schema of `model:`.
+        summary: By default the first line of the class's docstring.
+        capabilities: A value or a function of the `model:` section; by default the model is causal and generates.
+        examples: Small `model:` sections that `foundry check` builds; required if a setting does not have a default.
     """
 
     def register(cls: M) -> M:
-        # By name: the class itself is torch's, which is not imported here.
+        # Compared by name: importing BaseLanguageModel would import torch.
         if "BaseLanguageModel" not in {base.__name__ for base in cls.__mro__}:
             raise PluginError(f"cannot register '{name}': {cls.__name__} is not a BaseLanguageModel")
-        taken = _registered.get(name)
-        # A cell of a notebook that is carried out again means its new class.
-        again = taken is not None and cls.__module__ == "__main__" and _described(taken.model_class) == _described(cls)
-        if taken is not None and not again:
-            raise PluginError(f"the architecture '{name}' is registered already, by {_described(taken.model_class)}")
-        same = Capabilities() if capabilities is None else capabilities
+        place = f"{cls.__module__}.{cls.__qualname__}"
+        taken = _registered[name].model_class if name in _registered else None
+        if isinstance(taken, type):
+            owner = f"{taken.__module__}.{taken.__qualname__}"
+            # A notebook's cell that is executed again replaces its class.
+            if owner != place or cls.__module__ != "__main__":
+                raise PluginError(f"the architecture '{name}' is registered already, by {owner}")
+        able = Capabilities() if capabilities is None else capabilities
         _registered[name] = Architecture(
             name=name,
             summary=summary or (cls.__doc__ or "").strip().split("\n")[0],
             config_class=config,
             model_class=cls,
-            capabilities=partial(_same_for_all, same) if isinstance(same, Capabilities) else same,
+            capabilities=partial(_same_for_all, able) if isinstance(able, Capabilities) else able,
             default_tokenizer=default_tokenizer,
-            examples={} if examples is None else examples,
+            examples=examples or {},
         )
         return cls
 
@@ -183,7 +179,3 @@ def register_architecture(
 
 def _same_for_all(capabilities: Capabilities, config: Any) -> Capabilities:
     return capabilities
-
-
-def _described(model_class: str | type[Any]) -> str:
-    return model_class if isinstance(model_class, str) else f"{model_class.__module__}.{model_class.__qualname__}"

@@ -1,4 +1,4 @@
-"""Checks of what plugin authors get wrong most often, made where a descriptor is created. Light."""
+"""Checks of common mistakes in descriptors, made when a descriptor is created. Light."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ from foundry_core.errors import PluginError
 
 
 def check(holds: bool, field: str, value: Any, wanted: str) -> None:
-    """Raise PluginError unless a condition holds. field: such as `the objective 'mine': its layout`."""
+    """Raise PluginError unless a condition holds; `field` is such as `the objective 'mine': its layout`."""
     if not holds:
         raise PluginError(f"{field} is {reprlib.repr(value)}, not {wanted}")
 
 
 def check_name(kind: str, name: Any) -> None:
-    """Check that a descriptor has a name."""
+    """Check the name of a descriptor."""
     holds = isinstance(name, str) and name != "" and name.isprintable()
     check(holds, f"the {kind} {name!r}: its name", name, "a name in printable text")
 
 
 def check_names(field: str, names: Any) -> None:
-    """Check for a tuple of names: without its comma, `("masked_lm")` is a text."""
+    """Check that names are a tuple: without its comma, `("masked_lm")` is a string."""
     holds = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
     check(holds, field, names, 'a tuple of names such as ("causal_lm",)')
 
 
-def check_import_string(field: str, target: Any, *, optional: bool = False) -> None:
-    """Check for `"package.module:attribute"`. optional: None will do."""
-    if optional and target is None:
-        return
+def check_import_string(field: str, target: Any) -> None:
+    """Check that a value has the form `"package.module:attribute"`."""
     holds = isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", target) is not None
     check(holds, field, target, 'an import string such as "package.module:name"')

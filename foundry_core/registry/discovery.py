@@ -1,8 +1,7 @@
-"""Which plugins are installed, read from package metadata without importing any of them. Light.
+"""Finds installed plugins in package metadata without importing any of them. Light.
 
-Of a distribution that is on the path twice the first copy counts. Two environment variables, each with names of
-distributions, entry points or their modules between commas, choose among the installed plugins: FOUNDRY_PLUGINS, if it
-is not empty, enables these only; FOUNDRY_PLUGINS_DISABLE disables these.
+Two environment variables, each with names of distributions, entry points or modules between commas, choose among the
+installed plugins: FOUNDRY_PLUGINS, if it is not empty, enables these only; FOUNDRY_PLUGINS_DISABLE disables these.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.parser import HeaderParser
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -34,58 +32,41 @@ DISABLED = "FOUNDRY_PLUGINS_DISABLE"
 
 
 @dataclass(frozen=True)
-class Package:
-    """An installed distribution.
-
-    folder: where its modules are; of an editable installation, its sources.
-    """
-
-    name: str
-    version: str
-    folder: Path
-    editable: bool
-    summary: str
-    requires: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}"
-
-
-@dataclass(frozen=True)
 class Installed:
-    """An entry point of an installed distribution. target: `"package.module:attribute"`."""
+    """An entry point of an installed distribution.
+
+    target: `"package.module:attribute"`, or a module. folder: where the modules of the distribution are; the sources
+    of an editable installation.
+    """
 
     group: str
     name: str
     target: str
-    package: Package
+    distribution: str
+    version: str
+    folder: str
+    editable: bool
+    summary: str
+    requires: tuple[str, ...]
 
     @property
     def kind(self) -> str:
-        """`architecture`, `command`, or `extension`: a module that is active where `plugins:` of a YAML names it."""
+        """`architecture`, `command`, or `extension`: a module that is active if `plugins:` of a YAML names it."""
         return {ARCHITECTURES: "architecture", COMMANDS: "command"}.get(self.group, "extension")
 
     @property
     def module(self) -> str:
         return self.target.partition(":")[0]
 
-    @property
-    def distribution(self) -> str:
-        return self.package.name
-
-    @property
-    def version(self) -> str:
-        return self.package.version
-
     def __str__(self) -> str:
-        return str(self.package)
+        return f"{self.distribution} {self.version}"
 
 
 def scan() -> tuple[Installed, ...]:
     """Return the entry points of every installed plugin, in the order of the path.
 
-    The packages are read again when a folder of the path has changed, which is how `importlib.metadata` keeps what it
-    has found: a notebook that installs a package can use it at once, and a run reads the packages once.
+    The packages are read again when a folder of the path has changed: a notebook that installs a package can use it at
+    once, and a run reads the packages once.
     """
     return read_packages(tuple(sys.path), tuple(map(_last_change, sys.path)))
 
@@ -99,28 +80,33 @@ def _last_change(folder: str) -> int | None:
 
 @lru_cache(maxsize=1)
 def read_packages(path: tuple[str, ...], changes: tuple[int | None, ...]) -> tuple[Installed, ...]:
-    """Read what the packages on a path declare. Call `scan`, which finds the arguments.
+    """Read what the packages of `sys.path` declare; of a package that is there twice, the first copy counts.
 
-    A package whose metadata cannot be read is named in a warning: libraries that read the metadata of every package,
-    as torch does when it is imported, fail because of it.
-
-    Args:
-        path: The folders, as in `sys.path`.
-        changes: When each of them last changed.
+    Both arguments, which `scan` provides, are the key of the cache. A package whose metadata cannot be read is named in
+    a warning: libraries that read all metadata, as torch does when it is imported, fail because of it.
     """
     found: dict[str, list[Installed]] = {}
     for distribution in metadata.distributions():
         try:
             points = [point for point in distribution.entry_points if point.group in ALL_GROUPS]
-            package = _package(distribution) if points else None
-        except (TypeError, ValueError) as error:
-            place = getattr(distribution, "_path", "a package")  # there is no public way to it
+            if points:
+                claims = _installed(distribution, points)
+                found.setdefault(_normal(claims[0].distribution), claims)
+        except Exception as error:  # noqa: BLE001 - of whatever kind, it is the package's damage
+            place = getattr(distribution, "_path", "a package")  # importlib.metadata has no public name for it
             warn(f"{place}: cannot read its metadata ({error}): reinstall or remove the package")
-            continue
-        if package is not None:
-            first = [Installed(point.group, point.name, point.value, package) for point in points]
-            found.setdefault(_normal(package.name), first)
-    return tuple(point for points in found.values() for point in points)
+    return tuple(point for claims in found.values() for point in claims)
+
+
+def _installed(distribution: metadata.Distribution, points: list[metadata.EntryPoint]) -> list[Installed]:
+    headers = distribution.metadata
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")  # PEP 610
+    editable = bool(origin.get("dir_info", {}).get("editable"))
+    folder = unquote(urlsplit(origin["url"]).path) if editable else str(distribution.locate_file(""))
+    requires = tuple(headers.get_all("Requires-Dist") or ())
+    summary = str(headers.json.get("summary", ""))
+    facts = (headers["Name"], headers["Version"], folder, editable, summary, requires)
+    return [Installed(point.group, point.name, point.value, *facts) for point in points]
 
 
 def declared(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
@@ -138,49 +124,27 @@ def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
     return {name: claims for name, claims in active.items() if claims}
 
 
-def _package(distribution: metadata.Distribution) -> Package:
-    # The headers alone: the body is the README of the package.
-    headers = HeaderParser().parsestr(distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "")
-    folder = Path(str(distribution.locate_file("")))
-    sources = _editable_sources(distribution)
-    return Package(
-        name=headers.get("Name") or f"(a package without metadata in {folder})",
-        version=headers.get("Version") or "(no version)",
-        folder=sources or folder,
-        editable=sources is not None,
-        summary=headers.get("Summary") or "",
-        requires=tuple(headers.get_all("Requires-Dist") or ()),
-    )
-
-
-def _editable_sources(distribution: metadata.Distribution) -> Path | None:
-    """Return the sources of an editable installation, from what the installer noted (PEP 610)."""
-    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-    return Path(unquote(urlsplit(origin["url"]).path)) if origin.get("dir_info", {}).get("editable") else None
-
-
 def switched_off(point: Installed) -> str | None:
     """Return which environment variable disables a plugin and the way out; None for an enabled plugin."""
-    names = set(map(_normal, _names(point)))
+    names, only = set(map(_normal, _names(point))), set(map(_normal, _listed(ONLY)))
     if not names.isdisjoint(map(_normal, _listed(DISABLED))):
         return f"{DISABLED}={os.environ[DISABLED]} switches {point} off: take it out of that variable"
-    if _listed(ONLY) and names.isdisjoint(map(_normal, _listed(ONLY))):
+    if only and names.isdisjoint(only):
         return f"{ONLY}={os.environ[ONLY]} leaves {point} out: add it to that variable"
     return None
 
 
 def misnamed_in_environment() -> Iterator[str]:
     """Yield a line for each name in the two variables that no plugin has."""
-    known = dict.fromkeys(name for point in scan() for name in _names(point))
-    there = set(map(_normal, known))
+    known = {name: _normal(name) for point in scan() for name in _names(point)}
     for variable in (ONLY, DISABLED):
         for name in _listed(variable):
-            if _normal(name) not in there:
+            if _normal(name) not in known.values():
                 yield f"{variable} names '{name}', but no installed plugin has that name.{did_you_mean(name, known)}"
 
 
 def _names(point: Installed) -> tuple[str, str, str]:
-    """Return what the two variables may call a plugin."""
+    """Return the names by which the two variables may refer to a plugin."""
     return point.name, point.distribution, point.module
 
 
@@ -190,28 +154,22 @@ def _listed(variable: str) -> list[str]:
 
 def _normal(name: str) -> str:
     """Return a name in the form in which package indexes compare names."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def unmet_requirement(point: Installed) -> str | None:
     """Return the requirement on foundry-core that this core does not satisfy; None if it satisfies all."""
-    for text in point.package.requires:
-        if not re.match(r"foundry[-_.]+core\b", text, re.IGNORECASE):
-            continue
-        from packaging.requirements import InvalidRequirement, Requirement
+    for text in point.requires:
+        if re.match(r"foundry[-_.]+core(?![-_.\w])", text, re.IGNORECASE):
+            from packaging.requirements import Requirement
 
-        try:
             requirement = Requirement(text)
-        except InvalidRequirement:
-            return text
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        fits = requirement.specifier.contains(__version__, prereleases=True)
-        if _normal(requirement.name) == "foundry-core" and applies and not fits:
-            return f"foundry-core{requirement.specifier}"
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if applies and not requirement.specifier.contains(__version__, prereleases=True):
+                return f"foundry-core{requirement.specifier}"
     return None
 
 
 def way_out(point: Installed) -> str:
     """Return what to do about a plugin that does not work."""
-    verb = "Fix" if point.package.editable else "Upgrade"
-    return f"{verb} or remove it: pip uninstall {point.distribution}"
+    return f"{'Fix' if point.editable else 'Upgrade'} or remove it: pip uninstall {point.distribution}"

@@ -1,7 +1,7 @@
-r"""The hooks a plugin may implement; each active implementation is called by itself.
+"""The hooks that a plugin may implement.
 
-Mark an implementation with `from foundry_core import hookimpl`. An installed package is active only when the run uses
-its architecture or names its module under `plugins:`. The module is declared as an entry point, and stays light:
+Mark an implementation with `from foundry_core import hookimpl`; it names the arguments that it wants. A package is
+active only if the run uses its architecture or names its module under `plugins:`, a light module with an entry point:
 
     [project.entry-points."foundry.plugins"]
     rmsprop = "foundry_rmsprop"
@@ -9,31 +9,7 @@ its architecture or names its module under `plugins:`. The module is declared as
 Hooks that return a list *offer* something by name: frozen descriptors, which name their heavy half by import string.
 The others observe a run and cannot change it: each gets copies, what it returns is ignored, the random generators and
 torch's threads, default dtype and grad mode are restored after it, and one that raises is reported once and muted.
-
 Each example below is a whole package, file by file, and the YAML that uses it.
-
-A command of `foundry` is an entry point and no hook. `foundry --help` lists it from metadata, without importing any
-plugin, which asking a hook would take; and it is active in no run, so that "installed is not active" holds as it is.
-The module has what core's own verbs have: a docstring, `configure(parser)`, which sets `execute`, and an `EXAMPLE`.
-It is imported when its name is typed.
-
-    [project.entry-points."foundry.commands"]
-    count = "foundry_count.command"
-
-# foundry_count/command.py
-'''Count the white-space separated words of a text.'''
-
-EXAMPLE = "example:\n  foundry count corpora/train.txt"
-
-
-def configure(parser):
-    parser.add_argument("file", help="a text file")
-    parser.set_defaults(execute=execute)
-
-
-def execute(options):
-    with open(options.file, encoding="utf-8") as text:
-        print(sum(len(line.split()) for line in text))
 """
 
 from __future__ import annotations
@@ -55,7 +31,7 @@ hookimpl = pluggy.HookimplMarker("foundry")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known when a run starts: the resolved configuration as plain data, where it writes, what it plans.
+    """A run at its start; `config` is the resolved configuration as plain data.
 
     facts: parameters, device, precision, threads, compile. wandb_run_id: stays the same when the run is resumed.
     """
@@ -71,10 +47,10 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step. loss: nats per predicted token of this step. learning_rate: the one applied.
+    """One optimizer step. loss: nats per predicted token of this step. grad_norm: before clipping.
 
-    grad_norm: before clipping. tokens_per_second: since the last report. *_seen: since the start of the experiment,
-    padding and overlap not counted. seconds_left: at the present speed.
+    tokens_per_second: since the last report. *_seen: since the start of the experiment, without padding and overlap.
+    seconds_left: at the present speed.
     """
 
     step: int
@@ -93,7 +69,7 @@ class StepReport:
 class EvaluationReport:
     """Scores on the test corpus. loss: nats per predicted token; perplexity: its exponential.
 
-    bits_per_byte: all nats over the UTF-8 bytes of the documents, in bits; None when the objective is not causal,
+    bits_per_byte: all nats over the UTF-8 bytes of the documents, in bits; None if the objective is not causal,
     because the hidden tokens of a masked model do not add up to the probability of the text.
     """
 
@@ -108,19 +84,17 @@ class EvaluationReport:
 def foundry_objectives() -> list[Objective]:  # type: ignore[empty-body]
     """Offer further values of `training.objective`.
 
-    An objective that expects of a model what one of core's does names it with `same_interface_as`, and is open to every
-    architecture that accepts that one.
+    One that names an objective of core's with `same_interface_as` is open to every architecture that accepts that one.
 
     # foundry_second_half/__init__.py
     from foundry_core import Objective, hookimpl
-
 
     @hookimpl
     def foundry_objectives():
         return [
             Objective(
                 name="second_half",
-                summary="predict the second half of each row from all that precedes it",
+                summary="predict the second half of each row from the first",
                 causal=True,
                 layout="overlap",
                 collator="foundry_second_half.collator:second_half_collator",
@@ -132,14 +106,12 @@ def foundry_objectives() -> list[Objective]:  # type: ignore[empty-body]
     # foundry_second_half/collator.py
     from foundry_core import CausalLMDataCollator
 
-
     def second_half_collator(config, tokenizer):
         pad = CausalLMDataCollator(tokenizer, max_length=config.data.max_sequence_length)
 
         def collate(rows):
             batch = pad(rows)
-            for labels, row in zip(batch["labels"], rows):
-                labels[: len(row["input_ids"]) // 2] = -100
+            batch["labels"][:, : config.data.max_sequence_length // 2] = -100
             return batch
 
         return collate
@@ -196,7 +168,6 @@ def foundry_tokenizer_types() -> list[TokenizerType]:  # type: ignore[empty-body
     # foundry_marks/__init__.py
     from foundry_core import TokenizerType, hookimpl
 
-
     @hookimpl
     def foundry_tokenizer_types():
         return [
@@ -212,7 +183,6 @@ def foundry_tokenizer_types() -> list[TokenizerType]:  # type: ignore[empty-body
     # foundry_marks/tokenizer.py
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-
 
     def train(documents, vocab_size, special_tokens):
         backend = Tokenizer(models.WordLevel(unk_token=special_tokens["unk_token"]))
@@ -230,101 +200,54 @@ def foundry_tokenizer_types() -> list[TokenizerType]:  # type: ignore[empty-body
 
 @hookspec
 def foundry_run_started(run: RunInfo) -> None:
-    """Called once before the first step.
+    """Observe a run before its first step. The example implements every hook of an observer.
 
-    # foundry_note/__init__.py
-    import json
-
+    # foundry_diary/__init__.py
     from foundry_core import hookimpl
-
 
     @hookimpl
     def foundry_run_started(run):
-        note = {"experiment": run.experiment_name, "from": run.first_step, "to": run.total_steps, **run.facts}
-        (run.output_dir / "note.json").write_text(json.dumps(note))
+        global diary
+        diary = (run.output_dir / "diary.txt").open("w")
+        print(run.experiment_name, "with", run.facts["parameters"], "parameters", file=diary)
+
+    @hookimpl
+    def foundry_step_ended(report):
+        print("step", report.step, "gradient norm", report.grad_norm, file=diary)
+
+    @hookimpl
+    def foundry_evaluated(report):
+        print("step", report.step, "perplexity", report.perplexity, file=diary)
+
+    @hookimpl
+    def foundry_checkpoint_saved(step, folder):
+        print("step", step, "saved in", folder.name, file=diary)
+
+    @hookimpl
+    def foundry_run_ended(step):
+        print("step", step, "ended", file=diary)
+        diary.close()
 
     # experiment.yaml
-    plugins: [foundry_note]
+    plugins: [foundry_diary]
     """
 
 
 @hookspec
 def foundry_step_ended(report: StepReport) -> None:
-    r"""Called every `logging.log_every_steps` optimizer steps, and after the last.
-
-    # foundry_spikes/__init__.py
-    import sys
-
-    from foundry_core import hookimpl
-
-
-    @hookimpl
-    def foundry_step_ended(report):
-        if report.grad_norm > 100:
-            print(f"step {report.step}: gradient norm {report.grad_norm:.0f}", file=sys.stderr)
-
-    # experiment.yaml
-    plugins: [foundry_spikes]
-    """
+    """Observe an optimizer step: every `logging.log_every_steps` steps, and the last."""
 
 
 @hookspec
 def foundry_evaluated(report: EvaluationReport) -> None:
-    r"""Called after each evaluation on the test corpus.
-
-    # foundry_best/__init__.py
-    import math
-    import sys
-
-    from foundry_core import hookimpl
-
-    best = math.inf
-
-
-    @hookimpl
-    def foundry_evaluated(report):
-        global best
-        if report.loss < best:
-            best = report.loss
-            print(f"step {report.step}: the best so far, perplexity {report.perplexity:.2f}", file=sys.stderr)
-
-    # experiment.yaml
-    plugins: [foundry_best]
-    """
+    """Observe an evaluation on the test corpus."""
 
 
 @hookspec
 def foundry_checkpoint_saved(step: int, folder: Path) -> None:
-    r"""Called when a checkpoint is safely on the disk. Its files are for reading: changed ones count as damaged.
-
-    # foundry_list/__init__.py
-    from foundry_core import hookimpl
-
-
-    @hookimpl
-    def foundry_checkpoint_saved(step, folder):
-        with (folder.parent / "checkpoints.txt").open("a") as file:
-            file.write(f"{step} {folder}\n")
-
-    # experiment.yaml
-    plugins: [foundry_list]
-    """
+    """Observe a checkpoint that is safely on the disk. Do not change its files: it would count as damaged."""
 
 
 @hookspec
 def foundry_run_ended(step: int) -> None:
-    r"""Called once when the loop is left, also by an error.
-
-    # foundry_bell/__init__.py
-    import sys
-
-    from foundry_core import hookimpl
-
-
-    @hookimpl
-    def foundry_run_ended(step):
-        print(f"\aended after step {step}", file=sys.stderr)
-
-    # experiment.yaml
-    plugins: [foundry_bell]
-    """
+    """Observe the end of a run, also by an error."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar
 
 from foundry_core.errors import FoundryError, PluginError, one_line
 
@@ -19,9 +18,9 @@ T = TypeVar("T")
 
 @contextmanager
 def guarded(failure: Callable[[BaseException], BaseException]) -> Iterator[None]:
-    """Whatever is raised inside is raised as what `failure` makes of it; the user's interruption alone passes as it is.
+    """Raise what `failure` makes of an exception, for every exception but KeyboardInterrupt.
 
-    Whatever: the panic of an extension in Rust, an exit and a test's skip are no `Exception`, and end a program alike.
+    The panic of a Rust extension, an exit and a test's skip are not `Exception`s, and would end the program alike.
     """
     try:
         yield
@@ -34,32 +33,19 @@ def guarded(failure: Callable[[BaseException], BaseException]) -> Iterator[None]
         raise made from error
 
 
-@contextmanager
-def failing_as(what: str) -> Iterator[None]:
-    """Whatever a plugin's code raises becomes a PluginError, `<what> fails: <cause>`; errors of ours pass."""
-
-    def failure(error: BaseException) -> BaseException:
-        return error if isinstance(error, FoundryError) else PluginError(f"{what} fails: {cause(error)}")
-
-    with guarded(failure):
-        yield
+def failing_as(what: str, passing: type[BaseException] | tuple[()] = FoundryError) -> AbstractContextManager[None]:
+    """Turn exceptions into a PluginError, `<what> fails: <cause>`; those of class `passing` pass unchanged."""
+    return guarded(lambda error: error if isinstance(error, passing) else PluginError(f"{what} fails: {cause(error)}"))
 
 
 def cause(error: BaseException) -> str:
-    """What was raised, in one line; where, if it is about a file's syntax."""
-    try:
-        said = str(error)
-    except Exception:  # noqa: BLE001 - a class of theirs, too
-        said = "<exception str() failed>"
-    if isinstance(error, SyntaxError) and error.filename is not None:
-        said = f"{error.msg} ({error.filename}:{error.lineno})"
-    said = one_line(" ".join(said.split()))
-    kind = type(error).__name__
-    return said if isinstance(error, FoundryError) else f"{kind}: {said}" if said else kind
+    """Describe an exception in one line."""
+    text, kind = one_line(" ".join(str(error).split())), type(error).__name__
+    return text if isinstance(error, FoundryError) else f"{kind}: {text}" if text else kind
 
 
 def last_line_in(error: BaseException, homes: Mapping[Path, T]) -> tuple[T, str] | None:
-    """Through which of some folders and files an error came last, what the mapping has for it, and where: file:line."""
+    """Return the value of the folder or file that an exception passed through last, and the place, `file:line`."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         for home, owner in homes.items():
             if Path(frame.filename).is_relative_to(home):
@@ -68,78 +54,52 @@ def last_line_in(error: BaseException, homes: Mapping[Path, T]) -> tuple[T, str]
 
 
 def home_of(module: str) -> Path | None:
-    """Return the folder of the package that an imported module is in, or its file where it is in no package."""
-    known = vars(sys.modules[module]) if module in sys.modules else {}  # getattr would call the module's own
-    if known.get("__file__") is None:
+    """Return the folder of the package that an imported module is in, or its file if it is not in a package."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
         return None
-    file = Path(known["__file__"])
-    return file.parent if known.get("__package__") else file
-
-
-class _Stderr(io.RawIOBase):
-    """Where bytes for stdout go instead. Closing it closes nothing else."""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        sys.stderr.write(bytes(data).decode("utf-8", "replace"))
-        return len(data)
+    return Path(file).parent if sys.modules[module].__package__ else Path(file)
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
     """Send what is printed inside to stderr, since stdout is for the answer, and keep the settings of the process."""
-    aside = io.TextIOWrapper(cast("BinaryIO", _Stderr()), encoding="utf-8", write_through=True)
-    with kept_settings(), redirect_stdout(aside):
+    with kept_settings(), redirect_stdout(sys.stderr):
         yield
 
 
 @contextmanager
 def kept_settings() -> Iterator[None]:
-    """Restore at the end what a plugin could change for training.
+    """Restore at the end what plugin code could change for training.
 
     That is: the random generators of torch, numpy and Python, torch's number of threads, default dtype and grad mode,
-    and the working folder. Before torch is imported there are Python's generator and the working folder only.
+    and the working folder. Before torch is imported, only Python's generator and the working folder are restored.
     """
-    with _kept_folder(), _kept_settings_of_torch() if "torch" in sys.modules else _kept_chance():
+    with ExitStack() as stack:
+        with suppress(OSError):  # the folder may have been deleted
+            stack.callback(_return_to, Path.cwd())
+        if "torch" in sys.modules:
+            import torch
+
+            from foundry_core.random_streams import kept_generators
+
+            stack.callback(_restore_torch, torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
+            stack.enter_context(kept_generators())
+        else:
+            stack.callback(random.setstate, random.getstate())
         yield
 
 
-@contextmanager
-def _kept_folder() -> Iterator[None]:
-    folder = None
-    with suppress(OSError):  # it may be gone already
-        folder = Path.cwd()
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if folder is not None and Path.cwd() != folder:
-                os.chdir(folder)
+def _return_to(folder: Path) -> None:
+    with suppress(OSError):
+        if Path.cwd() != folder:
+            os.chdir(folder)
 
 
-@contextmanager
-def _kept_chance() -> Iterator[None]:
-    state = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(state)
-
-
-@contextmanager
-def _kept_settings_of_torch() -> Iterator[None]:
+def _restore_torch(threads: int, dtype: Any, gradients: bool) -> None:
     import torch
 
-    from foundry_core.random_streams import kept_generators
-
-    threads, dtype, gradients = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
-    try:
-        with kept_generators():
-            yield
-    finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(gradients)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(gradients)

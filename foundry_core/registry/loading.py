@@ -1,9 +1,4 @@
-"""Loading a plugin, and explaining what is wrong with one that cannot be had. Light.
-
-Entry points answer *who has this name*: `discovery` reads them from package metadata, nothing is imported. The one
-plugin that a configuration names is imported when that configuration is read. Who contributes or wants to hear is asked
-in `hooks`.
-"""
+"""Importing the plugins that a configuration or the command line names, and nothing else. Light."""
 
 from __future__ import annotations
 
@@ -11,8 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,22 +17,15 @@ from foundry_core.registry.discovery import (
     COMMANDS,
     DISABLED,
     GROUPS,
+    Installed,
     declared,
+    installed,
     scan,
     switched_off,
     unmet_requirement,
     way_out,
 )
-from foundry_core.registry.discovery import Installed as Installed
-from foundry_core.registry.discovery import installed as installed
-from foundry_core.registry.isolation import (
-    cause,
-    failing_as,
-    guarded,
-    home_of,
-    isolated,
-    last_line_in,
-)
+from foundry_core.registry.isolation import cause, failing_as, guarded, home_of, isolated, last_line_in
 
 if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture, Capabilities
@@ -49,80 +36,69 @@ plugin_files: set[str] = set()
 
 
 def shipped_by(architecture: str) -> Installed | None:
-    """The entry point that leads to an architecture, if an installed distribution has it; the first of several."""
+    """Return the entry point of an architecture, the first of several; None if no installed distribution has it."""
     return next(iter(installed().get(architecture, ())), None)
 
 
 def available_architectures() -> list[str]:
-    """Names that `model.architecture` accepts here: installed ones and those registered in this process."""
+    """Return the values that `model.architecture` accepts: installed ones and those registered in this process."""
     from foundry_core.registry.architecture import registered_architectures
 
     return sorted({*installed(), *registered_architectures()})
 
 
 def get_architecture(name: str) -> Architecture:
-    """The descriptor of one architecture; imports the light module of its plugin and nothing else.
+    """Return the descriptor of an architecture; import the light module of its plugin and nothing else.
 
     Raises PluginError for an unknown name, a name with two owners, or a plugin that does not work.
     """
     from foundry_core.registry.architecture import registered_architectures
 
-    claims = declared().get(name, [])
-    active = [claim for claim in claims if not switched_off(claim)]
+    active = installed().get(name, [])
     in_process = registered_architectures().get(name)
+    if in_process is not None and active:
+        raise PluginError(
+            f"the architecture '{name}' is registered in this process and shipped by {active[0]}: "
+            "register yours under another name"
+        )
     if in_process is not None:
-        if active:
-            raise PluginError(
-                f"the architecture '{name}' is registered in this process and shipped by {active[0]}: "
-                "register yours under another name"
-            )
         return in_process
-    if claims and not active:
-        raise PluginError(f"the architecture '{name}' is disabled: {switched_off(claims[0])}")
-    if not claims:
-        raise PluginError(_unknown(name))
-    if len(active) > 1:
-        raise PluginError(clash(active))
-    return load_architecture(active[0])
-
-
-def clash(claims: Sequence[Installed]) -> str:
-    """Return the error for a name that several distributions claim."""
-    kind, name, one = claims[0].kind, claims[0].name, claims[0].distribution
-    return (
-        f"the {kind} '{name}' is claimed by {' and '.join(map(str, claims))}: uninstall one, "
-        f"pip uninstall {one}, or switch it off, {DISABLED}={one}"
-    )
-
-
-def _unknown(name: str) -> str:
+    if active:
+        return load_architecture(sole(active))
+    if name in declared():
+        raise PluginError(f"the architecture '{name}' is disabled: {switched_off(declared()[name][0])}")
     known = available_architectures()
     line = f"Unknown architecture: '{name}'.{did_you_mean(name, known)} Available: {', '.join(known) or 'none'}."
-    return line + ("" if known else " Install one, for instance: pip install foundry-gpt2")
+    raise PluginError(line if known else f"{line} Install one, for instance: pip install foundry-gpt2")
+
+
+def sole(claims: Sequence[Installed]) -> Installed:
+    """Return the only owner of a name. Raises PluginError if several distributions claim it."""
+    first = claims[0]
+    if len(claims) > 1:
+        raise PluginError(
+            f"the {first.kind} '{first.name}' is claimed by {' and '.join(map(str, claims))}: uninstall one, "
+            f"pip uninstall {first.distribution}, or switch it off, {DISABLED}={first.distribution}"
+        )
+    return first
 
 
 def load_architecture(point: Installed) -> Architecture:
-    """The descriptor that an entry point leads to. Raises PluginError with the cause and the way out."""
+    """Return the descriptor that an entry point leads to. Raises PluginError with the cause and the way out."""
     from foundry_core.registry.architecture import PLUGIN_API_VERSION, Architecture
 
-    attribute = point.target.partition(":")[2]
     module = load_module(point)
-    with guarded(partial(broken_entry_point, point)):
-        descriptor: Any = getattr(module, attribute)
-    if not isinstance(descriptor, Architecture):
-        kind = type(descriptor).__name__
-        raise PluginError(
-            f"the plugin {point}: {point.target} is a {kind}, not an Architecture descriptor. {way_out(point)}"
-        )
-    if descriptor.name != point.name:
-        raise PluginError(
-            f"the plugin {point}: its entry point '{point.name}' leads to an architecture '{descriptor.name}'. "
-            f"{way_out(point)}"
-        )
+    with _importing(point):
+        descriptor: Any = getattr(module, point.target.partition(":")[2])
+    with blamed_on(point):
+        if not isinstance(descriptor, Architecture):
+            raise PluginError(f"{point.target} is a {type(descriptor).__name__}, not an Architecture descriptor")
+        if descriptor.name != point.name:
+            raise PluginError(f"its entry point '{point.name}' leads to an architecture '{descriptor.name}'")
     if descriptor.plugin_api_version != PLUGIN_API_VERSION:
         raise PluginError(
             f"the plugin {point} is made for plugin API {descriptor.plugin_api_version}, this core has "
-            f"{PLUGIN_API_VERSION}: {_newer(point)}"
+            f"{PLUGIN_API_VERSION}: pip install --upgrade foundry-core {point.distribution}"
         )
     return descriptor
 
@@ -130,39 +106,28 @@ def load_architecture(point: Installed) -> Architecture:
 def load_module(point: Installed) -> ModuleType:
     """Import the module that an entry point names. Raises PluginError with the cause and the way out."""
     refuse_unfit(point)
-    with guarded(partial(broken_entry_point, point)):
-        return _imported(point.module)
+    with _importing(point), isolated():
+        return importlib.import_module(point.module)
 
 
 def refuse_unfit(point: Installed) -> None:
-    """Raise PluginError for a plugin that is not to be imported at all, with the cause and the way out.
-
-    What a plugin for another core imports from it may not be there, and that would say less.
-    """
+    """Raise PluginError for a plugin made for another core, before its import fails with a less useful message."""
     requirement = unmet_requirement(point)
     if requirement is not None:
-        raise PluginError(f"the plugin {point} needs {requirement}, this core is {__version__}: {_newer(point)}")
+        raise PluginError(
+            f"the plugin {point} needs {requirement}, this core is {__version__}: "
+            f"pip install --upgrade foundry-core {point.distribution}"
+        )
 
 
-def _imported(module: str) -> ModuleType:
-    with isolated():
-        return importlib.import_module(module)
-
-
-def broken_entry_point(point: Installed, error: BaseException) -> PluginError:
-    """Return the error for an entry point that cannot be imported: package, version, cause and the way out."""
-    return PluginError(
-        f"the plugin {point} ('{point.name}' from {point.target}) fails to import: {cause(error)}. {way_out(point)}"
-    )
-
-
-def _newer(point: Installed) -> str:
-    return f"pip install --upgrade foundry-core {point.distribution}"
+def _importing(point: Installed) -> AbstractContextManager[None]:
+    what = f"the plugin {point} ('{point.name}' from {point.target}) fails to import"
+    return guarded(lambda error: PluginError(f"{what}: {cause(error)}. {way_out(point)}"))
 
 
 @contextmanager
 def blamed_on(point: Installed | None) -> Iterator[None]:
-    """A PluginError names the plugin and the way out; None: it came with no package, and its text stays."""
+    """Add the plugin and the way out to a PluginError; None: a plugin without a package, whose error stays as it is."""
     try:
         yield
     except PluginError as error:
@@ -172,30 +137,25 @@ def blamed_on(point: Installed | None) -> Iterator[None]:
 
 
 def blame(error: BaseException) -> str | None:
-    """The plugin through whose code an error came last, and where in it; None when it came through no plugin's."""
+    """Return the plugin whose code an error came through last, with cause and place; None if there is none."""
     owners = {name: f"--plugin {sys.modules[name].__file__}" for name in plugin_files}
     for point in scan():
-        if switched_off(point):
-            continue
-        module = sys.modules.get(point.module)
-        descriptor = None if module is None else vars(module).get(point.target.partition(":")[2])
-        target = getattr(descriptor, "model_class", None)
-        for name in (point.module, target.partition(":")[0] if isinstance(target, str) else point.module):
-            owners.setdefault(name, f"the plugin {point}")
+        if point.module in sys.modules:
+            descriptor = vars(sys.modules[point.module]).get(point.target.partition(":")[2])
+            model_class = getattr(descriptor, "model_class", None)
+            heavy = model_class.partition(":")[0] if isinstance(model_class, str) else point.module
+            owners |= dict.fromkeys((point.module, heavy), f"the plugin {point}")
     homes = {home: owner for name, owner in owners.items() if (home := home_of(name)) is not None}
     found = last_line_in(error, homes)
     return None if found is None else f"{found[0]} fails: {cause(error)} ({found[1]})"
 
 
 def capabilities_of(architecture: Architecture, section: ModelConfig, *, example: str | None = None) -> Capabilities:
-    """What an architecture says that it can do with a `model:` section. Raises PluginError when it does not say.
-
-    example: what the section is called, if it is one of the plugin's own.
-    """
+    """Return what an architecture can do with a `model:` section; `example` is the section's name in an error."""
     from foundry_core.registry.architecture import Capabilities
 
     what = f"the capabilities of '{architecture.name}'" + (f" with '{example}'" if example else "")
-    with guarded(lambda error: PluginError(f"{what} fail: {cause(error)}")), isolated():
+    with failing_as(f"the function for {what}", passing=()), isolated():
         found: Any = architecture.capabilities(section)
     if not isinstance(found, Capabilities):
         raise PluginError(f"{what} are a {type(found).__name__}, not Capabilities")
@@ -203,44 +163,36 @@ def capabilities_of(architecture: Architecture, section: ModelConfig, *, example
 
 
 def import_string(target: str) -> Any:
-    """The object that `"package.module:attribute"` names, for targets written in code, never in a YAML.
-
-    What `isolation.kept_settings` names is restored after the import.
-    """
+    """Return the object that `"package.module:attribute"` names, for targets written in code, never in a YAML."""
     module, _, attribute = target.partition(":")
-    with failing_as(f"the import of {target}"):
-        return getattr(_imported(module), attribute)
+    with failing_as(f"the import of {target}"), isolated():
+        return getattr(importlib.import_module(module), attribute)
 
 
 def get_command(name: str) -> tuple[ModuleType, Installed]:
-    """The module of a command that an installed package adds to `foundry`, and the package.
+    """Return the module of a command that an installed package adds to `foundry`, and its entry point.
 
     Raises PluginError for a name with two owners, or a module that does not work.
     """
-    claims = installed(COMMANDS)[name]
-    if len(claims) > 1:
-        raise PluginError(clash(claims))
-    refuse_unfit(claims[0])
-    with failing_as(f"the import of {claims[0].target}, the command '{name}' of {claims[0]},"):
-        module = _imported(claims[0].module)
+    point = sole(installed(COMMANDS)[name])
+    refuse_unfit(point)
+    with failing_as(f"the import of {point.target}, the command '{name}' of {point},"), isolated():
+        module = importlib.import_module(point.module)
     if not callable(getattr(module, "configure", None)):
-        raise PluginError(
-            f"the command '{name}' of {claims[0]}: {claims[0].target} is no module with a function configure(parser)"
-        )
-    return module, claims[0]
+        raise PluginError(f"the command '{name}' of {point}: {point.target} does not define configure(parser)")
+    return module, point
 
 
 def load_plugin_file(path: str | Path) -> ModuleType:
     """Run a Python file that registers architectures (`--plugin my_arch.py`); the user named it on the command line."""
     path = Path(path)
+    name = path.stem
     if not path.is_file():
         raise PluginError(f"--plugin {path}: there is no such file")
-    if path.suffix != ".py":
-        raise PluginError(f"--plugin {path}: the file's name must end in .py")
-    name = path.stem
-    if not name.isidentifier():
-        raise PluginError(f"--plugin {path}: the file's name must be a Python module name")
-    if name not in plugin_files and _is_module(name, path):
+    if path.suffix != ".py" or not name.isidentifier():
+        raise PluginError(f"--plugin {path}: the file's name must be a Python module name, such as my_arch.py")
+    other = None if name in plugin_files else importlib.util.find_spec(name)
+    if other is not None and Path(other.origin or "").resolve() != path.resolve():
         raise PluginError(f"--plugin {path}: there is another module '{name}', which it would replace: rename the file")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -248,52 +200,39 @@ def load_plugin_file(path: str | Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with guarded(partial(_file_failure, path)), isolated():
+        with failing_as(f"--plugin {path}", passing=PluginError), isolated():
             spec.loader.exec_module(module)
     except BaseException:
-        sys.modules.pop(name, None)
+        del sys.modules[name]
         raise
     plugin_files.add(name)
     return module
 
 
-def _file_failure(path: Path, error: BaseException) -> PluginError:
-    return error if isinstance(error, PluginError) else PluginError(f"--plugin {path} fails: {cause(error)}")
-
-
-def _is_module(name: str, path: Path) -> bool:
-    """Whether `import name` gives something else than this file."""
-    if name in sys.modules:
-        return True
-    spec = importlib.util.find_spec(name)
-    return spec is not None and not (spec.origin and Path(spec.origin).resolve() == path.resolve())
-
-
 def active_modules(architecture: Architecture | None, names: Sequence[str] = ()) -> list[ModuleType]:
-    """Modules whose hooks count in a run: that of the architecture in use, and those that `plugins:` names.
+    """Return the modules whose hooks count in a run: that of the architecture, and those that `plugins:` names.
 
     A name must be a module that an installed distribution declares as an entry point, or one loaded with `--plugin`:
     a YAML cannot import anything else.
     """
     modules: dict[str, ModuleType] = {}
     if architecture is not None:
-        target, point = architecture.model_class, shipped_by(architecture.name)
-        in_process = None if isinstance(target, str) else target.__module__
-        owner = in_process if point is None else point.module
-        if owner is not None and owner in sys.modules:
+        point = shipped_by(architecture.name)
+        owner = getattr(architecture.model_class, "__module__", "") if point is None else point.module
+        if owner in sys.modules:
             modules[owner] = sys.modules[owner]
     known = {point.module: point for point in scan() if point.group in GROUPS}
     for name in names:
-        if name in known:
-            reason = switched_off(known[name])
-            if reason is not None:
-                raise PluginError(f"the module '{name}' is disabled: {reason}")
-            modules[name] = load_module(known[name])
-        elif name in plugin_files:
+        if name in plugin_files:
             modules[name] = sys.modules[name]
-        else:
+            continue
+        if name not in known:
             raise PluginError(
                 f"no installed package declares the module '{name}'.{did_you_mean(name, known)} "
                 f"Declared: {', '.join(sorted(known)) or 'none'}."
             )
+        reason = switched_off(known[name])
+        if reason is not None:
+            raise PluginError(f"the module '{name}' is disabled: {reason}")
+        modules[name] = load_module(known[name])
     return list(modules.values())

@@ -1,7 +1,4 @@
-"""What a gradient is followed with. Light: an `Optimizer` is a frozen description; its builder is named, not imported.
-
-Core ships `adamw` and `sgd`; a plugin adds more through the hook `foundry_optimizers`.
-"""
+"""Descriptors of optimizers: core's `adamw` and `sgd`, and those of the hook `foundry_optimizers`. Light."""
 
 from __future__ import annotations
 
@@ -16,20 +13,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """A kind of optimizer.
+    """A kind of optimizer. Raises PluginError for an invalid name or builder.
 
-    name: the value of `training.optimizer`.
-    builder: import string of a function `f(parameter_groups, training)` that gives a `torch.optim.Optimizer`.
-        `parameter_groups` are core's, as torch takes them: which parameters decay is not the optimizer's to decide.
-        `training` is the configuration's section; `training.learning_rate` is the peak, and the trainer sets `lr` of
-        each group before each step. None: core's own.
-    settings: schema of `training.optimizer_settings`, for settings that `training:` has no key for; the builder finds
-        an instance there. None: it takes none.
+    Whatever an optimizer keeps from step to step belongs in its `state` and its `param_groups`: tensors, numbers and
+    text there are saved, so that a resumed run is bit-exact. Anything else there is refused after the first step.
 
-    Whatever an optimizer remembers from step to step belongs in its `state` and its `param_groups`: tensors, numbers
-    and text there are saved, and a run goes on bit for bit. Anything else there is refused after the first step.
-
-    Raises PluginError for a name or builder that cannot be one.
+    Attributes:
+        name: The value of `training.optimizer`.
+        builder: Import string of a function `f(parameter_groups, training)` that returns a `torch.optim.Optimizer`.
+            Core decides which parameters decay, and sets `lr` of each group before each step; `training` is the section
+            of the configuration, and its learning_rate the peak. None: core's own.
+        settings: Schema of `training.optimizer_settings`, for settings that `training:` has no key for; the builder
+            finds an instance there. None: it takes none.
     """
 
     name: str
@@ -39,16 +34,11 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         check_name("optimizer", self.name)
-        check_import_string(f"the optimizer '{self.name}': its builder", self.builder, optional=True)
+        if self.builder is not None:
+            check_import_string(f"the optimizer '{self.name}': its builder", self.builder)
 
 
-ADAMW = Optimizer(
-    name="adamw",
-    summary="Adam with decoupled weight decay (Loshchilov and Hutter 2019)",
-)
-SGD = Optimizer(
-    name="sgd",
-    summary="stochastic gradient descent, with momentum where sgd_momentum is set",
-)
+ADAMW = Optimizer("adamw", "Adam with decoupled weight decay (Loshchilov and Hutter 2019)")
+SGD = Optimizer("sgd", "stochastic gradient descent, with momentum if sgd_momentum is set")
 
 CORE_OPTIMIZERS = {optimizer.name: optimizer for optimizer in (ADAMW, SGD)}

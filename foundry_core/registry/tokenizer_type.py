@@ -1,8 +1,4 @@
-"""What kinds of tokenizer there are. Light: a `TokenizerType` is a frozen description; its trainer is named, not
-imported.
-
-Core ships five; a plugin adds more through the hook `foundry_tokenizer_types`.
-"""
+"""Descriptors of tokenizers: core's five kinds, and those of the hook `foundry_tokenizer_types`. Light."""
 
 from __future__ import annotations
 
@@ -26,20 +22,19 @@ def _none(roles: Roles) -> tuple[()]:
 
 @dataclass(frozen=True)
 class TokenizerType:
-    """A kind of tokenizer.
+    """A kind of tokenizer. Raises PluginError for an invalid name, trainer or required_tokens.
 
-    name: the value of `tokenizer.tokenizer_type`.
-    trainer: import string of a function `f(documents, vocab_size, special_tokens)` that gives a transformers
-        `PreTrainedTokenizerFast`. `documents()` starts a fresh pass over the texts; `vocab_size` counts the special
-        tokens and is a limit, None for no limit; `special_tokens` are names by role. The same input must give the same
-        tokenizer, byte for byte. With a cls_token and a sep_token, encoding a text must put it between the two.
-        None: core's own.
-    special_tokens: names by role where a YAML gives none.
-    masked_tokens: those that are added when the objective needs a mask_token.
-    required_tokens: roles that this kind cannot do without.
-    problems: a function of the special tokens: each role that is unusable in this kind, and why.
-
-    Raises PluginError for a name, trainer or required_tokens that cannot be one.
+    Attributes:
+        name: The value of `tokenizer.tokenizer_type`.
+        trainer: Import string of a function `f(documents, vocab_size, special_tokens)` that returns a transformers
+            `PreTrainedTokenizerFast`. `documents()` starts a new pass over the texts; `vocab_size` counts the special
+            tokens and is a limit, None for no limit; `special_tokens` are names by role. The same input must give the
+            same tokenizer, byte for byte. With a cls_token and a sep_token, encoding a text must put it between the
+            two. None: core's own.
+        special_tokens: Names by role, for roles that the YAML does not set.
+        masked_tokens: Those added if the objective needs a mask_token.
+        required_tokens: Roles that this kind cannot do without.
+        problems: A function of the special tokens that yields each unusable role, with the reason.
     """
 
     name: str
@@ -56,37 +51,32 @@ class TokenizerType:
 
     def __post_init__(self) -> None:
         check_name("tokenizer type", self.name)
-        check_import_string(f"the tokenizer type '{self.name}': its trainer", self.trainer, optional=True)
+        if self.trainer is not None:
+            check_import_string(f"the tokenizer type '{self.name}': its trainer", self.trainer)
         check_names(f"the tokenizer type '{self.name}': its required_tokens", self.required_tokens)
 
     def tokens_by_role(self, changes: Mapping[Any, str | None] | None, masked: bool) -> dict[str, str]:
-        """The special tokens there will be. changes: those of the YAML; `masked`: the objective hides tokens."""
+        """Return the special tokens by role; `changes` are those of the YAML, where None removes a role."""
         tokens = {**self.special_tokens, **(self.masked_tokens if masked else {}), **(changes or {})}
         return {role: token for role, token in tokens.items() if token is not None}
 
 
 def special_token_problems(kind: TokenizerType, roles: Roles) -> Iterator[tuple[str | None, str]]:
-    """What makes special tokens unusable: the role it concerns, None for all of them, and the reason."""
+    """Yield each role that makes special tokens unusable, None for all of them, with the reason."""
     for role, name in roles.items():
         if not name or re.search("[\\s:$\u2581]", name):
-            yield (
-                role,
-                f"{name!r} cannot be a special token: it must not be empty and must not hold white space, ':', '$' or "
-                "'\u2581'",
-            )
+            forbidden = "white space, ':', '$' or '\u2581'"
+            yield role, f"{name!r} cannot be a special token: it must not be empty and must not contain {forbidden}"
     ends = [role for role in ("eos_token", "sep_token") if role in roles]
     if not ends:
         yield None, "a tokenizer needs an eos_token or a sep_token, which ends a document: add one of them"
     pad, mask = roles.get("pad_token"), roles.get("mask_token")
     for role in ends:
         if pad is not None and pad == roles[role]:
-            yield (
-                "pad_token",
-                f"equals the {role} {pad!r}: padding is not learned, so the end of a text would never be learned; give "
-                "padding a token of its own, such as '<pad>'",
-            )
+            reason = "padding is not learned, so the end of a text would never be learned"
+            yield "pad_token", f"equals the {role} {pad!r}: {reason}; use another token, such as '<pad>'"
     if mask is not None and list(roles.values()).count(mask) > 1:
-        yield "mask_token", f"{mask!r} has a second role: give masking a token of its own, such as '<mask>'"
+        yield "mask_token", f"{mask!r} has a second role: use another token for masking, such as '<mask>'"
     for role in kind.required_tokens:
         if role not in roles:
             yield role, f"a {kind.name} tokenizer needs {'an' if role[0] in 'eu' else 'a'} {role}"
@@ -101,44 +91,30 @@ def _sentencepiece_problems(roles: Roles) -> Iterator[tuple[str, str]]:
 
 def _wordpiece_problems(roles: Roles) -> Iterator[tuple[str, str]]:
     unknown = roles.get("unk_token")
-    if unknown is not None and not _splits(unknown):
-        yield (
-            "unk_token",
-            f"{unknown!r} of a wordpiece tokenizer is spelt like a word of the text: write it as '[UNK]'",
-        )
+    if unknown is not None and not _is_split(unknown):
+        yield "unk_token", f"{unknown!r} of a wordpiece tokenizer is spelt like a word: write it as '[UNK]'"
 
 
-def _splits(name: str) -> bool:
-    """Whether wordpiece, which cuts at punctuation, never sees this as one word."""
+def _is_split(name: str) -> bool:
+    """Return whether wordpiece, which splits at punctuation, never sees a name as one word."""
     return len(name) > 1 and any(c in punctuation or unicodedata.category(c).startswith("P") for c in name)
 
 
 SENTENCEPIECE = TokenizerType(
     name="sentencepiece",
-    summary="unigram pieces that may cross no space, bytes for rare characters (Kudo and Richardson 2018)",
+    summary="unigram pieces within words, bytes for rare characters (Kudo and Richardson 2018)",
     problems=_sentencepiece_problems,
 )
 WORDPIECE = TokenizerType(
     name="wordpiece",
-    summary="BERT's pieces of words, case and accents kept (Devlin et al. 2019)",
+    summary="BERT's pieces of words, with case and accents (Devlin et al. 2019)",
     special_tokens={f"{role}_token": f"[{role.upper()}]" for role in ("cls", "sep", "mask", "unk", "pad")},
     masked_tokens={},
     required_tokens=("unk_token",),
     problems=_wordpiece_problems,
 )
-BPE = TokenizerType(
-    name="bpe",
-    summary="merged pairs of bytes: no text is unknown (Radford et al. 2019)",
-)
-CHARACTER = TokenizerType(
-    name="character",
-    summary="one token for each character",
-    required_tokens=("unk_token",),
-)
-WORD = TokenizerType(
-    name="word",
-    summary="one token for each frequent word, cut at white space",
-    required_tokens=("unk_token",),
-)
+BPE = TokenizerType("bpe", "merged pairs of bytes: no text is unknown (Radford et al. 2019)")
+CHARACTER = TokenizerType("character", "one token for each character", required_tokens=("unk_token",))
+WORD = TokenizerType("word", "one token for each frequent word, split at white space", required_tokens=("unk_token",))
 
 CORE_TOKENIZER_TYPES = {kind.name: kind for kind in (SENTENCEPIECE, WORDPIECE, BPE, CHARACTER, WORD)}

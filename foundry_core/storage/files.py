@@ -1,8 +1,8 @@
-"""The one door to the disk: everything the project writes goes through here. Light.
+"""Atomic files and folders: everything the project writes goes through this module. Light.
 
-A file appears whole or not at all: written beside its target, flushed, fsynced, renamed, and the folder fsynced. A
-folder (a checkpoint) is written hidden, closed with `MANIFEST.json` (size and sha256 of every file, itself included),
-then renamed. It goes the other way round: renamed to a hidden name, then removed. `manifest` reads it again.
+A file is written under a hidden name, fsynced, renamed, and its folder fsynced. A folder (a checkpoint) is written
+hidden, closed with `MANIFEST.json` (size and sha256 of every file, itself included), then renamed; it is renamed to a
+hidden name before it is removed. `manifest` reads it again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,26 +25,18 @@ from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.manifest import MANIFEST_FORMAT, sealed
 
 
-class StorageError(FoundryError):
-    """The disk refused: full, not permitted, failing. Names the path, and leaves what was there before."""
-
-    exit_code = 8
+class StorageError(FoundryError, exit_code=8):
+    """The disk is full, failing or not permitted. Names the path; what was there before stays."""
 
 
 class FileSink(Protocol):
-    """What takes named files: a folder written in place, or one that is published whole."""
+    """A folder that files are written to, in place or to be published whole."""
 
     def write(self, name: str, data: bytes) -> None: ...
 
 
-class Writer(Protocol):
-    """What takes bytes one after the other."""
-
-    def write(self, data: bytes) -> object: ...
-
-
 class Disk:
-    """The operations that writing consists of, one method for each: what fault injection counts, records and fails."""
+    """The operations of the disk, one method for each, which fault injection counts, records and lets fail."""
 
     def make_folder(self, path: Path) -> None:
         path.mkdir(exist_ok=True)
@@ -53,7 +45,7 @@ class Disk:
         return FileIO(path, "xb")
 
     def append_to(self, path: Path) -> FileIO:
-        """Neither through a link, which leads elsewhere, nor into a FIFO, which would wait for a reader."""
+        """Open a file to append, but no link, which leads elsewhere, and no FIFO, which would wait for a reader."""
         plain = os.O_NOFOLLOW | os.O_NONBLOCK
         return FileIO(path, "ab", opener=lambda name, flags: os.open(name, flags | plain, 0o666))
 
@@ -86,7 +78,7 @@ class Disk:
 
 
 disk = Disk()
-"""The disk that this process writes to; only fault injection puts another one here."""
+"""The disk that this process writes to; only fault injection replaces it."""
 
 
 @contextmanager
@@ -101,15 +93,11 @@ def reported(path: Path, size: int | None = None, *, failed: str = "write") -> I
 
 @contextmanager
 def scratch_reported() -> Iterator[None]:
-    """For a library that writes files of its own into a temporary folder: a disk that refuses is a StorageError there,
-    too. Those in Rust say so in an exception that is no OSError.
-    """
+    """Turn an error of the disk into a StorageError, for libraries that write into a temporary folder."""
     try:
         yield
-    except FoundryError:
-        raise
     except Exception as error:
-        if not isinstance(error, OSError) and "(os error " not in str(error):
+        if not isinstance(error, OSError) and "(os error " not in str(error):  # libraries in Rust raise other classes
             raise
         path = getattr(error, "filename", None) or tempfile.tempdir or "the temporary folder"
         reason = getattr(error, "strerror", None) or error
@@ -119,13 +107,13 @@ def scratch_reported() -> Iterator[None]:
 
 
 _HIDDEN = re.compile(r"\..+\.foundry-[0-9a-f]{16}\.(tmp|old)")
-"""The names that `_hidden` gives: nothing else is ever taken for a leftover."""
+"""The names that `_hidden` returns; only files with such a name are ever removed as leftovers."""
 
 
 def _hidden(path: Path, kind: str) -> Path:
-    """A name beside `path` that nobody else has: process ids would not do, two containers may have the same.
+    """Return an unused name in the folder of `path`, by chance since two containers may have the same process id.
 
-    kind: "tmp" for what is being written, "old" for what is being removed.
+    kind: "tmp" for a file being written, "old" for one being removed.
     """
     return path.with_name(f".{path.name}.foundry-{secrets.token_hex(8)}.{kind}")
 
@@ -135,7 +123,7 @@ def _leftovers(folder: Path, kind: str) -> list[Path]:
 
 
 def make_folders(path: Path) -> None:
-    """A folder and those above it, durably: what is synced inside a folder is lost with the folder's own name."""
+    """Make a folder and those above it, durably: files synced inside a folder are lost if its name is."""
     with reported(path):
         if path.is_dir():
             return
@@ -146,7 +134,7 @@ def make_folders(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A file, or a folder with all it holds."""
+    """Remove a file, or a folder with its content."""
     if path.is_symlink() or not path.is_dir():
         disk.remove_file(path)
         return
@@ -156,15 +144,15 @@ def _remove(path: Path) -> None:
 
 
 def remove_tree(path: str | Path) -> None:
-    """Remove a file, or a folder with all it holds, if there is one."""
+    """Remove a file, or a folder with its content, if it exists."""
     path = Path(path)
     with reported(path, failed="remove"):
         if path.exists():
             _remove(path)
 
 
-class _NewFile:
-    """A file that is whole and safe on the disk when its block ends."""
+class Writer(AbstractContextManager["Writer"]):
+    """A new file, which is whole and safe on the disk when its block ends."""
 
     def __init__(self, path: Path):
         self.path, self.size = path, 0
@@ -176,9 +164,6 @@ class _NewFile:
             disk.write(self._file, data)
         self.size += len(data)
 
-    def __enter__(self) -> _NewFile:
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         with reported(self.path, self.size):
             try:
@@ -189,18 +174,18 @@ class _NewFile:
 
 
 def write_file(path: str | Path, data: bytes) -> None:
-    """Replace a file by `data`, atomically and durably; folders on the way are made."""
+    """Replace a file by `data`, atomically and durably, and make its folders."""
     write_file_with(path, lambda file: file.write(data))
 
 
 def write_file_with(path: str | Path, fill: Callable[[Writer], Any]) -> None:
-    """Like `write_file`, for content that `fill` streams into the file: it may be larger than memory."""
+    """Replace a file by the content that `fill` streams into it, which may be larger than memory."""
     path = Path(path)
-    # Two processes that write the same file do so apart; the last rename wins with a whole file.
+    # Of two processes that write the same file, the last rename wins with a whole file.
     temporary = _hidden(path, "tmp")
     make_folders(path.parent)
     try:
-        with _NewFile(temporary) as file:
+        with Writer(temporary) as file:
             fill(file)
         with reported(path):
             disk.rename(temporary, path)
@@ -227,28 +212,58 @@ class _HiddenFolder:
         self.files: dict[str, dict[str, Any]] = {}
 
     def write(self, name: str, data: bytes) -> None:
-        with _NewFile(self.folder / name) as file:
+        with Writer(self.folder / name) as file:
             file.write(data)
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-class Synced(Protocol):
-    """A file that has to be safe on the disk before a folder beside it is published."""
+class AppendedLines:
+    """A text file that grows by whole lines, each written at once.
 
-    path: Path
+    It is synced before a folder next to it is published: a checkpoint never resumes from a point that the log has not
+    reached.
+    """
 
-    def sync(self) -> None: ...
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        make_folders(self.path.parent)
+        require_plain(self.path)
+        with reported(self.path):
+            self._file = disk.append_to(self.path)
+        _appended.add(self)
+
+    def append(self, line: str) -> None:
+        data = line.encode() + b"\n"
+        with reported(self.path, len(data)):
+            disk.write(self._file, data)
+
+    def sync(self) -> None:
+        """Make the appended lines survive a power loss."""
+        with reported(self.path):
+            disk.sync(self._file)
+
+    def close(self) -> None:
+        _appended.discard(self)
+        with reported(self.path):
+            self._file.close()
 
 
-before_publishing: weakref.WeakSet[Synced] = weakref.WeakSet()
+_appended: weakref.WeakSet[AppendedLines] = weakref.WeakSet()
+
+
+def read_appended(path: Path) -> bytes:
+    """Return the content of a file of `AppendedLines`. Raises StorageError if it is unreadable or not a plain file."""
+    require_plain(path)
+    with reported(path, failed="read"):
+        return path.read_bytes()
 
 
 @contextmanager
 def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[FileSink]:
     """Write a new folder that appears whole, with a manifest, or not at all; one of that name is set aside.
 
-    What was appended to `AppendedLines` beside it is on the disk before it appears. facts: stored in the manifest
-    beside the file list. Raises StorageError; what was written so far is removed.
+    `AppendedLines` in the same parent are synced before it appears. facts: stored in the manifest with the file list.
+    Raises StorageError, and removes the unfinished folder.
     """
     target = Path(target)
     hidden = _hidden(target, "tmp")
@@ -259,9 +274,9 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
     try:
         yield sink
         sink.write(MANIFEST, sealed({"format": MANIFEST_FORMAT, **facts, "files": dict(sorted(sink.files.items()))}))
-        for synced in tuple(before_publishing):
-            if synced.path.parent == target.parent:
-                synced.sync()
+        for lines in tuple(_appended):
+            if lines.path.parent == target.parent:
+                lines.sync()
         with reported(target):
             disk.sync_folder(hidden)
             if target.exists():
@@ -275,33 +290,29 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
 
 
 def set_aside(folder: str | Path) -> None:
-    """Hide a published folder until `remove_set_aside`: it never stands half deleted under its name."""
+    """Hide a published folder until `remove_set_aside`, so that it is never half removed under its name."""
     folder = Path(folder)
     with reported(folder, failed="remove"):
         disk.rename(folder, _hidden(folder, "old"))
 
 
 def remove_set_aside(parent: str | Path) -> list[str]:
-    """Remove what was set aside in a folder, by this process or one that died; only for who holds the folder's lock.
+    """Remove what was set aside in a folder, by this process or one that died. The caller holds the folder's lock.
 
-    A line for each that could not be removed: it takes room, and is tried again the next time.
+    Returns a line for each path that could not be removed; it is tried again the next time.
     """
-    parent = Path(parent)
-    paths = _leftovers(parent, "old")
-    try:
-        with reported(parent):
-            if paths:
-                disk.sync_folder(parent)
-    except StorageError as error:
-        return [str(error)]
+    paths = _leftovers(Path(parent), "old")
+    if paths:
+        try:
+            with reported(Path(parent)):
+                disk.sync_folder(Path(parent))
+        except StorageError as error:
+            return [str(error)]
     return _removed(paths)
 
 
 def remove_leftovers(*parents: str | Path) -> list[str]:
-    """Remove what killed processes left unfinished, too: what was set aside and what was being written.
-
-    Only what `storage` itself has named: a run may write to a folder that holds other things of its user's.
-    """
+    """Remove what killed processes were writing or had set aside; files that foundry did not name stay."""
     unfinished = [path for parent in parents for path in _leftovers(Path(parent), "tmp")]
     return _removed(unfinished) + [line for parent in parents for line in remove_set_aside(parent)]
 
@@ -318,6 +329,6 @@ def _removed(paths: Iterable[Path]) -> list[str]:
 
 
 def require_plain(path: Path) -> None:
-    """Raises StorageError when a link, a FIFO or anything else that is no plain file has the name of a run's file."""
+    """Raise StorageError if a link, a FIFO or anything else than a plain file has the name of a run's file."""
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-        raise StorageError(f"cannot write {path}: it is a link or no plain file; remove it")
+        raise StorageError(f"cannot write {path}: it is not a plain file; remove it")

@@ -8,6 +8,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
@@ -16,15 +17,14 @@ from foundry_core.storage import files
 
 
 def take_lock(file: FileIO, *, wait: bool = False) -> None:
-    """Lock an open file for this process alone. Raises BlockingIOError when it is locked, unless `wait` is given."""
+    """Lock an open file for this process. Raises BlockingIOError if another one has it, unless `wait` is given."""
     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class RunLock:
+class RunLock(AbstractContextManager["RunLock"]):
     """Holds `<folder>/.lock` while a run writes there; the kernel frees it when the process dies.
 
-    name: of another lock, for a part of what is done there. waiting: told who holds it, which is then waited for;
-    without it StorageError is raised.
+    waiting: Called with the present owner before waiting for it. Without it, StorageError is raised.
     """
 
     def __init__(self, folder: str | Path, name: str = LOCK, *, waiting: Callable[[str], None] | None = None):
@@ -36,16 +36,7 @@ class RunLock:
         with files.reported(self.path, len(owner)):
             self._file = files.disk.append_to(self.path)
             try:
-                try:
-                    take_lock(self._file)
-                except BlockingIOError:
-                    held_by = self.path.read_text("utf-8", errors="replace").strip() or "another process"
-                    if waiting is None:
-                        raise files.StorageError(
-                            f"{folder} is in use by {held_by}: wait for it, or choose another training.output_dir"
-                        ) from None
-                    waiting(held_by)
-                    take_lock(self._file, wait=True)
+                self._take(folder, waiting)
                 files.disk.empty(self._file)
                 files.disk.write(self._file, owner)
             except BaseException:
@@ -53,11 +44,19 @@ class RunLock:
                 raise
         _held.add(self)
 
+    def _take(self, folder: str | Path, waiting: Callable[[str], None] | None) -> None:
+        try:
+            take_lock(self._file)
+        except BlockingIOError:
+            present = self.path.read_text("utf-8", errors="replace").strip() or "another process"
+            if waiting is None:
+                problem = f"{folder} is in use by {present}: wait for it, or choose another training.output_dir"
+                raise files.StorageError(problem) from None
+            waiting(present)
+            take_lock(self._file, wait=True)
+
     def release(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> RunLock:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.release()
@@ -67,7 +66,7 @@ _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 
 def _release_in_child() -> None:
-    """A forked worker that outlives its parent for a moment must not hold the parent's lock on."""
+    """Release the parent's locks in a forked worker, which may outlive the parent for a moment."""
     for lock in _held:
         lock.release()
 

@@ -1,7 +1,4 @@
-"""What was published is read back, and may be a stranger's: sealed JSON, the manifest of a folder, files. Light.
-
-It is a plain file of a size that memory holds, or it is refused; every claim of a manifest is held against the folder.
-"""
+"""Reading of published folders, which may be a stranger's: sealed JSON, manifests, plain files. Light."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import os
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from foundry_core.errors import CheckpointError
 from foundry_core.run_folder import MANIFEST
@@ -22,34 +19,32 @@ _LARGEST_JSON = 1 << 28
 
 
 def sealed(content: Mapping[str, Any]) -> bytes:
-    """A JSON object as its file, the last line of which is the sha256 of the rest: a flip in it is seen."""
+    """Return the JSON text of an object with the sha256 of its content as the last line."""
     digest = hashlib.sha256(json.dumps(content, indent=1).encode()).hexdigest()
     return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
 
 
 def unsealed(path: Path, raw: bytes) -> dict[str, Any]:
-    """What was sealed. Raises CheckpointError naming the file when it is not as it was written."""
+    """Return what `sealed` received. Raises CheckpointError that names the file if it has changed since."""
     stored = parse_json(path, raw)
-    try:
-        content = {key: value for key, value in stored.items() if key != "sha256"}
-        whole = sealed(content) == raw
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}") from error
-    if not whole:
-        raise CheckpointError(f"{path} is damaged: its sha256 is not the one that it ends with")
-    return content
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
+    stored.pop("sha256", None)
+    if sealed(stored) != raw:
+        raise CheckpointError(f"{path} is damaged: its sha256 does not match its content")
+    return stored
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a published folder, with every listed file checked against its size and sha256.
+    """Return the manifest of a published folder, once every listed file has its size and sha256.
 
-    Raises CheckpointError naming the file that is missing, added, or differs.
+    Raises CheckpointError that names the file if one is missing, added or different.
     """
     folder = Path(folder)
     if not os.path.lexists(folder / MANIFEST):
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
     if (folder / MANIFEST).is_symlink():
-        raise CheckpointError(f"{folder / MANIFEST} is a link, and not a plain file of the folder")
+        raise CheckpointError(f"{folder / MANIFEST} is a link, not a plain file of the folder")
     manifest = unsealed(folder / MANIFEST, read_plain_file(folder / MANIFEST))
     try:
         version = manifest["format"]
@@ -68,51 +63,52 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def refuse_added(folder: Path, listed: Collection[str]) -> None:
-    """Raise CheckpointError when a folder holds a file that its manifest does not list."""
-    # Hidden files are the desktop's (.DS_Store); no library reads one.
+    """Raise CheckpointError if a folder contains a file that its manifest does not list."""
+    # Hidden files are the desktop's (.DS_Store); libraries do not read them.
     added = sorted({p.name for p in folder.iterdir() if not p.name.startswith(".")} - {*listed, MANIFEST})
     if added:
-        raise CheckpointError(f"{folder / added[0]} is not in the manifest: somebody added it")
+        raise CheckpointError(f"{folder / added[0]} is not in the manifest: it was added later")
 
 
 def refuse_outside(folder: Path, name: str) -> None:
-    """Raise CheckpointError when a listed name leads out of the folder."""
+    """Raise CheckpointError if a listed name leads out of the folder."""
     if Path(name).name != name or (folder / name).is_symlink():
         raise CheckpointError(f"{folder / MANIFEST} lists '{name}', which is not a plain file of the folder")
 
 
 def refuse_missing(path: Path) -> None:
-    """Raise CheckpointError when a listed file is not there."""
+    """Raise CheckpointError if a listed file does not exist."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
 
 
 def compare_size(path: Path, size: int) -> None:
-    """Raise CheckpointError when a file does not have the size that its manifest gives."""
+    """Raise CheckpointError if a file does not have the size in its manifest."""
     if path.stat().st_size != size:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}")
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, not {size} as in its manifest")
 
 
 def compare_digest(path: Path, digest: str) -> None:
-    """Raise CheckpointError when a file does not have the sha256 that its manifest gives."""
+    """Raise CheckpointError if a file does not have the sha256 in its manifest."""
     try:
         same = file_digest(path) == digest
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if not same:
-        raise CheckpointError(f"{path} is damaged: its sha256 is not the manifest's")
+        raise CheckpointError(f"{path} is damaged: its sha256 is not the one in its manifest")
 
 
 def read_plain_file(path: Path) -> bytes:
-    """All of a file that a stranger may have written. Raises CheckpointError when it is missing, is no regular file (a
-    FIFO would never end) or is larger than 256 MiB.
+    """Return the content of a file that a stranger may have written.
+
+    Raises CheckpointError if it is missing, is not a plain file (a FIFO would never end) or is larger than 256 MiB.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path} is not a plain file")
         if status.st_size > _LARGEST_JSON:
-            raise CheckpointError(f"{path} has {status.st_size:,} bytes, too many for what it is")
+            raise CheckpointError(f"{path} is larger than the 256 MiB limit for metadata files")
         return path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
@@ -121,25 +117,21 @@ def read_plain_file(path: Path) -> bytes:
 
 
 def parse_json(path: Path, raw: bytes) -> Any:
-    """What a JSON file holds. Raises CheckpointError naming it when it is not JSON: NaN and infinities are not, nor is
-    a number that is too large for a float.
-    """
+    """Return the content of a JSON file. Raises CheckpointError if it is not JSON or a number in it is not finite."""
     try:
-        return json.loads(raw, parse_constant=_no_number, parse_float=_finite)
+        return json.loads(raw, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
 def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _no_number(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a number of JSON")
+    return number
 
 
 def file_digest(path: str | Path) -> str:
-    """sha256 of a file's content, in hexadecimal."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""For those who test: the conformance kit of architectures, and a toy language whose entropy is known."""
+"""Tools for tests: the conformance kit for architectures, and a toy language of known entropy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 
 
 def conformance(architecture: str, *, expected_failures: Mapping[str, str] | None = None) -> Callable[..., None]:
-    """A pytest test with one case for each check of the conformance kit; checks added later arrive by themselves.
+    """Return a pytest test with one case for each check of the conformance kit, including checks added in the future.
 
         from foundry_core.testing import conformance
 
         test_conformance = conformance("my_arch")
 
-    architecture: an installed one, or one registered in this process. expected_failures: names of checks that are known
-    to fail, each with the reason. They are strict: one that passes is a failure.
+    Args:
+        architecture: Name of an architecture that is installed or registered in this process.
+        expected_failures: Names of checks that are known to fail, each with the reason. A listed check that passes is
+            a failure.
     """
     from foundry_core.testing.kit.run import conformance_test
 

@@ -1,8 +1,8 @@
 """A small probabilistic grammar of English whose sentences have an exactly known probability.
 
-It is the built-in corpus of `foundry quickstart` and of the test-suite. Because the grammar is finite and unambiguous,
-the probability of a sentence is the product of the probabilities of its rules, and the cross-entropy that a perfect
-causal language model reaches (the entropy floor, nats per token) follows from the rules without sampling.
+`foundry quickstart` and the tests draw their corpus from it. Because the grammar is finite and unambiguous, the
+probability of a sentence is the product of the probabilities of its rules, and the cross-entropy of a perfect causal
+language model (the entropy floor, in nats per token) follows from the rules without sampling.
 
 The grammar is about subject-verb agreement over a distance. With the number n, m in {sg, pl}, both equally likely:
 
@@ -17,13 +17,13 @@ The grammar is about subject-verb agreement over a distance. With the number n, 
     VP.n   -> Intransitive.n | Intransitive.n Adverb | Copula.n Adjective | Transitive.n NP.m
 
 The probabilities of the kinds of NP depend on its place in the sentence (`_PLACES`), which bounds the recursion: a
-subject holds at most two further nouns, one inside the modifier of the other. No semantics: any noun goes with any
-verb, so nothing but the number of the head noun predicts the number of the verb.
+subject contains at most two further nouns, one inside the modifier of the other. There are no semantics: any noun goes
+with any verb, so only the number of the head noun predicts the number of the verb.
 
-Why it is unambiguous: a noun has at most one modifier, so a modifier belongs to the noun right before it; "that" opens
-every relative clause, and the word after it (a verb or a determiner) says which kind; each relative clause has exactly
-one verb, so a verb belongs to the innermost noun that still lacks one; adverbs follow main verbs only; and no word is
-in two classes, only "the" has two numbers and there the noun decides.
+The grammar is unambiguous: a noun has at most one modifier, so a modifier belongs to the noun right before it; "that"
+opens every relative clause, and the word after it (a verb or a determiner) determines its kind; each relative clause
+has exactly one verb, so a verb belongs to the innermost noun that still lacks one; adverbs follow main verbs only; no
+word is in two classes, and where a determiner has one form for both numbers, the noun decides.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from pathlib import Path
 from foundry_core.storage.files import write_file
 
 END_TOKENS_PER_SENTENCE = 1
-"""A sentence in a stream of tokens is closed by one end-of-sentence token, which is certain and so costs 0 nats."""
+"""Each sentence in a stream of tokens ends with one end-of-sentence token, which is certain and costs 0 nats."""
 
 _NUMBERS = ("sg", "pl")
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    """`"key/keys man/men"` as (singular, plural) pairs."""
+    """Split `"key/keys man/men"` into (singular, plural) pairs."""
     forms = [word.split("/") for word in text.split()]
     return [(singular, plural) for singular, plural in forms]
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The words of each class, separated by blanks, the most frequent first; words with a number as singular/plural.
+    """The words of each class, separated by blanks, the most frequent first; inflected words as singular/plural.
 
-    A word may stand in one class only, once; only a determiner may have the same form for both numbers. The default
-    singular nouns and adjectives begin with a consonant, because "a" can stand before any of them.
+    A word may appear in one class only, once; only a determiner may have the same form for both numbers. The default
+    singular nouns and adjectives begin with a consonant, because "a" can precede any of them.
     """
 
     determiners: str = "the/the a/some this/these every/many"
@@ -80,7 +80,7 @@ class Lexicon:
     prepositions: str = "to near with behind beside"
 
     def preterminals(self) -> dict[str, list[str]]:
-        """The words of each preterminal of the grammar; an inflected class has one for each number."""
+        """Return the words of each preterminal of the grammar; an inflected class has one preterminal per number."""
         words = {
             "Adjective": self.adjectives.split(),
             "Adverb": self.adverbs.split(),
@@ -101,8 +101,8 @@ class Lexicon:
 
 # The probabilities of the kinds of noun phrase in each place. A subject has 0, 1 or 2 nouns after its head with
 # probabilities of about 0.62, 0.24 and 0.14; as half of those nouns have the other number, about 19 % of the sentences
-# have one attractor and 3.5 % have two. "embedded" is the subject of an object relative clause that belongs to the
-# subject: it takes no relative clause of its own, as people do not understand double centre embedding either.
+# have one attractor and 3.5 % have two. "embedded" is the subject of an object relative clause inside the subject: it
+# takes no relative clause, because people do not understand double centre embedding either.
 _PLACES: Mapping[str, tuple[float, float, float, float, float, float]] = {
     # no modifier, then "to NP", "that NP sees", "that sees NP", "that sings", "that is tall"
     "subject": (0.54, 0.18, 0.12, 0.08, 0.05, 0.03),
@@ -115,11 +115,11 @@ _ADJECTIVE = 0.2  # the probability of an adjective before a noun
 _INTRANSITIVE, _WITH_ADVERB, _COPULAR, _TRANSITIVE = 0.28, 0.10, 0.24, 0.38  # the verb phrases
 
 Rule = tuple[float, tuple[str, ...]]
-"""The probability of a rule, given its left side, and its right side; a symbol without rules of its own is a word."""
+"""The probability of a rule, given its left side, and its right side. A symbol without rules is a word."""
 
 
 def _zipf(words: list[str]) -> list[Rule]:
-    """One rule for each word, with probabilities in proportion to 1 / (rank + 1), rank = 1, 2, ... (as Mandelbrot)."""
+    """Return one rule per word, with probabilities proportional to 1 / (rank + 1), rank = 1, 2, ... (Mandelbrot)."""
     weights = [1 / (rank + 1) for rank in range(1, len(words) + 1)]
     total = math.fsum(weights)
     return [(weight / total, (word,)) for weight, word in zip(weights, words, strict=True)]
@@ -144,7 +144,7 @@ def _noun_phrase(number: str, place: str) -> list[Rule]:
 
 
 def _grammar(lexicon: Lexicon) -> dict[str, tuple[Rule, ...]]:
-    """All rules by their left side; the probabilities of each left side sum to 1."""
+    """Return all rules by their left side; the probabilities of each left side sum to 1."""
     rules: dict[str, list[Rule]] = {symbol: _zipf(words) for symbol, words in lexicon.preterminals().items()}
     rules["S"] = [(1 / 2, (f"NP.{number}.subject", f"VP.{number}", ".")) for number in _NUMBERS]
     for number in _NUMBERS:
@@ -175,9 +175,9 @@ class MinimalPair:
 
 @dataclass(frozen=True)
 class ToyLanguage:
-    """The language; without an argument it has the default words.
+    """The language, with the default words unless a lexicon is given.
 
-    The lower-case words of a sentence are separated by one space, and the last is ".".
+    A sentence consists of lower-case words separated by one space; the last is ".".
     """
 
     lexicon: Lexicon = Lexicon()
@@ -195,9 +195,9 @@ class ToyLanguage:
 
     @cached_property
     def _choices(self) -> dict[str, tuple[list[float], list[tuple[str, ...]]]]:
-        """For each symbol the cumulative probabilities of its rules and their right sides.
+        """The cumulative probabilities of the rules of each symbol, and their right sides.
 
-        The last sum is left out, so that a draw cannot fall past the end where rounding left it below 1.
+        The last sum is left out, so that a draw cannot fall past the end if rounding leaves it below 1.
         """
         return {
             symbol: (list(itertools.accumulate(rule[0] for rule in rules[:-1])), [right for _, right in rules])
@@ -206,7 +206,7 @@ class ToyLanguage:
 
     @cached_property
     def _word_probabilities(self) -> dict[str, dict[str, float]]:
-        """The rules of the preterminals by their word, because a parse asks for most of them in vain."""
+        """The probabilities of the words of each preterminal, for fast look-up during parsing."""
         return {
             symbol: {word: probability for probability, (word,) in self.rules[symbol]}
             for symbol in self.lexicon.preterminals()
@@ -228,25 +228,22 @@ class ToyLanguage:
         return words
 
     def sentence(self, rng: random.Random) -> str:
-        """One sentence drawn from the distribution of the language."""
+        """Draw one sentence from the distribution of the language."""
         return " ".join(self._draw_words("S", rng))
 
     def sentences(self, count: int, seed: int) -> Iterator[str]:
-        """`count` independent sentences, the same for a seed on every platform."""
+        """Draw `count` independent sentences; a seed gives the same sentences on every platform."""
         rng = random.Random(seed)
         for _ in range(count):
             yield self.sentence(rng)
 
     def log_probability(self, sentence: str) -> float:
-        """ln P(sentence) in nats, by the inside algorithm.
-
-        Raises ValueError for a sentence that is not in the language.
-        """
+        """Compute ln P(sentence) in nats with the inside algorithm. Raises ValueError if it is not in the language."""
         words = sentence.split(" ")
         memo: dict[tuple[str, int], dict[int, float]] = {}
 
         def inside(symbol: str, start: int) -> dict[int, float]:
-            """The probability that `symbol` derives words[start:end], for each end where it can."""
+            """Return the probability that `symbol` derives words[start:end], for each possible end."""
             if start == len(words):
                 return {}
             if symbol in self._word_probabilities:
@@ -274,7 +271,7 @@ class ToyLanguage:
         return math.log(probability)
 
     def _expectation(self, of_rule: Callable[[float, tuple[str, ...]], float]) -> float:
-        """The expected sum of `of_rule(probability, right side)` over the rules of a derivation, exactly."""
+        """Compute the exact expected sum of `of_rule(probability, right side)` over the rules of a derivation."""
         memo: dict[str, float] = {}
 
         def expected(symbol: str) -> float:
@@ -291,30 +288,31 @@ class ToyLanguage:
 
     @cached_property
     def entropy_per_sentence(self) -> float:
-        """H(sentence) in nats. As no sentence has two derivations, it is the entropy of the derivations."""
+        """H(sentence) in nats. No sentence has two derivations, so it is the entropy of the derivations."""
         return self._expectation(lambda probability, _: -math.log(probability))
 
     @cached_property
     def tokens_per_sentence(self) -> float:
-        """The expected number of words of a sentence, "." included, plus its end-of-sentence token."""
+        """The expected number of words of a sentence, including ".", plus its end-of-sentence token."""
         return END_TOKENS_PER_SENTENCE + self._expectation(
             lambda _, right: sum(symbol not in self.rules for symbol in right)
         )
 
     @property
     def entropy_per_token(self) -> float:
-        """The floor in nats per token of a stream of independent sentences, each closed by one end token."""
+        """The floor in nats per token of a stream of independent sentences, each followed by one end token."""
         return self.entropy_per_sentence / self.tokens_per_sentence
 
     def minimal_pairs(
         self, attractors: int, count: int, seed: int, *, exclude: Collection[str] = frozenset()
     ) -> list[MinimalPair]:
-        """`count` distinct pairs with exactly `attractors` (0, 1 or 2) nouns between subject head and main verb.
+        """Draw `count` distinct pairs with 0, 1 or 2 nouns (attractors) between subject head and main verb.
 
-        All of those nouns have the opposite number to the subject; with 0 attractors no noun intervenes, but a short
-        relative clause may ("the man that sings is tall"). The pairs follow the distribution of the language, apart
-        from the repetitions and the good sentences in `exclude`, which are left out (pass a set, it is asked often).
-        Raises ValueError when the language does not give enough of them.
+        All of those nouns have the opposite number to the subject. With 0 attractors no noun intervenes, but a short
+        relative clause may ("the man that sings is tall"). The pairs follow the distribution of the language, without
+        repetitions and without the good sentences in `exclude`, preferably a set.
+
+        Raises ValueError if too few pairs are found.
         """
         number_of = {noun: index for pair in _pairs(self.lexicon.nouns) for index, noun in enumerate(pair)}
         verbs = _pairs(f"{self.lexicon.transitive} {self.lexicon.intransitive} {self.lexicon.copulas}")
@@ -341,7 +339,7 @@ class ToyLanguage:
 
 @dataclass(frozen=True)
 class ToyCorpus:
-    """What `write_corpus` wrote: the paths of the files, and what a perfect model reaches on them."""
+    """The files that `write_corpus` wrote, and the loss of a perfect model."""
 
     train: Path
     test: Path
@@ -349,18 +347,18 @@ class ToyCorpus:
     test_floor: float
     """Nats per token, end tokens included, that a perfect model reaches on the text of `test`."""
     entropy_per_token: float
-    """The same for the language as a whole: what `test_floor` tends to as the test text grows."""
+    """The same for the language as a whole: the limit of `test_floor` as the test text grows."""
 
 
 def write_corpus(
     folder: Path, *, train_sentences: int, test_sentences: int, seed: int, pairs_each: int = 300
 ) -> ToyCorpus:
-    """Write train.txt, test.txt (one sentence per line) and minimal_pairs.jsonl into `folder`, made if it is missing.
+    """Write train.txt, test.txt (one sentence per line) and minimal_pairs.jsonl into `folder`, creating it if needed.
 
     minimal_pairs.jsonl has `pairs_each` lines for each of 0, 1 and 2 attractors, with the fields of BLiMP
     (Warstadt et al. 2020) that a scorer needs. Test and training text are independent samples, so test sentences may
-    repeat training sentences: the floor is one of the distribution. The good sentences with attractors never stand in
-    train.txt; those without are not filtered, as that would leave only sentences of rare words.
+    repeat training sentences. Good sentences with attractors never occur in train.txt; those without are not filtered,
+    because only sentences with rare words would remain.
     """
     if test_sentences < 1:
         raise ValueError(f"test_sentences must be at least 1, not {test_sentences}")

@@ -1,7 +1,6 @@
 """Documents to token ids, and the id that ends a document.
 
-Costs, measured on two shared cores with 8000 tokens: 3 to 4 MB/s in a first pass over English, 5 to 8 when all words
-have been seen, because each distinct word is encoded once and looked up afterwards.
+Measured on two shared cores with 8000 tokens: 3 to 4 MB/s in a first pass over English, 5 to 8 once words are known.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.errors import TokenizerError
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES
 from foundry_core.tokenization.text_counts import UNIT, blocks
-from foundry_core.tokenization.training_request import KIND_KEY
+from foundry_core.tokenization.tokenizer_folder import KIND_KEY
 
 
 def separator_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id that ends a document in the token stream: eos_token's, or sep_token's when there is no eos_token."""
+    """Return the id that ends a document in the token stream: eos_token's, or sep_token's if there is no eos_token."""
     for found in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if found is not None:
             return int(found)
@@ -31,11 +30,11 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 class DocumentEncoder:
-    """Documents to token ids: those of `tokenizer(document, add_special_tokens=False)`, but special tokens stay text.
+    """Encodes as `tokenizer(document, add_special_tokens=False)` does, but special tokens in the text stay text.
 
-    A document is cut before every space or newline that follows a non-space. For the five types of this module no token
-    reaches over such a cut, so that the ids of the parts are the ids of the whole, and each distinct part is encoded
-    once. A tokenizer of another origin, or one with tokens added later, gets whole documents.
+    A document is cut before every space or newline that follows a non-space. In core's five types no token reaches over
+    such a cut, so each distinct part is encoded once and looked up afterwards. A tokenizer of another origin, or one
+    with tokens added later, gets whole documents.
     """
 
     WINDOW = 1 << 20  # characters of text taken at a time
@@ -44,15 +43,14 @@ class DocumentEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         kind = tokenizer.init_kwargs.get(KIND_KEY)
-        # An added token that is not special is found in the text, and may hold a space.
+        # An added token that is not special is found in the text, and may contain a space.
         self._cuts = kind in CORE_TOKENIZER_TYPES and all(token["special"] for token in state["added_tokens"])
         self.lead = ""
         if self._cuts and kind == "sentencepiece":
-            # The space before a document belongs to its first part alone, so the document brings it along.
+            # The space before a document belongs to its first part alone: it is part of the text, not prepended.
             self.lead = " "
-            state["normalizer"]["normalizers"] = [
-                step for step in state["normalizer"]["normalizers"] if step["type"] != "Prepend"
-            ]
+            steps = state["normalizer"]["normalizers"]
+            steps[:] = [step for step in steps if step["type"] != "Prepend"]
         self._backend = Tokenizer.from_str(json.dumps(state))
         self._backend.encode_special_tokens = True
         self._backend.no_padding()
@@ -61,9 +59,9 @@ class DocumentEncoder:
         self._held = 0
 
     def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
-        """One uint32 array for each document, in order, without added special tokens.
+        """Yield a uint32 array for each document, in order, without added special tokens.
 
-        Beside the document and its own ids, memory holds a window of text, however long a document with spaces is.
+        Memory holds a document, its ids and a window of its parts, however long a document with spaces is.
         """
         ids = bytearray()
         for batch in self._batches(documents):
@@ -75,7 +73,7 @@ class DocumentEncoder:
                     ids = bytearray()
 
     def _batches(self, documents: Iterable[str]) -> Iterator[list[tuple[list[str], bool]]]:
-        """Windows of text as lists of (parts, whether the last of them ends a document)."""
+        """Yield windows of text as lists of (parts, whether the last of them ends a document)."""
         batch: list[tuple[list[str], bool]] = []
         size = 0
         for document in documents:
@@ -91,7 +89,7 @@ class DocumentEncoder:
         yield batch
 
     def _known_after(self, wanted: set[str]) -> dict[str, bytes]:
-        """The ids of parts as bytes, with those of all `wanted` ones among them."""
+        """Return the ids of parts as bytes, with those of all `wanted` ones among them."""
         missing = [part for part in wanted if part not in self._known]
         self._held += sum(map(len, missing))
         if self._held > self.REMEMBERED:

@@ -1,33 +1,28 @@
-"""What occurs in a text and how often, counted in memory that does not grow with the text.
+"""Counts of the distinct parts of words in a text, in memory that does not grow with the text.
 
-A trainer of tokenizers needs to know which parts of words occur and how often, not the text. One streaming pass counts
-the distinct parts, cut where no token reaches across: at white space for every kind, and for the subword kinds also at
-punctuation. The trainer is given parts and counts, which for bpe and wordpiece makes exactly what the text would.
+A trainer of tokenizers needs these, not the text: parts are cut where no token reaches across, so bpe and wordpiece
+learn from the counts exactly what they would learn from the text.
 
-`COUNTED` bounds the counts, in characters; a distinct part costs `ENTRY` characters more than it has. When they grow
-beyond it, the rarest parts are dropped until half is free. A part seen again later starts at zero. For words of 8
-letters it holds a million of them.
-
-Costs, measured on one shared core: words are counted at 25 MB/s, or 16 if all are new, in 140 MB of memory. The seeds
-for sentencepiece take 1 s and 100 MB for 250,000 words, 8 s and 500 MB at worst: random text without white space.
-
-Among parts equally frequent a checksum decides: a fair sample of the whole corpus, the same on every run.
+Measured on one shared core: words are counted at 25 MB/s, or 16 if all are new, in 140 MB of memory. The seeds for
+sentencepiece take 1 s and 100 MB for 250,000 words, 8 s and 500 MB at worst: random text without white space.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import accumulate
 
 import numpy as np
 
 SPACE = "▁"  # how sentencepiece writes a space
 
 BATCH = 1 << 21  # characters that are counted before they are cut further
-COUNTED = 24 << 20
-ENTRY = 16
+COUNTED = 24 << 20  # characters of distinct parts, a million words of 8 letters
+ENTRY = 16  # characters that a part costs in addition to its own
 _NEWLINE = 10
 
 _CUT = re.compile(r"(?<=\S)(?=[ \n])")
@@ -35,7 +30,7 @@ UNIT = re.compile(r"\s*\S+(?:[^\S \n]\s*\S*)*|\s+")  # what lies between two suc
 
 
 def blocks(text: str, size: int) -> Iterator[str]:
-    """Cuts a text before a space or newline that follows a non-space, into blocks of about `size` characters."""
+    """Cut a text before a space or newline that follows a non-space, into blocks of about `size` characters."""
     start = 0
     while len(text) - start > size:
         cut = _CUT.search(text, start + size)
@@ -47,7 +42,7 @@ def blocks(text: str, size: int) -> Iterator[str]:
 
 
 def _batches(texts: Iterable[str], parts: Callable[[str], Iterable[str]]) -> Iterator[Counter[str]]:
-    """The parts of the texts, counted for a few megabytes at a time."""
+    """Yield the counts of the parts in a few megabytes of text at a time."""
     batch: Counter[str] = Counter()
     size = 0
     for text in texts:
@@ -62,65 +57,50 @@ def _batches(texts: Iterable[str], parts: Callable[[str], Iterable[str]]) -> Ite
 def count(
     texts: Iterable[str], parts: Callable[[str], Iterable[str]], cut: Callable[[str], Iterable[str]]
 ) -> dict[str, int]:
-    """How often each part occurs in the texts, in the order of first appearance; `COUNTED` drops the rarest.
+    """Count the parts of the texts, in the order of first appearance.
 
     `parts` is quick and splits every text; `cut` splits further, once for each distinct result in a few megabytes.
+    When the counts grow beyond `COUNTED`, the rarest parts are dropped until half is free; a part that is seen again
+    starts at zero.
     """
     counts: dict[str, int] = {}
-    held = 0
     for batch in _batches(texts, parts):
         for text, times in batch.items():
             for part in cut(text):
-                if part in counts:
-                    counts[part] += times
-                else:
-                    counts[part] = times
-                    held += len(part) + ENTRY
-        if held > COUNTED:
+                counts[part] = counts.get(part, 0) + times
+        if _size(counts) > COUNTED:
             counts = most_frequent(counts, COUNTED // 2)
-            held = sum(map(len, counts)) + ENTRY * len(counts)
     return counts
+
+
+def _size(counts: Collection[str]) -> int:
+    return sum(map(len, counts)) + ENTRY * len(counts)
 
 
 def most_frequent(counts: dict[str, int], room: int) -> dict[str, int]:
-    """As many of the most frequent parts as there is room for; among equals those with the lowest checksum."""
-    sizes: Counter[int] = Counter()
-    for part, times in counts.items():
-        sizes[times] += len(part) + ENTRY
-    for least in sorted(sizes, reverse=True):
-        if sizes[least] > room:
-            break
-        room -= sizes[least]
-    else:
+    """Return as many of the most frequent parts as there is room for.
+
+    Among equals those with the lowest checksum: a fair sample of the whole corpus, the same on every run.
+    """
+    if _size(counts) <= room:
         return counts
-    equals = [part for part, times in counts.items() if times == least]
-    equals.sort(key=lambda part: zlib.crc32(part.encode()))
-    kept = 0
-    while kept < len(equals) and (room := room - len(equals[kept]) - ENTRY) >= 0:
-        kept += 1
-    chosen = set(equals[:kept])
-    return {part: times for part, times in counts.items() if times > least or part in chosen}
-
-
-def character_counts(texts: Iterable[str]) -> Counter[str]:
-    """How often each character occurs."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
-    return counts
+    ranked = sorted(counts, key=lambda part: zlib.crc32(part.encode()))
+    ranked.sort(key=counts.__getitem__, reverse=True)
+    sizes = list(accumulate(len(part) + ENTRY for part in ranked))
+    chosen = set(ranked[: bisect_right(sizes, room)])
+    return {part: times for part, times in counts.items() if part in chosen}
 
 
 def by_frequency(counts: Mapping[str, int]) -> list[str]:
-    """The most frequent first, equal counts in the order of their code points."""
+    """Sort the most frequent first, equal counts in the order of their code points."""
     return sorted(sorted(counts), key=counts.__getitem__, reverse=True)
 
 
 def seeds(counts: Mapping[str, int], longest: int, limit: int) -> Iterator[str]:
-    """Lines with the strings that may become pieces and how often they occur.
+    """Yield lines with the strings that may become pieces of sentencepiece, and how often they occur.
 
-    `sentencepiece` would search the whole text for them. They are the strings that occur more than once and are not
-    always followed by the same character, of two to `longest` characters, and at most `limit` of them, those that cover
-    most of the text; single characters need no line.
+    These are the strings of two to `longest` characters that occur more than once and are not always followed by the
+    same character; at most `limit` of them, those that cover most of the text.
     """
     text = "".join(f"{part}\n" for part in counts).replace(" ", SPACE)
     codes = np.frombuffer(text.encode("utf-32-le"), np.int32)

@@ -1,4 +1,4 @@
-"""The folder of a tokenizer: what is saved there, what is taken from one, and the digest of what shapes encoding."""
+"""The folder of a tokenizer: saving, loading, and the digest of everything that shapes encoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from foundry_core.run_folder import SENTENCEPIECE_MODEL, TOKENIZER_CONFIG, TOKEN
 from foundry_core.storage.files import InPlaceFolder, scratch_reported
 from foundry_core.storage.manifest import parse_json, read_plain_file
 from foundry_core.tokenization.limits import check_bounds
-from foundry_core.tokenization.training_request import KIND_KEY, SPECIAL_TOKEN_ROLES
+
+SPECIAL_TOKEN_ROLES = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
+KIND_KEY = "foundry_tokenizer_type"
+"""The setting that names the type of a tokenizer that core has trained."""
 
 _PROBE = "a \N{SNOWMAN}1\n"
 _SETTINGS = (
@@ -26,7 +29,7 @@ _SETTINGS = (
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
-    """The files of the folder that `AutoTokenizer.from_pretrained` loads, and sentencepiece's own model with them."""
+    """Return the files that `AutoTokenizer.from_pretrained` loads, and sentencepiece's own model with them."""
     with scratch_reported(), tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
@@ -38,30 +41,29 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """Writes those files into a folder; other files in it stay."""
+    """Write the files of a tokenizer into a folder; other files in it stay."""
     sink = InPlaceFolder(folder)
     for name, content in tokenizer_files(tokenizer).items():
         sink.write(name, content)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Loads a tokenizer from a folder, never from the network.
+    """Load a tokenizer from a folder, never from the network.
 
-    Of tokenizer_config.json only the settings that `tokenizer_files` writes are taken: others of transformers name
-    files, repositories and code. Raises TokenizerError when the folder holds no tokenizer.json or one that cannot be
-    read.
+    Of tokenizer_config.json only the settings in `_SETTINGS` are taken: others of transformers name files, repositories
+    and code. Raises TokenizerError when there is no tokenizer.json, or one that cannot be read.
     """
-    if not (Path(folder) / TOKENIZER_MODEL).is_file():
-        raise TokenizerError(f"{folder} holds no tokenizer.json: name the folder that a tokenizer was saved in")
+    path = folder / TOKENIZER_MODEL
+    if not path.is_file():
+        raise TokenizerError(f"{folder} contains no tokenizer.json: name the folder that a tokenizer was saved in")
     try:
-        path = Path(folder) / TOKENIZER_MODEL
         raw = read_plain_file(path)
         check_bounds(parse_json(path, raw))
         backend = Tokenizer.from_str(raw.decode())
-        # What an earlier call asked for is none of a file's business: it may say 10^12 tokens of padding.
+        # A file may ask for 10^12 tokens of padding.
         backend.no_padding()
         backend.no_truncation()
-        path = Path(folder) / TOKENIZER_CONFIG
+        path = folder / TOKENIZER_CONFIG
         stored = parse_json(path, read_plain_file(path))
         settings = {name: stored[name] for name in _SETTINGS if stored.get(name) is not None}
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
@@ -71,13 +73,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     except BaseException as error:  # the parser of `tokenizers` raises no narrower class; where it panics, not even one
         reason = " ".join(str(error).split())
         raise TokenizerError(f"the tokenizer in {folder} cannot be read, train it again: {reason}") from error
-    model = Path(folder) / SENTENCEPIECE_MODEL
+    model = folder / SENTENCEPIECE_MODEL
     tokenizer.foundry_files = {SENTENCEPIECE_MODEL: read_plain_file(model)} if model.is_file() else {}
     return tokenizer
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The sha256, in hex, of everything that shapes encoding; padding and truncation of earlier calls do not count."""
+    """Return the sha256 (hex) of everything that shapes encoding; padding and truncation of earlier calls do not."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     shape = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
     roles = {role: str(name) for role, name in tokenizer.special_tokens_map.items()}

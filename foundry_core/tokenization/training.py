@@ -2,13 +2,14 @@
 
 * The same input gives the same tokenizer, byte for byte.
 * `vocab_size` counts the special tokens and is never exceeded.
-* Text that merely looks like a special token stays text: no trained piece spells one, and special tokens that the model
+* Text that looks like a special token stays text: no trained piece spells one, and special tokens that the model
   itself does not need are appended behind its vocabulary, where text cannot reach them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,112 +20,129 @@ from foundry_core.errors import PluginError, TokenizerError, did_you_mean
 from foundry_core.registry.isolation import failing_as
 from foundry_core.registry.loading import import_string
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType, special_token_problems
-from foundry_core.tokenization.tokenizer_folder import save_tokenizer
-from foundry_core.tokenization.trainers import CORE_TRAINERS, Trainer
-from foundry_core.tokenization.training_request import SPECIAL_TOKEN_ROLES, Documents
+from foundry_core.tokenization import trainers
+from foundry_core.tokenization.tokenizer_folder import KIND_KEY, SPECIAL_TOKEN_ROLES, save_tokenizer
+from foundry_core.tokenization.trainers import Documents, Request
 
-InputFiles = str | Path | Sequence[str | Path]
+_BUILDERS = {
+    "sentencepiece": trainers.build_sentencepiece,
+    "wordpiece": trainers.build_wordpiece,
+    "bpe": trainers.build_bpe,
+    "character": trainers.build_character,
+    "word": trainers.build_word,
+}
+
+
+def _check_known(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise TokenizerError(f"unknown {what} {name!r}.{did_you_mean(name, known)} Available: {', '.join(known)}")
 
 
 def _core_type(name: str) -> TokenizerType:
-    if name not in CORE_TOKENIZER_TYPES:
-        near = did_you_mean(name, CORE_TOKENIZER_TYPES)
-        raise TokenizerError(f"unknown tokenizer type: {name!r}.{near} Available: {', '.join(CORE_TOKENIZER_TYPES)}")
+    _check_known("tokenizer type", name, CORE_TOKENIZER_TYPES)
     return CORE_TOKENIZER_TYPES[name]
 
 
 def default_special_tokens(tokenizer_type: str, masked: bool) -> dict[str, str]:
-    """The special tokens of one of core's types when none are given; `masked`: the objective hides tokens."""
+    """Return the default special tokens of one of core's types, with a mask token if `masked`."""
     return _core_type(tokenizer_type).tokens_by_role(None, masked)
 
 
-def _check(kind: TokenizerType, roles: Mapping[str, str]) -> None:
-    """Refuses special tokens that would make a text unlearnable or a token ambiguous."""
-    for role in roles:
-        if role not in SPECIAL_TOKEN_ROLES:
-            near = did_you_mean(role, SPECIAL_TOKEN_ROLES)
-            raise TokenizerError(f"unknown special token role {role!r}.{near} Roles: {', '.join(SPECIAL_TOKEN_ROLES)}")
-    for concerned, problem in special_token_problems(kind, roles):
-        raise TokenizerError(f"{concerned} {problem}" if concerned else problem)
-
-
 def train_tokenizer(
-    tokenizer_type: str | TokenizerType,
-    documents: Documents,
-    vocab_size: int | None,
-    special_tokens: Mapping[str, str],
+    tokenizer_type: str | TokenizerType, documents: Documents, vocab_size: int | None, special_tokens: Mapping[str, str]
 ) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer of a type: the name of one of core's five, or any descriptor.
+    """Train a tokenizer.
 
-    `documents()` starts a fresh pass; some types take several. `vocab_size` counts the special tokens and is an upper
-    bound, except for sentencepiece, which fills it or says how far it gets; None takes every character or word.
-    Raises TokenizerError for an unknown type, unusable special tokens, an empty corpus and an impossible size,
-    PluginError for a trainer that breaks these rules.
+    Args:
+        tokenizer_type: The name of one of core's five types, or any descriptor.
+        documents: A function that starts a pass over the texts; some types take several.
+        vocab_size: An upper bound, special tokens included; None takes every character or word.
+        special_tokens: Names by role.
+
+    Raises:
+        TokenizerError: The type or a special token is unusable, the corpus is empty, or the size is impossible.
+        PluginError: A plugin's trainer breaks the rules of this module.
     """
     kind = tokenizer_type if isinstance(tokenizer_type, TokenizerType) else _core_type(tokenizer_type)
-    _check(kind, special_tokens)
+    for role in special_tokens:
+        _check_known("special token role", role, SPECIAL_TOKEN_ROLES)
+    for concerned, problem in special_token_problems(kind, special_tokens):
+        raise TokenizerError(f"{concerned} {problem}" if concerned else problem)
     if not any(document.strip() for document in documents()):
-        raise TokenizerError("the training corpus holds no text: a tokenizer cannot be trained on it")
-    trainer = _trainer_of(kind)
-    with failing_as(f"the trainer of the tokenizer type {kind.name}"):
+        raise TokenizerError("the training corpus contains no text: a tokenizer cannot be trained on it")
+    if kind.trainer is not None:
+        trainer = import_string(kind.trainer)
+    elif kind is CORE_TOKENIZER_TYPES.get(kind.name):
+        trainer = partial(_train_core_type, kind.name)
+    else:
+        raise PluginError(f"the tokenizer type {kind.name} has no trainer: give it an import string")
+    what = f"the trainer of the tokenizer type {kind.name}"
+    with failing_as(what):
         tokenizer = trainer(documents, vocab_size, special_tokens)
-    broken = _broken_rule(tokenizer, vocab_size, special_tokens)
-    if broken:
-        raise PluginError(f"the trainer of the tokenizer type {kind.name}, {kind.trainer}, {broken}")
+    if broken := _broken_rule(tokenizer, vocab_size, special_tokens):
+        raise PluginError(f"{what}, {kind.trainer}, {broken}")
     return tokenizer
 
 
-def _trainer_of(kind: TokenizerType) -> Trainer:
-    if kind.trainer is not None:
-        trainer: Trainer = import_string(kind.trainer)
-        return trainer
-    if kind is not CORE_TOKENIZER_TYPES.get(kind.name):
-        raise PluginError(f"the tokenizer type {kind.name} has no trainer: give it an import string")
-    return CORE_TRAINERS[kind.name]
+def _train_core_type(
+    name: str, documents: Documents, vocab_size: int | None, special_tokens: Mapping[str, str]
+) -> PreTrainedTokenizerFast:
+    request = Request(name, documents, vocab_size, special_tokens)
+    backend = _BUILDERS[name](request)
+    # Segment ids only where [CLS] A [SEP] B [SEP] is possible: GPT-2 would add them to its embeddings.
+    segments = ["token_type_ids"] if backend.post_processor is not None else []
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", *segments, "attention_mask"],
+        **special_tokens,
+        **{KIND_KEY: name},
+    )
+    tokenizer.foundry_files = request.files
+    return tokenizer
 
 
 def _broken_rule(tokenizer: Any, vocab_size: int | None, special_tokens: Mapping[str, str]) -> str | None:
-    """What a trainer did that none may do."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return f"gives a {type(tokenizer).__name__}, not a PreTrainedTokenizerFast"
+        return f"returned a {type(tokenizer).__name__}, not a PreTrainedTokenizerFast"
     for role, name in special_tokens.items():
         if getattr(tokenizer, role) != name or name not in tokenizer.all_special_tokens:
-            return f"was asked for the {role} {name!r} and gives {getattr(tokenizer, role)!r}"
+            return f"was asked for the {role} {name!r} and returned {getattr(tokenizer, role)!r}"
     if vocab_size is not None and len(tokenizer) > vocab_size:
-        return f"gives {len(tokenizer)} tokens where at most {vocab_size} were asked for"
+        return f"returned {len(tokenizer)} tokens where at most {vocab_size} were asked for"
     return None
 
 
 def _training_on_files(tokenizer_type: str, default_size: int | None) -> Callable[..., PreTrainedTokenizerFast]:
-    """The method of `TokenizerFactory` for one type."""
-
     def train(
-        input_files: InputFiles,
+        input_files: str | Path | Sequence[str | Path],
         output_dir: str | Path | None = None,
         vocab_size: int | None = default_size,
         special_tokens: Mapping[str, str] | None = None,
         *,
         unit: DocumentUnit = "line",
     ) -> PreTrainedTokenizerFast:
-        corpus = Corpus.open(input_files, unit=unit)
+        """Train a tokenizer on files; see `TokenizerFactory`."""
         special = default_special_tokens(tokenizer_type, masked=False) if special_tokens is None else special_tokens
+        corpus = Corpus.open(input_files, unit=unit)
         tokenizer = train_tokenizer(tokenizer_type, corpus.documents, vocab_size, special)
         if output_dir is not None:
             save_tokenizer(tokenizer, Path(output_dir))
         return tokenizer
 
-    train.__name__ = f"train_{tokenizer_type}"
-    train.__doc__ = f"Trains a {tokenizer_type} tokenizer on files; see `TokenizerFactory`."
     return train
 
 
 class TokenizerFactory:
     """Trains a tokenizer on files and saves it; every method has the same arguments.
 
-    `input_files` is a path or a list of paths, read as `corpus.reader` reads a corpus, and `unit` is what counts as one
-    document there. `output_dir` is the folder to save in, None for none. `vocab_size` and the errors are those
-    of `train_tokenizer`. `special_tokens` defaults to `default_special_tokens(type, masked=False)`. List the training
-    corpus only: a tokenizer that has seen the test corpus has seen the answers.
+    List the training corpus only: a tokenizer that has seen the test corpus has seen the answers.
+
+    Args:
+        input_files: A path or a list of paths, read as `Corpus.open` reads a corpus; `unit` is what one document is.
+        output_dir: The folder to save in, if any.
+        vocab_size: See `train_tokenizer`.
+        special_tokens: Names by role; by default those of `default_special_tokens(type, masked=False)`.
     """
 
     train_sentencepiece = staticmethod(_training_on_files("sentencepiece", 8000))

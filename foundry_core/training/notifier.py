@@ -16,7 +16,7 @@ from foundry_core.training.sinks import MetricsFile
 
 
 class _Muted(PluginError):  # noqa: N818 - what becomes of the observer
-    """An observer that failed."""
+    """An observer failed and is no longer called."""
 
 
 class Notifier:

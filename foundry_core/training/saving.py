@@ -8,24 +8,28 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from foundry_core.checkpoints.checkpoint import checkpoints, fixed_files, save_checkpoint
+from foundry_core.checkpoints.checkpoint import (
+    TensorBuffers,
+    Tensors,
+    checkpoint_tensors,
+    checkpoints,
+    fixed_files,
+    is_ephemeral,
+    retire,
+    save_checkpoint,
+)
 from foundry_core.checkpoints.compatibility import environment
-from foundry_core.checkpoints.retention import is_ephemeral, retire
 from foundry_core.checkpoints.state import TrainState
-from foundry_core.checkpoints.tensors import CheckpointTensors, TensorBuffers
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import warn
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.notifier import Notifier
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 T = TypeVar("T")
 
@@ -83,7 +87,6 @@ class CheckpointSaver:
         model: The model that is trained.
         optimizer: Its optimizer.
         tokenizer: The tokenizer that every checkpoint carries.
-        order: Seed of the data order and rows in a step; a part of each checkpoint's lineage.
         notifier: Receives `foundry_checkpoint_saved`.
         background: Save in a thread, from a copy. On a CPU such a thread takes its time from training: nothing was
             gained when measured.
@@ -96,7 +99,6 @@ class CheckpointSaver:
         optimizer: torch.optim.Optimizer,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        order: tuple[int, int],
         notifier: Notifier,
         background: bool,
     ):
@@ -104,7 +106,7 @@ class CheckpointSaver:
         self.parent: str | None = None
         """The checkpoint that training went on from or saved last; None before the first."""
         self._settings = config.training.checkpoints
-        self._model, self._optimizer, self._order, self._notifier = model, optimizer, order, notifier
+        self._model, self._optimizer, self._notifier = model, optimizer, notifier
         self._fixed_files = fixed_files(model, tokenizer)
         self._buffers = TensorBuffers() if background else None
         self._task = Background(self._announce, enabled=background)
@@ -134,11 +136,11 @@ class CheckpointSaver:
     def save(self, state: TrainState, *, ephemeral: bool = False) -> None:
         """Save a checkpoint, after the one before has been saved."""
         self.finish()
-        tensors = CheckpointTensors.of(self._model, self._optimizer)
+        tensors = checkpoint_tensors(self._model, self._optimizer)
         if self._buffers is not None:
             tensors, state = self._buffers.copy(tensors), deepcopy(state)
         device = next(self._model.parameters()).device
-        facts: dict[str, Any] = {"order": self._order, "parent": self.parent, "ephemeral": ephemeral}
+        facts: dict[str, Any] = {"parent": self.parent, "ephemeral": ephemeral}
         facts["environment"] = environment(device)
         self.parent = checkpoint_name(state.step)
         self._task.start(partial(self._publish, tensors, state, facts))
@@ -148,7 +150,7 @@ class CheckpointSaver:
         """Wait for the save that is under way, if there is one; raise what it raised."""
         self._task.finish()
 
-    def _publish(self, tensors: CheckpointTensors, state: TrainState, facts: dict[str, Any]) -> tuple[int, Path]:
+    def _publish(self, tensors: Tensors, state: TrainState, facts: dict[str, Any]) -> tuple[int, Path]:
         folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts)
         self._damaged.discard(folder)
         (self._ephemeral.add if facts["ephemeral"] else self._ephemeral.discard)(folder)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: heard at the next step boundary, where a checkpoint can be saved; before, at once."""
+"""Signals that ask a run to end: at a step boundary, where a checkpoint can be saved; before training, at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class _Asked(KeyboardInterrupt):
-    """What a signal raises where it need not wait. Nothing takes that for a failure of its own."""
+    """Raised by a signal that need not wait; code that catches Exception does not catch it."""
 
 
 class StopRequest:
-    """While it is entered, the first of `SIGNALS` is only noted; a second one does what it did before, at once.
+    """Notes the first of `SIGNALS` while it is active; a second one has its usual effect, at once.
 
-    Does nothing outside the main thread, where Python does not allow handlers. requested: the signal's name.
+    Does nothing outside the main thread, where Python does not allow handlers.
+
+    Attributes:
+        requested: The name of the signal, or None.
     """
 
     def __init__(self) -> None:
@@ -32,7 +35,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block that has nothing to save: the first signal does not wait, it leaves it with StoppedError."""
+        """Let the first signal leave the block with StoppedError: there is nothing to save yet."""
         try:
             self._at_once = True
             if self.requested:

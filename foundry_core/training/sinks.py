@@ -16,8 +16,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
 from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
 from foundry_core.run_folder import METRICS, TENSORBOARD
-from foundry_core.storage.files import write_file
-from foundry_core.storage.lines import AppendedLines, read_appended
+from foundry_core.storage.files import AppendedLines, read_appended, write_file
 from foundry_core.training.console import Console
 
 

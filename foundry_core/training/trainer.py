@@ -19,11 +19,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.checkpoint import load_checkpoint, newest_valid
 from foundry_core.checkpoints.compatibility import environment_changes, versions
@@ -53,9 +54,6 @@ from foundry_core.training.saving import CheckpointSaver
 from foundry_core.training.schedule import Schedule
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.speed import Stopwatch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 _CALMER = "Lower training.learning_rate, lengthen the warm-up, or use fp32"
 
@@ -108,7 +106,6 @@ class Trainer:
             model,
             self.optimizer,
             tokenizer,
-            order=(self.order.seed, self.plan.samples_per_step),
             notifier=notifier,
             background=self.device.type != "cpu" if background is None else background,
         )
@@ -132,7 +129,7 @@ class Trainer:
         )
         changes = environment_changes(folder, self.device)
         if changes:
-            warn(f"the run goes on, but not bit for bit as it would have: {'; '.join(changes)}")
+            warn(f"the run continues, but not bit for bit as it would have: {'; '.join(changes)}")
         self.schedule.load(self.state.schedule)
         if self.state.scaler:
             try:
@@ -221,7 +218,7 @@ class Trainer:
         )
 
     def _memory_watched(self, stage: str) -> AbstractContextManager[None]:
-        """No batch is left out when memory ends: the run does, with a line that says how it goes on."""
+        """Turn running out of memory into one line that says how to continue; no batch is skipped."""
         return memory_watched(partial(self._out_of_memory, stage))
 
     def _out_of_memory(self, stage: str) -> str:
@@ -264,7 +261,7 @@ class Trainer:
         )
 
     def batches(self) -> Iterator[Batch]:
-        """Micro-batches from the present position to the end; the last step may be smaller."""
+        """Return the micro-batches from the present position to the end; the last step may be smaller."""
         return iter(
             Batches(
                 self.data.train_rows,
@@ -278,7 +275,7 @@ class Trainer:
         )
 
     def take_step(self, micro_batches: list[Batch]) -> tuple[float, float, float]:
-        """One optimizer step. Returns its loss, learning rate and gradient norm; moves the state on."""
+        """Take one optimizer step and advance the state. Return its loss, learning rate and gradient norm."""
         state, settings, scaler = self.state, self.config.training, self.precision.scaler
         self._seed_dropout()
         rate = self.schedule.rate(state.step + 1)
@@ -331,7 +328,7 @@ class Trainer:
         )
 
     def _check_weights(self, test_loss: float = 0.0) -> None:
-        """An update from finite numbers can overflow. Such weights are not saved: the checkpoint before them stays."""
+        """Refuse weights that are not finite, which an update from finite numbers can cause: they are never saved."""
         culprit = _first_not_finite((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         if culprit is not None or not math.isfinite(test_loss):
             found = f"{culprit} is not finite" if culprit is not None else f"the test loss is {test_loss}"

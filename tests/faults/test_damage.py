@@ -9,7 +9,7 @@ from tests.faults.scenario import flip
 
 DAMAGE = {
     "is damaged": lambda path: flip(path, len(path.read_bytes()) // 2),
-    "has 1 bytes, its manifest says": lambda path: path.write_bytes(path.read_bytes()[:1]),
+    "has 1 bytes, not": lambda path: path.write_bytes(path.read_bytes()[:1]),
     "is missing": lambda path: path.unlink(),
     "is not in the manifest": lambda path: path.with_name(f"{path.name}.bak").write_bytes(path.read_bytes()),
 }

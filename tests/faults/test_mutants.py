@@ -108,11 +108,9 @@ class Mutant:
 
 
 MUTANTS = {
-    "a file is not synced": Mutant(
-        "foundry_core.storage.files:_NewFile.__exit__", mutants.files_not_synced, power_loss
-    ),
+    "a file is not synced": Mutant("foundry_core.storage.files:Writer.__exit__", mutants.files_not_synced, power_loss),
     "the log is not synced before a checkpoint": Mutant(
-        "foundry_core.storage.lines:AppendedLines.sync", mutants.nothing, power_loss
+        "foundry_core.storage.files:AppendedLines.sync", mutants.nothing, power_loss
     ),
     "a checkpoint's entries are not synced": Mutant(
         "foundry_core.storage.files:publish_folder", mutants.entries_of_the_folder_not_synced, power_loss
@@ -148,10 +146,10 @@ MUTANTS = {
         "foundry_core.checkpoints.checkpoint:save_checkpoint", mutants.retention_before_saving, kills("checkpoint-4")
     ),
     "retention is not made up for": Mutant(
-        "foundry_core.checkpoints.retention:retire", mutants.first_retention_left_out, kills("run/checkpoint-")
+        "foundry_core.checkpoints.checkpoint:retire", mutants.first_retention_left_out, kills("run/checkpoint-")
     ),
     "retention counts damaged checkpoints": Mutant(
-        "foundry_core.checkpoints.retention:retire", mutants.damaged_ones_count, keeping
+        "foundry_core.checkpoints.checkpoint:retire", mutants.damaged_ones_count, keeping
     ),
     "a removal that fails ends the run": Mutant(
         "foundry_core.storage.files:set_aside", mutants.failed_removal_raises, removal("rename")

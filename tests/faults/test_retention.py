@@ -4,8 +4,7 @@ import errno
 
 import pytest
 
-from foundry_core.checkpoints.checkpoint import checkpoints
-from foundry_core.checkpoints.retention import retire
+from foundry_core.checkpoints.checkpoint import checkpoints, retire
 from foundry_core.checkpoints.verification import verify_run
 from foundry_core.storage.files import publish_folder, remove_set_aside, set_aside
 from foundry_core.storage.manifest import read_manifest

@@ -1,5 +1,6 @@
-"""The conformance kit: what every architecture must be, as checks that a plugin's author takes with one import.
+"""The conformance kit: checks that every architecture must pass, available to plugin authors with one import.
 
-`case` has the models that are checked, `check` what a check is, `run` carries checks out; the other modules hold the
-checks, one for each group of the table. Everything happens in fp32 with one thread.
+`case` builds the models that are checked, `check` defines a check, `run` runs checks, and `processes`, `surroundings`,
+`reopened`, `keys` and `json_schema` are tools for them. The other modules contain the checks. Unless a check is about
+something else, everything runs in fp32 with one thread.
 """

@@ -1,4 +1,4 @@
-"""What is checked: an architecture's example settings, each with every objective it accepts, and once in odd sizes.
+"""The models that are checked: every example of an architecture with every objective, and the first in odd sizes.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -46,22 +46,22 @@ LAYER_KEYS = (
     "blocks",
     "num_blocks",
 )
-"""Keys of a `model:` section that say how many layers there are; where the first example sets one, the odd sizes have
-one layer.
-"""
+"""Keys of a `model:` section for the number of layers. The odd sizes have one layer if the first example sets one."""
 
 ODD_SIZES = "odd sizes"
-"""Name of the case with one layer and other sizes than the examples."""
+"""Name of the case with one layer, and with other numbers of tokens and positions than the examples."""
 
 DROPOUT_KEY = "drop"
-"""Part of every key of a `model:` section that is a probability of leaving something out in training."""
+"""Keys of a `model:` section that contain this are dropout probabilities."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     """One architecture with settings and an objective.
 
-    length: the longest row that the model is built for. vocabulary: number of token ids; never a multiple of 8.
+    Attributes:
+        length: The longest row that the model is built for.
+        vocabulary: The number of token ids; never a multiple of 8.
     """
 
     architecture: Architecture
@@ -81,13 +81,13 @@ class Case:
 
     @property
     def sees_right(self) -> bool:
-        """Whether a prediction depends on tokens to its right."""
+        """True if a prediction depends on tokens to its right."""
         return self.capabilities.bidirectional and not self.causal
 
     @cached_property
     def config(self) -> ExperimentConfig:
         config = self.config_with()
-        # What a configuration looks up once, in the metadata of every installed package, its copies have from it.
+        # A configuration looks these up once, in the metadata of all installed packages; its copies share them.
         assert config.architecture is not None
         assert config.objective is not None
         return config
@@ -98,13 +98,13 @@ class Case:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Of characters, with every special token that an objective may ask for."""
+        """A character tokenizer with every special token that an objective may require."""
         return _letters(self.vocabulary)
 
     def config_with(
         self, *, seed: int = 0, model: Mapping[str, Any] | None = None, **sections: Any
     ) -> ExperimentConfig:
-        """The experiment; a section given is laid over that of the case, key by key. model: replaces the settings."""
+        """Return the experiment, with sections updated key by key. model: replaces the settings."""
         content: dict[str, Any] = {
             "experiment_name": "conformance",
             "random_seed": seed,
@@ -127,33 +127,33 @@ class Case:
         return load_config(content)
 
     def with_one_layer(self) -> Case:
-        """The same case with one layer, where the settings say how many there are and take one."""
+        """Return the case with one layer, or unchanged if its settings do not allow that."""
         case = replace(self, settings=_one_layer(self.settings))
         try:
-            case.config  # noqa: B018 - reads it
+            case.config  # noqa: B018 - loads it
         except ConfigError:
             return self
         return case
 
     @cached_property
     def has_dropout(self) -> bool:
-        """Whether the settings have a probability of dropout."""
+        """True if the settings have a dropout probability."""
         return self.settings_with_dropout(0.25) != self.settings_with_dropout(0.5)
 
     def settings_with_dropout(self, probability: float) -> ModelConfig:
-        """The settings with every dropout at this probability."""
+        """Return the settings with every dropout set to this probability."""
         settings = _with_dropout(self.config.model.model_dump(), probability)
         return self.architecture.config_class.model_validate(settings)
 
     def model(self, *, seed: int = 0, dropout: float | None = None) -> BaseLanguageModel:
-        """A new model in evaluation mode; the same seed gives the same weights. dropout: instead of what is set."""
+        """Return a new model in evaluation mode. dropout: replaces the probabilities in the settings."""
         changes: dict[str, Any] = {"random_seed": seed}
         if dropout is not None:
             changes["model"] = self.settings_with_dropout(dropout)
         model = create_model(self.config.model_copy(update=changes), self.tokenizer)
         if dropout == 0:
             for module in model.modules():
-                if isinstance(module, nn.modules.dropout._DropoutNd):  # one that no key sets, too
+                if isinstance(module, nn.modules.dropout._DropoutNd):  # including dropout that no key sets
                     module.p = 0.0
         return model.eval()
 
@@ -163,10 +163,10 @@ class Case:
             return build(self.config, context or build_context(self.config, self.tokenizer))
 
     def stirred(self, *, dropout: float | None = None) -> BaseLanguageModel:
-        """A new model in evaluation mode with noise on every parameter.
+        """Return a new model in evaluation mode with noise added to every parameter.
 
-        New models may start with an output layer or a branch of zeros, and most hardly tell one token from another:
-        what is then equal proves nothing.
+        New models may have an output layer or a branch of zeros, and most hardly distinguish tokens: then equal
+        results would prove nothing.
         """
         model, generator = self.model(dropout=dropout), torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -176,27 +176,27 @@ class Case:
         return model
 
     def ids(self, *shape: int, seed: int = 0) -> torch.Tensor:
-        """Random token ids, special ones left out: int64 of this shape."""
+        """Return random token ids without special tokens, int64 of this shape."""
         ordinary = self.ordinary
         return ordinary[torch.randint(0, len(ordinary), shape, generator=torch.Generator().manual_seed(seed))]
 
     @cached_property
     def ordinary(self) -> torch.Tensor:
-        """Token ids that are not special, ascending."""
+        """The ids of tokens that are not special, ascending."""
         special = set(self.tokenizer.all_special_ids)
         return torch.tensor([number for number in range(self.vocabulary) if number not in special])
 
     def changed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Another ordinary token for each."""
+        """Return a different ordinary token for each token."""
         place = torch.searchsorted(self.ordinary, ids.contiguous())
         return self.ordinary[(place + 7) % len(self.ordinary)]
 
     def labels(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Labels for every token (B, T): the ids, -100 where the mask is 0."""
+        """Return labels for every token (B, T): the ids, or -100 where the mask is 0."""
         return ids.clone() if mask is None else ids.masked_fill(mask == 0, -100)
 
     def ragged(self, rows: int = 6, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random ids (B, T) and their labels, of which a part is -100: the end of each row, single tokens, one row."""
+        """Return random ids (B, T) and labels with some -100: the end of each row, single tokens, and one whole row."""
         ids, generator = self.ids(rows, self.length, seed=seed), torch.Generator().manual_seed(seed + 1)
         hidden = torch.rand(ids.shape, generator=generator) < 0.3
         hidden |= torch.arange(self.length) >= torch.randint(4, self.length + 1, (rows, 1), generator=generator)
@@ -204,9 +204,9 @@ class Case:
         return ids, ids.masked_fill(hidden, -100)
 
     def features(self, rows: int, length: int, *, first: int = 0) -> list[dict[str, Any]]:
-        """Rows of random ordinary tokens as the trainer hands them to a collator, the numbers from `first` on.
+        """Return rows of random ordinary tokens in the form that collators receive, numbered from `first`.
 
-        Rows of a framed objective begin and end with the tokens that frame them.
+        Rows of a framed objective begin with the cls token and end with the sep token.
         """
         ids = self.ids(rows, length, seed=first)
         if self.objective.layout == "framed":
@@ -216,7 +216,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """All cases of one architecture, and a folder that goes when the process ends."""
+    """All cases of one architecture, and a folder that is removed when the process ends."""
 
     architecture: Architecture
     cases: tuple[Case, ...]
@@ -225,7 +225,7 @@ class Suite:
 
     @cached_property
     def fault(self) -> tuple[Case, Exception] | None:
-        """The first case that is not built or does not read a batch, and what was raised."""
+        """The first case whose model cannot be built or called, and its exception."""
         for case in self.cases:
             try:
                 ids = case.ids(2, min(4, case.length))
@@ -238,7 +238,7 @@ class Suite:
 
     @cached_property
     def without_one_layer(self) -> str | None:
-        """Why nothing is tried with one layer, if so."""
+        """None, or the reason why no model with one layer is checked."""
         odd = [case for case in self.cases if case.example == ODD_SIZES]
         if not odd:
             return "the settings refuse one layer"
@@ -247,19 +247,23 @@ class Suite:
 
     @cached_property
     def home(self) -> Path | None:
-        """The folder of the package that the model's code is in, or its file where it is a single module."""
+        """The folder of the package that contains the model, or the file of a single module."""
         target = self.architecture.model_class
         name = target.partition(":")[0] if isinstance(target, str) else target.__module__
         return home_of(name)
 
     @classmethod
     def of(cls, name: str) -> Suite:
-        """Raises PluginError when it cannot be had, an example is not valid, or nothing of it can be checked."""
+        """Return the cases of an architecture.
+
+        Raises:
+            PluginError: The architecture cannot be loaded, an example is invalid, or there is nothing to check.
+        """
         architecture = get_architecture(name)
         room = TemporaryDirectory(prefix="foundry-check-")
         cases = tuple(_cases(architecture, Path(room.name)))
         if not cases:
-            raise PluginError(f"'{name}' accepts no objective that is known here, with any of its examples")
+            raise PluginError(f"'{name}' accepts no known objective with any of its examples")
         return cls(architecture, cases, Path(room.name), room)
 
 
@@ -272,7 +276,7 @@ def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
             validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
         except ValidationError as error:
             if name == ODD_SIZES:
-                continue  # an architecture that one layer is too few for
+                continue  # an architecture that needs more than one layer
             raise PluginError(_refusal(architecture, name, error)) from error
         known = offers(hook_manager(active_modules(architecture))).objectives
         capabilities = architecture.capabilities(validated)
@@ -288,18 +292,18 @@ def _refusal(architecture: Architecture, example: str, error: ValidationError) -
     if architecture.examples:
         return f"the example '{example}' of '{architecture.name}' is not valid: {reason}"
     return (
-        f"'{architecture.name}' has settings without a default and no example to build: {reason}. Give the descriptor, "
-        'or register_architecture, small sizes: examples={"tiny": {...}}'
+        f"'{architecture.name}' has settings without a default, and no example to build: {reason}. Pass small sizes to "
+        'the descriptor or to register_architecture: examples={"tiny": {...}}'
     )
 
 
 def _keys(settings: Mapping[str, Any]) -> set[str]:
-    """Those of the sections too."""
+    """Return all keys, including those of sections."""
     return set(settings).union(*(_keys(value) for value in settings.values() if isinstance(value, Mapping)))
 
 
 def _one_layer(settings: Any) -> Any:
-    """The same settings with one layer, whichever of the usual keys says so."""
+    """Return the settings with one layer."""
     if not isinstance(settings, Mapping):
         return settings
     return {
@@ -308,7 +312,7 @@ def _one_layer(settings: Any) -> Any:
 
 
 def _with_dropout(settings: Any, probability: float) -> Any:
-    """The same settings with every dropout at this probability."""
+    """Return the settings with every dropout set to this probability."""
     if not isinstance(settings, Mapping):
         return settings
     return {

@@ -1,4 +1,4 @@
-"""Is what a model is said to cost what it costs?"""
+"""Checks of the estimates of computation and memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from foundry_core.testing.kit.check import check, require
 @check(
     "cost",
     "flops",
-    mend="`flops` of BaseLanguageModel counts every matrix once per token. Override `attention_flops` for products "
-    "between activations, such as attention's, and `flops` where a matrix is used more or less often.",
+    fix="`flops` of BaseLanguageModel counts every matrix once per token. Override `attention_flops` for products "
+    "between activations, as in attention, and `flops` if a matrix is used more or less often.",
 )
 def flops(case: Case) -> None:
-    """The estimate of a forward pass is within 5 % of the floating-point operations that torch counts."""
+    """The estimate for a forward pass is within 5 % of the floating-point operations that torch counts."""
     model = case.model()
-    # Inside a fused kernel nothing can be counted. Gradients stay on: without them the counter stumbles over a module
-    # that is handed a parameter.
+    # Operations inside a fused kernel cannot be counted. Gradients stay enabled: without them the counter fails on a
+    # module that receives a parameter as input.
     for length in (case.length, case.length // 2):
         unfused = torch.backends.mkldnn.flags(enabled=False)
         with sdpa_kernel(SDPBackend.MATH), unfused, FlopCounterMode(display=False) as counter:
@@ -29,22 +29,22 @@ def flops(case: Case) -> None:
         counted, estimate = counter.get_total_flops(), model.flops(3, length)
         off = abs(estimate - counted) / max(counted, 1)
         figures = f"the estimate for {length} tokens is {estimate:,}, torch counts {counted:,}"
-        require(off <= 0.05, f"{figures}: {off:.1%} off, allowed are 5 %")
+        require(off <= 0.05, f"{figures}: {off:.1%} off, allowed is 5 %")
 
 
 @check(
     "cost",
     "memory-estimate",
-    mend="What the backward pass needs is to grow by the same amount with every row: no cache over calls, nothing "
-    "over pairs of rows.",
+    fix="The memory that the backward pass needs must grow by the same amount with every row: keep no cache between "
+    "calls, and store nothing for pairs of rows.",
 )
 def memory_estimate(case: Case) -> None:
-    """The memory for activations, told from a few rows, is within 15 % of what autograd keeps of many."""
+    """The activation memory that is estimated from a few rows is within 15 % of what autograd stores for many."""
     model, rows = case.model(), 12
     labelled = 1.0 if case.causal else case.config.training.mlm_probability
     kept = saved_bytes(model, plain_rows(model, rows, case.length, labelled))
     estimate = activation_bytes(model, rows, case.length, labelled=labelled)
     off = abs(estimate - kept) / max(kept, 1)
     require(
-        off <= 0.15, f"the estimate is {estimate:,} bytes, autograd keeps {kept:,}: {off:.1%} off, allowed are 15 %"
+        off <= 0.15, f"the estimate is {estimate:,} bytes, autograd stores {kept:,}: {off:.1%} off, allowed is 15 %"
     )

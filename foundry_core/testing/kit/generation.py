@@ -1,4 +1,4 @@
-"""Does a model write what its logits say, and say so when it cannot write?
+"""Checks of text generation: it follows the logits, and is refused if the model does not support it.
 
 Shapes: B batch, T tokens.
 """
@@ -27,7 +27,7 @@ def does_not_generate(case: Case) -> str | None:
 
 
 def _decided(case: Case) -> BaseLanguageModel:
-    """A model that tells its tokens apart: small weights would choose the same one whatever they read."""
+    """Return a model with large weights: with small ones it would choose the same token whatever it reads."""
     model = case.stirred()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -36,7 +36,7 @@ def _decided(case: Case) -> BaseLanguageModel:
 
 
 def _prompts(case: Case) -> list[tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]]:
-    """Prompts of unequal length, together with padding on the left where that is declared, otherwise one at a time."""
+    """Return prompts of unequal length: in one batch padded on the left if that is declared, otherwise one by one."""
     longest = case.length - _NEW_TOKENS - 1
     rows = [case.ids(length, seed=length) for length in (longest, 1, longest // 2, 3)]
     if "left" in case.capabilities.padding_sides:
@@ -62,11 +62,13 @@ def _generated(model: BaseLanguageModel, ids: torch.Tensor, mask: torch.Tensor, 
     "generation",
     "greedy",
     needs=generates,
-    mend="Prompts are padded on the left: positions count real tokens, and `attention_mask` goes to whatever looks "
-    "across tokens. The logits of the last place are those of the next token.",
+    fix="Prompts are padded on the left: count positions over real tokens only, and pass `attention_mask` to every "
+    "layer that mixes tokens. The logits of the last position must be those of the next token.",
 )
 def greedy(case: Case) -> None:
-    """Greedy generation from ragged prompts is the loop that appends the likeliest token to each prompt alone."""
+    """Greedy generation from prompts of different lengths gives the same tokens as appending the most likely token to
+    each prompt separately.
+    """
     model = _decided(case)
     eos, pad = model.context.eos_token_id, model.context.pad_token_id
     for rows, ids, mask in _prompts(case):
@@ -79,7 +81,7 @@ def greedy(case: Case) -> None:
                 place = len(text) - len(row) + 1
                 require(
                     token == expected,
-                    f"after a prompt of {len(row)} tokens, new token {place} is {token}, the likeliest {expected}",
+                    f"after a prompt of {len(row)} tokens, new token {place} is {token}, the most likely {expected}",
                 )
                 text = torch.cat([text, torch.tensor([token])])
 
@@ -88,11 +90,11 @@ def greedy(case: Case) -> None:
     "generation",
     "step-by-step",
     needs=every(generates, declared("stateful")),
-    mend="A step with a state is the next place of the same text: positions go on where the state stands, also behind "
-    "padding, and nothing is counted twice.",
+    fix="A call with a state reads the next positions of the same text: continue counting positions from the state, "
+    "also after padding, and count nothing twice.",
 )
 def step_by_step(case: Case) -> None:
-    """Token by token with the state carried, the logits are those of reading the whole text again, within 1e-4."""
+    """Reading token by token with a carried state gives the same logits as reading the whole text, within 1e-4."""
     model = case.stirred()
     ids = case.ids(3, case.length)
     whole, state = model(ids).logits, None
@@ -110,18 +112,18 @@ def step_by_step(case: Case) -> None:
                 what = f"logits of new token {step + 1} after a prompt of {len(row)} tokens, padded on the left"
                 require_close(logits[index].to(again.dtype), again[step], what, atol=1e-4)
                 if answer[step] == model.context.eos_token_id:
-                    break  # from here on it is padded
+                    break  # the rest is padding
 
 
 @check(
     "generation",
     "refusal",
     needs=does_not_generate,
-    mend="Leave `generate` to BaseLanguageModel, and declare `generation` in `capabilities` only for settings that "
-    "can.",
+    fix="Inherit `generate` from BaseLanguageModel, and declare `generation` in `capabilities` only for settings "
+    "under which the model can generate.",
 )
 def refusal(case: Case) -> None:
-    """A model that cannot generate says so in one line, and says it beforehand."""
+    """If a model cannot generate, `generate` raises a one-line error and `supports_generation` is False."""
     model = case.model()
     require(not model.supports_generation, "supports_generation is true for a model that does not generate")
     try:
@@ -132,6 +134,6 @@ def refusal(case: Case) -> None:
         return
     except Exception as error:
         raise NonconformanceError(
-            f"generate raises {type(error).__name__} instead of a FoundryError: {error}"
+            f"generate raised {type(error).__name__} instead of a FoundryError: {error}"
         ) from error
-    raise NonconformanceError("generate returns something for a model that does not generate")
+    raise NonconformanceError("generate returned a result for a model that does not generate")

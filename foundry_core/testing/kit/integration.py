@@ -1,4 +1,4 @@
-"""Does a model live where it will be used: killed and resumed, compiled, moved, in several processes, opened by others?
+"""Checks of a model in use: exact resume, compilation, other devices, several processes, opening by transformers.
 
 Shapes: B batch, T tokens.
 """
@@ -53,12 +53,13 @@ _STEPS, _KILLED_AFTER, _MICRO_BATCHES = 12, 5, 2
     "integration",
     "exact-resume",
     scope="objective",
-    mend="Everything that training changes is a parameter or a stored buffer, and chance comes from torch's "
-    "generator, which is seeded at every step: no counters, caches or generators of the model's own.",
+    fix="Everything that training changes must be a parameter or a persistent buffer, and random numbers must come "
+    "from torch's generator, which is seeded before every step. Keep no counters, caches or generators on the "
+    "model.",
 )
 def exact_resume(case: Case) -> None:
-    """Trained for 12 steps with dropout, killed after the fifth and resumed, weights, optimizer, losses and ledger are
-    bit by bit those of a run that was left alone.
+    """A run of 12 steps with dropout that is killed after the fifth and resumed ends with the same weights, optimizer
+    state, losses and ledger as an uninterrupted run, bit for bit.
     """
     lines = random.Random(0)
     text = "".join(f"{''.join(lines.choices(string.ascii_lowercase, k=30))}\n" for _ in range(30))
@@ -72,7 +73,7 @@ def exact_resume(case: Case) -> None:
             for answer in forked(lambda: _outcome(alone, resume=False), lambda: _outcome(resumed, resume=True))
         )
     for what, expected in left_alone.items():
-        require(after_a_crash[what] == expected, f"killed and resumed, {what} differ from those of a run left alone")
+        require(after_a_crash[what] == expected, f"after a kill, {what} differ from those of an uninterrupted run")
 
 
 def _experiment(case: Case, folder: Path, name: str) -> ExperimentConfig:
@@ -127,13 +128,13 @@ def _outcome(config: ExperimentConfig, *, resume: bool) -> bytes:
     "integration",
     "gradient-checkpointing",
     needs=declared("gradient_checkpointing"),
-    mend="Override `gradient_checkpointing_enable` and from then on, in training, wrap each block in "
-    "torch.utils.checkpoint.checkpoint(..., use_reentrant=False); leave preserve_rng_state on: dropout must fall the "
-    "same way again.",
+    fix="Override `gradient_checkpointing_enable`. After it has been called, wrap each block in "
+    "torch.utils.checkpoint.checkpoint(..., use_reentrant=False) in training. Leave preserve_rng_state on, so "
+    "that dropout is the same when a block is recomputed.",
 )
 def gradient_checkpointing(case: Case) -> None:
-    """With activations recomputed the gradients of a padded batch are the same under dropout, within 1e-5, and less is
-    kept.
+    """With recomputed activations, the gradients of a padded batch under dropout are the same, within 1e-5, and less
+    memory is used.
     """
     ids, mask = _padded(case)
     kept, gradients = [], []
@@ -146,13 +147,13 @@ def gradient_checkpointing(case: Case) -> None:
         model(ids, attention_mask=mask, labels=case.labels(ids, mask)).loss.backward()
         gradients.append(named_gradients(model))
     require_same_gradients(gradients[1], gradients[0], "with activations recomputed")
-    require(kept[1] < kept[0], f"{kept[1]:,} bytes of activations are kept, without recomputing {kept[0]:,}")
+    require(kept[1] < kept[0], f"{kept[1]:,} bytes of activations are stored, without recomputing {kept[0]:,}")
 
 
 def _padded(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of unequal length, padded on a side that is declared, and their mask."""
+    """Return rows of unequal length, padded on a declared side, and their mask."""
     rows = [case.ids(length, seed=length) for length in (case.length - 1, case.length // 2, 3)]
-    # Padding on the right is out of sight for a causal model anyway.
+    # Left if declared: a causal model never sees padding on the right.
     side = min(case.capabilities.padding_sides)
     return padded(rows, side, int(case.ordinary[0]))
 
@@ -160,19 +161,21 @@ def _padded(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 @check(
     "integration",
     "meta-device",
-    mend="Tensors that a module holds are parameters, or buffers (persistent=False where they are computed); others "
-    "stay behind when the model moves to a GPU. Make what depends on the input where the input is. `__init__` asks no "
-    "tensor for a value, by `.item()`, `.tolist()`, `float()` or `if`: on torch's meta device there is none, and core "
-    "builds there what it only counts or compares. Compute with Python's numbers.",
+    fix="Hold tensors as parameters or buffers (persistent=False if they are computed); others stay behind when the "
+    "model moves to a GPU. Create tensors that depend on the input on the device of the input. In `__init__`, "
+    "do not read the values of tensors with `.item()`, `.tolist()`, `float()` or `if`: they have none on "
+    "torch's meta device, where core builds models that it only counts or compares. Compute with Python "
+    "numbers.",
 )
 def meta_device(case: Case) -> None:
-    """A model is built on torch's meta device; and when one that has read something moves to another device, everything
-    that it holds moves.
+    """The model can be built on torch's meta device, and when a model that has been used moves to another device, all
+    of its tensors move.
     """
     try:
         case.on_meta_device()
     except Exception as error:
-        raise NonconformanceError(f"not built on torch's meta device: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise NonconformanceError(f"building on torch's meta device failed: {reason}") from error
     model = case.model()
     model(case.ids(2, case.length))
     model.to("meta")
@@ -180,16 +183,16 @@ def meta_device(case: Case) -> None:
     behind = [name for name, tensor in tensors if tensor.device.type != "meta"]
     require(not behind, f"{listed(behind)} stays on the CPU")
     try:
-        output = model(case.ids(2, min(6, case.length)).to("meta"))  # torch goes through a recurrence there in Python
+        output = model(case.ids(2, min(6, case.length)).to("meta"))  # short: torch runs a recurrence in Python here
     except RuntimeError as error:
-        # No values on this device: a model may look at some. It may not mix in tensors of another one.
+        # There are no values on this device, and a model may need some. It must not use tensors of another device.
         require("device" not in str(error) or "meta tensors" in str(error), f"on another device: {error}")
         return
-    require(output.logits.device.type == "meta", "the logits of a model that has moved are on the CPU")
+    require(output.logits.device.type == "meta", "after moving the model to another device, its logits are on the CPU")
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors that modules hold as ordinary attributes, lists and dictionaries of them included."""
+    """Yield tensors that modules hold as ordinary attributes, including those in lists and dictionaries."""
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
             if name not in ("_parameters", "_buffers", "_modules"):
@@ -212,18 +215,18 @@ def _tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     "compile",
     scope="architecture",
     needs=declared("compile"),
-    mend="Keep values of tensors out of Python's control flow and nothing in attributes between calls; or declare "
-    "compile=False, and training.compile is refused when the YAML is read.",
+    fix="Do not use the values of tensors in Python's control flow, and do not store anything in attributes between "
+    "calls. Or declare compile=False, so that training.compile is refused when the YAML is read.",
 )
 def compiled(suite: Suite) -> None:
-    """Compiled, the loss and the gradients of a padded batch are the same within 1e-4, without dropout."""
-    # One model of each kind, with one layer: to capture and differentiate the graph takes seconds, with the default
-    # backend's code generation minutes.
+    """Compiled, the model gives the same loss and gradients for a padded batch, within 1e-4, without dropout."""
+    # One model of each kind, with one layer: capturing and differentiating the graph takes seconds, and the code
+    # generation of the default backend minutes.
     kinds = {(case.objective.name, case.sees_right): case for case in suite.cases if case.capabilities.compile}
     for case in (each.with_one_layer() for each in kinds.values()):
         (ids, mask), losses, gradients = _padded(case), [], []
         torch._dynamo.reset()
-        # Whether all of a batch is real is asked of the mask: the graph is broken there, which is no advice to print.
+        # Asking the mask whether a batch is padded breaks the graph, which torch would report.
         logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         for compiling in (False, True):
             model = case.stirred(dropout=0.0).train()
@@ -241,17 +244,17 @@ def compiled(suite: Suite) -> None:
     "integration",
     "data-parallel",
     scope="objective",
-    mend="Every parameter takes part in every forward pass, and nothing is summed over a batch but the loss.",
+    fix="Every parameter must take part in every forward pass, and nothing but the loss may be summed over a batch.",
 )
 def data_parallel(case: Case) -> None:
-    """Two processes with half of the rows each come to the gradients of one process with all of them, within 1e-5,
+    """Two processes with half of the rows each compute the same gradients as one process with all of them, within 1e-5,
     without dropout.
     """
     batch = case.ids(6, case.length)
     model = case.stirred(dropout=0.0).train()
     _summed_loss(model, batch, batch).backward()
     unused = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
-    require(not unused, f"{listed(unused)} takes no part in the loss: other processes would wait for its gradient")
+    require(not unused, f"{listed(unused)} does not affect the loss: other processes would wait for its gradient")
     with TemporaryDirectory(dir=case.folder) as folder:
         answers = forked(*(lambda rank=rank: _trained_in_parallel(case, batch, rank, folder) for rank in (0, 1)))
     for rank, answer in enumerate(answers):
@@ -259,7 +262,7 @@ def data_parallel(case: Case) -> None:
 
 
 def _summed_loss(model: nn.Module, rows: torch.Tensor, batch: torch.Tensor) -> Any:
-    """Of some rows, divided by the size of the whole batch."""
+    """Return the loss of some rows, divided by the size of the whole batch."""
     return model(rows, labels=rows, reduction="sum", return_logits=False).loss / batch.numel()
 
 
@@ -270,9 +273,9 @@ def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=30))
     model = case.stirred(dropout=0.0).train()
     parallel = DistributedDataParallel(model)
-    for _ in range(2):  # a parameter that was left out is noticed when the next pass begins
+    for _ in range(2):  # an unused parameter is noticed when the next pass begins
         model.zero_grad()
-        # The gradients of the processes are averaged.
+        # The gradients of the processes are averaged, hence the factor.
         (2 * _summed_loss(parallel, batch[rank::2], batch)).backward()
     gradients: bytes = save(named_gradients(model))
     return gradients
@@ -282,12 +285,12 @@ def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str
     "integration",
     "hugging-face",
     scope="architecture",
-    mend="End the model's module with `register_auto_classes(NAME)`, or wrap a model of transformers and hand its "
-    "configuration `**context.special_ids`. Build from the configuration alone: nothing but config.json is there when "
-    "the folder is opened.",
+    fix="End the module of the model with `register_auto_classes(NAME)`; for a wrapped transformers model, pass "
+    "`**context.special_ids` to its configuration. Build from the configuration alone: config.json is all there "
+    "is when the folder is opened.",
 )
 def hugging_face(suite: Suite) -> None:
-    """The saved folder opens through transformers' auto class in a fresh process, with the same logits, and its
+    """The saved folder opens with transformers' auto class in a fresh process and returns the same logits, and its
     configuration names the special tokens of the tokenizer.
     """
     for each in reopened(suite):
@@ -299,17 +302,17 @@ def hugging_face(suite: Suite) -> None:
         for config in (outer.config, getattr(outer, "generation_config", None)):
             for role, number in model.context.special_ids.items() if config is not None else ():
                 found, where = getattr(config, role, None), type(config).__name__
-                require(found == number, f"{each.case}: {where} says {role} {found}, the tokenizer {number}")
+                require(found == number, f"{each.case}: {role} is {found} in {where}, {number} in the tokenizer")
 
 
 @check(
     "integration",
     "output",
-    mend="End `forward` with `return self.lm_output(hidden, head, labels, ...)` and hand on its keywords; it drops "
-    "what is absent.",
+    fix="End `forward` with `return self.lm_output(hidden, head, labels, ...)` and pass on its keywords; it drops "
+    "what is missing.",
 )
 def output(case: Case) -> None:
-    """Attribute, key and tuple access of the output agree, and what is absent is absent in all three."""
+    """Attribute, key and tuple access to the output agree, and what is missing is missing in all three."""
     model, ids = case.model(), case.ids(2, case.length)
     calls: list[tuple[dict[str, Any], set[str], set[str]]] = [
         ({}, {"logits"}, {"loss"}),
@@ -320,9 +323,9 @@ def output(case: Case) -> None:
         found = model(ids, **given)
         what = f"called with {listed(list(given)) or 'ids alone'}"
         for name in present:
-            require(name in found and getattr(found, name, None) is not None, f"{what}: no {name}")
+            require(name in found and getattr(found, name, None) is not None, f"{what}: {name} is missing")
         for name in absent:
-            require(name not in found, f"{what}: {name} is there, as {found.get(name)!r}")
+            require(name not in found, f"{what}: {name} is present, as {found.get(name)!r}")
             require(getattr(found, name, 0) is None, f"{what}: .{name} is not None")
         keys = list(found.keys())
         require(len(found.to_tuple()) == len(keys), f"{what}: {len(found.to_tuple())} values, {len(keys)} keys")

@@ -1,4 +1,4 @@
-"""What a JSON schema says of one value."""
+"""Reading JSON schemas: the alternatives and types of one value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def alternatives(part: Any, whole: Any) -> list[Any]:
-    """The schemas that a schema may stand for, references followed."""
+    """Return the alternatives of a schema, with references resolved."""
     while "$ref" in part:
         part = whole["$defs"][part["$ref"].rpartition("/")[2]]
     choices = part.get("anyOf") or part.get("oneOf") or part.get("allOf")
@@ -14,7 +14,7 @@ def alternatives(part: Any, whole: Any) -> list[Any]:
 
 
 def kinds(part: Any) -> set[str]:
-    """JSON types that a schema without alternatives accepts; none where it does not say."""
+    """Return the JSON types that a schema without alternatives accepts; empty if it does not state any."""
     if "type" in part:
         return {part["type"]} if isinstance(part["type"], str) else set(part["type"])
     names = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}

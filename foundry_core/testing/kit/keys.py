@@ -1,11 +1,11 @@
-"""The committed names of the weights: `state_keys.txt` beside a plugin's light module.
+"""The committed names of the weights: `state_keys.txt` next to a plugin's light module.
 
     [lstm: tiny, causal_lm]
     [lstm: tiny, masked_lm]
     embedding.weight
     output_layer.bias
 
-A title names architecture, example and objective; those that follow each other share the list below them.
+A title names architecture, example and objective; consecutive titles share the list below them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADER = "# Names of the weights, by which saved models are read. Written by: f
 
 
 def keys_file(architecture: Architecture) -> Path | None:
-    """Where a package commits to its names; None for an architecture that is registered in this process."""
+    """Return the path of a package's list of names; None for an architecture that is registered in this process."""
     point = shipped_by(architecture.name)
     return None if point is None else Path(import_string(f"{point.module}:__file__")).with_name(_FILE)
 
@@ -34,7 +34,7 @@ def title(case: Case) -> str:
 
 
 def read_keys(path: Path) -> dict[str, list[str]]:
-    """The names by title; none when there is no such file."""
+    """Return the names by title; an empty dictionary if there is no such file."""
     lists: dict[str, list[str]] = {}
     titles: list[str] = []
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -49,11 +49,11 @@ def read_keys(path: Path) -> dict[str, list[str]]:
 
 
 def write_keys(suite: Suite) -> Path:
-    """Commit to the present names of an architecture; those of others in the same file stay."""
+    """Write the current names of an architecture; those of other architectures in the same file stay."""
     name = suite.architecture.name
     path = keys_file(suite.architecture)
     if path is None:
-        raise UsageError(f"--write-keys: '{name}' is registered in this process, there is no package to write into")
+        raise UsageError(f"--write-keys: '{name}' is registered in this process, so there is no package to write to")
     others = {title: names for title, names in read_keys(path).items() if title.partition(":")[0] != name}
     own = {title(case): sorted(case.model().state_dict()) for case in suite.cases if case.example != ODD_SIZES}
     titles: dict[tuple[str, ...], list[str]] = {}

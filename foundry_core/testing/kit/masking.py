@@ -1,4 +1,4 @@
-"""Is a model blind to what is not there: padding, masked tokens, the other rows of the batch?
+"""Checks that padding, masked tokens and other rows do not affect a row, and that length limits hold.
 
 Shapes: B batch, T tokens.
 """
@@ -21,7 +21,7 @@ Side = Literal["left", "right"]
 
 
 def padded(rows: list[torch.Tensor], side: Side, content: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of unequal length with a token as padding, one column of it more than the longest needs, and their mask."""
+    """Return rows of unequal length padded with a token, to one column more than the longest needs, and their mask."""
     width = max(map(len, rows)) + 1
     ids = torch.full((len(rows), width), content)
     mask = torch.zeros_like(ids)
@@ -51,25 +51,27 @@ def require_padding_invisible(case: Case, side: Side) -> None:
 @check(
     "masking",
     "right-padding",
-    mend="Hand `attention_mask` to whatever looks across tokens, and on to `self.lm_output`. A second direction of a "
-    "recurrent model must start at the last real token: pack the rows.",
+    fix="Pass `attention_mask` to every layer that mixes tokens, and to `self.lm_output`. The backward direction of "
+    "a recurrent model must start at the last real token: pack the rows.",
     needs=lambda case: None if "right" in case.capabilities.padding_sides else "padding on the right is not declared",
 )
 def right_padding(case: Case) -> None:
-    """Padding on the right, and what token it is, changes neither real logits nor the loss by more than 1e-5."""
+    """Padding on the right changes neither the logits of real tokens nor the loss by more than 1e-5, whichever token is
+    used as padding.
+    """
     require_padding_invisible(case, "right")
 
 
 @check(
     "masking",
     "left-padding",
-    mend="Count positions by real tokens, start a recurrence at the first of them, and give a query that sees nothing "
-    "a finite result; hand `attention_mask` on to `self.lm_output`; or leave 'left' out of the capability "
-    "`padding_sides`.",
+    fix="Count positions over real tokens only, start a recurrence at the first real token, and return a finite "
+    "result for a query that sees nothing. Pass `attention_mask` to `self.lm_output`. Or remove 'left' from the "
+    "capability `padding_sides`.",
 )
 def left_padding(case: Case) -> None:
-    """Padding on the left, where declared, changes neither real logits nor the loss by more than 1e-5; where it is not
-    declared, core refuses it in one line.
+    """Padding on the left, if declared, changes neither the logits of real tokens nor the loss by more than 1e-5; if it
+    is not declared, core refuses it with a one-line error.
     """
     if "left" in case.capabilities.padding_sides:
         require_padding_invisible(case, "left")
@@ -89,7 +91,7 @@ def require_refused(action: Callable[[], object], what: str) -> None:
     try:
         action()
     except FoundryError as error:
-        require("\n" not in str(error), f"{what}: the refusal is more than one line")
+        require("\n" not in str(error), f"{what}: the refusal has more than one line")
     else:
         raise NonconformanceError(f"{what}: not refused, and not declared as a capability")
 
@@ -97,12 +99,13 @@ def require_refused(action: Callable[[], object], what: str) -> None:
 @check(
     "masking",
     "attention-mask",
-    mend="A token whose mask is 0 must not be read at all, wherever it stands: mask attention by `attention_mask` and "
-    "not by lengths; pass it over in a recurrence or a convolution; hand `attention_mask` on to `self.lm_output`.",
+    fix="A token whose mask is 0 must not be read at all, wherever it is. Mask attention by `attention_mask` "
+    "instead of by lengths, skip the token in a recurrence or convolution, and pass `attention_mask` to "
+    "`self.lm_output`.",
 )
 def attention_mask(case: Case) -> None:
-    """A masked token between others is invisible: what it is changes no other logit and no loss by more than 1e-5; a
-    mask of ones is as good as none.
+    """The content of a masked token between others changes no other logit and no loss by more than 1e-5, and a mask of
+    ones has the same effect as no mask.
     """
     model, place = case.stirred(), case.length // 2
     ids = case.ids(3, case.length)
@@ -116,20 +119,20 @@ def attention_mask(case: Case) -> None:
         model(each, attention_mask=mask, labels=case.labels(each, mask), reduction="sum") for each in (ids, changed)
     )
     kept = mask[0] == 1
-    what = f"logits of the other tokens when the masked token {place} is another one"
+    what = f"logits of the other tokens when the masked token {place} is changed"
     require_close(new.logits[:, kept], old.logits[:, kept], what, atol=1e-5)
-    require_close(new.loss, old.loss, f"loss when the masked token {place} is another one", rtol=1e-5)
+    require_close(new.loss, old.loss, f"loss when the masked token {place} is changed", rtol=1e-5)
 
 
 @check(
     "masking",
     "rows-independent",
-    mend="Something mixes the batch: batch normalisation, attention over the wrong axis, a reshape that swaps batch "
-    "and time, one maximum or mean for all rows.",
+    fix="Something mixes the rows of a batch: batch normalisation, attention over the wrong axis, a reshape that "
+    "swaps batch and time, or one maximum or mean over all rows.",
 )
 def rows_independent(case: Case) -> None:
-    """Other rows, their order and the size of the batch change no logit by more than 1e-6, in evaluation and, without
-    dropout, in training.
+    """The logits of a row do not depend on the other rows, their order or the batch size, to 1e-6, in evaluation and,
+    without dropout, in training.
     """
     model, ids = case.stirred(dropout=0.0), case.ids(5, case.length)
     others = case.ids(5, case.length, seed=1)
@@ -139,7 +142,7 @@ def rows_independent(case: Case) -> None:
         chance = torch.random.get_rng_state()
         together = model(ids).logits
         if not torch.equal(torch.random.get_rng_state(), chance):
-            return  # dropout that no setting turns off: rows differ by chance
+            return  # there is dropout that no setting turns off: rows differ by chance
         answers = {
             "in another order": model(ids.roll(1, dims=0)).logits.roll(-1, dims=0),
             "alone in its batch": model(ids[2:3]).logits,
@@ -154,12 +157,12 @@ def rows_independent(case: Case) -> None:
 @check(
     "masking",
     "lengths",
-    mend="Refuse more tokens than `context.max_sequence_length` with a FoundryError of one line, or declare "
+    fix="Refuse more than `context.max_sequence_length` tokens with a one-line FoundryError, or declare "
     "`unbounded_length`.",
 )
 def lengths(case: Case) -> None:
-    """One row of one token and of the longest length has its logits and a finite loss; one token more, in the row or
-    behind a state, is refused in one line, or read where `unbounded_length` is declared.
+    """Rows of one token and of the maximum length get logits for every token and a finite loss; one more token, in the
+    row or after a state, is refused with a one-line error, or accepted if `unbounded_length` is declared.
     """
     model = case.stirred()
     for length in (1, case.length):
@@ -167,18 +170,17 @@ def lengths(case: Case) -> None:
     if case.capabilities.unbounded_length:
         _require_read(case, model, case.length + 1)
         return
-    require_refused(lambda: model(case.ids(1, case.length + 1)), f"{case.length + 1} tokens, one more than the longest")
+    what = f"{case.length + 1} tokens, one more than the longest row"
+    require_refused(lambda: model(case.ids(1, case.length + 1)), what)
     if case.capabilities.stateful:
         full = model(case.ids(1, case.length), use_cache=True).state
-        what = f"one token behind a state of {case.length}, the longest"
+        what = f"one token after a state of {case.length}, the longest"
         require_refused(lambda: model(case.ids(1, 1), state=full, use_cache=True), what)
 
 
 def _require_read(case: Case, model: BaseLanguageModel, length: int) -> None:
     ids = case.ids(1, length)
     output = model(ids, labels=ids)
-    require(
-        output.logits.shape[:2] == (1, length), f"a row of {length} tokens gives {tuple(output.logits.shape)} logits"
-    )
+    require(output.logits.shape[:2] == (1, length), f"logits of a row of {length} tokens: {tuple(output.logits.shape)}")
     finite = bool(output.logits.isfinite().all()) and bool(output.loss.isfinite())
-    require(finite, f"a row of {length} tokens gives logits or a loss that are not finite")
+    require(finite, f"logits or loss of a row of {length} tokens are not finite")

@@ -1,4 +1,4 @@
-"""Are the numbers sound: in other precisions, at the start of training, from one call to the next?
+"""Numerical checks: other precisions, initial loss and gradients, evaluation, seeds, memory.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -25,12 +25,13 @@ from foundry_core.testing.kit.objective import cross_entropy
 @check(
     "numerics",
     "bf16",
-    mend="Sums, norms and softmaxes of long rows belong in fp32 (`x.float()`); a mask's large negative number comes "
-    "from `torch.finfo(x.dtype).min` of the dtype it is added to; a buffer takes the dtype of what it meets.",
+    fix="Compute sums, norms and softmaxes of long rows in fp32 (`x.float()`). Take the large negative number of a "
+    "mask from `torch.finfo(x.dtype).min` of the dtype it is added to. Convert a buffer to the dtype of the "
+    "tensor it is combined with.",
 )
 def bf16(case: Case) -> None:
-    """Under bf16 autocast logits, loss and gradients of padded batches are finite, the logits within 0.03 of those in
-    fp32, and the loss that of its logits.
+    """Under bf16 autocast, logits, loss and gradients of padded batches are finite, the relative error of the logits is
+    below 0.03, and the loss is that of the logits.
     """
     model = case.stirred()
     rows = [case.ids(length, seed=length) for length in (case.length // 2, case.length - 1, 1)]
@@ -55,15 +56,15 @@ def bf16(case: Case) -> None:
 @check(
     "numerics",
     "float64",
-    mend="Tensors made in `forward` take device and dtype of what they meet (`x.new_zeros`, `dtype=x.dtype`); a "
-    "difference between the precisions is rounding that adds up: avoid differences of large numbers.",
+    fix="Create tensors in `forward` with the device and dtype of their input (`x.new_zeros`, `dtype=x.dtype`). If "
+    "only the values differ, rounding errors add up: avoid differences of large numbers.",
 )
 def float64(case: Case) -> None:
-    """In float64 the model runs and gives the logits of fp32, to 1e-5 of the largest one."""
+    """In float64 the model runs and returns the same logits as in fp32, to 1e-5 of the largest one."""
     model, ids = case.stirred(), case.ids(3, case.length)
     single = model(ids).logits.detach()
     double = model.double()(ids).logits.detach()
-    require(double.dtype == torch.float64, f"a float64 model gives {double.dtype} logits")
+    require(double.dtype == torch.float64, f"a float64 model returned {double.dtype} logits")
     scale = max(1.0, float(double.abs().max()))
     require_close(single, double, "logits in fp32 and float64", atol=1e-5 * scale)
 
@@ -71,11 +72,11 @@ def float64(case: Case) -> None:
 @check(
     "numerics",
     "initial-loss",
-    mend="Output weights that are too large: draw them with a standard deviation of about 0.02 and start biases at 0; "
-    "tied embeddings are output weights too.",
+    fix="The output weights are too large: draw them with a standard deviation of about 0.02, and start biases at "
+    "0. Tied embeddings are output weights too.",
 )
 def initial_loss(case: Case) -> None:
-    """The first loss of each of 20 seeds is finite and within 0.5 of ln V, that of guessing."""
+    """For each of 20 seeds, the first loss is finite and within 0.5 of ln V, the loss of guessing."""
     expected = math.log(case.vocabulary)
     for seed in range(20):
         ids = case.ids(8, min(16, case.length), seed=seed)
@@ -87,12 +88,13 @@ def initial_loss(case: Case) -> None:
 @check(
     "numerics",
     "gradient-reach",
-    mend="A parameter that the loss does not depend on is not trained: use it or remove it, look for `detach` and "
-    "`no_grad`. A row of the embedding without one: no `padding_idx`, masks keep padding out.",
+    fix="A parameter that the loss does not depend on is not trained: use it or remove it, and look for `detach` "
+    "and `no_grad`. If a row of the embeddings receives no gradient, remove `padding_idx`; masks exclude "
+    "padding already.",
 )
 def gradient_reach(case: Case) -> None:
-    """Within three batches every trainable parameter, most rows of every matrix and every row of the input embeddings
-    get a gradient that is not zero; all are finite.
+    """Within three batches, every trainable parameter, most rows of every matrix and every row of the input embeddings
+    receive a nonzero gradient, and all gradients are finite.
     """
     model = case.model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -111,14 +113,13 @@ def gradient_reach(case: Case) -> None:
                 rows_reached[name] = rows_reached.get(name, torch.zeros_like(reached)) | reached
         optimizer.step()
     require(not unreached, f"no gradient reaches {listed(sorted(unreached))}")
-    # Of positions and types only those that occur are trained, however many the table has; a row of a matrix may be a
-    # neuron that is dead.
+    # In tables of positions and types, only the rows that occur are trained; a row of a matrix may be a dead neuron.
     tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
     for name, reached in rows_reached.items():
         table = name in tables or len(reached) == case.capabilities.longest_sequence
         occur = min(len(reached), case.length) if table else len(reached)
         share = int(reached.sum()) / occur
-        require(share >= (0.25 if table else 0.75), f"a gradient reaches {share:.0%} of {occur} rows of {name}")
+        require(share >= (0.25 if table else 0.75), f"a gradient reaches only {share:.0%} of {occur} rows of {name}")
     embeddings = model.eval().get_input_embeddings()
     every_id = torch.arange(case.vocabulary)
     vectors = embeddings(every_id)
@@ -127,18 +128,18 @@ def gradient_reach(case: Case) -> None:
     (vectors * weights).sum().backward()
     rows = [p.grad for p in embeddings.parameters() if p.grad is not None and p.shape[:1] == (case.vocabulary,)]
     frozen = [number for number in every_id.tolist() if any(not bool(row[number].any()) for row in rows)]
-    require(not frozen, f"the embedding of {listed([f'id {number}' for number in frozen])} gets no gradient")
+    require(not frozen, f"the embedding of {listed([f'id {number}' for number in frozen])} receives no gradient")
 
 
 @check(
     "numerics",
     "pure-evaluation",
-    mend="Evaluation keeps nothing: no state, cache or statistic on the module, no operation in place on an input, no "
-    "dropout that ignores `self.training` (F.dropout needs `training=self.training`).",
+    fix="Evaluation must not store anything: no state, cache or statistic on the module, no in-place operation on "
+    "an input, and no dropout that ignores `self.training` (F.dropout needs `training=self.training`).",
 )
 def pure_evaluation(case: Case) -> None:
-    """In evaluation two calls give the same bits, whatever was read in between; inputs, parameters and buffers stay as
-    they are, and no random number is drawn.
+    """In evaluation, two calls return the same bits, whatever was read in between; inputs, parameters and buffers stay
+    unchanged, and no random number is drawn.
     """
     model = case.model(dropout=0.2)
     ids = case.ids(3, case.length)
@@ -156,18 +157,18 @@ def pure_evaluation(case: Case) -> None:
         require(name in tensors, f"evaluation adds {name}")
         require_equal(tensor, tensors[name], f"{name} after the call")
     require(_random_states() == chance, "evaluation draws random numbers")
-    require(not any(module.training for module in model.modules()), "evaluation turns on training")
+    require(not any(module.training for module in model.modules()), "evaluation switches a module to training")
 
 
 @check(
     "numerics",
     "seed",
-    mend="Draw from torch's global generator alone, and never seed: the trainer seeds every step. A dropout that is "
-    "set must be applied.",
+    fix="Draw only from torch's global generator, and never seed it: the trainer does so before every step. If "
+    "dropout is set, apply it.",
 )
 def seed(case: Case) -> None:
-    """Initial weights and training follow the seed: the same one gives the same bits, another one others, and the
-    model seeds nothing itself.
+    """Initial weights and training depend on the seed: the same seed gives the same bits, another seed gives different
+    ones, and the model does not seed anything itself.
     """
     weights = [all_tensors(case.model(seed=number)) for number in (1, 1, 2)]
     for name, tensor in weights[0].items():
@@ -179,18 +180,18 @@ def seed(case: Case) -> None:
     states = [state for _, state in runs]
     require(states[0] != states[2], "the forward pass seeds the random generator")
     if case.has_dropout and case.example != ODD_SIZES:  # dropout between layers needs more than one
-        require(any_differ(runs[0][0], runs[2][0]), "dropout is set, and training does not depend on the seed")
+        require(any_differ(runs[0][0], runs[2][0]), "dropout is set, but training does not depend on the seed")
 
 
 @check(
     "numerics",
     "memory",
     scope="objective",
-    mend="Something grows with every step: a list of losses or states on the module, a cache that is extended, a sum "
-    "of tensors that keeps its graph. Store `loss.item()` or `tensor.detach()`, or nothing.",
+    fix="Something grows with every step: a list of losses or states on the module, a cache that is extended, or a "
+    "sum of tensors that keeps its graph. Store `loss.item()` or `tensor.detach()`, or nothing.",
 )
 def memory(case: Case) -> None:
-    """Over 30 steps of training and evaluation the number and the bytes of live tensors are constant."""
+    """Over 30 steps of training and evaluation, the number and the total size of live tensors do not keep growing."""
     model = case.model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     seen = []
@@ -204,7 +205,7 @@ def memory(case: Case) -> None:
                 model.eval()(ids)
             if step % 10 == 9:
                 seen.append(live.count())
-    # Something that is made once, and late, is no leak.
+    # Something that is created once, and late, is not a leak.
     for what, first, second, third in zip(
         ("live tensors", "bytes of live tensors", "tensors saved for backward"), *seen, strict=True
     ):
@@ -212,14 +213,14 @@ def memory(case: Case) -> None:
 
 
 class _Saved:
-    """A tensor that the backward pass is to use."""
+    """A tensor saved for the backward pass."""
 
     def __init__(self, tensor: torch.Tensor):
         self.tensor = tensor
 
 
 class _LiveTensors:
-    """Counts the tensors made since that are alive, those that only a graph holds included."""
+    """Counts the live tensors created since it was entered, including those held only by a graph."""
 
     def __init__(self) -> None:
         self._saved: WeakSet[_Saved] = WeakSet()
@@ -227,25 +228,25 @@ class _LiveTensors:
     def __enter__(self) -> Self:
         gc.collect()
         self._frozen = gc.get_freeze_count() > 0
-        gc.freeze()  # or each count would look at every object of every module that is imported
+        gc.freeze()  # otherwise each count would visit every object of every imported module
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if not self._frozen:  # by the command line, as long as the process lives
+        if not self._frozen:  # the command line freezes until the process ends
             gc.unfreeze()
 
     def watched(self) -> Any:
-        """Forward passes inside are counted with what they save for their backward pass."""
+        """Return a context in which tensors saved for a backward pass are counted."""
 
         def pack(tensor: torch.Tensor) -> _Saved:
-            saved = _Saved(tensor.detach())  # an operation that saves its own result would hold itself
+            saved = _Saved(tensor.detach())  # an operation that saves its own result would keep itself alive
             self._saved.add(saved)
             return saved
 
         return torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
 
     def count(self) -> tuple[int, int, int]:
-        """Tensors, bytes of their storages, tensors saved for a backward pass."""
+        """Return the numbers of tensors, of bytes in their storages, and of tensors saved for a backward pass."""
         gc.collect()
         tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
         storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
@@ -253,7 +254,7 @@ class _LiveTensors:
 
 
 def _three_steps(case: Case, number: int) -> tuple[dict[str, torch.Tensor], bytes]:
-    """Tensors of a new model after three steps with dropout, and the generator's state: for a seed of the training."""
+    """Train a new model for three steps with dropout; return its tensors and the state of the generator."""
     model = case.model(dropout=0.2).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.manual_seed(number)
@@ -266,7 +267,7 @@ def _three_steps(case: Case, number: int) -> tuple[dict[str, torch.Tensor], byte
 
 
 def all_tensors(model: BaseLanguageModel) -> dict[str, torch.Tensor]:
-    """A copy of every parameter and buffer, those included that are not saved."""
+    """Return a copy of every parameter and buffer, including buffers that are not saved."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor.detach().clone() for name, tensor in named}
 
@@ -276,7 +277,7 @@ def any_differ(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -
 
 
 def _random_states() -> tuple[bytes, bytes, object]:
-    """Of torch, numpy and Python."""
+    """Return the random states of torch, numpy and Python."""
     numpy_state = np.random.get_state(legacy=False)
     return torch.random.get_rng_state().numpy().tobytes(), repr(numpy_state).encode(), random.getstate()
 

@@ -1,4 +1,4 @@
-"""Does the model learn the task that it is said to learn?
+"""Checks of the task: what a prediction sees, how the loss is computed, and whether the model learns.
 
 Shapes: B batch, T tokens, V vocabulary, N predicted tokens.
 """
@@ -34,13 +34,13 @@ REDUCTIONS = ("mean", "sum", "none")
     "objective",
     "runs",
     scope="architecture",
-    mend="The line that is named, or what it calls, raises; --debug shows the whole traceback. A keyword that is not "
-    "expected: `forward` takes `**kwargs` and hands them on to `self.lm_output`. Until it is mended every check of the "
-    "model fails with it.",
+    fix="The named line, or a function that it calls, raises an exception; --debug prints the whole traceback. If a "
+    "keyword is unexpected, let `forward` take `**kwargs` and pass them to `self.lm_output`. Until this is "
+    "fixed, every check of the model fails with the same error.",
 )
 def runs(suite: Suite) -> None:
-    """Every example is built, and reads a batch with a mask and labels, as one does who wants logits and as the trainer
-    does.
+    """Every example can be built and accepts a batch with a mask and labels, called with logits and, as the trainer
+    does, without.
     """
     require(suite.fault is None, "the model does not run")
 
@@ -48,13 +48,13 @@ def runs(suite: Suite) -> None:
 @check(
     "objective",
     "causal-leak",
-    mend="An attention mask, a convolution's padding or a second direction lets a prediction see what it predicts. "
-    "When the token changes too little, the mask is too narrow, or a capability is not true: `bidirectional`, or "
-    "`receptive_field`, which says how far convolutions and windows see.",
+    fix="An attention mask, the padding of a convolution or a second direction lets a prediction see its own "
+    "target. If the changed token has too little effect, the mask is too narrow or a capability is wrong: "
+    "`bidirectional`, or `receptive_field`, which declares how far convolutions and windows see.",
 )
 def causal_leak(case: Case) -> None:
-    """A changed token leaves every logit before it bit-equal and changes those from it on, as far as `receptive_field`
-    says; a model of both directions sees it on both sides.
+    """Changing a token leaves all logits before it bit-identical and changes the logits from it on, as far as
+    `receptive_field` reaches; in a bidirectional model it changes the logits on both sides.
     """
     model, before = case.stirred(), case.ids(3, case.length)
     old = model(before).logits
@@ -65,7 +65,7 @@ def causal_leak(case: Case) -> None:
 
 
 def _require_seen(case: Case, old: torch.Tensor, new: torch.Tensor, place: int) -> None:
-    """The logits before and after a token was changed differ where that token is to be seen, and nowhere else."""
+    """Require logits to change where a changed token must be seen, and nowhere else."""
     if not case.sees_right:
         require_equal(new[:, :place], old[:, :place], f"logits before the changed token {place}")
     reach = case.capabilities.receptive_field or case.length
@@ -82,7 +82,7 @@ def _require_seen(case: Case, old: torch.Tensor, new: torch.Tensor, place: int) 
 
 
 def _away(distances: list[int]) -> str:
-    """Where places lie, seen from a token."""
+    """Describe the position of the nearest of these places relative to a token."""
     nearest = min(distances, key=abs)
     if nearest == 0:
         return "at"
@@ -92,18 +92,19 @@ def _away(distances: list[int]) -> str:
 @check(
     "objective",
     "word-order",
-    mend="Positions do not reach what mixes the tokens: rotary angles over the heads' axis instead of the time's, "
-    "distances clamped at 0 on one side, positions that are all the same, or none. A sum over tokens knows no order.",
+    fix="Positions do not reach the layer that mixes tokens. Typical causes are rotary angles along the axis of the "
+    "heads instead of time, distances clamped at 0 on one side, identical positions, or no positions at all. A "
+    "sum over tokens does not depend on their order.",
     needs=lambda case: None if case.sees_right else "no prediction sees tokens on both sides",
 )
 def word_order(case: Case) -> None:
-    """Two tokens that change places change what is predicted beside them: in float64 by more than 1e-9, on either side,
-    as far as `receptive_field` says.
+    """Swapping two tokens changes the logits of a token next to them, in float64 by more than 1e-9, on either side, as
+    far as `receptive_field` reaches.
     """
-    # A causal model may be a sum or a mean by intention, and causal attention tells the order by its mask alone.
+    # A causal model may be a sum or a mean on purpose, and causal attention encodes order by its mask alone.
     near, far = 1, min(3, (case.length - 1) // 2, (case.capabilities.receptive_field or case.length) - 1)
     if far <= near:
-        return  # no two tokens are within reach of a third
+        return  # a prediction cannot see two tokens on one side
     model, ids = case.stirred().double(), case.ids(1, 2 * far + 1)
     ids[0, far] = int(case.tokenizer.mask_token_id)
     for side, sign in (("left", -1), ("right", 1)):
@@ -115,19 +116,20 @@ def word_order(case: Case) -> None:
             before, after = (model(each).logits[0, far] for each in (ids, swapped))
         moved = float((after - before).abs().max())
         pair = f"two tokens {near} and {far} places to the {side}"
-        require(moved > 1e-9, f"{pair} that change places move no logit by more than {moved:.1g}")
+        require(moved > 1e-9, f"swapping {pair} changes no logit by more than {moved:.1g}")
 
 
 @check(
     "objective",
     "reference-loss",
-    mend="The model shifts labels itself, or divides by another number than that of its predictions: end `forward` "
-    "with `return self.lm_output(hidden, head, labels, attention_mask=attention_mask, **kwargs)` and hand the labels "
-    "and all keywords on as they came; `reduction` is one of them.",
+    fix="The model shifts the labels itself, or divides by something other than the number of predictions. End "
+    "`forward` with `return self.lm_output(hidden, head, labels, attention_mask=attention_mask, **kwargs)`, and "
+    "pass the labels and all keywords unchanged; `reduction` is one of them.",
 )
 def reference_loss(case: Case) -> None:
-    """The loss, its sum and the losses of single tokens are those of a float64 cross-entropy of the logits over the
-    labels that are not -100, shifted by one where the objective is causal, to 1e-5; predictions are counted.
+    """The mean loss, the summed loss and the losses of single tokens equal, to 1e-5, a float64 cross-entropy of the
+    logits over the labels that are not -100, shifted by one if the objective is causal; the output counts the
+    predictions.
     """
     model = case.stirred()
     ids, labels = case.ragged()
@@ -139,7 +141,7 @@ def reference_loss(case: Case) -> None:
     each_BT[chosen] = cross_entropy(logits, labels, causal=case.causal)
     for return_logits in (True, False):
         output = model(ids, labels=labels, reduction="none", return_logits=return_logits)
-        require("token_losses" in output, "with reduction='none' there are no token_losses")
+        require("token_losses" in output, "with reduction='none' the output has no token_losses")
         require_close(output.token_losses.double(), each_BT, "losses of the tokens", atol=1e-5, rtol=1e-5)
         for reduction in ("mean", "sum"):
             count = model(ids, labels=labels, reduction=reduction, return_logits=return_logits).get("count")
@@ -148,22 +150,22 @@ def reference_loss(case: Case) -> None:
     for reduction in ("mean", "sum"):
         output = model(ids, labels=labels, reduction=reduction)
         losses_N = cross_entropy(output.logits, labels, causal=case.causal)
-        # Where every label costs the same, a wrong one would go unnoticed.
+        # If every label had the same loss, a wrong label would go unnoticed.
         require(float(losses_N.std()) > 0.01, "the logits hardly differ from token to token")
         expected = losses_N.mean() if reduction == "mean" else losses_N.sum()
         loss = _loss(output)
-        require(loss.ndim == 0, f"the loss has shape {tuple(loss.shape)}, it must be one number")
+        require(loss.ndim == 0, f"the loss has shape {tuple(loss.shape)}, but must be a scalar")
         require_close(loss.double(), expected, f"{reduction} of the losses", rtol=1e-5)
 
 
 @check(
     "objective",
     "special-tokens",
-    mend="What is padding the mask says, not the token: the end of a text is a token to learn, and one that the "
-    "tokenizer calls padding may stand in a text. Mask by `attention_mask`, ignore labels of -100, and no others.",
+    fix="The mask decides what is padding, not the token id: the end of a text is a token to learn, and the padding "
+    "token may occur in a text. Mask by `attention_mask`, and ignore only labels of -100.",
 )
 def special_tokens(case: Case) -> None:
-    """Special tokens in a text are predicted, counted and seen like any other."""
+    """Special tokens in a text are predicted, counted and seen like any other token."""
     special = torch.tensor(sorted(set(case.tokenizer.all_special_ids)))
     model, ids = case.stirred(), case.ids(6, case.length)
     ids[:, ::3] = special.repeat(ids.numel())[: ids[:, ::3].numel()].view_as(ids[:, ::3])
@@ -172,7 +174,7 @@ def special_tokens(case: Case) -> None:
     require_close(_loss(output).double(), expected.sum(), "loss of a text with special tokens", rtol=1e-5)
     counts = {int(output.count), int(model.targets(ids)[1].sum()), len(expected)}
     require(
-        len(counts) == 1, f"with special tokens there are {len(expected)} predictions, counted are {sorted(counts)}"
+        len(counts) == 1, f"with special tokens there are {len(expected)} predictions, but {sorted(counts)} are counted"
     )
     plain, mask, place = case.ids(2, case.length), torch.ones_like(ids[:2]), 2
     before = model(plain, attention_mask=mask).logits
@@ -188,28 +190,32 @@ def special_tokens(case: Case) -> None:
     "objective",
     "noise-floor",
     scope="objective",
-    mend="The model finds what it is to predict in its input. Most often the labels are not shifted, so that it learns "
-    "to copy: use core's loss. Otherwise it looks ahead: see causal-leak.",
+    fix="The model finds its targets in its input. Usually the labels are not shifted, so that it learns to copy: "
+    "use core's loss. Otherwise it looks ahead: see causal-leak.",
 )
 def noise_floor(case: Case) -> None:
-    """In 120 steps on fresh random tokens the loss does not fall 0.15 nats below what can be known of them."""
+    """In 120 steps on fresh random tokens, the loss does not fall 0.15 nats below the lowest value that a correct model
+    can reach.
+    """
     config = case.config_with(training={"mlm_probability": 0.4})
     collate, length = get_data_collator(config, case.tokenizer), min(10, case.length)
     batches = [collate(case.features(24, length, first=24 * step)) for step in range(120)]
     losses = trained(case.model(dropout=0.0), batches, rate=5e-3)
     reached, floor = sum(losses[-20:]) / 20, knowable(case, batches)
-    require(reached > floor - 0.15, f"the loss on random tokens is {reached:.3f}, what can be known gives {floor:.3f}")
+    require(reached > floor - 0.15, f"the loss on random tokens is {reached:.3f}, the lowest possible is {floor:.3f}")
 
 
 @check(
     "objective",
     "learnability",
     scope="objective",
-    mend="The loss does not reach the weights, or not those that matter: look for a detached tensor, labels shifted "
-    "twice or the wrong way, a scale that stifles the signal, a frozen layer.",
+    fix="The loss does not reach the weights, or not the ones that matter. Look for a detached tensor, labels "
+    "shifted twice or in the wrong direction, a scale that suppresses the signal, or a frozen layer.",
 )
 def learnability(case: Case) -> None:
-    """A rule from one token to the next, or to a hidden neighbour, is learnt to a loss under 0.5 ln V in 200 steps."""
+    """In 200 steps, the model learns a rule from one token to the next, or to a hidden neighbour, to a loss below 0.5
+    ln V.
+    """
     goal = 0.5 * math.log(case.vocabulary)
     lowest = math.inf
     for rate in (5e-3, 1e-3):
@@ -218,37 +224,39 @@ def learnability(case: Case) -> None:
         lowest = min(lowest, losses[-1])
         if losses[-1] < goal:
             return
-    raise NonconformanceError(
-        f"the loss is {lowest:.3f} after 200 steps; guessing gives {math.log(case.vocabulary):.3f}, the rule allows 0"
-    )
+    guessing = math.log(case.vocabulary)
+    raise NonconformanceError(f"the loss is {lowest:.3f} after 200 steps; guessing gives {guessing:.3f}, a rule 0")
 
 
 @check(
     "objective",
     "no-labels",
-    mend="A mean over no predictions is 0/0: core's loss divides by at least 1. Nothing else may be added to the loss.",
+    fix="A mean over no predictions is 0/0; core's loss divides by at least 1. Do not add anything else to the loss.",
 )
 def no_labels(case: Case) -> None:
-    """With every label -100 the loss is 0 and so is every gradient."""
+    """If every label is -100, the loss and all gradients are 0."""
     model, ids = case.stirred(), case.ids(4, case.length)
     labels = torch.full_like(ids, IGNORED)
     for reduction in REDUCTIONS:
         for return_logits in (True, False):
             loss = _loss(model(ids, labels=labels, reduction=reduction, return_logits=return_logits))
-            require(loss.item() == 0, f"the loss ({reduction}) is {loss.item()} where nothing is predicted")
+            require(loss.item() == 0, f"the loss ({reduction}) is {loss.item()} although nothing is predicted")
             loss.backward()
     for name, gradient in named_gradients(model).items():
-        require(bool((gradient == 0).all()), f"{name} gets a gradient where nothing is predicted")
+        require(bool((gradient == 0).all()), f"{name} receives a gradient although nothing is predicted")
 
 
 @check(
     "objective",
     "accumulation",
-    mend="The trainer divides the summed loss of a step by the number of its predictions, which `targets` counts: the "
-    "loss is not a sum over predictions, depends on the other rows, or counts others than `targets` does.",
+    fix="The trainer divides the summed loss of a step by the number of predictions, which `targets` counts. Either "
+    "the loss is not a sum over predictions, or it depends on the other rows, or it counts other predictions "
+    "than `targets`.",
 )
 def accumulation(case: Case) -> None:
-    """The gradients of micro-batches, weighted by their predicted tokens, are those of the whole batch, to 1e-5."""
+    """The gradients of micro-batches, weighted by their numbers of predicted tokens, add up to those of the whole
+    batch, to 1e-5.
+    """
     model = case.stirred()
     ids, labels = case.ragged()
     mask = torch.ones_like(ids)
@@ -265,11 +273,11 @@ def accumulation(case: Case) -> None:
 @check(
     "objective",
     "loss-without-logits",
-    mend="Hand `return_logits` on to `self.lm_output`, and let the head work on any number of positions: it is given "
-    "(B, T, D) or, without logits, only the predicted ones as (N, D).",
+    fix="Pass `return_logits` to `self.lm_output`, and let the head accept any number of positions: it receives (B, "
+    "T, D) or, without logits, only the predicted positions as (N, D).",
 )
 def loss_without_logits(case: Case) -> None:
-    """Asked for no logits, a model returns none, and the same loss with the same gradients, to 1e-5."""
+    """With return_logits=False, the model returns no logits, and the same loss and gradients, to 1e-5."""
     model = case.stirred()
     ids, labels = case.ragged()
     full = model(ids, labels=labels)
@@ -277,7 +285,7 @@ def loss_without_logits(case: Case) -> None:
     expected = named_gradients(model)
     model.zero_grad()
     lean = model(ids, labels=labels, return_logits=False)
-    require("logits" not in lean, "logits are returned where return_logits is False")
+    require("logits" not in lean, "logits are returned although return_logits is False")
     require_close(_loss(lean), _loss(full), "loss without logits", rtol=1e-5)
     _loss(lean).backward()
     require_same_gradients(named_gradients(model), expected, "with and without logits")
@@ -286,13 +294,13 @@ def loss_without_logits(case: Case) -> None:
 @check(
     "objective",
     "raw-logits",
-    mend="Return what the output layer gives: the loss, sampling and scoring each normalise by themselves.",
+    fix="Return the output of the last layer unchanged: the loss, sampling and scoring normalise it themselves.",
 )
 def raw_logits(case: Case) -> None:
-    """Logits are fp32 of shape (batch, time, vocabulary), and neither probabilities nor their logarithms."""
+    """Logits are fp32 of shape (batch, time, vocabulary), and are neither probabilities nor log-probabilities."""
     model, ids = case.stirred(), case.ids(3, case.length)
     logits = model(ids).logits
-    require(logits is not None, "there are no logits")
+    require(logits is not None, "the output has no logits")
     expected = (*ids.shape, case.vocabulary)
     require(tuple(logits.shape) == expected, f"logits have shape {tuple(logits.shape)}, expected {expected}")
     require(logits.dtype == torch.float32, f"logits are {logits.dtype}")
@@ -305,8 +313,9 @@ def raw_logits(case: Case) -> None:
 def cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, *, causal: bool, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """(N,): the float64 loss of each label that is not -100, by the logits there or, causal, one position before, where
-    that is not padding.
+    """Return the float64 loss of each label that is not -100, (N,).
+
+    A causal label is predicted by the logits one position before; it is left out if that position is padding.
     """
     logits = logits.detach().double()
     if causal:
@@ -320,7 +329,7 @@ def cross_entropy(
 def trained(
     model: BaseLanguageModel, batches: Iterable[Batch], *, rate: float, below: float = -math.inf
 ) -> list[float]:
-    """The loss of each step of a short training; ends early when three in a row are under `below`."""
+    """Train a model and return the loss of each step; stop early when three in a row are below `below`."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     losses: list[float] = []
@@ -337,11 +346,11 @@ def trained(
 
 
 def knowable(case: Case, batches: Iterable[Batch]) -> float:
-    """The least loss on batches of uniform tokens, for a model that sees what it may: nats per prediction.
+    """Return the lowest loss that a correct model can reach on batches of uniform tokens, in nats per prediction.
 
-    A causal prediction, or one of a token that is hidden behind a special one, is a guess among the ordinary tokens.
-    One of a token that is shown is as uncertain as what is shown is unreliable: the share that the collator has left as
-    they are is counted. Labels that are special tokens may be known for certain.
+    A causal prediction, or the prediction of a token that is replaced by a special token, is a guess among the ordinary
+    tokens. If an ordinary token is shown instead, the uncertainty follows from the share of such tokens that the
+    collator left unchanged. Labels that are special tokens may be certain.
     """
     batches = list(batches)
     labels = torch.cat([batch["labels"].flatten() for batch in batches])
@@ -351,7 +360,7 @@ def knowable(case: Case, batches: Iterable[Batch]) -> float:
     size, ordinary = len(case.ordinary), torch.isin(labels, case.ordinary)
     guess = math.log(size)
     predicted = int((labels != IGNORED).sum())
-    require(predicted > 0, "the collator of the objective gives nothing to predict")
+    require(predicted > 0, "the collator of the objective returned batches with nothing to predict")
     if case.causal:
         return guess * int(ordinary.sum()) / predicted
     in_sight = ordinary & torch.isin(shown, case.ordinary)
@@ -382,5 +391,5 @@ def _hidden_neighbour(case: Case) -> Iterator[Batch]:
 
 
 def _loss(output: ModelOutput) -> Any:
-    require(output.loss is not None, "given labels, the model returns no loss")
+    require(output.loss is not None, "the model returned no loss although it was given labels")
     return output.loss

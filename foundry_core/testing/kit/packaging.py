@@ -1,4 +1,4 @@
-"""Is a plugin a good guest: found by its name, light, with a schema that says no, and without side effects?"""
+"""Checks of the package: entry point, light import, schema, capabilities, hooks and side effects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from foundry_core.testing.kit.surroundings import changed, settings, watched
 
 HEAVY = ("torch", "transformers", "numpy")
 LONGEST_IMPORT = 0.25
-"""Seconds that importing a descriptor may take over a bare Python."""
+"""Seconds that importing a descriptor may take in addition to starting Python."""
 
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("foundry_"))
 
@@ -44,7 +44,7 @@ HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("foundry_"))
 def _package(suite: Suite) -> Installed:
     point = shipped_by(suite.architecture.name)
     if point is None:
-        raise NotApplicableError("registered in this process, no package ships it")
+        raise NotApplicableError("registered in this process, not shipped by a package")
     return point
 
 
@@ -52,11 +52,13 @@ def _package(suite: Suite) -> Installed:
     "packaging",
     "entry-point",
     scope="architecture",
-    mend='In pyproject.toml: dependencies = ["foundry-core>=0.1,<0.2"], and under '
-    '[project.entry-points."foundry.architectures"] one line NAME = "package:descriptor".',
+    fix='In pyproject.toml, write dependencies = ["foundry-core>=0.1,<0.2"] and, under '
+    '[project.entry-points."foundry.architectures"], one line NAME = "package:descriptor".',
 )
 def entry_point(suite: Suite) -> None:
-    """One distribution has the name, which is the descriptor's, and it requires foundry-core with an upper bound."""
+    """Exactly one distribution provides the name, the descriptor has the same name, and the distribution requires
+    foundry-core with an upper bound.
+    """
     point = _package(suite)
     claims = installed()[point.name]
     require(len(claims) == 1, f"claimed by {listed([str(claim) for claim in claims])}")
@@ -73,28 +75,29 @@ def entry_point(suite: Suite) -> None:
     "packaging",
     "light-import",
     scope="architecture",
-    mend="The light module describes: give `model_class` as an import string, and import torch in the model's module "
-    "only.",
+    fix="Pass `model_class` as an import string, and import torch only in the module of the model.",
 )
 def light_import(suite: Suite) -> None:
-    """Importing the descriptor leaves torch, transformers and numpy out, and takes at most 250 ms over bare Python."""
+    """Importing the descriptor does not import torch, transformers or numpy, and takes at most 250 ms more than bare
+    Python.
+    """
     module = _package(suite).module
     program = f"import sys, {module}; print(*sorted({set(HEAVY)} & set(sys.modules)))"
     heavy = fresh(program).split()
     require(not heavy, f"importing {module} imports {listed(heavy)}")
-    # Processor time, which other programs hardly change, and the best of a few pairs.
+    # Processor time is hardly affected by other programs; the best of a few pairs counts.
     best = math.inf
     for _ in range(3):
         best = min(best, _seconds(f"import {module}") - _seconds("pass"))
         if best <= LONGEST_IMPORT:
             return
     raise NonconformanceError(
-        f"importing {module} takes {1000 * best:.0f} ms over bare Python, allowed are {1000 * LONGEST_IMPORT:.0f}"
+        f"importing {module} takes {1000 * best:.0f} ms over bare Python, allowed is {1000 * LONGEST_IMPORT:.0f} ms"
     )
 
 
 def _seconds(code: str) -> float:
-    """Processor time of a fresh Python that runs a line."""
+    """Return the processor time of a fresh Python process that runs a line."""
     command, environment = fresh_command(code)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, _, used = os.wait4(process.pid, 0)
@@ -106,12 +109,12 @@ def _seconds(code: str) -> float:
     "packaging",
     "schema",
     scope="architecture",
-    mend="Make every section a ConfigSection, which forbids unknown keys and converts nothing, and every key a "
-    "Field(..., description=...) of a plain type.",
+    fix="Derive every section from ConfigSection, which forbids unknown keys and converts nothing, and declare "
+    "every key as Field(..., description=...) of a plain type.",
 )
 def schema(suite: Suite) -> None:
-    """Unknown keys and wrong values are refused by the key's name, every key is described, what is written reads back
-    as the same, and the recipe is valid.
+    """Unknown keys and wrong values are refused under the name of the key, every key has a description, a resolved
+    configuration reads back unchanged, and the recipe is valid.
     """
     architecture = suite.architecture
     for section in _sections(architecture.config_class):
@@ -132,7 +135,7 @@ def schema(suite: Suite) -> None:
     mutations: dict[tuple[tuple[str, ...], str], tuple[Case, Any]] = {}
     for case in examples.values():
         resolved = case.config.resolved()
-        require(load_config(resolved) == case.config, f"{case.example}: written and read again, it differs")
+        require(load_config(resolved) == case.config, f"{case.example}: it differs after writing and reading it")
         for key, wrong in _mutations(resolved["model"], exported, exported):
             mutations.setdefault((key, repr(wrong)), (case, wrong))
     for (key, _), (case, wrong) in mutations.items():
@@ -140,7 +143,7 @@ def schema(suite: Suite) -> None:
 
 
 def _sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """A section's class and those below it."""
+    """Yield the class of a section and of all sections below it."""
     yield model
     for field in model.model_fields.values():
         for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
@@ -162,7 +165,7 @@ _SAMPLES: dict[str, Any] = {
 
 
 def _mutations(values: Mapping[str, Any], part: Any, whole: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Keys, each with a value that must be refused there; the wrong values follow from the JSON schema."""
+    """Yield keys, each with a value that must be refused there according to the JSON schema."""
     yield (_UNKNOWN_KEY,), 1
     part = alternatives(part, whole)[0]
     for name in part.get("required", ()):
@@ -197,33 +200,35 @@ def _require_refused(case: Case, key: tuple[str, ...], wrong: Any) -> None:
         what = f"is {wrong!r}"
     name = ".".join(("model", *key))
     if name == "model.architecture":
-        return  # core looks at this one itself, before it knows the plugin
+        return  # core checks this key itself, before it loads the plugin
     try:
         case.config_with(model=model)
     except ConfigError as error:
         keys = [problem.key for problem in error.problems]
         require(any(each.startswith(name) for each in keys), f"{name} {what}: the refusal names {listed(keys)} instead")
         return
-    raise NonconformanceError(f"{name} {what}, and is accepted")
+    raise NonconformanceError(f"{name} {what}, but the configuration is accepted")
 
 
 @check(
     "packaging",
     "capabilities",
     scope="architecture",
-    mend="`capabilities` is a function of the settings. Declare only what the model can be trained with under them; a "
-    "further objective is offered by the hook foundry_objectives of the plugin.",
+    fix="`capabilities` is a function of the settings. Declare only objectives that the model can be trained with "
+    "under these settings. To add a new objective, implement the hook foundry_objectives in the plugin.",
 )
 def capabilities(suite: Suite) -> None:
-    """Every declared objective builds a model, and an undeclared one is refused when the YAML is read."""
+    """The model can be built for every declared objective, and an undeclared objective is refused when the YAML is
+    read.
+    """
     known = offers(hook_manager(active_modules(suite.architecture))).objectives
     first = {case.example: case for case in reversed(suite.cases)}
-    require(bool(first), "no example has an objective that is known here")
+    require(bool(first), "no example has a known objective")
     for case in first.values():
         accepted = case.capabilities.objectives
-        require(isinstance(accepted, tuple) and bool(accepted), f"{case.example}: objectives is {accepted!r}, no tuple")
+        require(isinstance(accepted, tuple) and bool(accepted), f"{case.example}: objectives {accepted!r}: not a tuple")
         for name in accepted:
-            require(name in known, f"{case.example}: {name} is declared, but not offered.{did_you_mean(name, known)}")
+            require(name in known, f"{case.example}: {name} is declared, but unknown.{did_you_mean(name, known)}")
         for name in known:
             try:
                 config = case.config_with(training={"objective": name})
@@ -231,24 +236,26 @@ def capabilities(suite: Suite) -> None:
                 refused = any(problem.key == "training.objective" for problem in error.problems)
                 require(refused and name not in accepted, f"{case.example} with {name}: {error}")
                 continue
-            require(name in accepted, f"{case.example}: {name} is not declared, and is accepted")
+            require(name in accepted, f"{case.example}: {name} is not declared, but accepted")
             try:
                 create_model(config, case.tokenizer)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-                raise NonconformanceError(f"{case.example}: {name} is declared, but not built: {reason}") from error
+                raise NonconformanceError(
+                    f"{case.example}: {name} is declared, but building failed: {reason}"
+                ) from error
 
 
 @check(
     "packaging",
     "hooks",
     scope="architecture",
-    mend="A hook is a function of the light module with a name and arguments of foundry_core/registry/hookspecs.py, "
-    "marked with `@hookimpl` from foundry_core. What is not marked is never called; a keyword-only argument is never "
-    "given.",
+    fix="A hook is a function of the light module with a name and arguments from "
+    "foundry_core/registry/hookspecs.py, marked with `@hookimpl` from foundry_core. An unmarked function is "
+    "never called, and a keyword-only argument is never passed.",
 )
 def hooks(suite: Suite) -> None:
-    """No function that looks like a hook is unknown or unmarked, and none takes keyword-only arguments."""
+    """Every function that looks like a hook is one, is marked with `hookimpl`, and takes no keyword-only arguments."""
     for module in active_modules(suite.architecture):
         own = {name: item for name, item in vars(module).items() if inspect.isfunction(item)}
         for name, function in own.items():
@@ -257,32 +264,33 @@ def hooks(suite: Suite) -> None:
             if function.__module__ != module.__name__ or not meant:
                 continue
             where = f"{module.__name__}.{name}"
-            require(name in HOOKS, f"{where} is no hook.{did_you_mean(name, HOOKS)}")
+            require(name in HOOKS, f"{where} is not a hook.{did_you_mean(name, HOOKS)}")
             require(marked, f"{where} is not marked with hookimpl: it is never called")
             parameters = inspect.signature(function).parameters.values()
             keyword_only = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
-            require(not keyword_only, f"{where} takes {listed(keyword_only)} by keyword only: it is never given")
+            require(not keyword_only, f"{where} takes {listed(keyword_only)} by keyword only: it is never passed")
 
 
 @check(
     "packaging",
     "side-effects",
     scope="objective",
-    mend="Building makes layers and `forward` computes, nothing else: no seed, no torch.set_..., no torch.backends, no "
-    "os.environ, no cache, no download. Weights and dropout come from torch's own generator, which core seeds.",
+    fix="`__init__` should only create layers, and `forward` should only compute: no seeding, torch.set_..., "
+    "torch.backends, os.environ, caches or downloads. Draw weights and dropout from torch's global generator, "
+    "which core seeds.",
 )
 def side_effects(case: Case) -> None:
-    """Building, a training step and evaluation leave random state, default dtype, threads, environment, folder, files
-    and backend flags, and ask nothing of the network.
+    """Building the model, a training step and evaluation do not seed torch, do not change the random state of Python or
+    numpy, the default dtype, threads, environment, working folder, files or backend flags, and do not use the network.
     """
     forked(lambda: _used_twice(case))
 
 
 def _used_twice(case: Case) -> bytes:
-    """In a process of its own, where a side effect reaches no other check."""
+    """Run in a separate process, so that a side effect does not reach other checks."""
     context, target = build_context(case.config, case.tokenizer), case.architecture.model_class
     if isinstance(target, str):
-        import_string(target)  # what the libraries below set when they are imported is not the model's doing
+        import_string(target)  # libraries may change settings when they are imported: not an effect of building
     before = settings()
     model = build(case.config, context)
     touched = changed(before, settings())
@@ -303,7 +311,7 @@ def _used_twice(case: Case) -> bytes:
         touched = changed(before, settings())
         require(not touched, f"{what} changes {listed(touched)}")
         require(not seen, f"{what} {listed(seen)}")
-        # Dropout may draw from the generator: after two seeds it is in two states all the same.
+        # Dropout may draw from the generator: two seeds still lead to two different states.
         require(not torch.equal(*states), f"{what} seeds torch's generator")
     return b""
 
@@ -312,15 +320,15 @@ def _used_twice(case: Case) -> bytes:
     "packaging",
     "import-effects",
     scope="architecture",
-    mend="At the top of a module stand imports, functions and classes. What the whole process has (seeds, "
-    "torch.set_..., torch.backends, os.environ, the working folder) belongs to whoever runs it: remove the line.",
+    fix="Keep only imports, functions and classes at the top level of a module. Remove statements that change the "
+    "state of the process (seeds, torch.set_..., torch.backends, os.environ, the working folder).",
 )
 def import_effects(suite: Suite) -> None:
-    """Importing the light module, then the model's, leaves random state, default dtype, threads, environment, folder,
-    files and backend flags, and asks nothing of the network.
+    """Importing the light module and then the module of the model does not change random states, the default dtype,
+    threads, environment, working folder, files or backend flags, and does not use the network.
     """
     imports = elsewhere(suite).imports
     if imports is None:
-        raise NotApplicableError("registered in this process, no other can import it")
+        raise NotApplicableError("registered in this process, so that no other process can import it")
     for module, done in imports.items():
         require(not done, f"importing {module} {listed(done)}")

@@ -1,4 +1,4 @@
-"""Other processes for the checks: forked children of this one, and fresh ones that know only what is installed."""
+"""Other processes for the checks: forked children of this process, and fresh Python processes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ _FORK = multiprocessing.get_context("fork")
 
 
 def forked(*functions: Callable[[], bytes], seconds: float = 60) -> list[bytes]:
-    """Carry functions out at the same time, each in a child of this process; returns their answers.
+    """Run functions at the same time, each in a child of this process, and return their answers.
 
-    Raises NonconformanceError with what the first one to fail has raised. No child is left.
+    All children have ended afterwards.
+
+    Raises:
+        NonconformanceError: A function failed; the message is that of the first failure.
     """
     children: dict[Connection, ForkProcess] = {}
     answers: dict[Connection, bytes] = {}
@@ -33,7 +36,7 @@ def forked(*functions: Callable[[], bytes], seconds: float = 60) -> list[bytes]:
         while len(answers) < len(children):
             ready = wait(set(children) - set(answers), max(0, deadline - time.monotonic()))
             if not ready:
-                raise NonconformanceError(f"another process gives no answer within {seconds:g} s")
+                raise NonconformanceError(f"another process did not answer within {seconds:g} s")
             answers |= {end: _received(child, end) for end, child in children.items() if end in ready}
         return [answers[end] for end in children]
     finally:
@@ -44,18 +47,18 @@ def forked(*functions: Callable[[], bytes], seconds: float = 60) -> list[bytes]:
 
 
 def killed(function: Callable[[], None], *, seconds: float = 60) -> None:
-    """Carry out in a child a function that ends with `die`. Raises NonconformanceError when it does not."""
+    """Run a function that ends with `die` in a child. Raises NonconformanceError if it ends otherwise."""
     child = _started(function)
     child.join(seconds)
     code = child.exitcode
     child.kill()
     child.join()
     if code != -signal.SIGKILL:
-        raise NonconformanceError(f"another process was to be killed, and ended with {code}")
+        raise NonconformanceError(f"another process should have been killed, but ended with {code}")
 
 
 def die() -> None:
-    """End this process as a crash would: nothing is cleaned up."""
+    """End this process like a crash, without any cleanup."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -68,9 +71,9 @@ def _started(target: Callable[..., None], *arguments: object) -> ForkProcess:
 def _answer(function: Callable[[], bytes], sending: Connection) -> None:
     try:
         answer = b"+" + function()
-    except Exception as error:  # noqa: BLE001 - the parent says it
-        said = str(error) if isinstance(error, NonconformanceError) else f"{type(error).__name__}: {error}"
-        answer = b"-" + " ".join(said.split()).encode()
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        text = str(error) if isinstance(error, NonconformanceError) else f"{type(error).__name__}: {error}"
+        answer = b"-" + " ".join(text.split()).encode()
     sending.send_bytes(answer)
 
 
@@ -79,23 +82,24 @@ def _received(child: ForkProcess, end: Connection) -> bytes:
         answer = end.recv_bytes()
     except EOFError:
         child.join()
-        raise NonconformanceError(f"another process ended with {child.exitcode}, without an answer") from None
+        raise NonconformanceError(f"another process ended with {child.exitcode} without an answer") from None
     if answer[:1] == b"-":
         raise NonconformanceError(answer[1:].decode())
     return answer[1:]
 
 
 def fresh_command(code: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a program that shares with this process where modules are found, and nothing else."""
+    """Return the command and environment of a fresh Python process with the module search path of this one."""
     places = os.pathsep.join(place for place in sys.path if place)
     environment = {**os.environ, "PYTHONPATH": places, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return [sys.executable, "-c", code, *arguments], environment
 
 
 def hash_seed_that_reverses(pairs: Collection[tuple[str, str]]) -> str:
-    """A value of PYTHONHASHSEED with which a process runs through a set of two names from the second to the first,
-    whichever was put in first: for up to four pairs all of them, which takes some tens of tries, for more as many as 32
-    tries find. With one value in two a pair stays in its order.
+    """Return a PYTHONHASHSEED with which a set of two names iterates from the second to the first.
+
+    The order of insertion must not matter. Half of all values reverse a given pair. For up to four pairs the result
+    reverses all of them, which takes some tens of tries; for more pairs it is the best of 32 tries.
     """
     names = [name for pair in pairs for name in pair]
     reversed_order = "next(iter({a, b})) == b == next(iter({b, a}))"
@@ -104,15 +108,19 @@ def hash_seed_that_reverses(pairs: Collection[tuple[str, str]]) -> str:
     for number in map(str, range(1, 257 if len(pairs) <= 4 else 33)):
         command = [sys.executable, "-S", "-c", code, *names]  # without site: 10 ms
         environment = {**os.environ, "PYTHONHASHSEED": number}
-        said = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
-        reversed_pairs[number] = int(said)
+        printed = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+        reversed_pairs[number] = int(printed)
         if reversed_pairs[number] == len(pairs):
             break
     return max(reversed_pairs, key=lambda number: reversed_pairs[number])
 
 
 def fresh(code: str, *arguments: str, seconds: float = 120, hash_seed: str = "random") -> str:
-    """Run a program in a fresh process; what it prints. Raises NonconformanceError with the last line of its error."""
+    """Run a program in a fresh process and return its output.
+
+    Raises:
+        NonconformanceError: The program failed; the message is the last line of its standard error.
+    """
     command, environment = fresh_command(code, *arguments)
     environment["PYTHONHASHSEED"] = hash_seed
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)

@@ -1,7 +1,6 @@
-"""What a process sees where nothing of this one is left: a plugin imported, its models made, saved ones opened again.
+"""A fresh process that imports a plugin, builds its models and opens saved ones.
 
-One other process does it all for an architecture, and opens the models of all its cases: its start takes longer than
-the rest.
+One process does everything for all cases of an architecture, because starting it takes longer than the rest.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from foundry_core.testing.kit.surroundings import changed, settings, watched
 _REQUEST, _ANSWER = "request.safetensors", "answer.safetensors"
 _PROGRAM = """
 import gc, sys
-gc.disable()  # it ends soon: a third of what importing torch and transformers takes, see cli.common.large_imports
+gc.disable()  # saves a third of the time that importing torch and transformers takes; see cli.common.large_imports
 from foundry_core.testing.kit.reopened import open_all
 open_all(*sys.argv[1:])
 gc.freeze()
@@ -41,9 +40,9 @@ _OTHER_SEED = 99
 
 @dataclass(frozen=True)
 class Reopened:
-    """A model that was saved, and its logits: before, from `BaseLanguageModel.from_pretrained`, from its auto class.
+    """The logits of a model before saving, opened by `BaseLanguageModel.from_pretrained`, and by its auto class.
 
-    What went wrong stands where there are none.
+    If opening failed, the error message takes the place of the logits.
     """
 
     case: Case
@@ -54,10 +53,13 @@ class Reopened:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What the other process has found. models: of each case, opened with another seed.
+    """The findings of the other process.
 
-    imports: modules of the plugin, with what importing each one does besides. weights: of a new model of each case, a
-    digest for every name, or what went wrong. Both are None for a class of this process, which no other can import.
+    Attributes:
+        models: The model of each case, opened with another seed.
+        imports: Modules of the plugin with the side effects of importing them. None for a class defined in this
+            process, which another process cannot import.
+        weights: For a new model of each case, a digest of every tensor by name, or an error message; None likewise.
     """
 
     models: list[Reopened]
@@ -66,13 +68,13 @@ class Elsewhere:
 
 
 def reopened(suite: Suite) -> list[Reopened]:
-    """The model of each case, opened in another process with another seed."""
+    """Return the model of each case, opened in another process with another seed."""
     return elsewhere(suite).models
 
 
 @cache
 def elsewhere(suite: Suite) -> Elsewhere:
-    """What the other process finds, which is asked once."""
+    """Run the other process, once for a suite, and return its findings."""
     parent = suite.folder / "saved"
     ids: dict[str, torch.Tensor] = {}
     auto_classes: dict[str, str] = {}
@@ -86,13 +88,13 @@ def elsewhere(suite: Suite) -> Elsewhere:
         try:
             model.save_pretrained(parent / name)
         except Exception as error:  # noqa: BLE001 - whatever saving raises is a finding
-            problems[name] = f"it is not saved: {_said(error)}"
+            problems[name] = f"saving failed: {_one_line(error)}"
     write_file(parent / _REQUEST, save(ids, metadata=auto_classes))
     target = suite.architecture.model_class
     if isinstance(target, str):
         hash_seed = hash_seed_that_reverses(_neighbours(suite))
         fresh(_PROGRAM, str(parent), suite.architecture.name, target.partition(":")[0], hash_seed=hash_seed)
-    else:  # a class of this process: a child of it knows the class, and none of the models
+    else:  # a class defined in this process: a forked child has the class
         forked(lambda: open_all(str(parent)))
     with safe_open(str(parent / _ANSWER), framework="pt") as file:
         found: dict[str, Any] = {**(file.metadata() or {}), **{key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
@@ -106,9 +108,10 @@ def elsewhere(suite: Suite) -> Elsewhere:
 
 
 def _neighbours(suite: Suite) -> set[tuple[str, str]]:
-    """Names that stand one after the other in a module, as what was made from a set of names does; each two in the
-    order in which this process runs through a set of them. Only names of what is drawn: the order of the others changes
-    nothing.
+    """Return pairs of consecutive names in a module, each in the order in which this process iterates over its set.
+
+    If layers were created from a set of names, their order changes with that of the pairs. Only randomly initialised
+    members count: the order of the others changes nothing.
     """
     return {
         _in_order_of_a_set(*pair)
@@ -120,22 +123,24 @@ def _neighbours(suite: Suite) -> set[tuple[str, str]]:
 
 
 def _in_order_of_a_set(first: str, second: str) -> tuple[str, str]:
-    """As this process runs through a set of two names. Where that depends on which was put in first, as it does for one
-    pair in nine, as they are given: what was made in the order of a set stands in that order.
+    """Return two names in the order in which this process iterates over their set.
+
+    For one pair in nine that depends on the order of insertion; they are then returned as given, since members that
+    were created in the order of a set are in that order.
     """
     orders = {tuple({first, second}), tuple({second, first})}
     return (first, second) if len(orders) == 2 else orders.pop()  # type: ignore[return-value]
 
 
 def _is_drawn(member: torch.nn.Module | torch.nn.Parameter | None) -> bool:
-    """Whether there is chance in it: a parameter whose numbers differ."""
+    """Check whether a module or parameter is randomly initialised: it contains different numbers."""
     if isinstance(member, torch.nn.Module):
         return any(map(_is_drawn, member.parameters()))
     return member is not None and bool((member != member.flatten()[0]).any())
 
 
 def digests(model: torch.nn.Module) -> dict[str, str]:
-    """Of everything in the state, by name."""
+    """Return a digest of every tensor in the state, by name."""
     return {
         name: hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
         for name, tensor in model.state_dict().items()
@@ -143,7 +148,7 @@ def digests(model: torch.nn.Module) -> dict[str, str]:
 
 
 def _moved_on(case: Case) -> BaseLanguageModel:
-    """A model whose weights and whatever it gathers in training are not those that it was built with."""
+    """Return a model after two training steps, whose weights and statistics differ from those of a new model."""
     model = case.stirred().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in (1, 2):
@@ -155,10 +160,10 @@ def _moved_on(case: Case) -> BaseLanguageModel:
 
 
 def open_all(parent: str, architecture: str | None = None, module: str | None = None) -> bytes:
-    """Open every folder that was saved, both ways, and write down the logits or what went wrong.
+    """Open every saved folder in both ways, and write the logits or error messages to a file.
 
-    With an architecture and the module of its model, which nothing has imported yet: also what importing them does, and
-    the initial weights of its cases.
+    Given an architecture and the module of its model, which must not have been imported yet, also record the side
+    effects of importing them and the initial weights of the cases.
     """
     found: dict[str, Any] = {}
     if architecture is not None and module is not None:
@@ -170,23 +175,23 @@ def open_all(parent: str, architecture: str | None = None, module: str | None = 
     logits: dict[str, torch.Tensor] = {}
     problems: dict[str, str] = {}
     with safe_open(str(Path(parent) / _REQUEST), framework="pt") as file:
-        # transformers first: ours would register an architecture whose module has not done so.
+        # transformers first: from_pretrained would register an architecture whose module forgot to.
         for way, opened in _WAYS.items():
             for name, auto_class in file.metadata().items():
                 try:
                     model = opened(Path(parent) / name, auto_class)
                     logits[f"{name}/{way}"] = model(file.get_tensor(name)).logits.detach().contiguous()
-                except Exception as error:  # noqa: BLE001 - said by the check that asks
-                    problems[f"{name}/{way}"] = _said(error)
+                except Exception as error:  # noqa: BLE001 - reported by the check
+                    problems[f"{name}/{way}"] = _one_line(error)
     if architecture is not None:
         found["weights"] = [_initial_weights(case) for case in Suite.of(architecture).cases]
-    told = {name: json.dumps(value) for name, value in found.items()}
-    write_file(Path(parent) / _ANSWER, save(logits, metadata={**problems, **told}))
+    findings = {name: json.dumps(value) for name, value in found.items()}
+    write_file(Path(parent) / _ANSWER, save(logits, metadata={**problems, **findings}))
     return b""
 
 
 def _imported(module: str) -> list[str]:
-    """Import a module; what that does to everything else."""
+    """Import a module and return its side effects."""
     before = {**settings(), "torch's random state": torch.get_rng_state().tolist()}
     with watched() as seen:
         importlib.import_module(module)
@@ -197,12 +202,12 @@ def _imported(module: str) -> list[str]:
 def _initial_weights(case: Case) -> dict[str, str] | str:
     try:
         return digests(case.model())
-    except Exception as error:  # noqa: BLE001 - said by the check that asks
-        return _said(error)
+    except Exception as error:  # noqa: BLE001 - reported by the check
+        return _one_line(error)
 
 
 def _by_transformers(folder: Path, auto_class: str) -> Any:
-    # Without a word transformers would ask on the terminal whether it may run the folder's module.
+    # If trust_remote_code is not given, transformers asks on the terminal whether to run the module in the folder.
     return getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=False)
 
 
@@ -213,5 +218,5 @@ def _by_us(folder: Path, auto_class: str) -> Any:
 _WAYS: dict[str, Callable[[Path, str], Any]] = {"by_transformers": _by_transformers, "by_us": _by_us}
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

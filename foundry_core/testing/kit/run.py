@@ -1,4 +1,4 @@
-"""Carries checks out: for pytest as one test with many cases, for `foundry check` as a list of results."""
+"""Runs checks: for pytest as one test with many cases, for `foundry check` as a sequence of results."""
 
 from __future__ import annotations
 
@@ -40,8 +40,12 @@ Outcome = Literal["passed", "failed", "skipped", "expected"]
 
 @dataclass(frozen=True)
 class Result:
-    """How a check went. expected: it failed, as was said it would. reason: of a failure or a skip, one line.
-    error: that of a failure.
+    """The result of a check.
+
+    Attributes:
+        outcome: "expected" if it failed and was expected to fail.
+        reason: The reason for a failure or a skip, in one line.
+        error: The exception behind a failure.
     """
 
     check: Check
@@ -56,13 +60,13 @@ class Result:
 
 
 def run_check(one: Check, suite: Suite, expected: str | None = None) -> Result:
-    """Carry out one check on all it applies to; ends at the first failure. expected: why it is known to fail."""
+    """Run a check on everything it applies to, until the first failure. expected: why it is known to fail."""
     start = time.perf_counter()
     outcome, reason, error = _outcome(one, suite)
     if expected is not None and outcome == "failed":
         outcome, reason = "expected", f"{expected} ({reason})"
     elif expected is not None:
-        outcome, reason = "failed", f"is among the expected failures ({expected}) and {outcome}: take it off the list"
+        outcome, reason = "failed", f"is among the expected failures ({expected}) and {outcome}: remove it from there"
     return Result(one, outcome, reason, time.perf_counter() - start, error)
 
 
@@ -74,21 +78,21 @@ def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str, Exception | None]:
             return "skipped", reason, None
         with fixed_conditions():
             if one.group != "packaging" and suite.fault is not None:
-                return "failed", _said(suite.fault[1], suite.fault[0], suite), suite.fault[1]
+                return "failed", _message(suite.fault[1], suite.fault[0], suite), suite.fault[1]
             for subject in chosen:
                 one.function(subject)
     except NotApplicableError as error:
         return "skipped", str(error), None
     except Exception as error:  # noqa: BLE001 - whatever a model under test raises is a finding
         if not isinstance(error, NonconformanceError):
-            with fixed_conditions():  # which building the model may change
+            with fixed_conditions():  # suite.fault builds the models, which may change them
                 subject, error = suite.fault or (subject, error)
-        return "failed", _said(error, subject, suite), error
+        return "failed", _message(error, subject, suite), error
     return "passed", "", None
 
 
-def _said(error: Exception, subject: object, suite: Suite) -> str:
-    """With what a check failed and how; what the model raised comes with its place in the plugin's code."""
+def _message(error: Exception, subject: object, suite: Suite) -> str:
+    """Return the subject and message of a failure; for an exception of the model also the line in the plugin."""
     text = " ".join(str(error).split())
     if not isinstance(error, NonconformanceError):
         text = f"{type(error).__name__}: {text}"
@@ -98,7 +102,7 @@ def _said(error: Exception, subject: object, suite: Suite) -> str:
 
 
 def _place(error: BaseException, home: Path | None) -> str:
-    """The last line of the plugin's own code that an error came through, in parentheses."""
+    """Return the innermost line of the plugin's code in the traceback of an error, in parentheses."""
     while error.__cause__ is not None:
         error = error.__cause__
     found = None if home is None else last_line_in(error, {home: None})
@@ -107,12 +111,13 @@ def _place(error: BaseException, home: Path | None) -> str:
 
 @contextmanager
 def fixed_conditions() -> Iterator[None]:
-    """One thread, and none of the advice that libraries give in passing. What a model sets when it is built is put
-    back: the next check finds things as this one did, and the check of side effects finds the model at it.
+    """Use one thread, silence warnings of libraries, and restore whatever a model changes in the process.
+
+    So every check starts from the same state, and the check of side effects sees what a model changes.
     """
     verbosity, thresholds = logging.get_verbosity(), gc.get_threshold()
     logging.set_verbosity_error()
-    # Models that are built by the hundred make the garbage collector look for cycles all the time, a tenth of the kit.
+    # Hundreds of models are built: with the default thresholds the garbage collector takes a tenth of the kit's time.
     gc.set_threshold(20_000, 20, 20)
     try:
         with kept_surroundings():
@@ -127,17 +132,17 @@ def fixed_conditions() -> Iterator[None]:
 
 @cache
 def suite_of(architecture: str) -> Suite:
-    """The cases of an architecture, made once in a process."""
+    """Return the cases of an architecture, built once in a process."""
     return Suite.of(architecture)
 
 
 def all_checks() -> list[Check]:
-    """Every check, in the order of the groups."""
+    """Return every check, in the order of the groups."""
     return sorted(CHECKS.values(), key=lambda one: GROUPS.index(one.group))
 
 
 def chosen_checks(names: Collection[str] = ()) -> list[Check]:
-    """Checks by name or by group; all without names. Raises UsageError for an unknown one."""
+    """Return checks by name or group, or all if there are no names. Raises UsageError for an unknown name."""
     known = [*CHECKS, *GROUPS]
     for name in names:
         if name not in known:
@@ -146,7 +151,7 @@ def chosen_checks(names: Collection[str] = ()) -> list[Check]:
 
 
 def require_known(expected_failures: Collection[str]) -> None:
-    """Raises UsageError for a name that is not a check's: an expectation that nobody looks at."""
+    """Raise UsageError for a name that is not the name of a check."""
     for name in expected_failures:
         if name not in CHECKS:
             whole = f" '{name}' is a group: name its checks." if name in GROUPS else did_you_mean(name, CHECKS)
@@ -156,7 +161,7 @@ def require_known(expected_failures: Collection[str]) -> None:
 def results(
     architecture: str, *, names: Collection[str] = (), expected_failures: Mapping[str, str] | None = None
 ) -> Iterator[Result]:
-    """Carry out checks one after the other, each when it is asked for."""
+    """Run checks one after the other, each when its result is requested."""
     require_known(expected_failures or {})
     suite = suite_of(architecture)
     for one in chosen_checks(names):
@@ -177,6 +182,6 @@ def conformance_test(architecture: str, expected_failures: Mapping[str, str]) ->
         if result.outcome == "expected":
             pytest.xfail(result.reason)
         if result.outcome == "failed":
-            pytest.fail(f"{one.name}: {one.invariant}\n{result.reason}\n{one.mend}", pytrace=False)
+            pytest.fail(f"{one.name}: {one.invariant}\n{result.reason}\n{one.fix}", pytrace=False)
 
     return test_conformance

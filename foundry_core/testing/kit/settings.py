@@ -1,4 +1,4 @@
-"""Does a YAML decide what the model is: does every key of it count, and nothing else?"""
+"""Checks that every key of a YAML affects the model, and that initial weights depend on the seed alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from foundry_core.testing.kit.reopened import digests, elsewhere
 
 Path = tuple[str, ...]
 Effect = Literal["none", "values", "sizes"]
-"""Of another value: on nothing, on what is computed, on the parameters' names and shapes."""
+"""The effect of another value: none, on what is computed, or on the names and shapes of the parameters."""
 
 _INSTEAD_OF_NONE: dict[str, tuple[Any, ...]] = {
     "boolean": (True, False),
@@ -38,13 +38,13 @@ _INSTEAD_OF_NONE: dict[str, tuple[Any, ...]] = {
     "packaging",
     "settings",
     scope="architecture",
-    mend="The model does not read the key, or only within bounds that the schema does not state: use it, take it out "
-    "of the schema, or state them (`ge`, `le`). A key that counts only beside others needs an example that sets them; "
-    "one that is only stored with the model is named in `RECORDED` of its section.",
+    fix="The model ignores the key, or uses it only within bounds that the schema does not state. Use it, remove it "
+    "from the schema, or state the bounds (`ge`, `le`). If a key only matters in combination with others, add "
+    "an example that sets them. If it is only stored with the model, list it in `RECORDED` of its section.",
 )
 def settings(suite: Suite) -> None:
-    """Another value of any key of an example's settings gives a model of other sizes or weights, or one that computes
-    something else; larger and smaller numbers alike.
+    """Changing any key in the settings of an example changes the sizes, the weights or the computation of the model,
+    for larger and smaller numbers alike.
     """
     trials: dict[Path, list[_Trial]] = {}
     recorded: set[Path] = set()
@@ -52,7 +52,7 @@ def settings(suite: Suite) -> None:
         if case.example != ODD_SIZES:
             built = _Built(case)
             for path, value, others, is_recorded in _keys(case.config.model, case.architecture.config_class):
-                # The name of the architecture says nothing that is not said.
+                # The name of the architecture is not a setting.
                 news = [other for other in others if other != case.architecture.name]
                 trials.setdefault(path, []).append(_Trial(built, path, value, news))
                 recorded |= {path} if is_recorded else set()
@@ -65,25 +65,26 @@ def settings(suite: Suite) -> None:
     "numerics",
     "initial-weights",
     scope="architecture",
-    mend="Make layers in the order of a list or a tuple, not in that of a set, which each process runs through in its "
-    "own: who is made first is drawn first. Copies of one layer start alike, and may stay so: draw each one anew.",
+    fix="Create layers in the order of a list or tuple, not of a set, whose iteration order differs between "
+    "processes: the order of creation decides which random numbers a layer gets. Copies of one layer start "
+    "equal and may stay equal: initialise each of them separately.",
 )
 def initial_weights(suite: Suite) -> None:
-    """A seed gives the same initial weights in another process, in whatever order that runs through sets, and no two
-    matrices that are drawn start equal.
+    """A seed gives the same initial weights in another process, whatever the iteration order of sets there, and no two
+    randomly initialised matrices are equal.
     """
     for case in suite.cases:
         _require_distinct(case)
     found = elsewhere(suite).weights
     for case, weights in zip(suite.cases, found or (), strict=False):
-        require(isinstance(weights, dict), f"{case}: in a fresh process it is not built: {weights}")
+        require(isinstance(weights, dict), f"{case}: building failed in a fresh process: {weights}")
         here = digests(case.model())
         moved = [name for name, digest in here.items() if weights.get(name) != digest]  # type: ignore[union-attr]
-        require(not moved, f"{case}: another process has another initial {listed(moved)}")
+        require(not moved, f"{case}: in another process the initial values of {listed(moved)} are different")
 
 
 def _require_distinct(case: Case) -> None:
-    """Those that do not depend on the seed are computed: they may well be equal."""
+    """Require randomly initialised matrices to differ; those that do not depend on the seed may be equal."""
     drawn = case.model(seed=1).state_dict()
     seen: dict[tuple[torch.Size, str], str] = {}
     model = case.model()
@@ -92,14 +93,14 @@ def _require_distinct(case: Case) -> None:
         if parameter.ndim < 2 or not parameter.requires_grad or torch.equal(parameter, drawn[name]):
             continue
         twin = seen.setdefault((parameter.shape, found[name]), name)
-        require(twin == name, f"{case}: {twin} and {name} start with the same numbers")
+        require(twin == name, f"{case}: {twin} and {name} start with the same values")
 
 
 def _keys(section: BaseModel, declared: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Iterator[Any], bool]]:
-    """Keys below a section with their values, other values that each may have, and whether they are only recorded.
+    """Yield the keys of a section with their values, other possible values, and whether they are only recorded.
 
-    A section of another class than is declared has the keys of another library, whichever they are: those count that
-    the example sets.
+    A section whose class is not the declared one takes its keys from another library: then only keys that the example
+    sets are checked.
     """
     is_open = type(section) not in (declared, *get_args(declared))
     whole: dict[str, Any] = {}
@@ -114,7 +115,7 @@ def _keys(section: BaseModel, declared: Any, path: Path = ()) -> Iterator[tuple[
 
 
 def _others(value: Any, choices: Sequence[Any]) -> Iterator[Any]:
-    """Values that a key might have instead; not all are valid."""
+    """Yield other values of a key; not all are valid."""
     written = [
         each for choice in choices for each in choice.get("enum", [choice[key] for key in choice if key == "const"])
     ]
@@ -141,8 +142,9 @@ def _others(value: Any, choices: Sequence[Any]) -> Iterator[Any]:
 
 
 def _with(case: Case, settings: Mapping[str, Any]) -> Case:
-    """A case with other settings. Raises ValueError when core would refuse them; a whole configuration, for which the
-    metadata of every installed package is read, takes five times as long.
+    """Return a case with other settings. Raises ValueError if core would refuse them.
+
+    Loading a whole configuration, which reads the metadata of every installed package, takes five times as long.
     """
     model = case.architecture.config_class.model_validate(settings)
     capabilities = case.architecture.capabilities(model)
@@ -151,32 +153,32 @@ def _with(case: Case, settings: Mapping[str, Any]) -> Case:
         raise ValueError(f"{case} cannot be trained with these settings")
     other = replace(case, settings=settings)
     config = case.config.model_copy(update={"model": model})
-    vars(config).pop("capabilities", None)  # those of the former settings
+    vars(config).pop("capabilities", None)  # cached for the previous settings
     vars(other)["config"] = config
     return other
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every operation that is carried out, with the shapes and numbers that it is given."""
+    """Records every operation with the shapes and numbers of its arguments."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        self.seen.append(f"{function}{tree_map(_told, (arguments, keywords))}")
+        self.seen.append(f"{function}{tree_map(_comparable, (arguments, keywords))}")
         return function(*arguments, **(keywords or {}))
 
 
-def _told(argument: Any) -> Any:
-    """What is compared of an argument: the shape of a tensor, a number or a name itself."""
+def _comparable(argument: Any) -> Any:
+    """Return the shape of a tensor, a number or name itself, and the type of anything else."""
     if isinstance(argument, torch.Tensor):
         return argument.shape
     return argument if isinstance(argument, bool | int | float | str | torch.dtype | None) else type(argument)
 
 
 class _Built:
-    """The model of a case, and what it computes."""
+    """The model of a case and its results."""
 
     def __init__(self, case: Case):
         self.case = case
@@ -186,7 +188,7 @@ class _Built:
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     def _run(self, watching: AbstractContextManager[Any]) -> list[torch.Tensor]:
-        """Logits, loss and gradients of a padded batch, in evaluation and in training."""
+        """Return logits and loss of a padded batch in evaluation and in training, and the gradients."""
         case, model = self.case, self.case.stirred()
         side, lengths = case.capabilities.padding_sides[0], (case.length // 2, case.length - 1, 1)
         rows = [case.ids(length, seed=length) for length in lengths]
@@ -212,7 +214,7 @@ class _Built:
         return operations.seen
 
     def effect(self, settings: Mapping[str, Any]) -> Effect | None:
-        """Of other settings; None when they are refused."""
+        """Return the effect of other settings; None if they are refused."""
         results = self.results
         try:
             other = _Built(_with(self.case, settings))
@@ -220,15 +222,15 @@ class _Built:
                 return "sizes"
             if any_differ(self.weights, other.weights) or not all(map(torch.equal, results, other.results)):
                 return "values"
-        except Exception:  # noqa: BLE001 - whatever settings are refused with, nothing is known of them
+        except Exception:  # noqa: BLE001 - the settings are refused, with whatever exception
             return None
-        # What is only computed another way, or changes no bit of so small a model, is read nevertheless.
+        # A key may have an effect that changes no bit of such a small model.
         return "none" if self.operations == other.operations else "values"
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A key of an example: its value, and others that it might have."""
+    """A key of an example with its value and other possible values."""
 
     built: _Built
     path: Path
@@ -236,7 +238,10 @@ class _Trial:
     others: list[Any]
 
     def effect(self, other: Any) -> Effect | None:
-        """Of another value; where it is refused, of that value for every key beside it that has the same one."""
+        """Return the effect of another value.
+
+        If it is refused, all keys of the section with the same value are changed together.
+        """
         settings = deepcopy(self.built.case.config.resolved()["model"])
         section = settings
         for part in self.path[:-1]:
@@ -251,10 +256,10 @@ class _Trial:
 
 
 def _fault(trials: Sequence[_Trial]) -> str | None:
-    """What is wrong with a key. Nothing, when all other values are refused.
+    """Return the problem of a key that must have an effect; None if there is none, or if all other values are refused.
 
-    Where a smaller number makes a smaller model, a larger one must make another one, too, and the other way round.
-    What only the results depend on may have an end: a window that is wider than the row.
+    If smaller numbers change the sizes, larger numbers must change the model too, and vice versa. A key that affects
+    only results may stop having an effect, like a window that is wider than the row.
     """
     found: dict[str, tuple[Effect, str]] = {}
     for trial in trials:
@@ -266,16 +271,16 @@ def _fault(trials: Sequence[_Trial]) -> str | None:
             if effect is not None:
                 found[direction] = (effect, f"{trial.value!r} and {other!r} give the same model")
     effects = {direction: effect for direction, (effect, _) in found.items()}
-    idle = [said for effect, said in found.values() if effect == "none"]
+    idle = [problem for effect, problem in found.values() if effect == "none"]
     return idle[0] if idle and (set(effects.values()) == {"none"} or "sizes" in effects.values()) else None
 
 
 def _recorded_fault(trials: Sequence[_Trial]) -> str | None:
-    """Return what is wrong with a key that must have no effect."""
+    """Return the problem of a key that must not have an effect."""
     for trial in trials:
         for other in trial.others:
             if trial.effect(other) in ("values", "sizes"):
-                return f"is in RECORDED, and {trial.value!r} and {other!r} give different models"
+                return f"is in RECORDED, but {trial.value!r} and {other!r} give different models"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Is a model all that its state says: saved, copied, resized, counted, carried from call to call?
+"""Checks of a model's state: saving, copying, resizing, counting parameters, carrying a state between calls.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -34,11 +34,11 @@ from foundry_core.testing.kit.reopened import reopened
     "state",
     "save-load",
     scope="architecture",
-    mend="Something that shapes the logits is not stored: a buffer with persistent=False, a plain tensor or number "
-    "that training changes. Make it a parameter, or a buffer that is stored.",
+    fix="Something that affects the logits is not saved: a buffer with persistent=False, or a plain tensor or "
+    "number that training changes. Make it a parameter or a persistent buffer.",
 )
 def save_load(suite: Suite) -> None:
-    """A saved model opened in a fresh process with another seed has the same logits, bit by bit."""
+    """A saved model that is opened in a fresh process with another seed returns the same logits, bit for bit."""
     for each in reopened(suite):
         if isinstance(each.by_us, str):
             raise NonconformanceError(f"{each.case}: {each.by_us}")
@@ -49,11 +49,11 @@ def save_load(suite: Suite) -> None:
     "state",
     "keys",
     scope="architecture",
-    mend="The names of the weights are what every saved model is read by: keep them, and name modules by their place, "
-    "not by a counter. Where names are to change, or the package has no list yet, run foundry check NAME --write-keys.",
+    fix="Saved models are read by the names of their weights: keep the names, and name modules by their position, "
+    "not by a counter. To change names on purpose, or to create the list, run foundry check NAME --write-keys.",
 )
 def keys(suite: Suite) -> None:
-    """The names of the weights are the same in every build, and those that the package has committed to."""
+    """The names of the weights are the same in every build, and match the list that the package ships."""
     found = {case: list(case.model().state_dict()) for case in suite.cases}
     for case, names in found.items():
         _require_same_names(list(case.model().state_dict()), names, f"{case}: built again")
@@ -69,19 +69,21 @@ def keys(suite: Suite) -> None:
 
 def _require_same_names(actual: list[str], expected: list[str], what: str) -> None:
     new, gone = sorted(set(actual) - set(expected)), sorted(set(expected) - set(actual))
-    differences = [f"{listed(names)} {verb}" for names, verb in ((new, "came"), (gone, "went")) if names]
+    differences = [f"{listed(names)} {verb}" for names, verb in ((new, "added"), (gone, "missing")) if names]
     require(not differences, f"{what}: {'; '.join(differences)}")
 
 
 @check(
     "state",
     "resize",
-    mend="In `resize_token_embeddings` make larger layers, drawn as in __init__ and with dtype and device of the old "
-    "ones, copy the old rows of weights and biases into them, tie them again, and end with `set_vocabulary_size`.",
+    fix="In `resize_token_embeddings`, create layers of the new size, initialised as in __init__ and with the dtype "
+    "and device of the old ones. Copy the old rows of weights and biases into them, tie them again, and end "
+    "with `set_vocabulary_size`.",
 )
 def resize(case: Case) -> None:
-    """With more or fewer tokens the old ones keep their logits, new ones get finite ones and as many parameters as they
-    would have in a new model, of its dtype; it trains on, and a new model still guesses.
+    """After adding or removing tokens, the remaining tokens keep their logits, and new tokens get finite logits and as
+    many parameters as in a new model, of the same dtype; the model can still be trained, and a new model that is
+    resized still starts at the loss of guessing.
     """
     for size in (case.vocabulary + 5, case.vocabulary - 3):
         model, kept = case.stirred(), min(size, case.vocabulary)
@@ -91,11 +93,11 @@ def resize(case: Case) -> None:
         what = f"resized from {case.vocabulary} to {size} tokens"
         require(len(_table(model)) == size, f"{what}: get_input_embeddings() has {len(_table(model))} rows")
         known = model.context.vocab_size
-        require(known == size, f"{what}: context.vocab_size is {known}; set_vocabulary_size was not called with it")
+        require(known == size, f"{what}: context.vocab_size is {known}; call set_vocabulary_size({size})")
         if size > case.vocabulary:  # with fewer, a special token of the context may be gone
             expected = case.on_meta_device(model.context).get_parameter_count()
             count = model.get_parameter_count()
-            require(count == expected, f"{what}: it has {count}, one built with as many {expected}")
+            require(count == expected, f"{what}: it has {count}, a model built with {size} tokens has {expected}")
         require_equal(_table(model)[:kept], rows[:kept], f"{what}: the old rows of the input embeddings")
         logits = model(ids).logits
         require(logits.shape[-1] == size, f"{what}: logits for {logits.shape[-1]} tokens")
@@ -110,23 +112,24 @@ def resize(case: Case) -> None:
     grown = case.model().double()
     grown.resize_token_embeddings(case.vocabulary + 5)
     narrow = [name for name, parameter in grown.named_parameters() if parameter.dtype != torch.float64]
-    require(not narrow, f"resized, a model of float64 has {listed(narrow)} of another dtype")
+    require(not narrow, f"after resizing, a float64 model has {listed(narrow)} of another dtype")
     every_id = torch.randperm(case.vocabulary + 5, generator=torch.Generator().manual_seed(0))
     ids = every_id.repeat(8 * case.length)[: 8 * case.length].view(8, case.length)
     loss, guessing = grown(ids, labels=ids).loss.item(), math.log(case.vocabulary + 5)
-    require(
-        abs(loss - guessing) < 0.5, f"grown by 5 tokens, the first loss is {loss:.3f}, guessing gives {guessing:.3f}"
-    )
+    figures = f"the first loss is {loss:.3f}, guessing gives {guessing:.3f}"
+    require(abs(loss - guessing) < 0.5, f"after resizing to 5 more tokens, {figures}")
 
 
 @check(
     "state",
     "parameter-count",
-    mend="A tie shares the Parameter itself (`output.weight = embedding.weight`), not its values: what is counted, "
-    "optimized and saved twice drifts apart. Sizes follow from the settings alone.",
+    fix="Tie weights by sharing the Parameter (`output.weight = embedding.weight`), not by copying its values: a "
+    "copy is counted, optimized and saved separately. Derive sizes from the settings alone.",
 )
 def parameter_count(case: Case) -> None:
-    """The parameters counted are the storage that trains, each once, and as many on torch's meta device."""
+    """The parameter counts equal the numbers of stored values, each counted once, and are the same on torch's meta
+    device.
+    """
     model = case.model()
     count = model.get_parameter_count()
     for what, counted, trainable in (("total", count.total, False), ("trainable", count.trainable, True)):
@@ -136,20 +139,22 @@ def parameter_count(case: Case) -> None:
             if parameter.requires_grad or not trainable
         }
         stored = sum(storages.values())
-        require(counted == stored, f"{what} is {counted:,}, the storage of the parameters holds {stored:,}")
+        require(counted == stored, f"{what} is {counted:,}, but the parameters store {stored:,} numbers")
     on_meta = case.on_meta_device().get_parameter_count()
-    require(on_meta == count, f"on torch's meta device it has {on_meta}, elsewhere {count}")
+    require(on_meta == count, f"the count is {on_meta} on torch's meta device, elsewhere {count}")
 
 
 @check(
     "state",
     "ties",
-    mend="`Capabilities.tied_embeddings` says whether the output weights are the input embeddings. Share the "
-    "Parameter, in __init__ and again at the end of `resize_token_embeddings`; look it up through self when it is "
-    "used.",
+    fix="`Capabilities.tied_embeddings` declares whether the output weights are the input embeddings. Share the "
+    "Parameter in __init__ and again at the end of `resize_token_embeddings`, and access it through self when "
+    "it is used.",
 )
 def ties(case: Case) -> None:
-    """Output weights are the input embeddings as declared: when built, loaded, copied, moved and resized."""
+    """The output weights are the input embeddings if and only if this is declared: as built, saved, loaded, copied,
+    moved and resized.
+    """
     declared_tied = case.capabilities.tied_embeddings
     for what, model in _whereabouts(case):
         tied = _is_tied(model, case)
@@ -176,7 +181,7 @@ def _whereabouts(case: Case) -> Iterator[tuple[str, BaseLanguageModel]]:
 
 @torch.no_grad()
 def _is_tied(model: BaseLanguageModel, case: Case) -> bool:
-    """Whether the logits of a token that is not read follow its input embedding."""
+    """Check whether the logits of a token that is not read change with its input embedding."""
     read, unread = case.ordinary[:3][None], int(case.ordinary[5])
     before, row = model(read).logits, _table(model)[unread]
     kept = row.clone()
@@ -187,21 +192,21 @@ def _is_tied(model: BaseLanguageModel, case: Case) -> bool:
 
 
 def _table(model: BaseLanguageModel) -> nn.Parameter:
-    """The input embeddings (V, D)."""
+    """Return the input embeddings (V, D)."""
     return next(parameter for parameter in model.get_input_embeddings().parameters() if parameter.ndim == 2)
 
 
 @check(
     "state",
     "copies",
-    mend="An attribute holds what no copy takes along: a lambda, a local function, an open file, a tensor in a "
-    "closure. Use methods and modules.",
+    fix="An attribute cannot be copied: a lambda, a local function, an open file, or a tensor in a closure. Use "
+    "methods and modules instead.",
 )
 def copies(case: Case) -> None:
-    """A deep copy and a pickle have the same logits, bit by bit, and weights of their own."""
+    """A deep copy and an unpickled copy return the same logits, bit for bit, and share no weights with the model."""
     model, ids = case.stirred(), case.ids(2, case.length)
     before = model(ids).logits.detach()
-    # The pickle never leaves this line: nothing that others wrote is read.
+    # The pickle is made in memory and read at once: nothing that others wrote is unpickled.
     ways: dict[str, Callable[[], BaseLanguageModel]] = {
         "a deep copy": lambda: deepcopy(model),
         "a pickle": lambda: pickle.loads(pickle.dumps(model)),
@@ -219,11 +224,13 @@ def copies(case: Case) -> None:
     "state",
     "carried-state",
     needs=declared("stateful"),
-    mend="Return the state under `state=`, for every layer, and start from the one that is given: recurrent states, "
-    "or keys and values with the positions that follow theirs.",
+    fix="Return the state of every layer as `state=`, and start from the state that is passed in: recurrent states, "
+    "or keys and values together with the positions that follow theirs.",
 )
 def carried_state(case: Case) -> None:
-    """Two halves of a text, the state handed from one to the other, have the logits of the whole, within 1e-5."""
+    """Reading a text in two halves, with the state passed from one to the other, gives the same logits as reading it
+    whole, within 1e-5.
+    """
     model, ids, half = case.stirred(), case.ids(3, case.length), case.length // 2
     whole = model(ids).logits
     first = model(ids[:, :half], use_cache=True)

@@ -1,4 +1,4 @@
-"""What a process has besides a model: chance, settings of torch, environment, files, network. Who touches it?"""
+"""The state of a process outside a model: random states, torch's settings, environment, files, network."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _EVENTS = {
     "socket.gethostbyname": "looks {0} up in the network",
     "urllib.Request": "asks for {0}",
 }
-"""Audit events that leave a trace outside what computes, with their arguments."""
+"""Audit events with an effect outside the process's memory, and a description of each with its arguments."""
 
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """A list that fills with what is written, run or asked of the network meanwhile, and with numbers of threads set.
+    """Yield a list that records files written, programs run, network requests, and changes of the number of threads.
 
-    Python has no way to take an audit hook off again: use this in a process that ends soon.
+    Python cannot remove an audit hook: use this in a process that ends soon.
     """
     seen: list[str] = []
     watching = True
@@ -66,7 +66,7 @@ def watched() -> Iterator[list[str]]:
 
     sys.addaudithook(hook)
     try:
-        # Under the kit there is one thread: whoever asks for one would go unnoticed.
+        # The kit uses one thread already, so that setting the number to one would go unnoticed.
         with patch.object(torch, "set_num_threads", set_num_threads):
             yield seen
     finally:
@@ -74,7 +74,7 @@ def watched() -> Iterator[list[str]]:
 
 
 def _is_byte_code(path: str) -> bool:
-    """Python's own: what an import leaves."""
+    """Check whether a path is one of the files that Python writes when it imports a module."""
     return "__pycache__" in Path(path).parts
 
 
@@ -83,7 +83,7 @@ def _of(holder: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None
 
 
 def _set_default_device(device: torch.device) -> None:
-    torch.set_default_device(None if device.type == "cpu" else device)  # with None torch intercepts no function
+    torch.set_default_device(None if device.type == "cpu" else device)  # None keeps torch from intercepting functions
 
 
 def _set_grad_enabled(enabled: bool) -> None:
@@ -103,11 +103,11 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "cuDNN's benchmark": _of(torch.backends.cudnn, "benchmark"),
     "cuDNN's determinism": _of(torch.backends.cudnn, "deterministic"),
 }
-"""What a model must not set, and how it is read and set back."""
+"""Settings that a model must not change, and functions that read and restore them."""
 
 
 def settings() -> dict[str, Any]:
-    """Everything that a model must not set, by what it is called."""
+    """Return everything that a model must not change, by name."""
     return {
         **{name: get() for name, (get, _) in _SETTINGS.items()},
         "random's state": random.getstate(),
@@ -118,7 +118,7 @@ def settings() -> dict[str, Any]:
 
 @contextmanager
 def kept_surroundings() -> Iterator[None]:
-    """Restore all of `settings`, and the warning filters, at the end."""
+    """Restore everything in `settings` and the warning filters at the end."""
     before = {name: get() for name, (get, _) in _SETTINGS.items()}
     filters = list(warnings.filters)
     try:
@@ -128,14 +128,14 @@ def kept_surroundings() -> Iterator[None]:
         for name, (get, put) in _SETTINGS.items():
             if get() != before[name]:
                 put(before[name])
-        if list(warnings.filters) != filters:  # catch_warnings would show every warning again that was shown once
+        if list(warnings.filters) != filters:  # catch_warnings would show warnings again that were shown once
             warnings.resetwarnings()
             warnings.filters[:] = filters  # type: ignore[index]
 
 
 @contextmanager
 def kept_environment() -> Iterator[None]:
-    """The variables of the environment are afterwards what they were."""
+    """Restore the environment variables at the end."""
     before = dict(os.environ)
     try:
         yield
@@ -146,7 +146,7 @@ def kept_environment() -> Iterator[None]:
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Names of the settings that differ."""
+    """Return the names of the settings that differ."""
     return [name for name, value in before.items() if not _same(value, after[name])]
 
 

@@ -1,4 +1,4 @@
-"""Is what is trained what is evaluated: the same task, the whole gradient, at any length?
+"""Checks of training against evaluation, of gradients against the loss, and of long rows.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -18,21 +18,21 @@ from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.objective import cross_entropy
 
 _LONG = 200
-"""Tokens of a long row: longer than the chunks in which scans and losses are usually computed."""
+"""Tokens in a long row: more than the chunks in which scans and losses are usually computed."""
 
 _CHUNKS = (16, 32, 48, 50, 64, 80, 96, 100, 112, 128)
-"""Tokens after which such a chunk may end."""
+"""Usual sizes of such chunks."""
 
 
 @check(
     "numerics",
     "train-mode",
-    mend="`self.training` decides about dropout and nothing else: no other loss, mask, temperature or kernel while the "
-    "model trains or is evaluated.",
+    fix="`self.training` may control dropout and nothing else: use the same loss, mask, temperature and kernel in "
+    "training and in evaluation.",
 )
 def train_mode(case: Case) -> None:
-    """Without dropout, training mode and evaluation mode have the same logits and losses, on padded batches too, with
-    gradients recorded or not, to 1e-5.
+    """Without dropout, training and evaluation mode give the same logits and losses to 1e-5, on padded batches too,
+    whether or not gradients are recorded.
     """
     model = case.stirred(dropout=0.0)
     rows = [case.ids(length, seed=length) for length in (case.length // 2, case.length - 1, 1)]
@@ -42,7 +42,7 @@ def train_mode(case: Case) -> None:
         trained = model.train()(ids, attention_mask=mask, labels=labels)
         lean = model(ids, attention_mask=mask, labels=labels, reduction="sum", return_logits=False)
         if not torch.equal(torch.random.get_rng_state(), chance):
-            return  # dropout that no setting turns off
+            return  # there is dropout that no setting turns off
         scale = max(1.0, float(trained.logits.detach().abs().max()))
         with torch.no_grad():
             evaluated = model.eval()(ids, attention_mask=mask, labels=labels)
@@ -60,12 +60,12 @@ def train_mode(case: Case) -> None:
     "numerics",
     "dropout",
     scope="objective",
-    mend="`nn.Dropout(p)` takes the probability that something is left out, not kept. It belongs on embeddings and in "
-    "layers, not on logits; `F.dropout` takes `p` from the settings and `training=self.training`.",
+    fix="`nn.Dropout(p)` takes the probability of dropping a value, not of keeping it. Apply it to embeddings and "
+    "inside layers, not to logits. Pass `p` from the settings and `training=self.training` to `F.dropout`.",
     needs=lambda case: None if case.has_dropout else "no setting is a probability of dropout",
 )
 def dropout(case: Case) -> None:
-    """Dropout of 0.5 moves the logits in training further than one of 0.05 does, and leaves none of them out."""
+    """In training, dropout of 0.5 changes the logits more than dropout of 0.05, and does not set logits to 0."""
     ids = case.ids(4, min(16, case.length))
     distances = []
     for probability in (0.05, 0.5):
@@ -73,23 +73,23 @@ def dropout(case: Case) -> None:
         with torch.no_grad():
             evaluated, trained = model(ids).logits, model.train()(ids).logits
         left_out = float(((trained == 0) & (evaluated != 0)).double().mean())
-        require(left_out < 0.2, f"{left_out:.0%} of the logits in training are 0 where dropout is {probability:g}")
+        require(left_out < 0.2, f"{left_out:.0%} of the logits in training are 0 with dropout of {probability:g}")
         distances.append(float((trained - evaluated).abs().mean()))
     low, high = distances
     if high > 0 or low > 0:  # dropout between layers needs more than one
-        found = f"logits in training are {high:.3g} away from those of evaluation where dropout is 0.5"
-        require(high > low, f"{found}, and {low:.3g} where it is 0.05")
+        found = f"dropout of 0.5 changes the logits by {high:.3g} on average"
+        require(high > low, f"{found}, dropout of 0.05 by {low:.3g}")
 
 
 @check(
     "numerics",
     "derivative",
     scope="objective",
-    mend="Part of the gradient is lost or scaled on its way: a `detach` or `no_grad` in a recurrence, in attention "
-    "weights or around a gate, a hook, an operation without a gradient such as rounding.",
+    fix="Part of the gradient is lost or scaled: look for `detach` or `no_grad` in a recurrence, in attention "
+    "weights or around a gate, for hooks, and for operations without a gradient such as rounding.",
 )
 def derivative(case: Case) -> None:
-    """Of every parameter the gradient is, in a random direction, the difference quotient of the loss, within 5 %."""
+    """In a random direction, the gradient of every parameter equals the difference quotient of the loss, within 5 %."""
     model = case.stirred(dropout=0.0).double().train()
     ids, labels = case.ragged(seed=3)
     torch.autograd.backward(_loss(model, ids, labels))
@@ -100,7 +100,7 @@ def derivative(case: Case) -> None:
         direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         direction /= direction.norm()
         gradient = float((parameter.grad * direction).sum()) if parameter.grad is not None else 0.0
-        # A small step where part of the model computes in fp32 drowns in rounding, a large one crosses kinks.
+        # If part of the model computes in fp32, a small step is lost in rounding; a large step crosses kinks.
         quotients = [_quotient(model, parameter, step * direction, ids, labels) / step for step in (1e-2, 1e-4)]
         off = min(abs(each - gradient) / max(abs(each), abs(gradient), 0.02) for each in quotients)
         found = " or ".join(f"{each:.4g}" for each in quotients)
@@ -108,7 +108,7 @@ def derivative(case: Case) -> None:
 
 
 def _loss(model: BaseLanguageModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean of the losses in float64, which core's own, in fp32, is not precise enough for."""
+    """Return the mean loss in float64; core's fp32 loss is not precise enough."""
     torch.manual_seed(0)
     logits = model(ids).logits.double()
     if model.context.objective.causal:
@@ -124,7 +124,7 @@ def _quotient(
     ids: torch.Tensor,
     labels: torch.Tensor,
 ) -> float:
-    """Half the difference of the losses a step before and a step behind."""
+    """Return half the difference of the losses at one step in each direction."""
     kept = parameter.clone()
     losses = []
     for sign in (1, -1):
@@ -138,12 +138,13 @@ def _quotient(
     "numerics",
     "long-rows",
     scope="objective",
-    mend="What holds for a few tokens must hold for hundreds: hand the state on from chunk to chunk, with its gradient "
-    "(no `detach`), add in fp32 what grows with the row, take means over all predictions and not over chunks.",
+    fix="What holds for a few tokens must hold for hundreds: carry the state from chunk to chunk with its gradient "
+    "(no `detach`), accumulate sums in fp32, and average over all predictions instead of over chunks.",
 )
 def long_rows(case: Case) -> None:
-    """A row of 200 tokens is read as a short one is: finite, in float64 the same to 1e-4, no leak at any place, seen by
-    the tokens that follow, padding invisible, the state carried, the loss that of its logits, the gradient whole.
+    """A row of 200 tokens behaves like a short one: logits are finite and agree with float64 to 1e-4, nothing leaks at
+    any position, later tokens see a changed one, padding is invisible, the state carries over, the loss is that of the
+    logits, and the gradient is complete.
     """
     long = replace(case, length=min(_LONG, case.capabilities.longest_sequence or _LONG))
     model, ids = long.stirred(dropout=0.0), long.ids(2, long.length)
@@ -165,7 +166,8 @@ def long_rows(case: Case) -> None:
             first = model(ids[:, :half], use_cache=True)
             require(first.state is not None, "stateful is declared, but with use_cache=True no state is returned")
             second = model(ids[:, half:], state=first.state)
-            require_close(second.logits, logits[:, half:], f"logits behind {half} tokens, carried", atol=1e-4 * scale)
+            what = f"logits after a carried state of {half} tokens"
+            require_close(second.logits, logits[:, half:], what, atol=1e-4 * scale)
         batch = long.ids(12, long.length, seed=1)
         whole, lean = model(batch, labels=batch), model(batch, labels=batch, return_logits=False)
         expected = cross_entropy(whole.logits, batch, causal=case.causal).mean()
@@ -177,7 +179,7 @@ def long_rows(case: Case) -> None:
 
 
 def _require_seen(case: Case, model: BaseLanguageModel, ids: torch.Tensor, before: torch.Tensor, place: int) -> None:
-    """A changed token is seen by the next few, and where that is not declared by none before it."""
+    """Require a changed token to be seen by the next few and, unless the model is bidirectional, by none before it."""
     other = ids.clone()
     other[:, place] = case.changed(ids[:, place])
     after = model(other).logits
@@ -189,8 +191,10 @@ def _require_seen(case: Case, model: BaseLanguageModel, ids: torch.Tensor, befor
 
 
 def _require_whole_gradient(case: Case, model: BaseLanguageModel) -> None:
-    """Where a chunk of the row may end, the gradient that the next few tokens send to the vector of its last token is
-    the difference quotient, within 5 %; in a model of both directions so is that of the tokens before its first.
+    """Compare gradients across possible ends of chunks with difference quotients, within 5 %.
+
+    The gradient goes from the first few tokens of a chunk to the vector of the token before it; in a bidirectional
+    model also from the last few tokens of a chunk to the vector of the token after it.
     """
     near = min(8, (case.capabilities.receptive_field or case.length) - 1)
     length = min(_CHUNKS[-1] + near, case.length)
@@ -209,7 +213,7 @@ def _require_whole_gradient(case: Case, model: BaseLanguageModel) -> None:
     moved = torch.zeros(len(rows), length, len(direction), dtype=torch.float64, requires_grad=True)
 
     def read(distance: float) -> torch.Tensor:
-        """Of each row a number that its tokens give which are to see the one that is moved so far."""
+        """Return a number for each row, computed from the tokens that see the moved vector."""
         with torch.no_grad():
             moved[torch.arange(len(rows)), places] = distance * direction
         torch.manual_seed(0)
@@ -217,7 +221,7 @@ def _require_whole_gradient(case: Case, model: BaseLanguageModel) -> None:
         return torch.stack([(logits[row, seeing] @ readout).sum() for row, (_, seeing) in enumerate(rows)])
 
     def off(step: float) -> torch.Tensor:
-        """Of each row how far the gradient is from the difference quotient, relative to the larger."""
+        """Return the relative error of the gradient for each row."""
         with torch.no_grad():
             quotients = (read(step) - read(-step)) / (2 * step)
         return (quotients - gradients).abs() / torch.maximum(quotients.abs(), gradients.abs()).clamp(min=0.1)
@@ -226,13 +230,13 @@ def _require_whole_gradient(case: Case, model: BaseLanguageModel) -> None:
     try:
         torch.autograd.backward(read(0.0).sum())
         if moved.grad is None:
-            return  # the vectors are looked up in another way
+            return  # the model looks up its vectors in another way
         gradients = moved.grad[torch.arange(len(rows)), places] @ direction
         worst = off(1e-2)
-        if bool((worst >= 0.05).any()):  # such a step may cross a kink
+        if bool((worst >= 0.05).any()):  # a large step may cross a kink
             worst = torch.minimum(worst, off(1e-4))
     finally:
         hook.remove()
     for (place, seeing), share in zip(rows, worst.tolist(), strict=True):
-        sent = f"tokens {seeing.start} to {seeing.stop - 1} send to token {place} of {length}"
-        require(share < 0.05, f"the gradient that {sent} is {share:.0%} off what a small change of it changes there")
+        sent = f"from tokens {seeing.start} to {seeing.stop - 1} to token {place} of {length}"
+        require(share < 0.05, f"the gradient {sent} is {share:.0%} off the difference quotient")

@@ -1,4 +1,4 @@
-"""BERT for foundry: the descriptor. The model is imported when one is built."""
+"""BERT for foundry: the descriptor. `model` is imported when a model is built."""
 
 from typing import ClassVar, Literal
 
@@ -8,23 +8,23 @@ from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig,
 
 
 class BertSection(ConfigSection):
-    """`model.bert`."""
+    """The section `model.bert`."""
 
     RECORDED: ClassVar[frozenset[str]] = frozenset({"pooler_type"})
 
     type_vocab_size: int = Field(2, ge=1, le=2**20, description="number of segments that token_type_ids can name")
     pooler_type: Literal["first", "mean"] = Field(
         "first",
-        description="sentence_representation(): hidden state of the first token, or mean over tokens; masked_lm does "
-        "not use it; stored in config.json, which transformers' own pooler does not read: that takes the first token",
+        description="sentence_representation() returns the hidden state of the first token, or the mean over tokens; "
+        "not used by masked_lm; stored in config.json, where transformers' own pooler ignores it",
     )
 
 
 class BertModelConfig(ModelConfig):
-    """`model:` for bert."""
+    """The section `model:` for bert."""
 
     transformer: TransformerConfig = Field(description="sizes of the transformer")
-    bert: BertSection = Field(BertSection(), description="what only BERT has")
+    bert: BertSection = Field(BertSection(), description="settings that only BERT has")
 
 
 bert = Architecture(
@@ -67,7 +67,7 @@ bert = Architecture(
                 "attention_dropout": 0.0,
             }
         },
-        # Masking 0.3 instead of Devlin et al.'s 0.15: more is learned from each step.
+        # Masks 0.3 instead of Devlin et al.'s 0.15 of the tokens: the model learns more from each step.
         "training": {"learning_rate": 2e-3, "mlm_probability": 0.3},
     },
 )

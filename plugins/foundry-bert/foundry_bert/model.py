@@ -1,4 +1,4 @@
-"""BERT: transformers' own model inside, core's loss outside."""
+"""BERT: wraps the model of transformers and uses core's loss."""
 
 import math
 from typing import Any
@@ -11,9 +11,10 @@ from foundry_core import WrappedLanguageModel
 
 
 class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
-    """BERT of the size that `model.transformer` gives, with segment embeddings and a tied output layer."""
+    """BERT with the sizes in `model.transformer`, segment embeddings and a tied output layer."""
 
     def inner_model(self) -> BertForMaskedLM:
+        """Build the BERT of transformers."""
         settings, context = self.settings.transformer, self.context
         inner = BertConfig(
             vocab_size=context.vocab_size,
@@ -27,8 +28,9 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
             attention_probs_dropout_prob=settings.attention_dropout,
             type_vocab_size=self.settings.bert.type_vocab_size,
             pooler_type=self.settings.bert.pooler_type,
-            # 0.02 is Devlin et al.'s (2019) for 768 units; weights that keep a signal's size go with 1/sqrt(width). At
-            # 128 units 0.02 left the plateau later: 5.79 after 200 steps on real text at its best rate; 5.69.
+            # Devlin et al. (2019) use 0.02 for 768 units; to keep the size of a signal, weights must scale with
+            # 1/sqrt(width). At 128 units, 0.02 left the plateau later: loss 5.79 instead of 5.69 after 200 steps on
+            # real text, each at its best learning rate.
             initializer_range=0.02 * math.sqrt(768 / settings.hidden_size),
             **context.special_ids,
             attn_implementation="sdpa",
@@ -38,12 +40,12 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
     def sentence_representation(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Return one vector for each row, (B, D), pooled over the last hidden states as `pooler_type` says.
+        """Return one vector for each row, (B, D), pooled over the last hidden states according to `pooler_type`.
 
         Args:
             input_ids: Tokens, (B, T).
-            attention_mask: 1 for real tokens, (B, T); by default all are. Padding does not change the result.
-            kwargs: Passed to the model, such as token_type_ids.
+            attention_mask: 1 for real tokens, (B, T); all tokens by default. Padding does not change the result.
+            kwargs: Further arguments of the model, such as token_type_ids.
         """
         mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         inner = {"position_ids": self.position_ids(input_ids, mask_BT, 0), **kwargs}
@@ -55,6 +57,6 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
         return (hidden_BTD * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1).clamp(min=1)
 
     def attention_flops(self, batch: int, length: int) -> int:
-        """Queries with keys, and attention with values: 2 T D each for every token and layer."""
+        """Count the products of queries with keys and of attention with values: 2 T D each per token and layer."""
         settings = self.settings.transformer
         return batch * length * 4 * length * settings.hidden_size * settings.layers

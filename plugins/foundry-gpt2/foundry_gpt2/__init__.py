@@ -1,4 +1,4 @@
-"""GPT-2 for foundry: the descriptor. The model is imported when one is built."""
+"""GPT-2 for foundry: the descriptor. `model` is imported when a model is built."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from foundry_core import Architecture, Capabilities, ModelConfig, TransformerCon
 
 
 class GPT2ModelConfig(ModelConfig):
-    """`model:` for gpt2."""
+    """The section `model:` for gpt2."""
 
     transformer: TransformerConfig = Field(description="sizes of the transformer")
 

@@ -1,4 +1,4 @@
-"""GPT-2: transformers' own model inside, core's loss outside."""
+"""GPT-2: wraps the model of transformers and uses core's loss."""
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -7,9 +7,10 @@ from foundry_gpt2 import GPT2ModelConfig
 
 
 class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
-    """GPT-2 of the size that `model.transformer` gives. State: the key-value cache."""
+    """GPT-2 with the sizes in `model.transformer`. Its state is the key-value cache."""
 
     def inner_model(self) -> GPT2LMHeadModel:
+        """Build the GPT-2 of transformers."""
         settings, context = self.settings.transformer, self.context
         inner = GPT2Config(
             vocab_size=context.vocab_size,
@@ -29,6 +30,6 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
         return GPT2LMHeadModel(inner)
 
     def attention_flops(self, batch: int, length: int) -> int:
-        """Queries with keys, and attention with values: 2 T D each for every token and layer."""
+        """Count the products of queries with keys and of attention with values: 2 T D each per token and layer."""
         settings = self.settings.transformer
         return batch * length * 4 * length * settings.hidden_size * settings.layers

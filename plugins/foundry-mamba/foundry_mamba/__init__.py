@@ -1,37 +1,38 @@
-"""Mamba for foundry: the descriptor. The model is imported when one is built."""
+"""Mamba for foundry: the descriptor. `model` is imported when a model is built."""
 
-from typing import Self
+from collections.abc import Iterator
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
 
 
+def _steps_are_a_range(mamba: "MambaSection") -> Iterator[str]:
+    if mamba.time_step_min > mamba.time_step_max:
+        yield f"time_step_min ({mamba.time_step_min}) exceeds time_step_max ({mamba.time_step_max})"
+
+
 class MambaSection(ConfigSection):
-    """`model.mamba`."""
+    """The section `model.mamba`."""
+
+    RULES = (_steps_are_a_range,)
 
     hidden_size: int = Field(ge=1, le=2**20, description="width of the residual stream and of the token embeddings")
     num_layers: int = Field(ge=1, le=10_000, description="number of blocks")
     expand: int = Field(2, ge=1, le=2**20, description="channels inside a block, as a multiple of hidden_size")
-    state_size: int = Field(16, ge=1, le=2**20, description="numbers that each channel remembers")
-    conv_kernel: int = Field(4, ge=2, le=2**20, description="tokens under the causal convolution before the recurrence")
+    state_size: int = Field(16, ge=1, le=2**20, description="state values per channel")
+    conv_kernel: int = Field(4, ge=2, le=2**20, description="tokens in the causal convolution before the recurrence")
     time_step_rank: int | None = Field(
-        None, ge=1, description="rank of the step-size projection; null: hidden_size / 16"
+        None, ge=1, description="rank of the step-size projection; null for hidden_size / 16"
     )
-    time_step_min: float = Field(0.001, gt=0, description="shortest initial step; short steps forget slowly")
-    time_step_max: float = Field(0.1, gt=0, description="longest initial step")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings and after each block; the paper: none")
+    time_step_min: float = Field(0.001, gt=0, description="smallest initial step; small steps forget slowly")
+    time_step_max: float = Field(0.1, gt=0, description="largest initial step")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings and after each block; 0 in the paper")
     tie_embeddings: bool = Field(True, description="use the input embeddings as output weights (Press and Wolf 2017)")
-
-    @model_validator(mode="after")
-    def _steps_are_a_range(self) -> Self:
-        if self.time_step_min > self.time_step_max:
-            raise ValueError(f"time_step_min ({self.time_step_min}) exceeds time_step_max ({self.time_step_max})")
-        return self
 
 
 class MambaModelConfig(ModelConfig):
-    """`model:` for mamba."""
+    """The section `model:` for mamba."""
 
     mamba: MambaSection = Field(description="sizes of the state-space model")
 

@@ -1,6 +1,6 @@
 """Mamba: gated blocks of a short causal convolution and a selective state-space recurrence (Gu and Dao 2023).
 
-Shapes: B batch, T tokens, W width, D channels (expand x W), N numbers that a channel remembers, K convolution kernel.
+Shapes: B batch, T tokens, W width, D channels (expand x W), N state values per channel, K convolution kernel.
 """
 
 import math
@@ -15,28 +15,28 @@ from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, Mode
 from foundry_mamba import MambaModelConfig, MambaSection
 
 _CHUNK = 16
-"""Tokens whose states are in memory at a time. Of 8 to 32 all are as fast; below, the calls cost more than the work."""
+"""Tokens whose states are in memory at a time. 8 to 32 are equally fast; with fewer, the calls dominate."""
 
 
 _State = tuple[torch.Tensor, torch.Tensor]
-"""Of a block: the last K - 1 inputs of its convolution, (B, K - 1, D), and what each channel remembers, (B, D, N)."""
+"""The state of a block: the last K - 1 inputs of its convolution, (B, K - 1, D), and its recurrence, (B, D, N)."""
 
 
 class _SelectiveScan(torch.autograd.Function):
     """h[t] = exp(step[t] A) h[t-1] + step[t] B[t] x[t] and y[t] = C[t] h[t]; returns y and the last h.
 
-    A chunk of tokens at a time: what is N times as large as its input stays in the processor's cache, and only the
-    state before each chunk is kept for the backward pass, which computes the others again. Forward and backward of
-    16 x 128 tokens with 384 channels of 16, on one core: 148 ms and 10 MB kept; 420 ms and 111 MB with all states at
-    once. Within a chunk token follows token: a parallel scan does twice the work and took twice the time. Exact: decays
-    are multiplied, never divided by.
+    It processes a chunk of tokens at a time, so that tensors N times as large as the input stay in the processor's
+    cache. Only the state before each chunk is stored for the backward pass, which computes the others again. Forward
+    and backward of 16 x 128 tokens with 384 channels of 16 values took 148 ms and stored 10 MB on one core; with all
+    states at once, 420 ms and 111 MB. Tokens of a chunk are processed in sequence: a parallel scan does twice the work
+    and took twice the time. The result is exact: decays are multiplied, never divided by.
     """
 
     @staticmethod
     def _states(
         step_BtD: torch.Tensor, A_DN: torch.Tensor, x_BtD: torch.Tensor, B_BtN: torch.Tensor, h_BDN: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The decays and the states of one chunk, (B, t, D, N), from the state before it."""
+        """Return the decays and the states of one chunk, (B, t, D, N), given the state before it."""
         decay_BtDN = torch.exp(step_BtD.unsqueeze(-1) * A_DN)
         h_BtDN = (step_BtD * x_BtD).unsqueeze(-1) * B_BtN.unsqueeze(2)
         for t in range(h_BtDN.shape[1]):
@@ -74,7 +74,7 @@ class _SelectiveScan(torch.autograd.Function):
             decay, h = _SelectiveScan._states(step[:, at], A, x[:, at], B[:, at], starts[index])
             C_grad[:, at] = (y_grad[:, at].unsqueeze(2) @ h).squeeze(2)
             grad = y_grad[:, at].unsqueeze(-1) * C[:, at].unsqueeze(2)
-            for t in reversed(range(grad.shape[1])):  # what each state is worth, through all later ones
+            for t in reversed(range(grad.shape[1])):  # gradients of the states, including the effect on later ones
                 h_grad = decay[:, t] * grad[:, t].add_(h_grad)
             input_grad = (grad @ B[:, at].unsqueeze(-1)).squeeze(-1)
             B_grad[:, at] = ((step[:, at] * x[:, at]).unsqueeze(2) @ grad).squeeze(2)
@@ -88,7 +88,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 class _Block(nn.Module):
-    """Norm, then a convolution and a recurrence over the channels, gated; what is added to the residual stream."""
+    """Norm, convolution, recurrence and gate. Returns what is added to the residual stream."""
 
     def __init__(self, settings: MambaSection):
         super().__init__()
@@ -99,26 +99,25 @@ class _Block(nn.Module):
         self.conv = nn.Conv1d(channels, channels, settings.conv_kernel, groups=channels)
         self.x_proj = nn.Linear(channels, rank + 2 * settings.state_size, bias=False)
         self.step_proj = nn.Linear(rank, channels)
-        # Flat, (D x N): rates of decay are no matrix, and weight decay, which would make a channel forget more slowly,
-        # leaves vectors alone.
+        # Flat, (D x N): weight decay, which would make channels forget more slowly, applies to matrices only.
         self.log_decay = nn.Parameter(torch.arange(1.0, settings.state_size + 1).log().repeat(channels))
         self.skip = nn.Parameter(torch.ones(channels))
         self.out_proj = nn.Linear(channels, width, bias=False)
         self._initialise(settings, rank)
 
     def _initialise(self, settings: MambaSection, rank: int) -> None:
-        """As in the paper: steps log-uniform between their bounds, and as many small additions as there are blocks."""
+        """Initialise as in the paper: log-uniform steps, and output weights divided by the root of the depth."""
         nn.init.uniform_(self.step_proj.weight, -(rank**-0.5), rank**-0.5)
         least, most = math.log(settings.time_step_min), math.log(settings.time_step_max)
         step_D = torch.empty_like(self.step_proj.bias).uniform_(least, most).exp()
         with torch.no_grad():
-            self.step_proj.bias.copy_(step_D + torch.log(-torch.expm1(-step_D)))  # softplus gives the step back
+            self.step_proj.bias.copy_(step_D + torch.log(-torch.expm1(-step_D)))  # the inverse of softplus
             self.out_proj.weight.div_(math.sqrt(settings.num_layers))
 
     def forward(
         self, stream_BTW: torch.Tensor, real_BT: torch.Tensor | None, state: _State | None
     ) -> tuple[torch.Tensor, _State]:
-        """real_BT: real tokens, all of them in front of the others; None: all are."""
+        """Return the output and the next state. real_BT: real tokens, all at the front of a row; None if all are."""
         inner_BTD, gate_BTD = self.in_proj(self.norm(stream_BTW)).chunk(2, dim=-1)
         batch, _, channels = inner_BTD.shape
         before = self.conv.kernel_size[0] - 1
@@ -132,11 +131,11 @@ class _Block(nn.Module):
         step_BTD = F.softplus(self.step_proj(step_BTR))
         window_BkD = seen[:, -before:]
         if real_BT is not None:
-            step_BTD = step_BTD * real_BT.unsqueeze(-1)  # in no time nothing is forgotten and nothing added
+            step_BTD = step_BTD * real_BT.unsqueeze(-1)  # a step of 0 neither forgets nor adds anything
             last_Bk = real_BT.sum(dim=1, keepdim=True) + torch.arange(before, device=seen.device)
             window_BkD = seen.gather(1, last_Bk.unsqueeze(-1).expand(-1, -1, channels))
         A_DN = -torch.exp(self.log_decay.view(channels, self.state_size))
-        # Many small steps add up: never in half precision, whatever autocast does around.
+        # Many small steps add up: never compute them in half precision, even under autocast.
         exact = torch.promote_types(x_BTD.dtype, torch.float32)
         with torch.autocast(x_BTD.device.type, enabled=False):
             inputs = [each.to(exact) for each in (step_BTD, A_DN, x_BTD, B_BTN, C_BTN, h_BDN)]
@@ -146,7 +145,7 @@ class _Block(nn.Module):
 
 
 class MambaLanguageModel(BaseLanguageModel[MambaModelConfig]):
-    """Embedding, blocks, norm, output layer. State: each block's window and memory, after a row's last real token."""
+    """Embedding, blocks, norm, output layer. Its state is that of each block after a row's last real token."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
@@ -171,10 +170,10 @@ class MambaLanguageModel(BaseLanguageModel[MambaModelConfig]):
         use_cache: bool = True,
         **kwargs: Any,
     ) -> ModelOutput:
-        """The state costs nothing here, so it is returned unless `use_cache` is False.
+        """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False.
 
-        The recurrence runs over each row's real tokens: a stable sort moves them to its front, so that padding on
-        either side, or a masked token in between, touches neither their outputs nor the state.
+        The recurrence runs over the real tokens of each row: a stable sort moves them to its front, so that padding on
+        either side, or a masked token in between, affects neither their outputs nor the state.
         """
         real_BT = order = None
         if attention_mask is not None and not bool(attention_mask[:, -input_ids.shape[1] :].all()):

@@ -1,8 +1,9 @@
-"""LSTM, GRU and plain RNN for foundry: three descriptors of one family. The model is imported when one is built."""
+"""LSTM, GRU and plain RNN for foundry: three descriptors. `model` is imported when a model is built."""
 
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
 
@@ -10,30 +11,31 @@ RNNType = Literal["lstm", "gru", "rnn"]
 
 
 class RNNSection(ConfigSection):
-    """`model.rnn`."""
+    """The section `model.rnn`."""
 
-    rnn_type: RNNType | None = Field(None, description="the same as model.architecture; may be left out")
+    rnn_type: RNNType | None = Field(None, description="same as model.architecture; may be left out")
     embedding_size: int = Field(ge=1, le=2**20, description="width of the token embeddings")
     hidden_size: int = Field(ge=1, le=2**20, description="width of the recurrent state, in each direction")
     num_layers: int = Field(ge=1, le=10_000, description="number of stacked recurrent layers")
-    bidirectional: bool = Field(False, description="read from both sides; only masked_lm can train such a model")
+    bidirectional: bool = Field(False, description="read in both directions; only for masked_lm")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings, between layers and before the output")
     tie_embeddings: bool = Field(False, description="use the input embeddings as output weights (Press and Wolf 2017)")
 
 
+def _one_cell(model: "RNNModelConfig") -> Iterator[str]:
+    kind = model.rnn.rnn_type
+    if kind not in (None, model.architecture):
+        yield (
+            f"rnn.rnn_type is {kind} under architecture: {model.architecture}; leave rnn_type out or make them agree"
+        )
+
+
 class RNNModelConfig(ModelConfig):
-    """`model:` for lstm, gru and rnn."""
+    """The section `model:` for lstm, gru and rnn."""
+
+    RULES = (_one_cell,)
 
     rnn: RNNSection = Field(description="sizes of the recurrent network")
-
-    @model_validator(mode="after")
-    def _one_cell(self) -> Self:
-        if self.rnn.rnn_type not in (None, self.architecture):
-            raise ValueError(
-                f"rnn.rnn_type is {self.rnn.rnn_type} under architecture: {self.architecture}; leave rnn_type out "
-                "or make them agree"
-            )
-        return self
 
 
 def _capabilities(config: RNNModelConfig) -> Capabilities:

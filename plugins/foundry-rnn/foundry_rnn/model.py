@@ -17,7 +17,7 @@ _LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU,
 
 
 class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
-    """Embedding, recurrent layers, output layer. State: the recurrent state after each row's last real token."""
+    """Embedding, recurrent layers, output layer. Its state is the recurrent state after a row's last real token."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
@@ -44,13 +44,13 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
             self.output_layer.weight = self.embedding.weight
 
     def _initialise(self) -> None:
-        """The first loss is ln V; signals keep their size from layer to layer; forget gates start open.
+        """Initialise so that the first loss is ln V, signals keep their size, and forget gates start open.
 
-        Each gate's input weights are Glorot-uniform and its recurrent weights orthogonal: with torch's own
-        uniform(-1/sqrt(H), 1/sqrt(H)) two layers of LSTM gates damp what they hear so far that 200 steps on real text
-        went by at the loss of a unigram model. For the same reason embeddings have unit variance; tied ones are output
-        weights too and must be small. The forget bias of 1 follows Jozefowicz, Zaremba and Sutskever (2015). torch adds
-        two bias vectors: one carries it, the other is 0.
+        The input weights of each gate are Glorot-uniform, and the recurrent weights orthogonal. With torch's default,
+        uniform(-1/sqrt(H), 1/sqrt(H)), two layers of LSTM gates damped the signal so much that the loss on real text
+        stayed at that of a unigram model for 200 steps. For the same reason embeddings have unit variance; tied
+        embeddings are output weights too and must be small. The forget bias of 1 follows Jozefowicz, Zaremba and
+        Sutskever (2015); of torch's two bias vectors, one contains it and the other is 0.
         """
         nn.init.normal_(self.embedding.weight, std=self._embedding_std)
         nn.init.normal_(self.output_layer.weight, std=0.02)
@@ -74,7 +74,7 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         use_cache: bool = True,
         **kwargs: Any,
     ) -> ModelOutput:
-        """The state costs nothing here, so it is returned unless `use_cache` is False."""
+        """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False."""
         embedded_BTE = self.dropout(self.embedding(input_ids))
         if attention_mask is None or bool(attention_mask.all()):
             hidden_BTH, state = self.recurrent(embedded_BTE, state)
@@ -91,10 +91,10 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
     def _over_real_tokens(
         self, embedded_BTE: torch.Tensor, attention_mask: torch.Tensor, state: Any
     ) -> tuple[torch.Tensor, Any]:
-        """The recurrence over each row's real tokens alone, wherever they stand; zeros elsewhere.
+        """Run the recurrence over the real tokens of each row; the output is zero elsewhere.
 
         A stable sort moves the real tokens of a row to its front, so that padding on either side, or a masked token in
-        between, touches neither their outputs nor the final state.
+        between, affects neither their outputs nor the final state.
         """
         real = attention_mask.bool()
         order = torch.argsort((~real).to(torch.int8), dim=1, stable=True)

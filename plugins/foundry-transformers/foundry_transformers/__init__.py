@@ -1,7 +1,7 @@
-"""Any language model of the transformers library for foundry: the descriptor. The model is imported when one is built.
+"""Any language model of the transformers library for foundry: the descriptor. `model` is imported when one is built.
 
-The section `model.transformers` is open: its keys are those of the model type's own configuration class, whichever that
-is, and are checked when the YAML is read. Its sizes must be given; other keys default to the library's values.
+The keys of the section `model.transformers` are those of the model type's configuration class, and are checked when the
+YAML is read. Sizes are required; other keys default to the library's values.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from foundry_transformers.catalogue import ModelType
 
 
 class TransformersSection(ConfigSection):
-    """`model.transformers`: a model type, and the keys of its configuration class."""
+    """The section `model.transformers`: a model type, and the keys of its configuration class."""
 
     model_type: str = Field(
-        description="a model type of transformers: llama, roberta, mamba, ...; it decides which other keys there are"
+        description="a model type of transformers: llama, roberta, mamba, ...; it determines the other keys"
     )
 
     @model_validator(mode="wrap")
@@ -30,7 +30,7 @@ class TransformersSection(ConfigSection):
     def _of_its_type(cls, value: Any, handler: Callable[[Any], Any]) -> Any:
         if cls is not TransformersSection or not isinstance(value, Mapping):
             return handler(value)
-        if not isinstance(value.get("model_type"), str):  # without it the other keys mean nothing
+        if not isinstance(value.get("model_type"), str):  # without it the other keys have no meaning
             return handler({key: each for key, each in value.items() if key == "model_type"})
         kind = _model_type(value)
         section = section_class(kind.name)
@@ -46,7 +46,7 @@ class TransformersSection(ConfigSection):
         return checked
 
     def __reduce__(self) -> Any:
-        """The class of a model type is made while reading: another process makes it again."""
+        """Pickle the values only: the class is created while reading, so another process creates it again."""
         return TransformersSection.model_validate, (self.model_dump(exclude_unset=True),)
 
     @classmethod
@@ -62,7 +62,7 @@ def _model_type(section: Mapping[str, Any]) -> ModelType:
     known = catalogue.model_types()
     parts = [each for each in known if each.startswith(f"{name}_")]
     if name in catalogue.known_types():
-        text = f"'{name}' has no language model of one stack over a vocabulary of its own."
+        text = f"'{name}' has no causal or masked language model that can be trained here."
     else:
         text = f"transformers has no model type '{name}'."
     near = did_you_mean(name, parts or known) or f" There are {len(known)}: see foundry schema."
@@ -70,7 +70,7 @@ def _model_type(section: Mapping[str, Any]) -> ModelType:
 
 
 def _refused(kind: ModelType, key: str) -> str:
-    """Why a key is not one of the section's."""
+    """Return the reason why a key is refused."""
     own_name = kind.aliases.get(key, key)
     if own_name == kind.vocabulary:
         return "comes from the tokenizer: set tokenizer.vocab_size"
@@ -79,10 +79,10 @@ def _refused(kind: ModelType, key: str) -> str:
     if own_name == kind.positions or key in catalogue.POSITIONS:
         return "comes from data.max_sequence_length"
     if key == "use_cache":
-        return "is decided by each call: remove it"
+        return "is set for each call: remove it"
     if own_name in kind.settings:
         return f"is called {own_name} in a {kind.config_class}"
-    return f"unknown key: not one of {kind.config_class}'s.{did_you_mean(key, section_class(kind.name).model_fields)}"
+    return f"unknown key: not in {kind.config_class}.{did_you_mean(key, section_class(kind.name).model_fields)}"
 
 
 def _problem(text: str, key: str, value: Any) -> InitErrorDetails:
@@ -92,7 +92,7 @@ def _problem(text: str, key: str, value: Any) -> InitErrorDetails:
 
 
 def _one_for_each_key(kind: ModelType, error: ValidationError) -> Iterator[InitErrorDetails]:
-    """pydantic's findings; of a key that may be one thing or another, one finding instead of one for each."""
+    """Yield pydantic's errors, but only one for a key of a union type instead of one for each member."""
     findings: dict[Any, list[Any]] = {}
     for finding in error.errors(include_url=False):
         findings.setdefault(finding["loc"][:1], []).append(finding)
@@ -106,7 +106,7 @@ def _one_for_each_key(kind: ModelType, error: ValidationError) -> Iterator[InitE
 
 @cache
 def section_class(model_type: str) -> type[TransformersSection]:
-    """The schema of `model.transformers` for one model type: what its configuration class has, and a YAML may say."""
+    """Return the schema of `model.transformers` for one model type: the keys that a YAML may set."""
     kind = catalogue.model_type(model_type)
     assert kind is not None
     fields: dict[str, Any] = {
@@ -121,7 +121,7 @@ def section_class(model_type: str) -> type[TransformersSection]:
 
 
 def _open_schema() -> dict[str, Any]:
-    """JSON schema of the section: the keys of all model types with their types, and which of them each one has."""
+    """Return the JSON schema of the section: the keys of all model types, and which keys each of them has."""
     types_of: dict[str, list[Any]] = {}
     names_of: dict[tuple[frozenset[str], frozenset[str]], list[str]] = {}
     for name in catalogue.model_types():
@@ -158,14 +158,14 @@ def _any_of(annotations: list[Any]) -> dict[str, Any]:
 
 @cache
 def _schema_of(annotation: Any) -> dict[str, Any]:
-    """That of a key in a section, with the bounds that a section sets."""
+    """Return the schema of a key in a section, including the bounds that sections set."""
     section = create_model("Section", __base__=ConfigSection, key=(annotation, Field()))
     schema: dict[str, Any] = section.model_json_schema()["properties"]["key"]
     return {name: value for name, value in schema.items() if name != "title"}
 
 
 class TransformersModelConfig(ModelConfig):
-    """`model:` for transformers."""
+    """The section `model:` for transformers."""
 
     transformers: SerializeAsAny[TransformersSection] = Field(
         description="a model type, its sizes, and the settings that differ from the library's defaults"
@@ -176,7 +176,7 @@ def _capabilities(config: TransformersModelConfig) -> Capabilities:
     section = config.transformers
     kind = catalogue.model_type(section.model_type)
     assert kind is not None
-    # An encoder that can be told to look back only does one or the other, as that setting says.
+    # An encoder with a causal variant is causal if that setting is on.
     causal = kind.masked_class is None or (
         kind.causal_class is not None and getattr(section, kind.direction or "", False)
     )

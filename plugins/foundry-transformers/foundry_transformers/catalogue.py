@@ -1,8 +1,8 @@
 """The model types of the installed transformers library and the keys of their configurations. Light.
 
-Importing a configuration class of transformers imports torch, which takes seconds. What a YAML is checked against is
-read from the library's source instead, which runs none of it: the tables of its auto classes, the annotated fields of
-one configuration class, the signature of one model class.
+Importing a configuration class of transformers imports torch, which takes seconds. So this module reads the library's
+source without running it: the tables of the auto classes, the annotated fields of a configuration class, and the
+signature of a model class.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from typing import Any, Literal, Union
 
 _PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
 POSITIONS = ("max_position_embeddings", "max_seq_len", "context_length")
-"""What configuration classes call the longest row."""
+"""Names for the longest row in configuration classes."""
 _DIRECTIONS = ("is_decoder", "causal")
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "ffn_dim", "decoder_ffn_dim")
-"""What they call widths, layers and heads. The library's defaults are those of one published model: not neutral."""
+"""Names for widths, layers and heads. The library's defaults are those of one published model, so not neutral."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A key of a configuration class. annotation: the type of its value in a YAML; written: as the class says it.
+    """A key of a configuration class.
 
-    opaque: its default is an expression that the class itself works out; here it is None.
+    Attributes:
+        annotation: The type of its value in a YAML.
+        default: The library's default.
+        opaque: The default is an expression that only the class can evaluate; `default` is then None.
+        written: The annotation as the class writes it.
     """
 
     annotation: Any
@@ -39,9 +43,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class ModelType:
-    """One model type. settings: the keys of its configuration class. aliases: what other models call some of them.
+    """One model type.
 
-    causal_class, masked_class: its language models, None where it has none of the kind.
+    Attributes:
+        causal_class, masked_class: Its language models; None if it has no model of that kind.
+        settings: The keys of its configuration class.
+        aliases: Common names of keys, mapped to the names that this class uses.
     """
 
     name: str
@@ -53,18 +60,18 @@ class ModelType:
 
     @property
     def vocabulary(self) -> str:
-        """The key that takes the size of the vocabulary."""
+        """The key for the size of the vocabulary."""
         return self.aliases.get("vocab_size", "vocab_size")
 
     @property
     def positions(self) -> str | None:
-        """The key that takes the longest row; None where nothing counts positions."""
+        """The key for the longest row; None if the model has no positions."""
         names = (self.aliases.get(name, name) for name in POSITIONS)
         return next((name for name in names if name in self.settings), None)
 
     @property
     def sizes(self) -> frozenset[str]:
-        """The keys of its widths, layers and heads; those with a default that follows from other keys are left out."""
+        """The keys for widths, layers and heads, without those whose default follows from other keys."""
         names = [self.aliases.get(name, name) for name in _SIZES]
         decoders = [name.replace("encoder", "decoder") for name in names]
         names = [two if two in self.settings else one for one, two in zip(names, decoders, strict=True)]
@@ -83,7 +90,7 @@ class ModelType:
 
     @cached_property
     def arguments(self) -> frozenset[str]:
-        """The names that the language model's forward takes."""
+        """The names of the arguments of the language model's forward."""
         return self._classes.arguments(self.causal_class or self.masked_class, "forward")
 
     @property
@@ -92,7 +99,7 @@ class ModelType:
 
     @property
     def stateful(self) -> bool:
-        """Whether what it carries from token to token is a recurrent state."""
+        """True if it carries a recurrent state from token to token."""
         return self._classes.value(self.causal_class or self.masked_class, "_is_stateful") is True
 
     @property
@@ -101,24 +108,24 @@ class ModelType:
 
     @property
     def blanks_padding(self) -> bool:
-        """Whether padding is taken out of what a recurrent state reads."""
+        """True if padding is removed from the input of a recurrent state."""
         return "apply_mask_to_padding_states" in self._classes.functions
 
     @property
     def counts_from_padding(self) -> bool:
-        """Whether the first position is the one after the padding id, as in RoBERTa."""
+        """True if the first position is the one after the padding id, as in RoBERTa."""
         return "create_position_ids_from_input_ids" in self._classes.functions
 
 
 def special_token(key: str) -> str | None:
-    """`pad_token` for a key that holds the id of that token."""
+    """Return the role, such as `pad_token`, of a key that contains the id of a special token; otherwise None."""
     match = re.fullmatch(r"(\w+)_token_id|(bos|eos|pad|unk|mask|cls|sep)_index", key)
     return f"{match[1] or match[2]}_token" if match else None
 
 
 @cache
 def model_type(name: str) -> ModelType | None:
-    """What the library's source says of a model type; None when it has no language model that can be trained here."""
+    """Read a model type from the library's source; None if it has no language model that can be trained here."""
     tables = _tables()
     config_class = tables.configs.get(name)
     causal, masked = (_of_one_stack(table.get(name)) for table in (tables.causal, tables.masked))
@@ -129,23 +136,23 @@ def model_type(name: str) -> ModelType | None:
     described = ModelType(
         name, config_class, causal, masked, settings, classes.value(config_class, "attribute_map") or {}
     )
-    # A composite (text beside images) has its vocabulary in a configuration inside; its text part is a type by itself.
+    # A composite (text and images) has its vocabulary in a nested configuration; its text part is a separate type.
     return described if described.vocabulary in settings else None
 
 
 def model_types() -> list[str]:
-    """The model types that can be trained here."""
+    """Return the model types that can be trained here."""
     tables = _tables()
     return [name for name in sorted({*tables.causal, *tables.masked}) if model_type(name) is not None]
 
 
 def known_types() -> frozenset[str]:
-    """Every model type of the library, those that model something else than text included."""
+    """Return every model type of the library, including those for other data than text."""
     return frozenset(_tables().configs)
 
 
 def _of_one_stack(class_name: str | None) -> str | None:
-    """A class ForConditionalGeneration has an encoder or an image tower besides."""
+    """Return the class name, or None for a class with an additional encoder or image tower."""
     return None if class_name is None or class_name.endswith("ForConditionalGeneration") else class_name
 
 
@@ -160,7 +167,7 @@ class _Tables:
     masked: Mapping[str, str]
 
     def source(self, kind: str, model_type: str, class_name: str) -> ast.Module:
-        """The file that defines a class of a model type; some types borrow the class of another one."""
+        """Parse the file that defines a class of a model type; some types use the class of another one."""
         lenders = [name for table in (self.causal, self.masked) for name, each in table.items() if each == class_name]
         for name in (model_type, *lenders):
             folder = self.models / self.folders.get(name, name).replace("-", "_")
@@ -191,7 +198,7 @@ def _tables() -> _Tables:
 
 
 def _table(tree: ast.Module, name: str) -> dict[str, str]:
-    """`NAME = OrderedDict([("key", "value"), ...])` as a dictionary."""
+    """Return `NAME = OrderedDict([("key", "value"), ...])` as a dictionary."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name and isinstance(node.value, ast.Call):
             return dict(ast.literal_eval(node.value.args[0]))
@@ -199,7 +206,7 @@ def _table(tree: ast.Module, name: str) -> dict[str, str]:
 
 
 class _Classes:
-    """The classes of one source file; a class is followed to those that it inherits from in the same file."""
+    """The classes of one source file. A class includes what it inherits from others in the same file."""
 
     def __init__(self, tree: ast.Module):
         self._by_name = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
@@ -220,7 +227,7 @@ class _Classes:
         return frozenset()
 
     def value(self, name: str | None, attribute: str) -> Any:
-        """A class attribute that is a plain value; None where there is none."""
+        """Return a class attribute that is a plain value, or None."""
         for body in self._bodies(name):
             for item in body:
                 if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == attribute:
@@ -228,7 +235,7 @@ class _Classes:
         return None
 
     def settings(self, name: str) -> Iterator[tuple[str, Setting]]:
-        """The annotated fields of a configuration class, those that it inherits first."""
+        """Yield the annotated fields of a configuration class, inherited ones first."""
         for body in reversed(list(self._bodies(name))):
             for item in body:
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
@@ -249,12 +256,12 @@ def _setting(item: ast.AnnAssign, written: str) -> Setting:
 
 
 def _annotation(node: ast.expr) -> Any:
-    """The type of a value in a YAML: a tuple is written as a list, a configuration inside as a mapping."""
+    """Return the type of a value in a YAML: a list for a tuple, anything for a nested configuration."""
     if isinstance(node, ast.Constant) and node.value is None:
         return None
     if isinstance(node, ast.BinOp):
         sides = [side for side in map(_annotation, (node.left, node.right)) if side is not Any]
-        # A float may be written as an integer: the integer beside it adds nothing.
+        # A float may be written as an integer, so an integer in addition changes nothing.
         sides = [side for side in sides if not (side is int and float in sides)]
         return Union[tuple(sides)] if sides else Any  # noqa: UP007 - the members are values
     if isinstance(node, ast.Name):

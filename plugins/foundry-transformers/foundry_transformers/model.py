@@ -1,7 +1,7 @@
-"""Any model type of transformers: the library's own model inside, core's loss outside, and a proof that they fit.
+"""Any model type of transformers: wraps the library's model, uses core's loss, and checks that they fit together.
 
-Whoever wraps one architecture looks at it first. Here nobody has: what training relies on is tried out on a few tokens
-when a model is built, once in a process for the same settings, and a model that does not have it is refused.
+Nobody has looked at each of these models. So everything that training relies on is tried out on a few tokens when a
+model is built, once per process for the same settings, and a model that fails is refused.
 
 Shapes: B batch, T tokens, D width, V vocabulary.
 """
@@ -20,15 +20,15 @@ from foundry_transformers import TransformersModelConfig, catalogue
 from foundry_transformers.catalogue import ModelType
 
 _proven: set[tuple[type[PreTrainedModel], str]] = set()
-"""What has been proved in this process: the library's class, and all that a model of it is built from."""
+"""Models proved in this process: the library's class, and everything that the model is built from."""
 
 
 class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
-    """The model type that `model.transformers` names, with its settings. State: its key-value cache."""
+    """The model type that `model.transformers` names, with its settings. Its state is the key-value cache."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        # A proof takes several times as long as building a small model, and says the same for every seed.
+        # A proof takes several times as long as building a small model, and its result does not depend on the seed.
         known = f"{self.model.config.to_json_string(use_diff=False)} {config.model} {context}"
         if next(self.parameters()).device.type != "meta" and (type(self.model), known) not in _proven:
             self.prove()
@@ -56,9 +56,9 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
     def position_ids(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int
     ) -> torch.Tensor | None:
-        """For a type that counts from the padding id they are always given.
+        """Compute the positions; always pass them to a type that counts from the padding id.
 
-        Left to itself it takes a token for padding that has its id and counts on behind it, masked or not.
+        Such a type would otherwise treat every token with that id as padding, whether it is masked or not.
         """
         positions = super().position_ids(input_ids, attention_mask, past)
         if not self.kind.counts_from_padding:
@@ -68,7 +68,7 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
         return positions + _first_position(self.context)
 
     def attention_flops(self, batch: int, length: int) -> int:
-        """Where there are heads: queries with keys, and attention with values, 2 T for each unit of a head."""
+        """Count the products of queries with keys and of attention with values: 2 T for each unit of a head."""
         inner = self.model.config
         heads = getattr(inner, "num_attention_heads", None)
         if heads is None:
@@ -78,14 +78,14 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
         return int((content + self._flops_of_distances(batch, length)) * inner.num_hidden_layers)
 
     def _flops_of_distances(self, batch: int, length: int) -> int:
-        """In one layer, of content with relative positions: disentangled attention (He et al. 2021, equation 4)."""
+        """Count the products of content with relative positions in one layer (He et al. 2021, equation 4)."""
         inner = self.model.config
         if not getattr(inner, "relative_attention", False):
             return 0
         buckets, longest = getattr(inner, "position_buckets", -1), inner.max_relative_positions
         span = next(size for size in (buckets, longest, inner.max_position_embeddings) if size > 0)
         distances, tokens, width = 2 * span, batch * length, inner.hidden_size
-        # The embeddings of distances are projected once, however many tokens there are: by matrices of their own, which
+        # The embeddings of distances are projected once, however many tokens there are: by separate matrices, which
         # `flops` has counted for each token, or by those of the content.
         projected = distances if getattr(inner, "share_att_key", False) else distances - tokens
         kinds = len(set(inner.pos_att_type or ()) & {"c2p", "p2c"})
@@ -93,9 +93,12 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
 
     @torch.no_grad()
     def prove(self) -> None:
-        """Raise FoundryError unless the model does what its objective and its declared capabilities rely on.
+        """Check on a few tokens what the objective and the declared capabilities rely on.
 
-        Draws no random number. The weights are those that training starts from.
+        It draws no random number, and uses the initial weights of the training.
+
+        Raises:
+            FoundryError: The model cannot be trained here.
         """
         what = f"{type(self.model).__name__} cannot be trained here"
         self.eval()
@@ -107,12 +110,12 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
     def _problems(self) -> Iterator[str]:
         length, vocabulary = self.context.max_sequence_length, self.context.vocab_size
         row = torch.arange(length)[None] % vocabulary
-        # There is a place for each token of a row.
+        # Fails if there are too few positions for a row.
         self.forward(row, labels=torch.full_like(row, -100), return_logits=False)
         few = row[:, : min(8, length - 2)]
         logits = self._logits(few)
         if logits.shape != (*few.shape, vocabulary):
-            yield f"its logits have the shape {tuple(logits.shape)}, not (batch, tokens, vocabulary)"
+            yield f"its logits have shape {tuple(logits.shape)}, not (batch, tokens, vocabulary)"
         given = {"position_ids": self.position_ids(few, None, 0), "use_cache": False}
         whole = self.model(few, **{name: value for name, value in given.items() if name in self.arguments}).logits
         labels = few.masked_fill(torch.arange(few.shape[1]) % 2 == 0, -100)
@@ -124,20 +127,20 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
             other[:, -1] = (other[:, -1] + 1) % vocabulary
             if not torch.allclose(self._logits(other)[:, :-1], logits[:, :-1], rtol=0, atol=1e-5):
                 direction = self.kind.direction
-                yield "it sees the tokens that it is to predict" + (f": set {direction}" if direction else "")
+                yield "it sees the tokens that it has to predict" + (f": set {direction}" if direction else "")
         for side in self.config.capabilities.padding_sides:
             columns = (2, 0) if side == "left" else (0, 2)
             mask = F.pad(torch.ones_like(few), columns)
             padded = self._logits(F.pad(few, columns, value=vocabulary - 1), attention_mask=mask)
             if not torch.allclose(padded[:, mask[0] == 1], logits, rtol=0, atol=1e-4):
-                yield f"padding on the {side} changes what it says of real tokens"
+                yield f"padding on the {side} changes its logits for real tokens"
         if self.config.capabilities.stateful:
             state = self.forward(few[:, :1], use_cache=True).state
             if not torch.allclose(self._logits(few[:, 1:], state=state), logits[:, 1:], rtol=0, atol=1e-4):
-                yield "its state does not carry a text from one call to the next"
+                yield "its state does not carry over from one call to the next"
 
     def _logits(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Through `forward` by its name: hooks on the model hear of training alone."""
+        """Return the logits. Calls `forward` directly, so that hooks on the model see training only."""
         logits = self.forward(input_ids, **kwargs).logits
         assert logits is not None
         return logits
@@ -148,14 +151,14 @@ def _first_position(context: BuildContext) -> int:
 
 
 def _settings(config: TransformersModelConfig, context: BuildContext, kind: ModelType) -> dict[str, Any]:
-    """What the configuration class is given: the section, and from the context the sizes and ids."""
+    """Return the arguments of the configuration class: the section, and sizes and ids from the context."""
     section = config.transformers.model_dump(exclude={"model_type"})
     settings = {key: value for key, value in section.items() if value is not None or not kind.settings[key].opaque}
     settings[kind.vocabulary] = context.vocab_size
     if kind.positions is not None:
         first = _first_position(context) if kind.counts_from_padding else 0
         settings[kind.positions] = context.max_sequence_length + first
-    # An id that this tokenizer has not is none, not the library's default: that is one of the published vocabulary.
+    # An id that this tokenizer lacks is None; the library's default is an id of the published vocabulary.
     for key, setting in kind.settings.items():
         role = catalogue.special_token(key)
         if role is not None and (hasattr(context, f"{role}_id") or type(None) in get_args(setting.annotation)):
@@ -165,14 +168,14 @@ def _settings(config: TransformersModelConfig, context: BuildContext, kind: Mode
 
 def _built(kind: ModelType, model_class: type[PreTrainedModel], settings: dict[str, Any]) -> PreTrainedModel:
     config_class = getattr(transformers, kind.config_class)
-    # Named, not left to what is installed: the same model computes the same on every machine.
+    # Set explicitly, not by what is installed: a model computes the same on every machine.
     attention = "sdpa" if model_class._supports_sdpa else "eager"
     return model_class(config_class(**settings, attn_implementation=attention))
 
 
 @contextmanager
 def _refused_in_one_line(what: str) -> Iterator[None]:
-    """Whatever a model of the library raises, as one line."""
+    """Raise every exception of the library as a one-line FoundryError."""
     try:
         yield
     except FoundryError:

@@ -122,8 +122,8 @@ def test_the_descriptor_by_itself_reads_no_source() -> None:
 
 
 PROBLEMS = [
-    ("hidden_sise: 3", "hidden_sise: unknown key: not one of LlamaConfig's. Did you mean 'hidden_size'?"),
-    ("expand: 3", "expand: unknown key: not one of LlamaConfig's."),
+    ("hidden_sise: 3", "hidden_sise: unknown key: not in LlamaConfig. Did you mean 'hidden_size'?"),
+    ("expand: 3", "expand: unknown key: not in LlamaConfig."),
     ("hidden_size: wide", "hidden_size: must be an integer, not 'wide'"),
     ("hidden_size: 3.5", "hidden_size: must be an integer, not 3.5"),
     ("hidden_size: true", "hidden_size: must be an integer, not True"),
@@ -135,11 +135,11 @@ PROBLEMS = [
     ("bos_token_id: 1", "bos_token_id: comes from the tokenizer: see tokenizer.special_tokens"),
     ("mask_token_id: 1", "mask_token_id: comes from the tokenizer: see tokenizer.special_tokens"),
     ("max_position_embeddings: 9", "max_position_embeddings: comes from data.max_sequence_length"),
-    ("use_cache: false", "use_cache: is decided by each call: remove it"),
+    ("use_cache: false", "use_cache: is set for each call: remove it"),
     ("model_type: lama", "model_type: transformers has no model type 'lama'. Did you mean 'llama'?"),
     ("model_type: zzzzzz", "model_type: transformers has no model type 'zzzzzz'. There are * see foundry schema."),
-    ("model_type: vit", "model_type: 'vit' has no language model of one stack over a vocabulary of its own.*"),
-    ("model_type: gemma3", "model_type: 'gemma3' has no language model * Did you mean 'gemma3_text'?"),
+    ("model_type: vit", "model_type: 'vit' has no causal or masked language model that can be trained here.*"),
+    ("model_type: gemma3", "model_type: 'gemma3' has no causal or masked * Did you mean 'gemma3_text'?"),
     ("model_type: 7", "model_type: must be a string, not 7"),
     ("model_type: null", "model_type: must be a string, not nothing (null)"),
     ("{model_type: gpt2, hidden_size: 3}", "hidden_size: is called n_embd in a GPT2Config"),

@@ -1,4 +1,4 @@
-"""Span corruption, Lion, a tokenizer of bytes and an observer for foundry. Light: the rest is imported when used."""
+"""Span corruption, Lion, a byte tokenizer and an observer for foundry. Light: other modules are imported when used."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,14 @@ from foundry_core import (
 
 
 class SpanSettings(ConfigSection):
-    """`training.objective_settings` of span_corruption."""
+    """The section `training.objective_settings` of span_corruption."""
 
     hidden_share: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are hidden")
     mean_span: float = Field(3.0, ge=1, description="mean length of a hidden span, in tokens")
 
 
 class LionSettings(ConfigSection):
-    """`training.optimizer_settings` of lion."""
+    """The section `training.optimizer_settings` of lion."""
 
     beta1: float = Field(0.9, ge=0, lt=1, description="weight of the momentum in the update")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the momentum")
@@ -71,7 +71,7 @@ def foundry_tokenizer_types() -> list[TokenizerType]:
 
 
 class _Best:
-    """The best evaluation of the run that is under way."""
+    """The best evaluation of the current run."""
 
     folder: Path | None = None
     loss: float | None = None

@@ -1,7 +1,7 @@
-"""Rows to batches with hidden spans; what is hidden is a function of (seed, epoch, row).
+"""A collator that hides spans; which tokens are hidden is a function of (seed, epoch, row).
 
-T5 (Raffel et al. 2020) puts one sentinel in the place of a span and lets a decoder write it. An encoder keeps its
-length: here each token of a span becomes the mask token and is predicted where it stood (Joshi et al. 2020).
+T5 (Raffel et al. 2020) replaces a span by one sentinel, and a decoder generates the span. For an encoder, each token of
+a span is replaced by the mask token and predicted at its position (Joshi et al. 2020).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from foundry_core import CausalLMDataCollator, ExperimentConfig
 
 
 class SpanCollator:
-    """Returns input_ids with spans hidden, attention_mask, and labels: the hidden ids, -100 elsewhere. Each (B, T)."""
+    """Returns input_ids with hidden spans, attention_mask, and labels: the hidden ids, -100 elsewhere. Each (B, T)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, share: float, mean_span: float, length: int, seed: int):
         # Core's collator pads, and its labels are the ids with -100 at padding.
@@ -38,13 +38,13 @@ class SpanCollator:
 
 
 def hidden_spans(count: int, share: float, mean_span: float, generator: np.random.Generator) -> np.ndarray:
-    """Which of `count` tokens are hidden (bool): at least one, `share` of them on average, in spans apart."""
+    """Choose hidden tokens (bool): at least one, `share` of them on average, in separate spans."""
     if not count:
         return np.zeros(0, dtype=bool)
     wanted = int(np.clip(int(share * count + generator.random()), 1, count))
     spans = min(max(1, round(wanted / mean_span)), wanted, count - wanted + 1)
     lengths = _parts(wanted, spans, generator)
-    # Between two spans there is a token; before the first and after the last there may be none.
+    # There is a token between two spans; before the first and after the last there may be none.
     gaps = _parts(count - wanted + 2, spans + 1, generator)
     gaps[[0, -1]] -= 1
     runs = np.zeros(2 * spans + 1, dtype=np.int64)
@@ -53,13 +53,13 @@ def hidden_spans(count: int, share: float, mean_span: float, generator: np.rando
 
 
 def _parts(total: int, parts: int, generator: np.random.Generator) -> np.ndarray:
-    """`total` as a sum of positive numbers, each way of writing it as likely as any other."""
+    """Split `total` into a sum of positive numbers; all ways to do so are equally likely."""
     cuts = np.sort(generator.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
 
 def span_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> SpanCollator:
-    """The collator of `span_corruption` for an experiment."""
+    """Return the collator of `span_corruption` for an experiment."""
     settings: Any = config.training.objective_settings
     return SpanCollator(
         tokenizer, settings.hidden_share, settings.mean_span, config.data.max_sequence_length, config.seed("masking")

@@ -1,4 +1,4 @@
-"""Show what the objective of a YAML hides of a text, epoch by epoch: the tokens as the model gets them."""
+"""Show which tokens of a text the objective of a YAML hides in each epoch: the input of the model."""
 
 import argparse
 
@@ -7,8 +7,8 @@ EXAMPLE = 'example:\n  foundry spans experiment.yaml "The keys to the cabinet ar
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="YAML", help="the experiment's configuration")
-    parser.add_argument("text", help="taken as one row")
-    parser.add_argument("--epochs", type=int, default=3, help="how many to show; default: 3")
+    parser.add_argument("text", help="a text, used as one row")
+    parser.add_argument("--epochs", type=int, default=3, help="number of epochs to show; default: 3")
     parser.set_defaults(execute=execute)
 
 

@@ -1,4 +1,4 @@
-"""Lion: evolved sign momentum (Chen et al. 2023). Half the memory of Adam: one momentum for each weight."""
+"""Lion: evolved sign momentum (Chen et al. 2023). It stores one momentum per weight, half as much as Adam."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from foundry_core import TrainingConfig
 
 
 class Lion(torch.optim.Optimizer):
-    """The weights move by the learning rate against the sign of a momentum; weight decay is decoupled."""
+    """Moves weights by the learning rate against the sign of a momentum; weight decay is decoupled."""
 
     def __init__(self, groups: Any, lr: float, beta1: float, beta2: float):
         super().__init__(groups, {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": 0.0})
@@ -29,6 +29,6 @@ class Lion(torch.optim.Optimizer):
 
 
 def lion(parameter_groups: list[dict[str, Any]], training: TrainingConfig) -> Lion:
-    """The optimizer `lion` for an experiment."""
+    """Return the optimizer `lion` for an experiment."""
     settings: Any = training.optimizer_settings
     return Lion(parameter_groups, training.learning_rate, settings.beta1, settings.beta2)
