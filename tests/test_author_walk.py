@@ -82,7 +82,7 @@ def test_the_guide_shows_these_commands() -> None:
 
 
 @pytest.mark.slow
-def test_an_author_ships_an_architecture_in_five_commands_and_a_user_trains_it(shell: Shell, tmp_path: Path) -> None:
+def test_an_author_ships_an_architecture_in_five_commands(shell: Shell, tmp_path: Path) -> None:
     assert len(AUTHORS_COMMANDS) <= 5
     assert not list(tmp_path.iterdir())
     for command in AUTHORS_COMMANDS:

@@ -130,7 +130,7 @@ def opened_after_import(folders: Path) -> dict[str, Any]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
-def test_a_process_that_knows_only_transformers_gets_the_same_logits(
+def test_with_transformers_alone_the_logits_are_the_same(
     build: Build, opened_with_trust: dict[str, Any], name: str
 ) -> None:
     assert torch.equal(opened_with_trust[name]["logits"], build(name)(IDS).logits)
@@ -178,15 +178,13 @@ def test_the_architecture_is_found_and_the_bits_are_the_same(build: Build, folde
     assert back.get_parameter_count() == model.get_parameter_count()
 
 
-def test_a_resized_model_comes_back_with_its_new_size_and_its_ties(folders: Path) -> None:
+def test_a_resized_model_is_loaded_with_its_new_size_and_ties(folders: Path) -> None:
     back: Any = BaseLanguageModel.from_pretrained(folders / "resized")
     assert back(IDS).logits.shape == (3, 10, 40)
     assert back.output_layer.weight is back.embedding.weight
 
 
-def test_saving_changes_neither_the_model_nor_the_random_state_and_writes_the_same_bytes(
-    build: Build, tmp_path: Path
-) -> None:
+def test_saving_twice_changes_nothing_and_writes_the_same_bytes(build: Build, tmp_path: Path) -> None:
     for name in MODELS:
         model = build(name).train()
         before, chance = {k: v.clone() for k, v in model.state_dict().items()}, torch.random.get_rng_state()
@@ -334,7 +332,7 @@ def test_a_config_json_whose_facts_are_damaged_is_refused(copied: Callable[[str]
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-tied", "mamba"])
-def test_beam_search_with_a_recurrent_state_is_beam_search_without(build: Build, name: str) -> None:
+def test_beam_search_is_the_same_with_a_recurrent_state(build: Build, name: str) -> None:
     model, mask = build(name), torch.ones_like(IDS)
     settings = {"num_beams": 4, "max_new_tokens": 8, "do_sample": False, "num_return_sequences": 2}
     plain = model.generate(IDS, attention_mask=mask, use_cache=False, **settings)

@@ -78,7 +78,7 @@ def test_every_hook_is_in_it_with_its_arguments(name: str) -> None:
     assert f"| `{name}({', '.join(inspect.signature(HOOKS[name]).parameters)})` |" in GUIDE
 
 
-def test_the_example_of_a_hook_is_one_that_runs_with_the_specifications() -> None:
+def test_the_example_of_a_hook_runs_with_the_specifications() -> None:
     documentation = inspect.cleandoc(hookspecs.foundry_optimizers.__doc__ or "")
     shown = re.findall(r"(?m)^`([\w/.]+)`:\n\n```\w+\n(.*?)```", GUIDE, re.DOTALL)
     assert [path for path, _ in shown] == [

@@ -475,7 +475,7 @@ def test_modules_in_the_folder_one_stands_in_are_not_imported(target: Target) ->
 
 @pytest.mark.long
 @each("name", CLAIMS)
-def test_what_a_checkpoint_claims_is_checked_before_it_is_believed(
+def test_what_a_checkpoint_claims_is_checked_before_it_is_used(
     sound: Path, tmp_path: Path, one_thread: None, name: str
 ) -> None:
     target = Target(sound, tmp_path)
@@ -486,9 +486,7 @@ def test_what_a_checkpoint_claims_is_checked_before_it_is_believed(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
-def test_of_what_lies_outside_only_the_test_corpus_is_read_and_only_where_none_is_given(
-    target: Target, corpus: Any
-) -> None:
+def test_outside_its_folder_only_the_default_test_corpus_is_read(target: Target, corpus: Any) -> None:
     """A corpus that is not there stands for one that must not be read: whoever tries says so."""
     gone = target.run / "gone.txt"
     for name in ("training_corpus", "test_corpus"):
@@ -542,7 +540,7 @@ def listed(name: str, **entry: Any) -> Edit:
         lambda manifest: manifest.update(format=2),
     ],
 )
-def test_a_manifest_of_anything_but_the_folders_own_files_is_refused(
+def test_a_manifest_may_list_only_the_files_of_its_folder(
     sound: Path, tmp_path: Path, one_thread: None, edit: Edit
 ) -> None:
     target = Target(sound, tmp_path)
@@ -556,7 +554,7 @@ def test_a_manifest_of_anything_but_the_folders_own_files_is_refused(
 
 
 @each("facts", [{"step": 3}, {"step": "2"}, {"step": None}, {"environment": None}])
-def test_a_manifest_of_another_step_or_of_no_environment_is_no_checkpoint_to_go_on_from(
+def test_a_manifest_of_another_step_cannot_be_resumed(
     sound: Path, tmp_path: Path, one_thread: None, facts: dict[str, Any]
 ) -> None:
     target = Target(sound, tmp_path)
@@ -601,7 +599,7 @@ def test_what_is_no_plain_file_of_the_folder_is_refused(
 
 @each("name", [CONFIG, WEIGHTS])
 @each("make", [fifo, endless])
-def test_a_model_folder_has_no_manifest_and_must_hold_plain_files_all_the_same(
+def test_a_model_folder_must_hold_plain_files_without_a_manifest(
     sound: Path, tmp_path: Path, one_thread: None, make: Callable[[Target, str], None], name: str
 ) -> None:
     target = Target(sound, tmp_path)

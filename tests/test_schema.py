@@ -334,9 +334,7 @@ def malformed(schema: dict[str, Any], chance: random.Random) -> Iterator[tuple[s
 
 
 @pytest.mark.long
-def test_three_hundred_malformed_configurations_are_refused_by_line_and_key(
-    schema: dict[str, Any], tmp_path: Path
-) -> None:
+def test_300_malformed_files_are_refused_by_line_and_key(schema: dict[str, Any], tmp_path: Path) -> None:
     chance = random.Random(14)
     everything = list(malformed(schema, chance))
     chance.shuffle(everything)
@@ -367,7 +365,7 @@ def test_three_hundred_malformed_configurations_are_refused_by_line_and_key(
         assert seconds < 1, where
 
 
-def test_the_command_prints_the_schema_of_all_installed_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_schema_of_all_architectures(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     out, err = capsys.readouterr()
     printed = json.loads(out)
@@ -378,7 +376,7 @@ def test_the_command_prints_the_schema_of_all_installed_architectures(capsys: py
     assert all(each["description"] for each in variants)
 
 
-def test_only_keywords_of_the_dialect_and_definitions_that_are_used(schema: dict[str, Any]) -> None:
+def test_it_uses_only_known_keywords_and_needed_definitions(schema: dict[str, Any]) -> None:
     text = json.dumps(schema)
     assert set(re.findall(r'"#/\$defs/(\w+)"', text)) == set(schema["$defs"])
     assert '"ge"' not in text

@@ -33,7 +33,7 @@ def corpus_of(folder: Path, text: str = TEXT, unit: DocumentUnit = "line") -> Co
     return Corpus.open(folder / "corpus.txt", unit=unit)
 
 
-def test_the_stream_is_a_separator_and_then_each_document_with_a_separator(tmp_path: Path) -> None:
+def test_the_stream_has_separators_around_every_document(tmp_path: Path) -> None:
     tokenizer = word_tokenizer()
     corpus = corpus_of(tmp_path)
     file = prepare_tokens(corpus, tokenizer, tmp_path)
