@@ -102,7 +102,7 @@ def test_the_plain_loop_works_for_every_architecture(
     assert sum(losses[-8:]) < sum(losses[:8])
 
 
-def test_without_a_tokenizer_the_vocabulary_is_the_configured_one(yaml_path: Path) -> None:
+def test_without_a_tokenizer_the_vocabulary_is_as_configured(yaml_path: Path) -> None:
     config = load_config(yaml_path)
     assert create_model_from_config is create_model
     model = create_model_from_config(config)
@@ -210,7 +210,7 @@ def test_another_embedding_size_than_hidden_size_is_refused(name: str, experimen
         experiment(name, tmp_path, model={"transformer": sizes})
 
 
-def test_a_cell_type_that_contradicts_the_architecture_is_refused(experiment: Experiment, tmp_path: Path) -> None:
+def test_a_cell_type_contradicting_the_architecture_is_refused(experiment: Experiment, tmp_path: Path) -> None:
     sizes = {"embedding_size": 4, "hidden_size": 4, "num_layers": 1}
     section = {"rnn": {**sizes, "rnn_type": "lstm"}}
     model: Any = experiment("lstm", tmp_path, model=section).model
@@ -291,7 +291,7 @@ def test_a_class_of_ones_own_trains_generates_saves_and_loads(
     assert text.shape == (1, 9)
 
 
-def test_a_decorator_registers_and_a_second_registration_says_who_has_the_name() -> None:
+def test_a_second_registration_names_the_owner_of_the_name() -> None:
     @register_architecture("my_arch", config=WindowConfig)
     class MyArchModel(WindowModel): ...
 

@@ -95,6 +95,6 @@ def test_a_masked_model_says_why_it_does_not_generate(build: Build, variant: Var
         build(variant).generate(random_ids(1, 4))
 
 
-def test_gradient_checkpointing_is_refused_where_it_is_not_declared(build: Build) -> None:
+def test_undeclared_gradient_checkpointing_is_refused(build: Build) -> None:
     with pytest.raises(FoundryError, match="^lstm does not support gradient checkpointing$"):
         build(Variant("lstm", "tiny", "causal_lm")).gradient_checkpointing_enable()

@@ -18,6 +18,8 @@ import pytest
 
 from foundry_core.testing.toy_language import write_corpus
 
+pytestmark = pytest.mark.long
+
 AUTHORS_COMMANDS = (
     "foundry new-plugin mine",
     "pip wheel --no-deps --wheel-dir dist ./foundry-mine",
@@ -80,7 +82,7 @@ def test_the_guide_shows_these_commands() -> None:
 
 
 @pytest.mark.slow
-def test_an_author_ships_an_architecture_in_five_commands_and_a_user_trains_it(shell: Shell, tmp_path: Path) -> None:
+def test_an_author_ships_an_architecture_in_five_commands(shell: Shell, tmp_path: Path) -> None:
     assert len(AUTHORS_COMMANDS) <= 5
     assert not list(tmp_path.iterdir())
     for command in AUTHORS_COMMANDS:

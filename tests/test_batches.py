@@ -40,7 +40,7 @@ def test_batches_are_the_rows_at_their_positions() -> None:
     assert set(epochs.tolist()) == {0, 1}
 
 
-def test_where_a_run_is_cut_and_how_it_is_batched_does_not_change_the_samples() -> None:
+def test_cuts_and_batch_sizes_do_not_change_the_samples() -> None:
     def samples(*parts: Batches) -> list[list[int]]:
         return [where for part in parts for batch in part for where in batch["where"].tolist()]
 
@@ -49,7 +49,7 @@ def test_where_a_run_is_cut_and_how_it_is_batched_does_not_change_the_samples() 
     assert samples(batches(0, 900, batch_size=900)) == whole
 
 
-def test_a_batch_after_100_million_samples_costs_what_the_first_one_does() -> None:
+def test_the_batch_after_100_million_samples_costs_no_more() -> None:
     """Rows read and positions computed are counted; benchmarks/seeking.py measures the time."""
     read, asked = list[int](), list[int]()
 

@@ -81,7 +81,7 @@ def outcome(test: Callable[..., None], check: str) -> str:
 # In pytest.
 
 
-def test_the_test_has_a_case_for_every_check_in_the_order_of_the_groups() -> None:
+def test_every_check_has_a_case_in_the_order_of_the_groups() -> None:
     (mark,) = conformance("lstm").pytestmark  # type: ignore[attr-defined]
     cases = [case.values[0] for case in mark.args[1]]
     assert cases == all_checks()
@@ -97,7 +97,7 @@ def test_every_check_says_what_must_hold_and_how_to_fix_it() -> None:
         assert "\n" not in check.invariant + check.fix, check.name
 
 
-def test_a_failure_says_what_must_hold_what_was_seen_and_the_way_out(bag: Callable[..., str]) -> None:
+def test_a_failure_prints_the_rule_what_was_seen_and_the_fix(bag: Callable[..., str]) -> None:
     _load(bag("bag_failing"))
     ended = outcome(conformance("bag_failing"), "attention-mask")
     first, second, third = ended.split("\n")
@@ -112,7 +112,7 @@ def test_an_expected_failure_is_one_and_gives_its_reason(bag: Callable[..., str]
     assert outcome(test, "attention-mask").startswith("XFailed: a mean of everything (default, causal_lm: logits of")
 
 
-def test_an_expected_failure_that_passes_or_does_not_apply_is_a_failure(bag: Callable[..., str]) -> None:
+def test_an_expected_failure_that_passes_is_a_failure(bag: Callable[..., str]) -> None:
     _load(bag("bag_strict"))
     needless = {"raw-logits": "they were wrong once"}
     ended = outcome(conformance("bag_strict", expected_failures=needless), "raw-logits")
@@ -123,13 +123,13 @@ def test_an_expected_failure_that_passes_or_does_not_apply_is_a_failure(bag: Cal
     assert "among the expected failures (who knows) and skipped: remove it from there" in ended
 
 
-def test_a_check_is_skipped_for_the_capability_that_is_not_declared(bag: Callable[..., str]) -> None:
+def test_a_check_names_the_missing_capability_it_is_skipped_for(bag: Callable[..., str]) -> None:
     _load(bag("bag_skipped", "left"))
     ended = outcome(conformance("bag_skipped"), "right-padding")
     assert ended == "Skipped: padding on the right is not declared"
 
 
-def test_an_expected_failure_that_is_no_check_is_refused_with_the_nearest_name() -> None:
+def test_an_unknown_expected_failure_is_refused_with_a_near_name() -> None:
     with pytest.raises(UsageError, match="^there is no check 'attention-mas' .* Did you mean 'attention-mask'\\?$"):
         conformance("lstm", expected_failures={"attention-mas": "?"})
     with pytest.raises(UsageError, match="'masking' is a group: name its checks\\.$"):
@@ -145,7 +145,7 @@ def _load(path: str) -> None:
 # On the command line.
 
 
-def test_check_prints_a_line_for_each_check_and_what_to_do_about_failures(
+def test_check_prints_a_line_per_check_and_how_to_fix_failures(
     bag: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = bag("bag_table")
@@ -164,7 +164,7 @@ def test_check_prints_a_line_for_each_check_and_what_to_do_about_failures(
     assert error == "error: bag_table does not conform: attention-mask\n"
 
 
-def test_a_model_that_does_not_run_is_told_of_once_and_debug_shows_where(
+def test_a_model_that_does_not_run_is_reported_once(
     bag: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(bag("bag_broken"))
@@ -196,7 +196,7 @@ def test_check_as_json_has_the_reasons(bag: Callable[..., str], capsys: pytest.C
     assert bad["seconds"] > 0
 
 
-def test_check_ends_with_0_where_everything_passes_or_fails_as_expected(
+def test_check_ends_with_0_where_all_is_as_expected(
     bag: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = bag("bag_good")

@@ -92,7 +92,7 @@ def test_a_prompt_that_is_not_read_as_written_is_told(trained, capsys):
     assert "does not know 1 of the 3 tokens of the prompt" in capsys.readouterr().err
 
 
-def test_a_recurrent_model_goes_on_beyond_its_rows_and_a_transformer_says_that_it_cannot(trained, tmp_path, capsys):
+def test_only_a_recurrent_model_generates_beyond_its_rows(trained, tmp_path, capsys):
     ten = "the man is old . the man is old ."
     assert main(["generate", str(trained / "run"), "--prompt", ten, "--tokens", "20", "--greedy"]) == 0
     assert "at most" not in capsys.readouterr().err
@@ -119,6 +119,7 @@ def test_settings_may_come_after_options(trained, tmp_path, capsys):
         assert f"unknown argument: {wrong[-1]}" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_model_from_a_file_is_scored_with_that_file(trained, tmp_path, capsys):
     (tmp_path / "bigram.py").write_text(
         "from torch import nn\n"
@@ -149,7 +150,7 @@ def test_a_model_from_a_file_is_scored_with_that_file(trained, tmp_path, capsys)
     assert "Unknown architecture: 'bigram'" in bare.stderr
 
 
-def test_a_damaged_checkpoint_is_neither_scored_nor_passed_over_in_silence(trained, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_reported_and_not_scored(trained, tmp_path, capsys):
     assert main(["train", str(trained / "x.yaml"), f"training.output_dir={tmp_path}", "--quiet"]) == 0
     weights = tmp_path / "checkpoint-6" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -270,7 +271,8 @@ def test_help_names_every_verb_and_shows_examples(capsys, monkeypatch):
     assert [line for line in output.splitlines() if len(line) > 80] == []
 
 
-def test_what_large_imports_leave_is_not_collected_again_and_the_collector_goes_on():
+@pytest.mark.long
+def test_objects_of_large_imports_are_not_collected_again():
     code = (
         "import gc, sys\n"
         "from foundry_core.cli.common import large_imports\n"
@@ -282,6 +284,7 @@ def test_what_large_imports_leave_is_not_collected_again_and_the_collector_goes_
     assert int(said) > 100_000
 
 
+@pytest.mark.long
 def test_a_closed_pipe_is_not_an_error():
     code = "import sys; from foundry_core.cli import main; sys.exit(main(['schema']))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -312,6 +315,7 @@ def test_tensorboard_gets_the_names_people_expect(trained, tmp_path):
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
 
 
+@pytest.mark.long
 def test_a_terminal_gets_a_progress_bar(trained, tmp_path):
     import os
     import pty

@@ -74,7 +74,7 @@ def test_rows_are_padded_to_the_longest_of_the_batch(kind: Any, side: str, token
 
 
 @pytest.mark.parametrize(("longest", "width"), [(8, 8), (9, 16), (17, 20), (20, 20)])
-def test_a_multiple_is_kept_unless_it_is_past_the_longest_sequence(
+def test_a_multiple_is_kept_unless_it_exceeds_the_longest_row(
     longest: int, width: int, tokenizer: Any, ordinary: Any
 ) -> None:
     some = [{"input_ids": row} for row in rows(ordinary, [2, longest])]
@@ -98,7 +98,7 @@ def test_a_real_token_with_the_pad_id_keeps_its_label(tokenizer: Any) -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
 
 
-def test_without_a_pad_token_only_rows_of_one_length_make_a_batch(tokenizer: Any) -> None:
+def test_without_a_pad_token_a_batch_has_rows_of_one_length(tokenizer: Any) -> None:
     tokenizer.pad_token = None
     collate = CausalLMDataCollator(tokenizer)
     assert collate([[1, 2], [3, 4]])["labels"].tolist() == [[1, 2], [3, 4]]
@@ -176,9 +176,7 @@ def masks(batch: Batch, tokens: list[np.ndarray]) -> list[tuple[list[int], list[
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_masks_follow_seed_epoch_and_row_whatever_else_is_in_the_batch(
-    side: str, tokenizer: Any, ordinary: Any
-) -> None:
+def test_masks_follow_seed_epoch_and_row_in_any_batch(side: str, tokenizer: Any, ordinary: Any) -> None:
     tokenizer.padding_side = side
     some = rows(ordinary, [24, 9, 24, 17, 5, 24, 12, 8])
     given = features(some, epoch=3, first=100)
@@ -218,7 +216,7 @@ def test_without_a_row_number_masks_follow_torchs_generator(tokenizer: Any, ordi
 # Choosing one.
 
 
-def test_the_objective_chooses_the_collator_and_the_experiment_its_settings(
+def test_objective_and_settings_decide_the_collator(
     experiment: Callable[..., ExperimentConfig], tokenizer: Any, tmp_path: Path
 ) -> None:
     causal = get_data_collator(experiment("gpt2", tmp_path), tokenizer)
@@ -234,7 +232,7 @@ def test_the_objective_chooses_the_collator_and_the_experiment_its_settings(
             collate([[1] * 25])
 
 
-def test_padding_on_a_side_that_the_architecture_does_not_declare_is_refused(
+def test_padding_on_an_undeclared_side_is_refused(
     experiment: Callable[..., ExperimentConfig], tokenizer: Any, tmp_path: Path
 ) -> None:
     tokenizer.padding_side = "left"

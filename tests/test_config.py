@@ -637,7 +637,7 @@ def test_each_problem_is_one_line_with_its_place_and_its_key(
     assert found == expected
 
 
-def test_all_problems_of_a_file_come_at_once_in_the_order_of_the_file(
+def test_all_problems_of_a_file_are_reported_at_once_in_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "wrong.yaml"
@@ -656,9 +656,7 @@ def test_all_problems_of_a_file_come_at_once_in_the_order_of_the_file(
     ]
 
 
-def test_a_rule_between_sound_sections_is_checked_beside_the_problems_of_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rules_of_valid_sections_are_checked_despite_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(
         edited(("log_every_steps", "log_evry_steps"), ("dev.txt", "train.txt"), after(STEPS, "  objective: masked_lm"))
@@ -818,9 +816,7 @@ def test_rows_longer_than_the_architecture_takes_are_refused(
     assert validate(path, capsys, "data.max_sequence_length=63")[0] == 0
 
 
-def test_compiling_is_refused_where_the_architecture_says_that_it_cannot_be(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compiling_is_refused_where_it_is_not_supported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from foundry_core import BaseLanguageModel
     from foundry_core.registry.architecture import Capabilities, register_architecture
     from foundry_core.schema import ModelConfig
@@ -947,9 +943,7 @@ def test_a_wrong_override_names_the_command_line(
     assert validate(valid, capsys, override) == (2, "", [f"command line: {problem}"])
 
 
-def test_an_override_that_contradicts_the_file_is_reported_at_the_file(
-    valid: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_override_contradicting_the_file_is_reported_there(valid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, _, lines = validate(valid, capsys, "training.epochs=2")
     assert lines == [f"{valid}:18: training: {BUDGETS}: found epochs and train_steps"]
 
@@ -1021,7 +1015,7 @@ def test_what_is_resolved_loads_as_the_same_configuration(path: Path) -> None:
     assert again.resolved() == config.resolved()
 
 
-def test_the_resolved_configuration_holds_the_plugins_keys_and_every_default(valid: Path) -> None:
+def test_the_resolved_configuration_holds_every_key_and_default(valid: Path) -> None:
     resolved = load_config(valid).resolved()
     assert resolved["model"]["transformer"]["attention_dropout"] == 0.1
     assert set(resolved) == set(ExperimentConfig.model_fields)
@@ -1106,7 +1100,7 @@ plugins: []
 """
 
 
-def test_a_pickle_holds_the_settings_and_finds_the_descriptor_again(valid: Path) -> None:
+def test_a_pickle_holds_the_settings_and_finds_the_descriptor(valid: Path) -> None:
     config = load_config(valid)
     assert config.architecture.name == "gpt2"
     assert config.objective.name == "causal_lm"

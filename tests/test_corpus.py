@@ -146,6 +146,7 @@ def test_a_single_line_of_64_mib_is_one_document(tmp_path: Path) -> None:
     assert account.bytes_text == len(content) == 64 * MIB
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     written(tmp_path / "a.txt", b"some words in a line\n" * (64 * MIB // 21))
     code = (
@@ -307,7 +308,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
         list(documents)
 
 
-def test_a_file_that_changes_between_digest_and_reading_is_refused(tmp_path: Path) -> None:
+def test_a_file_changing_between_digest_and_reading_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"old\n")
     corpus = Corpus.open(path)
     assert corpus.digest
@@ -319,7 +320,7 @@ def test_a_file_that_changes_between_digest_and_reading_is_refused(tmp_path: Pat
 # Finding files
 
 
-def test_a_folder_is_read_recursively_in_sorted_order_without_hidden_files(tmp_path: Path) -> None:
+def test_a_folder_is_read_recursively_and_sorted_but_not_hidden(tmp_path: Path) -> None:
     for name in [
         "b/z.txt",
         "b/a.jsonl",

@@ -65,7 +65,7 @@ def copied(finished: Finished, tmp_path: Path, one_thread: None) -> Path:
     return copy_of(finished, tmp_path)
 
 
-def test_the_files_of_a_checkpoint_are_those_that_are_damaged_here(copied: Path) -> None:
+def test_the_files_of_a_checkpoint_are_those_damaged_here(copied: Path) -> None:
     assert tuple(sorted(path.name for path in (copied / "checkpoint-4").iterdir())) == FILES
 
 
@@ -231,7 +231,7 @@ def test_a_checkpoint_that_was_named_is_refused_by_every_verb(
 
 @each("damage", [flip, cut, gone, swapped])
 @each("name", ["model.safetensors", "trainer_state.json", MANIFEST])
-def test_going_on_falls_back_to_the_newest_whole_checkpoint_says_so_and_ends_the_same(
+def test_resuming_falls_back_to_the_newest_whole_checkpoint(
     finished: Finished,
     tmp_path: Path,
     one_thread: None,
@@ -251,7 +251,7 @@ def test_going_on_falls_back_to_the_newest_whole_checkpoint_says_so_and_ends_the
         assert (copied / "checkpoint-4" / made).read_bytes() == (whole / "checkpoint-4" / made).read_bytes()
 
 
-def test_a_run_without_a_whole_checkpoint_says_what_is_wrong_with_each(
+def test_without_a_whole_checkpoint_each_problem_is_printed(
     finished: Finished, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step, damage in ((0, cut), (2, flip), (4, gone)):

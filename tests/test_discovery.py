@@ -140,6 +140,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", BROKEN)
 def test_an_unusable_plugin_is_one_line_with_the_way_out(state: str, zebra: Install, capsys: Any) -> None:
     light, reason = BROKEN[state]
@@ -595,6 +596,7 @@ def test_what_cannot_be_shown_is_one_line(name: str, line: str, zebra: Install, 
     assert err[0].startswith(f"error: {line}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "command",
     [["--help"], ["plugins", "list"], ["plugins", "show", "zebra"], ["plugins", "doctor"], ["validate", "x.yaml"]],

@@ -9,7 +9,7 @@ import pytest
 from tests.each import each
 
 
-def test_all_values_that_fail_are_listed_and_the_first_is_the_cause() -> None:
+def test_every_failing_value_is_listed_and_the_first_is_cause() -> None:
     @each("number, root", [(1, 1), (4, 2), (9, 4), (16, 5)])
     def squares(number: int, root: int) -> None:
         assert root**2 == number

@@ -27,7 +27,7 @@ def build(experiment: Callable[..., ExperimentConfig], letters: Any, tmp_path: P
     return make
 
 
-def test_every_matrix_counts_twice_for_each_token_and_a_looked_up_embedding_not_at_all(build: Build) -> None:
+def test_flops_count_matrices_twice_and_lookups_not_at_all(build: Build) -> None:
     gates = 4 * 32 * (24 + 32) + 4 * 32 * (32 + 32)
     assert build("lstm", model={"rnn": SIZES}).flops(3, 5) == 2 * 15 * (gates + 32 * 32)
 

@@ -15,6 +15,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from foundry_core import BaseLanguageModel, load_config, run
 from tests.each import each
 
+pytestmark = pytest.mark.long
+
 RNN = {"embedding_size": 8, "hidden_size": 8, "num_layers": 2, "dropout": 0.2}
 TRANSFORMER = {
     "layers": 1,
@@ -154,7 +156,7 @@ def alone(folder, kind):
 
 @each("workers", [0, 2])
 @each("stop", STOPS)
-def test_a_run_that_dies_and_goes_on_equals_one_that_was_left_alone(folder, kind, alone, stop, workers):
+def test_a_run_killed_anywhere_and_resumed_equals_one_left_alone(folder, kind, alone, stop, workers):
     config = config_of(folder, kind, f"{stop}-{workers}", workers)
     killed(config, STOPS[stop])
     assert run(config, resume=True, quiet=True).step == 6

@@ -107,9 +107,8 @@ def written(corpus: Any, tmp_path: Path) -> Callable[..., Path]:
 # Reading the YAML.
 
 
-def test_its_names_and_settings_are_checked_when_the_yaml_is_read_without_torch(
-    written: Callable[..., Path], installed: Path
-) -> None:
+@pytest.mark.long
+def test_its_names_and_settings_are_checked_without_torch(written: Callable[..., Path], installed: Path) -> None:
     program = (
         "import sys\nfrom foundry_core.cli import main\n"
         f"code = main(['validate', {str(written())!r}])\n"
@@ -176,7 +175,7 @@ def test_installed_is_not_active(written: Callable[..., Path]) -> None:
     assert "foundry_example" not in sys.modules
 
 
-def test_settings_left_out_are_the_packages_defaults_and_are_on_record(written: Callable[..., Path]) -> None:
+def test_settings_left_out_are_recorded_as_the_packages_defaults(written: Callable[..., Path]) -> None:
     config = load_config(written(), ["training.optimizer_settings=null", "training.objective_settings=null"])
     resolved = config.resolved()
     assert resolved["training"]["optimizer_settings"] == {"beta1": 0.9, "beta2": 0.99}
@@ -189,7 +188,7 @@ def test_settings_left_out_are_the_packages_defaults_and_are_on_record(written: 
 @pytest.mark.parametrize(
     ("architecture", "settings"), [("bert", {}), ("lstm", {}), ("lstm", {"model.rnn.bidirectional": "true"})]
 )
-def test_an_architecture_that_fills_in_masks_accepts_an_objective_it_has_never_heard_of(
+def test_a_masked_architecture_accepts_an_unknown_objective(
     written: Callable[..., Path], architecture: str, settings: dict[str, str]
 ) -> None:
     config = load_config(written("run", architecture), [f"{key}={value}" for key, value in settings.items()])
@@ -211,7 +210,7 @@ def rows_of(tokenizer: Any, count: int = 40) -> list[dict[str, Any]]:
     return [{"input_ids": np.array(ids[: 10 + row % 25]), "epoch": 2, "row": row} for row in range(count)]
 
 
-def test_spans_become_mask_tokens_and_are_predicted_where_they_stood(config: ExperimentConfig, letters: Any) -> None:
+def test_spans_become_mask_tokens_and_are_predicted_in_place(config: ExperimentConfig, letters: Any) -> None:
     rows = rows_of(letters)
     batch = get_data_collator(config, letters)(rows)
     masked, hidden = batch["input_ids"].numpy(), batch["labels"].numpy() != -100
@@ -281,7 +280,7 @@ def test_on_noise_the_loss_stays_at_what_can_be_known(config: ExperimentConfig, 
 # The optimizer.
 
 
-def test_lion_goes_against_the_sign_of_its_momentum_and_decays_what_core_says(config: ExperimentConfig) -> None:
+def test_lion_follows_the_sign_of_its_momentum_and_cores_decay(config: ExperimentConfig) -> None:
     model = torch.nn.Sequential(torch.nn.Embedding(3, 2), torch.nn.Linear(2, 2))
     settings = load_config(config.resolved(), ["training.weight_decay=0.5", "training.learning_rate=0.1"])
     optimizer = build_optimizer(model, settings.training, settings.optimizer)
@@ -399,9 +398,7 @@ def killed_before(config: ExperimentConfig, forward_pass: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "lstm"])
-def test_a_run_that_dies_and_goes_on_equals_one_that_was_left_alone_whatever_the_workers(
-    written: Callable[..., Path], architecture: str
-) -> None:
+def test_a_killed_run_resumes_exactly_whatever_the_workers(written: Callable[..., Path], architecture: str) -> None:
     schedule = {"checkpoints": {"every_steps": 2}, "evaluate_every_steps": 3}
     alone = load_config(written("alone", architecture, **schedule))
     broken = load_config(written("broken", architecture, num_workers=2, **schedule))
@@ -416,7 +413,7 @@ def test_a_run_that_dies_and_goes_on_equals_one_that_was_left_alone_whatever_the
 
 
 @pytest.mark.parametrize("architecture", ["bert", "lstm"])
-def test_a_checkpoint_is_scored_and_opens_in_the_auto_class_that_the_objective_declares(
+def test_a_checkpoint_opens_in_the_auto_class_of_the_objective(
     written: Callable[..., Path], architecture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import transformers
@@ -439,7 +436,7 @@ def test_a_checkpoint_is_scored_and_opens_in_the_auto_class_that_the_objective_d
         assert torch.equal(opened(ids).logits, load_model(folder)(ids).logits)
 
 
-def test_a_run_does_not_go_on_with_another_version_of_the_package_unasked(
+def test_a_run_resumes_with_another_plugin_version_only_if_asked(
     written: Callable[..., Path], installed: Path, distribution: Callable[..., Path]
 ) -> None:
     config = load_config(written(train_steps=1))
@@ -475,7 +472,7 @@ def test_help_lists_the_command_without_importing_it(capsys: pytest.CaptureFixtu
     assert "foundry_example" not in sys.modules
 
 
-def test_the_command_has_help_with_an_example_and_does_what_it_says(
+def test_the_command_works_and_has_help_with_an_example(
     written: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -128,13 +128,15 @@ def opened_after_import(folders: Path) -> dict[str, Any]:
 # A fresh process.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
-def test_a_process_that_knows_only_transformers_gets_the_same_logits(
+def test_with_transformers_alone_the_logits_are_the_same(
     build: Build, opened_with_trust: dict[str, Any], name: str
 ) -> None:
     assert torch.equal(opened_with_trust[name]["logits"], build(name)(IDS).logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("gpt2", "bert")])
 def test_no_trust_is_needed_once_the_plugin_is_imported(
     build: Build, opened_after_import: dict[str, Any], name: str
@@ -142,6 +144,7 @@ def test_no_trust_is_needed_once_the_plugin_is_imported(
     assert torch.equal(opened_after_import[name]["logits"], build(name)(IDS).logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gpt2", "lstm", "lstm-tied", "mamba"])
 def test_generation_through_the_auto_class_is_ours(build: Build, opened_with_trust: dict[str, Any], name: str) -> None:
     ours = build(name).generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False)
@@ -149,6 +152,7 @@ def test_generation_through_the_auto_class_is_ours(build: Build, opened_with_tru
     assert ours.shape[1] > IDS.shape[1]
 
 
+@pytest.mark.long
 def test_transformers_has_nothing_to_warn_of(
     opened_with_trust: dict[str, Any], opened_after_import: dict[str, Any]
 ) -> None:
@@ -174,15 +178,13 @@ def test_the_architecture_is_found_and_the_bits_are_the_same(build: Build, folde
     assert back.get_parameter_count() == model.get_parameter_count()
 
 
-def test_a_resized_model_comes_back_with_its_new_size_and_its_ties(folders: Path) -> None:
+def test_a_resized_model_is_loaded_with_its_new_size_and_ties(folders: Path) -> None:
     back: Any = BaseLanguageModel.from_pretrained(folders / "resized")
     assert back(IDS).logits.shape == (3, 10, 40)
     assert back.output_layer.weight is back.embedding.weight
 
 
-def test_saving_changes_neither_the_model_nor_the_random_state_and_writes_the_same_bytes(
-    build: Build, tmp_path: Path
-) -> None:
+def test_saving_twice_changes_nothing_and_writes_the_same_bytes(build: Build, tmp_path: Path) -> None:
     for name in MODELS:
         model = build(name).train()
         before, chance = {k: v.clone() for k, v in model.state_dict().items()}, torch.random.get_rng_state()
@@ -330,7 +332,7 @@ def test_a_config_json_whose_facts_are_damaged_is_refused(copied: Callable[[str]
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-tied", "mamba"])
-def test_beam_search_with_a_recurrent_state_is_beam_search_without(build: Build, name: str) -> None:
+def test_beam_search_is_the_same_with_a_recurrent_state(build: Build, name: str) -> None:
     model, mask = build(name), torch.ones_like(IDS)
     settings = {"num_beams": 4, "max_new_tokens": 8, "do_sample": False, "num_return_sequences": 2}
     plain = model.generate(IDS, attention_mask=mask, use_cache=False, **settings)

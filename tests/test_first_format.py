@@ -32,6 +32,7 @@ def test_an_old_checkpoint_opens_with_its_logits(architecture: str, auto: Any) -
         torch.testing.assert_close(logits, torch.tensor(LOGITS[architecture]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_module_in_an_old_checkpoint_still_imports() -> None:
     """In a process that has not imported the plugin, where the auto class runs that module."""
     program = f"""

@@ -76,6 +76,7 @@ def losses(architecture: str, folder: Path) -> list[float]:
     return heard.of_step
 
 
+@pytest.mark.long
 @each("architecture", KINDS)
 def test_training_computes_what_is_on_record(architecture: str, tmp_path: Path, one_thread: None) -> None:
     """Exactly where the record was made with the same versions on the same processor, to 1e-4 elsewhere."""

@@ -20,6 +20,7 @@ from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.check import CHECKS
 from foundry_core.testing.kit.keys import write_keys
 from foundry_core.testing.kit.run import all_checks, run_check
+from tests.each import each
 
 GUIDE = (Path(__file__).parents[1] / "plugins" / "README.md").read_text(encoding="utf-8")
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("foundry_")}
@@ -58,6 +59,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
         del sys.modules[name]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [one.name for one in all_checks()])
 def test_the_model_of_the_guide_passes_every_check(name: str, suite: Suite) -> None:
     result = run_check(CHECKS[name], suite)
@@ -71,12 +73,12 @@ def test_every_check_is_explained_as_it_explains_itself() -> None:
     assert found == [(f"`{one.name}`", one.invariant, one.fix) for one in all_checks()]
 
 
-@pytest.mark.parametrize("name", HOOKS)
+@each("name", HOOKS)
 def test_every_hook_is_in_it_with_its_arguments(name: str) -> None:
     assert f"| `{name}({', '.join(inspect.signature(HOOKS[name]).parameters)})` |" in GUIDE
 
 
-def test_the_example_of_a_hook_is_one_that_runs_with_the_specifications() -> None:
+def test_the_example_of_a_hook_runs_with_the_specifications() -> None:
     documentation = inspect.cleandoc(hookspecs.foundry_optimizers.__doc__ or "")
     shown = re.findall(r"(?m)^`([\w/.]+)`:\n\n```\w+\n(.*?)```", GUIDE, re.DOTALL)
     assert [path for path, _ in shown] == [

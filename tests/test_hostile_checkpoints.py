@@ -427,6 +427,7 @@ def test_a_sound_checkpoint_is_opened_by_every_door(target: Target) -> None:
     target.check(refused_by=set())
 
 
+@pytest.mark.long
 @each("name", EXECUTABLE)
 def test_nothing_in_a_checkpoint_is_executed(
     sound: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch, name: str
@@ -460,6 +461,7 @@ def test_the_hostile_loading_module_does_run_for_who_trusts_it(target: Target) -
     assert target.mark.exists()
 
 
+@pytest.mark.long
 def test_modules_in_the_folder_one_stands_in_are_not_imported(target: Target) -> None:
     target.publish(put(*MODULES, content=a_module))
     program = "import sys; from foundry_core.cli import main; sys.exit(main(['evaluate', '.', '--json']))"
@@ -471,8 +473,9 @@ def test_modules_in_the_folder_one_stands_in_are_not_imported(target: Target) ->
     assert not target.mark.exists()
 
 
+@pytest.mark.long
 @each("name", CLAIMS)
-def test_what_a_checkpoint_claims_is_checked_before_it_is_believed(
+def test_what_a_checkpoint_claims_is_checked_before_it_is_used(
     sound: Path, tmp_path: Path, one_thread: None, name: str
 ) -> None:
     target = Target(sound, tmp_path)
@@ -483,9 +486,7 @@ def test_what_a_checkpoint_claims_is_checked_before_it_is_believed(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
-def test_of_what_lies_outside_only_the_test_corpus_is_read_and_only_where_none_is_given(
-    target: Target, corpus: Any
-) -> None:
+def test_outside_its_folder_only_the_default_test_corpus_is_read(target: Target, corpus: Any) -> None:
     """A corpus that is not there stands for one that must not be read: whoever tries says so."""
     gone = target.run / "gone.txt"
     for name in ("training_corpus", "test_corpus"):
@@ -539,7 +540,7 @@ def listed(name: str, **entry: Any) -> Edit:
         lambda manifest: manifest.update(format=2),
     ],
 )
-def test_a_manifest_of_anything_but_the_folders_own_files_is_refused(
+def test_a_manifest_may_list_only_the_files_of_its_folder(
     sound: Path, tmp_path: Path, one_thread: None, edit: Edit
 ) -> None:
     target = Target(sound, tmp_path)
@@ -553,7 +554,7 @@ def test_a_manifest_of_anything_but_the_folders_own_files_is_refused(
 
 
 @each("facts", [{"step": 3}, {"step": "2"}, {"step": None}, {"environment": None}])
-def test_a_manifest_of_another_step_or_of_no_environment_is_no_checkpoint_to_go_on_from(
+def test_a_manifest_of_another_step_cannot_be_resumed(
     sound: Path, tmp_path: Path, one_thread: None, facts: dict[str, Any]
 ) -> None:
     target = Target(sound, tmp_path)
@@ -598,7 +599,7 @@ def test_what_is_no_plain_file_of_the_folder_is_refused(
 
 @each("name", [CONFIG, WEIGHTS])
 @each("make", [fifo, endless])
-def test_a_model_folder_has_no_manifest_and_must_hold_plain_files_all_the_same(
+def test_a_model_folder_must_hold_plain_files_without_a_manifest(
     sound: Path, tmp_path: Path, one_thread: None, make: Callable[[Target, str], None], name: str
 ) -> None:
     target = Target(sound, tmp_path)

@@ -87,7 +87,7 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_every_byte_of_an_odd_corpus_is_accounted_for_and_it_trains(
+def test_an_odd_corpus_trains_with_every_byte_accounted_for(
     carried_out: Callable[..., Any], tmp_path: Path, name: str
 ) -> None:
     files = ACCEPTED[name]
@@ -119,7 +119,7 @@ REFUSED = {
 
 @each("verb", [("tokenizer", "train"), ("data", "prepare"), ("train",)])
 @each("name", REFUSED)
-def test_a_corpus_that_is_no_text_is_refused_in_one_line_with_file_and_byte(
+def test_a_corpus_that_is_not_text_is_refused_with_file_and_byte(
     carried_out: Callable[..., Any], tmp_path: Path, name: str, verb: tuple[str, ...]
 ) -> None:
     files, file, place = REFUSED[name]
@@ -149,7 +149,7 @@ def test_what_is_no_file_is_refused_without_waiting(
         assert says in line
 
 
-def test_a_text_that_changes_while_it_is_encoded_is_refused_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
+def test_a_text_that_changes_while_it_is_encoded_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(SENTENCES * 2000)  # more than one buffer of tokens
     corpus = Corpus.open(path)
@@ -191,9 +191,7 @@ def first_fault(content: bytes) -> int | None:
 @needs_data
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 @pytest.mark.parametrize("unit", ["line", "block", "file"])
-def test_a_text_of_the_world_is_read_to_its_last_byte_or_refused_at_its_first_fault(
-    source: Path, unit: Any, tmp_path: Path
-) -> None:
+def test_a_text_of_the_world_is_read_whole_or_refused_at_a_byte(source: Path, unit: Any, tmp_path: Path) -> None:
     from foundry_core.corpus.reader import ByteAccount
 
     path, account = as_text(source, tmp_path), ByteAccount()
@@ -234,9 +232,7 @@ def promised(kind: str, text: str, tokenizer: Any) -> str | None:
 @needs_data
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_tokenizer_trains_on_a_text_of_the_world_and_gives_back_what_it_promises(
-    source: Path, kind: str, tmp_path: Path
-) -> None:
+def test_every_tokenizer_keeps_its_promise_on_texts_of_the_world(source: Path, kind: str, tmp_path: Path) -> None:
     path = as_text(source, tmp_path)
     if first_fault(path.read_bytes()) is not None:
         pytest.skip("is no UTF-8 text")

@@ -67,7 +67,7 @@ def test_the_file_validates_as_it_is(name: str) -> None:
 
 
 @each("name", ARCHITECTURES)
-def test_with_every_default_uncommented_it_is_the_same_experiment(name: str) -> None:
+def test_with_every_default_uncommented_the_experiment_is_equal(name: str) -> None:
     text = uncommented(written(name))
     assert text != written(name)
     assert load_config(data(text)) == load_config(data(written(name)))
@@ -183,7 +183,7 @@ def test_the_readme_of_a_plugin_shows_the_sizes_of_its_recipe(name: str) -> None
     }
 
 
-def test_the_share_of_hidden_tokens_is_written_out_only_where_tokens_are_hidden() -> None:
+def test_the_share_of_hidden_tokens_is_written_only_for_masking() -> None:
     assert data(written("bert"))["training"]["mlm_probability"] == 0.3
     assert "\n  # mlm_probability: 0.15 " in written("gpt2")
 
@@ -213,7 +213,7 @@ FOREIGN = Architecture(
 )
 
 
-def test_an_architecture_of_a_third_party_gets_its_own_keys_and_defaults() -> None:
+def test_a_third_party_architecture_gets_its_keys_and_defaults() -> None:
     text = starting_yaml(FOREIGN, "mine")
     section = data(text)["model"]
     assert section == {
@@ -229,7 +229,7 @@ def test_an_architecture_of_a_third_party_gets_its_own_keys_and_defaults() -> No
     assert data(text)["data"]["max_sequence_length"] == 64
 
 
-def test_the_values_of_its_recipe_come_before_defaults_and_examples() -> None:
+def test_the_values_of_its_recipe_precede_defaults_and_examples() -> None:
     recipe: dict[str, dict[str, Any]] = {
         "model": {"width": 20},
         "training": {"learning_rate": 0.02},
@@ -255,7 +255,7 @@ registered_architectures()["unsized"] = unsized
 """
 
 
-def test_a_key_without_default_or_example_is_left_to_fill_in_and_told(
+def test_a_key_without_default_or_example_is_left_to_fill_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plugin = tmp_path / "unsized_plugin.py"
@@ -329,6 +329,7 @@ def test_a_value_reads_back_as_itself(value: Any) -> None:
     assert data(f"key: {text} # comment\nlist: [{text}, {text}]\n") == {"key": value, "list": [value, value]}
 
 
+@pytest.mark.long
 def test_writing_it_imports_no_torch() -> None:
     code = "import sys; from foundry_core.cli import main; sys.exit(main(['init', 'rnn']) or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -77,7 +77,7 @@ def gradients(model: BaseLanguageModel, loss: torch.Tensor) -> list[torch.Tensor
     return list(torch.autograd.grad(loss, list(model.parameters())))
 
 
-def test_the_loss_is_the_cross_entropy_of_the_labels_that_are_not_ignored(model: BaseLanguageModel) -> None:
+def test_the_loss_is_the_cross_entropy_of_the_labels_not_ignored(model: BaseLanguageModel) -> None:
     losses = by_definition(model, *batch().values())
     mean = math.fsum(losses) / len(losses)
     assert abs(mean - math.log(32)) > 0.01  # else a wrong label would go unnoticed
@@ -146,7 +146,7 @@ def test_one_token_alone_is_no_prediction_for_a_causal_model(build: Callable[...
     assert build("bert")(ids, labels=ids).loss.item() > 1
 
 
-def test_micro_batches_weighted_by_their_tokens_are_the_whole_batch(model: BaseLanguageModel) -> None:
+def test_micro_batches_weighted_by_tokens_are_the_whole_batch(model: BaseLanguageModel) -> None:
     data = batch(rows=8)
     whole = model(**data)
     expected = gradients(model, whole.loss)
@@ -173,7 +173,7 @@ def test_nothing_is_predicted_from_padding(model: BaseLanguageModel) -> None:
     assert count == ids.shape[0] * (ids.shape[1] - 3 - ahead)
 
 
-def test_an_output_is_read_by_attribute_key_and_place_and_absent_values_are_absent(model: BaseLanguageModel) -> None:
+def test_an_output_is_read_by_attribute_key_and_position(model: BaseLanguageModel) -> None:
     data = batch()
     output = model(**data)
     assert isinstance(output, ModelOutput)
@@ -190,7 +190,7 @@ def test_an_output_is_read_by_attribute_key_and_place_and_absent_values_are_abse
     assert next(iter(model(**data, return_logits=False))) == "loss"
 
 
-def test_building_leaves_the_random_state_alone_and_follows_the_seed(build: Callable[..., BaseLanguageModel]) -> None:
+def test_building_follows_the_seed_and_keeps_the_random_state(build: Callable[..., BaseLanguageModel]) -> None:
     for name in MODELS:
         torch.manual_seed(5)
         before = torch.random.get_rng_state()
@@ -218,7 +218,7 @@ def test_sizes_and_ids_come_from_the_tokenizer_that_exists(
     assert build_context(config).pad_token_id is None
 
 
-def test_an_objective_that_hides_tokens_needs_a_tokenizer_that_can(
+def test_an_objective_that_hides_tokens_needs_a_mask_token(
     experiment: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:
     from foundry_core.tokenization.training import default_special_tokens, train_tokenizer

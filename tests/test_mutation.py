@@ -128,6 +128,7 @@ if len(sys.argv) == 1:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [(unmutated_environment(), "2\n2\n"), (mutated_environment("victim:number", nothing), "None\nNone\n")],

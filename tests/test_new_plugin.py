@@ -74,6 +74,7 @@ def test_it_writes_where_one_stands_unless_told_otherwise(tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["foundry-mine"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["a", "mine", "my_arch_2", LONGEST])
 def test_the_linters_have_nothing_to_say(name: str, tmp_path: Path) -> None:
     folder = new_plugin(name, tmp_path)
@@ -242,6 +243,7 @@ def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 32, shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.long
 def test_it_is_found_and_whole_and_its_descriptor_is_light(mine: Path) -> None:
     assert [(each.state, each.problem) for each in examine() if each.point.name == "mine"] == [("fine", None)]
     program = "import sys, foundry_mine; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"

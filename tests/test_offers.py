@@ -405,7 +405,7 @@ def test_a_batch_at_the_bounds_is_taken(body: str, distribution: Distribution, l
         ("random.random()", "Python's random"),
     ],
 )
-def test_a_collator_that_draws_from_a_global_generator_is_refused(
+def test_a_collator_drawing_from_a_global_generator_is_refused(
     draw: str, whose: str, distribution: Distribution, letters: Any
 ) -> None:
     collate = collator_of(distribution, letters, f"return lambda rows: ({draw}, pad(rows))[1]")
@@ -422,7 +422,7 @@ def test_rows_without_a_place_may_be_collated_by_chance(distribution: Distributi
     assert len(collate([{"input_ids": row["input_ids"]} for row in features(4)])) == 3
 
 
-def test_chance_from_seed_epoch_and_row_is_what_a_collator_may_draw(distribution: Distribution, letters: Any) -> None:
+def test_a_collator_draws_chance_from_seed_epoch_and_row(distribution: Distribution, letters: Any) -> None:
     body = """
     def hidden(row):
         return np.random.default_rng([config.seed("masking"), row["epoch"], row["row"]]).random() < 0.5

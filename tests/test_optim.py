@@ -73,7 +73,7 @@ def test_a_warm_up_ratio_is_a_share_of_all_steps_rounded_up(ratio: float, steps:
     assert warmup_steps(training(warmup_ratio=ratio), steps) == expected
 
 
-def test_plateau_cuts_after_more_evaluations_without_improvement_than_it_has_patience_for() -> None:
+def test_plateau_cuts_the_rate_when_its_patience_is_exceeded() -> None:
     schedule = Schedule(training(lr_scheduler="plateau", plateau_factor=0.1, plateau_patience=1), 100)
     seen = []
     for loss in (3.0, 2.0, 2.0, 2.5, 1.9, 1.9, 1.9, 1.9, 1.9):
@@ -136,7 +136,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_biases_norms_embeddings_and_a_tied_output_are_not_decayed(
+def test_biases_norms_embeddings_and_tied_outputs_do_not_decay(
     name: str, experiment: Experiment, letters: Any, tmp_path: Path
 ) -> None:
     architecture, example = MODELS[name]
@@ -179,7 +179,7 @@ def test_an_optimizer_that_knows_no_groups_is_refused() -> None:
         build_optimizer(torch.nn.Linear(3, 2), training(), kind)
 
 
-def test_the_optimizer_takes_the_settings_and_decays_only_what_it_should() -> None:
+def test_the_optimizer_takes_its_settings_and_decays_as_asked() -> None:
     model = torch.nn.Sequential(torch.nn.Embedding(4, 3), torch.nn.Linear(3, 2))
     before = [parameter.detach().clone() for parameter in model.parameters()]
     settings = training(adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6, weight_decay=0.2)

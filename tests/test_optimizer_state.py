@@ -93,7 +93,7 @@ def test_what_is_saved_and_put_back_goes_on_bit_for_bit(kind: str, tmp_path: Pat
 
 
 @each("kind", KINDS)
-def test_what_it_will_remember_is_found_without_changing_anything(kind: str) -> None:
+def test_what_it_will_store_is_found_without_changing_anything(kind: str) -> None:
     asked, left = network(), network()
     optimizers = [KINDS[kind](list(model.parameters())) for model in (asked, left)]
     expected = first_state(asked, optimizers[0])
@@ -152,7 +152,7 @@ def test_what_an_optimizer_would_not_remember_is_not_put_into_it(
     assert said in str(raised.value)
 
 
-def test_a_parameter_that_has_had_no_gradient_yet_has_nothing_to_put_back(tmp_path: Path) -> None:
+def test_a_parameter_without_a_gradient_has_no_state_to_restore(tmp_path: Path) -> None:
     model, fresh = network(), network()
     optimizer = KINDS["adamw"](model.parameters())
     for parameter in model[1].parameters():
@@ -165,7 +165,7 @@ def test_a_parameter_that_has_had_no_gradient_yet_has_nothing_to_put_back(tmp_pa
     assert set(other.state) == set(fresh[1].parameters())
 
 
-def test_an_optimizer_of_tensors_alone_leaves_nothing_in_the_json() -> None:
+def test_an_optimizer_of_tensors_alone_adds_nothing_to_the_json() -> None:
     model = network()
     for make in (KINDS["adamw"], KINDS["sgd"]):
         optimizer = make([{"params": list(model.parameters()), "lr": 0.7}])
@@ -273,7 +273,7 @@ def build(groups, training):
 """
 
 
-def test_a_run_whose_optimizer_keeps_numbers_goes_on_as_if_it_had_not_stopped(
+def test_a_run_whose_optimizer_keeps_numbers_resumes_exactly(
     shipping: Callable[..., Callable[..., ExperimentConfig]],
 ) -> None:
     make = shipping(COUNTING)
@@ -300,7 +300,7 @@ def test_a_run_whose_optimizer_keeps_numbers_goes_on_as_if_it_had_not_stopped(
         run(ungrouped, resume=True, quiet=True, allowed_changes=["training"])
 
 
-def test_an_optimizer_that_could_not_go_on_stops_after_its_first_step_not_at_a_checkpoint(
+def test_an_optimizer_that_cannot_resume_stops_after_one_step(
     shipping: Callable[..., Callable[..., ExperimentConfig]],
 ) -> None:
     heavy = (
@@ -330,7 +330,7 @@ def test_an_optimizer_that_could_not_go_on_stops_after_its_first_step_not_at_a_c
         ("", "import of foundry_test_optimizer.heavy:build fails: AttributeError: "),
         ("def build(groups, training):\n    return 1 / 0\n", "the optimizer of_a_test, .* fails: ZeroDivisionError"),
         ("def build(groups):\n    pass\n", "the optimizer of_a_test, .* fails: TypeError"),
-        ("def build(groups, training):\n    return groups\n", "gives a list, not a torch.optim.Optimizer"),
+        ("def build(groups, training):\n    return groups\n", "returned a list, not a torch.optim.Optimizer"),
         (
             "import torch\ndef build(groups, training):\n    return torch.optim.SGD(groups[:1], lr=1.0)\n",
             "changes the parameter groups it was given",

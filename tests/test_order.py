@@ -93,6 +93,7 @@ def test_each_epoch_of_the_sample_order_is_every_row_once(shuffle: bool) -> None
         assert sorted(inside) == list(range(13))
 
 
+@pytest.mark.long
 def test_rows_and_their_order_need_no_torch() -> None:
     code = "import sys, foundry_core.data.rows; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

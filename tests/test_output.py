@@ -31,6 +31,7 @@ def written(experiment, tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "redirected",
     ["2>&1 | head -n 1; exit ${PIPESTATUS[0]}", ">/dev/full 2>&1", ">&- 2>&-", "<&- >&-"],
@@ -44,21 +45,24 @@ def test_a_run_goes_to_its_end_whatever_becomes_of_what_it_says(written, redirec
     assert "Exception ignored" not in done.stdout + done.stderr
 
 
-def test_a_run_that_fails_keeps_its_exit_code_where_nobody_hears_of_it(written):
+@pytest.mark.long
+def test_a_failed_run_keeps_its_exit_code_without_an_output(written):
     assert shell(f"{FOUNDRY} train x.yaml data.training_corpus=none.txt 2>/dev/full", written).returncode == 4
 
 
-def test_a_result_that_cannot_be_said_is_a_warning_and_a_text_that_cannot_be_printed_an_error(written):
+@pytest.mark.long
+def test_an_unprintable_result_warns_but_a_text_is_an_error(written):
     done = shell(f"{FOUNDRY} train x.yaml --quiet >/dev/full", written)
     assert (done.returncode, done.stderr) == (0, "warning: stdout cannot be written: No space left on device\n")
     printed = shell(f"{FOUNDRY} schema >/dev/full", written)
     assert (printed.returncode, printed.stderr) == (8, "error: cannot write the output: No space left on device\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "code"), [("schema", 0), ("--help", 0), ("check lstm", 8)], ids=["a text", "help", "work"]
 )
-def test_a_reader_that_has_gone_is_success_only_for_what_is_no_more_than_a_text(written, arguments, code):
+def test_a_closed_reader_is_success_only_for_plain_text(written, arguments, code):
     done = shell(f"{FOUNDRY} {arguments} | true; exit ${{PIPESTATUS[0]}}", written)
     assert done.returncode == code
     assert done.stderr == ("error: cannot write the output: Broken pipe\n" if code else "")

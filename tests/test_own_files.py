@@ -56,7 +56,7 @@ def test_tidying_does_not_follow_a_link_to_a_tokenizer_of_others(experiment, tmp
     assert all(path.exists() for path in theirs)
 
 
-def test_what_is_being_written_is_known_as_a_leftover_and_no_other_process_has_its_name(tmp_path, monkeypatch):
+def test_an_unfinished_file_is_a_leftover_with_a_unique_name(tmp_path, monkeypatch):
     """Two containers have the same process id."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     seen: list[Any] = []
@@ -77,7 +77,7 @@ def test_what_is_being_written_is_known_as_a_leftover_and_no_other_process_has_i
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-def test_what_is_written_does_not_go_through_a_link_that_waits_for_it(tmp_path, monkeypatch):
+def test_nothing_is_written_through_a_link_that_waits_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr("secrets.token_hex", lambda size: "0" * 2 * size)
     (tmp_path / "letter.txt").write_text("dear")
     (tmp_path / f".x.foundry-{'0' * 16}.tmp").symlink_to(tmp_path / "letter.txt")
@@ -98,7 +98,7 @@ def dangling_link(path):
 
 @each("name", [".lock", "metrics.jsonl"])
 @each("make", [link, dangling_link, os.mkfifo, os.mkdir])
-def test_a_link_or_a_fifo_in_place_of_a_file_of_the_run_is_refused_in_one_line(experiment, tmp_path, name, make):
+def test_a_link_or_a_fifo_in_place_of_a_run_file_is_refused(experiment, tmp_path, name, make):
     config = experiment("lstm", tmp_path, training={"train_steps": 1})
     folder = Path(config.training.output_dir)
     folder.mkdir()
@@ -111,7 +111,7 @@ def test_a_link_or_a_fifo_in_place_of_a_file_of_the_run_is_refused_in_one_line(e
 
 
 @pytest.mark.parametrize("opened", [AppendedLines, lambda path: RunLock(path.parent)], ids=["lines", "lock"])
-def test_a_link_that_comes_at_the_last_moment_is_not_followed_either(tmp_path, monkeypatch, opened):
+def test_a_link_created_at_the_last_moment_is_not_followed(tmp_path, monkeypatch, opened):
     monkeypatch.setattr("foundry_core.storage.files.require_plain", lambda path: None)
     link(tmp_path / ".lock")
     with pytest.raises(StorageError, match=r"cannot write .*/\.lock"):
@@ -119,7 +119,7 @@ def test_a_link_that_comes_at_the_last_moment_is_not_followed_either(tmp_path, m
     assert (tmp_path / "letter.txt").read_text() == "dear"
 
 
-def test_lines_of_the_log_that_are_none_of_ours_are_dropped_and_it_goes_on(experiment, tmp_path, capsys):
+def test_foreign_lines_of_the_log_are_dropped_on_resuming(experiment, tmp_path, capsys):
     config = experiment(
         "lstm", tmp_path, training={"train_steps": 6, "checkpoints": {"steps": [3]}}, logging={"log_every_steps": 1}
     )
@@ -162,7 +162,7 @@ def test_a_configuration_of_the_users_own_is_not_replaced(experiment, tmp_path):
     assert path.read_text() == text
 
 
-def test_a_run_goes_on_from_the_configuration_that_it_has_written(experiment, tmp_path):
+def test_a_run_resumes_from_the_configuration_it_wrote(experiment, tmp_path):
     config = experiment("lstm", tmp_path, training={"train_steps": 2})
     run(config, quiet=True)
     written = load_config(Path(config.training.output_dir) / "config.yaml", ["training.train_steps=3"])

@@ -10,10 +10,13 @@ from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import foundry_core
 from tests.each import each
+
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")
@@ -45,7 +48,7 @@ def test_the_environment_has_nothing_of_foundry_but_the_wheel(environment: Any) 
     assert "No module named 'foundry_gpt2'" in missing.stderr
 
 
-def test_core_alone_lists_no_architecture_and_says_how_to_get_one(environment: Any) -> None:
+def test_core_alone_lists_nothing_and_prints_how_to_install(environment: Any) -> None:
     assert environment.architectures() == {}
     listed = environment.foundry("plugins", "list")
     assert listed.stdout == "no architecture is installed; for instance: pip install foundry-gpt2\n"
@@ -57,9 +60,7 @@ def test_core_alone_lists_no_architecture_and_says_how_to_get_one(environment: A
     )
 
 
-def test_a_plugin_adds_its_architecture_and_only_that_and_takes_it_away_again(
-    environment: Any, wheels: dict[str, Path]
-) -> None:
+def test_a_plugin_adds_and_removes_exactly_its_architecture(environment: Any, wheels: dict[str, Path]) -> None:
     path = ROOT / "configs" / "bert.yaml"
     environment.install(wheels["foundry-bert"])
     environment.install(wheels["foundry-rnn"])
@@ -87,7 +88,7 @@ def test_a_plugin_adds_its_architecture_and_only_that_and_takes_it_away_again(
     assert environment.architectures() == {}
 
 
-def test_a_package_without_an_architecture_installs_is_used_and_goes(
+def test_a_package_without_an_architecture_can_be_used(
     environment: Any, wheels: dict[str, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(
@@ -135,7 +136,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 @each("name", DISTRIBUTIONS)
-def test_a_wheel_holds_its_package_with_its_types_and_nothing_else(name: str, wheels: dict[str, Path]) -> None:
+def test_a_wheel_holds_its_typed_package_and_nothing_else(name: str, wheels: dict[str, Path]) -> None:
     package = name.replace("-", "_")
     files = contents(wheels[name])
     assert f"{package}/py.typed" in files

@@ -213,6 +213,7 @@ def test_of_two_copies_of_a_package_the_first_counts(install: Install) -> None:
     assert "gone" not in installed()
 
 
+@pytest.mark.long
 def test_listing_plugins_loads_neither_torch_nor_a_model() -> None:
     program = (
         "import sys\nfrom foundry_core.cli import main\ncode = main(['plugins', 'list', '--json'])\n"

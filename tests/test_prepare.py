@@ -36,7 +36,7 @@ def prepared(config):
     return tokenizer, experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
 
 
-def test_a_test_file_that_is_trained_on_is_refused_under_any_name(experiment, corpus, tmp_path):
+def test_a_test_file_used_in_training_is_refused_by_any_name(experiment, corpus, tmp_path):
     texts = tmp_path / "texts"
     texts.mkdir()
     shutil.copy(corpus.train, texts / "a.txt")
@@ -57,7 +57,7 @@ def test_empty_files_are_the_same_file_and_no_overlap(experiment, corpus, tmp_pa
     assert experiment_corpora(experiment("lstm", tmp_path, data=data)).test is not None
 
 
-def test_a_tokenizer_that_was_interrupted_while_it_was_written_is_trained_again(experiment, tmp_path):
+def test_a_half_written_tokenizer_is_trained_again(experiment, tmp_path):
     config = experiment("lstm", tmp_path)
     tokenizer, _ = prepared(config)
     folder = tokenizer_folder(config)
@@ -153,7 +153,7 @@ def test_two_runs_never_train_one_tokenizer_at_once(experiment, tmp_path, monkey
     assert line.startswith(f"warning: waiting for the tokenizer in {tmp_path / 'tokenizer'}: {owner}")
 
 
-def test_a_tokenizer_that_is_exchanged_while_it_is_saved_is_refused(experiment, tmp_path, monkeypatch):
+def test_a_tokenizer_replaced_while_it_is_saved_is_refused(experiment, tmp_path, monkeypatch):
     """By something that heeds no lock."""
     train_tokenizer_from_config(experiment("lstm", tmp_path / "other", tokenizer={"vocab_size": 60}))
     files = tmp_path / "other" / "run" / "tokenizer"
@@ -179,7 +179,7 @@ def test_a_finished_tokenizer_is_used_without_writing_anything(experiment, tmp_p
 
 
 @pytest.mark.parametrize("key", ["training", "tokenizer"])
-def test_a_corpus_that_holds_the_folder_of_the_run_is_refused_before_it_grows(experiment, corpus, tmp_path, key):
+def test_a_corpus_containing_the_run_folder_is_refused_at_once(experiment, corpus, tmp_path, key):
     texts = tmp_path / "texts"
     texts.mkdir()
     shutil.copy(corpus.train, texts / "a.txt")

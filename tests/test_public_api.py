@@ -122,7 +122,7 @@ def test_the_public_api_changes_only_on_purpose() -> None:
         pytest.fail(ADVICE.format(difference=difference), pytrace=False)
 
 
-def test_the_policy_is_about_this_version_and_names_what_it_covers() -> None:
+def test_the_policy_is_for_this_version_and_names_what_it_covers() -> None:
     policy = POLICY.read_text(encoding="utf-8")
     assert f"plugin API {PLUGIN_API_VERSION}" in policy
     for word in ("PLUGIN_API_VERSION", "tests/public_api.txt", "foundry_core.__all__", "hook", "checkpoint", "YAML"):

@@ -10,6 +10,8 @@ from foundry_core.cli import main
 from foundry_core.cli.quickstart import quickstart
 from foundry_core.errors import UsageError
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def _threads():

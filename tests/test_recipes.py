@@ -46,9 +46,7 @@ def unigram_entropy(ids):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "lstm", "gru", "rnn", "bilstm", "mamba", "llama"])
-def test_a_recipe_beats_unigrams_resumes_generates_and_opens_in_transformers(
-    name, text, tmp_path, capsys, record_property
-):
+def test_a_recipe_beats_unigrams_resumes_generates_and_opens(name, text, tmp_path, capsys, record_property):
     overrides = [
         f"data.training_corpus={text / 'train.txt'}",
         f"data.test_corpus={text / 'dev.txt'}",

@@ -28,7 +28,7 @@ def is_in_a_module(name: str) -> bool:
     return any((CORE.joinpath(*parts[:length])).with_suffix(".py").is_file() for length in (1, 2))
 
 
-def test_every_promise_says_what_keeps_it_and_which_tests_show_it() -> None:
+def test_every_promise_names_its_mechanism_and_its_tests() -> None:
     found = sections()
     assert list(found) == PROMISES
     for promise, text in found.items():
@@ -48,6 +48,6 @@ def test_every_test_that_is_named_exists() -> None:
     assert all(name.partition("::")[2].startswith("test_") for name in names)
 
 
-def test_the_page_ships_with_the_package_and_the_readme_links_to_it() -> None:
+def test_the_page_ships_with_the_package_and_readme_links_to_it() -> None:
     assert "(foundry_core/RELIABILITY.md)" in (ROOT / "README.md").read_text()
     assert '"RELIABILITY.md"' in (ROOT / "pyproject.toml").read_text()

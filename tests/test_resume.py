@@ -70,7 +70,8 @@ def test_a_key_to_allow_must_exist(experiment, tmp_path):
         run(config, resume=True, quiet=True, allowed_changes=["training.learning_rat"])
 
 
-def test_an_ephemeral_checkpoint_of_the_run_before_goes_when_a_newer_one_is_there(experiment, tmp_path):
+@pytest.mark.long
+def test_an_ephemeral_checkpoint_is_removed_after_a_newer_one(experiment, tmp_path):
     settings = {"train_steps": 4, "checkpoints": {"ephemeral_minutes": 1e-9}}
     config = experiment("lstm", tmp_path, training=settings)
     code = (
@@ -140,7 +141,7 @@ def test_sizes_and_ids_that_no_tokenizer_gives_are_refused(experiment, tmp_path,
         rebuild(description)
 
 
-def test_a_checkpoint_of_an_architecture_that_is_not_installed_says_what_made_it(experiment, tmp_path):
+def test_without_its_architecture_a_checkpoint_names_the_package(experiment, tmp_path):
     config = experiment("lstm", tmp_path, training={"train_steps": 1})
     run(config, quiet=True)
     path = folder_of(config, 1) / "config.json"
@@ -158,8 +159,9 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers of a process")
-def test_a_killed_data_worker_ends_a_run_within_five_seconds_and_it_goes_on_bit_for_bit(experiment, tmp_path):
+def test_a_killed_data_worker_ends_a_run_that_resumes_exactly(experiment, tmp_path):
     """So many batches that the workers cannot have sent all of them ahead; those that were sent hide nothing."""
     settings = {"train_steps": 60, "num_workers": 2, "checkpoints": {"steps": [2]}}
     data, logging = {"batch_size": 128}, {"log_every_steps": 1}
@@ -189,6 +191,7 @@ def test_a_killed_data_worker_ends_a_run_within_five_seconds_and_it_goes_on_bit_
         assert (folder_of(config, 60) / name).read_bytes() == (folder_of(whole, 60) / name).read_bytes()
 
 
+@pytest.mark.long
 def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):
     config = experiment("lstm", tmp_path, training={"train_steps": 100_000, "checkpoints": {"steps": [2]}})
     path = tmp_path / "x.yaml"
@@ -209,7 +212,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_signal_before_training_begins_ends_the_run_at_once_and_it_begins_again(experiment, tmp_path, number):
+def test_a_signal_before_training_ends_the_run_at_once(experiment, tmp_path, number):
     """It comes while the corpus is being encoded."""
 
     class Signalling(Disk):
@@ -234,14 +237,14 @@ def test_a_signal_before_training_begins_ends_the_run_at_once_and_it_begins_agai
     assert run(config, quiet=True).step == 2
 
 
-def test_a_signal_before_there_is_anything_to_interrupt_is_not_forgotten():
+def test_a_signal_before_anything_can_be_interrupted_is_kept():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedError, match="stopped by SIGTERM before training began"), stop.at_once():
             pytest.fail("it went on")
 
 
-def test_a_second_signal_before_training_begins_does_what_it_did_before():
+def test_a_second_signal_before_training_keeps_its_old_meaning():
     heard = []
 
     def tidied_slowly():

@@ -15,7 +15,7 @@ from tests.each import each
 
 @each("length", [2, 3, 5, 8, 17, 18, 19, 100])
 @each("size", [2, 3, 5, 17, 18, 33])
-def test_overlapping_rows_predict_every_token_but_the_first_exactly_once(size: int, length: int) -> None:
+def test_overlapping_rows_predict_all_but_the_first_token_once(size: int, length: int) -> None:
     stream = np.arange(size, dtype=np.uint16)
     rows = Rows(stream, "overlap", length)
     predicted: Counter[int] = Counter()

@@ -160,6 +160,7 @@ def test_a_light_module_imports_nothing_heavy() -> None:
     assert offenders == []
 
 
+@pytest.mark.long
 @each(
     "arguments",
     [
@@ -193,6 +194,7 @@ sys.stderr.write(json.dumps([code, sorted(name for name in sys.modules if "." no
     assert HEAVY & set(loaded) == set()
 
 
+@pytest.mark.long
 def test_the_public_api_loads_nothing_heavy_before_it_is_used() -> None:
     program = "import sys, foundry_core; print(*sorted(name for name in sys.modules if '.' not in name))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -309,7 +311,7 @@ def test_everything_is_written_through_storage() -> None:
     assert sorted(found ^ WRITES_BY_ITSELF.keys()) == []
 
 
-def test_storage_itself_writes_through_one_object_that_fault_injection_can_replace() -> None:
+def test_storage_writes_through_one_object_that_can_be_replaced() -> None:
     tree = parsed(DISK)
     disk = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Disk")
     inside = {call for call, _ in writes(disk)}
@@ -368,7 +370,7 @@ def test_nothing_that_is_read_can_run() -> None:
     assert [where(path, node) for path in [*CORE_FILES, *PLUGIN_FILES] for node in running(path)] == []
 
 
-def test_modules_are_imported_by_name_only_where_the_name_is_the_codes_or_a_packages() -> None:
+def test_only_code_and_packages_name_modules_to_import() -> None:
     importing = {
         named(path)
         for path in CORE_FILES
@@ -400,6 +402,18 @@ def test_public_names_are_those_a_type_checker_sees() -> None:
     for name, module in seen:
         value = getattr(foundry_core, name)
         assert getattr(sys.modules[str(module)], name) is value, name
+
+
+def test_the_name_of_a_test_has_at_most_60_characters() -> None:
+    paths = [path for pattern in ("tests/**/*.py", "plugins/*/tests/*.py") for path in sorted(ROOT.glob(pattern))]
+    names = [
+        f"{where(path, node)}: {node.name}"
+        for path in paths
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and len(node.name) > 60
+    ]
+    assert len(paths) > 50
+    assert names == []
 
 
 def test_the_readme_has_a_line_for_each_package() -> None:

@@ -185,7 +185,7 @@ def raising(error):
         RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )
-def test_without_memory_nothing_is_lost_and_the_line_says_how_to_go_on(experiment, tmp_path, trouble, error):
+def test_without_memory_nothing_is_lost_and_a_remedy_is_named(experiment, tmp_path, trouble, error):
     settings = {"train_steps": 6, "checkpoints": {"every_steps": 2}}
     config = experiment("bigram-in-trouble", tmp_path / "short", training=settings, data={"batch_size": 6})
     trouble(4, raising(error))
@@ -225,7 +225,7 @@ def test_without_memory_for_an_evaluation_the_line_is_the_same(experiment, corpu
         run(config, quiet=True)
 
 
-def test_other_errors_of_a_model_are_not_taken_for_missing_memory(experiment, tmp_path, trouble):
+def test_other_errors_of_a_model_are_not_called_missing_memory(experiment, tmp_path, trouble):
     config = experiment("bigram-in-trouble", tmp_path)
     trouble(2, raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
@@ -233,7 +233,7 @@ def test_other_errors_of_a_model_are_not_taken_for_missing_memory(experiment, tm
     assert not is_out_of_memory(RuntimeError("device-side assert triggered"))
 
 
-def test_the_first_number_that_is_not_finite_stops_before_the_update_and_is_located(experiment, tmp_path, trouble):
+def test_the_first_number_that_is_not_finite_is_located(experiment, tmp_path, trouble):
     settings = {"train_steps": 6, "checkpoints": {"every_steps": 1}}
     config = experiment("bigram-in-trouble", tmp_path, training=settings, logging={"log_every_steps": 1})
 
@@ -249,9 +249,7 @@ def test_the_first_number_that_is_not_finite_stops_before_the_update_and_is_loca
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_stops_before_the_update_though_the_loss_is(
-    experiment, tmp_path, trouble, factor
-):
+def test_a_gradient_that_is_not_finite_stops_before_the_update(experiment, tmp_path, trouble, factor):
     config = experiment("bigram-in-trouble", tmp_path, training={"checkpoints": {"every_steps": 1}})
     trouble(3, lambda model: model.table.weight.register_hook(lambda gradient: gradient * factor))
     says = r"update of step 3: loss \d+\.\d+, gradient norm nan, first in the gradient of table\.weight; samples 8"
@@ -266,7 +264,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_though_the_loss_i
     ids=["on the device", "in the machine", "what the allocator says"],
 )
 @pytest.mark.parametrize("where", ["built", "moved"])
-def test_without_memory_for_the_model_itself_the_line_says_what_to_make_smaller(experiment, tmp_path, where, error):
+def test_without_memory_for_the_model_the_line_names_a_remedy(experiment, tmp_path, where, error):
     def fail():
         if error is not None:
             raise error

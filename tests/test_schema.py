@@ -333,9 +333,8 @@ def malformed(schema: dict[str, Any], chance: random.Random) -> Iterator[tuple[s
             yield misspelt, changed(whole, misspelt, 1)
 
 
-def test_three_hundred_malformed_configurations_are_refused_by_line_and_key(
-    schema: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.mark.long
+def test_300_malformed_files_are_refused_by_line_and_key(schema: dict[str, Any], tmp_path: Path) -> None:
     chance = random.Random(14)
     everything = list(malformed(schema, chance))
     chance.shuffle(everything)
@@ -366,7 +365,7 @@ def test_three_hundred_malformed_configurations_are_refused_by_line_and_key(
         assert seconds < 1, where
 
 
-def test_the_command_prints_the_schema_of_all_installed_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_schema_of_all_architectures(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     out, err = capsys.readouterr()
     printed = json.loads(out)
@@ -377,7 +376,7 @@ def test_the_command_prints_the_schema_of_all_installed_architectures(capsys: py
     assert all(each["description"] for each in variants)
 
 
-def test_only_keywords_of_the_dialect_and_definitions_that_are_used(schema: dict[str, Any]) -> None:
+def test_it_uses_only_known_keywords_and_needed_definitions(schema: dict[str, Any]) -> None:
     text = json.dumps(schema)
     assert set(re.findall(r'"#/\$defs/(\w+)"', text)) == set(schema["$defs"])
     assert '"ge"' not in text
@@ -440,6 +439,7 @@ def test_the_help_names_the_comment_that_editors_read(capsys: pytest.CaptureFixt
     assert "# yaml-language-server: $schema=" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_printing_it_imports_no_torch() -> None:
     code = "import sys; from foundry_core.cli import main; sys.exit(main(['schema']) or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

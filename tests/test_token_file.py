@@ -33,7 +33,7 @@ def corpus_of(folder: Path, text: str = TEXT, unit: DocumentUnit = "line") -> Co
     return Corpus.open(folder / "corpus.txt", unit=unit)
 
 
-def test_the_stream_is_a_separator_and_then_each_document_with_a_separator(tmp_path: Path) -> None:
+def test_the_stream_has_separators_around_every_document(tmp_path: Path) -> None:
     tokenizer = word_tokenizer()
     corpus = corpus_of(tmp_path)
     file = prepare_tokens(corpus, tokenizer, tmp_path)
@@ -164,6 +164,7 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
         prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path / "file")
 
 
+@pytest.mark.long
 def test_two_processes_that_prepare_the_same_both_end_well(tmp_path: Path) -> None:
     corpus_of(tmp_path, TEXT * 20_000)
     word_tokenizer().save_pretrained(tmp_path / "tokenizer")

@@ -106,15 +106,13 @@ def plain(tokenizer, text: str) -> list[int]:
 
 
 @each("kind", KINDS)
-def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_nasty_text(tokenizers, kind):
+def test_the_encoder_equals_the_plain_tokenizer_on_nasty_text(tokenizers, kind):
     documents = list(nasty_texts(400, 60))
     assert encode(tokenizers[kind], *documents) == [plain(tokenizers[kind], text) for text in documents]
 
 
 @each("kind", KINDS)
-def test_the_encoder_gives_the_ids_of_the_plain_tokenizer_on_a_document_of_several_windows(
-    tokenizers, kind, monkeypatch
-):
+def test_the_encoder_equals_the_plain_tokenizer_across_windows(tokenizers, kind, monkeypatch):
     monkeypatch.setattr(DocumentEncoder, "WINDOW", 500)
     monkeypatch.setattr(DocumentEncoder, "REMEMBERED", 300)
     document = " ".join(corpus()[:300]) + "".join(nasty_texts(60, 300))
@@ -148,7 +146,7 @@ def test_windows_end_between_parts_wherever_the_limit_falls(tokenizers, kind, mo
         assert encode(tokenizers[kind], document) == [plain(tokenizers[kind], document)]
 
 
-def test_the_encoder_yields_one_writable_uint32_array_for_each_document_in_order(tokenizers):
+def test_the_encoder_yields_a_writable_uint32_array_per_document(tokenizers):
     documents = ["cat", "", "dog", " ", "cat"]
     arrays = list(DocumentEncoder(tokenizers["bpe"]).encode(iter(documents)))
     assert [array.dtype for array in arrays] == [np.uint32] * 5
@@ -191,14 +189,14 @@ def test_the_encoder_does_not_change_the_tokenizer(tokenizers):
 
 
 @pytest.mark.parametrize("earlier", [{"padding": True}, {"truncation": True, "max_length": 1}])
-def test_padding_and_truncation_of_earlier_calls_do_not_reach_the_encoder(earlier):
+def test_padding_and_truncation_do_not_reach_the_encoder(earlier):
     tokenizer = trained("bpe")
     expected = encode(tokenizer, "quizzical zebras", "a")
     tokenizer(["quizzical zebras", "a"], **earlier)
     assert encode(tokenizer, "quizzical zebras", "a") == expected
 
 
-def test_a_tokenizer_of_another_origin_is_never_given_part_of_a_document():
+def test_a_foreign_tokenizer_is_always_given_whole_documents():
     """Its pre-tokenizer keeps two words together, so that a cut at a space would change the ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -232,7 +230,7 @@ def test_text_spelt_like_a_special_token_stays_text(kind, masked):
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece", "bpe"])
-def test_a_frequent_word_spelt_like_a_special_token_is_not_learned_as_one(kind):
+def test_a_word_spelt_like_a_special_token_is_not_learned_as_one(kind):
     documents = ["the EOS cat EOSEOS sees"] * 300
     size = {"sentencepiece": 271, "wordpiece": 60, "bpe": 275}[kind]
     tokenizer = train_tokenizer(kind, lambda: documents, size, {"eos_token": "EOS", "unk_token": "<unk>"})
@@ -247,7 +245,7 @@ def test_text_spelt_like_the_unknown_token_is_not_unknown(tokenizers, kind):
     assert tokenizers[kind].decode(ids) == "a <unk> b<unk>"
 
 
-def test_text_spelt_like_a_byte_piece_stays_text_where_its_characters_are_unknown():
+def test_unknown_text_spelt_like_a_byte_piece_stays_text():
     """Only "<0x41>" as a whole would be in this vocabulary: no piece of the corpus has a "<" or a digit."""
     special = default_special_tokens("sentencepiece", masked=False)
     tokenizer = train_tokenizer("sentencepiece", lambda: ["мир дом кот лес мир дом кот"] * 50, 272, special)
@@ -311,11 +309,11 @@ def test_random_nasty_text_comes_back_exactly(tokenizers, kind):
     assert [tokenizers[kind].decode(ids) for ids in encode(tokenizers[kind], *texts)] == texts
 
 
-def test_the_block_character_of_sentencepiece_comes_back_as_a_space(tokenizers):
+def test_the_block_character_of_sentencepiece_becomes_a_space(tokenizers):
     assert tokenizers["sentencepiece"].decode(encode(tokenizers["sentencepiece"], "a▁b")[0]) == "a b"
 
 
-def test_character_has_one_token_for_each_character_newline_included(tokenizers):
+def test_character_has_one_token_per_character_and_newline(tokenizers):
     text = "two\nlines  北京."
     (ids,) = encode(tokenizers["character"], text)
     assert len(ids) == len(text)
@@ -328,7 +326,7 @@ def test_character_makes_an_unseen_character_unknown(tokenizers):
     assert tokenizers["character"].unk_token_id not in (ids[0], ids[2])
 
 
-def test_character_keeps_the_most_frequent_and_among_equals_the_lowest_code_points():
+def test_character_keeps_the_most_frequent_then_the_lowest():
     special = default_special_tokens("character", masked=False)
     tokenizer = train_tokenizer("character", lambda: ["zzz yyy", "cba"], 4 + 3, special)
     assert set(tokenizer.get_vocab()) - set(special.values()) == {"z", "y", " "}
@@ -343,13 +341,13 @@ def test_word_splits_where_python_splits():
     assert tokenizer.convert_ids_to_tokens(ids) == text.split()
 
 
-def test_word_keeps_the_most_frequent_and_among_equals_the_lowest_code_points():
+def test_word_keeps_the_most_frequent_then_the_lowest():
     special = default_special_tokens("word", masked=False)
     tokenizer = train_tokenizer("word", lambda: ["dog dog zebra ant", "bee"], 4 + 2, special)
     assert set(tokenizer.get_vocab()) - set(special.values()) == {"dog", "ant"}
 
 
-def test_word_ends_every_line_inside_a_document_with_one_separator(tokenizers):
+def test_word_ends_every_line_of_a_document_with_a_separator(tokenizers):
     tokenizer = tokenizers["word"]
     eos, the = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("the")
     assert encode(tokenizer, "the\nthe \n\nthe the\n") == [[the, eos, the, eos, eos, the, the, eos]]
@@ -374,7 +372,7 @@ def test_bpe_needs_no_unknown_token():
     assert tokenizer.decode(encode(tokenizer, "\U0010ffff न")[0]) == "\U0010ffff न"
 
 
-def test_sentencepiece_starts_a_document_with_the_pieces_of_a_word_elsewhere(tokenizers):
+def test_sentencepiece_starts_a_document_like_any_word(tokenizers):
     first, later = encode(tokenizers["sentencepiece"], "the", "cat the")
     assert later[-len(first) :] == first
 
@@ -410,7 +408,7 @@ def test_a_document_without_white_space_trains_every_type():
 
 @each("masked", [False, True])
 @each("kind", [kind for kind in KINDS if kind != "character"])
-def test_the_vocabulary_counts_the_special_tokens_and_keeps_to_its_size(kind, masked):
+def test_the_vocabulary_size_includes_the_special_tokens(kind, masked):
     tokenizer = trained(kind, masked)
     ids = tokenizer.get_vocab().values()
     assert sorted(ids) == list(range(len(tokenizer)))
@@ -420,7 +418,7 @@ def test_the_vocabulary_counts_the_special_tokens_and_keeps_to_its_size(kind, ma
 
 
 @each("kind", KINDS)
-def test_the_smallest_size_that_an_error_names_works_and_one_less_does_not(kind):
+def test_the_smallest_size_that_an_error_names_is_the_smallest(kind):
     special = default_special_tokens(kind, masked=True)
     for size in (1, 5):
         with pytest.raises(TokenizerError, match=r"too small.*the smallest that works is") as caught:
@@ -431,7 +429,7 @@ def test_the_smallest_size_that_an_error_names_works_and_one_less_does_not(kind)
         train_tokenizer(kind, corpus, smallest - 1, special)
 
 
-def test_the_largest_size_that_an_error_names_works_and_one_more_does_not():
+def test_the_largest_size_that_an_error_names_is_the_largest():
     special = default_special_tokens("sentencepiece", masked=True)
     with pytest.raises(TokenizerError, match=r"too large.*the largest that works is") as caught:
         train_tokenizer("sentencepiece", corpus, 50_000, special)
@@ -512,7 +510,7 @@ def test_a_document_ends_with_eos_or_else_with_sep(tokenizers):
         ("wordpeice", {"eos_token": "<e>"}, "Did you mean 'wordpiece'"),
     ],
 )
-def test_unusable_special_tokens_and_types_are_refused_in_one_line(kind, special, message):
+def test_unusable_special_tokens_are_refused_in_one_line(kind, special, message):
     with pytest.raises(TokenizerError, match=message) as caught:
         train_tokenizer(kind, corpus, 400, special)
     assert "\n" not in str(caught.value)
@@ -585,7 +583,8 @@ for kind in ("sentencepiece", "wordpiece", "bpe", "word"):
 """
 
 
-def test_a_corpus_beyond_the_bounds_gives_the_same_tokenizer_in_another_process():
+@pytest.mark.long
+def test_beyond_the_bounds_another_process_trains_the_same():
     runs = [
         subprocess.run([sys.executable, "-c", _BOUNDED], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
@@ -594,13 +593,13 @@ def test_a_corpus_beyond_the_bounds_gives_the_same_tokenizer_in_another_process(
     assert len(runs[0].split()) == 4
 
 
-def test_the_seeds_are_the_repeated_strings_with_their_frequencies():
+def test_the_seeds_are_repeated_strings_with_their_frequencies():
     lines = text_counts.seeds({" the": 5, " then": 2, "xy": 1}, 16, 200)
     seeds = dict(line.rstrip("\n").split("\t") for line in lines)
     assert seeds == {"▁the": "7", "the": "7", "he": "7", "▁then": "2", "then": "2", "hen": "2", "en": "2"}
 
 
-def test_the_file_of_sentencepiece_does_not_name_the_temporary_one(tokenizers):
+def test_the_sentencepiece_model_does_not_name_temporary_files(tokenizers):
     model = tokenizer_files(tokenizers["sentencepiece"])[SENTENCEPIECE_MODEL]
     assert b".tsv" not in model
     assert len(sentencepiece.SentencePieceProcessor(model_proto=model)) == SIZES["sentencepiece"] - 3
@@ -616,8 +615,9 @@ print(json.dumps([tokenizer(text)["input_ids"] for text in json.load(sys.stdin)]
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
-def test_auto_tokenizer_loads_the_folder_in_a_fresh_process_with_identical_ids(tmp_path, kind):
+def test_auto_tokenizer_gives_identical_ids_in_another_process(tmp_path, kind):
     tokenizer = trained(kind, masked=kind == "wordpiece")
     save_tokenizer(tokenizer, tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -643,7 +643,8 @@ for kind, size in json.loads(sys.argv[2]).items():
 """
 
 
-def test_the_same_input_gives_the_same_folder_byte_for_byte_in_another_process(tmp_path):
+@pytest.mark.long
+def test_another_process_writes_the_same_tokenizer_folder(tmp_path):
     folders = [tmp_path / name for name in ("one", "two", "three")]
     for folder in folders:
         command = [sys.executable, "-c", _TRAIN_AND_SAVE, str(folder), json.dumps(SIZES)]
@@ -674,7 +675,7 @@ def test_the_digest_survives_saving_loading_and_use(tmp_path, tokenizers, kind):
     assert encode(loaded, *corpus()[:50]) == encode(tokenizer, *corpus()[:50])
 
 
-def test_the_digest_changes_with_the_vocabulary_and_with_the_special_tokens(tokenizers):
+def test_the_digest_changes_with_vocabulary_and_special_tokens(tokenizers):
     special = default_special_tokens("bpe", masked=False)
     digests = {tokenizer_digest(tokenizers["bpe"])}
     digests.add(tokenizer_digest(train_tokenizer("bpe", corpus, 399, special)))
@@ -682,7 +683,7 @@ def test_the_digest_changes_with_the_vocabulary_and_with_the_special_tokens(toke
     assert len(digests) == 3
 
 
-def test_a_folder_without_a_readable_tokenizer_is_an_error_that_names_it(tmp_path):
+def test_a_folder_without_a_readable_tokenizer_is_named(tmp_path):
     with pytest.raises(TokenizerError, match=r"contains no tokenizer\.json"):
         load_tokenizer(tmp_path / "missing")
     (tmp_path / "tokenizer.json").write_text("{")
@@ -712,6 +713,7 @@ def test_the_factory_takes_one_path_no_folder_and_special_tokens(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["train.txt"]
 
 
+@pytest.mark.long
 def test_importing_the_module_does_not_import_torch():
     code = "import sys, foundry_core.tokenization.training; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -736,8 +738,9 @@ except FoundryError as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "limit"), [("sentencepiece", 1024), ("word", 1024), ("word", 8)])
-def test_a_disk_that_refuses_a_temporary_file_is_one_line_that_names_its_place(kind: str, limit: int) -> None:
+def test_a_refused_temporary_file_is_one_line_with_its_place(kind: str, limit: int) -> None:
     """The files of seeds, of the library in Rust, and of the one in Python."""
     ended = subprocess.run(
         [sys.executable, "-c", LIMITED, kind, str(limit)], capture_output=True, text=True, check=False

@@ -130,7 +130,7 @@ def test_no_sentence_of_the_language_has_two_derivations(derivations: list[tuple
     assert len({sentence for _, sentence in derivations}) == len(derivations) > 10_000
 
 
-def test_a_word_has_one_class_and_only_the_determiner_the_has_two_numbers() -> None:
+def test_a_word_has_one_class_and_only_the_has_two_numbers() -> None:
     places: dict[str, list[str]] = {}
     for preterminal, words in LANGUAGE.lexicon.preterminals().items():
         for word in words:
@@ -140,7 +140,7 @@ def test_a_word_has_one_class_and_only_the_determiner_the_has_two_numbers() -> N
     assert not places.keys() & {"that", "."}
 
 
-def test_an_independent_parser_finds_one_derivation_of_each_sentence(samples: list[str]) -> None:
+def test_an_independent_parser_derives_each_sentence_once(samples: list[str]) -> None:
     assert {count_derivations(LANGUAGE, sentence) for sentence in samples[:200]} == {1}
     assert count_derivations(LANGUAGE, "the dog that the man sees sing .") == 0
 
@@ -159,6 +159,7 @@ def test_entropy_and_length_are_those_of_all_sentences_listed(derivations: list[
     assert SMALL.entropy_per_token == pytest.approx(entropy / tokens, rel=1e-10)
 
 
+@pytest.mark.long
 def test_the_mean_surprisal_of_samples_is_the_entropy(samples: list[str]) -> None:
     surprisals = [-LANGUAGE.log_probability(sentence) for sentence in samples]
     standard_error = statistics.stdev(surprisals) / math.sqrt(SAMPLES)
@@ -237,7 +238,7 @@ def test_a_corrupted_sentence_has_no_probability(sentence: str) -> None:
         LANGUAGE.log_probability(sentence)
 
 
-def test_no_sentence_goes_on_after_a_main_verb_of_the_wrong_number(derivations: list[tuple[float, str]]) -> None:
+def test_no_sentence_continues_after_a_verb_of_the_wrong_number(derivations: list[tuple[float, str]]) -> None:
     _, other_form = nouns_and_verbs(SMALL.lexicon)
     prefixes = {
         tuple(words[:end]) for _, sentence in derivations if (words := sentence.split()) for end in range(len(words))
@@ -250,7 +251,7 @@ def test_no_sentence_goes_on_after_a_main_verb_of_the_wrong_number(derivations: 
 
 
 @pytest.mark.parametrize("attractors", [0, 1, 2])
-def test_a_minimal_pair_differs_in_the_number_of_the_main_verb_alone(attractors: int) -> None:
+def test_a_minimal_pair_differs_only_in_the_main_verbs_number(attractors: int) -> None:
     pairs = LANGUAGE.minimal_pairs(attractors, 300, seed=3)
     assert len({pair.good for pair in pairs}) == 300
     heads: Counter[str] = Counter()
@@ -306,7 +307,7 @@ def test_write_corpus_writes_samples_and_their_floor(tmp_path: Path) -> None:
     assert all(math.isfinite(LANGUAGE.log_probability(sentence)) for sentence in train)
 
 
-def test_write_corpus_writes_minimal_pairs_with_the_fields_of_blimp(tmp_path: Path) -> None:
+def test_write_corpus_writes_minimal_pairs_with_blimps_fields(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, train_sentences=10, test_sentences=10, seed=4, pairs_each=25)
     records = [json.loads(line) for line in corpus.minimal_pairs.read_text().splitlines()]
     assert Counter(record["UID"] for record in records) == {f"agreement_{n}_attractors": 25 for n in range(3)}
@@ -316,7 +317,7 @@ def test_write_corpus_writes_minimal_pairs_with_the_fields_of_blimp(tmp_path: Pa
         assert record["UID"] == f"agreement_{record['attractors']}_attractors"
 
 
-def test_good_sentences_with_attractors_are_not_in_the_training_text(
+def test_sentences_with_attractors_are_not_in_the_training_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # in a language this small, pairs that are not filtered do occur in the training text, as those of 0 attractors show

@@ -139,6 +139,7 @@ def test_a_checkpoint_opens_in_transformers_with_equal_logits(experiment, archit
     assert torch.equal(auto.from_pretrained(folder).eval()(ids).logits, load_model(folder)(ids).logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("architecture", "stop", "extra"),
     [
@@ -148,7 +149,7 @@ def test_a_checkpoint_opens_in_transformers_with_equal_logits(experiment, archit
         ("lstm", 5, {"lr_scheduler": "plateau", "evaluate_every_steps": 1, "plateau_patience": 0}),
     ],
 )
-def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(experiment, architecture, stop, extra):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(experiment, architecture, stop, extra):
     settings = {"architecture": architecture, "epochs": 1.5, "checkpoints": {"every_steps": 2}, **extra}
     whole, broken = experiment("whole", **settings), experiment("broken", **settings)
     end = run(whole, quiet=True)
@@ -192,7 +193,7 @@ def test_a_micro_batch_with_fewer_predictions_weighs_less(experiment):
 
 
 @pytest.mark.parametrize("architecture", ["lstm", "bert"])
-def test_saving_and_evaluating_often_rarely_or_never_gives_the_same_weights(experiment, architecture):
+def test_saving_and_evaluating_do_not_change_the_weights(experiment, architecture):
     """Never is at the beginning and at the end alone; the batches of a step are two, between which nothing is saved."""
     outcomes = []
     frequencies: dict[str, dict[str, Any]] = {
@@ -211,7 +212,7 @@ def test_saving_and_evaluating_often_rarely_or_never_gives_the_same_weights(expe
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-def test_the_gradient_of_micro_batches_with_unequal_counts_is_that_of_the_whole_batch(experiment, architecture):
+def test_unequal_micro_batches_have_the_gradient_of_the_batch(experiment, architecture):
     """A step of plain gradient descent so large that the weights it leaves are the gradient, to seven figures."""
     rate, gradients = 1e4, []
     dropout = [f"model.{'rnn' if architecture == 'lstm' else 'transformer'}.dropout=0"]
@@ -247,7 +248,7 @@ def test_workers_change_nothing(experiment):
     assert same(weights(alone, 6), weights(helped, 6))
 
 
-def test_the_same_seed_gives_the_same_run_and_each_seed_varies_its_own_stream(experiment):
+def test_equal_seeds_give_equal_runs_and_each_varies_its_stream(experiment):
     results = {}
     for name, overrides in {
         "first": [],
@@ -268,7 +269,8 @@ def test_the_same_seed_gives_the_same_run_and_each_seed_varies_its_own_stream(ex
     assert not same(first[0], results["dropout"][0])
 
 
-def test_another_process_with_other_hashes_gives_the_same_run_from_the_tokenizer_on(experiment):
+@pytest.mark.long
+def test_other_hash_seeds_give_the_same_run_and_tokenizer(experiment):
     """Sets and dictionaries of text have another order in each process; nothing that is kept may follow it."""
     kept = (
         "model.safetensors",
@@ -290,7 +292,7 @@ def test_another_process_with_other_hashes_gives_the_same_run_from_the_tokenizer
         assert one.read_bytes() == other.read_bytes(), file
 
 
-def test_the_order_of_the_data_does_not_depend_on_the_architecture(experiment):
+def test_the_data_order_does_not_depend_on_the_architecture(experiment):
     ledgers = {
         run(experiment(name, name, overrides=["tokenizer.tokenizer_type=word"]), quiet=True).ledger
         for name in ("lstm", "gpt2")
@@ -316,7 +318,7 @@ def test_an_epoch_uses_every_token_once_and_its_tail(experiment):
     ("budget", "share"),
     [({"epochs": 0.5}, 0.5), ({"train_tokens": "1k"}, None), ({"train_words": "1k"}, None)],
 )
-def test_a_budget_in_tokens_or_words_ends_with_the_row_that_reaches_it(experiment, budget, share):
+def test_a_budget_in_tokens_or_words_ends_at_the_row_reaching_it(experiment, budget, share):
     config = experiment(**budget)
     state = run(config, quiet=True)
     if share is not None:
@@ -360,7 +362,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(experiment):
 
 
 @pytest.mark.parametrize("extra", [{"checkpoints": {"every_steps": 1, "keep": 1}}, {"evaluate_every_steps": 1}])
-def test_weights_that_an_update_made_infinite_are_not_saved_and_the_checkpoint_before_stays(experiment, extra):
+def test_weights_that_became_infinite_are_not_saved(experiment, extra):
     config = experiment(learning_rate=1e30, max_grad_norm=None, optimizer="sgd", **extra)
     says = r"after the update of step 2, which is not saved: recurrent\.\w+ is not finite; samples 8 to 15\. Lower"
     with pytest.raises(TrainingError, match=says):
@@ -404,7 +406,7 @@ def test_resuming_into_nothing_is_refused(experiment):
         run(experiment(), resume=True, quiet=True)
 
 
-def test_resuming_with_other_settings_is_refused_by_name_and_allowed_by_name(experiment):
+def test_resuming_with_other_settings_is_refused_unless_allowed(experiment):
     run(experiment(train_steps=2), quiet=True)
     changed = experiment(train_steps=4, learning_rate=1e-3)
     with pytest.raises(CheckpointError, match=r"learning_rate was 0.005, is 0.001.*train_steps was 2, is 4"):
@@ -484,7 +486,7 @@ def test_the_tokenizer_never_sees_the_test_corpus(experiment, tmp_path):
     assert "zygote" not in tokenizer.get_vocab()
 
 
-def test_a_tokenizer_made_from_other_inputs_is_not_used_in_silence(experiment, tmp_path):
+def test_a_tokenizer_made_from_other_inputs_is_not_used_silently(experiment, tmp_path):
     shared = f"tokenizer.output_dir={tmp_path / 'shared'}"
     run(experiment("one", train_steps=1, overrides=[shared]), quiet=True)
     with pytest.raises(TokenizerError, match=r"vocab_size was 200, is 90.*--force"):
@@ -516,7 +518,8 @@ def test_what_a_run_resolved_is_on_record(experiment):
     assert state["num_input_tokens_seen"] == 8 * 15
 
 
-def test_a_run_in_use_is_refused_and_the_lock_dies_with_its_process(experiment):
+@pytest.mark.long
+def test_a_run_in_use_is_refused_until_its_process_ends(experiment):
     config = experiment(train_steps=1)
     code = (
         "import os, sys\nfrom foundry_core.storage.lock import RunLock\n"

@@ -57,11 +57,11 @@ def test_each_checkpoint_is_derived_from_the_one_before(train: Train) -> None:
     }
 
 
-def test_a_retired_parent_is_bridged_from_the_newest_earlier_checkpoint(train: Train) -> None:
+def test_a_retired_parent_is_bridged_from_the_newest_earlier_one(train: Train) -> None:
     assert since(train(train_steps=8, **KEPT_ONE))["checkpoint-8"] == "checkpoint-0"
 
 
-def test_another_batch_size_whose_first_checkpoint_was_retired_is_no_alarm(
+def test_a_new_batch_size_with_a_retired_start_raises_no_alarm(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train(train_steps=8, **KEPT_ONE)
@@ -84,14 +84,14 @@ def test_a_budget_that_leaves_steps_without_rows_is_refused(train: Train) -> Non
     assert since(folder)
 
 
-def test_a_batch_size_that_was_another_one_in_between_is_no_alarm(train: Train) -> None:
+def test_a_batch_size_that_changed_in_between_raises_no_alarm(train: Train) -> None:
     folder = train(train_steps=4, **KEPT_ONE)
     train("data.batch_size", "training.train_steps", data={"batch_size": 2}, train_steps=8, **KEPT_ONE)
     train("data.batch_size", "training.train_steps", data={"batch_size": 4}, train_steps=16, **KEPT_ONE)
     assert since(folder) == {"checkpoint-0": "the beginning", "checkpoint-16": "not derivable: checkpoint-12 is gone"}
 
 
-def test_a_budget_that_ended_with_a_short_step_and_went_on_is_no_alarm(train: Train) -> None:
+def test_a_budget_resumed_after_a_short_step_raises_no_alarm(train: Train) -> None:
     schedule = {"checkpoints": {"keep": 1, "every_steps": 1}}
     folder = train(epochs=0.03, **schedule)
     (one,) = [each for each in verify_run(folder)[0] if each.state.step]
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_run_is_seen(train: Train) -> None:
     assert "does not follow from the checkpoint-2 next to it, but from another one of that name" in problems[0]
 
 
-def test_the_checkpoint_after_a_foreign_one_is_seen_when_what_came_before_is_gone(train: Train) -> None:
+def test_a_checkpoint_after_a_foreign_one_is_noticed(train: Train) -> None:
     schedule = {"train_steps": 6, "checkpoints": {"every_steps": 2}}
     folder, other = train(**schedule), train(folder="b", learning_rate=0.5, **schedule)
     for name in ("checkpoint-2", "checkpoint-4"):
@@ -136,7 +136,7 @@ def test_settings_that_were_allowed_to_change_are_told(train: Train, capsys: pyt
     )
 
 
-def test_a_parent_that_was_taken_away_while_training_ran_stops_nothing(train: Train) -> None:
+def test_a_parent_removed_during_training_stops_nothing(train: Train) -> None:
     folder = train(train_steps=4)
     edited(folder / "checkpoint-4", parent={"checkpoint": "checkpoint-0", "sha256": None})
     assert since(folder)["checkpoint-4"] == "checkpoint-0"
@@ -181,7 +181,7 @@ def test_a_position_that_does_not_follow_is_a_problem(train: Train, changed: dic
     assert problem.startswith(f"{folder}/checkpoint-2: its {next(iter(changed))} is ")
 
 
-def test_a_position_that_would_take_for_ever_to_derive_is_not_derived(train: Train) -> None:
+def test_a_position_too_expensive_to_derive_is_not_derived(train: Train) -> None:
     folder, far = train(train_steps=2), 10**15
     published(folder / "checkpoint-2", step=far, samples=4 * far)
     started = time.perf_counter()

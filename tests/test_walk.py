@@ -50,7 +50,7 @@ def test_a_whole_run_resolves_its_plugins_once(
     assert discovery.read_packages.cache_info().misses == 1
 
 
-def test_run_is_shorter_than_forty_lines_and_is_the_walk_of_readme() -> None:
+def test_run_is_the_walk_of_readme_in_under_forty_lines() -> None:
     function = ast.parse(inspect.getsource(run)).body[0]
     assert isinstance(function, ast.FunctionDef)
     assert function.end_lineno is not None

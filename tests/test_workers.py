@@ -83,6 +83,7 @@ def test_workers_change_nothing(num_workers: int) -> None:
         assert_same(one, other)
 
 
+@pytest.mark.long
 def test_spawned_workers_map_the_token_file_again(start_method: str, tmp_path: Path) -> None:
     np.arange(1000, dtype=np.uint16).tofile(tmp_path / "tokens")
     tokens = np.memmap(tmp_path / "tokens", dtype=np.uint16, mode="r")
@@ -169,7 +170,7 @@ def test_batches_that_were_sent_ahead_do_not_hide_a_death() -> None:
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_a_worker_that_dies_while_it_is_waited_for_is_noticed_at_once(code: int) -> None:
+def test_a_worker_that_dies_while_awaited_is_noticed_at_once(code: int) -> None:
     started = time.perf_counter()
     with pytest.raises(DataError, match=f"ended with exit code {code}"):
         list(batches_from_workers(Source(lambda index: os._exit(code)), 250, 2))
@@ -200,7 +201,7 @@ def test_signals_to_the_group_do_not_end_the_workers() -> None:
     assert {int(batch["pid"]) for batch in rest} == {pid}
 
 
-def test_signals_that_come_while_workers_start_reach_the_parent_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_while_workers_start_reach_only_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right after the fork a worker still has the handlers of its parent, and must not run them."""
     fork, seen = os.fork, list[int]()
 
@@ -246,6 +247,7 @@ def test_leaving_early_ends_the_workers() -> None:
     assert gone(pids)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [True, False])
 def test_workers_end_when_their_parent_does(killed: bool) -> None:
     code = (
@@ -303,7 +305,7 @@ PLACE = rf"\({re.escape(__file__)}:{raising.__code__.co_firstlineno + 3}\)"
 
 
 @pytest.mark.parametrize("error", [DataError("row 3 is bad"), TokenizerError("row 3 is bad")])
-def test_an_error_for_the_user_comes_through_with_its_message_alone(error: FoundryError) -> None:
+def test_an_error_for_the_user_arrives_with_its_message_alone(error: FoundryError) -> None:
     with pytest.raises(DataError, match=r"^a data worker failed: row 3 is bad$"):
         list(batches_from_workers(raising(error), 10, 2))
 
@@ -336,7 +338,7 @@ def test_what_cannot_be_sent_is_an_error(value: Any) -> None:
         list(batches_from_workers(Source(lambda index: {"fine": torch.zeros(1), "odd": value}), 2, 1))
 
 
-def test_a_worker_may_use_operations_that_have_threads_in_its_parent() -> None:
+def test_a_worker_may_use_operations_threaded_in_its_parent() -> None:
     def large(index: int) -> Batch:
         return {"total": torch.ones(1 << 22).exp().sum(), "threads": torch.tensor(torch.get_num_threads())}
 

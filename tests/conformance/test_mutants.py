@@ -59,7 +59,7 @@ def test_a_table_of_more_positions_than_any_row_has_passes(table: type[SmallMode
     assert [f"{result.check.name}: {result.reason}" for result in found] == []
 
 
-def test_a_model_that_does_not_run_fails_once_in_the_line_that_raises() -> None:
+def test_a_model_that_does_not_run_fails_once_with_the_line() -> None:
     causes = {result.reason for result in failures(MisspeltAttribute, "objective", "masking", "state")}
     (reason,) = causes
     assert re.fullmatch(

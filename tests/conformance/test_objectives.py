@@ -104,6 +104,6 @@ def test_what_is_readable_counts_as_known_on_random_tokens() -> None:
     assert knowable(case, batches) == pytest.approx(0.5 * math.log(32))
 
 
-def test_a_missing_shift_is_found_by_the_noise_that_the_objective_collates() -> None:
+def test_a_missing_shift_is_found_with_noise_from_the_collator() -> None:
     (result,) = failures(SecondHalfWithoutShift, "noise-floor")
     assert result.reason.startswith("tiny, second_half: the loss on random tokens is ")

@@ -32,9 +32,7 @@ def test_the_list_has_the_names_of_every_example_in_order(committed: Path) -> No
     assert read_keys(committed) == {f"{NAME}: tiny, causal_lm": NAMES}
 
 
-def test_written_again_it_keeps_what_others_committed_to_and_shares_equal_lists(
-    committed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_written_again_it_keeps_others_commitments(committed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = f"[another: tiny, causal_lm]\n[another: tiny, masked_lm]\n{NAMES[0]}\n\n[yet_another: tiny, causal_lm]\n"
     committed.write_text(other + "".join(f"{name}\n" for name in NAMES))
     assert main(["check", NAME, "--write-keys"]) == 0

@@ -44,5 +44,5 @@ def not_refused(judge):
     )
 
 
-def test_a_damaged_file_is_refused_by_its_name_and_what_is_wrong_with_it(fresh):
+def test_a_damaged_file_is_refused_with_its_name_and_the_damage(fresh):
     assert not_refused(fresh) == []

@@ -62,7 +62,7 @@ def failed(judge, fault, tidies):
 
 @pytest.mark.parametrize("judge", ["fresh", "interrupted"], indirect=True)
 @pytest.mark.parametrize("share", shares(sample=47, parts=6))
-def test_an_error_at_any_operation_of_the_disk_is_one_line_and_loses_nothing(judge, share, figure):
+def test_an_error_at_any_disk_operation_loses_nothing(judge, share, figure):
     trials = share.of(errors_at_every_operation(judge.scenario.operations()))
     found = {trial: wrong for trial in trials if (wrong := failed(judge, *trial))}
     figure("errors injected", len(trials))

@@ -33,7 +33,7 @@ def killed(judge, fault):
 
 @pytest.mark.parametrize("judge", ["fresh", "interrupted"], indirect=True)
 @pytest.mark.parametrize("share", shares(sample=15, parts=6))
-def test_killed_at_any_operation_of_the_disk_a_run_goes_on_as_if_nothing_had_been(judge, share, figure):
+def test_a_run_killed_at_any_disk_operation_resumes_exactly(judge, share, figure):
     points = share.of(crash_points(judge.scenario.operations()))
     found = {fault: wrong for fault in points if (wrong := killed(judge, fault))}
     figure("crash points", len(points))

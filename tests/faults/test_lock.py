@@ -36,7 +36,7 @@ def second_run(judge):
     return wrong + judge.after(first.kill())
 
 
-def test_a_second_run_is_refused_within_a_second_and_says_who_is_there(fresh):
+def test_a_second_run_is_refused_quickly_and_names_the_first(fresh):
     assert second_run(fresh) == []
 
 
@@ -67,5 +67,5 @@ def survived_by_a_fork(judge):
             os.kill(forked, signal.SIGKILL)
 
 
-def test_the_lock_dies_with_its_process_though_a_fork_of_it_lives_on(fresh):
+def test_the_lock_dies_with_its_process_despite_a_living_fork(fresh):
     assert survived_by_a_fork(fresh) == []

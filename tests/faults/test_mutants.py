@@ -206,7 +206,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_without_one_of_its_mechanisms_the_protocol_does_not_hold(name, request, monkeypatch, figure, record_property):
+def test_without_one_of_its_mechanisms_the_protocol_breaks(name, request, monkeypatch, figure, record_property):
     mutant = MUTANTS[name]
     check(mutant.target, mutant.replacement)  # here: in a child a mutant that cannot be made would pass for noticed
     judge = request.getfixturevalue(mutant.scenario)

@@ -55,7 +55,7 @@ def gone_on_from(judge, tree):
 
 @pytest.mark.parametrize("judge", ["fresh", "interrupted", "unprepared"], indirect=True)
 @pytest.mark.parametrize("share", shares(sample=6, parts=1))
-def test_after_a_power_loss_all_that_was_acknowledged_is_there_and_the_run_goes_on(judge, share, figure):
+def test_a_power_loss_loses_nothing_that_was_acknowledged(judge, share, figure):
     found_at = dict.fromkeys(disk_states(judge.scenario))
     assert all(exhaustive for *_, exhaustive in found_at)
     found = [wrong for tree, promised, _ in found_at for wrong in found_in(judge, tree, promised)]

@@ -42,7 +42,7 @@ def without_removing(judge, kind):
 
 
 @pytest.mark.parametrize("kind", ["rename", "remove_file", "remove_folder"])
-def test_what_cannot_be_removed_is_said_once_and_removed_by_a_later_run(fresh, kind):
+def test_what_cannot_be_removed_is_left_to_a_later_run(fresh, kind):
     assert without_removing(fresh, kind) == []
 
 
@@ -58,7 +58,7 @@ def retired(folder, *, keep, newest, damaged):
     return [int(path.name.partition("-")[2]) for path in checkpoints(folder)]
 
 
-def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(tmp_path):
+def test_a_damaged_checkpoint_does_not_count_as_kept(tmp_path):
     assert retired(tmp_path, keep=2, newest=5, damaged=(4, 6)) == [0, 3, 4, 5, 6]
 
 
@@ -85,7 +85,7 @@ def whole(checkpoint):
     return True
 
 
-def test_whatever_is_damaged_a_newer_whole_checkpoint_is_there_before_an_older_one_goes(fresh):
+def test_an_older_checkpoint_goes_only_after_a_newer_whole_one(fresh):
     fresh.scenario.reset()
     ended = fresh.scenario.child(Gremlin).wait()
     assert [name for name, _ in ended.of("victim")] == ["checkpoint-1", "checkpoint-3", "checkpoint-2"]
@@ -94,7 +94,7 @@ def test_whatever_is_damaged_a_newer_whole_checkpoint_is_there_before_an_older_o
     assert fresh.after(ended) == []
 
 
-def test_a_folder_is_set_aside_though_one_of_its_name_could_not_be_removed(tmp_path):
+def test_a_folder_is_set_aside_beside_one_that_remained(tmp_path):
     for _ in range(2):
         with publish_folder(tmp_path / "checkpoint-3", {"step": 3}) as sink:
             sink.write("weights", b"1")

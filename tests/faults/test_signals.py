@@ -46,7 +46,7 @@ def stopped(judge, number, chance):
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("times", TIMES)
-def test_a_signal_at_any_time_saves_at_the_step_boundary_and_the_run_goes_on(place, number, times, figure):
+def test_a_signal_at_any_time_saves_at_the_next_step_boundary(place, number, times, figure):
     settings = {"ephemeral": False, **SIGNALS[number]}
     judge = Judge.of(Scenario(place(f"{number.name}, {times} times"), steps=STEPS, **settings))
     chance = random.Random(number.name)

@@ -13,9 +13,7 @@ from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
 Experiment = Callable[..., ExperimentConfig]
 
 
-def test_its_ids_are_those_of_the_tokenizer_and_not_of_the_published_one(
-    experiment: Experiment, letters: Any, tmp_path: Path
-) -> None:
+def test_its_ids_are_those_of_the_tokenizer_of_the_run(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     inner = create_model(experiment("gpt2", tmp_path), letters).to_transformers()
     assert inner.config.bos_token_id == inner.config.eos_token_id == letters.eos_token_id < 32
     assert inner.config.pad_token_id == letters.pad_token_id
@@ -39,7 +37,7 @@ def test_the_settings_reach_the_model(experiment: Experiment, letters: Any, tmp_
     assert (inner.activation_function, inner.resid_pdrop, inner.embd_pdrop, inner.attn_pdrop) == ("relu", 0.2, 0.2, 0.3)
 
 
-def test_positions_count_real_tokens_also_where_a_state_is_carried(
+def test_positions_count_real_tokens_with_a_carried_state_too(
     experiment: Experiment, letters: Any, tmp_path: Path
 ) -> None:
     model: BaseLanguageModel = create_model(experiment("gpt2", tmp_path), letters).eval()

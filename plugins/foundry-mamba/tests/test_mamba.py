@@ -65,6 +65,7 @@ def by_definition(
     return outputs, h
 
 
+@pytest.mark.long
 def test_the_descriptor_is_light() -> None:
     heavy = "{'torch', 'transformers', 'numpy', 'foundry_mamba.model'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", f"import sys, foundry_mamba; assert not {heavy}"], check=True, timeout=60)
@@ -87,7 +88,7 @@ def test_the_gradients_of_the_scan_are_those_of_its_values() -> None:
     assert torch.autograd.gradcheck(_SelectiveScan.apply, given)
 
 
-def test_what_the_scan_keeps_for_the_backward_pass_is_a_state_for_each_chunk() -> None:
+def test_the_scan_keeps_one_state_per_chunk_for_backward() -> None:
     def kept(size: int) -> int:
         given = [each.requires_grad_() for each in inputs(64, channels=2, size=size)]
         numbers = 0
@@ -109,7 +110,7 @@ def test_what_the_scan_keeps_for_the_backward_pass_is_a_state_for_each_chunk() -
 # The model.
 
 
-def test_it_computes_what_the_mamba_of_transformers_does_with_the_same_weights(build: Build) -> None:
+def test_it_computes_what_the_mamba_of_transformers_computes(build: Build) -> None:
     ours = build().eval()
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "state_size": 4}
     theirs = MambaForCausalLM(MambaConfig(vocab_size=32, pad_token_id=None, **sizes)).eval()
@@ -197,7 +198,7 @@ def test_the_state_is_that_after_the_last_real_token(build: Build) -> None:
                 torch.testing.assert_close(part[row : row + 1], whole, rtol=0, atol=1e-6)
 
 
-def test_token_by_token_is_the_whole_also_beyond_the_rows_of_training(build: Build) -> None:
+def test_token_by_token_equals_the_whole_beyond_training_rows(build: Build) -> None:
     model = build().eval()
     ids = torch.randint(0, 27, (2, 70), generator=torch.Generator().manual_seed(1))
     assert ids.shape[1] > model.context.max_sequence_length

@@ -29,9 +29,7 @@ def test_forget_gates_start_open_and_every_other_gate_neutral(
         assert not torch.cat([ingoing, cell, outgoing]).any()
 
 
-def test_the_forget_bias_survives_saving_and_opening_by_transformers(
-    experiment: Experiment, letters: Any, tmp_path: Path
-) -> None:
+def test_the_forget_bias_survives_saving_and_transformers(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     """transformers re-initialises recurrent layers unless it is told not to."""
     from transformers import AutoModelForCausalLM
 
@@ -63,7 +61,7 @@ def test_the_settings_reach_the_layers(
 
 
 @pytest.mark.parametrize("example", ["tiny_tied", "tiny"])
-def test_a_tied_output_layer_is_the_embedding_reached_by_a_projection(
+def test_a_tied_output_is_the_embedding_behind_a_projection(
     example: str, experiment: Experiment, letters: Any, tmp_path: Path
 ) -> None:
     model = create_model(experiment("lstm", tmp_path, example=example), letters)

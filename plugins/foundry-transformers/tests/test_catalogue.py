@@ -91,7 +91,7 @@ def test_nearly_every_type_asks_for_its_width_and_its_layers() -> None:
     assert few == ["blt", "perceiver"]
 
 
-def test_every_type_has_a_section_whose_defaults_are_written_and_read_back() -> None:
+def test_every_type_has_a_section_whose_defaults_round_trip() -> None:
     names = catalogue.model_types()
     assert len(names) > 150
     for name in names:
@@ -102,7 +102,8 @@ def test_every_type_has_a_section_whose_defaults_are_written_and_read_back() -> 
         assert all(field.description for field in section_class(name).model_fields.values())
 
 
-def test_reading_and_checking_loads_neither_torch_nor_transformers() -> None:
+@pytest.mark.long
+def test_reading_and_checking_imports_no_torch_or_transformers() -> None:
     program = (
         "import sys\nfrom foundry_core.registry.loading import get_architecture\n"
         "descriptor = get_architecture('transformers')\n"
@@ -114,6 +115,7 @@ def test_reading_and_checking_loads_neither_torch_nor_transformers() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+@pytest.mark.long
 def test_the_descriptor_by_itself_reads_no_source() -> None:
     program = "import foundry_transformers.catalogue as c; assert c._tables.cache_info().misses == 0"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
@@ -197,7 +199,7 @@ def test_a_section_survives_pickling_and_copying(experiment: Experiment, tmp_pat
             assert other.model_fields_set == own.model_fields_set
 
 
-def test_an_encoder_is_trained_in_the_direction_that_its_setting_says() -> None:
+def test_an_encoder_is_trained_in_its_configured_direction() -> None:
     masked, causal = (capabilities("roberta", is_decoder=decoder) for decoder in (False, True))
     assert (masked.objectives, masked.generation, masked.stateful) == (("masked_lm",), False, False)
     assert (causal.objectives, causal.generation, causal.stateful) == (("causal_lm",), True, True)

@@ -49,7 +49,7 @@ def test_sizes_and_ids_are_those_of_the_tokenizer(build: Build, letters: Any, ex
     assert inner._attn_implementation == ("eager" if example in ("tiny_deberta_v2", "tiny_mamba") else "sdpa")
 
 
-def test_an_id_that_the_tokenizer_has_not_is_not_that_of_a_published_vocabulary(build: Build) -> None:
+def test_a_missing_token_has_no_id_of_a_published_vocabulary(build: Build) -> None:
     inner = build({"model_type": "modernbert", **BERT_SIZES, "num_hidden_layers": 2}).to_transformers().config
     assert inner.cls_token_id == inner.bos_token_id < 32
     decoder = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
@@ -57,7 +57,7 @@ def test_an_id_that_the_tokenizer_has_not_is_not_that_of_a_published_vocabulary(
     assert inner.forced_eos_token_id is None
 
 
-def test_the_settings_reach_the_model_and_the_others_are_its_classes_own(build: Build) -> None:
+def test_the_settings_reach_the_model_and_the_rest_is_default(build: Build) -> None:
     inner = build(
         {"model_type": "llama", **BERT_SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}
     )
@@ -104,9 +104,7 @@ def test_no_model_is_looked_for_in_the_network(build: Build, monkeypatch: pytest
         {"transformers": {"model_type": "cohere", **BERT_SIZES, "logit_scale": 7.0}},
     ],
 )  # fmt: skip
-def test_logits_are_those_of_the_whole_model_and_only_labelled_positions_are_projected(
-    build: Build, settings: dict[str, Any]
-) -> None:
+def test_only_labelled_positions_are_projected_to_equal_logits(build: Build, settings: dict[str, Any]) -> None:
     """A transform, a smaller embedding, the embedding itself as weights, capped and scaled logits."""
     model = build(settings["transformers"]).eval()
     torch.testing.assert_close(model(IDS).logits, model.to_transformers()(IDS).logits, rtol=0, atol=1e-6)
@@ -120,7 +118,7 @@ def test_logits_are_those_of_the_whole_model_and_only_labelled_positions_are_pro
     assert projected == [int(few.count)]
 
 
-def test_the_head_is_not_counted_twice_and_follows_a_resize_and_a_copy(build: Build) -> None:
+def test_the_head_is_counted_once_and_follows_a_resize(build: Build) -> None:
     model = build("tiny_roberta").eval()
     assert all(name.startswith("model.") for name in model.state_dict())
     model.resize_token_embeddings(40)
@@ -131,7 +129,7 @@ def test_the_head_is_not_counted_twice_and_follows_a_resize_and_a_copy(build: Bu
     assert copy(IDS).logits.shape == (2, 10, 40)
 
 
-def test_a_type_whose_bias_transformers_forgets_to_resize_says_so(build: Build) -> None:
+def test_a_type_whose_bias_is_not_resized_reports_it(build: Build) -> None:
     model = build({"model_type": "esm", **BERT_SIZES})
     with pytest.raises(FoundryError, match=r"^EsmForMaskedLM cannot be resized: [^\n]+$"):
         model.resize_token_embeddings(40)
@@ -141,9 +139,7 @@ def test_a_type_whose_bias_transformers_forgets_to_resize_says_so(build: Build) 
 
 
 @pytest.mark.parametrize("decoder", [False, True])
-def test_roberta_counts_from_behind_the_padding_id_and_has_a_place_for_each_token_of_a_row(
-    build: Build, letters: Any, decoder: bool
-) -> None:
+def test_roberta_has_a_position_for_each_token_of_a_row(build: Build, letters: Any, decoder: bool) -> None:
     model = build({"model_type": "roberta", **BERT_SIZES, "is_decoder": decoder}).eval()
     assert model.to_transformers().config.max_position_embeddings == 24 + letters.pad_token_id + 1
     row = torch.arange(24)[None]
@@ -171,7 +167,7 @@ def test_roberta_without_a_padding_token_counts_from_0(experiment: Experiment, t
 # Its state.
 
 
-def test_a_recurrent_state_of_transformers_goes_on_by_one_token_at_a_time(build: Build) -> None:
+def test_a_recurrent_state_of_transformers_takes_single_tokens(build: Build) -> None:
     model = build("tiny_mamba").eval()
     ids = torch.randint(0, 27, (2, 40), generator=torch.Generator().manual_seed(1))
     whole = model(ids).logits
@@ -213,7 +209,7 @@ def test_a_recurrent_state_of_transformers_goes_on_by_one_token_at_a_time(build:
         ),
     ],
 )  # fmt: skip
-def test_a_type_that_does_not_do_what_training_relies_on_is_refused(
+def test_a_type_that_breaks_what_training_relies_on_is_refused(
     build: Build, settings: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(FoundryError) as caught:
@@ -221,7 +217,7 @@ def test_a_type_that_does_not_do_what_training_relies_on_is_refused(
     assert str(caught.value) == problem
 
 
-def test_the_proof_draws_no_random_number_and_leaves_the_model_in_training(build: Build) -> None:
+def test_the_proof_leaves_random_state_and_training_mode_alone(build: Build) -> None:
     model = build("tiny_opt")
     chance, before = torch.random.get_rng_state(), {name: p.clone() for name, p in model.named_parameters()}
     heard: list[Any] = []
@@ -242,9 +238,7 @@ def test_a_model_without_storage_is_built_without_proof(experiment: Experiment, 
 # Training and what comes of it.
 
 
-def test_gradient_checkpointing_is_refused_when_the_yaml_is_read_where_the_class_has_none(
-    experiment: Experiment, tmp_path: Path
-) -> None:
+def test_unsupported_gradient_checkpointing_is_refused_early(experiment: Experiment, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="training.gradient_checkpointing: transformers does not support it"):
         experiment(
             "transformers",
@@ -285,7 +279,8 @@ assert not any(name.startswith("foundry") for name in sys.modules)
 """
 
 
-def test_a_process_that_knows_only_transformers_opens_every_example_without_trust(build: Build, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_transformers_alone_opens_every_example_without_trust(build: Build, tmp_path: Path) -> None:
     models = {example: build(example).eval() for example in EXAMPLES}
     for example, model in models.items():
         with torch.no_grad():
