@@ -1,8 +1,7 @@
 """The strict reader: corpus files in, documents out, and an account of every byte.
 
-Reading streams in blocks of 1 MiB, so memory is bounded by the longest document. Nothing is repaired and nothing is
-dropped in silence: a byte outside of the documents is counted in `ByteAccount.bytes_separators`, and what cannot be
-read as text is a `DataError` of one line with the file, the byte offset (after decompression) and the way out.
+Memory is bounded by the longest document. Nothing is repaired and nothing is dropped in silence: what cannot be read as
+text is a `DataError` of one line with the file, the byte offset (after decompression) and the way out.
 """
 
 from __future__ import annotations
@@ -38,17 +37,16 @@ class ByteAccount:
 
     bytes_in: int = 0
     bytes_text: int = 0
-    """The documents as UTF-8: the divisor of bits per byte."""
+    """The UTF-8 of the documents."""
     bytes_separators: int = 0
-    """All other bytes: newlines between documents, the CR of each CRLF, blank lines, byte-order marks, and of a jsonl
-    line all but its text. An escape is never shorter than the UTF-8 it stands for, so this cannot become negative."""
+    """All other bytes: line ends, blank lines, byte-order marks, and of a jsonl line all but the UTF-8 of its text."""
     bytes_skipped: int = 0
     """Bytes left out for a reason listed in `skipped` (reason -> how often); this reader refuses rather than skips."""
     documents: int = 0
     empty_documents: int = 0
     """Blank lines, files or jsonl texts, which are not documents; blank lines between blocks are not counted."""
     words: int = 0
-    """White-space separated words of the documents, as `str.split()` counts them."""
+    """Words of the documents, as `str.split()` separates them."""
     skipped: dict[str, int] = field(default_factory=dict)
 
 

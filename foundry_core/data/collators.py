@@ -162,10 +162,7 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
 
 
 class CheckedCollator:
-    """A plugin's collator, checked so that its mistakes are not reported as the model's; the kit checks more batches.
-
-    PluginError is raised when it fails, and for a malformed first batch in each process.
-    """
+    """A plugin's collator. Its failure, and a malformed first batch in each process, are reported as PluginError."""
 
     def __init__(self, what: str, collator: Collator, vocabulary_size: int):
         self._what, self._collator, self._vocabulary_size = what, collator, vocabulary_size

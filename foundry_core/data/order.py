@@ -23,9 +23,8 @@ Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 class Permutation:
     """The order of `size` rows in one epoch; computed, not stored: any position takes a few microseconds.
 
-    A Feistel network on the grid of ceil(sqrt(size)) by ceil(size / that): each round moves one coordinate by a hash of
-    the other, which can be undone, so the whole is one to one. The grid has at most sqrt(size) cells too many; what
-    lands there goes through the network again until it lands inside.
+    A Feistel network on a grid of about sqrt(size) by sqrt(size): each round moves one coordinate by a hash of the
+    other, which is one to one. What lands on one of the few cells too many goes through the network again.
     """
 
     ROUNDS = 8

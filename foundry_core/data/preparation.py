@@ -109,14 +109,15 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
 
 def _stored_tokenizer(folder: Path, inputs: dict[str, Any]) -> PreTrainedTokenizerFast | None:
     """Return the tokenizer that was made from these inputs; None when there is none yet, or an unfinished one."""
+
+    def refused(problem: str, instead: str = "name another tokenizer.output_dir") -> TokenizerError:
+        return TokenizerError(f"{folder} {problem}: {instead}, or train it with: foundry tokenizer train YAML --force")
+
     path = folder / TOKENIZER_ORIGIN
     there = (folder / TOKENIZER_MODEL).exists()  # before the sidecar, which is written last
     if not path.exists():
         if there:
-            raise TokenizerError(
-                f"{folder} holds a tokenizer of unknown origin: name another tokenizer.output_dir, or train over it "
-                "with: foundry tokenizer train YAML --force"
-            )
+            raise refused("contains a tokenizer of unknown origin")
         return None
     try:
         stored = json.loads(path.read_bytes())
@@ -132,16 +133,10 @@ def _stored_tokenizer(folder: Path, inputs: dict[str, Any]) -> PreTrainedTokeniz
         if stored.get(key) != value
     ]
     if changed:
-        raise TokenizerError(
-            f"{folder} was trained from other inputs ({'; '.join(changed)}): name another tokenizer.output_dir, or "
-            "train it again with: foundry tokenizer train YAML --force"
-        )
+        raise refused(f"was trained from other inputs ({'; '.join(changed)})")
     tokenizer = load_tokenizer(folder)
     if tokenizer_digest(tokenizer) != stored["tokenizer"]:
-        raise TokenizerError(
-            f"{folder} was changed after it was trained: put its files back, or train it again with: "
-            "foundry tokenizer train YAML --force"
-        )
+        raise refused("was changed after it was trained", "put its files back")
     return tokenizer
 
 

@@ -54,15 +54,11 @@ class TokenInfo:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A tokenized corpus, memory-mapped and read-only.
-
-    `tokens` is the stream: a separator, then of each document its ids and a separator. `documents` (int64) has the
-    index in `tokens` where each document starts, and at the end the length of the stream: document k is
-    `tokens[documents[k] : documents[k + 1] - 1]`.
-    """
+    """A tokenized corpus, memory-mapped and read-only: document k is `tokens[documents[k] : documents[k + 1] - 1]`."""
 
     tokens: np.memmap[Any, Any]
     documents: np.memmap[Any, Any]
+    """Index in `tokens` (int64) where each document starts, and at the end the length of the stream."""
     info: TokenInfo
 
 

@@ -37,7 +37,7 @@ class DocumentEncoder:
     with tokens added later, gets whole documents.
     """
 
-    WINDOW = 1 << 20  # characters of text taken at a time
+    WINDOW = 1 << 20  # characters of text taken at a time, however long a document is
     REMEMBERED = 2 << 20  # characters of distinct parts whose ids are remembered: about 50 MB
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -59,10 +59,7 @@ class DocumentEncoder:
         self._held = 0
 
     def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yield a uint32 array for each document, in order, without added special tokens.
-
-        Memory holds a document, its ids and a window of its parts, however long a document with spaces is.
-        """
+        """Yield a uint32 array for each document, in order, without added special tokens."""
         ids = bytearray()
         for batch in self._batches(documents):
             known = self._known_after(set().union(*(parts for parts, _ in batch)))

@@ -1,8 +1,6 @@
 """Counts of the distinct parts of words in a text, in memory that does not grow with the text.
 
-A trainer of tokenizers needs these, not the text: parts are cut where no token reaches across, so bpe and wordpiece
-learn from the counts exactly what they would learn from the text.
-
+Parts are cut where no token reaches across: bpe and wordpiece learn from the counts what they learn from the text.
 Measured on one shared core: words are counted at 25 MB/s, or 16 if all are new, in 140 MB of memory. The seeds for
 sentencepiece take 1 s and 100 MB for 250,000 words, 8 s and 500 MB at worst: random text without white space.
 """
