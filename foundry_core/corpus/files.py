@@ -21,7 +21,6 @@ _BLOCK_BYTES = 1 << 20
 
 
 def refuse(path: Path, problem: str, cause: BaseException | None = None) -> NoReturn:
-    """Raise DataError for a file."""
     raise DataError(f"{shown(path)}: {problem}") from cause
 
 
@@ -77,8 +76,8 @@ def stamp_of(path: Path) -> tuple[int, int]:
     except (OSError, ValueError) as error:
         refuse(path, f"cannot be read: {getattr(error, 'strerror', None) or error}.", error)
     if not stat.S_ISREG(status.st_mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-        what = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        known = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+        what = known.get(stat.S_IFMT(status.st_mode), "a device")
         refuse(path, f"is {what}, not a regular file; a corpus is read more than once, so write it to a file.")
     return status.st_size, status.st_mtime_ns
 

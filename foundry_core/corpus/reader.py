@@ -83,11 +83,9 @@ class Corpus:
         found = [path for one in paths for path in find_files(one, name)]
         files = [path for path in found if kind_of(path)]
         if not files:
-            instead = f", only {len(found)} others such as {shown(found[0])}" if found else ""
-            raise DataError(
-                f"{name}: no .txt or .jsonl file (optionally .gz) in {', '.join(map(shown, paths))}{instead}; "
-                "name the files or rename them."
-            )
+            where = ", ".join(map(shown, paths))
+            where += f", only {len(found)} others such as {shown(found[0])}" if found else ""
+            raise DataError(f"{name}: no .txt or .jsonl file (or .gz) in {where}; name the files or rename them.")
         seen: set[str] = set()
         for path in files:
             absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
@@ -147,8 +145,7 @@ def _texts(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator
 
     All bytes are counted as separators until `_counted` finds a document in them.
     """
-    offset = 0
-    held: list[bytes] = []
+    offset, held = 0, list[bytes]()
     for block in chain(file_blocks(path, stamp), (b"",)):
         cut = block.rfind(b"\n") + 1
         if block and not cut:

@@ -20,9 +20,7 @@ Collator: TypeAlias = Callable[[Sequence[Any]], Batch]
 class Batches(Dataset[Batch]):
     """The samples from position `start` to `stop` in batches of `batch_size`; the last one may be smaller.
 
-    Args:
-        collate: What it draws at random must be a function of epoch and row, or workers would change it.
-        num_workers: Processes that prepare batches ahead, for as long as one iteration lasts; 0 for none.
+    What `collate` draws at random must be a function of epoch and row, or the number of workers would change it.
     """
 
     GROUP = 64  # batches; computing the order of one costs nearly as much as that of all of them

@@ -119,12 +119,8 @@ def causal_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerB
 
 def masked_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> MaskedLMDataCollator:
     """Return the collator of `masked_lm` for an experiment."""
-    return MaskedLMDataCollator(
-        tokenizer,
-        mlm_probability=config.training.mlm_probability,
-        max_length=config.data.max_sequence_length,
-        seed=config.seed("masking"),
-    )
+    share, longest = config.training.mlm_probability, config.data.max_sequence_length
+    return MaskedLMDataCollator(tokenizer, mlm_probability=share, max_length=longest, seed=config.seed("masking"))
 
 
 CORE_COLLATORS: dict[str, Callable[[ExperimentConfig, PreTrainedTokenizerBase], Collator]] = {

@@ -94,12 +94,9 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
     }
     tokenizer = None if force else _stored_tokenizer(folder, inputs)
     if tokenizer is None:
-
-        def waiting(owner: str) -> None:
-            warn(f"waiting for the tokenizer in {folder}: {owner}")
-
         # Of two runs at once the second waits, and finds what the first has trained, or is refused.
-        with RunLock(folder, TOKENIZER_LOCK, waiting=waiting):
+        line = f"waiting for the tokenizer in {folder}"
+        with RunLock(folder, TOKENIZER_LOCK, waiting=lambda owner: warn(f"{line}: {owner}")):
             tokenizer = None if force else _stored_tokenizer(folder, inputs)
             if tokenizer is None:
                 tokenizer = _trained_tokenizer(config, corpus, folder, inputs)
@@ -152,10 +149,8 @@ def _trained_tokenizer(
     save_tokenizer(trained, folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer_digest(tokenizer) != tokenizer_digest(trained):
-        raise TokenizerError(
-            f"{folder} does not hold the tokenizer that was just saved there, but another one: something else writes "
-            "to it, name another tokenizer.output_dir"
-        )
+        problem = "does not hold the tokenizer that was just saved there: something else writes to it"
+        raise TokenizerError(f"{folder} {problem}, name another tokenizer.output_dir")
     _write_sidecar(path, inputs, tokenizer_digest(tokenizer))
     return tokenizer
 

@@ -156,8 +156,7 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None
 
 def _batches(encoded: Iterable[NDArray[np.uint32]]) -> Iterator[list[NDArray[np.uint32]]]:
     """Yield documents in lists of about a million tokens."""
-    batch: list[NDArray[np.uint32]] = []
-    size = 0
+    batch, size = list[NDArray[np.uint32]](), 0
     for ids in encoded:
         batch.append(ids)
         size += len(ids) + 1

@@ -66,7 +66,6 @@ def batches_from_workers(source: Dataset[Batch], count: int, num_workers: int) -
                 raise DataError(f"a data worker failed: {made}")
             yield {key: torch.from_numpy(array) for key, array in made.items()}
     except (_DiedError, RuntimeError) as error:
-        _abandoned.append(iterator)
         raise DataError(f"{error}; start again, with training.num_workers 0 if it recurs") from error
     finally:
         del iterator
@@ -143,6 +142,9 @@ def _next(iterator: Iterator[Any], workers: list[BaseProcess]) -> Any:
     try:
         _notice_death(workers)
         return next(iterator)
+    except BaseException:
+        _abandoned.append(iterator)
+        raise
     finally:
         if main:
             signal.signal(signal.SIGCHLD, handler)

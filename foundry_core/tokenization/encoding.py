@@ -24,9 +24,7 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int:
     for found in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if found is not None:
             return int(found)
-    raise TokenizerError(
-        "the tokenizer has neither an eos_token nor a sep_token to end a document with: add one of them"
-    )
+    raise TokenizerError("the tokenizer has neither an eos_token nor a sep_token to end a document with: add one")
 
 
 class DocumentEncoder:

@@ -21,7 +21,6 @@ SPACE = "▁"  # how sentencepiece writes a space
 BATCH = 1 << 21  # characters that are counted before they are cut further
 COUNTED = 24 << 20  # characters of distinct parts, a million words of 8 letters
 ENTRY = 16  # characters that a part costs in addition to its own
-_NEWLINE = 10
 
 _CUT = re.compile(r"(?<=\S)(?=[ \n])")
 UNIT = re.compile(r"\s*\S+(?:[^\S \n]\s*\S*)*|\s+")  # what lies between two such cuts; the matches spell the text
@@ -105,11 +104,11 @@ def seeds(counts: Mapping[str, int], longest: int, limit: int) -> Iterator[str]:
     lengths = np.fromiter((len(part) + 1 for part in counts), np.int64, len(counts))
     times = np.repeat(np.fromiter(counts.values(), np.int64, len(counts)), lengths)
     group = codes.copy()  # which string of the present length starts at a place
-    starts = np.flatnonzero(codes != _NEWLINE)
+    starts = np.flatnonzero(codes != ord("\n"))
     begin, total = starts[:0], starts[:0]
     found: list[np.ndarray] = []
     for length in range(2, longest + 2):
-        starts = starts[codes[starts + length - 1] != _NEWLINE]
+        starts = starts[codes[starts + length - 1] != ord("\n")]
         keys = group[starts].astype(np.int64) << 21 | codes[starts + length - 1]
         order = np.argsort(keys, kind="stable")
         keys, starts = keys[order], starts[order]

@@ -22,7 +22,6 @@ SPECIAL_TOKEN_ROLES = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_
 KIND_KEY = "foundry_tokenizer_type"
 """The setting that names the type of a tokenizer that core has trained."""
 
-_PROBE = "a \N{SNOWMAN}1\n"
 _SETTINGS = (
     *SPECIAL_TOKEN_ROLES,
     *("clean_up_tokenization_spaces", "model_input_names", "model_max_length", "padding_side", "truncation_side"),
@@ -75,7 +74,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         stored = parse_json(path, read_plain_file(path))
         settings = {name: stored[name] for name in _SETTINGS if stored.get(name) is not None}
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
-        tokenizer.decode(tokenizer(_PROBE)["input_ids"])
+        tokenizer.decode(tokenizer("a \N{SNOWMAN}1\n")["input_ids"])
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the parser of `tokenizers` raises no narrower class; where it panics, not even one
