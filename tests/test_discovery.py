@@ -249,8 +249,8 @@ def test_a_section_that_holds_its_like_is_shown_and_validated(zebra: Install, tm
     zebra(SELF_SIMILAR)
     assert found() == [("fine", None)]
     out, _ = said(capsys, "show", "zebra")
-    keys = [line.partition(":")[0].strip() for line in out[out.index("keys under model:") + 1 :] if line[:4] != "    "]
-    assert keys == ["zebra.state_size", "zebra.parts", "zebra.twin", "zebra.kernel", "within"]
+    keys = [line.partition(":")[0].strip() for line in out[out.index("model:") + 1 :]]
+    assert keys == ["architecture", "zebra", "state_size", "parts", "# twin", "kernel", "# within"]
     path = tmp_path / "x.yaml"
     path.write_text("experiment_name: x\nmodel: {architecture: zebra, zzz: 1}\n")
     assert main(["validate", str(path)]) == 2
@@ -537,7 +537,7 @@ def test_everything_known_of_a_plugin_is_shown(zebra: Install, tmp_path: Path, c
         "  default tokenizer  bpe",
         "  hooks              foundry_run_ended",
         "",
-        "can do, with its examples:",
+        "capabilities, with its example settings:",
         "  objectives              causal_lm, masked_lm (defaults); causal_lm (tiny)",
         "  generation              yes",
         "  stateful                no",
@@ -550,11 +550,11 @@ def test_everything_known_of_a_plugin_is_shown(zebra: Install, tmp_path: Path, c
         "  tied embeddings         no",
         "  compile                 yes",
         "",
-        "keys under model:",
-        "  zebra.state_size: integer >= 1; default 16",
-        "    numbers of state for each channel",
-        "  zebra.kernel: string; default scan",
-        "    how the recurrence is computed",
+        "model:",
+        "  architecture: zebra                   # name of an installed architecture: see `foundry plugins list`",
+        "  zebra:                                # sizes",
+        "    state_size: 16                      # numbers of state for each channel",
+        "    kernel: scan                        # how the recurrence is computed",
     ]
 
 

@@ -152,7 +152,7 @@ def test_an_impossible_name_is_answered_with_a_possible_one(
 def test_a_name_that_yaml_reads_as_something_else_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused(capsys, name, "--dir", str(tmp_path)).startswith(f"error: YAML does not read '{name}' as text")
+    assert refused(capsys, name, "--dir", str(tmp_path)).startswith(f"error: '{name}' already means something")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,7 +2,6 @@
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk, StorageError
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.optimizers import build_optimizer
-from foundry_core.training.saving import Background
 from foundry_core.training.trainer import Trainer
 
 WHAT_TRAINING_MAKES = ("model.safetensors", "optimizer.safetensors", "trainer_state.json")
@@ -130,19 +128,6 @@ def test_buffers_are_used_again(experiment, tmp_path):
     for name, tensor in tensors[WEIGHTS].items():
         assert first[WEIGHTS][name].data_ptr() == second[WEIGHTS][name].data_ptr() != tensor.data_ptr()
         assert torch.equal(second[WEIGHTS][name], tensor)
-
-
-def test_a_failed_task_is_reported_once_and_the_next_one_runs():
-    done: list[Any] = []
-    background = Background(done.append, enabled=True)
-    background.start(lambda: 1)
-    background.start(lambda: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
-        background.finish()
-    background.start(lambda: 3)
-    background.finish()
-    background.finish()
-    assert done == [1, 3]
 
 
 class Bigram(BaseLanguageModel):

@@ -105,10 +105,10 @@ def save_checkpoint(
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Return the checkpoint folders of a run, oldest step first, without reading them."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if CHECKPOINT.match(path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
+    return sorted(found, key=checkpoint_step)
 
 
-def step_of(folder: Path) -> int:
+def checkpoint_step(folder: Path) -> int:
     """Return the step in the name of a checkpoint folder."""
     return int(folder.name.removeprefix("checkpoint-"))
 
@@ -191,8 +191,8 @@ def retire(
     Returns:
         A line for each folder that could not be removed.
     """
-    older = [path for path in checkpoints(output_dir) if step_of(path) < step_of(newest)]
-    permanent = [path for path in (*older, newest) if path not in ephemeral and step_of(path) > 0]
+    older = [path for path in checkpoints(output_dir) if checkpoint_step(path) < checkpoint_step(newest)]
+    permanent = [path for path in (*older, newest) if path not in ephemeral and checkpoint_step(path) > 0]
     last = [path for path in permanent if path not in damaged][-keep:] if keep is not None else permanent
     victims = [path for path in older if path in ephemeral]
     victims += permanent[: permanent.index(last[0])] if last else []

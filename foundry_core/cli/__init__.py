@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
-from foundry_core.cli.common import discard_lost, open_closed_streams
+from foundry_core.cli.common import add_verb, discard_lost, open_closed_streams
 from foundry_core.errors import ConfigError, FoundryError, PluginError, StoppedError, one_line, tell
 
 # Each verb and its line in `foundry --help`; its module here has the same name.
@@ -145,13 +145,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
             verbs.add_parser(name, help=summary)
             continue
         module = _module(name)
-        verb = verbs.add_parser(
-            name,
-            description=module.__doc__,
-            epilog=getattr(module, "EXAMPLE", None),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.configure(verb)
+        example, execute = getattr(module, "EXAMPLE", None), getattr(module, "execute", None)
+        module.configure(add_verb(verbs, name, summary, module.__doc__, example, execute))
     return parser
 
 

@@ -23,15 +23,10 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("architecture", metavar="NAME", help="an architecture that foundry plugins list shows")
     parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help="run only these checks or groups")
-    parser.add_argument(
-        "--expect", nargs="+", default=(), metavar="CHECK", help="checks that must fail; it is an error if one passes"
-    )
-    parser.add_argument(
-        "--write-keys", action="store_true", help="write the names of the weights to state_keys.txt; run no checks"
-    )
+    parser.add_argument("--expect", nargs="+", default=(), metavar="CHECK", help="checks that should fail")
+    parser.add_argument("--write-keys", action="store_true", help="only write the weights' names to state_keys.txt")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_plugin_argument(parser)
-    parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from foundry_core.config.experiment import ExperimentConfig
+    from foundry_core.data.preparation import ExperimentData
     from foundry_core.models.base import BaseLanguageModel
+
+
+def add_verb(
+    verbs: Any, name: str, summary: str, description: str | None, example: str | None, execute: Any
+) -> argparse.ArgumentParser:
+    """Add a verb: its line in the list of verbs, its help text and example, and the function that executes it."""
+    layout = argparse.RawDescriptionHelpFormatter
+    verb = verbs.add_parser(name, help=summary, description=description, epilog=example, formatter_class=layout)
+    verb.set_defaults(execute=execute)
+    return verb  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -46,21 +57,18 @@ def large_imports() -> Iterator[None]:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the YAML, its overrides, and --plugin."""
     parser.add_argument("config", metavar="YAML", help="the configuration of the experiment")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings to use instead of the YAML's"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the YAML's")
     add_plugin_argument(parser)
 
 
 def read_config(options: argparse.Namespace) -> ExperimentConfig:
     """Load the configuration; warn of plugin files whose hooks it does not make active."""
     from foundry_core.config.loading import load_config
+    from foundry_core.registry.hooks import hooks_in
 
-    files = load_plugins(options)
+    files = dict.fromkeys(load_plugins(options))
     config = load_config(options.config, options.overrides)
-    for file in dict.fromkeys(files):
-        from foundry_core.registry.hooks import hooks_in
-
+    for file in files:
         hooks = hooks_in(file)
         if hooks and file not in config.chosen.plugins.modules:
             warn(
@@ -70,14 +78,23 @@ def read_config(options: argparse.Namespace) -> ExperimentConfig:
     return config
 
 
+def prepare_data(config: ExperimentConfig) -> tuple[PreTrainedTokenizerFast, ExperimentData]:
+    """Train the tokenizer, encode the corpora and cut them into rows, or reuse what is there."""
+    with large_imports():
+        from foundry_core.data import preparation
+        from foundry_core.training.console import reading
+
+    corpora = preparation.experiment_corpora(config)
+    tokenizer = preparation.experiment_tokenizer(config, corpora.train)
+    with reading("encoding", corpora.train.bytes) as progress:
+        tokens = preparation.experiment_tokens(config, tokenizer, corpora, progress=progress)
+    return tokenizer, preparation.experiment_rows(config, tokenizer, tokens)
+
+
 def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
     """Add --plugin."""
     parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="a file that registers an architecture; can be repeated",
+        "--plugin", action="append", default=[], metavar="FILE.py", help="file with an architecture; can be repeated"
     )
 
 
@@ -98,11 +115,9 @@ def load_plugins(options: argparse.Namespace) -> list[ModuleType]:
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     """Add a checkpoint, --device, and --plugin."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run to use its newest checkpoint")
+    devices = ("auto", "cpu", "cuda")
     parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where to compute; auto (the default) uses a GPU if there is one",
+        "--device", choices=devices, default="auto", help="auto, the default, uses a GPU if there is one"
     )
     add_plugin_argument(parser)
 
@@ -118,9 +133,8 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
     model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device))
     tokenizer = load_tokenizer(folder)
     if max(tokenizer.get_vocab().values()) >= model.context.vocab_size:
-        raise CheckpointError(
-            f"{folder}: its tokenizer has {len(tokenizer):,} tokens, its model {model.context.vocab_size:,}"
-        )
+        sizes = f"{len(tokenizer):,} tokens, its model {model.context.vocab_size:,}"
+        raise CheckpointError(f"{folder}: its tokenizer has {sizes}")
     return folder, model, tokenizer
 
 
@@ -203,11 +217,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     figures = [place > 0 and all(cell[:1] in "0123456789-+." for cell in cs[1:]) for place, cs in enumerate(columns)]
     lines = []
     for row in cells:
-        *first, last = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, figures, strict=True)
-        )
-        lines.append(hanging("  ".join([*first, ""]), last))
+        padded = [
+            cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, figures, strict=True)
+        ]
+        lines.append(hanging("  ".join([*padded[:-1], ""]), padded[-1]))
     lines.insert(1, "-" * min(screen_width(), sum(widths) + 2 * len(widths) - 2))
     return "\n".join(lines)
 

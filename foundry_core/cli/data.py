@@ -7,40 +7,23 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_config_arguments, read_config, report, table
+from foundry_core.cli.common import add_config_arguments, add_verb, prepare_data, read_config, report, table
 
 EXAMPLE = "example:\n  foundry data prepare configs/gpt2.yaml data.training_corpus=big.txt.gz"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    prepare = verbs.add_parser(
-        "prepare",
-        help="encode the corpora that have changed or are new",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_config_arguments(prepare)
-    prepare.set_defaults(execute=execute)
+    summary = "encode the corpora that have changed or are new"
+    add_config_arguments(add_verb(verbs, "prepare", summary, __doc__, EXAMPLE, execute))
 
 
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
+    _, data = prepare_data(config)
 
-    from foundry_core.data.preparation import (
-        experiment_corpora,
-        experiment_rows,
-        experiment_tokenizer,
-        experiment_tokens,
-        tokenizer_folder,
-    )
-    from foundry_core.training.console import reading
+    from foundry_core.data.preparation import tokenizer_folder
 
-    corpora = experiment_corpora(config)
-    tokenizer = experiment_tokenizer(config, corpora.train)
-    with reading("encoding", corpora.train.bytes) as progress:
-        data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora, progress=progress))
     columns = {}
     for name, tokens, rows in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
         if tokens is not None and rows is not None:

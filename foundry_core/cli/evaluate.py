@@ -1,9 +1,10 @@
 """Score a checkpoint: loss, perplexity and bits per byte on a text, or accuracy on
-minimal pairs. Without --corpus and --pairs the test corpus of its YAML is used.
+minimal pairs. Without --corpus and --pairs it uses the test corpus of its YAML.
 
-The score of a sentence is its log-probability after the start of a document
-(causal models), or its pseudo-log-likelihood with one token hidden at a time
-(masked models). A tie counts as wrong.
+Minimal pairs are in the format of BLiMP. The score of a sentence is its
+log-probability after the start of a document (causal models), or its
+pseudo-log-likelihood with one token hidden at a time (masked models). A tie
+counts as wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from foundry_core.cli.common import add_checkpoint_argument, large_imports, listing, open_checkpoint, table
+from foundry_core.errors import UsageError
 
 EXAMPLE = """\
 examples:
@@ -25,16 +27,11 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     parser.add_argument("--corpus", metavar="PATH", help="text to score: a file, a folder or a glob")
-    parser.add_argument(
-        "--pairs", action="append", default=[], metavar="JSONL", help="minimal pairs in BLiMP's format; can be repeated"
-    )
+    parser.add_argument("--pairs", action="append", default=[], metavar="JSONL", help="minimal pairs; can be repeated")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:
-    from foundry_core.errors import UsageError
-
     with large_imports():
         from foundry_core.evaluation.corpus_loss import evaluate_corpus
         from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs

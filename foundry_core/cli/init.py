@@ -1,9 +1,8 @@
 """Write a commented YAML to start from, for any installed architecture.
 
-The keys that people usually set are written out, with the sizes and the learning
-rate that the architecture recommends. Every other key stands behind a "# " with
-its default. The file is ready to train once corpora/train.txt and corpora/dev.txt
-exist.
+The keys that people usually set are written out, with the sizes and the
+learning rate that the architecture recommends; every other key is behind a "# "
+with its default. The corpora are corpora/train.txt and corpora/dev.txt.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foundry_core.cli.common import add_plugin_argument, load_plugins, write_answer, yaml_scalar
-from foundry_core.errors import ConfigError, UsageError
+from foundry_core.errors import ConfigError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from foundry_core.registry.architecture import Architecture, Capabilities
+    from foundry_core.registry.architecture import Architecture
     from foundry_core.schema import ModelConfig
 
 EXAMPLE = """\
@@ -51,11 +48,8 @@ _NOTES = {
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("architecture", metavar="NAME", help="an architecture that foundry plugins list shows")
     parser.add_argument("-o", "--output", metavar="FILE", help="write to this new file instead of stdout")
-    parser.add_argument(
-        "--name", metavar="TEXT", help="name of the experiment and of its folder in runs/ (default: the architecture)"
-    )
+    parser.add_argument("--name", metavar="TEXT", help="name of the experiment (default: the architecture)")
     add_plugin_argument(parser)
-    parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -81,25 +75,25 @@ def execute(options: argparse.Namespace) -> None:
 def starting_yaml(architecture: Architecture, name: str) -> str:
     """Return a whole configuration for an architecture: every key of every section, with its meaning."""
     from foundry_core.config.experiment import ExperimentConfig
-    from foundry_core.registry.architecture import Capabilities
-    from foundry_core.registry.loading import blamed_on, capabilities_of, shipped_by
 
-    recommended = architecture.recipe.get("model", {})
-    sections = [_model_section(architecture, each) for each in (recommended, {}, *architecture.examples.values())]
-    with blamed_on(shipped_by(architecture.name)):
-        able = (capabilities_of(architecture, section) for section in sections if section is not None)
-        values = _values(architecture, name, next(able, Capabilities()))
     title = f"A configuration to start from: {architecture.name}, {' '.join(architecture.summary.split())}."
     lines = [
         *textwrap.wrap(title, WIDTH, initial_indent="# ", subsequent_indent="# "),
         "# Keys behind a '# ' show their default: remove the '# ' to set one (and that of its section, if hidden).",
         "# Then: foundry validate FILE, foundry plan FILE, foundry train FILE.",
     ]
-    for entry in _Outline(architecture, values, sections[0]).section(ExperimentConfig):
+    for entry in _entries(ExperimentConfig, _values(architecture, name)):
         if entry.depth == 0 and entry.text.endswith(":"):
             lines.append("")
-        lines += entry.lines()
+        lines += entry.lines(WIDTH)
     return "\n".join(lines) + "\n"
+
+
+def model_section(architecture: Architecture, width: int) -> str:
+    """Return the `model:` section of the same configuration."""
+    values = _values(architecture, architecture.name)
+    entries = _entries(values["model"], values, "model.")
+    return "\n".join(["model:", *(line for entry in entries for line in entry.lines(width))])
 
 
 class _Entry(NamedTuple):
@@ -110,90 +104,77 @@ class _Entry(NamedTuple):
     comment: str
     hidden_at: int | None
 
-    def lines(self) -> list[str]:
+    def lines(self, width: int) -> list[str]:
         """Return the key, with its comment in the comment column."""
         start = "  " * self.depth + self.text
         if self.hidden_at is not None:
             start = f"{start[: 2 * self.hidden_at]}# {start[2 * self.hidden_at :]}"
         if not self.comment:
             return [start]
-        first, *rest = textwrap.wrap(self.comment, WIDTH - COMMENT_COLUMN - 2, break_on_hyphens=False)
-        return [
-            f"{start.ljust(COMMENT_COLUMN - 1)} # {first}",
-            *(f"{'':{COMMENT_COLUMN}}# {line}" for line in rest),
-        ]
+        first, *rest = textwrap.wrap(
+            one_line(" ".join(self.comment.split())), width - COMMENT_COLUMN - 2, break_on_hyphens=False
+        )
+        further = [f"{'':{COMMENT_COLUMN}}# {line}" for line in rest]
+        return [f"{start.ljust(COMMENT_COLUMN - 1)} # {first}", *further]
 
 
-class _Outline:
-    """The keys of a configuration for one architecture, in the order of the classes that check them."""
+def _entries(section: Any, values: Mapping[str, Any], prefix: str = "") -> list[_Entry]:
+    """Return all keys of a section.
 
-    def __init__(self, architecture: Architecture, values: Mapping[str, Any], start: ModelConfig | None):
-        """start: The `model:` section to write; None when the architecture recommends none."""
-        self.architecture = architecture
-        self.values = values
-        self.start = start
-
-    def section(self, model: type[BaseModel], prefix: str = "", default: Any = None) -> list[_Entry]:
-        """Return all keys of a section. default: the section as it is when left out, where it can be."""
-        from pydantic import BaseModel
-        from pydantic_core import PydanticUndefined
-
-        entries: list[_Entry] = []
-        depth = prefix.count(".")
-        for name, field in model.model_fields.items():
-            key, comment, value = prefix + name, field.description or "", getattr(default, name, PydanticUndefined)
-            if value is PydanticUndefined and not field.is_required():
-                value = field.get_default(call_default_factory=True, validated_data={})
-            inner: Any = type(value) if isinstance(value, BaseModel) else field.annotation
-            if key == "model":
-                value, inner = self.start, self.architecture.config_class
-            if (isinstance(value, BaseModel) or field.is_required()) and _is_section(inner):
-                keys = self.section(inner, f"{key}.", value)
-                # A section without a key that is set would be null, which is refused: it is hidden as a whole.
-                hidden = all(entry.hidden_at is not None for entry in keys)
-                keys = [_Entry(depth, f"{name}:", comment, None), *keys]
-                entries += [entry._replace(hidden_at=depth) for entry in keys] if hidden else keys
-                continue
-            value = self._value(key, value)
-            # Whatever has a value in the section of an architecture is shown: its sizes are what people set.
-            shown = key.startswith("model.") and value is not None
-            shown = shown or field.is_required() or key in self.values or key in _WRITTEN_OUT
-            text = f"{name}: {yaml_scalar(value)}"
-            entries.append(_Entry(depth, text, comment + _NOTES.get(key, ""), None if shown else depth))
-        return entries
-
-    def _value(self, key: str, default: Any) -> Any:
-        """Return what the file sets a key to: a value of ours, the recipe's, the default, or that of an example."""
-        from pydantic_core import PydanticUndefined, to_jsonable_python
-
-        if key in self.values:
-            return self.values[key]
-        if default is not PydanticUndefined:
-            return to_jsonable_python(default)
-        for example in self.architecture.examples.values():
-            value: Any = {"model": example}
-            for part in key.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-            if value is not None:
-                return value
-        return None
-
-
-def _is_section(annotation: Any) -> bool:
+    Args:
+        section: Its class, or its default where it can be left out.
+        values: What keys are set to instead of their defaults, by their full names.
+        prefix: The name of the section, with a dot.
+    """
     from pydantic import BaseModel
+    from pydantic_core import to_jsonable_python
 
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    def is_section(value: Any) -> bool:
+        return isinstance(value, BaseModel) or (isinstance(value, type) and issubclass(value, BaseModel))
+
+    entries: list[_Entry] = []
+    depth = prefix.count(".")
+    model: Any = section if isinstance(section, type) else type(section)
+    for name, field in model.model_fields.items():
+        key, comment = prefix + name, field.description or ""
+        value = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+        value = values.get(key, value if isinstance(section, type) else getattr(section, name))
+        if field.is_required() and value is None and is_section(field.annotation):
+            value = field.annotation
+        if is_section(value):
+            inner = _entries(value, values, f"{key}.")
+            # A section without a key that is set would be null, which is refused: it is hidden as a whole.
+            hidden = all(entry.hidden_at is not None for entry in inner)
+            inner = [_Entry(depth, f"{name}:", comment, None), *inner]
+            entries += [entry._replace(hidden_at=depth) for entry in inner] if hidden else inner
+        else:
+            # Whatever has a value in the section of an architecture is shown: its sizes are what people set.
+            shown = field.is_required() or key in values or key in _WRITTEN_OUT
+            shown = shown or (key.startswith("model.") and value is not None)
+            text = f"{name}: {yaml_scalar(to_jsonable_python(value))}"
+            entries.append(_Entry(depth, text, comment + _NOTES.get(key, ""), None if shown else depth))
+    return entries
 
 
-def _values(architecture: Architecture, name: str, able: Capabilities) -> dict[str, Any]:
+def _values(architecture: Architecture, name: str) -> dict[str, Any]:
     """Return the keys that do not get their default: placeholders, the recipe, and what the architecture decides."""
+    from foundry_core.registry.architecture import Capabilities
+    from foundry_core.registry.loading import blamed_on, capabilities_of, shipped_by
+
+    candidates = [architecture.recipe.get("model", {}), {}, *architecture.examples.values()]
+    model = next((found for each in candidates if (found := _model_section(architecture, each))), None)
+    able = Capabilities()
+    if model is not None:
+        with blamed_on(shipped_by(architecture.name)):
+            able = capabilities_of(architecture, model)
     objective = next(iter(able.objectives), "causal_lm")
-    return {
+    values = {
         "experiment_name": name,
         "data.training_corpus": "corpora/train.txt",
         "data.test_corpus": "corpora/dev.txt",
         "data.max_sequence_length": min(128, able.longest_sequence or 128),
         "tokenizer.tokenizer_type": architecture.default_tokenizer,
+        "model": architecture.config_class if model is None else model,
         "model.architecture": architecture.name,
         "training.output_dir": f"runs/{name}",
         "training.objective": objective,
@@ -203,14 +184,12 @@ def _values(architecture: Architecture, name: str, able: Capabilities) -> dict[s
         "training.evaluate_every_steps": 500,
         "training.checkpoints.every_steps": 1000,
         "training.checkpoints.log_base": 2,
-        **({"training.mlm_probability": 0.15} if objective == "masked_lm" else {}),
-        **{
-            f"{section}.{key}": value
-            for section, keys in architecture.recipe.items()
-            if section != "model"
-            for key, value in keys.items()
-        },
     }
+    if objective == "masked_lm":
+        values["training.mlm_probability"] = 0.15
+    for section, keys in architecture.recipe.items():
+        values |= {f"{section}.{key}": value for key, value in keys.items() if section != "model"}
+    return values
 
 
 def _model_section(architecture: Architecture, settings: Mapping[str, Any]) -> ModelConfig | None:

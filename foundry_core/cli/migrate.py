@@ -1,9 +1,9 @@
 """Convert a YAML of the old format, which has no model.architecture, to one that
 means the same.
 
-Each key that was renamed, replaced, added or dropped is one line on stderr, with
-the reason. A file that cannot be converted without a guess is refused, with one
-line for each problem.
+Each key that was renamed, replaced, added or dropped is one line on stderr,
+with the reason. A file that cannot be converted without a guess is refused,
+with one line for each problem.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", metavar="OLD.yaml", help="the configuration to convert; it is not changed")
     parser.add_argument("-o", "--output", metavar="NEW.yaml", help="write to this new file instead of stdout")
-    parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -1,5 +1,7 @@
-"""Write a package for a new architecture: descriptor, a small model that learns and
-passes every check, tests, README, CI. Install it, then make the model yours.
+"""Write a package for a new architecture, complete with tests, README and CI.
+
+Its small model learns, and passes every check: install the package, then change
+the model into yours.
 
 The folder is foundry-NAME. NAME is the future model.architecture: lower-case
 letters, digits and single underscores.
@@ -49,10 +51,7 @@ _FILES = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the architecture")
-    parser.add_argument(
-        "--dir", default=".", metavar="DIR", help="where to create the folder foundry-NAME (default: here)"
-    )
-    parser.set_defaults(execute=execute)
+    parser.add_argument("--dir", default=".", metavar="DIR", help="where to create foundry-NAME (default: here)")
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -60,16 +59,14 @@ def execute(options: argparse.Namespace) -> None:
 
     name = options.name
     _refuse_unusable(name)
-    _refuse_taken(name)
     folder = Path(options.dir, _distribution(name))
     if os.path.lexists(folder):
         raise UsageError(f"{folder} exists and is not overwritten: choose another --dir, or remove it")
     for path, text in plugin_files(name).items():
         write_file(folder / path, text.encode())
-    report(f"wrote {folder}; next:")
     # Editable, so that later changes are what is checked. Without a slash in it, pip would look for a package.
-    report(f"  pip install -e {shlex.quote(f'{folder}{os.sep}')}")
-    report(f"  foundry check {name}")
+    place = shlex.quote(f"{folder}{os.sep}")
+    report(f"wrote {folder}; next:\n  pip install -e {place}\n  foundry check {name}")
 
 
 def plugin_files(name: str) -> dict[str, str]:
@@ -84,13 +81,9 @@ def plugin_files(name: str) -> dict[str, str]:
         "below": below,
     }
     templates = resources.files("foundry_core") / "templates" / "plugin"
-    texts = {
-        Template(path).substitute(values): Template((templates / f"{source}.template").read_text("utf-8")).substitute(
-            values
-        )
-        for source, path in _FILES.items()
-    }
-    return {**texts, f"{values['package']}/py.typed": ""}
+    texts = {path: (templates / f"{source}.template").read_text("utf-8") for source, path in _FILES.items()}
+    texts["$package/py.typed"] = ""
+    return {Template(path).substitute(values): Template(text).substitute(values) for path, text in texts.items()}
 
 
 def _distribution(name: str) -> str:
@@ -104,7 +97,8 @@ def core_versions(version: str) -> tuple[str, str]:
 
 
 def _refuse_unusable(name: str) -> None:
-    """Refuse names that are not an entry point and a Python variable, or that clash with a name in the files."""
+    """Refuse names that do not fit, that clash with a name in the files, or that belong to what is installed."""
+    from foundry_core.registry.discovery import declared
     from foundry_core.schema import ModelConfig
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > _LONGEST:
@@ -114,18 +108,11 @@ def _refuse_unusable(name: str) -> None:
             f"{name!r} cannot name an architecture: lower-case letters, digits and single underscores between them, "
             f"a letter first, at most {_LONGEST}{near}"
         )
-    if name in _YAML_WORDS:
-        raise UsageError(f"YAML does not read '{name}' as text: choose another name")
     # `base` would make a second BaseLanguageModel, `config` a ConfigSection; `model` is the module of the model.
-    taken = ("base", "config", "model", *ModelConfig.model_fields)
+    taken = {"base", "config", "model", *ModelConfig.model_fields, *_YAML_WORDS}
     if name in taken or keyword.iskeyword(name) or hasattr(builtins, name) or hasattr(ModelConfig, name):
-        raise UsageError(f"'{name}' already means something in Python or in core: choose another name")
-
-
-def _refuse_taken(name: str) -> None:
-    """Refuse names of what is installed, disabled plugins included: both could not be used together."""
-    from foundry_core.registry.discovery import declared
-
+        raise UsageError(f"'{name}' already means something in YAML, in Python or in core: choose another name")
+    # Disabled plugins count, too: both could not be used together.
     for point in declared().get(name, ()):
         raise UsageError(f"the architecture '{name}' is shipped by {point}: choose another name")
     if any(metadata.distributions(name=_distribution(name))):

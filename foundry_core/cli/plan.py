@@ -1,8 +1,8 @@
 """Estimate parameters, tokens, steps, FLOPs, disk, memory and time of a training.
 
 Trains the tokenizer and encodes the corpora if needed (foundry train reuses
-both), builds the model, measures the memory of a few rows, and times three steps
-on a model that is then discarded.
+both), builds the model, measures the memory of a few rows, and times three
+steps on a model that is then discarded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from itertools import islice
 from typing import Any
 
-from foundry_core.cli.common import add_config_arguments, large_imports, listing, read_config
+from foundry_core.cli.common import add_config_arguments, large_imports, listing, prepare_data, read_config
 
 EXAMPLE = "examples:\n  foundry plan configs/gpt2.yaml\n  foundry plan configs/gpt2.yaml data.batch_size=64 --json"
 
@@ -25,7 +25,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--no-timing", action="store_true", help="do not run steps to estimate the time")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -40,21 +39,13 @@ def execute(options: argparse.Namespace) -> None:
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     with large_imports():
         from foundry_core.checkpoints.optimizer_state import first_state
-        from foundry_core.data.preparation import (
-            experiment_corpora,
-            experiment_rows,
-            experiment_tokenizer,
-            experiment_tokens,
-        )
         from foundry_core.models.base import create_model
         from foundry_core.models.cost import training_flops
         from foundry_core.registry.hooks import hook_manager
         from foundry_core.training.notifier import Notifier
         from foundry_core.training.trainer import Trainer
 
-    corpora = experiment_corpora(config)
-    tokenizer = experiment_tokenizer(config, corpora.train)
-    data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
+    tokenizer, data = prepare_data(config)
     model = create_model(config, tokenizer)
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
     length = config.data.max_sequence_length
@@ -107,10 +98,8 @@ def _activation_bytes(trainer: Any) -> int:
     rows = min(_PROBED_ROWS, trainer.plan.total_samples)
     (batch,) = Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)
     labelled = float((batch["labels"] != IGNORED).sum() / batch["attention_mask"].sum())
-    autocast = trainer.precision.autocast
-    return activation_bytes(
-        trainer.model, data.batch_size, data.max_sequence_length, labelled=labelled, autocast=autocast
-    )
+    sizes = (data.batch_size, data.max_sequence_length)
+    return activation_bytes(trainer.model, *sizes, labelled=labelled, autocast=trainer.precision.autocast)
 
 
 def _step_seconds(trainer: Any) -> float:

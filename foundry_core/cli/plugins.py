@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from foundry_core.cli.common import add_plugin_argument, hanging, listing, load_plugins, table
-from foundry_core.errors import one_line
-
-if TYPE_CHECKING:
-    from foundry_core.registry.doctor import Finding
+from foundry_core.cli import VERBS
+from foundry_core.cli.common import add_plugin_argument, add_verb, hanging, listing, load_plugins, screen_width, table
+from foundry_core.errors import PluginError, one_line
+from foundry_core.registry.discovery import misnamed_in_environment
+from foundry_core.registry.doctor import Finding, examine, facts
 
 EXAMPLE = """\
 examples:
@@ -41,30 +41,17 @@ Each problem is one line on stderr, with how to fix it, and exit code 3."""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-
-    def verb(name: str, line: str, description: str, execute: Any) -> argparse.ArgumentParser:
-        added = verbs.add_parser(
-            name,
-            help=line,
-            description=description,
-            epilog=f"example:\n  foundry plugins {name}{' lstm' if name == 'show' else ''}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        added.add_argument("--json", action="store_true", help="print JSON")
-        added.set_defaults(execute=execute)
-        return added
-
-    verb("list", "list every plugin", _LIST, list_plugins)
-    show = verb("show", "show one plugin in detail", _SHOW, show_plugin)
+    example = "example:\n  foundry plugins"
+    add_verb(verbs, "list", "list every plugin", _LIST, f"{example} list", list_plugins)
+    show = add_verb(verbs, "show", "show one plugin in detail", _SHOW, f"{example} show lstm", show_plugin)
+    add_verb(verbs, "doctor", "check every plugin", _DOCTOR, f"{example} doctor", doctor)
+    for verb in verbs.choices.values():
+        verb.add_argument("--json", action="store_true", help="print JSON")
     show.add_argument("name", metavar="NAME", help="a plugin that foundry plugins list shows")
     add_plugin_argument(show)
-    verb("doctor", "check every plugin", _DOCTOR, doctor)
 
 
 def list_plugins(options: argparse.Namespace) -> None:
-    from foundry_core.cli import VERBS
-    from foundry_core.registry.doctor import examine
-
     findings = examine(VERBS)
     if options.json:
         print(_as_json(findings))
@@ -72,19 +59,18 @@ def list_plugins(options: argparse.Namespace) -> None:
     if not any(finding.point.kind == "architecture" for finding in findings):
         print("no architecture is installed; for instance: pip install foundry-gpt2")
     for kind in ("architecture", "extension", "command"):
-        rows = [
-            (*_names(each), f"{each.state}: {each.problem}" if each.problem else each.summary)
-            for each in findings
-            if each.point.kind == kind
-        ]
-        if rows:
-            print(table((kind, "package", ""), rows))
+        shown = [each for each in findings if each.point.kind == kind]
+        if shown:
+            states = [f"{each.state}: {each.problem}" if each.problem else each.summary for each in shown]
+            print(_table(kind, shown, states))
 
 
-def _names(finding: Finding) -> tuple[str, str]:
-    """Return what a YAML or a user types to use a plugin, and its package."""
-    point = finding.point
-    return point.module if point.kind == "extension" else point.name, f"{point.distribution} {point.version}"
+def _table(title: str, findings: list[Finding], states: list[str]) -> str:
+    """Return a row for each plugin: the name that a user types, its package, and its state."""
+    points = [each.point for each in findings]
+    names = [point.module if point.kind == "extension" else point.name for point in points]
+    packages = [f"{point.distribution} {point.version}" for point in points]
+    return table((title, "package", ""), list(zip(names, packages, states, strict=True)))
 
 
 def _as_json(findings: list[Finding]) -> str:
@@ -98,18 +84,13 @@ def _as_json(findings: list[Finding]) -> str:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    from foundry_core.cli import VERBS
-    from foundry_core.errors import PluginError
-    from foundry_core.registry.discovery import misnamed_in_environment
-    from foundry_core.registry.doctor import examine
-
     findings = examine(VERBS)
     wrong = [each.problem or "" for each in findings if each.state == "unusable"]
     problems = dict.fromkeys([*wrong, *misnamed_in_environment()])  # two that claim one name have the same line
     if options.json:
         print(_as_json(findings))
     elif findings:
-        print(table(("plugin", "package", ""), [(*_names(each), each.state) for each in findings]))
+        print(_table("plugin", findings, [each.state for each in findings]))
     if problems:
         raise PluginError("\n".join(problems))
     if not options.json:
@@ -119,8 +100,6 @@ def doctor(options: argparse.Namespace) -> None:
 
 
 def show_plugin(options: argparse.Namespace) -> None:
-    from foundry_core.registry.doctor import facts
-
     load_plugins(options)
     known = facts(options.name)
     if options.json:
@@ -129,13 +108,11 @@ def show_plugin(options: argparse.Namespace) -> None:
     print(hanging("", one_line(f"{known['name']}: {known['summary']}"), indent=2))
     print(listing(_head(known), indent="  "))
     if known["kind"] == "architecture":
-        print("\ncan do, with its examples:")
-        print(listing(_abilities(known["capabilities"]), indent="  "))
-        print("\nkeys under model:")
-        for key, accepted, meaning in _keys(known["schema"]):
-            print(hanging(f"  {key}: ", one_line(accepted), indent=4))
-            if meaning:
-                print(hanging("    ", one_line(meaning)))
+        from foundry_core.cli.init import model_section
+        from foundry_core.registry.loading import get_architecture
+
+        print(f"\ncapabilities, with its example settings:\n{listing(_abilities(known['capabilities']), indent='  ')}")
+        print(f"\n{model_section(get_architecture(options.name), screen_width())}")
 
 
 def _head(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -166,50 +143,5 @@ def _abilities(capabilities: dict[str, dict[str, Any]]) -> Iterator[tuple[str, s
         examples: dict[str, list[str]] = {}
         for example, values in capabilities.items():
             examples.setdefault(shown(values[name]), []).append(example)
-        yield (
-            name.replace("_", " "),
-            "; ".join(
-                f"{value} ({', '.join(names)})" if len(examples) > 1 else value for value, names in examples.items()
-            ),
-        )
-
-
-def _keys(schema: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield every key of the `model:` section, with what it accepts and its default, and its meaning."""
-
-    def keys(section: dict[str, Any], prefix: str, within: list[Any]) -> Iterator[tuple[str, str, str]]:
-        for name, entry in section["properties"].items():
-            target = _resolved(entry, schema)
-            if "properties" in target and target not in within:  # a section that contains itself is entered once
-                yield from keys(target, f"{prefix}{name}.", [*within, target])
-            elif (prefix, name) != ("", "architecture"):
-                default = json.dumps(entry["default"], ensure_ascii=False).strip('"') if "default" in entry else None
-                accepted = _accepted(target, schema) + (f"; default {default}" if default is not None else "")
-                yield f"{prefix}{name}", accepted, entry.get("description", "")
-
-    whole = _resolved(schema, schema)
-    return keys(whole, "", [whole])
-
-
-def _resolved(entry: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema, or the definition that it refers to."""
-    return schema["$defs"][entry["$ref"].rpartition("/")[2]] if "$ref" in entry else entry
-
-
-_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-
-
-def _accepted(entry: dict[str, Any], schema: dict[str, Any]) -> str:
-    """Return a JSON schema in a few words."""
-    from foundry_core.schema import ConfigSection
-
-    if "anyOf" in entry:
-        return " | ".join(_accepted(_resolved(each, schema), schema) for each in entry["anyOf"])
-    if "enum" in entry or "const" in entry:
-        return " | ".join(map(str, entry.get("enum", [entry.get("const")])))
-    bounds = [
-        f"{sign} {entry[key]:,}"
-        for key, sign in _BOUNDS.items()
-        if key in entry and abs(entry[key]) != ConfigSection.LARGEST  # which every integer has
-    ]
-    return " ".join([str(entry.get("type", "any")), ", ".join(bounds)]).strip()
+        parts = (f"{value} ({', '.join(names)})" if len(examples) > 1 else value for value, names in examples.items())
+        yield name.replace("_", " "), "; ".join(parts)

@@ -8,26 +8,23 @@ change its YAMLs and train them again with foundry train.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import harmonic_mean
+from typing import Any
 
 from foundry_core.cli.common import large_imports, report, table, yaml_scalar
 from foundry_core.errors import UsageError
-from foundry_core.registry.hookspecs import EvaluationReport, StepReport, hookimpl
+from foundry_core.run_folder import METRICS
 from foundry_core.storage.files import remove_tree, write_file
-
-if TYPE_CHECKING:
-    from foundry_core.testing.toy_language import ToyCorpus
 
 EXAMPLE = "example:\n  foundry quickstart my-first-models"
 
 _MARKER = "quickstart.json"
-_TRAIN_SENTENCES, _TEST_SENTENCES = 120_000, 2_000
-_TRAIN_TOKENS = 1_600_000
 
 _YAML = """\
 # Written by foundry quickstart. Train it again with: foundry train {file} training.output_dir=runs/again
@@ -62,12 +59,12 @@ _RNN = "  rnn: {embedding_size: 128, hidden_size: 128, num_layers: 1, dropout: 0
 _CAUSAL = "  objective: causal_lm\n  learning_rate: 5.0e-3"
 _MASKED = "  objective: masked_lm\n  mlm_probability: 0.3\n  learning_rate: 3.0e-3"
 
-# Package, colour in the picture, length of a row, model, training. BERT gets short rows: with 64 tokens it takes over
-# 2M words to leave the unigram plateau, with 24 a quarter of that.
+# Package, length of a row, model, training. BERT gets short rows: with 64 tokens it takes over 2M words to leave the
+# unigram plateau, with 24 a quarter of that.
 _EXPERIMENTS = {
-    "gpt2": ("foundry-gpt2", "#3b6fb6", 64, _TRANSFORMER, _CAUSAL),
-    "bert": ("foundry-bert", "#d1802f", 24, _TRANSFORMER, _MASKED),
-    "lstm": ("foundry-rnn", "#3a8f5c", 64, _RNN, _CAUSAL),
+    "gpt2": ("foundry-gpt2", 64, _TRANSFORMER, _CAUSAL),
+    "bert": ("foundry-bert", 24, _TRANSFORMER, _MASKED),
+    "lstm": ("foundry-rnn", 64, _RNN, _CAUSAL),
 }
 
 _EXPLANATION = """\
@@ -80,31 +77,12 @@ cabinet are", with 0, 1 or 2 nouns of the other number in between: chance is 50%
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", nargs="?", default="quickstart", metavar="DIR", help="folder to write (default: quickstart)"
-    )
+    parser.add_argument("folder", nargs="?", default="quickstart", metavar="DIR", help="folder (default: quickstart)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="random seed (default 1)")
-    parser.set_defaults(execute=lambda options: quickstart(options.folder, seed=options.seed))
 
 
-class _Curve:
-    """An observer that keeps the learning curve, the time and the last test loss."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.losses: list[float] = []
-        self.seconds = 0.0
-        self.test_loss = float("nan")
-
-    @hookimpl
-    def foundry_step_ended(self, report: StepReport) -> None:
-        self.seconds += (report.tokens_seen - (self.tokens[-1] if self.tokens else 0)) / report.tokens_per_second
-        self.tokens.append(report.tokens_seen)
-        self.losses.append(report.loss)
-
-    @hookimpl
-    def foundry_evaluated(self, report: EvaluationReport) -> None:
-        self.test_loss = report.loss
+def execute(options: argparse.Namespace) -> None:
+    quickstart(options.folder, seed=options.seed)
 
 
 def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict[str, dict[str, Any]]:
@@ -141,24 +119,23 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
         raise UsageError("no architecture is installed: pip install foundry-gpt2 foundry-bert foundry-rnn")
     yamls = {name: _yaml(folder, name, seed, share) for name in _EXPERIMENTS}
     _make_room(folder, yamls)
-    sentences = {"train_sentences": round(share * _TRAIN_SENTENCES), "test_sentences": round(share * _TEST_SENTENCES)}
+    sentences = {"train_sentences": round(share * 120_000), "test_sentences": round(share * 2_000)}
     corpus = write_corpus(folder / "corpus", **sentences, seed=seed)
     pairs = read_pairs(corpus.minimal_pairs)
-    curves: dict[str, _Curve] = {}
+    curves: dict[str, list[dict[str, Any]]] = {}
     results: dict[str, dict[str, Any]] = {}
     for name in names:
         config = load_config(folder / f"{name}.yaml")
-        curve = curves[name] = _Curve()
-        state = run(config, extra_observers=[curve])
+        state = run(config)
         checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"
+        metrics = [json.loads(line) for line in checkpoint.with_name(METRICS).read_text().splitlines()]
+        curve = curves[name] = [each for each in metrics if each["kind"] == "train"]
         model = BaseLanguageModel.from_pretrained(checkpoint)
-        causal = config.objective.causal
         results[name] = {
             "parameters": model.get_parameter_count().total,
-            "tokens_per_second": state.tokens_seen / curve.seconds,
-            "test_loss": curve.test_loss,
-            "entropy_floor": corpus.entropy_per_token if causal else None,
-            "test_floor": corpus.test_floor if causal else None,
+            "tokens_per_second": harmonic_mean(each["tokens_per_second"] for each in curve),
+            "test_loss": metrics[-1]["loss"],
+            "test_floor": corpus.test_floor if config.objective.causal else None,
             "agreement": [score.accuracy for score in score_pairs(model, load_tokenizer(checkpoint), pairs)],
         }
     rows = [
@@ -174,15 +151,14 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     ]
     header = ("model", "parameters", "tokens/s", "test loss", "floor", "0 attractors", "1", "2")
     report(f"\n{table(header, rows)}\n\n{_EXPLANATION.format(entropy=corpus.entropy_per_token)}")
-    if _picture(folder / "curves.png", curves, corpus):
-        report(f"Learning curves: {folder / 'curves.png'}")
+    _draw(folder / "curves.png", curves, corpus.entropy_per_token)
     _mark(folder, yamls, seed=seed, results=results)
     report(f"Took {duration(time.monotonic() - started)}. Next: foundry generate {folder}/runs/{names[0]} --samples 5")
     return results
 
 
 def _yaml(folder: Path, name: str, seed: int, share: float) -> str:
-    _, _, length, model, training = _EXPERIMENTS[name]
+    _, length, model, training = _EXPERIMENTS[name]
     paths = {
         "train": folder / "corpus" / "train.txt",
         "test": folder / "corpus" / "test.txt",
@@ -192,7 +168,7 @@ def _yaml(folder: Path, name: str, seed: int, share: float) -> str:
     }
     settings = {"name": name, "seed": seed, "length": length, "model": model, "training": training}
     quoted = {key: yaml_scalar(str(path)) for key, path in paths.items()}
-    return _YAML.format(**settings, tokens=round(share * _TRAIN_TOKENS), **quoted)
+    return _YAML.format(**settings, tokens=round(share * 1_600_000), **quoted)
 
 
 def _make_room(folder: Path, yamls: Mapping[str, str]) -> None:
@@ -221,25 +197,23 @@ def _mark(folder: Path, yamls: Mapping[str, str], **facts: Any) -> None:
     write_file(folder / _MARKER, (json.dumps({"yamls": yamls, **facts}, indent=1) + "\n").encode())
 
 
-def _picture(path: Path, curves: Mapping[str, _Curve], corpus: ToyCorpus) -> bool:
-    """Draw the learning curves above the entropy of the grammar; return False without matplotlib, an extra."""
-    import io
-
+def _draw(path: Path, curves: Mapping[str, list[dict[str, Any]]], entropy: float) -> None:
+    """Draw the learning curves above the entropy of the grammar, if matplotlib is installed, which is an extra."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return False
+        return
     figure = Figure(figsize=(7, 4.2), layout="tight")
     axes = figure.subplots()
     for name, curve in curves.items():
-        _, colour, *_, training = _EXPERIMENTS[name]
-        label = f"{name} (masked)" if training == _MASKED else name
-        axes.plot([tokens / 1e6 for tokens in curve.tokens], curve.losses, label=label, color=colour)
-    axes.axhline(corpus.entropy_per_token, color="black", linestyle="--", linewidth=1, label="entropy of the grammar")
+        label = f"{name} (masked)" if _EXPERIMENTS[name][-1] == _MASKED else name
+        million_words = [each["tokens_seen"] / 1e6 for each in curve]
+        axes.plot(million_words, [each["loss"] for each in curve], label=label)
+    axes.axhline(entropy, color="black", linestyle="--", linewidth=1, label="entropy of the grammar")
     axes.set(xlabel="million words seen", ylabel="training loss (nats per word)", title="Learning the toy language")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150)
     write_file(path, buffer.getvalue())
-    return True
+    report(f"Learning curves: {path}")

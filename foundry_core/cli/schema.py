@@ -1,13 +1,13 @@
-"""Print the JSON schema (draft 2020-12) of the YAML, with which editors complete and
-explain its keys. It covers what is installed: architectures, objectives,
-optimizers, tokenizer types.
+"""Print the JSON schema (draft 2020-12) of the YAML: with it, editors complete and
+explain the keys. It covers the architectures, objectives, optimizers and
+tokenizer types that are installed.
 
-Editors that support the YAML language server read the name of the schema from the
-first line of the YAML:
+Editors that support the YAML language server read the name of the schema from
+the first line of the YAML:
 
   # yaml-language-server: $schema=foundry.schema.json
 
-Rules between keys (exactly one budget, for instance) are left to foundry validate.
+Rules between keys (exactly one budget, for instance) are for foundry validate.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ COUNT_PATTERN = r"^[0-9]+(\.[0-9]+)?[kKmMbB]$"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_plugin_argument(parser)
-    parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -93,6 +92,7 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         offered: Objectives, optimizers and tokenizer types by name; core's by default.
     """
     from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+    from pydantic_core import to_jsonable_python
 
     from foundry_core.config import sections as config_sections
     from foundry_core.config.experiment import ExperimentConfig
@@ -118,7 +118,7 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         for key in ("objective", "optimizer")
     }
     sections = [each.config_class for each in architectures]
-    classes = dict.fromkeys([ExperimentConfig, *sections, *chain.from_iterable(settings.values())])
+    classes = dict.fromkeys([ExperimentConfig, *sections, *chain(*settings.values())])
     references, document = models_json_schema([(each, "validation") for each in classes], schema_generator=Generator)
     definitions: dict[str, Any] = document["$defs"]
 
@@ -138,8 +138,14 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         training[name]["anyOf"] = [*map(reference, models), {"type": "null"}]
     whole = definition(ExperimentConfig)
     if architectures:
-        variants = [_of_architecture(each, definition(each.config_class)) for each in architectures]
-        whole["properties"] = {**whole["properties"], "model": {"anyOf": variants}}
+        variants = []
+        for each in architectures:  # written out for each, since several can share a class
+            section = definition(each.config_class)
+            fixed = {**section["properties"]["architecture"], "const": each.name}
+            recipe = to_jsonable_python({"architecture": each.name, **each.recipe.get("model", {})})
+            facts = {"examples": [recipe], "title": each.name, "description": each.summary}
+            variants.append(section | facts | {"properties": section["properties"] | {"architecture": fixed}})
+        whole["properties"] = whole["properties"] | {"model": {"anyOf": variants}}
     used: dict[str, Any] = {}
     waiting = [whole]
     while waiting:
@@ -153,19 +159,4 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         "title": "foundry experiment",
         "description": "one YAML for each experiment: foundry train FILE",
         "$defs": dict(sorted(used.items())),
-    }
-
-
-def _of_architecture(architecture: Architecture, section: dict[str, Any]) -> dict[str, Any]:
-    """Return `model:` for one architecture; several can share a class."""
-    from pydantic_core import to_jsonable_python
-
-    name = {**section["properties"]["architecture"], "const": architecture.name}
-    recipe = {"architecture": architecture.name, **architecture.recipe.get("model", {})}
-    return {
-        **section,
-        "examples": [to_jsonable_python(recipe)],
-        "title": architecture.name,
-        "description": architecture.summary,
-        "properties": {**section["properties"], "architecture": name},
     }

@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_config_arguments, read_config, report
+from foundry_core.cli.common import add_config_arguments, add_verb, read_config, report
 
 EXAMPLE = "example:\n  foundry tokenizer train configs/bert.yaml"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    train = verbs.add_parser(
-        "train",
-        help="train the tokenizer if its inputs have changed or are new",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = "train the tokenizer if its inputs have changed or are new"
+    train = add_verb(verbs, "train", summary, __doc__, EXAMPLE, execute)
     add_config_arguments(train)
     train.add_argument("--force", action="store_true", help="replace a tokenizer that was trained on other inputs")
-    train.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:

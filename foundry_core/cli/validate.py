@@ -15,7 +15,6 @@ EXAMPLE = "example:\n  foundry validate configs/gpt2.yaml training.epochs=3"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:

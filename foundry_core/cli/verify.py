@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 
 from foundry_core.cli.common import table
+from foundry_core.errors import CheckpointError
 
 EXAMPLE = "example:\n  foundry verify runs/gpt2"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a run (training.output_dir)")
-    parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> None:
     from foundry_core.checkpoints.verification import verify_run
-    from foundry_core.errors import CheckpointError
 
     whole, problems = verify_run(options.run)
     rows = [

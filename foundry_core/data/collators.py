@@ -194,9 +194,9 @@ class CheckedCollator:
 
 
 def _generator_states() -> dict[str, Any]:
-    _, keys, *position = np.random.get_state(legacy=True)
-    numpy = (np.asarray(keys).tobytes(), *position)
-    return {"torch": torch.get_rng_state().tolist(), "numpy": numpy, "Python's random": random.getstate()}
+    numpy: Any = np.random.get_state()
+    states = torch.get_rng_state().tolist(), (numpy[1].tolist(), numpy[2:]), random.getstate()
+    return dict(zip(("torch", "numpy", "Python's random"), states, strict=True))
 
 
 def _problem(batch: Any, rows: int, vocabulary: int) -> str | None:

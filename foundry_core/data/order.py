@@ -21,7 +21,7 @@ Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 
 
 class Permutation:
-    """A shuffle of range(size) that is computed, not stored: any position takes a few microseconds.
+    """The order of `size` rows in one epoch; computed, not stored: any position takes a few microseconds.
 
     A Feistel network on the grid of ceil(sqrt(size)) by ceil(size / that): each round moves one coordinate by a hash of
     the other, which can be undone, so the whole is one to one. The grid has at most sqrt(size) cells too many; what
@@ -30,12 +30,13 @@ class Permutation:
 
     ROUNDS = 8
 
-    def __init__(self, size: int, key: int):
+    def __init__(self, size: int, seed: int, epoch: int):
         assert size >= 1, size
         self.size = size
         height = math.isqrt(size - 1) + 1
         self._height, self._width = np.uint64(height), np.uint64(-(-size // height))
-        self._keys = mix64(np.arange(1, self.ROUNDS + 1, dtype=np.uint64) + np.uint64(key))
+        key = np.uint64(derive(seed, "data order", epoch))
+        self._keys = mix64(np.arange(1, self.ROUNDS + 1, dtype=np.uint64) + key)
 
     def __call__(self, positions: Ints) -> Ints:
         """Return the rows (int64) at these positions; both are in range(size), of any shape."""
@@ -58,11 +59,6 @@ class Permutation:
         return y * self._width + x
 
 
-def permutation(size: int, seed: int, epoch: int) -> Permutation:
-    """Return the order of `size` rows in one epoch."""
-    return Permutation(size, derive(seed, "data order", epoch))
-
-
 @dataclass(frozen=True)
 class SampleOrder:
     """Maps a position, counted in samples since the start of training, to the row that is trained there.
@@ -80,7 +76,7 @@ class SampleOrder:
         if self.shuffle:
             for epoch in np.unique(epochs):
                 inside = epochs == epoch
-                rows[inside] = permutation(self.size, self.seed, int(epoch))(rows[inside])
+                rows[inside] = Permutation(self.size, self.seed, int(epoch))(rows[inside])
         return epochs, rows
 
 

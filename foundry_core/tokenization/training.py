@@ -134,15 +134,10 @@ def _training_on_files(tokenizer_type: str, default_size: int | None) -> Callabl
 
 
 class TokenizerFactory:
-    """Trains a tokenizer on files and saves it; every method has the same arguments.
+    """Trains a tokenizer on files and saves it in `output_dir`, if given; every method has the same arguments.
 
-    List the training corpus only: a tokenizer that has seen the test corpus has seen the answers.
-
-    Args:
-        input_files: A path or a list of paths, read as `Corpus.open` reads a corpus; `unit` is what one document is.
-        output_dir: The folder to save in, if any.
-        vocab_size: See `train_tokenizer`.
-        special_tokens: Names by role; by default those of `default_special_tokens(type, masked=False)`.
+    `input_files` (one path or several) and `unit` are those of `Corpus.open`, the other arguments those of
+    `train_tokenizer`. List the training corpus only: a tokenizer that has seen the test corpus has seen the answers.
     """
 
     train_sentencepiece = staticmethod(_training_on_files("sentencepiece", 8000))

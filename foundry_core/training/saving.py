@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
-from threading import Thread
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.checkpoints.checkpoint import (
     TensorBuffers,
     Tensors,
+    checkpoint_step,
     checkpoint_tensors,
     checkpoints,
     fixed_files,
@@ -30,51 +30,6 @@ from foundry_core.errors import warn
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.notifier import Notifier
-
-T = TypeVar("T")
-
-
-class Background(Generic[T]):
-    """Runs one task at a time in a thread, or at once when it is not enabled.
-
-    A task that failed raises its error in the caller, at the next `start` or `finish`.
-
-    Args:
-        done: Called with each task's result, in the caller's thread.
-        enabled: Use a thread.
-    """
-
-    def __init__(self, done: Callable[[T], None], *, enabled: bool):
-        self._done, self._enabled = done, enabled
-        self._thread: Thread | None = None
-        self._results: list[T] = []
-        self._error: BaseException | None = None
-
-    def start(self, task: Callable[[], T]) -> None:
-        """Begin a task, after the one before has ended."""
-        self.finish()
-        if not self._enabled:
-            self._done(task())
-            return
-        self._thread = Thread(target=self._run, args=(task,), name="foundry-saving")
-        self._thread.start()
-
-    def _run(self, task: Callable[[], T]) -> None:
-        try:
-            self._results.append(task())
-        except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
-            self._error = error
-
-    def finish(self) -> None:
-        """Wait for the task under way, if there is one."""
-        if self._thread is None:
-            return
-        self._thread.join()
-        self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        self._done(self._results.pop())
 
 
 class CheckpointSaver:
@@ -109,7 +64,8 @@ class CheckpointSaver:
         self._model, self._optimizer, self._notifier = model, optimizer, notifier
         self._fixed_files = fixed_files(model, tokenizer)
         self._buffers = TensorBuffers() if background else None
-        self._task = Background(self._announce, enabled=background)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="foundry-saving")
+        self._under_way: Future[Path] | None = None
         self._ephemeral: set[Path] = set()
         self._damaged: set[Path] = set()
         self.reported: set[str] = set()
@@ -143,19 +99,24 @@ class CheckpointSaver:
         facts: dict[str, Any] = {"parent": self.parent, "ephemeral": ephemeral}
         facts["environment"] = environment(device)
         self.parent = checkpoint_name(state.step)
-        self._task.start(partial(self._publish, tensors, state, facts))
+        if self._buffers is not None:
+            self._under_way = self._thread.submit(self._publish, tensors, state, facts)
+        else:
+            self._announce(self._publish(tensors, state, facts))
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
         """Wait for the save that is under way, if there is one; raise what it raised."""
-        self._task.finish()
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            self._announce(under_way.result())
 
-    def _publish(self, tensors: Tensors, state: TrainState, facts: dict[str, Any]) -> tuple[int, Path]:
+    def _publish(self, tensors: Tensors, state: TrainState, facts: dict[str, Any]) -> Path:
         folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts)
         self._damaged.discard(folder)
         (self._ephemeral.add if facts["ephemeral"] else self._ephemeral.discard)(folder)
         self._retire(folder)
-        return state.step, folder
+        return folder
 
     def _retire(self, newest: Path) -> None:
         """Apply retention once `newest` is known to be whole."""
@@ -168,6 +129,5 @@ class CheckpointSaver:
             warn(f"{line}; training goes on")
         self.reported.update(problems)
 
-    def _announce(self, saved: tuple[int, Path]) -> None:
-        step, folder = saved
-        self._notifier.tell("foundry_checkpoint_saved", step=step, folder=folder)
+    def _announce(self, folder: Path) -> None:
+        self._notifier.tell("foundry_checkpoint_saved", step=checkpoint_step(folder), folder=folder)
