@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,29 +168,52 @@ def one_thread() -> Any:
 def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """`distribution(name, entry_points, files, version="1.0")`: a package on the path as an installer leaves it.
 
-    entry_points: targets by name, by group. files: texts by path. Gives the folder it stands in. What is imported from
-    there is forgotten after the test.
+    entry_points: targets by name, by group. files: texts by path. headers: further lines of its metadata. folder:
+    where it stands, by default one of its own. sources: those of an editable installation, which get the files.
+    Returns the folder it stands in. What is imported from there is removed from sys.modules after the test.
     """
     import importlib
-    import sys
+    import json
+
+    from foundry_core.registry.discovery import read_packages
 
     folders: list[Path] = []
 
-    def put(name: str, entry_points: Any, files: Any = (), *, version: str = "1.0") -> Path:
-        folder = tmp_path / "packages" / name
+    def put(
+        name: str,
+        entry_points: Any,
+        files: Any = (),
+        *,
+        version: str = "1.0",
+        headers: Iterable[str] = (),
+        folder: Path | None = None,
+        sources: Path | None = None,
+    ) -> Path:
+        folder = folder or tmp_path / "packages" / name
         information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        information.mkdir(parents=True, exist_ok=True)
         points = "".join(
             f"[{group}]\n" + "".join(f"{each} = {target}\n" for each, target in targets.items())
             for group, targets in entry_points.items()
         )
-        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        texts = {information / "METADATA": metadata, information / "entry_points.txt": points}
-        for path, text in {**texts, **{folder / path: text for path, text in dict(files).items()}}.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        folders.append(folder)
-        monkeypatch.syspath_prepend(str(folder))
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *headers]
+        # What follows an empty line is the description, whatever it looks like.
+        (information / "METADATA").write_text("\n".join([*lines, "", "Requires-Dist: foundry-core>=99"]))
+        (information / "entry_points.txt").write_text(points)
+        if sources is not None:
+            origin = {"url": sources.as_uri(), "dir_info": {"editable": True}}
+            (information / "direct_url.json").write_text(json.dumps(origin))
+        for path, text in dict(files).items():
+            place = (sources or folder) / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text)
+        folders.append(sources or folder)
+        if str(folder) not in sys.path:
+            monkeypatch.syspath_prepend(str(folder))  # this puts back the whole path when the test ends
+        if sources is not None:
+            sys.path.append(str(sources))
         importlib.invalidate_caches()
+        read_packages.cache_clear()
         return folder
 
     before = set(sys.modules)

@@ -6,7 +6,6 @@ that are installed into it.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -14,26 +13,23 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-
-from foundry_core.registry.discovery import read_packages
 
 Install = Callable[..., None]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a distribution on the path: the `*.dist-info` that an installer would leave, and its modules.
+def install(distribution: Callable[..., Path], tmp_path: Path) -> Install:
+    """Put a distribution of architectures, extensions and modules on the path, all in one folder.
 
-    What is imported from there is gone after the test. place: another folder, before those so far. sources: those of
-    an editable installation, which get the modules.
+    place: another folder, before those so far. sources: those of an editable installation, which get the modules.
     """
 
     def put(
-        distribution: str,
+        name: str,
         architectures: Mapping[str, str] | None = None,
         modules: Mapping[str, str] | None = None,
         version: str = "1.0",
@@ -43,39 +39,17 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         summary: str = "",
         sources: Path | None = None,
     ) -> None:
-        site = tmp_path / place
-        folder = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
-        folder.mkdir(parents=True)
-        headers = [f"Name: {distribution}", f"Version: {version}"]
-        headers += [f"Summary: {summary}"] if summary else []
-        headers += [f"Requires-Dist: {requirement}" for requirement in requires]
-        (folder / "METADATA").write_text(
-            "\n".join(["Metadata-Version: 2.1", *headers, "", "Requires-Dist: foundry-core>=99"])
+        distribution(
+            name,
+            {"foundry.architectures": architectures or {}, "foundry.plugins": extensions or {}},
+            {f"{module}.py": textwrap.dedent(text) for module, text in (modules or {}).items()},
+            version=version,
+            headers=[f"Summary: {summary}"] * bool(summary) + [f"Requires-Dist: {each}" for each in requires],
+            folder=tmp_path / place,
+            sources=sources,
         )
-        groups = {"foundry.architectures": architectures or {}, "foundry.plugins": extensions or {}}
-        lines = [
-            f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
-            for group, points in groups.items()
-        ]
-        (folder / "entry_points.txt").write_text("\n".join(lines))
-        if sources is not None:
-            origin = {"url": sources.as_uri(), "dir_info": {"editable": True}}
-            (folder / "direct_url.json").write_text(json.dumps(origin))
-            sources.mkdir(exist_ok=True)
-        for name, text in (modules or {}).items():
-            ((sources or site) / f"{name}.py").write_text(textwrap.dedent(text))
-        if str(site) not in sys.path:
-            monkeypatch.syspath_prepend(str(site))  # this puts back the whole path when the test ends
-        if sources is not None:
-            sys.path.append(str(sources))
-        importlib.invalidate_caches()
-        read_packages.cache_clear()
 
-    yield put
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file is not None and Path(file).is_relative_to(tmp_path):
-            del sys.modules[name]
+    return put
 
 
 ROOT = Path(__file__).parents[1]

@@ -249,7 +249,7 @@ def test_a_budget_that_is_spent_already_is_refused(copy: Begun) -> None:
 def test_another_number_of_threads_goes_on_with_a_warning(copy: Begun, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(2)
     assert copy.go_on() == 3
-    says = "warning: the run goes on, but not bit for bit as it would have: threads was 1, is 2\n"
+    says = "warning: the run continues, but not bit for bit as it would have: threads was 1, is 2\n"
     assert capsys.readouterr().err == says
 
 
