@@ -2,7 +2,7 @@
 
 Reading streams in blocks of 1 MiB, so memory is bounded by the longest document. Nothing is repaired and nothing is
 dropped in silence: a byte outside of the documents is counted in `ByteAccount.bytes_separators`, and what cannot be
-read as text is a `DataError` of one line with the file, the byte offset (after decompression) and the way out.
+read as text is a `DataError` of one line with the file, the byte offset (after decompression) and how to fix it.
 """
 
 from __future__ import annotations

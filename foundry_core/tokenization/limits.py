@@ -1,7 +1,6 @@
-"""Bounds of a stranger's tokenizer.json: ids without holes, and text that grows by a bounded factor. Light.
+"""Validate an untrusted tokenizer.json: consecutive ids, bounded text growth. Light.
 
-The parts of a tokenizer run one after the other, and each may make its text longer: five replacements of one character
-by a hundred, one behind the other, make ten gigabytes of it.
+Components run in sequence and their growth multiplies: five replacements of a character by 100 make 10 GB of one.
 """
 
 from __future__ import annotations
