@@ -47,7 +47,7 @@ class Values:
 
 
 def broken(rules: Iterable[Callable[..., Iterator[Finding]]], *read: Any) -> Iterator[Finding]:
-    """Yield what each rule yields for what it reads, up to the first key that is missing or wrong."""
+    """Run each rule and yield its problems. A rule stops silently when it reads a key that is missing or invalid."""
     for rule in rules:
         with suppress(NotValid):
             yield from rule(*read)

@@ -91,9 +91,9 @@ def unchecked_manifest(folder: Path) -> Any:
 
 
 def parent_entry(output_dir: Path, name: str | None) -> dict[str, str | None] | None:
-    """Return the entry for a checkpoint in the manifest of the one that continues from it; None at the beginning.
+    """Return what a checkpoint's manifest records about its parent: name and sha256, None without a parent.
 
-    Its sha256 tells it from a checkpoint of the same name that belongs to another run; None if it is gone.
+    The sha256 distinguishes it from a checkpoint of the same name in another run; it is None if the parent was removed.
     """
     if name is None:
         return None

@@ -1,7 +1,7 @@
 """The `foundry` command. Light: a verb's module imports torch and transformers when the verb runs.
 
-Installed packages add commands through the entry points of `foundry.commands` (see `registry.hookspecs`). They are
-listed from metadata and imported only when called.
+Installed packages add commands through the entry points of `foundry.commands` (see plugins/README.md). They are listed
+from metadata and imported only when called.
 
 The exit code is 0 only on success. A user's error is one line on stderr, or one line for each problem of a file;
 `--debug` adds the traceback.
@@ -31,7 +31,7 @@ VERBS = {
     "train": "train the model that a YAML describes",
     "evaluate": "score a checkpoint on a text or on minimal pairs",
     "verify": "check the files and the history of a run",
-    "generate": "let a checkpoint continue a text",
+    "generate": "generate text from a checkpoint",
     "migrate": "convert a YAML of the old format",
     "schema": "print the JSON schema of the YAML, for editors",
     "check": "run the conformance kit on an architecture",
@@ -47,7 +47,7 @@ _NO_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, e
 
 _EXAMPLES = """\
 examples:
-  foundry quickstart                  a first look: three minutes on two cores
+  foundry quickstart                  a first look: two minutes on two cores
   foundry init lstm > lstm.yaml       write a configuration to start from
   foundry plan lstm.yaml              estimate its size, time and memory
   foundry train lstm.yaml             train it

@@ -21,7 +21,8 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("architecture", metavar="NAME", help="an architecture that foundry plugins list shows")
+    parser.usage = "%(prog)s NAME [options]"  # NAME first: after --only it would be taken for a check
+    parser.add_argument("architecture", metavar="NAME", help="an architecture, installed or registered with --plugin")
     parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help="run only these checks or groups")
     parser.add_argument("--expect", nargs="+", default=(), metavar="CHECK", help="checks that should fail")
     parser.add_argument("--write-keys", action="store_true", help="only write the weights' names to state_keys.txt")

@@ -114,11 +114,10 @@ def load_plugins(options: argparse.Namespace) -> list[ModuleType]:
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     """Add a checkpoint, --device, and --plugin."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run to use its newest checkpoint")
+    folder = "folder of a checkpoint, or of a run (its newest valid checkpoint is used)"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=folder)
     devices = ("auto", "cpu", "cuda")
-    parser.add_argument(
-        "--device", choices=devices, default="auto", help="auto, the default, uses a GPU if there is one"
-    )
+    parser.add_argument("--device", choices=devices, default="auto", help="auto (default): a GPU if there is one")
     add_plugin_argument(parser)
 
 
@@ -178,7 +177,7 @@ def discard_lost(stream: IO[str]) -> None:
 
 
 def open_closed_streams() -> None:
-    """Open streams that the shell has closed (`>&-`) on the null device: the next file must not take their number."""
+    """Reopen streams that the shell closed (`>&-`) on the null device, so that no file gets descriptor 0, 1 or 2."""
     for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers: open() takes the lowest free one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115

@@ -1,4 +1,5 @@
-"""Let a checkpoint continue a text, or start a new document without a prompt."""
+"""Generate text from a checkpoint: continue --prompt, or start a new document if
+it is omitted."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Write a commented YAML to start from, for any installed architecture.
 
 The keys that people usually set are written out, with the sizes and the
-learning rate that the architecture recommends; every other key is behind a "# "
-with its default. The corpora are corpora/train.txt and corpora/dev.txt.
+learning rate that the architecture recommends. All other keys are commented
+out, with their defaults. The corpora are corpora/train.txt and corpora/dev.txt.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NOTES = {
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("architecture", metavar="NAME", help="an architecture that foundry plugins list shows")
+    parser.add_argument("architecture", metavar="NAME", help="an architecture, installed or registered with --plugin")
     parser.add_argument("-o", "--output", metavar="FILE", help="write to this new file instead of stdout")
     parser.add_argument("--name", metavar="TEXT", help="name of the experiment (default: the architecture)")
     add_plugin_argument(parser)

@@ -1,9 +1,8 @@
 """Convert a YAML of the old format, which has no model.architecture, to one that
 means the same.
 
-Each key that was renamed, replaced, added or dropped is one line on stderr,
-with the reason. A file that cannot be converted without a guess is refused,
-with one line for each problem.
+Prints one line on stderr for each changed key, with the reason. A file that
+cannot be converted without a guess is refused, with one line for each problem.
 """
 
 from __future__ import annotations

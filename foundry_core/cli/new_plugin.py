@@ -1,7 +1,7 @@
 """Write a package for a new architecture, complete with tests, README and CI.
 
-Its small model learns, and passes every check: install the package, then change
-the model into yours.
+Its small model learns, and passes every check: install the package, then
+replace the model with your own.
 
 The folder is foundry-NAME. NAME is the future model.architecture: lower-case
 letters, digits and single underscores.
@@ -97,7 +97,7 @@ def core_versions(version: str) -> tuple[str, str]:
 
 
 def _refuse_unusable(name: str) -> None:
-    """Refuse names that do not fit, that clash with a name in the files, or that belong to what is installed."""
+    """Refuse names that are not short lower-case identifiers, conflict with the templates, or are already installed."""
     from foundry_core.registry.discovery import declared
     from foundry_core.schema import ModelConfig
 

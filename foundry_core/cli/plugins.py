@@ -36,7 +36,7 @@ what an architecture can do with each of its example settings."""
 _DOCTOR = """Import the light module of every installed plugin and check it: requirements,
 descriptor, examples, hooks. (foundry check NAME checks a model.)
 
-Each problem is one line on stderr, with how to fix it, and exit code 3."""
+Prints a line with the fix on stderr for each problem, and exits with code 3."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_verb(verbs, "doctor", "check every plugin", _DOCTOR, f"{example} doctor", doctor)
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="print JSON")
-    show.add_argument("name", metavar="NAME", help="a plugin that foundry plugins list shows")
+    show.add_argument("name", metavar="NAME", help="an installed plugin, or an architecture registered with --plugin")
     add_plugin_argument(show)
 
 

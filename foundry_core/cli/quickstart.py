@@ -1,8 +1,8 @@
 """Take a first look: write a corpus of a toy English, train a GPT-2, a BERT and an
 LSTM on it, and print what each has learned. Nothing is downloaded.
 
-This takes about three minutes on two cores. Afterwards the folder is yours:
-change its YAMLs and train them again with foundry train.
+This takes about two minutes on two cores. You can then edit its YAMLs and
+train them again with foundry train.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Print the JSON schema (draft 2020-12) of the YAML: with it, editors complete and
-explain the keys. It covers the architectures, objectives, optimizers and
+"""Print the JSON schema (draft 2020-12) of the YAML. Editors use it for
+completion and help. It covers the architectures, objectives, optimizers and
 tokenizer types that are installed.
 
 Editors that support the YAML language server read the name of the schema from
@@ -64,7 +64,7 @@ def execute(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _left_out() -> Iterator[None]:
-    """Leave a plugin out if it fails inside, with a warning."""
+    """Skip a plugin whose code fails in this block, with a warning."""
     try:
         yield
     except PluginError as error:

@@ -14,10 +14,10 @@ EXAMPLE = "example:\n  foundry tokenizer train configs/bert.yaml"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    summary = "train the tokenizer if its inputs have changed or are new"
+    summary = "train the tokenizer, or reuse it if its inputs are unchanged"
     train = add_verb(verbs, "train", summary, __doc__, EXAMPLE, execute)
     add_config_arguments(train)
-    train.add_argument("--force", action="store_true", help="replace a tokenizer that was trained on other inputs")
+    train.add_argument("--force", action="store_true", help="replace a tokenizer of other inputs (otherwise refused)")
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Train the model that a YAML describes, with its tokenizer and token files.
 
-Everything is written to training.output_dir: checkpoint-<step> folders that
-transformers can open, metrics.jsonl, config.yaml.
+Writes to training.output_dir: checkpoint-<step> folders that transformers can
+open, metrics.jsonl, config.yaml and run.json. The tokenizer goes there too
+unless tokenizer.output_dir is set.
 """
 
 from __future__ import annotations

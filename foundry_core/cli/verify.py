@@ -1,9 +1,9 @@
 """Verify a run: every file of every checkpoint against its manifest, and each
 checkpoint against the one before it.
 
-The seed and the position of a checkpoint determine what training has seen; this
-is computed again and compared. Each problem is one line on stderr, with exit
-code 6. Neither the corpus nor the plugin is needed.
+foundry verify recomputes which data training must have seen from the seed and
+the position, and compares. Prints one line on stderr for each problem and exits
+with code 6. Neither the corpus nor the plugin is needed.
 """
 
 from __future__ import annotations

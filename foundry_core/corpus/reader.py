@@ -1,7 +1,7 @@
 """The strict reader: corpus files in, documents out, and an account of every byte.
 
 Memory is bounded by the longest document. Nothing is repaired and nothing is dropped in silence: what cannot be read as
-text is a `DataError` of one line with the file, the byte offset (after decompression) and the way out.
+text is a `DataError` of one line with the file, the byte offset (after decompression) and how to fix it.
 """
 
 from __future__ import annotations

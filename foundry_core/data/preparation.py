@@ -82,8 +82,8 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
     """Train the tokenizer of an experiment on the training corpus, or reuse it when its inputs are unchanged.
 
     Raises:
-        TokenizerError: The folder holds one made from other inputs, and `force` is not given: a tokenizer that changed
-            under a trained model would make its checkpoints worthless.
+        TokenizerError: The folder contains a tokenizer made from other inputs and `force` is False. Replacing it would
+            invalidate existing checkpoints.
     """
     folder = tokenizer_folder(config)
     inputs = {

@@ -23,7 +23,7 @@ _PAIRS_PER_BATCH = 64
 
 @dataclass(frozen=True)
 class PairScores:
-    """How often the good sentence of a pair is the more probable one; a tie counts as wrong."""
+    """Accuracy on minimal pairs: the share in which the model prefers the good sentence. Ties count as wrong."""
 
     name: str
     accuracy: float

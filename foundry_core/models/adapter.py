@@ -154,7 +154,7 @@ def auto_classes(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
 
 
 def register_auto_classes(*architectures: str) -> None:
-    """Let transformers' auto classes open checkpoints of these architectures; the end of a plugin's model module."""
+    """Register architectures with transformers' auto classes. Call this at the end of a plugin's model module."""
     for name in architectures:
         auto_classes(name)
 

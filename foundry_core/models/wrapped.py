@@ -57,7 +57,7 @@ class _GivenHiddenStates(nn.Module):
 class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     """Base for an architecture that transformers has: a plugin defines `inner_model`, which builds that model.
 
-    It is kept as `self.model`, the names that its forward takes as `self.arguments`. `state` is its cache.
+    `model` is what `inner_model` built, `arguments` its forward's parameter names; a carried `state` is its cache.
     """
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):

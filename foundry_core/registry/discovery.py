@@ -125,7 +125,7 @@ def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
 
 
 def switched_off(point: Installed) -> str | None:
-    """Return which environment variable disables a plugin and the way out; None for an enabled plugin."""
+    """Return which environment variable disables a plugin and how to fix it; None for an enabled plugin."""
     names, only = set(map(_normal, _names(point))), set(map(_normal, _listed(ONLY)))
     if not names.isdisjoint(map(_normal, _listed(DISABLED))):
         return f"{DISABLED}={os.environ[DISABLED]} switches {point} off: take it out of that variable"

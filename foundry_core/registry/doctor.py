@@ -1,4 +1,4 @@
-"""Check every installed plugin: fine, or what is wrong with it and the way out, in one line each. Light."""
+"""Check every installed plugin: fine, or what is wrong with it and how to fix it, in one line each. Light."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """The state of an installed plugin. `disabled`: by an environment variable. problem: one line with the way out."""
+    """The state of an installed plugin. `disabled`: by an environment variable. problem: one line with the fix."""
 
     point: Installed
     state: Literal["fine", "disabled", "unusable"]

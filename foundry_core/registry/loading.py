@@ -84,7 +84,7 @@ def sole(claims: Sequence[Installed]) -> Installed:
 
 
 def load_architecture(point: Installed) -> Architecture:
-    """Return the descriptor that an entry point leads to. Raises PluginError with the cause and the way out."""
+    """Return the descriptor that an entry point leads to. Raises PluginError with the cause and how to fix it."""
     from foundry_core.registry.architecture import PLUGIN_API_VERSION, Architecture
 
     module = load_module(point)
@@ -104,7 +104,7 @@ def load_architecture(point: Installed) -> Architecture:
 
 
 def load_module(point: Installed) -> ModuleType:
-    """Import the module that an entry point names. Raises PluginError with the cause and the way out."""
+    """Import the module that an entry point names. Raises PluginError with the cause and how to fix it."""
     refuse_unfit(point)
     with _importing(point), isolated():
         return importlib.import_module(point.module)
@@ -127,7 +127,7 @@ def _importing(point: Installed) -> AbstractContextManager[None]:
 
 @contextmanager
 def blamed_on(point: Installed | None) -> Iterator[None]:
-    """Add the plugin and the way out to a PluginError; None: a plugin without a package, whose error stays as it is."""
+    """Add the plugin and how to fix it to a PluginError; None: a plugin without a package, whose error is unchanged."""
     try:
         yield
     except PluginError as error:

@@ -1,4 +1,4 @@
-"""Reading of published folders, which may be a stranger's: sealed JSON, manifests, plain files. Light."""
+"""Read published folders, which may be from an untrusted source: sealed JSON, manifests, plain files. Light."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def compare_digest(path: Path, digest: str) -> None:
 
 
 def read_plain_file(path: Path) -> bytes:
-    """Return the content of a file that a stranger may have written.
+    """Return the content of a file from an untrusted source.
 
     Raises CheckpointError if it is missing, is not a plain file (a FIFO would never end) or is larger than 256 MiB.
     """

@@ -74,7 +74,7 @@ class Request:
     def pieces(self, lead: str = "") -> Iterator[str]:
         """Yield all documents in pieces of a few kilobytes; `lead` precedes each document.
 
-        A line break is put into what is spelt like a special token, so that no token that is learned spells one.
+        Insert a newline into any text spelled like a special token, so that the trainer cannot learn that token.
         """
         for document in self.documents():
             start = lead

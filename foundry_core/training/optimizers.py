@@ -19,8 +19,8 @@ ParameterGroups = list[dict[str, Any]]
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> ParameterGroups:
     """Return two groups: parameters with weight decay and without.
 
-    Under `weight_decay_on: matrices` biases, norms and embeddings (a tied output layer with them) are left out: decay
-    pulls a scale towards 0 and an embedding of a rare token towards its neighbours, which regularises nothing.
+    Under `weight_decay_on: matrices` biases, norms and embeddings (a tied output layer with them) are left out.
+    Decaying norm scales and the embeddings of rare tokens shrinks them without regularising the model.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     everything = config.weight_decay_on == "all"

@@ -18,8 +18,8 @@ from foundry_core.training.schedule import warmup_steps
 class RunPlan(StreamSizes):
     """What a configuration comes to for its data; computed, never written into the configuration.
 
-    Counts are of the training corpus. Tokens are those of the stream: padding, overlap and row frames not counted. The
-    words of a part of an epoch are its share of the epoch's words.
+    Counts are of the training corpus. Tokens are those of the stream: padding, overlap and row frames not counted. For
+    part of an epoch, the word count is the epoch's total times the fraction trained.
 
     Attributes:
         checkpoint_steps: Steps at which a checkpoint is due, in order; step 0 and the last one always are.

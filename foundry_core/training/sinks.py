@@ -1,4 +1,4 @@
-"""Where the metrics of a run go: metrics.jsonl, TensorBoard, Weights & Biases.
+"""Write the metrics of a run to metrics.jsonl, TensorBoard and Weights & Biases.
 
 Each sink is an observer written as hook implementations, treated exactly like a plugin's.
 """

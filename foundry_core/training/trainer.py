@@ -1,8 +1,8 @@
-"""The training loop: one model, one plan, from where the state stands to the end.
+"""The training loop: trains one model according to a RunPlan, starting from the current state.
 
 A step is an optimizer step. Its loss is the sum over all its micro-batches divided by the number of tokens they
-predict. The rows come in the order of (seed, epoch), the masks from (seed, epoch, row), dropout from (seed, step):
-position and seed are all the state there is, so that stopping, saving and resuming change nothing.
+predict. The rows come in the order of (seed, epoch), the masks from (seed, epoch, row), dropout from (seed, step).
+These depend only on seed and position, so saving and resuming do not change them.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Trainer:
             )
 
     def train(self, stop: StopRequest | None = None) -> TrainState:
-        """Run the plan from where the state stands to its end.
+        """Run the plan to its end, starting from the current state.
 
         Args:
             stop: A StopRequest that is already active; a new one by default.

@@ -104,8 +104,8 @@ def require_refused(action: Callable[[], object], what: str) -> None:
     "`self.lm_output`.",
 )
 def attention_mask(case: Case) -> None:
-    """The content of a masked token between others changes no other logit and no loss by more than 1e-5, and a mask of
-    ones has the same effect as no mask.
+    """Changing a masked token in the middle of a row changes the other logits and the losses by at most 1e-5, and a
+    mask of ones has the same effect as no mask.
     """
     model, place = case.stirred(), case.length // 2
     ids = case.ids(3, case.length)

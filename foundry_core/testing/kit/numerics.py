@@ -31,7 +31,7 @@ from foundry_core.testing.kit.objective import cross_entropy
 )
 def bf16(case: Case) -> None:
     """Under bf16 autocast, logits, loss and gradients of padded batches are finite, the relative error of the logits is
-    below 0.03, and the loss is that of the logits.
+    below 0.03, and the loss equals the cross-entropy of the logits.
     """
     model = case.stirred()
     rows = [case.ids(length, seed=length) for length in (case.length // 2, case.length - 1, 1)]

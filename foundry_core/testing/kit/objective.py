@@ -194,8 +194,8 @@ def special_tokens(case: Case) -> None:
     "use core's loss. Otherwise it looks ahead: see causal-leak.",
 )
 def noise_floor(case: Case) -> None:
-    """In 120 steps on fresh random tokens, the loss does not fall 0.15 nats below the lowest value that a correct model
-    can reach.
+    """In 120 steps on fresh random tokens, the loss stays above the lowest value a correct model can reach, minus 0.15
+    nats.
     """
     config = case.config_with(training={"mlm_probability": 0.4})
     collate, length = get_data_collator(config, case.tokenizer), min(10, case.length)

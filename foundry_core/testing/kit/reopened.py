@@ -125,8 +125,8 @@ def _neighbours(suite: Suite) -> set[tuple[str, str]]:
 def _in_order_of_a_set(first: str, second: str) -> tuple[str, str]:
     """Return two names in the order in which this process iterates over their set.
 
-    For one pair in nine that depends on the order of insertion; they are then returned as given, since members that
-    were created in the order of a set are in that order.
+    For about one pair in nine that depends on the order of insertion, so the set order cannot be determined; such a
+    pair is returned unchanged, which is correct for layers created from a set.
     """
     orders = {tuple({first, second}), tuple({second, first})}
     return (first, second) if len(orders) == 2 else orders.pop()  # type: ignore[return-value]

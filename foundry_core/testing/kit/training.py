@@ -143,8 +143,8 @@ def _quotient(
 )
 def long_rows(case: Case) -> None:
     """A row of 200 tokens behaves like a short one: logits are finite and agree with float64 to 1e-4, nothing leaks at
-    any position, later tokens see a changed one, padding is invisible, the state carries over, the loss is that of the
-    logits, and the gradient is complete.
+    any position, a change to one token affects the logits of later tokens, padding has no effect, the state can be
+    carried over, the loss equals the cross-entropy of the logits, and the gradient is complete.
     """
     long = replace(case, length=min(_LONG, case.capabilities.longest_sequence or _LONG))
     model, ids = long.stirred(dropout=0.0), long.ids(2, long.length)
