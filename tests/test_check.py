@@ -159,7 +159,7 @@ def test_check_prints_a_line_per_check_and_how_to_fix_failures(
         "attention-mask": "failed"
     }
     assert CHECKS["attention-mask"].fix in failed
-    assert counts.startswith(f"bag_table ({path}): {len(masking)} passed, 1 failed, 0 expected, 0 skipped in ")
+    assert counts.startswith(f"bag_table ({path})\n{len(masking)} passed, 1 failed, 0 expected, 0 skipped in ")
     assert "nothing was tried with one layer: the first example sets no key called layers or " in counts
     assert error == "error: bag_table does not conform: attention-mask\n"
 

@@ -74,7 +74,7 @@ def execute(options: argparse.Namespace) -> None:
         suite = suite_of(name)
         places = ", ".join(str(place) for place in (shipped_by(name), suite.home) if place is not None)
         seconds = sum(result.seconds for result in done)
-        print(f"\n{name}{f' ({places})' if places else ''}: {', '.join(counts)} in {seconds:.1f} s")
+        print(f"\n{name}{f' ({places})' if places else ''}\n{', '.join(counts)} in {seconds:.1f} s")
         if suite.without_one_layer is not None:
             print(f"nothing was tried with one layer: {suite.without_one_layer}")
     sys.stdout.flush()

@@ -69,11 +69,11 @@ _EXPERIMENTS = {
 
 _EXPLANATION = """\
 Each model has seen the same number of words. The test loss is in nats per word.
-The floor is the loss of the grammar itself on the test text: no causal model can
-do better in the long run. (The entropy of the grammar is {entropy:.3f} a word.)
+The floor is the loss of the grammar itself on the test text: no causal model
+can do better in the long run. (The entropy of the grammar is {entropy:.3f} a word.)
 The loss of a masked model answers another question and has no such floor.
-The last columns are the agreement of subject and verb, as in "the keys to the
-cabinet are", with 0, 1 or 2 nouns of the other number in between: chance is 50%."""
+The last columns are the agreement of subject and verb ("the keys to the cabinet
+are") with 0, 1 or 2 nouns of the other number between them; chance is 50%."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
