@@ -77,8 +77,10 @@ def _python_is_long(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What tests have recorded: the sums of each `figure: name`, and the rows of `table`, the mutants and the checks of
-    the conformance kit that catch them. Here: xdist itself reads no conftest but this one.
+    """Print what tests have recorded: the sums of each `figure: name`, and the rows of `table`.
+
+    The table lists the mutants and the checks of the conformance kit that catch them. It is here because xdist itself
+    reads no conftest but this one.
     """
     figures: Counter[str] = Counter()
     rows = set()

@@ -1,4 +1,4 @@
-"""What takes a mechanism out: functions that replace one of foundry's, for the tables of the suites that use them.
+"""Functions that take a mechanism out: they replace one of foundry's, for the tables of the suites that use them.
 
 Each is called with the function that it replaces and with what that would have been called with (`tests/mutation.py`).
 """

@@ -1,4 +1,4 @@
-"""What a local `make test` leaves out: suites that prove tools, while nothing that they depend on has changed."""
+"""The suites that a local `make test` leaves out: they prove tools, and nothing that they depend on has changed."""
 
 from __future__ import annotations
 

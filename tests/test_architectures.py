@@ -1,4 +1,4 @@
-"""What core's own architectures are beyond what the conformance kit asks of every one, and how core refuses."""
+"""Core's own architectures, beyond what the conformance kit asks of every one, and how core refuses."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def bag(tmp_path: Path) -> Callable[..., str]:
 
 
 def outcome(test: Callable[..., None], check: str) -> str:
-    """How pytest ends a case of the test, and what it says."""
+    """Return how pytest ends a case of the test, and what it says."""
     try:
         test(CHECKS[check])
     except (pytest.fail.Exception, pytest.skip.Exception, pytest.xfail.Exception) as ended:

@@ -1,4 +1,4 @@
-"""What `foundry plugins list`, `show` and `doctor` say of every state that an installed plugin can be in."""
+"""Tests of what `foundry plugins list`, `show` and `doctor` say of every state that an installed plugin can be in."""
 
 from __future__ import annotations
 

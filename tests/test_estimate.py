@@ -1,4 +1,4 @@
-"""What training will cost, said beforehand: against arithmetic by hand and against what autograd keeps."""
+"""Tests of what training will cost, said beforehand: against arithmetic by hand and against what autograd keeps."""
 
 from __future__ import annotations
 

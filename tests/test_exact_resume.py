@@ -144,7 +144,7 @@ def killed(config, forward_pass):
 
 @pytest.fixture(scope="module")
 def alone(folder, kind):
-    """What the run that nothing happens to comes to; the same twice, or nothing here would mean anything."""
+    """Return what the run that nothing happens to comes to; the same twice, or nothing here would mean anything."""
     configs = [config_of(folder, kind, f"alone-{number}", 0) for number in (1, 2)]
     for config in configs:
         assert run(config, quiet=True).step == 6

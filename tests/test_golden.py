@@ -29,7 +29,7 @@ KINDS = ["gpt2", "bert", "lstm", "gru", "rnn", "mamba", "transformers"]
 
 
 def processor() -> str:
-    """What the last bits of a sum depend on beside the versions."""
+    """Return what the last bits of a sum depend on beside the versions."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return f"{next(iter(names), 'unknown')}, {torch.backends.cpu.get_cpu_capability()}"
 

@@ -41,7 +41,7 @@ from tests.each import each
 
 Files = dict[str, bytes]
 Change = Callable[[Files, str], object]
-"""What is done to the files of a sound checkpoint, given code that leaves a mark when it runs."""
+"""Lists what is done to the files of a sound checkpoint, given code that leaves a mark when it runs."""
 
 NAME = "checkpoint-2"
 WEIGHTS, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
@@ -356,7 +356,7 @@ def sound(experiment: Callable[..., ExperimentConfig], corpus: Any, tmp_path_fac
 
 @dataclass
 class Opened:
-    """What came of opening a checkpoint by one door: exit code, and the lines on standard error."""
+    """Describes what came of opening a checkpoint by one door: exit code, and the lines on standard error."""
 
     code: int
     lines: list[str]

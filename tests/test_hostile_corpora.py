@@ -177,7 +177,7 @@ def as_text(source: Path, folder: Path) -> Path:
 
 
 def first_fault(content: bytes) -> int | None:
-    """Where it ceases to be UTF-8 text without NUL, said by Python alone."""
+    """Return where it ceases to be UTF-8 text without NUL, said by Python alone."""
     try:
         content.decode("utf-8")
         end = len(content)
@@ -211,7 +211,7 @@ def test_a_text_of_the_world_is_read_whole_or_refused_at_a_byte(source: Path, un
 
 
 def promised(kind: str, text: str, tokenizer: Any) -> str | None:
-    """What comes back of a text, None where nothing is promised."""
+    """Return what comes back of a text, None where nothing is promised."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id in ids
     if kind in ("sentencepiece", "bpe"):

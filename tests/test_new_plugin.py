@@ -49,7 +49,7 @@ def new_plugin(name: str, folder: Path) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What is said to a command that is not carried out: one line."""
+    """Return what is said to a command that is not carried out: one line."""
     assert main(["new-plugin", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

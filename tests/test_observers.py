@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings() -> dict[str, Any]:
-    """What is kept from an observer, because models, collators and libraries depend on it."""
+    """Return what is kept from an observer, because models, collators and libraries depend on it."""
     return {
         "torch": torch.get_rng_state().tolist(),
         "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""What plugins offer by name, every kind by the same rules; and the commands that packages add."""
+"""Tests of what plugins offer by name, every kind by the same rules; and the commands that packages add."""
 
 from __future__ import annotations
 
@@ -417,7 +417,7 @@ def test_a_collator_drawing_from_a_global_generator_is_refused(
 
 
 def test_rows_without_a_place_may_be_collated_by_chance(distribution: Distribution, letters: Any) -> None:
-    """Those of a caller's own: core's collators hide tokens by torch's generator then."""
+    """Rows of a caller: core's collators hide tokens by torch's generator then."""
     collate = collator_of(distribution, letters, "return lambda rows: (torch.rand(3), pad(rows))[1]")
     assert len(collate([{"input_ids": row["input_ids"]} for row in features(4)])) == 3
 

@@ -1,4 +1,4 @@
-"""What is written to the terminal stops nothing: its reader has gone, a disk is full, the shell has closed it."""
+"""Writing to the terminal stops nothing: its reader has gone, a disk is full, the shell has closed it."""
 
 import os
 import subprocess

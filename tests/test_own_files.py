@@ -1,4 +1,4 @@
-"""What a run takes for its own in the folders that it is given, and what it leaves alone."""
+"""Tests of what a run takes for its own in the folders that it is given, and what it leaves alone."""
 
 import os
 from pathlib import Path

@@ -55,7 +55,7 @@ SIZES = {
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    """What a test imports is gone after it."""
+    """Return what a test imports is gone after it."""
     modules, files = set(sys.modules), set(plugin_files)
     yield
     for name in set(sys.modules) - modules:
@@ -72,7 +72,7 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def explained(name: str) -> str:
-    """What is said about an architecture that cannot be had: one line."""
+    """Return what is said about an architecture that cannot be had: one line."""
     with pytest.raises(PluginError) as raised:
         get_architecture(name)
     assert "\n" not in str(raised.value)

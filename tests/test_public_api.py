@@ -1,4 +1,4 @@
-"""What users and plugins hold on to, as text: it changes only on purpose.
+"""Tests of what users and plugins hold on to, as text: it changes only on purpose.
 
 `.venv/bin/python tests/test_public_api.py` writes tests/public_api.txt anew.
 """
@@ -38,7 +38,7 @@ Then write the text anew: .venv/bin/python tests/test_public_api.py
 
 
 def shape(value: Any) -> list[str]:
-    """What a user of a public name relies on: parameters, fields, methods, values of defaults."""
+    """Return what a user of a public name relies on: parameters, fields, methods, values of defaults."""
     if not inspect.isclass(value):
         return [parameters(value)] if inspect.isfunction(inspect.unwrap(value)) else [type(value).__name__]
     if hasattr(value, "model_fields"):

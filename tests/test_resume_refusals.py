@@ -83,7 +83,7 @@ class Begun:
 
 
 MOVED = ("data.training_corpus", "data.test_corpus")
-"""What differs because the folder was copied."""
+"""Lists what differs because the folder was copied."""
 
 
 @pytest.fixture

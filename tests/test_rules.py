@@ -36,7 +36,7 @@ LAYERS = (
 
 ORDER = {name: place for place, names in enumerate(LAYERS.split(" < ")) for name in names.split()}
 LIGHT = {"errors", "run_folder", "storage", "schema", "registry", "config", "cli"}
-"""What imports nothing heavy when it is imported. Up to `config` only `random_streams` and `devices`, which are about
+"""Rooms that import nothing heavy when imported. Up to `config` only `random_streams` and `devices`, which are about
 torch, do. The command line imports what computes inside its commands.
 """
 SHIMS = {"export"}
@@ -344,7 +344,7 @@ def test_what_only_reads_is_not_taken_for_writing() -> None:
 
 
 PICKLES_IN_MEMORY = {"foundry_core/testing/kit/state.py": {"pickle"}}
-"""Who makes a pickle and reads it at once, of what it holds itself: the check that models can be pickled."""
+"""Lists who makes a pickle and reads it at once, of what it holds itself: the check that models can be pickled."""
 RUNS_CODE = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 
 

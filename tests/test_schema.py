@@ -306,7 +306,7 @@ def block_style(data: dict[str, Any], indent: str = "") -> list[str]:
 
 
 def line_of(lines: list[str], key: str) -> int:
-    """Where a key stands, or the nearest section around it; 1 for the whole file."""
+    """Return where a key stands, or the nearest section around it; 1 for the whole file."""
     at, found = 0, 1
     for depth, name in enumerate(key.split(".")):
         start = f"{'  ' * depth}{json.dumps(name)}:"

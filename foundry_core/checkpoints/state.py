@@ -1,4 +1,4 @@
-"""Where training stands: `TrainState`, as a checkpoint stores it, and the checkpoint that it continues from."""
+"""The state of training: `TrainState`, as a checkpoint stores it, and the checkpoint that it continues from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ScheduleState:
 
 @dataclass
 class TrainState:
-    """Where training stands. The bounds hold for states that are read from a checkpoint.
+    """The state of training. The bounds hold for states that are read from a checkpoint.
 
     samples: rows taken from the ordered stream since the start, which is the position in the data. ledger: running hash
     over their (epoch, row), the proof that none was lost or seen twice. log: the reports of each logged step and

@@ -41,7 +41,7 @@ class ActivePlugins:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the names in a configuration lead to."""
+    """The descriptors and plugins that the names in a configuration refer to."""
 
     architecture: Architecture
     capabilities: Capabilities
@@ -79,7 +79,7 @@ class ExperimentConfig(ConfigSection):
 
     @cached_property
     def chosen(self) -> Choices:
-        """What the names lead to. `load_config` sets it; only a pickled configuration looks it up again."""
+        """Descriptors and plugins. `load_config` sets it; only a pickled configuration looks it up again."""
         architecture = get_architecture(self.model.architecture)
         capabilities = settled_capabilities(architecture, self.model)
         return Choices(architecture, capabilities, ActivePlugins.of(architecture, self.plugins))
@@ -91,7 +91,7 @@ class ExperimentConfig(ConfigSection):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the architecture can do with these settings."""
+        """Capabilities of the architecture with these settings."""
         return self.chosen.capabilities
 
     @property

@@ -18,7 +18,7 @@ PLUGIN_API_VERSION = 1
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a model is built from besides its own settings. Ids are None for tokens that the tokenizer does not have.
+    """Sizes and ids a model is built with, besides its settings. Ids are None for tokens that the tokenizer lacks.
 
     vocab_size: rows of the embedding, every token id is below it. max_sequence_length: the longest row, in tokens.
     """
@@ -44,7 +44,7 @@ class BuildContext:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an architecture can do with given settings: a bidirectional LSTM cannot be trained causally.
+    """Abilities of an architecture with given settings: a bidirectional LSTM cannot be trained causally.
 
     Raises PluginError for a string in place of a tuple.
 

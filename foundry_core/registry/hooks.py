@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["objective", "optimizer", "tokenizer type"]
-"""What a plugin may offer by name."""
+"""The kinds of things that a plugin may offer by name."""
 
 
 def hook_manager(modules: Iterable[Any]) -> pluggy.PluginManager:
@@ -105,7 +105,7 @@ _CORE = Provider("foundry_core", "foundry-core")
 
 @dataclass(frozen=True)
 class Offers:
-    """What a configuration may choose by name, with the provider of each (kind, name) that is not core's."""
+    """Descriptors that a configuration may choose by name, and the provider of each that is not core's."""
 
     objectives: Mapping[str, Objective]
     optimizers: Mapping[str, Optimizer]

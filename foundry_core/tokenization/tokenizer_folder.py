@@ -29,7 +29,7 @@ _SETTINGS = (
 )
 
 _MOST_GROWTH = 1 << 12
-"""How many times as long a text may become; core's types need less than 100 with their default special tokens."""
+"""Factor by which a text may grow; core's types need less than 100 with their default special tokens."""
 
 _GROWTH = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNormalizer": 4, "ByteLevel": 4}
 """Upper bounds: Unicode Standard Annex 15, table "Maximum Expansion Factors"; a character has up to 4 bytes."""

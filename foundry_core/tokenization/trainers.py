@@ -45,7 +45,7 @@ _SCRIPT_CHANGE = re.compile(rf"(?<=[^\W\d_])(?={_MARKS})|(?<={_MARKS})(?=[^\W\d_
 
 @dataclass(frozen=True)
 class Request:
-    """What a tokenizer is trained from: fresh passes over the documents, a size, and the special tokens by role."""
+    """Input of a trainer: fresh passes over the documents, a size, and the special tokens by role."""
 
     kind: str
     documents: Documents

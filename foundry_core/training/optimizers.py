@@ -80,4 +80,4 @@ def sgd(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Optimi
 
 
 CORE_BUILDERS = {"adamw": adamw, "sgd": sgd}
-"""How core's own optimizers are built; those of plugins name it in `Optimizer.builder`."""
+"""Builders of core's own optimizers; a plugin names its builder in `Optimizer.builder`."""

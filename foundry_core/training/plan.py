@@ -16,7 +16,7 @@ from foundry_core.training.schedule import warmup_steps
 
 @dataclass(frozen=True)
 class RunPlan(StreamSizes):
-    """What a configuration comes to for its data; computed, never written into the configuration.
+    """Steps, rows and checkpoints of a configuration on its data; computed, never written into the configuration.
 
     Counts are of the training corpus. Tokens are those of the stream: padding, overlap and row frames not counted. For
     part of an epoch, the word count is the epoch's total times the fraction trained.

@@ -69,7 +69,7 @@ class CheckpointSaver:
         self._ephemeral: set[Path] = set()
         self._damaged: set[Path] = set()
         self.reported: set[str] = set()
-        """What has been printed already."""
+        """Lines that have been printed already."""
         self._saved_at = time.monotonic()
 
     def go_on_from(self, folder: Path) -> None:

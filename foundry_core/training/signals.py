@@ -12,7 +12,7 @@ from typing import Any
 from foundry_core.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What Ctrl-C, `kill` and schedulers send; SIGUSR1 is the warning that many clusters send before a job's time is up."""
+"""Signals of Ctrl-C, `kill` and schedulers; many clusters send SIGUSR1 as a warning before a job's time is up."""
 
 
 class _Asked(KeyboardInterrupt):

@@ -199,7 +199,7 @@ class TableOfPositions(AttentionModel):
 
 
 class Table(nn.Module):
-    """What a row is at each place, as a parameter."""
+    """Describes what a row is at each place, as a parameter."""
 
     def __init__(self, length: int, width: int):
         super().__init__()

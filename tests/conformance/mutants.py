@@ -1,4 +1,4 @@
-"""What a mutant is: a right model with one planted defect, and the check that is to catch it."""
+"""Tests of what a mutant is: a right model with one planted defect, and the check that is to catch it."""
 
 from __future__ import annotations
 

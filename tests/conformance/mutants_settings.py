@@ -17,7 +17,7 @@ from .mutants import Mutants
 from .packages import LIGHT, MODEL, RIGHT, Package
 
 SETTINGS, WEIGHTS = Mutants(), Mutants()
-"""Of the checks `settings` and `initial-weights`."""
+"""Mutants of the checks `settings` and `initial-weights`."""
 
 
 # Keys.

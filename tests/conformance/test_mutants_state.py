@@ -42,7 +42,7 @@ def surroundings() -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    """What a mutant does to the process that builds it, the kit has undone."""
+    """Return what a mutant does to the process that builds it, the kit has undone."""
     before = surroundings()
     yield
     (Path(tempfile.gettempdir()) / "foundry-mutant").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How long the kit takes: half a minute for an architecture on one core, told in processor time."""
+"""Tests of how long the kit takes: half a minute for an architecture on one core, told in processor time."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ OPERATIONS = [name for name in vars(Disk) if not name.startswith("_")]
 
 
 Tell = Callable[[tuple[str, Any]], None]
-"""How a child tells its parent of something: what, and more about it."""
+"""Defines how a child tells its parent of something: what, and more about it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at the n-th operation, counted from 1.
+    """Describes what happens at the n-th operation, counted from 1.
 
     kind: "kill" before it, "half" a write and then the kill, or the name of an error number. A write that fails has
     written half. lasting: whatever would need room fails from then on, too.
@@ -101,14 +101,14 @@ class ObservedDisk(Disk):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: exit code (negative: the signal), what it told, its lines on stderr."""
+    """Describes how a child ended: exit code (negative: the signal), what it told, its lines on stderr."""
 
     code: int
     told: list[tuple[str, Any]]
     errors: list[str]
 
     def of(self, kind: str) -> list[Any]:
-        """What it told of that."""
+        """Return what it told of that."""
         return [more for what, more in self.told if what == kind]
 
 
@@ -139,7 +139,7 @@ class Child:
         os.kill(self.pid, number)
 
     def leaves_within(self, seconds: float) -> bool:
-        """Whether it ends by itself, having nothing more to tell."""
+        """Check whether it ends by itself, having nothing more to tell."""
         return self._receiver.poll(seconds) and self.hears() is None
 
     def wait(self) -> Ended:

@@ -1,4 +1,4 @@
-"""What a disk may hold after the power failed, from the operations that a run asked of it.
+"""Tests of what a disk may hold after the power failed, from the operations that a run asked of it.
 
 The model, weaker than journalling file systems are, so that no luck is counted on:
 
@@ -119,7 +119,7 @@ class Model:
             assert kind in ("make_folder", "append_to"), f"the model does not know what '{kind}' does to a disk"
 
     def states(self) -> Iterator[Tree]:
-        """What may be found if the power fails now."""
+        """Return what may be found if the power fails now."""
         doubts: list[tuple[Node, int]] = []  # an unsafe file, or a folder and the number of one of its changes
         self._gather(self.root, doubts, set())
         choices: list[list[Any]] = [[False, True] if isinstance(node, Folder) else node.doubts() for node, _ in doubts]

@@ -140,7 +140,7 @@ class Scenario:
         run(self.config, resume=resume, extra_observers=[_Told(disk)], quiet=True)
 
     def operations(self) -> list[Operation]:
-        """What the run asks of the disk when nothing happens to it."""
+        """Return what the run asks of the disk when nothing happens to it."""
 
         def record(tell: Tell) -> None:
             disk = ObservedDisk(tell)
@@ -152,7 +152,7 @@ class Scenario:
         return operations
 
     def alone(self) -> dict[str, Any]:
-        """What the run comes to when nothing happens to it."""
+        """Return what the run comes to when nothing happens to it."""
         self.reset()
         ended = self.child().wait()
         assert ended.code == 0, ended
@@ -166,7 +166,7 @@ class Judge:
     scenario: Scenario
     reference: dict[str, Any]
     seconds: float
-    """How long the run takes."""
+    """Defines how long the run takes."""
 
     @classmethod
     def of(cls, scenario: Scenario) -> Judge:
@@ -177,7 +177,7 @@ class Judge:
         return cls(scenario, first, time.perf_counter() - started)
 
     def after(self, ended: Ended) -> list[str]:
-        """Whether all that was acknowledged is there, and going on leads to where it would have led."""
+        """Check whether all that was acknowledged is there, and going on leads to where it would have led."""
         return self.checkpoints(ended.of("acknowledged")) + self.going_on()
 
     def checkpoints(self, saved: list[int]) -> list[str]:

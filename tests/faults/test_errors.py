@@ -31,7 +31,7 @@ def visible(path):
 
 
 def says(line, operation, kind, *, tidies):
-    """Whether it names what was being done, how many bytes it took, and what the disk said."""
+    """Check whether it names what was being done, how many bytes it took, and what the disk said."""
     line = line.removeprefix("warning: ") if tidies else line
     match = LINE.fullmatch(line)
     if match is None or match["reason"] != os.strerror(getattr(errno, kind)):
@@ -42,7 +42,7 @@ def says(line, operation, kind, *, tidies):
 
 
 def failed(judge, fault, tidies):
-    """What is wrong after an operation of a run failed, and the run was started again."""
+    """Return what is wrong after an operation of a run failed, and the run was started again."""
     judge.scenario.reset()
     ended = judge.scenario.train(fault)
     operation = ended.of("failed")[0]

@@ -18,7 +18,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def wrong_after(ended: Ended, line: str, judge):
-    """What is wrong when a run should have ended with one line that matches."""
+    """Return what is wrong when a run should have ended with one line that matches."""
     alike = ended.code == 8 and len(ended.errors) == 1 and re.fullmatch(line, ended.errors[0])
     wrong = [] if alike else [f"ended with {ended.code}, saying {ended.errors}"]
     return wrong + judge.checkpoints(ended.of("acknowledged"))

@@ -25,7 +25,7 @@ def until_checkpoint_0(operations):
 
 
 def killed(judge, fault):
-    """What is wrong after a run was killed there and went on."""
+    """Return what is wrong after a run was killed there and went on."""
     judge.scenario.reset()
     ended = judge.scenario.train(fault)
     return [f"{ended} was not killed"] if ended.code != -9 else judge.after(ended)

@@ -14,7 +14,7 @@ from tests.faults.test_signals import Waiting
 
 
 def second_run(judge):
-    """What is wrong with a second run in the folder of one that is under way."""
+    """Return what is wrong with a second run in the folder of one that is under way."""
     judge.scenario.reset()
     first = judge.scenario.child(Waiting)
     while first.hears() != ("waiting", 3):
@@ -41,7 +41,7 @@ def test_a_second_run_is_refused_quickly_and_names_the_first(fresh):
 
 
 def survived_by_a_fork(judge):
-    """What is wrong after a run was killed that had forked a process which lives on."""
+    """Return what is wrong after a run was killed that had forked a process which lives on."""
 
     def hold(tell):
         judge.scenario.mutate()

@@ -23,7 +23,7 @@ from tests.faults.test_signals import leaving_at_the_second, stopped
 from tests.mutation import Replacement, check, mutate
 
 Check = Callable[[Judge], Iterable[str]]
-"""What a part of the suite finds wrong, one thing after the other: the first one is enough here."""
+"""Lists what a part of the suite finds wrong, one thing after the other: the first one is enough here."""
 
 
 def kills(where: str) -> Check:

@@ -33,7 +33,7 @@ def disk_states(scenario):
 
 
 def found_in(judge, tree, promised):
-    """What is wrong in a state: a promised checkpoint is not whole, or one that nobody has damaged is."""
+    """Return what is wrong in a state: a promised checkpoint is not whole, or one that nobody has damaged is."""
     folder = judge.scenario.run_folder
     put(tree, folder)
     whole, wrong = set(), []
@@ -48,7 +48,7 @@ def found_in(judge, tree, promised):
 
 
 def gone_on_from(judge, tree):
-    """What is wrong when the run goes on from a state."""
+    """Return what is wrong when the run goes on from a state."""
     put(tree, judge.scenario.run_folder)
     return judge.going_on()
 

@@ -26,7 +26,7 @@ class Stubborn(ObservedDisk):
 
 
 def without_removing(judge, kind):
-    """What is wrong after a run that could not remove anything, and one that can."""
+    """Return what is wrong after a run that could not remove anything, and one that can."""
     judge.scenario.reset()
     ended = judge.scenario.child(lambda tell: Stubborn(tell, kind)).wait()
     folder = judge.scenario.run_folder

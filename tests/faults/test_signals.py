@@ -23,7 +23,7 @@ DRAWS = 10
 
 
 def stopped(judge, number, chance):
-    """What is wrong after a signal came at some time after the first step, and the run went on."""
+    """Return what is wrong after a signal came at some time after the first step, and the run went on."""
     for _ in range(DRAWS):
         judge.scenario.reset()
         child = judge.scenario.child()
@@ -70,7 +70,7 @@ class Waiting(ObservedDisk):
 
 
 def leaving_at_the_second(judge: Judge, number: signal.Signals) -> list[str]:
-    """What is wrong after two signals came while a run was saving."""
+    """Return what is wrong after two signals came while a run was saving."""
     judge.scenario.reset()
     child = judge.scenario.child(Waiting)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What only BERT has: segments, sentence vectors, a padding row that learns, a head of two layers."""
+"""Tests of what only BERT has: segments, sentence vectors, a padding row that learns, a head of two layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only GPT-2 has: its ids, its positions, its tied head."""
+"""Tests of what only GPT-2 has: its ids, its positions, its tied head."""
 
 from __future__ import annotations
 

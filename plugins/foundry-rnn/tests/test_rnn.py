@@ -1,4 +1,4 @@
-"""What only the recurrent models have: gates, cells, directions, a state of real tokens."""
+"""Tests of what only the recurrent models have: gates, cells, directions, a state of real tokens."""
 
 from __future__ import annotations
 
