@@ -69,10 +69,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _python_is_long(event: str, arguments: tuple[Any, ...]) -> None:
-    """Keep `make quick` quick: only a test that is marked `long` may start Python, which takes seconds with torch."""
-    if event == "subprocess.Popen" and _running is not None and not _running.get_closest_marker("long"):
+    """Keep `make quick` quick: only a test marked `long`, `slow` or `faults` may start Python, which takes seconds."""
+    marked = _running is None or any(_running.get_closest_marker(name) for name in ("long", "slow", "faults"))
+    if event == "subprocess.Popen" and not marked:
         program = os.fsdecode(arguments[0]).rpartition("/")[2]
         if program.startswith(("python", "foundry", "pytest")):
+            assert _running is not None
             raise RuntimeError(f"{_running.nodeid} starts {program}: mark it with pytest.mark.long")
 
 
