@@ -1107,3 +1107,17 @@ def test_a_pickle_holds_the_settings_and_finds_the_descriptor(valid: Path) -> No
     back = pickle.loads(pickle.dumps(config))
     assert back == config
     assert back.architecture is config.architecture
+
+
+def test_a_missing_size_hides_no_rule_of_other_sections(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "experiment_name: x\n"
+        "data: {training_corpus: a.txt, test_corpus: a.txt}\n"
+        "model: {architecture: lstm, rnn: {embedding_size: 8, hidden_size: 8}}\n"
+        "training: {output_dir: r, epochs: 1, lr_scheduler: plateau}\n"
+    )
+    code, _, lines = validate(path, capsys)
+    assert code == 2
+    keys = [line.removeprefix(f"{path}:").split(": ")[1] for line in lines]
+    assert keys == ["data.test_corpus", "model.rnn.num_layers", "training.lr_scheduler"]

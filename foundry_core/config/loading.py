@@ -75,10 +75,10 @@ class _Check:
         # A stand-in lets the problems of the other sections be found although `model:` has its own.
         data = {**self.data, "model": model or ModelConfig.model_construct(architecture="")}
         config = self._validated(ExperimentConfig, data)
-        if architecture is not None and capabilities is not None:
-            chosen = Chosen(architecture.name, capabilities, objectives, objective, tokenizer_type)
-            for key, message in cross_section_problems(config or Values(ExperimentConfig, data), chosen):
-                self._add(key, message)
+        name = architecture.name if architecture is not None else ""
+        chosen = Chosen(name, capabilities, objectives, objective, tokenizer_type)
+        for key, message in cross_section_problems(config or Values(ExperimentConfig, data), chosen):
+            self._add(key, message)
         if self.problems or config is None or architecture is None or capabilities is None or plugins is None:
             raise ConfigError(self.problems)
         # Sets the cached property, so that nothing is looked up again.

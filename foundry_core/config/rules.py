@@ -15,20 +15,29 @@ from foundry_core.config.yaml_source import KeyPath
 from foundry_core.registry.architecture import Capabilities
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.tokenizer_type import TokenizerType, special_token_problems
-from foundry_core.schema import broken
+from foundry_core.schema import NotValid, broken
 
 Found = Iterator[tuple[KeyPath, str]]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The descriptors that a file names. objective, tokenizer_type: None if the name is missing or unknown."""
+    """The descriptors that a file names. objective, tokenizer_type: None if the name is missing or unknown.
+
+    settled: The capabilities; None if `model:` is not valid, and then no rule that reads them is checked.
+    """
 
     architecture: str
-    capabilities: Capabilities
+    settled: Capabilities | None
     objectives: Mapping[str, Objective]
     objective: Objective | None
     tokenizer_type: TokenizerType | None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        if self.settled is None:
+            raise NotValid("capabilities")
+        return self.settled
 
 
 def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
