@@ -33,7 +33,7 @@ def foundry_run_ended(step):
 
 @dataclass(frozen=True)
 class Package:
-    """What lies in the site folder. entry: name of the entry point. requires: its requirements. light, model: text of
+    """Files of the site folder. entry: name of the entry point. requires: its requirements. light, model: text of
     the modules. committed: the model's when its names were committed; None for a package without a list.
     """
 

@@ -1,4 +1,4 @@
-"""What only Mamba has: a scan that keeps few states, steps between bounds, rates without decay, a state of two parts.
+"""Features of Mamba alone: a scan that keeps few states, bounded steps, rates without decay, a state of two parts.
 
 Shapes: B batch, T tokens, D channels, N numbers that a channel remembers.
 """

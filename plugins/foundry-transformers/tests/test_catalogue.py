@@ -1,4 +1,4 @@
-"""What is read from the library's source is what its classes say; a section is checked by it, without torch."""
+"""The catalogue read from the library's source agrees with its classes, and checks a section without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a model of any type has: sizes and ids of the tokenizer, its own head, its own positions, a proof."""
+"""Features of models of any type: sizes and ids of the tokenizer, its own head, its own positions, a proof."""
 
 from __future__ import annotations
 
