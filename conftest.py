@@ -202,7 +202,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         )
         lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *headers]
         # What follows an empty line is the description, whatever it looks like.
-        (information / "METADATA").write_text("\n".join([*lines, "", "Requires-Dist: foundry-core>=99"]))
+        (information / "METADATA").write_text("\n".join([*lines, "", "Requires-Dist: model-foundry>=99"]))
         (information / "entry_points.txt").write_text(points)
         if sources is not None:
             origin = {"url": sources.as_uri(), "dir_info": {"editable": True}}

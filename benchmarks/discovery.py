@@ -59,7 +59,7 @@ def install(site: Path, name: str) -> None:
     package.mkdir()
     (information / "METADATA").write_text(
         f"Metadata-Version: 2.4\nName: foundry-{name}\nVersion: 1.0\nSummary: one of {PLUGINS}\n"
-        f"Requires-Dist: foundry-core<1,>=0.1\n\n{'A README of some length.' * 100}\n"
+        f"Requires-Dist: model-foundry<1,>=0.1\n\n{'A README of some length.' * 100}\n"
     )
     (information / "entry_points.txt").write_text(f"[foundry.architectures]\n{name} = foundry_{name}:{name}\n")
     (package / "__init__.py").write_text(MODULE.format(name=name))

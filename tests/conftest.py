@@ -56,9 +56,14 @@ ROOT = Path(__file__).parents[1]
 PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")
 
 
+def package(name: str) -> str:
+    """The import package of a distribution."""
+    return "foundry_core" if name == "model-foundry" else name.replace("-", "_")
+
+
 def source(name: str) -> Path:
     """The folder that a distribution of this repository is built from."""
-    return ROOT if name == "foundry-core" else ROOT / "plugins" / name
+    return ROOT if name == "model-foundry" else ROOT / "plugins" / name
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -78,9 +83,9 @@ def done(*command: str | Path, cwd: Path, **variables: str) -> str:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A wheel of each distribution, built from a copy of its sources, so that no build folder litters the tree."""
     folder = tmp_path_factory.mktemp("wheels")
-    for name in ("foundry-core", *PLUGINS):
+    for name in ("model-foundry", *PLUGINS):
         copy = tmp_path_factory.mktemp(name)
-        for part in ("pyproject.toml", "README.md", "LICENSE", name.replace("-", "_")):
+        for part in ("pyproject.toml", "README.md", "LICENSE", package(name)):
             path = source(name) / part
             if path.is_dir():
                 shutil.copytree(path, copy / part, ignore=shutil.ignore_patterns("__pycache__", "build"))
@@ -89,7 +94,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
         done(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, copy, cwd=folder)
     found = {path.name.split("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
-    assert set(found) == {"foundry-core", *PLUGINS}
+    assert set(found) == {"model-foundry", *PLUGINS}
     return found
 
 
@@ -138,5 +143,5 @@ class Environment:
 def environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with core alone; each test leaves it so."""
     fresh = Environment(tmp_path_factory.mktemp("environment") / "venv")
-    fresh.install(wheels["foundry-core"])
+    fresh.install(wheels["model-foundry"])
     return fresh

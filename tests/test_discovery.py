@@ -161,7 +161,7 @@ def test_an_unusable_plugin_is_one_line_with_the_way_out(state: str, zebra: Inst
 OFFERS = {
     "name of core's": (
         "Objective('causal_lm', '', True, 'overlap', 'zebra_model:f', 'AutoModelForCausalLM')",
-        "two plugins offer the objective 'causal_lm', foundry-core and foundry-zebra 1.0: one of them must go, or be",
+        "two plugins offer the objective 'causal_lm', model-foundry and foundry-zebra 1.0: one of them must go, or be",
     ),
     "no list": (
         None,
@@ -260,13 +260,13 @@ def test_a_section_that_holds_its_like_is_shown_and_validated(zebra: Install, tm
 @pytest.mark.parametrize(
     ("requirement", "met"),
     [
-        ("foundry-core<99,>=0.1", True),
-        ("foundry-core", True),
-        ("Foundry_Core>=99", False),
-        ("foundry-core[plots]<0.1", False),
-        ("foundry-core>=99; python_version < '3'", True),
-        ("foundry-core>=99; extra == 'dev'", True),
-        ("foundry-core-extras>=99", True),
+        ("model-foundry<99,>=0.1", True),
+        ("model-foundry", True),
+        ("Model_Foundry>=99", False),
+        ("model-foundry[plots]<0.1", False),
+        ("model-foundry>=99; python_version < '3'", True),
+        ("model-foundry>=99; extra == 'dev'", True),
+        ("model-foundry-extras>=99", True),
         ("torch>=99", True),
     ],
 )
@@ -275,19 +275,19 @@ def test_a_plugin_for_another_core_is_not_even_imported(requirement: str, met: b
     if met:
         assert found() == [("fine", None)]
         return
-    bounds = requirement.partition("]")[2] or requirement.removeprefix("Foundry_Core")
+    bounds = requirement.partition("]")[2] or requirement.removeprefix("Model_Foundry")
     assert found() == [
         (
             "unusable",
-            f"the plugin foundry-zebra 1.0 needs foundry-core{bounds}, this core is {__version__}: "
-            "pip install --upgrade foundry-core foundry-zebra",
+            f"the plugin foundry-zebra 1.0 needs model-foundry{bounds}, this core is {__version__}: "
+            "pip install --upgrade model-foundry foundry-zebra",
         )
     ]
-    with pytest.raises(PluginError, match=f"needs foundry-core{bounds}, this core is"):
+    with pytest.raises(PluginError, match=f"needs model-foundry{bounds}, this core is"):
         get_architecture("zebra")
 
 
-@pytest.mark.parametrize(("requirement", "state"), [("foundry-core>=0.1", "fine"), ("foundry-core<0.2", "unusable")])
+@pytest.mark.parametrize(("requirement", "state"), [("model-foundry>=0.1", "fine"), ("model-foundry<0.2", "unusable")])
 def test_a_core_under_development_counts_as_what_it_will_be(
     requirement: str, state: str, zebra: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,13 +522,13 @@ def test_the_list_for_programs_has_state_and_problem_of_each(
 
 
 def test_everything_known_of_a_plugin_is_shown(zebra: Install, tmp_path: Path, capsys: Any) -> None:
-    zebra(requires=["foundry-core>=0.1,<1"])
+    zebra(requires=["model-foundry>=0.1,<1"])
     out, err = said(capsys, "show", "zebra")
     assert err == []
     assert out == [
         "zebra: state spaces of a test",
         "  package            foundry-zebra 1.0",
-        "  requires           foundry-core>=0.1,<1",
+        "  requires           model-foundry>=0.1,<1",
         f"  installed in       {tmp_path / 'site'}",
         "  entry point        zebra = zebra_light:zebra",
         "  model              zebra_model:Model",

@@ -37,7 +37,7 @@ def block(title: str) -> str:
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """The cases of the architecture that the guide writes: its own two modules, installed as it says."""
     site = tmp_path_factory.mktemp("site")
-    requirement, *_ = re.findall(r'dependencies = \["(foundry-core[^"]+)"\]', GUIDE)
+    requirement, *_ = re.findall(r'dependencies = \["(model-foundry[^"]+)"\]', GUIDE)
     (entry_point,) = re.findall(r'(?m)^mine = "(\S+)"', GUIDE)
     files = {
         "foundry_mine/__init__.py": block("## 2. The light module"),

@@ -96,7 +96,7 @@ def test_the_metadata_names_entry_point_and_core_versions() -> None:
     assert project["name"] == "foundry-my-arch"
     assert project["entry-points"] == {"foundry.architectures": {"my_arch": "foundry_my_arch:my_arch"}}
     (requirement,) = project["dependencies"]
-    bounds = SpecifierSet(requirement.removeprefix("foundry-core"))
+    bounds = SpecifierSet(requirement.removeprefix("model-foundry"))
     assert bounds.contains(__version__)
     assert not bounds.contains("99")
 
@@ -174,7 +174,7 @@ def test_a_name_that_is_taken_is_refused(
         "gpt2": r"the architecture 'gpt2' is shipped by foundry-gpt2 [\d.]+",
         "mamba": r"the architecture 'mamba' is shipped by some-package 1\.0",
         "rwkv": "a package foundry-rwkv is installed",
-        "core": "a package foundry-core is installed",
+        "core": "there is a module foundry_core that Python would import",
         "there": "there is a module foundry_there that Python would import",
     }.items():
         assert re.fullmatch(f"error: {reason}: choose another name", refused(capsys, name, "--dir", str(tmp_path)))

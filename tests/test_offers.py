@@ -114,7 +114,7 @@ def test_each_name_that_is_offered_has_one_owner(kind: str) -> None:
     with pytest.raises(PluginError, match=f"^two plugins offer the {kind} 'mine', one and two: one of them must go"):
         offers(hook_manager([one, two]))
     claiming = module_with("three", **{hook: lambda: [descriptor(of_core)]})
-    with pytest.raises(PluginError, match=f"^two plugins offer the {kind} '{of_core}', foundry-core and three: "):
+    with pytest.raises(PluginError, match=f"^two plugins offer the {kind} '{of_core}', model-foundry and three: "):
         offers(hook_manager([claiming]))
 
 

@@ -21,12 +21,12 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")
 KINDS = (".py", ".template")
-DISTRIBUTIONS = ("foundry-core", *PLUGINS)
+DISTRIBUTIONS = ("model-foundry", *PLUGINS)
 
 
 def source(name: str) -> Path:
     """The folder that a distribution is built from."""
-    return ROOT if name == "foundry-core" else ROOT / "plugins" / name
+    return ROOT if name == "model-foundry" else ROOT / "plugins" / name
 
 
 def metadata(wheel: Path) -> dict[str, list[str]]:
@@ -124,9 +124,9 @@ def test_a_package_without_an_architecture_can_be_used(
 
 @each("name", PLUGINS)
 def test_a_plugin_names_the_cores_it_works_with(name: str, wheels: dict[str, Path]) -> None:
-    core_version = metadata(wheels["foundry-core"])["Version"][0]
-    (requirement,) = [each for each in metadata(wheels[name])["Requires-Dist"] if each.startswith("foundry-core")]
-    bounds = re.fullmatch(r"foundry-core<(?P<upper>[\d.]+),>=(?P<lower>[\d.]+)", requirement)
+    core_version = metadata(wheels["model-foundry"])["Version"][0]
+    (requirement,) = [each for each in metadata(wheels[name])["Requires-Dist"] if each.startswith("model-foundry")]
+    bounds = re.fullmatch(r"model-foundry<(?P<upper>[\d.]+),>=(?P<lower>[\d.]+)", requirement)
     assert bounds is not None, requirement
     assert numbers(bounds["lower"]) <= numbers(core_version) < numbers(bounds["upper"])
 
@@ -137,10 +137,10 @@ def numbers(version: str) -> tuple[int, ...]:
 
 @each("name", DISTRIBUTIONS)
 def test_a_wheel_holds_its_typed_package_and_nothing_else(name: str, wheels: dict[str, Path]) -> None:
-    package = name.replace("-", "_")
+    package = "foundry_core" if name == "model-foundry" else name.replace("-", "_")
     files = contents(wheels[name])
     assert f"{package}/py.typed" in files
-    assert {file.split("/")[0] for file in files} == {package, f"{package}-0.1.0.dist-info"}
+    assert {file.split("/")[0] for file in files} == {package, f"{name.replace('-', '_')}-0.1.0.dist-info"}
     here = source(name) / package
     sources = {f"{package}/{path.relative_to(here)}" for kind in KINDS for path in here.rglob(f"*{kind}")}
     assert {file for file in files if file.endswith(KINDS)} == sources
@@ -149,16 +149,16 @@ def test_a_wheel_holds_its_typed_package_and_nothing_else(name: str, wheels: dic
 
 
 def test_the_wheel_of_core_holds_the_licence_and_the_promises(wheels: dict[str, Path]) -> None:
-    files = contents(wheels["foundry-core"])
+    files = contents(wheels["model-foundry"])
     assert "foundry_core/RELIABILITY.md" in files
     (licence,) = [file for file in files if file.endswith("/LICENSE")]
-    with zipfile.ZipFile(wheels["foundry-core"]) as archive:
+    with zipfile.ZipFile(wheels["model-foundry"]) as archive:
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
 
 
 def test_the_version_is_the_same_wherever_it_stands(wheels: dict[str, Path], environment: Any) -> None:
-    version = metadata(wheels["foundry-core"])["Version"][0]
-    assert environment.foundry("--version").stdout == f"foundry-core {version}\n"
+    version = metadata(wheels["model-foundry"])["Version"][0]
+    assert environment.foundry("--version").stdout == f"model-foundry {version}\n"
 
 
 def test_building_leaves_nothing_in_the_tree(wheels: dict[str, Path]) -> None:

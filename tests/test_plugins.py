@@ -151,7 +151,7 @@ def test_a_plugins_section_is_validated_by_its_own_class(install: Install, tmp_p
             DESCRIPTOR.format(name="mamba") + "import dataclasses\n"
             "mamba = dataclasses.replace(mamba, plugin_api_version=99)\n",
             f"the plugin foundry-mamba 1.0 is made for plugin API 99, this core has {PLUGIN_API_VERSION}: "
-            "pip install --upgrade foundry-core foundry-mamba",
+            "pip install --upgrade model-foundry foundry-mamba",
         ),
     ],
     ids=["import error", "error of two lines", "exit", "no such name", "wrong type", "other name", "other API"],

@@ -30,7 +30,7 @@ The public API differs from tests/public_api.txt (lines with - were there, lines
 {difference}
 
 If that is meant, plugins/STABILITY.md says what it takes. In short:
-* only new names, new hooks, new arguments with a default: raise the minor version of foundry-core;
+* only new names, new hooks, new arguments with a default: raise the minor version of model-foundry;
 * anything removed, renamed or reordered, a new argument without a default, another default: raise PLUGIN_API_VERSION
   in foundry_core/registry/architecture.py as well, and say in CHANGELOG.md what a plugin must do.
 Then write the text anew: .venv/bin/python tests/test_public_api.py

@@ -109,7 +109,7 @@ def changed_data(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]
 def versions() -> Mapping[str, str]:
     """Return the versions that a result depends on; cached, because reading them takes longer than a small save."""
     packages = ("torch", "transformers", "tokenizers", "sentencepiece")
-    found = {"python": sys.version.split()[0], "foundry-core": __version__}
+    found = {"python": sys.version.split()[0], "model-foundry": __version__}
     return found | {name: metadata.version(name) for name in packages}
 
 

@@ -137,7 +137,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--version", action="version", version=f"foundry-core {__version__}", help="show the version")
+    parser.add_argument("--version", action="version", version=f"model-foundry {__version__}", help="show the version")
     # argparse makes the first column as wide as the metavar: this one leaves room for the indented names below it.
     verbs = parser.add_subparsers(metavar="VERB [options]", title="verbs")
     for name, summary in (VERBS if chosen in VERBS else VERBS | _commands(chosen)).items():

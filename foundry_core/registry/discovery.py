@@ -158,15 +158,15 @@ def _normal(name: str) -> str:
 
 
 def unmet_requirement(point: Installed) -> str | None:
-    """Return the requirement on foundry-core that this core does not satisfy; None if it satisfies all."""
+    """Return the requirement on model-foundry that this core does not satisfy; None if it satisfies all."""
     for text in point.requires:
-        if re.match(r"foundry[-_.]+core(?![-_.\w])", text, re.IGNORECASE):
+        if re.match(r"model[-_.]+foundry(?![-_.\w])", text, re.IGNORECASE):
             from packaging.requirements import Requirement
 
             requirement = Requirement(text)
             applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
             if applies and not requirement.specifier.contains(__version__, prereleases=True):
-                return f"foundry-core{requirement.specifier}"
+                return f"model-foundry{requirement.specifier}"
     return None
 
 

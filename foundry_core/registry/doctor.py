@@ -97,7 +97,7 @@ def _summary(point: Installed, verbs: Collection[str]) -> str:
             _find("the module of its model", architecture.model_class)
         if architecture.default_tokenizer not in tokenizer_types:
             name = architecture.default_tokenizer
-            raise PluginError(f"its default_tokenizer '{name}' is not a tokenizer type of foundry-core or this plugin")
+            raise PluginError(f"its default_tokenizer '{name}' is not a tokenizer type of model-foundry or this plugin")
     return " ".join(architecture.summary.split())
 
 

@@ -100,7 +100,7 @@ class Provider(NamedTuple):
     owner: str
 
 
-_CORE = Provider("foundry_core", "foundry-core")
+_CORE = Provider("foundry_core", "model-foundry")
 
 
 @dataclass(frozen=True)

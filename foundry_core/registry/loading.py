@@ -98,7 +98,7 @@ def load_architecture(point: Installed) -> Architecture:
     if descriptor.plugin_api_version != PLUGIN_API_VERSION:
         raise PluginError(
             f"the plugin {point} is made for plugin API {descriptor.plugin_api_version}, this core has "
-            f"{PLUGIN_API_VERSION}: pip install --upgrade foundry-core {point.distribution}"
+            f"{PLUGIN_API_VERSION}: pip install --upgrade model-foundry {point.distribution}"
         )
     return descriptor
 
@@ -116,7 +116,7 @@ def refuse_unfit(point: Installed) -> None:
     if requirement is not None:
         raise PluginError(
             f"the plugin {point} needs {requirement}, this core is {__version__}: "
-            f"pip install --upgrade foundry-core {point.distribution}"
+            f"pip install --upgrade model-foundry {point.distribution}"
         )
 
 

@@ -88,7 +88,7 @@ class TensorBoard(_Curves):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise FoundryError("logging.tensorboard needs a package: pip install foundry-core[tensorboard]") from error
+            raise FoundryError("logging.tensorboard needs a package: pip install model-foundry[tensorboard]") from error
         self._folder, self._writer_class = folder, SummaryWriter
         self._writer: Any = None
 
@@ -112,7 +112,7 @@ class WeightsAndBiases(_Curves):
         try:
             import wandb
         except ImportError as error:
-            raise FoundryError("logging.use_wandb needs a package: pip install foundry-core[wandb]") from error
+            raise FoundryError("logging.use_wandb needs a package: pip install model-foundry[wandb]") from error
         self._wandb, self._project, self._folder = wandb, project, folder
 
     @hookimpl

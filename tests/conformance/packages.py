@@ -40,7 +40,7 @@ class Package:
     defect: str = ""
     caught_by: str = ""
     entry: str = NAME
-    requires: tuple[str, ...] = ("foundry-core<0.2,>=0.1",)
+    requires: tuple[str, ...] = ("model-foundry<0.2,>=0.1",)
     light: str = LIGHT + HOOK
     model: str = MODEL
     committed: str | None = MODEL
@@ -62,9 +62,9 @@ def _mutants() -> Iterator[Package]:
     def plant(defect: str, caught_by: str, **changes: Any) -> Package:
         return RIGHT.but(defect=defect, caught_by=caught_by, **changes)
 
-    yield plant("no upper bound on foundry-core", "entry-point", requires=("foundry-core>=0.1",))
-    yield plant("foundry-core not required", "entry-point", requires=("torch", "foundry-cores<2"))
-    yield plant("another foundry-core required", "entry-point", requires=("foundry-core<9,>=8",))
+    yield plant("no upper bound on model-foundry", "entry-point", requires=("model-foundry>=0.1",))
+    yield plant("model-foundry not required", "entry-point", requires=("torch", "model-foundries<2"))
+    yield plant("another model-foundry required", "entry-point", requires=("model-foundry<9,>=8",))
     yield plant("entry point of another name", "entry-point", entry="package")
     yield plant("torch in the light module", "light-import", light=f"import torch\n{LIGHT}")
     yield plant("numpy in the light module", "light-import", light=f"import numpy\n{LIGHT}")

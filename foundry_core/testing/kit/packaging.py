@@ -52,19 +52,19 @@ def _package(suite: Suite) -> Installed:
     "packaging",
     "entry-point",
     scope="architecture",
-    fix='In pyproject.toml, write dependencies = ["foundry-core>=0.1,<0.2"] and, under '
+    fix='In pyproject.toml, write dependencies = ["model-foundry>=0.1,<0.2"] and, under '
     '[project.entry-points."foundry.architectures"], one line NAME = "package:descriptor".',
 )
 def entry_point(suite: Suite) -> None:
     """Exactly one distribution provides the name, the descriptor has the same name, and the distribution requires
-    foundry-core with an upper bound.
+    model-foundry with an upper bound.
     """
     point = _package(suite)
     claims = installed()[point.name]
     require(len(claims) == 1, f"claimed by {listed([str(claim) for claim in claims])}")
     requirements = [Requirement(text) for text in metadata.requires(point.distribution) or ()]
-    own = [each for each in requirements if canonicalize_name(each.name) == "foundry-core"]
-    require(bool(own), f"{point} does not require foundry-core")
+    own = [each for each in requirements if canonicalize_name(each.name) == "model-foundry"]
+    require(bool(own), f"{point} does not require model-foundry")
     for each in own:
         bounded = any(part.operator in ("<", "<=", "==", "~=") for part in each.specifier)
         require(bounded, f"{point} requires {each}, without an upper bound")

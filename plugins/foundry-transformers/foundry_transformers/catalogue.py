@@ -181,7 +181,7 @@ class _Tables:
 @cache
 def _tables() -> _Tables:
     spec = importlib.util.find_spec("transformers")
-    assert spec is not None  # foundry-core requires it
+    assert spec is not None  # model-foundry requires it
     assert spec.submodule_search_locations is not None
     models = Path(spec.submodule_search_locations[0]) / "models"
     names, auto = (
