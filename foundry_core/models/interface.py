@@ -58,18 +58,18 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
         self.context = context
 
     @classmethod
-    def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
+    def from_config(cls, config: ExperimentConfig, context: BuildContext) -> Self:
         """Build the model: settings from `self.settings`, sizes and token ids from `context`, never from the YAML.
 
         Raises:
             PluginError: The class does not take these arguments.
         """
         try:
-            inspect.signature(cls).bind(config, context, **kwargs)
+            inspect.signature(cls).bind(config, context)
         except TypeError as error:
-            given = ", ".join(["config", "context", *kwargs])
-            raise PluginError(f"{cls.__module__}.{cls.__qualname__} cannot be made of ({given}): {error}") from error
-        return cls(config, context, **kwargs)
+            name = f"{cls.__module__}.{cls.__qualname__}"
+            raise PluginError(f"{name} cannot be made of (config, context): {error}") from error
+        return cls(config, context)
 
     @property
     def settings(self) -> Settings_co:

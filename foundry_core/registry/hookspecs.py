@@ -98,7 +98,6 @@ def foundry_objectives() -> list[Objective]:  # type: ignore[empty-body]
                 causal=True,
                 layout="overlap",
                 collator="foundry_second_half.collator:second_half_collator",
-                auto_class="AutoModelForCausalLM",
                 same_interface_as="causal_lm",
             )
         ]

@@ -39,7 +39,6 @@ def foundry_objectives() -> list[Objective]:
             causal=False,
             layout="framed",
             collator="foundry_example.collator:span_collator",
-            auto_class="AutoModelForMaskedLM",
             required_tokens=("mask_token", "cls_token", "sep_token"),
             same_interface_as="masked_lm",
             settings=SpanSettings,
