@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, cast
 
 import torch
 from torch import nn
@@ -49,13 +49,60 @@ class MemoryFootprint(NamedTuple):
         return sum(self)
 
 
+_HELD: dict[str, type] = {"config": ExperimentConfig, "context": BuildContext}
+"""Attributes of each model that core sets."""
+
+
 class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     """A model that core can train and evaluate."""
+
+    _reserved: ClassVar[frozenset[str]]
+    """Names that a layer or a tensor of the model cannot have: those that core and torch define for it.
+
+    A method of such a name would be found instead of the layer, and a tensor would be found instead of the method.
+    """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        bases = [base for base in cls.__mro__ if base.__module__.partition(".")[0] in ("foundry_core", "torch")]
+        cls._reserved = frozenset(name for base in bases for name in vars(base)) | {*_HELD, "output"}
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__()
         self.config = config
         self.context = context
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module | torch.Tensor):
+            self._check_name(name)
+        elif name in _HELD and not isinstance(value, _HELD[name]):
+            raise PluginError(
+                f"{_path(self)} sets self.{name} to a {type(value).__name__}, and core keeps its "
+                f"{_HELD[name].__name__} there: choose another name"
+            )
+        super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a layer, as torch does, unless its name is reserved."""
+        self._check_name(name)
+        super().add_module(name, module)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, as torch does, unless its name is reserved."""
+        self._check_name(name)
+        super().register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
+        """Add a buffer, as torch does, unless its name is reserved."""
+        self._check_name(name)
+        super().register_buffer(name, tensor, persistent)
+
+    def _check_name(self, name: str) -> None:
+        if name in self._reserved:
+            raise PluginError(
+                f"{_path(self)} has a layer or a tensor called '{name}', which is a name of BaseLanguageModel's own: "
+                f"choose another one, such as {name}_layer"
+            )
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, context: BuildContext) -> Self:
@@ -156,3 +203,7 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     def attention_flops(self, batch: int, length: int) -> int:
         """Count those of products between activations, which no parameter shows. Override this for attention."""
         return 0
+
+
+def _path(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
