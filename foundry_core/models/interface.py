@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError, PluginError
 from foundry_core.models.loss import LanguageModelLoss, ModelOutput
+from foundry_core.models.roles import derived_roles
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.schema import ModelConfig
 
@@ -166,6 +167,28 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass; architectures that declare the capability override this."""
         raise FoundryError(f"{self.model_type} does not support gradient checkpointing")
+
+    def parameter_roles(self) -> dict[str, str]:
+        """Return what parameters are for, by name; one that is missing counts as `other`.
+
+        matrix: multiplied with activations; of more than two dimensions, a stack of matrices. output: the same, onto
+        the vocabulary, and not tied. filter: of a convolution. embedding: looked up or added, tokens and positions; a
+        tied output too. norm: scales of a norm. bias. other: rates, mixes, gates. The first three decay under
+        `weight_decay_on: matrices`.
+
+        Core derives the role of every layer's weights. Override this to name those of parameters of several dimensions
+        that the model creates itself: `return {**super().parameter_roles(), "positions": "embedding"}`.
+        """
+        roles = derived_roles(self)
+        table = {id(parameter) for parameter in self.get_input_embeddings().parameters(recurse=False)}
+        tied = self.config.capabilities.tied_embeddings
+        last = None
+        for name, parameter in self.named_parameters():
+            if roles.get(name) == "matrix" and id(parameter) in table:
+                roles[name] = "embedding"
+            elif roles.get(name) == "matrix" and len(parameter) == self.context.vocab_size and not tied:
+                last = name
+        return roles if last is None else {**roles, last: "output"}
 
     def get_parameter_count(self) -> ParameterCount:
         """Count parameters in total, trainable, and in the input embeddings; tied ones once."""

@@ -216,6 +216,9 @@ class ParameterOfPositions(TableOfPositions):
         super().__init__(config, context)
         self.positions = Table(512, self.width)  # type: ignore[assignment]
 
+    def parameter_roles(self) -> dict[str, str]:
+        return {**super().parameter_roles(), "positions.values_LD": "embedding"}
+
 
 class BidirectionalModel(AttentionModel):
     """The same attention to both sides."""
