@@ -133,7 +133,7 @@ class TrainingConfig(_Counting):
     sgd_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for sgd")
     weight_decay_on: Literal["matrices", "all"] = Field(
-        "matrices", description="matrices: not on biases, norms and embeddings; all: on every parameter"
+        "matrices", description="matrices: not on biases, norms, rates and embeddings; all: on every parameter"
     )
     lr_scheduler: Literal["linear", "cosine", "constant", "plateau"] = Field(
         "linear", description="after warm-up: linear or cosine to 0, constant, or plateau: lower if test loss stalls"

@@ -98,7 +98,6 @@ def foundry_objectives() -> list[Objective]:  # type: ignore[empty-body]
                 causal=True,
                 layout="overlap",
                 collator="foundry_second_half.collator:second_half_collator",
-                auto_class="AutoModelForCausalLM",
                 same_interface_as="causal_lm",
             )
         ]
@@ -152,6 +151,7 @@ def foundry_optimizers() -> list[Optimizer]:  # type: ignore[empty-body]
 
 
     def rmsprop(parameter_groups, training):
+        # A group has "params", their "names", their "role" ("matrix", "embedding", ...) and "weight_decay".
         smoothing = training.optimizer_settings.smoothing
         return torch.optim.RMSprop(parameter_groups, lr=training.learning_rate, alpha=smoothing)
 

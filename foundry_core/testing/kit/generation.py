@@ -39,7 +39,7 @@ def _prompts(case: Case) -> list[tuple[list[torch.Tensor], torch.Tensor, torch.T
     """Return prompts of unequal length: in one batch padded on the left if that is declared, otherwise one by one."""
     longest = case.length - _NEW_TOKENS - 1
     rows = [case.ids(length, seed=length) for length in (longest, 1, longest // 2, 3)]
-    if "left" in case.capabilities.padding_sides:
+    if case.capabilities.left_padding:
         return [(rows, *padded(rows, "left", int(case.tokenizer.pad_token_id)))]
     return [([row], row[None], torch.ones_like(row[None])) for row in rows]
 

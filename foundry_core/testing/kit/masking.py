@@ -53,7 +53,6 @@ def require_padding_invisible(case: Case, side: Side) -> None:
     "right-padding",
     fix="Pass `attention_mask` to every layer that mixes tokens, and to `self.lm_output`. The backward direction of "
     "a recurrent model must start at the last real token: pack the rows.",
-    needs=lambda case: None if "right" in case.capabilities.padding_sides else "padding on the right is not declared",
 )
 def right_padding(case: Case) -> None:
     """Padding on the right changes neither the logits of real tokens nor the loss by more than 1e-5, whichever token is
@@ -66,14 +65,14 @@ def right_padding(case: Case) -> None:
     "masking",
     "left-padding",
     fix="Count positions over real tokens only, start a recurrence at the first real token, and return a finite "
-    "result for a query that sees nothing. Pass `attention_mask` to `self.lm_output`. Or remove 'left' from the "
-    "capability `padding_sides`.",
+    "result for a query that sees nothing. Pass `attention_mask` to `self.lm_output`. Or remove the capability "
+    "`left_padding`.",
 )
 def left_padding(case: Case) -> None:
     """Padding on the left, if declared, changes neither the logits of real tokens nor the loss by more than 1e-5; if it
     is not declared, core refuses it with a one-line error.
     """
-    if "left" in case.capabilities.padding_sides:
+    if case.capabilities.left_padding:
         require_padding_invisible(case, "left")
         return
     tokenizer = deepcopy(case.tokenizer)

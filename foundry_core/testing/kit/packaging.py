@@ -24,6 +24,7 @@ from foundry_core.errors import ConfigError, did_you_mean
 from foundry_core.models.base import create_model
 from foundry_core.models.building import build, build_context
 from foundry_core.registry import hookspecs
+from foundry_core.registry.architecture import PLUGIN_API_VERSION
 from foundry_core.registry.discovery import Installed, installed
 from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.registry.loading import active_modules, import_string, shipped_by
@@ -53,11 +54,12 @@ def _package(suite: Suite) -> Installed:
     "entry-point",
     scope="architecture",
     fix='In pyproject.toml, write dependencies = ["model-foundry>=0.1,<0.2"] and, under '
-    '[project.entry-points."foundry.architectures"], one line NAME = "package:descriptor".',
+    '[project.entry-points."foundry.architectures"], one line NAME = "package:descriptor". In the descriptor, write '
+    f"plugin_api_version={PLUGIN_API_VERSION} as a number.",
 )
 def entry_point(suite: Suite) -> None:
-    """Exactly one distribution provides the name, the descriptor has the same name, and the distribution requires
-    model-foundry with an upper bound.
+    """Exactly one distribution provides the name, the descriptor has the same name and states the plugin API that it
+    is written for, and the distribution requires model-foundry with an upper bound.
     """
     point = _package(suite)
     claims = installed()[point.name]
@@ -69,6 +71,8 @@ def entry_point(suite: Suite) -> None:
         bounded = any(part.operator in ("<", "<=", "==", "~=") for part in each.specifier)
         require(bounded, f"{point} requires {each}, without an upper bound")
         require(each.specifier.contains(__version__, prereleases=True), f"{point} requires {each}, not {__version__}")
+    stated = suite.architecture.plugin_api_version is not None
+    require(stated, f"{point.target} does not state plugin_api_version={PLUGIN_API_VERSION}")
 
 
 @check(

@@ -28,6 +28,7 @@ from foundry_core.testing.kit.check import (
 )
 from foundry_core.testing.kit.keys import keys_file, read_keys, title
 from foundry_core.testing.kit.reopened import reopened
+from foundry_core.training.optimizers import parameter_groups
 
 
 @check(
@@ -142,6 +143,24 @@ def parameter_count(case: Case) -> None:
         require(counted == stored, f"{what} is {counted:,}, but the parameters store {stored:,} numbers")
     on_meta = case.on_meta_device().get_parameter_count()
     require(on_meta == count, f"the count is {on_meta} on torch's meta device, elsewhere {count}")
+
+
+@check(
+    "state",
+    "parameter-roles",
+    fix="A parameter that the model creates itself does not show what it is for. Name it: `def parameter_roles(self): "
+    'return {**super().parameter_roles(), "positions": "embedding"}`. A stack of weights is a `matrix`, rates and '
+    "mixes are `other`.",
+)
+def parameter_roles(case: Case) -> None:
+    """Every parameter of several dimensions has a role, which decides whether it decays and what an optimizer does with
+    it: that of its layer, or one that `parameter_roles` names.
+    """
+    model = case.model()
+    roles = model.parameter_roles()
+    parameter_groups(model, case.config.training)  # refuses unknown roles and names
+    unnamed = [f"{name} {tuple(each.shape)}" for name, each in model.named_parameters() if name not in roles]
+    require(not unnamed, f"the role of {listed(unnamed)} is not known")
 
 
 @check(

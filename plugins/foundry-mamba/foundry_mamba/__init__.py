@@ -42,7 +42,7 @@ def _capabilities(config: MambaModelConfig) -> Capabilities:
         objectives=("causal_lm",),
         generation=True,
         stateful=True,
-        padding_sides=("left", "right"),
+        left_padding=True,
         gradient_checkpointing=True,
         unbounded_length=True,
         tied_embeddings=config.mamba.tie_embeddings,
@@ -53,6 +53,7 @@ _SIZES = {"hidden_size": 24, "num_layers": 2, "state_size": 4, "dropout": 0.0}
 
 mamba = Architecture(
     name="mamba",
+    plugin_api_version=1,
     summary="selective state-space model, linear in the length of a text (Gu and Dao 2023)",
     config_class=MambaModelConfig,
     model_class="foundry_mamba.model:MambaLanguageModel",

@@ -45,7 +45,7 @@ def _capabilities(config: RNNModelConfig) -> Capabilities:
         generation=not both,
         stateful=not both,
         unbounded_length=True,
-        padding_sides=("left", "right"),
+        left_padding=True,
         bidirectional=both,
         tied_embeddings=config.rnn.tie_embeddings,
     )
@@ -55,6 +55,7 @@ def _descriptor(name: RNNType, summary: str, learning_rate: float) -> Architectu
     sizes: dict[str, Any] = {"embedding_size": 24, "hidden_size": 32, "num_layers": 2, "dropout": 0.0}
     return Architecture(
         name=name,
+        plugin_api_version=1,
         summary=summary,
         config_class=RNNModelConfig,
         model_class="foundry_rnn.model:RNNLanguageModel",

@@ -185,7 +185,7 @@ def _capabilities(config: TransformersModelConfig) -> Capabilities:
         objectives=("causal_lm",) if causal else ("masked_lm",),
         generation=causal,
         stateful=causal and kind.hands_on_a_cache and not kind.stateful,
-        padding_sides=("left", "right") if placed or kind.blanks_padding else ("right",),
+        left_padding=placed or kind.blanks_padding,
         gradient_checkpointing=kind.gradient_checkpointing,
         unbounded_length=kind.positions is None,
         bidirectional=not causal,
@@ -199,6 +199,7 @@ def _example(model_type: str, **settings: Any) -> dict[str, Any]:
 
 transformers = Architecture(
     name="transformers",
+    plugin_api_version=1,
     summary="any language model that the transformers library has (Wolf et al. 2020)",
     config_class=TransformersModelConfig,
     model_class="foundry_transformers.model:TransformersLanguageModel",
