@@ -138,6 +138,15 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
         objective they are the input ids, which `lm_output` shifts.
         """
 
+    def real_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return a mask of the real tokens among these, (B, T), or None if all are.
+
+        Args:
+            attention_mask: (B, T), or wider: it may also cover the tokens before a carried state.
+        """
+        real = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :].bool()
+        return None if real is None or bool(real.all()) else real
+
     @abstractmethod
     def get_input_embeddings(self) -> nn.Module:
         """Return the module that turns token ids into vectors."""
