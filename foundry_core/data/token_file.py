@@ -69,7 +69,7 @@ def prepare_tokens(corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Pr
     is a function of the inputs, so two processes may build it at once. Memory does not grow with the corpus.
 
     Raises:
-        DataError: The corpus, or a token file that exists, cannot be read.
+        DataError: The corpus, or a token file that exists, cannot be read, or the corpus has no tokens.
         StorageError: The folder cannot be written.
     """
     made_from: dict[str, Any] = {
@@ -83,6 +83,8 @@ def prepare_tokens(corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Pr
     info = _undamaged(stem, digest)
     if info is None:
         info = TokenInfo(**made_from, digest=digest, **_build(stem, corpus, tokenizer, progress))
+        if info.tokens == info.documents + 1:  # separators only
+            raise DataError(f"{corpus.name}: its tokenizer leaves nothing of the text: it drops every character of it.")
         storage.write_file(stem.with_suffix(".json"), manifest.sealed(asdict(info)))
     return TokenFile(
         tokens=np.memmap(stem.with_suffix(".tokens"), dtype=info.dtype, mode="r"),
