@@ -30,7 +30,9 @@ def expand_home(path: str) -> str:
     """Replace a leading `~` by the home folder. Raises ValueError where there is none, as for an unknown `~user`."""
     expanded = os.path.expanduser(path)  # noqa: PTH111 - a glob or a folder's trailing slash stays as it is
     if expanded.startswith("~"):
-        raise ValueError(f"{path!r} is in the home of a user who does not exist here; a file of that name is './{path}'")
+        raise ValueError(
+            f"{path!r} is in the home of a user who does not exist here; a file of that name is './{path}'"
+        )
     return expanded
 
 

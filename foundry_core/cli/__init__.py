@@ -86,7 +86,8 @@ def _exit_code(arguments: list[str]) -> int:
             tell(traceback.format_exc())
         if isinstance(error, UnicodeEncodeError):  # a name that the locale, or UTF-8, cannot represent
             name = one_line(ascii(error.object[:200]))
-            tell(f"error: {name} cannot be written as {error.encoding}: rename it, or use a UTF-8 locale (LC_ALL=C.UTF-8)\n")
+            advice = "rename it, or use a UTF-8 locale (LC_ALL=C.UTF-8)"
+            tell(f"error: {name} cannot be written as {error.encoding}: {advice}\n")
             return UsageError.exit_code
         if isinstance(error, FoundryError):
             prefix = "" if isinstance(error, ConfigError | StoppedError) else "error: "

@@ -74,7 +74,10 @@ def seed_argument(text: str) -> int:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the YAML, its overrides, and --plugin."""
-    what = "settings that replace the YAML's; the value is YAML, or for a key of text the rest of the argument as it is"
+    what = (
+        "replaces a setting of the YAML; a key of text takes the value as it is typed, any other as YAML; null resets "
+        "a key that is not required"
+    )
     parser.add_argument("config", metavar="YAML", type=path_argument, help="the configuration of the experiment")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=what)
     add_plugin_argument(parser)

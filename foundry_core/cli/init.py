@@ -47,7 +47,9 @@ _NOTES = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("architecture", metavar="NAME", help="an architecture, installed or registered with --plugin")
-    parser.add_argument("-o", "--output", type=path_argument, metavar="FILE", help="write to this new file instead of stdout")
+    parser.add_argument(
+        "-o", "--output", type=path_argument, metavar="FILE", help="write to this new file instead of stdout"
+    )
     parser.add_argument("--name", metavar="TEXT", help="name of the experiment (default: the architecture)")
     add_plugin_argument(parser)
 

@@ -77,8 +77,8 @@ are") with 0, 1 or 2 nouns of the other number between them; chance is 50%."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    where = {"nargs": "?", "type": path_argument, "default": "quickstart"}
-    parser.add_argument("folder", **where, metavar="DIR", help="folder (default: quickstart)")
+    what = "folder (default: quickstart)"
+    parser.add_argument("folder", nargs="?", default="quickstart", type=path_argument, metavar="DIR", help=what)
     parser.add_argument("--seed", type=seed_argument, default=1, metavar="N", help="random seed (default 1)")
 
 
