@@ -95,6 +95,10 @@ class _Check:
         if isinstance(model, dict) and "architecture" not in model and "layers" in model:
             message = f"written before model.architecture existed: convert it with: foundry migrate {path}"
             raise ConfigError([Problem(path, self.source.line_of(("model",)), "model", message)])
+        data, key = self.data.get("data"), ("data", "source_corpus")
+        if isinstance(data, dict) and "source_corpus" in data:
+            message = f"is a key of an older format: convert the file with: foundry migrate {path}"
+            raise ConfigError([Problem(path, self.source.line_of(key), dotted(key), message)])
 
     def _architecture(self) -> Architecture | None:
         model = self.data.get("model")
