@@ -305,8 +305,8 @@ training: {output_dir: out/a, learning_rate: 0.001, adam_beta1: 0.9, adam_beta2:
            checkpoint_schedule: [10, 20], save_resume_state_last_n: 3, compile_mode: null}
 logging: {console_level: INFO, file_level: DEBUG, level: INFO, dir: logs, use_structured_logging: true,
           use_wandb: false, wandb_project: null, wandb_project_sweeps: sweeps, wandb_entity: null, max_log_files: 10,
-          max_log_size_mb: 100, log_metrics_every_n_steps: 25, log_detailed_metrics_every_n_steps: 100, profile_performance: false,
-          log_memory_every_n_steps: 100, max_errors_to_track: 1000}
+          max_log_size_mb: 100, log_metrics_every_n_steps: 25, log_detailed_metrics_every_n_steps: 100,
+          profile_performance: false, log_memory_every_n_steps: 100, max_errors_to_track: 1000}
 random_seed: 9
 dataset_manipulation: []
 """

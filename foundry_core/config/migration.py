@@ -110,10 +110,9 @@ def _corpus(old: _OldFile) -> None:
 
 
 def _sections_not_read(old: _OldFile) -> None:
-    family = FAMILIES[old.architecture]
+    others = {"bert", *FAMILIES.values()} - {old.architecture, FAMILIES[old.architecture]}
     for key in list(old.values):
-        _, section, name = (*key.split(".", 2), "", "")[:3]
-        if key.startswith("model.") and name and section not in (family, old.architecture):
+        if key.startswith("model.") and key.split(".")[1] in others:
             old.drop(key, f"{old.architecture} does not read it")
             del old.values[key]
 
