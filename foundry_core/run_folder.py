@@ -6,6 +6,7 @@
   metrics.jsonl               METRICS: one JSON object for each logged step and each evaluation
   .lock                       LOCK: held while a run writes to the folder
   tensorboard/                TENSORBOARD: event files, where logging.tensorboard is set
+  tokens/                     TOKENS: token files, if this user may not write to the folder of a shared tokenizer
   tokenizer/                  TOKENIZER: unless tokenizer.output_dir names another folder
     tokenizer.json            TOKENIZER_MODEL: vocabulary and rules, as the tokenizers library stores them
     tokenizer_config.json     TOKENIZER_CONFIG: special tokens and settings, as transformers stores them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import os
 import re
@@ -54,10 +55,31 @@ def large_imports() -> Iterator[None]:
         gc.enable()
 
 
+def path_argument(text: str) -> str:
+    """Return the path that an argument names; `~` is what it is in a path key of a YAML."""
+    from foundry_core.schema import expand_home
+
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seed_argument(text: str) -> int:
+    """Return a random seed; its bounds are those of the seeds in a YAML."""
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the YAML, its overrides, and --plugin."""
-    parser.add_argument("config", metavar="YAML", help="the configuration of the experiment")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the YAML's")
+    what = (
+        "replaces a setting of the YAML; a key of text takes the value as it is typed, any other as YAML; null resets "
+        "a key that is not required"
+    )
+    parser.add_argument("config", metavar="YAML", type=path_argument, help="the configuration of the experiment")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=what)
     add_plugin_argument(parser)
 
 
@@ -94,7 +116,12 @@ def prepare_data(config: ExperimentConfig) -> tuple[PreTrainedTokenizerFast, Exp
 def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
     """Add --plugin."""
     parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="file with an architecture; can be repeated"
+        "--plugin",
+        action="append",
+        default=[],
+        type=path_argument,
+        metavar="FILE.py",
+        help="file with an architecture; can be repeated",
     )
 
 
@@ -115,7 +142,7 @@ def load_plugins(options: argparse.Namespace) -> list[ModuleType]:
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     """Add a checkpoint, --device, and --plugin."""
     folder = "folder of a checkpoint, or of a run (its newest valid checkpoint is used)"
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=folder)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help=folder)
     devices = ("auto", "cpu", "cuda")
     parser.add_argument("--device", choices=devices, default="auto", help="auto (default): a GPU if there is one")
     add_plugin_argument(parser)
@@ -183,6 +210,13 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
 
 
+def make_printable() -> None:
+    """Let stdout and stderr escape what a locale cannot encode, so that a complete run does not end in an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def screen_width() -> int:
     """Return the columns of the terminal; 80 where there is none."""
     return shutil.get_terminal_size().columns
@@ -229,6 +263,8 @@ def write_answer(text: str, output: str | None) -> None:
     from foundry_core.storage.files import write_file
 
     if output is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a YAML is UTF-8 in every locale
+            sys.stdout.reconfigure(encoding="utf-8")
         sys.stdout.write(text)
     elif os.path.lexists(output):
         raise UsageError(f"{output} exists and is not overwritten: name another file, or remove it")

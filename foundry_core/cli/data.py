@@ -6,6 +6,7 @@ foundry train does the same when it starts.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from foundry_core.cli.common import add_config_arguments, add_verb, prepare_data, read_config, report, table
 
@@ -21,8 +22,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
     _, data = prepare_data(config)
-
-    from foundry_core.data.preparation import tokenizer_folder
 
     columns = {}
     for name, tokens, rows in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
@@ -41,4 +40,4 @@ def execute(options: argparse.Namespace) -> None:
             }
             columns[name] = [f"{figure:,}" for figure in counted.values()]
     report(table(("corpus", *columns), list(zip(counted, *columns.values(), strict=True))))
-    report(f"token files in {tokenizer_folder(config) / 'tokens'}")
+    report(f"token files in {Path(str(data.train.tokens.filename)).parent}")

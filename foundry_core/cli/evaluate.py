@@ -14,7 +14,14 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, listing, open_checkpoint, table
+from foundry_core.cli.common import (
+    add_checkpoint_argument,
+    large_imports,
+    listing,
+    open_checkpoint,
+    path_argument,
+    table,
+)
 from foundry_core.errors import UsageError
 
 EXAMPLE = """\
@@ -26,8 +33,9 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
-    parser.add_argument("--corpus", metavar="PATH", help="text to score: a file, a folder or a glob")
-    parser.add_argument("--pairs", action="append", default=[], metavar="JSONL", help="minimal pairs; can be repeated")
+    parser.add_argument("--corpus", type=path_argument, metavar="PATH", help="text to score: file, folder or glob")
+    what = "minimal pairs; can be repeated"
+    parser.add_argument("--pairs", action="append", default=[], type=path_argument, metavar="JSONL", help=what)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint
+from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint, seed_argument
 from foundry_core.errors import UsageError, warn
 
 EXAMPLE = """\
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="choose among the K likeliest (default: all)")
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="number of continuations (default 1)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    parser.add_argument("--seed", type=seed_argument, default=0, metavar="N", help="random seed (default 0)")
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from string import Template
 
 from foundry_core import __version__
-from foundry_core.cli.common import report
+from foundry_core.cli.common import path_argument, report
 from foundry_core.errors import UsageError
 
 EXAMPLE = """\
@@ -51,7 +51,9 @@ _FILES = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the architecture")
-    parser.add_argument("--dir", default=".", metavar="DIR", help="where to create foundry-NAME (default: here)")
+    parser.add_argument(
+        "--dir", type=path_argument, default=".", metavar="DIR", help="where to create foundry-NAME (default: here)"
+    )
 
 
 def execute(options: argparse.Namespace) -> None:

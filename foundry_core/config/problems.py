@@ -26,6 +26,8 @@ def _message(finding: Any, section: type[BaseModel], place: KeyPath, prefix: Key
     match kind:
         case "missing":
             return "missing"
+        case "string_unicode":
+            return f"is not UTF-8: rename it, or use a UTF-8 locale (LC_ALL=C.UTF-8): {_shown(value)}"
         case "extra_forbidden":
             return _unknown_key(str(place[-1]), section, place[:-1], prefix)
         case "value_error":

@@ -74,7 +74,7 @@ def own_folders(config: ExperimentConfig) -> list[Path]:
     """Return the folders that only this run writes to: not a tokenizer that it may share, nor what a link leads to."""
     output_dir, tokenizer = Path(config.training.output_dir), tokenizer_folder(config)
     if config.tokenizer.output_dir is not None or tokenizer.is_symlink():
-        return [output_dir]
+        return [output_dir, output_dir / TOKENS]
     return [output_dir, *(folder for folder in (tokenizer, tokenizer / TOKENS) if not folder.is_symlink())]
 
 
@@ -181,9 +181,11 @@ def experiment_tokens(
     config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, corpora: Corpora, *, progress: Progress | None = None
 ) -> tuple[TokenFile, TokenFile | None]:
     """Encode the training and the test corpus, or reuse their token files."""
-    folder = tokenizer_folder(config) / TOKENS
-    train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress)
-    return train, prepare_tokens(corpora.test, tokenizer, folder, progress=progress) if corpora.test else None
+    folder, own = tokenizer_folder(config) / TOKENS, Path(config.training.output_dir) / TOKENS
+    train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress, own=own)
+    if corpora.test is None:
+        return train, None
+    return train, prepare_tokens(corpora.test, tokenizer, folder, progress=progress, own=own)
 
 
 def experiment_rows(
