@@ -110,7 +110,7 @@ def prepare_data(config: ExperimentConfig) -> tuple[PreTrainedTokenizerFast, Exp
     tokenizer = preparation.experiment_tokenizer(config, corpora.train)
     with reading("encoding", corpora.train.bytes) as progress:
         tokens = preparation.experiment_tokens(config, tokenizer, corpora, progress=progress)
-    return tokenizer, preparation.experiment_rows(config, tokenizer, tokens)
+    return tokenizer, preparation.experiment_rows(config, tokenizer, tokens, corpora)
 
 
 def add_plugin_argument(parser: argparse.ArgumentParser) -> None:

@@ -40,4 +40,7 @@ def execute(options: argparse.Namespace) -> None:
             }
             columns[name] = [f"{figure:,}" for figure in counted.values()]
     report(table(("corpus", *columns), list(zip(counted, *columns.values(), strict=True))))
+    for name, facts in data.description.items():
+        names = facts["names"]
+        report(f"{name}: {facts['files']:,} files: {', '.join(names)}{', ...' if len(names) < facts['files'] else ''}")
     report(f"token files in {Path(str(data.train.tokens.filename)).parent}")

@@ -38,11 +38,18 @@ Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Settings = SerializeAsAny[ConfigSection] | None
 
 
+class DocumentDelimiter(ConfigSection):
+    delimiter: str = Field(min_length=1, description="text between two documents, such as <|endoftext|>")
+
+
 class DataConfig(ConfigSection):
-    training_corpus: PathText = Field(description="file, folder or glob; .txt or .jsonl (key text), also .gz")
+    training_corpus: PathText = Field(description="file, folder or glob; .txt or .jsonl (key text), also .gz; .parquet")
     test_corpus: PathText | None = Field(None, description="text to evaluate on; never used in training")
-    documents: Literal["line", "block", "file"] = Field(
-        "line", description="one document of a .txt file: a line, a block between blank lines, or the whole file"
+    files: str | None = Field(
+        None, min_length=1, description='files of a folder to read, such as "*.train"; null: all that can be read'
+    )
+    documents: Literal["line", "block", "file"] | DocumentDelimiter = Field(
+        "line", description="one document of a .txt file: line, block (between blank lines), file, or {delimiter: ...}"
     )
     max_sequence_length: int = Field(128, ge=4, le=2**24, description="tokens in a row, special tokens included")
     batch_size: int = Field(32, ge=1, le=MOST_ROWS, description="sequences per forward pass on one device")
