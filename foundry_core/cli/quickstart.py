@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
-from foundry_core.cli.common import large_imports, report, table, yaml_scalar
+from foundry_core.cli.common import large_imports, number, report, table, yaml_scalar
 from foundry_core.errors import UsageError
 from foundry_core.run_folder import METRICS
 from foundry_core.storage.files import remove_tree, write_file
@@ -78,7 +78,8 @@ are") with 0, 1 or 2 nouns of the other number between them; chance is 50%."""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", default="quickstart", metavar="DIR", help="folder (default: quickstart)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="random seed (default 1)")
+    seed = number(int, 0, 2**63 - 1)
+    parser.add_argument("--seed", type=seed, default=1, metavar="N", help="random seed (default 1)")
 
 
 def execute(options: argparse.Namespace) -> None:
