@@ -6,12 +6,13 @@ import argparse
 import gc
 import io
 import json
+import math
 import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -65,11 +66,24 @@ def path_argument(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def seed_argument(text: str) -> int:
-    """Return a random seed; its bounds are those of the seeds in a YAML."""
-    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
-    return int(text)
+def number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], Any]:
+    """Return the type of a numeric option: a number from `least` to `most`, and so neither NaN nor infinite."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {what} from {least:,} to {most:,}")
+        return value
+
+    return parse
+
+
+seed_argument = number(int, 0, 2**63 - 1)
+"""A random seed; its bounds are those of the seeds in a YAML."""
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,13 +164,18 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 
 def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageModel, PreTrainedTokenizerFast]:
     """Open the checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
+    from foundry_core.checkpoints.compatibility import changed_plugins
     from foundry_core.devices import choose_device
     from foundry_core.models.base import BaseLanguageModel
+    from foundry_core.models.building import read_description
     from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 
     load_plugins(options)
     folder = _checkpoint_folder(Path(options.checkpoint))
     model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device))
+    changes = changed_plugins(read_description(folder), model.config).values()
+    if changes:
+        warn(f"{folder}: {'; '.join(changes)}: its scores may not be those it had before")
     tokenizer = load_tokenizer(folder)
     if max(tokenizer.get_vocab().values()) >= model.context.vocab_size:
         sizes = f"{len(tokenizer):,} tokens, its model {model.context.vocab_size:,}"

@@ -23,6 +23,8 @@ def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
     _, data = prepare_data(config)
 
+    from foundry_core.training.console import share
+
     columns = {}
     for name, tokens, rows in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
         if tokens is not None and rows is not None:
@@ -36,9 +38,11 @@ def execute(options: argparse.Namespace) -> None:
                 "empty documents": info.account["empty_documents"],
                 "words": info.words,
                 "tokens": info.tokens,
+                "unknown tokens": info.unknown,
+                "share of unknown tokens": share(info.unknown_share),
                 "rows": len(rows),
             }
-            columns[name] = [f"{figure:,}" for figure in counted.values()]
+            columns[name] = [figure if isinstance(figure, str) else f"{figure:,}" for figure in counted.values()]
     report(table(("corpus", *columns), list(zip(counted, *columns.values(), strict=True))))
     for name, facts in data.description.items():
         names = facts["names"]

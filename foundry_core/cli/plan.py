@@ -74,6 +74,8 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "of_which_embeddings": count.embeddings,
         "corpus_words": plan.words_per_epoch,
         "corpus_tokens": plan.tokens_per_epoch,
+        "unknown_share": data.train.info.unknown_share,
+        "unknown_share_of_test": data.test.info.unknown_share if data.test is not None else None,
         "rows": plan.rows,
         "tokens_per_step": round(plan.samples_per_step * plan.tokens_per_epoch / plan.rows),
         "steps": plan.total_steps,
@@ -166,8 +168,10 @@ def _timed(trainer: Any, micro_batches: list[Any]) -> float:
 
 
 def _shown(name: str, value: Any) -> str:
-    from foundry_core.training.console import duration
+    from foundry_core.training.console import duration, share
 
+    if name.startswith("unknown_share"):
+        return "no test corpus" if value is None else share(value)
     if name == "checkpoints":
         steps = ", ".join(map(str, value if len(value) <= 8 else [*value[:5], "...", *value[-2:]]))
         return f"{len(value)}, at steps {steps}"

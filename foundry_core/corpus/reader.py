@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -363,17 +363,22 @@ def _json_text(line: str) -> str:
     record = json.loads(line, object_pairs_hook=_object_with_one_text if twice else None)
     if not isinstance(record, dict):
         raise ValueError('not an object; each line must be {"text": "..."}')
-    if "text" not in record:
-        raise ValueError(f'no key "text"; its keys are {", ".join(map(ascii, list(record)[:5])) or "none"}')
-    text = record["text"]
+    return plain_text(record, "text")
+
+
+def plain_text(record: Mapping[str, object], key: str) -> str:
+    """Return a value of a JSON object that has to be text. Raises ValueError with the problem."""
+    if key not in record:
+        raise ValueError(f'no key "{key}"; its keys are {", ".join(map(ascii, list(record)[:5])) or "none"}')
+    text = record[key]
     if not isinstance(text, str):
-        raise ValueError(f'"text" is {type(text).__name__}, not a string')
+        raise ValueError(f'"{key}" is {type(text).__name__}, not a string')
     if "\0" in text:
-        raise ValueError(f'"text" has a NUL character at position {text.index(chr(0))}')
+        raise ValueError(f'"{key}" has a NUL character at position {text.index(chr(0))}')
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f'"text" has a lone surrogate at position {error.start}, which is not a character') from None
+        raise ValueError(f'"{key}" has a lone surrogate at position {error.start}, which is not a character') from None
     return text
 
 
@@ -382,3 +387,15 @@ def _object_with_one_text(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if [key for key, _ in pairs].count("text") > 1:
         raise ValueError('the key "text" occurs twice in one object')
     return dict(pairs)
+
+
+def json_lines(path: Path, stamp: tuple[int, int]) -> Iterator[tuple[Path, str]]:
+    """Yield each line of a small jsonl file that is not blank, with its place, `file:line`; read as a corpus is."""
+    offset = 0
+    for number, line in enumerate(b"".join(file_blocks(path, stamp)).split(b"\n"), 1):
+        start = len(_BOM) if offset == 0 and line.startswith(_BOM) else 0
+        place = Path(f"{path}:{number}")
+        text = _decode(place, offset + start, line[start:])
+        if text and not text.isspace():
+            yield place, text
+        offset += len(line) + 1

@@ -69,8 +69,10 @@ class StepReport:
 class EvaluationReport:
     """Scores on the test corpus. loss: nats per predicted token; perplexity: its exponential.
 
-    bits_per_byte: all nats over the UTF-8 bytes of the documents, in bits; None if the objective is not causal,
-    because the hidden tokens of a masked model do not add up to the probability of the text.
+    bits_per_byte: all nats over the UTF-8 bytes of the documents, in bits. None where they are not the probability of
+    that text: of a masked model, of an objective that leaves labels out, and where unknown tokens hide text.
+
+    tokens: number of predictions. unknown_share: unknown tokens among those of the documents.
     """
 
     step: int
@@ -78,6 +80,7 @@ class EvaluationReport:
     perplexity: float
     bits_per_byte: float | None
     tokens: int
+    unknown_share: float = 0.0
 
 
 @hookspec

@@ -80,6 +80,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     except BaseException as error:  # the parser of `tokenizers` raises no narrower class; where it panics, not even one
         reason = " ".join(str(error).split())
         raise TokenizerError(f"the tokenizer in {folder} cannot be read, train it again: {reason}") from error
+    # Whoever reads long texts cuts them, or has a model without a limit: transformers' warning would be wrong.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     model = folder / SENTENCEPIECE_MODEL
     tokenizer.foundry_files = {SENTENCEPIECE_MODEL: read_plain_file(model)} if model.is_file() else {}
     return tokenizer
