@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import DataError
-from foundry_core.evaluation.inference import evaluating, sentence_ids
+from foundry_core.evaluation.inference import evaluating
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED
-from foundry_core.tokenization.encoding import separator_id
+from foundry_core.tokenization.encoding import separator_id, text_ids
 
 _PAIRS_PER_BATCH = 64
 
@@ -98,7 +98,7 @@ def _causal_scores(
 ) -> Iterator[float]:
     device = next(model.parameters()).device
     start = separator_id(tokenizer)
-    rows = [[start, *sentence_ids(tokenizer, sentence)] for sentence in sentences]
+    rows = [[start, *ids] for ids in text_ids(tokenizer, sentences)]
     for chunk in _chunks(rows, _PAIRS_PER_BATCH):
         ids, mask = _padded(chunk, start, device)
         labels = torch.where(mask.bool(), ids, IGNORED)
@@ -111,8 +111,8 @@ def _pseudo_scores(
 ) -> Iterator[float]:
     device = next(model.parameters()).device
     variants: list[tuple[int, list[int], int, int]] = []
-    for number, sentence in enumerate(sentences):
-        framed = [tokenizer.cls_token_id, *sentence_ids(tokenizer, sentence), tokenizer.sep_token_id]
+    for number, text in enumerate(text_ids(tokenizer, sentences)):
+        framed = [tokenizer.cls_token_id, *text, tokenizer.sep_token_id]
         for place in range(1, len(framed) - 1):
             hidden = [*framed[:place], tokenizer.mask_token_id, *framed[place + 1 :]]
             variants.append((number, hidden, place, framed[place]))

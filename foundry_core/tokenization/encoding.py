@@ -27,6 +27,11 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int:
     raise TokenizerError("the tokenizer has neither an eos_token nor a sep_token to end a document with: add one")
 
 
+def text_ids(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:
+    """Return the token ids of each text as training reads a document: special tokens in the text stay text."""
+    return [ids.tolist() for ids in DocumentEncoder(tokenizer).encode(texts)]
+
+
 class DocumentEncoder:
     """Encodes as `tokenizer(document, add_special_tokens=False)` does, but special tokens in the text stay text.
 
