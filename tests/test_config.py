@@ -331,7 +331,7 @@ CONTRADICTORY = [
     ),
     wrong(
         "no token that ends a document",
-        edited(after(VOCABULARY, "  special_tokens: {eos_token: null}")),
+        edited(after(VOCABULARY, "  special_tokens: {eos_token: null, sep_token: null}")),
         "11: tokenizer.special_tokens: a tokenizer needs an eos_token or a sep_token, which ends a document: "
         "add one of them",
     ),

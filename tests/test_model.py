@@ -223,7 +223,8 @@ def test_an_objective_that_hides_tokens_needs_a_mask_token(
 ) -> None:
     from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 
-    special = default_special_tokens("character", masked=False)
+    special = default_special_tokens("character")
+    del special["mask_token"]
     plain = train_tokenizer("character", lambda: iter(["abc"]), None, special)
     with pytest.raises(TokenizerError, match=r"^masked_lm needs a tokenizer with a mask_token"):
         create_model(experiment("bert", tmp_path), plain)

@@ -468,7 +468,7 @@ def test_a_trainer_that_breaks_a_rule_is_named(heavy: str, said: str, distributi
     kind = TokenizerType("mine", "of a test", "mine_heavy:train")
     texts = ["the dogs that saw the man see the cat"] * 9
     with pytest.raises(PluginError) as raised:
-        train_tokenizer(kind, lambda: texts, 272, kind.tokens_by_role(None, masked=False))
+        train_tokenizer(kind, lambda: texts, 272, kind.tokens_by_role())
     assert said.format(target="mine_heavy:train") in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -477,7 +477,7 @@ SHORT = """\
 from foundry_core import TokenizerType, hookimpl
 
 def short(roles):
-    return [(role, f"{name!r} is too long") for role, name in roles.items() if len(name) > 5]
+    return [(role, f"{name!r} is too long") for role, name in roles.items() if len(name) > 6]
 
 @hookimpl
 def foundry_tokenizer_types():

@@ -178,7 +178,6 @@ def foundry_tokenizer_types() -> list[TokenizerType]:  # type: ignore[empty-body
                 name="words_and_marks",
                 summary="one token for each frequent word, and for each run of punctuation",
                 trainer="foundry_marks.tokenizer:train",
-                masked_tokens={},  # without a mask token: for causal objectives
                 required_tokens=("unk_token",),
             )
         ]

@@ -323,7 +323,7 @@ def _with_dropout(settings: Any, probability: float) -> Any:
 
 @cache
 def _letters(vocabulary: int) -> PreTrainedTokenizerFast:
-    special = default_special_tokens("character", masked=True)
+    special = default_special_tokens("character")
     letters = (string.ascii_lowercase + string.digits)[: vocabulary - len(set(special.values()))]
     tokenizer = train_tokenizer("character", lambda: iter([letters]), None, special)
     assert len(tokenizer) == vocabulary, (len(tokenizer), vocabulary)
