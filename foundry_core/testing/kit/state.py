@@ -18,7 +18,7 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,
-    NotApplicableError,
+    NotLookedAtError,
     check,
     declared,
     listed,
@@ -59,7 +59,7 @@ def keys(suite: Suite) -> None:
         _require_same_names(list(case.model().state_dict()), names, f"{case}: built again")
     path = keys_file(suite.architecture)
     if path is None:
-        raise NotApplicableError("registered in this process: a package has a list, of foundry check NAME --write-keys")
+        raise NotLookedAtError("registered in this process: a package has a list, of foundry check NAME --write-keys")
     committed = read_keys(path)
     for case, names in found.items():
         if case.example != ODD_SIZES:
