@@ -76,6 +76,8 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
     ) -> ModelOutput:
         """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False."""
         embedded_BTE = self.dropout(self.embedding(input_ids))
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, -input_ids.shape[1] :]  # it may also cover what the state has read
         if attention_mask is None or bool(attention_mask.all()):
             hidden_BTH, state = self.recurrent(embedded_BTE, state)
         else:
