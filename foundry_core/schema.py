@@ -232,6 +232,20 @@ MOST_LAYERS, WIDEST = 10_000, 2**20
 Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
 
 
+@dataclass(frozen=True)
+class Marked:
+    """The meaning of a key, for the conformance kit, which sets keys of these meanings to what a check needs."""
+
+    meaning: Literal["dropout", "layers"]
+
+
+Dropout = Annotated[float, Field(ge=0, lt=1), Marked("dropout")]
+"""A probability with which values are dropped in training."""
+
+Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS), Marked("layers")]
+"""A number of layers on top of each other."""
+
+
 def _embeddings_as_wide_as_the_stream(sizes: TransformerConfig) -> Iterator[str]:
     if sizes.embedding_size != sizes.hidden_size:
         yield (
@@ -250,11 +264,11 @@ class TransformerConfig(ConfigSection):
 
     RULES = (_embeddings_as_wide_as_the_stream, _heads_divide_the_width)
 
-    layers: int = Field(ge=1, le=MOST_LAYERS, description="number of blocks")
+    layers: Layers = Field(description="number of blocks")
     embedding_size: int = Field(ge=1, le=WIDEST, description="width of the token embeddings; must equal hidden_size")
     hidden_size: int = Field(ge=1, le=WIDEST, description="width of the residual stream")
     intermediate_hidden_size: int = Field(ge=1, le=WIDEST, description="width inside the feed-forward layers")
     attention_heads: int = Field(ge=1, le=WIDEST, description="number of attention heads; must divide hidden_size")
     activation_function: Activation = Field("gelu", description="gelu is exact, gelu_new is GPT-2's tanh approximation")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings and after each sub-layer")
-    attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout on attention probabilities")
+    dropout: Dropout = Field(0.1, description="dropout on embeddings and after each sub-layer")
+    attention_dropout: Dropout = Field(0.1, description="dropout on attention probabilities")

@@ -15,7 +15,7 @@ from foundry_core.corpus.reader import Corpus
 from foundry_core.data.preparation import experiment_corpora, experiment_tokenizer
 from foundry_core.data.token_file import prepare_tokens
 from foundry_core.evaluation.generation import continuations
-from foundry_core.evaluation.minimal_pairs import sentence_scores
+from foundry_core.evaluation.sentence_scores import sentence_scores
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
 from tests.each import each
 

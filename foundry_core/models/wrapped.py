@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core.config.experiment import ExperimentConfig
@@ -55,6 +56,15 @@ class _GivenHiddenStates(nn.Module):
         if inputs_embeds is None:
             raise TypeError("its forward does not pass inputs_embeds to its base model")
         return _Answer((inputs_embeds,))
+
+
+def _copied(cache: Any) -> Any:
+    """Return a copy of a cache: transformers writes into the one that it is given, and a state may be used again."""
+    copied = copy(cache)
+    copied.layers = [copy(layer) for layer in cache.layers]
+    for layer in copied.layers:
+        layer.__dict__ = tree_map_only(torch.Tensor, torch.Tensor.clone, layer.__dict__)
+    return copied
 
 
 class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
@@ -131,6 +141,11 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     ) -> ModelOutput:
         asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
+        if state is not None:
+            state = _copied(state)
+            if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
+                # transformers takes a mask that covers what the state has read, too.
+                attention_mask = nn.functional.pad(attention_mask, (int(state.get_seq_length()), 0), value=1)
         if self._state_name is not None and (use_cache or state is not None):
             asked |= {self._state_name: state, "use_cache": True}
         elif "use_cache" in self.arguments:

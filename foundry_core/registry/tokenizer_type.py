@@ -16,8 +16,13 @@ Roles = Mapping[str, str]
 """Special tokens by role, such as `{"eos_token": "</s>"}`."""
 
 _DEFAULT = {
-    **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
-    **{"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"},
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "mask_token": "<mask>",
 }
 
 

@@ -61,6 +61,7 @@ def _generated(model: BaseLanguageModel, ids: torch.Tensor, mask: torch.Tensor, 
 @check(
     "generation",
     "greedy",
+    after=("left-padding",),
     needs=generates,
     fix="Prompts are padded on the left: count positions over real tokens only, and pass `attention_mask` to every "
     "layer that mixes tokens. The logits of the last position must be those of the next token.",
@@ -89,6 +90,7 @@ def greedy(case: Case) -> None:
 @check(
     "generation",
     "step-by-step",
+    after=("carried-state", "left-padding"),
     needs=every(generates, declared("stateful")),
     fix="A call with a state reads the next positions of the same text: continue counting positions from the state, "
     "also after padding, and count nothing twice.",

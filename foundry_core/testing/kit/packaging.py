@@ -29,7 +29,7 @@ from foundry_core.registry.discovery import Installed, installed
 from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.registry.loading import active_modules, import_string, shipped_by
 from foundry_core.testing.kit.case import Case, Suite
-from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, check, listed, require
+from foundry_core.testing.kit.check import NonconformanceError, NotLookedAtError, check, listed, require
 from foundry_core.testing.kit.json_schema import alternatives, kinds
 from foundry_core.testing.kit.processes import forked, fresh, fresh_command
 from foundry_core.testing.kit.reopened import elsewhere
@@ -45,7 +45,7 @@ HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("foundry_"))
 def _package(suite: Suite) -> Installed:
     point = shipped_by(suite.architecture.name)
     if point is None:
-        raise NotApplicableError("registered in this process, not shipped by a package")
+        raise NotLookedAtError("registered in this process, not shipped by a package")
     return point
 
 
@@ -333,6 +333,6 @@ def import_effects(suite: Suite) -> None:
     """
     imports = elsewhere(suite).imports
     if imports is None:
-        raise NotApplicableError("registered in this process, so that no other process can import it")
+        raise NotLookedAtError("registered in this process, so that no other process can import it")
     for module, done in imports.items():
         require(not done, f"importing {module} {listed(done)}")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
+from foundry_core import Architecture, Capabilities, ConfigSection, Dropout, Layers, ModelConfig
 
 RNNType = Literal["lstm", "gru", "rnn"]
 
@@ -16,9 +16,9 @@ class RNNSection(ConfigSection):
     rnn_type: RNNType | None = Field(None, description="same as model.architecture; may be left out")
     embedding_size: int = Field(ge=1, le=2**20, description="width of the token embeddings")
     hidden_size: int = Field(ge=1, le=2**20, description="width of the recurrent state, in each direction")
-    num_layers: int = Field(ge=1, le=10_000, description="number of stacked recurrent layers")
+    num_layers: Layers = Field(description="number of stacked recurrent layers")
     bidirectional: bool = Field(False, description="read in both directions; only for masked_lm")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings, between layers and before the output")
+    dropout: Dropout = Field(0.1, description="dropout on embeddings, between layers and before the output")
     tie_embeddings: bool = Field(False, description="use the input embeddings as output weights (Press and Wolf 2017)")
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, did_you_mean
+from foundry_core import Architecture, Capabilities, ConfigSection, Dropout, Layers, ModelConfig, did_you_mean
 from foundry_transformers import catalogue
 from foundry_transformers.catalogue import ModelType
 
@@ -111,13 +111,23 @@ def section_class(model_type: str) -> type[TransformersSection]:
     assert kind is not None
     fields: dict[str, Any] = {
         key: (
-            setting.annotation,
+            _marked(kind, key),
             Field(... if key in kind.sizes else setting.default, description=f"{kind.config_class}: {setting.written}"),
         )
         for key, setting in kind.settings.items()
         if key not in (kind.vocabulary, kind.positions, "use_cache") and catalogue.special_token(key) is None
     }
     return create_model(f"{kind.config_class}Section", __base__=TransformersSection, __module__=__name__, **fields)
+
+
+def _marked(kind: ModelType, key: str) -> Any:
+    """Return the type of a key. The library marks neither probabilities of dropout nor numbers of layers: names do."""
+    setting = kind.settings[key]
+    if "drop" in key and isinstance(setting.default, float):
+        return Annotated[setting.annotation, Dropout.__metadata__[-1]]
+    if key == kind.aliases.get("num_hidden_layers", "num_hidden_layers"):
+        return Annotated[setting.annotation, Layers.__metadata__[-1]]
+    return setting.annotation
 
 
 def _open_schema() -> dict[str, Any]:
