@@ -43,7 +43,7 @@ class Check:
     fix: str
     scope: Scope
     needs: Needs
-    function: Callable[[Any], None]
+    function: Callable[[Any], str | None]
 
 
 CHECKS: dict[str, Check] = {}
