@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from foundry_core.errors import UsageError, did_you_mean
-from foundry_core.registry.isolation import home_of, last_line_in
+from foundry_core.registry.isolation import last_line_in
 from foundry_core.testing.extensions.subjects import Subject, find
 from foundry_core.testing.kit.check import Check, NonconformanceError, NotApplicableError
 from foundry_core.testing.kit.run import Outcome, Result, fixed_conditions
@@ -82,7 +82,7 @@ def run(
 
 
 def _run(one: Check, subject: Subject, expected: str | None, faults: list[Exception]) -> Result:
-    """Run a check. faults: what kept the bench from being prepared, if anything; it fails all checks in the same way."""
+    """Run a check. faults: what kept the bench from being prepared, if anything; it fails all checks alike."""
     start = time.perf_counter()
     outcome, reason, error = _outcome(one, subject, faults)
     if expected is not None and outcome == "failed":
@@ -121,8 +121,7 @@ def _message(error: Exception, subject: Subject) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    home = home_of(subject.module.__name__) if subject.module is not None else None
-    found = None if home is None else last_line_in(cause, {home: None})
+    found = None if subject.home is None else last_line_in(cause, {subject.home: None})
     return text if found is None else f"{text} ({found[1]})"
 
 

@@ -103,8 +103,8 @@ def shows_help(bench: CommandBench) -> None:
 @check(
     "command",
     "bad-input",
-    fix="Raise FoundryError (or a subclass) with one line that names the input and how to correct it: core prints it to "
-    "stderr and ends with a code above 0. Print answers, not errors, and do not call sys.exit.",
+    fix="Raise FoundryError (or a subclass) with one line that names the input and how to correct it: core prints it "
+    "to stderr and ends with a code above 0. Print answers, not errors, and do not call sys.exit.",
 )
 def bad_input(bench: CommandBench) -> None:
     """With names of files that do not exist, the command ends with a code above 0 and one line on stderr, which is not

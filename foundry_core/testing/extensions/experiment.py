@@ -18,7 +18,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.interface import ModelOutput
+from foundry_core.models.loss import ModelOutput
 from foundry_core.registry.architecture import (
     PLUGIN_API_VERSION,
     Architecture,

@@ -114,7 +114,7 @@ def runs(bench: ObjectiveBench) -> None:
 @check(
     "objective",
     "batch",
-    fix='Pad with `CausalLMDataCollator`, whose batch has this form, and change its input_ids and labels. Draw what a '
+    fix="Pad with `CausalLMDataCollator`, whose batch has this form, and change its input_ids and labels. Draw what a "
     'row needs from numpy.random.default_rng([config.seed("masking"), row["epoch"], row["row"]]).',
 )
 def batch(bench: ObjectiveBench) -> None:
@@ -162,12 +162,12 @@ def predictions(bench: ObjectiveBench) -> str:
     chosen[:, 0] &= not causal  # nothing comes before it
     empty = int((~chosen.any(dim=1)).sum())
     require(not empty, f"nothing is predicted in {empty} of {len(rows)} whole rows")
-    seen = (shown == labels)[chosen].double().mean()
+    seen = float((shown == labels)[chosen].double().mean())
     require(causal or seen < 1, "every predicted token is shown to the model at its own place")
     if shown.shape[1] == LENGTH:
         row = torch.from_numpy(np.stack([row["input_ids"] for row in rows]))
         ahead = torch.cat([row[:, 1:], torch.full_like(row[:, :1], IGNORED)], dim=1)
-        shifted = (labels == ahead)[chosen].double().mean()
+        shifted = float((labels == ahead)[chosen].double().mean())
         require(shifted < 0.5, f"{shifted:.0%} of the labels are the token after their place")
     share = chosen.sum() / (made["attention_mask"].sum() - (len(rows) if causal else 0))
     return f"predicts {share:.1%} of the tokens of a whole row"

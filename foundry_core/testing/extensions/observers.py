@@ -109,7 +109,7 @@ def runs(bench: ObserverBench) -> str:
     "Everything else stays changed: set no environment variables, signal handlers or settings of torch.",
 )
 def side_effects(bench: ObserverBench) -> None:
-    """A run with the observer leaves the environment, the settings of torch and the handlers of signals as they were."""
+    """A run with the observer leaves the environment, settings of torch and handlers of signals as they were."""
     forked(lambda: _observed(bench))
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -136,7 +137,7 @@ def _trained(bench: OptimizerBench, steps: int) -> bytes:
     training = bench.training()
     for _ in range(steps):
         training.learn()
-    return save(training.weights())
+    return bytes(save(training.weights()))
 
 
 def _saved(bench: OptimizerBench, steps: int, folder: Path) -> bytes:
@@ -159,7 +160,7 @@ def _continued(bench: OptimizerBench, steps: int, folder: Path) -> bytes:
     training.step = steps
     while training.step < 6:
         training.learn()
-    return save(training.weights())
+    return bytes(save(training.weights()))
 
 
 @check(
@@ -176,7 +177,7 @@ def state(bench: OptimizerBench) -> None:
     for _ in range(3):
         training.learn()
         seen.append({name: _frozen(vars(training.optimizer)[name]) for name in own & vars(training.optimizer).keys()})
-    changed = sorted({name for first, then in zip(seen, seen[1:], strict=False) for name in then if then[name] != first.get(name)})
+    changed = sorted({name for first, then in pairwise(seen) for name in then if then[name] != first.get(name)})
     require(not changed, f"a step changes {listed([f'self.{name}' for name in changed])}, which is not saved")
 
 
@@ -206,13 +207,18 @@ def decay(bench: OptimizerBench) -> None:
     ended = []
     for amount in (0.5, 0.0):
         training = bench.training(rate=1e-2, weight_decay=amount)
-        decayed = {id(each) for group in training.optimizer.param_groups if group["weight_decay"] for each in group["params"]}
+        decayed = {
+            id(each) for group in training.optimizer.param_groups if group["weight_decay"] for each in group["params"]
+        }
         names = {name for name, each in training.model.named_parameters() if id(each) in decayed}
         for _ in range(4):
             training.push()
         ended.append((training.weights(), names))
     (with_it, names), (without, none) = ended
-    require(bool(names) and not none, f"its groups decay {listed(sorted(names))}, and with weight_decay 0 {listed(sorted(none))}")
+    require(
+        bool(names) and not none,
+        f"its groups decay {listed(sorted(names))}, and with weight_decay 0 {listed(sorted(none))}",
+    )
     for name, plain in without.items():
         moved = with_it[name] - plain
         if name in names:
@@ -240,7 +246,10 @@ def learning_rate(bench: OptimizerBench) -> None:
         after = training.weights()
         moved.append(math.sqrt(sum(float(((after[name] - before[name]) ** 2).sum()) for name in after)))
     require(moved[2] == 0, f"at a learning rate of 0 the weights move by {moved[2]:.2g}")
-    require(0 < moved[1] < 0.5 * moved[0], f"a tenth of the learning rate moves the weights {moved[1] / (moved[0] or 1):.2g} times as far")
+    require(
+        0 < moved[1] < 0.5 * moved[0],
+        f"a tenth of the learning rate moves the weights {moved[1] / (moved[0] or 1):.2g} times as far",
+    )
 
 
 @check(

@@ -112,7 +112,8 @@ def settings(subject: Subject) -> None:
     if section is None:
         raise NotApplicableError("takes no settings")
     require(
-        inspect.isclass(section) and issubclass(section, ConfigSection), f"{section!r} is not a subclass of ConfigSection"
+        inspect.isclass(section) and issubclass(section, ConfigSection),
+        f"{section!r} is not a subclass of ConfigSection",
     )
     for name, field in section.model_fields.items():
         require(bool((field.description or "").strip()), f"{section.__name__}.{name} has no description")

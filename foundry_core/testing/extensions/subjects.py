@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from foundry_core.errors import PluginError, did_you_mean
 from foundry_core.registry.discovery import COMMANDS, EXTENSIONS, GROUPS, Installed, installed, scan, switched_off
 from foundry_core.registry.hooks import Offers, hook_manager, hooks_in, offers, owner_of
+from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import available_architectures, load_module, plugin_files
 
 KINDS = ("architecture", "objective", "optimizer", "tokenizer", "observer", "command")
@@ -33,6 +35,12 @@ class Subject:
     module: ModuleType | None = None
     point: Installed | None = None
     settings: tuple[str, ...] = ()
+
+    @property
+    def home(self) -> Path | None:
+        """The folder of the package, or the file of a single module; None for core's own."""
+        name = self.module.__name__ if self.module is not None else self.point.module if self.point is not None else ""
+        return home_of(name)
 
 
 def find(name: str, kind: str | None = None, settings: Collection[str] = ()) -> Subject:

@@ -20,7 +20,7 @@ from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.testing.extensions.check import bench, check
 from foundry_core.testing.extensions.retrained import digest, documents, trained
 from foundry_core.testing.extensions.subjects import Subject
-from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, listed, require
+from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, require
 from foundry_core.testing.kit.processes import fresh
 from foundry_core.tokenization.encoding import DocumentEncoder
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer
@@ -74,7 +74,7 @@ def tokenizer_bench(subject: Subject) -> TokenizerBench:
     "texts, as often as it is called.",
 )
 def runs(bench: TokenizerBench) -> None:
-    """The trainer returns a fast tokenizer for a corpus of a few thousand words, whose ids are the numbers from 0 on."""
+    """The trainer returns a fast tokenizer for a corpus of a few thousand words; its ids are the numbers from 0 on."""
     kind = type(bench.tokenizer)
     require(issubclass(kind, PreTrainedTokenizerFast), f"the trainer returned a {kind.__name__}")
     ids = sorted(bench.tokenizer.get_vocab().values())
@@ -84,7 +84,7 @@ def runs(bench: TokenizerBench) -> None:
 @check(
     "tokenizer",
     "special-tokens",
-    fix="Use the names that `special_tokens` gives by role: add them as special tokens, and pass them to the tokenizer, "
+    fix="Use the names that `special_tokens` gives by role: add them as special tokens, and pass them to "
     "PreTrainedTokenizerFast(tokenizer_object=..., **special_tokens). A role that is not asked for is not there.",
 )
 def special_tokens(bench: TokenizerBench) -> None:
@@ -106,7 +106,7 @@ def _listed(roles: Mapping[str, str]) -> str:
 @check(
     "tokenizer",
     "vocab-size",
-    fix="`vocab_size` counts the special tokens: leave room for them. Raise a FoundryError for a size that is too small.",
+    fix="`vocab_size` counts the special tokens: leave room for them. Raise a FoundryError if it is too small.",
 )
 def vocab_size(bench: TokenizerBench) -> str:
     """The tokenizer has at most `vocab_size` tokens, special ones included."""
@@ -140,8 +140,8 @@ def same_bytes(bench: TokenizerBench) -> None:
 @check(
     "tokenizer",
     "text-back",
-    fix="The decoder is missing or does not undo the pre-tokenizer, or characters are dropped without an unknown token. "
-    "A change to the text, such as lower case, belongs in the normalizer of the tokenizer, where it can be seen.",
+    fix="The decoder is missing or does not undo the pre-tokenizer, or characters are dropped without an unknown "
+    "token. A change to the text, such as lower case, belongs in the normalizer of the tokenizer, where it can be seen.",
 )
 def text_back(bench: TokenizerBench) -> str:
     """A text without unknown tokens comes back from its ids: exactly, but for white space, or as its normalizer writes
@@ -151,8 +151,9 @@ def text_back(bench: TokenizerBench) -> str:
     ways: dict[str, Callable[[str, str], bool]] = {
         "exactly": lambda text, back: back == text,
         "but for white space": lambda text, back: _squeezed(back) == _squeezed(text),
-        "as its normalizer writes it": lambda text, back: normalizer is not None
-        and _squeezed(back) == _squeezed(normalizer.normalize_str(text)),
+        "as its normalizer writes it": lambda text, back: (
+            normalizer is not None and _squeezed(back) == _squeezed(normalizer.normalize_str(text))
+        ),
     }
     used, came_back, unknown, total = 0, 0, 0, 0
     for text in (*bench.texts, *_UNSEEN):
@@ -177,8 +178,8 @@ def _squeezed(text: str) -> str:
 @check(
     "tokenizer",
     "auto-tokenizer",
-    fix="Everything that shapes encoding must be in `tokenizer_object`, the Tokenizer of the library `tokenizers`, which "
-    "is saved as tokenizer.json. What a Python subclass or a Python component does is not saved.",
+    fix="Everything that shapes encoding must be in `tokenizer_object`, the Tokenizer of the library `tokenizers`, "
+    "which is saved as tokenizer.json. What a Python subclass or a Python component does is not saved.",
 )
 def auto_tokenizer(bench: TokenizerBench) -> None:
     """The saved folder, opened by transformers' AutoTokenizer and by core, gives the same ids and texts."""
