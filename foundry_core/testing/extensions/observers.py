@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
-from foundry_core.registry.hooks import hook_manager, hooks_in
+from foundry_core.registry.hooks import hook_manager
 from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport
 from foundry_core.run_folder import MODEL_CONFIG, WEIGHTS
 from foundry_core.storage.files import write_file
 from foundry_core.testing.extensions.check import bench, check
 from foundry_core.testing.extensions.experiment import experiment
-from foundry_core.testing.extensions.subjects import Subject
+from foundry_core.testing.extensions.subjects import Subject, observing_hooks
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, listed, require
 from foundry_core.testing.kit.processes import forked
 from foundry_core.testing.kit.surroundings import changed, settings
@@ -99,7 +99,7 @@ def runs(bench: ObserverBench) -> str:
         with TemporaryDirectory(prefix="foundry-check-") as folder:
             for event in bench.events(Path(folder), first_step=first_step, causal=causal):
                 bench.call(event)
-    return f"observes {', '.join(name.removeprefix('foundry_') for name in hooks_in(bench.module))}"
+    return f"observes {', '.join(name.removeprefix('foundry_') for name in observing_hooks(bench.module))}"
 
 
 @check(
@@ -189,7 +189,7 @@ def _without_a_disk(bench: ObserverBench) -> bytes:
 )
 def takes_time(bench: ObserverBench) -> str:
     """A call of foundry_step_ended takes less than 0.1 s; training waits for it."""
-    if "foundry_step_ended" not in hooks_in(bench.module):
+    if "foundry_step_ended" not in observing_hooks(bench.module):
         raise NotApplicableError("does not observe steps")
     with TemporaryDirectory(prefix="foundry-check-") as place:
         started, *_ = events = list(bench.events(Path(place)))

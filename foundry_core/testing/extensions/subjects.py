@@ -16,6 +16,7 @@ from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import available_architectures, load_module, plugin_files
 
 KINDS = ("architecture", "objective", "optimizer", "tokenizer", "observer", "command")
+_OFFERING = ("foundry_objectives", "foundry_optimizers", "foundry_tokenizer_types")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +115,12 @@ def _offered(
 
 def _observers(module: ModuleType, point: Installed | None) -> Iterator[Subject]:
     """Yield a module with observing hooks, under its own name and that of its entry point."""
-    offering = {"foundry_objectives", "foundry_optimizers", "foundry_tokenizer_types"}
-    if set(hooks_in(module)) - offering:
+    if observing_hooks(module):
         entry = (point.name,) if point is not None and point.group == EXTENSIONS else ()
         for name in dict.fromkeys((module.__name__, *entry)):
             yield Subject("observer", name, module=module, point=point)
+
+
+def observing_hooks(module: ModuleType) -> list[str]:
+    """Return the hooks of a module by which it observes runs."""
+    return [name for name in hooks_in(module) if name not in _OFFERING]

@@ -141,7 +141,7 @@ def same_bytes(bench: TokenizerBench) -> None:
     "tokenizer",
     "text-back",
     fix="The decoder is missing or does not undo the pre-tokenizer, or characters are dropped without an unknown "
-    "token. A change to the text, such as lower case, belongs in the normalizer of the tokenizer, where it can be seen.",
+    "token. A change to the text, such as lower case, belongs in the normalizer of the tokenizer, where it shows.",
 )
 def text_back(bench: TokenizerBench) -> str:
     """A text without unknown tokens comes back from its ids: exactly, but for white space, or as its normalizer writes
