@@ -24,6 +24,10 @@ class NonconformanceError(Exception):
     """A violated invariant: what was observed, and by how much it is off."""
 
 
+class NotApplicableError(Exception):
+    """Raised by a check that does not apply to its subject; the message is the reason."""
+
+
 class NotLookedAtError(Exception):
     """Raised by a check that cannot look at its subject; the message is the reason."""
 
@@ -48,7 +52,7 @@ class Check:
     fix: str
     scope: Scope
     needs: Needs
-    function: Callable[[Any], None]
+    function: Callable[[Any], str | None]
     after: tuple[str, ...] = ()
     realistic: bool = False
 

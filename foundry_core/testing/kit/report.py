@@ -9,8 +9,8 @@ from foundry_core.testing.kit.run import Outcome, Result, first_cause
 
 
 def row(result: Result) -> str:
-    """Return the line of a check, with the reason unless it passed or failed; failures are explained at the end."""
-    reasons = [result.reason] if result.outcome in ("skipped", "expected", "not looked at") else []
+    """Return the line of a check, with its reason or note; failures are explained at the end."""
+    reasons = [result.reason] if result.reason and result.good else []
     reasons += [f"not looked at: {part}" for part in result.unseen]
     line = f"{result.check.group:<12} {result.check.name:<24} {result.outcome:<13} {result.seconds:5.1f} s"
     return "\n  ".join([line, *reasons])
