@@ -33,6 +33,7 @@ from foundry_core.registry.loading import (
     shipped_by,
     sole,
 )
+from foundry_core.registry.objective import CORE_OBJECTIVES
 
 if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture, Capabilities
@@ -116,10 +117,14 @@ def _check_offers(module: ModuleType) -> Collection[str]:
     }
     for kind, name in found.providers:
         part, descriptors = parts[kind]
-        target = getattr(descriptors[name], part)
-        if target is None:
+        descriptor = descriptors[name]
+        lent = getattr(descriptor, "same_interface_as", None) in CORE_OBJECTIVES
+        if getattr(descriptor, part) is None and not lent:
             raise PluginError(f"its {kind} '{name}' does not name a {part}")
-        _find(f"the {part} of its {kind} '{name}'", target)
+        for each in (part, "loss"):
+            target = getattr(descriptor, each, None)
+            if target is not None:
+                _find(f"the {each} of its {kind} '{name}'", target)
     return found.tokenizer_types.keys()
 
 
