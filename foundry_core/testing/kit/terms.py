@@ -36,7 +36,7 @@ def _has_right_terms(case: Case) -> bool:
     trained = model.train()(ids, attention_mask=mask, labels=labels)
     terms, names = trained.get("auxiliary", {}), listed(list(trained.get("auxiliary", {})))
     for name, term in terms.items():
-        require(bool(term.isfinite()), f"{case}: the term {name} is {float(term):g}")
+        require(bool(term.isfinite()), f"{case}: the term {name} is {term.item():g}")
         require(term.requires_grad, f"{case}: the term {name} is not differentiable")
     if not terms or not torch.equal(torch.random.get_rng_state(), chance):
         return bool(terms)  # with noise in training there is nothing to compare
