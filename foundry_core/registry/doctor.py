@@ -35,6 +35,7 @@ from foundry_core.registry.loading import (
     shipped_by,
     sole,
 )
+from foundry_core.registry.objective import CORE_OBJECTIVES
 
 if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture, Capabilities
@@ -126,8 +127,8 @@ def _check_offers(module: ModuleType) -> Collection[str]:
     return found.tokenizer_types.keys()
 
 
-def _import_strings(found: Offers) -> Iterator[tuple[str, str, str, str]]:
-    """Yield kind and name of each descriptor that is not core's, and its import string with the field that has it."""
+def _import_strings(found: Offers) -> Iterator[tuple[str, str, str, Any]]:
+    """Yield kind and name of each descriptor that is not core's, a field and its import string; None if it is missing."""
     parts: dict[str, tuple[str, Mapping[str, Any]]] = {
         "objective": ("collator", found.objectives),
         "optimizer": ("builder", found.optimizers),
@@ -135,7 +136,12 @@ def _import_strings(found: Offers) -> Iterator[tuple[str, str, str, str]]:
     }
     for kind, name in found.providers:
         part, descriptors = parts[kind]
-        yield kind, name, part, getattr(descriptors[name], part)
+        descriptor = descriptors[name]
+        lent = getattr(descriptor, "same_interface_as", None) in CORE_OBJECTIVES
+        for each in (part, "loss"):
+            target = getattr(descriptor, each, None)
+            if target is not None or (each == part and not lent):
+                yield kind, name, each, target
 
 
 def _unresolved(point: Installed) -> Iterator[str]:

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import plain_rows, saved_bytes
+from foundry_core.models.loss import language_loss
 from foundry_core.storage.files import write_file
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
@@ -267,8 +268,8 @@ def data_parallel(case: Case) -> None:
 
 
 def _summed_loss(model: nn.Module, rows: torch.Tensor, batch: torch.Tensor) -> Any:
-    """Return the loss of some rows, divided by the size of the whole batch."""
-    return model(rows, labels=rows, reduction="sum", return_logits=False).loss / batch.numel()
+    """Return the loss of some rows, without auxiliary terms, divided by the size of the whole batch."""
+    return language_loss(model(rows, labels=rows, reduction="sum", return_logits=False)) / batch.numel()
 
 
 def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str) -> bytes:

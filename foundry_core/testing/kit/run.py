@@ -30,6 +30,7 @@ from foundry_core.testing.kit import (  # noqa: F401
     packaging,
     settings,
     state,
+    terms,
     training,
 )
 from foundry_core.testing.kit.case import Suite
