@@ -65,6 +65,14 @@ def path_argument(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def text_argument(text: str) -> str:
+    """Return an argument that is text, also UTF-8 in a locale of another encoding; other bytes are refused."""
+    try:
+        return os.fsencode(text).decode() if any("\udc80" <= c <= "\udcff" for c in text) else text
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8 text") from None
+
+
 def seed_argument(text: str) -> int:
     """Return a random seed; its bounds are those of the seeds in a YAML."""
     if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:

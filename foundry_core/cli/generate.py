@@ -5,7 +5,13 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint, seed_argument
+from foundry_core.cli.common import (
+    add_checkpoint_argument,
+    large_imports,
+    open_checkpoint,
+    seed_argument,
+    text_argument,
+)
 from foundry_core.errors import UsageError, warn
 
 EXAMPLE = """\
@@ -17,7 +23,7 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="the text to continue")
+    parser.add_argument("--prompt", type=text_argument, default="", metavar="TEXT", help="the text to continue")
     parser.add_argument("--tokens", type=int, default=40, metavar="N", help="add at most N tokens (default 40)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="below 1: less random (default 1)")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="choose among the K likeliest (default: all)")
