@@ -558,7 +558,8 @@ def test_without_the_package_its_checkpoint_says_what_is_missing(written: Callab
     for information in installed.glob("*.dist-info"):
         shutil.rmtree(information)
     read_packages.cache_clear()
-    with pytest.raises(FoundryError, match=r"cannot be built here.*no installed package declares the module"):
+    line = r"cannot be built here.*no installed package declares the module.* pip install foundry-example==0\.1\.0\Z"
+    with pytest.raises(FoundryError, match=line):
         load_model(Path(config.training.output_dir) / "checkpoint-1")
 
 

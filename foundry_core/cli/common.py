@@ -66,6 +66,14 @@ def path_argument(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def text_argument(text: str) -> str:
+    """Return an argument that is text, also UTF-8 in a locale of another encoding; other bytes are refused."""
+    try:
+        return os.fsencode(text).decode() if any("\udc80" <= c <= "\udcff" for c in text) else text
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8 text") from None
+
+
 def number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], Any]:
     """Return the type of a numeric option: a number from `least` to `most`, and so neither NaN nor infinite."""
 

@@ -121,6 +121,8 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file and read its header. Raises CheckpointError with its path if that fails."""
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is not a plain file")
+    if any("\udc80" <= c <= "\udcff" for c in str(path)):
+        raise CheckpointError(f"{path} cannot be opened: its name is not UTF-8, rename it")
     try:
         with safe_open(str(path), framework="pt") as file:
             yield file

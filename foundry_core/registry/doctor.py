@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from foundry_core.errors import PluginError
+from foundry_core.errors import PluginError, traced
 from foundry_core.registry.discovery import (
     ALL_GROUPS,
     ARCHITECTURES,
@@ -74,8 +74,10 @@ def _finding(point: Installed, claims: list[Installed], verbs: Collection[str], 
         if not problem:
             return Finding(point, "fine", summary)
     except PluginError as error:
+        traced(error)
         problem = str(error)
     except Exception as error:  # noqa: BLE001 - whatever a descriptor contains, the other plugins are listed
+        traced(error)
         problem = f"the check of the plugin {point} fails: {cause(error)}. {way_out(point)}"
     return Finding(point, "unusable", problem=problem)
 
