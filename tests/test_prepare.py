@@ -108,6 +108,7 @@ def test_the_overlap_is_counted_again_only_for_other_texts(experiment, corpus, t
     data = {"training_corpus": str(corpus.train), "test_corpus": str(corpus.test)}
     config = experiment("lstm", tmp_path, data=data)
     counted = experiment_corpora(config).overlap
+    assert counted is not None
     (path,) = tokenizer_folder(config).glob("tokens/*.overlap")
     stored = json.loads(path.read_text())
     del stored["sha256"]
@@ -117,7 +118,9 @@ def test_the_overlap_is_counted_again_only_for_other_texts(experiment, corpus, t
     assert experiment_corpora(config).overlap == counted
     (tmp_path / "more.txt").write_text(corpus.test.read_text() + "the man is new .\n")
     config = experiment("lstm", tmp_path, data=data | {"test_corpus": str(tmp_path / "more.txt")})
-    assert experiment_corpora(config).overlap.documents == counted.documents + 1
+    more = experiment_corpora(config).overlap
+    assert more is not None
+    assert more.documents == counted.documents + 1
 
 
 def test_the_overlap_is_counted_where_nothing_can_be_written(experiment, corpus, tmp_path, monkeypatch):
