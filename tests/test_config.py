@@ -141,6 +141,17 @@ MISTYPED = [
         "Available: bpe, character, sentencepiece, word, wordpiece",
     ),
     wrong(
+        "word of a key that can be a section",
+        edited((SIZE, f"{SIZE}\n  documents: lines")),
+        "8: data.documents: is 'lines', must be 'line', 'block' or 'file'. Did you mean 'line'?",
+    ),
+    wrong(
+        "key of a section that can be a word",
+        edited((SIZE, f"{SIZE}\n  documents: {{delimitre: x}}")),
+        "8: data.documents.delimiter: missing",
+        "8: data.documents.delimitre: unknown key. Did you mean 'delimiter'?",
+    ),
+    wrong(
         "special token",
         edited(after(VOCABULARY, "  special_tokens:", "    msk_token: <m>")),
         "12: tokenizer.special_tokens.msk_token: unknown key. Did you mean 'mask_token'? Known here: bos_token, "

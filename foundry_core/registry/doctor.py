@@ -130,7 +130,7 @@ def _check_offers(module: ModuleType) -> Collection[str]:
 
 
 def _import_strings(found: Offers) -> Iterator[tuple[str, str, str, Any]]:
-    """Yield kind and name of each descriptor that is not core's, a field and its import string; None if it is missing."""
+    """Yield kind and name of each descriptor that is not core's, a field, and the import string in it, if any."""
     parts: dict[str, tuple[str, Mapping[str, Any]]] = {
         "objective": ("collator", found.objectives),
         "optimizer": ("builder", found.optimizers),
