@@ -358,9 +358,7 @@ def test_word_decodes_with_spaces(tokenizers):
 
 
 def test_wordpiece_keeps_case_and_accents():
-    tokenizer = train_tokenizer(
-        "wordpiece", lambda: ["Größe café NAÏVE"] * 9, 80, default_special_tokens("wordpiece")
-    )
+    tokenizer = train_tokenizer("wordpiece", lambda: ["Größe café NAÏVE"] * 9, 80, default_special_tokens("wordpiece"))
     assert tokenizer.decode(encode(tokenizer, "Größe café NAÏVE")[0]) == "Größe café NAÏVE"
     assert tokenizer.unk_token_id in encode(tokenizer, "naive")[0]
 

@@ -48,7 +48,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     tokenizer, data = prepare_data(config)
     model = create_model(config, tokenizer)
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
-    length = config.data.max_sequence_length
+    length = data.train_rows.length
     trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
     plan = trainer.plan
     # What an optimizer remembers is found by asking it: that of a plugin may remember anything.
@@ -67,7 +67,10 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "of_which_embeddings": count.embeddings,
         "corpus_words": plan.words_per_epoch,
         "corpus_tokens": plan.tokens_per_epoch,
+        "corpus_digest": data.train.info.corpus_digest,
+        "tokenizer_digest": data.train.info.tokenizer_digest,
         "rows": plan.rows,
+        "tokens_per_row": plan.tokens_per_row,
         "tokens_per_step": round(plan.samples_per_step * plan.tokens_per_epoch / plan.rows),
         "steps": plan.total_steps,
         "of_which_warm_up": plan.warmup_steps,
@@ -98,7 +101,7 @@ def _activation_bytes(trainer: Any) -> int:
     rows = min(_PROBED_ROWS, trainer.plan.total_samples)
     (batch,) = Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)
     labelled = float((batch["labels"] != IGNORED).sum() / batch["attention_mask"].sum())
-    sizes = (data.batch_size, data.max_sequence_length)
+    sizes = (data.batch_size, trainer.data.train_rows.length)
     return activation_bytes(trainer.model, *sizes, labelled=labelled, autocast=trainer.precision.autocast)
 
 
