@@ -15,6 +15,7 @@ import yaml
 from foundry_core.cli import VERBS, main
 from foundry_core.devices import memory_of
 from foundry_core.testing.toy_language import write_corpus
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
 from tests.each import each
 
 SIZES = {"rnn": {"embedding_size": 12, "hidden_size": 16, "num_layers": 1}}
@@ -175,6 +176,8 @@ def test_plan_agrees_with_the_run_it_plans(trained, tmp_path, capsys):
     assert plan["parameters"] == record["parameters"]
     assert plan["steps"] == record["plan"]["total_steps"] == 6
     assert plan["checkpoints"] == record["plan"]["checkpoint_steps"]
+    assert plan["tokens_per_row"] == record["plan"]["tokens_per_row"] == 14
+    assert plan["tokenizer_digest"] == tokenizer_digest(load_tokenizer(tmp_path / "planned" / "tokenizer"))
     files = [
         (trained / "run" / "checkpoint-6" / name).stat().st_size
         for name in ("model.safetensors", "optimizer.safetensors")
@@ -197,7 +200,7 @@ def test_plan_says_memory_where_the_whole_batch_is_not_run(trained, tmp_path, ca
     small, large = (plan["of_which_activations"] for plan in plans)
     assert large == pytest.approx(125_000 * small, rel=0.15)
     matrices = plans[0]["parameters"] - plans[0]["of_which_embeddings"]
-    assert plans[0]["flops_per_step"] == pytest.approx(6 * 8 * 16 * matrices, rel=0.1)  # biases aside
+    assert plans[0]["flops_per_step"] == pytest.approx(6 * 8 * 15 * matrices, rel=0.1)  # biases aside
 
 
 NOT_UTF8 = "caf\udce9"  # as Python passes on the byte E9

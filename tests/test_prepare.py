@@ -188,7 +188,7 @@ def test_a_tokenizer_that_was_changed_since_is_refused(experiment, tmp_path):
     prepared(config)
     path = tokenizer_folder(config) / "tokenizer.json"
     path.write_text(path.read_text().replace('"the"', '"thee"'))
-    with pytest.raises(TokenizerError, match="was changed after it was trained: .* --force"):
+    with pytest.raises(TokenizerError, match="was changed after it was trained.* --force"):
         prepared(config)
     assert experiment_tokenizer(config, experiment_corpora(config).train, force=True).get_vocab()["the"]
 

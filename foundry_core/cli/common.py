@@ -172,7 +172,7 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 
 def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageModel, PreTrainedTokenizerFast]:
     """Open the checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
-    from foundry_core.checkpoints.compatibility import changed_plugins
+    from foundry_core.checkpoints.compatibility import changed_plugins, present_plugins
     from foundry_core.devices import choose_device
     from foundry_core.models.base import BaseLanguageModel
     from foundry_core.models.building import read_description
@@ -181,7 +181,7 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
     load_plugins(options)
     folder = _checkpoint_folder(Path(options.checkpoint))
     model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device))
-    changes = changed_plugins(read_description(folder), model.config).values()
+    changes = changed_plugins(read_description(folder), present_plugins(model.config)).values()
     if changes:
         warn(f"{folder}: {'; '.join(changes)}: its scores may not be those it had before")
     tokenizer = load_tokenizer(folder)
