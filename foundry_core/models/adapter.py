@@ -6,20 +6,25 @@ that has been imported.
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from copy import deepcopy
 from functools import cache
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core.errors import CheckpointError
-from foundry_core.models.building import describe, rebuild
+from foundry_core.models.building import describe, read_description, rebuild
 from foundry_core.models.interface import LanguageModel
+from foundry_core.models.migrations import pending, present_names
+from foundry_core.run_folder import WEIGHTS
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
@@ -59,7 +64,15 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **keywords: Any) -> Any:
-        """Open as transformers does, and restore the buffers that are not stored, which it leaves undefined."""
+        """Open as transformers does, and restore the buffers that are not stored, which it leaves undefined.
+
+        Weights that the plugin has renamed since a local folder was written are found under their old names.
+        """
+        if arguments and os.path.exists(weights := os.path.join(arguments[0], WEIGHTS)):
+            with safe_open(weights, framework="pt") as file:
+                names = present_names(file.keys(), pending(read_description(arguments[0])), adapted=True)
+            old = {f"^{re.escape(old)}$": new for new, old in names.items() if new != old}
+            keywords = {"key_mapping": old or None, **keywords}
         opened = super().from_pretrained(*arguments, **keywords)
         outer = opened[0] if isinstance(opened, tuple) else opened
         stored = outer.state_dict()
