@@ -17,6 +17,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError, TokenizerError
 from foundry_core.models.interface import LanguageModel
+from foundry_core.models.migrations import migrated, pending
 from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.registry.loading import import_string, shipped_by
@@ -146,8 +147,12 @@ def _made_with(description: dict[str, Any]) -> list[str]:
 
 
 def _without_training(description: dict[str, Any]) -> dict[str, Any]:
-    """Return the experiment without what only training needs: observers, and the optimizer of another package."""
+    """Return the experiment without what only training needs: observers, and the optimizer of another package.
+
+    Keys of `model:` that the plugin has renamed since have their present names.
+    """
     experiment = dict(description["experiment"])
+    experiment["model"] = migrated(experiment["model"], pending(description))
     experiment["plugins"] = [module for module in experiment["plugins"] if module in description["needs"]]
     if "optimizer" in description["providers"]:
         optimizer = ("optimizer", "optimizer_settings")
