@@ -99,7 +99,7 @@ def _outcome(one: Check, subject: Subject, faults: list[Exception]) -> tuple[Out
     except NotApplicableError as error:
         return "skipped", str(error), None
     except Exception as error:  # noqa: BLE001 - whatever an extension under test raises is a finding
-        return "failed", _message(error, subject), error
+        return "failed", described(error, subject), error
     return "passed", note or "", None
 
 
@@ -113,7 +113,7 @@ def _prepared(subject: Subject, faults: list[Exception]) -> Any:
         raise
 
 
-def _message(error: Exception, subject: Subject) -> str:
+def described(error: Exception, subject: Subject) -> str:
     """Return the message of a failure, and for an exception of the extension the line in its package."""
     text = " ".join(str(error).split())
     if not isinstance(error, NonconformanceError):

@@ -94,7 +94,7 @@ def shows_help(bench: CommandBench) -> None:
     require(shown.returncode == 0, f"foundry {name} --help ends with {shown.returncode}: {_last(shown.stderr)}")
     described = (bench.module.__doc__ or "").strip()
     require(bool(described), f"{bench.module.__name__} has no docstring")
-    example = shown.stdout.rpartition("example")[2]
+    example = shown.stdout.partition("\nexample")[2]
     require(f"foundry {name}" in example, f"foundry {name} --help shows no example: EXAMPLE is missing or incomplete")
     for action in bench.parser._actions:
         require(bool(action.help), f"the argument {_called(action)} has no help")
