@@ -9,7 +9,7 @@ from typing import Any
 
 from foundry_core.errors import UsageError, did_you_mean
 from foundry_core.registry.isolation import last_line_in
-from foundry_core.testing.extensions.subjects import Subject, find
+from foundry_core.testing.extensions.subjects import Subject, find, with_article
 from foundry_core.testing.kit.check import Check, NonconformanceError, NotApplicableError
 from foundry_core.testing.kit.run import Outcome, Result, fixed_conditions
 
@@ -74,7 +74,9 @@ def run(
     for name in (*names, *expected):
         if name not in known and (name not in groups or name in expected):
             near = did_you_mean(name, [*known, *groups])
-            raise UsageError(f"there is no check '{name}' of a {subject.kind}.{near} All: {', '.join(known)}")
+            raise UsageError(
+                f"there is no check '{name}' of {with_article(subject.kind)}.{near} All: {', '.join(known)}"
+            )
     faults: list[Exception] = []
     for one in checks:
         if not names or one.name in names or one.group in names:
