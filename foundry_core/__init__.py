@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
     from foundry_core.registry.tokenizer_type import TokenizerType
-    from foundry_core.schema import ConfigSection, ModelConfig, TransformerConfig
+    from foundry_core.schema import ConfigSection, Dropout, Layers, ModelConfig, TransformerConfig
     from foundry_core.tokenization.training import TokenizerFactory
     from foundry_core.training.run import run
 
@@ -47,7 +47,7 @@ _NAMES = {
     "registry.objective": "Objective",
     "registry.optimizer": "Optimizer",
     "registry.tokenizer_type": "TokenizerType",
-    "schema": "ConfigSection ModelConfig TransformerConfig",
+    "schema": "ConfigSection Dropout Layers ModelConfig TransformerConfig",
     "tokenization.training": "TokenizerFactory",
     "training.run": "run",
 }
@@ -60,9 +60,11 @@ __all__ = [
     "Capabilities",
     "CausalLMDataCollator",
     "ConfigSection",
+    "Dropout",
     "EvaluationReport",
     "ExperimentConfig",
     "FoundryError",
+    "Layers",
     "MaskedLMDataCollator",
     "ModelConfig",
     "ModelOutput",

@@ -94,7 +94,7 @@ def test_an_author_ships_an_architecture_in_five_commands(shell: Shell, tmp_path
             assert line.split()[1:3] == ["foundry-mine", "0.1.0"]
             assert "unusable" not in line
 
-    assert done(shell("foundry plugins doctor")).endswith("1 plugin is whole\n")
+    assert done(shell("foundry plugins doctor")).endswith("1 plugin is fine\n")
     corpus = write_corpus(tmp_path / "corpora", train_sentences=2000, test_sentences=50, seed=1)
     corpus.test.rename(tmp_path / "corpora" / "dev.txt")
     for command in USERS_COMMANDS:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from foundry_core.cli import VERBS, main
+from foundry_core.devices import memory_of
 from foundry_core.testing.toy_language import write_corpus
 from tests.each import each
 
@@ -194,6 +196,27 @@ def test_plan_says_memory_where_the_whole_batch_is_not_run(trained, tmp_path, ca
     assert large == pytest.approx(125_000 * small, rel=0.15)
     matrices = plans[0]["parameters"] - plans[0]["of_which_embeddings"]
     assert plans[0]["flops_per_step"] == pytest.approx(6 * 8 * 16 * matrices, rel=0.1)  # biases aside
+
+
+@each(
+    ("setting", "longer"),
+    [
+        ("data.batch_size=1000000", 125_000),
+        ("data.max_sequence_length=1000000", 62_500),
+        ("training.gradient_accumulation_steps=100000", 100_000),
+    ],
+)
+def test_plan_times_parts_of_a_step_that_would_take_long(trained, tmp_path, capsys, setting, longer):
+    plans = []
+    for settings in ([], [setting]):
+        began = time.process_time()
+        assert main(["plan", str(trained / "x.yaml"), f"training.output_dir={tmp_path}", "--json", *settings]) == 0
+        assert time.process_time() - began < 10
+        captured = capsys.readouterr()
+        plans.append(json.loads(captured.out))
+    assert plans[1]["seconds_per_step"] > longer / 30 * plans[0]["seconds_per_step"]
+    too_large = plans[1]["memory_bytes"] > memory_of(torch.device("cpu"))
+    assert ("warning: a step needs about" in captured.err) == too_large
 
 
 def test_data_prepare_accounts_for_every_byte(trained, tmp_path, capsys):

@@ -126,7 +126,7 @@ def test_its_names_and_settings_are_checked_without_torch(written: Callable[...,
     [
         (
             ["training.optimizer=lyon"],
-            "optimizer: unknown optimizer 'lyon'. Did you mean 'lion'? Available: adamw, lion, sgd",
+            "optimizer: unknown optimizer 'lyon'. Did you mean 'lion'? Available: adamw, lion, muon, sgd",
         ),
         (
             ["training.objective=span_corrupton"],
@@ -296,6 +296,53 @@ def test_lion_follows_the_sign_of_its_momentum_and_cores_decay(config: Experimen
     torch.testing.assert_close(weight, (before[1] * 0.95 - 0.1) * 0.95 + 0.1)
 
 
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", SIZES["bert"]),
+    "lstm": ("lstm", SIZES["lstm"]),
+    "mamba": ("mamba", {"mamba": {"hidden_size": 16, "num_layers": 1, "state_size": 4}}),
+    "mamba of transformers": (
+        "transformers",
+        {"transformers": {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}},
+    ),
+}
+
+
+@each("name", MODELS)
+def test_muon_orthogonalises_matrices_and_nothing_else(
+    name: str, experiment: Callable[..., ExperimentConfig], letters: Any, tmp_path: Path
+) -> None:
+    architecture, sizes = MODELS[name]
+    training = {"optimizer": "muon", "learning_rate": 0.1, "weight_decay": 0.0, "objective": None}
+    config = experiment(architecture, tmp_path, example="", model=sizes, training=training, plugins=["foundry_example"])
+    model = create_model(config, letters)
+    optimizer, generator = build_optimizer(model, config.training, config.optimizer), torch.Generator().manual_seed(0)
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    orthogonalised = set()
+    for key, parameter in model.named_parameters():
+        moved = (before[key] - parameter.detach()) / 0.1
+        assert parameter.grad is not None
+        if torch.allclose(moved, parameter.grad.sign(), atol=1e-3):  # Adam's first step
+            continue
+        values = torch.linalg.svdvals(moved) / (0.2 * max(moved.shape) ** 0.5)
+        assert 0.3 < float(values.min()) <= float(values.max()) < 1.3, key
+        orthogonalised.add(key)
+    layers = ("query", "key", "value", "dense", "weight_ih", "weight_hh", "in_proj", "x_proj", "dt_proj", "step_proj")
+    matrices = {key for key in before if "bias" not in key and any(part in key for part in (*layers, "out_proj"))}
+    assert orthogonalised == matrices
+
+
+def test_a_run_with_muon_resumes_exactly(written: Callable[..., Path]) -> None:
+    muon = {"optimizer": "muon", "optimizer_settings": {"momentum": 0.9}, "evaluate_every_steps": 3}
+    alone, broken = (load_config(written(name, **muon, checkpoints={"every_steps": 2})) for name in ("alone", "broken"))
+    run(alone, quiet=True)
+    killed_before(broken, 4)
+    run(broken, resume=True, quiet=True)
+    assert outcome(broken) == outcome(alone)
+
+
 def test_plan_counts_what_this_optimizer_keeps(
     written: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,9 +391,8 @@ def test_bytes_are_ids_and_every_text_comes_back(config: ExperimentConfig, tmp_p
         assert ids.tolist() == list(text.encode())
         assert tokenizer.decode(ids.tolist()) == text
     assert len(tokenizer) == 256 + len(set(config.special_tokens.values()))
-    assert tokenizer("a")["input_ids"] == [tokenizer.cls_token_id, 97, tokenizer.sep_token_id]
     # The special tokens that core's types have by default, because the descriptor names no others.
-    assert config.special_tokens == default_special_tokens("bpe", masked=True)
+    assert config.special_tokens == default_special_tokens("bpe")
 
 
 def test_a_vocabulary_too_small_for_bytes_is_one_line(

@@ -61,6 +61,11 @@ NO_LOSS = (
 )
 
 FAULTS: dict[str, tuple[str, str, str]] = {
+    "a layer of a reserved name": (
+        "self.calls = 0",
+        "self.calls, self.targets = 0, nn.Linear(8, 8)",
+        "okapi_model.Model has a layer or a tensor called 'targets', which is a name of BaseLanguageModel's own: ",
+    ),
     "no class": (
         "class Model(",
         "def Model():\n    pass\n\nclass Other(",

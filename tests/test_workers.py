@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from foundry_core.data.batches import Batches
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.rows import Rows
-from foundry_core.data.workers import Batch, batches_from_workers
+from foundry_core.data.workers import STOP_SIGNALS, Batch, batches_from_workers
 from foundry_core.errors import DataError, FoundryError, TokenizerError
 from tests.each import each
 
@@ -194,7 +194,7 @@ def test_signals_to_the_group_do_not_end_the_workers() -> None:
     """Schedulers and terminals signal every process of a job; the parent still wants its next checkpoint."""
     iterator = batches_from_workers(Source(with_pid), 10, 1)
     pid = int(next(iterator)["pid"])
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         os.kill(pid, number)
     rest = list(iterator)
     assert len(rest) == 9

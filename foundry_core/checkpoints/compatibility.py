@@ -73,13 +73,7 @@ def accepted_differences(
     description = read_description(folder)
     chosen = flat(config.model_dump(mode="json", exclude_defaults=True))
     differences = changed_settings(description["experiment"], config.resolved(), chosen)
-    plugin = installed_plugin(config.model.architecture)
-    if description.get("plugin") != plugin:
-        differences["plugin"] = f"plugin was {release(description.get('plugin'))}, is {release(plugin)}"
-    for kind, provider in config.providers.items():
-        before = description["providers"].get(kind, provider)
-        if before != provider:
-            differences[f"plugin.{kind}"] = f"the plugin of the {kind} was {before}, is {provider}"
+    differences |= changed_plugins(description, config)
     if state.precision != fresh.precision:
         phrase = f"training.precision was {state.precision}, is {fresh.precision}"
         differences.setdefault("training.precision", phrase)
@@ -93,6 +87,19 @@ def accepted_differences(
             "--allow KEY"
         )
     return set(differences)
+
+
+def changed_plugins(description: Mapping[str, Any], config: ExperimentConfig) -> dict[str, str]:
+    """Return a phrase, by its key, for each plugin whose package or version is not that of a model's description."""
+    differences = {}
+    plugin = installed_plugin(config.model.architecture)
+    if description.get("plugin") != plugin:
+        differences["plugin"] = f"plugin was {release(description.get('plugin'))}, is {release(plugin)}"
+    for kind, provider in config.providers.items():
+        before = description["providers"].get(kind, provider)
+        if before != provider:
+            differences[f"plugin.{kind}"] = f"the plugin of the {kind} was {before}, is {provider}"
+    return differences
 
 
 def refused_differences(differences: Mapping[str, str], allowed: Iterable[str]) -> list[str]:

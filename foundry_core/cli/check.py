@@ -51,6 +51,7 @@ def execute(options: argparse.Namespace) -> None:
     with large_imports():
         from foundry_core.registry.loading import shipped_by
         from foundry_core.testing.extensions.check import run
+        from foundry_core.testing.kit import report
         from foundry_core.testing.kit.keys import write_keys
         from foundry_core.testing.kit.run import results, suite_of
 
@@ -67,13 +68,11 @@ def execute(options: argparse.Namespace) -> None:
     for result in found:
         done.append(result)
         if not options.json:
-            check, reason = result.check, f"\n  {result.reason}" if result.reason and result.good else ""
-            line = f"{check.group:<12} {check.name:<24} {result.outcome:<8} {result.seconds:5.1f} s{reason}"
-            print(line, flush=True)
+            print(report.row(result), flush=True)
     failed = [result for result in done if not result.good]
-    # A model that does not run fails every check with the same error object: print that error once.
-    causes = list({id(result.error or result): result for result in reversed(failed)}.values())[::-1]
+    causes = report.causes(done)
     if options.json:
+        follows_from = {each.check.name: cause.check.name for cause, following in causes for each in following}
         facts = [
             {
                 "group": result.check.group,
@@ -82,26 +81,23 @@ def execute(options: argparse.Namespace) -> None:
                 "outcome": result.outcome,
                 "reason": result.reason or None,
                 "fix": result.check.fix if result.outcome == "failed" else None,
+                "follows_from": follows_from.get(result.check.name),
+                "not_looked_at": list(result.unseen),
                 "seconds": round(result.seconds, 3),
             }
             for result in done
         ]
         print(json.dumps(facts, indent=1))
     else:
-        for result in causes:
-            print(f"\n{result.check.name}: {result.check.invariant}\n  {result.reason}\n  {result.check.fix}")
-        outcomes = [result.outcome for result in done]
-        counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in ("passed", "failed", "expected", "skipped")]
+        for cause, following in causes:
+            print(f"\n{report.explained(cause, following)}")
         # Which copy was checked: an installed package need not be the folder that one works in.
         suite = suite_of(name) if subject.kind == "architecture" else None
         owner, home = (subject.point, subject.home) if suite is None else (shipped_by(name), suite.home)
         places = ", ".join(str(place) for place in (owner, home) if place is not None)
-        seconds = sum(result.seconds for result in done)
-        print(f"\n{name}{f' ({places})' if places else ''}\n{', '.join(counts)} in {seconds:.1f} s")
-        if suite is not None and suite.without_one_layer is not None:
-            print(f"nothing was tried with one layer: {suite.without_one_layer}")
+        print(f"\n{name}{f' ({places})' if places else ''}\n{report.counts(done)}")
     sys.stdout.flush()
     if failed:
-        names = ", ".join(result.check.name for result in causes)
+        names = ", ".join(cause.check.name for cause, _ in causes)
         others = f" and {len(failed) - len(causes)} that fail with it" if len(failed) > len(causes) else ""
-        raise ConformanceError(f"{name} does not conform: {names}{others}") from failed[0].error
+        raise ConformanceError(f"{name} does not conform: {names}{others}") from causes[0][0].error

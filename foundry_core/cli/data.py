@@ -6,6 +6,7 @@ foundry train does the same when it starts.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from foundry_core.cli.common import add_config_arguments, add_verb, prepare_data, read_config, report, table
 
@@ -22,7 +23,7 @@ def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
     _, data = prepare_data(config)
 
-    from foundry_core.data.preparation import tokenizer_folder
+    from foundry_core.training.console import share
 
     columns = {}
     for name, tokens, rows in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
@@ -37,8 +38,13 @@ def execute(options: argparse.Namespace) -> None:
                 "empty documents": info.account["empty_documents"],
                 "words": info.words,
                 "tokens": info.tokens,
+                "unknown tokens": info.unknown,
+                "share of unknown tokens": share(info.unknown_share),
                 "rows": len(rows),
             }
-            columns[name] = [f"{figure:,}" for figure in counted.values()]
+            columns[name] = [figure if isinstance(figure, str) else f"{figure:,}" for figure in counted.values()]
     report(table(("corpus", *columns), list(zip(counted, *columns.values(), strict=True))))
-    report(f"token files in {tokenizer_folder(config) / 'tokens'}")
+    for name, facts in data.description.items():
+        names = facts["names"]
+        report(f"{name}: {facts['files']:,} files: {', '.join(names)}{', ...' if len(names) < facts['files'] else ''}")
+    report(f"token files in {Path(str(data.train.tokens.filename)).parent}")

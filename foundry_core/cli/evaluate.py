@@ -1,33 +1,55 @@
 """Score a checkpoint: loss, perplexity and bits per byte on a text, or accuracy on
 minimal pairs. Without --corpus and --pairs it uses the test corpus of its YAML.
 
-Minimal pairs are in the format of BLiMP. The score of a sentence is its
-log-probability after the start of a document (causal models), or its
-pseudo-log-likelihood with one token hidden at a time (masked models). A tie
-counts as wrong.
+Bits per byte are given where every token of the text is predicted, and none is
+unknown: an unknown token hides what the text was.
+
+Minimal pairs are in the format of BLiMP; those without a UID are named after
+their file. The score of a sentence is its log-probability after the start of a
+document (causal models), or its pseudo-log-likelihood with one token hidden at a
+time (masked models). A tie counts as wrong. Scores are tied if they differ by
+less than the rounding of fp32: 0.000002 x (the score + its number of tokens),
+0.0001 for 12 tokens with a score of -40. A pair is left out where a sentence has
+no tokens or more than the model was trained on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, listing, open_checkpoint, table
+from foundry_core.cli.common import (
+    add_checkpoint_argument,
+    large_imports,
+    listing,
+    open_checkpoint,
+    path_argument,
+    table,
+)
 from foundry_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from foundry_core.evaluation.minimal_pairs import PairScores
+    from foundry_core.registry.hookspecs import EvaluationReport
 
 EXAMPLE = """\
 examples:
   foundry evaluate runs/gpt2
   foundry evaluate runs/gpt2/checkpoint-1000 --corpus other.txt
-  foundry evaluate runs/gpt2 --pairs blimp/anaphor_number_agreement.jsonl --json"""
+  foundry evaluate runs/gpt2 --pairs blimp/data blimp_supplement/*.jsonl --json"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
-    parser.add_argument("--corpus", metavar="PATH", help="text to score: a file, a folder or a glob")
-    parser.add_argument("--pairs", action="append", default=[], metavar="JSONL", help="minimal pairs; can be repeated")
+    what = "text to score: a file, a folder or a glob"
+    parser.add_argument("--corpus", type=path_argument, metavar="PATH", help=what)
+    what = "minimal pairs (.jsonl): files, folders or globs; can be repeated"
+    parser.add_argument(
+        "--pairs", action="extend", nargs="+", default=[], type=path_argument, metavar="PATH", help=what
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -36,29 +58,57 @@ def execute(options: argparse.Namespace) -> None:
         from foundry_core.evaluation.corpus_loss import evaluate_corpus
         from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs
 
-    pairs = [pair for path in options.pairs for pair in read_pairs(path)]
+    pairs = read_pairs(options.pairs) if options.pairs else []
     folder, model, tokenizer = open_checkpoint(options)
     results: dict[str, Any] = {"checkpoint": str(folder)}
     corpus = options.corpus or (None if pairs else model.config.data.test_corpus)
     if corpus is None and not pairs:
         raise UsageError("nothing to score: the checkpoint's YAML has no test corpus, use --corpus or --pairs")
+    facts = {"checkpoint": str(folder)}
     if corpus is not None:
         report = evaluate_corpus(model, tokenizer, corpus)
-        keys = ("loss", "perplexity", "bits_per_byte", "tokens")
+        keys = ("loss", "perplexity", "bits_per_byte", "tokens", "unknown_share")
         results["corpus"] = {"path": corpus} | {key: getattr(report, key) for key in keys}
+        facts |= {"corpus": corpus} | _shown(report, causal=model.context.objective.causal)
     if pairs:
         scores = score_pairs(model, tokenizer, pairs)
         results["pairs"] = [asdict(score) for score in scores]
     if options.json:
         print(json.dumps(results, indent=1))
         return
-    facts = {"checkpoint": str(folder)}
-    if corpus is not None:
-        facts |= {"corpus": corpus, "loss": f"{report.loss:.4f}", "perplexity": f"{report.perplexity:.2f}"}
-        if report.bits_per_byte is not None:
-            facts["bits per byte"] = f"{report.bits_per_byte:.4f}"
-        facts["predictions"] = f"{report.tokens:,}"
     print(listing(facts.items()))
     if pairs:
-        rows = [(score.name, f"{score.accuracy:.3f}", f"{score.pairs}") for score in scores]
-        print(table(("minimal pairs", "accuracy", "pairs"), rows))
+        print(_table(scores))
+
+
+def _shown(report: EvaluationReport, *, causal: bool) -> dict[str, str]:
+    from foundry_core.training.console import share
+
+    facts = {"loss": f"{report.loss:.4f}", "perplexity": f"{report.perplexity:.2f}"}
+    if report.bits_per_byte is not None:
+        facts["bits per byte"] = f"{report.bits_per_byte:.4f}"
+    elif causal and report.unknown_share:
+        facts["bits per byte"] = f"not given: {share(report.unknown_share)} of the tokens are unknown"
+    elif causal:
+        facts["bits per byte"] = "not given: the objective does not predict every token"
+    elif report.unknown_share:
+        facts["unknown tokens"] = share(report.unknown_share)
+    return facts | {"predictions": f"{report.tokens:,}"}
+
+
+def _table(scores: Sequence[PairScores]) -> str:
+    """Return a row for each paradigm; a column of zeros is left out."""
+    from foundry_core.training.console import share
+
+    columns = {
+        "minimal pairs": [score.name for score in scores],
+        "accuracy": ["-" if score.accuracy is None else f"{score.accuracy:.3f}" for score in scores],
+        "pairs": [f"{score.pairs}" for score in scores],
+    }
+    if any(score.ties for score in scores):
+        columns["ties"] = [f"{score.ties}" for score in scores]
+    if any(score.left_out for score in scores):
+        columns["left out"] = [f"{score.left_out}" for score in scores]
+    if any(score.unknown_share for score in scores):
+        columns["unknown"] = [share(score.unknown_share) for score in scores]
+    return table(tuple(columns), list(zip(*columns.values(), strict=True)))

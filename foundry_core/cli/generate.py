@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint
-from foundry_core.errors import UsageError, warn
+from foundry_core.cli.common import add_checkpoint_argument, large_imports, number, open_checkpoint, seed_argument
+from foundry_core.errors import warn
 
 EXAMPLE = """\
 examples:
@@ -18,18 +18,20 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     parser.add_argument("--prompt", default="", metavar="TEXT", help="the text to continue")
-    parser.add_argument("--tokens", type=int, default=40, metavar="N", help="add at most N tokens (default 40)")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="below 1: less random (default 1)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="choose among the K likeliest (default: all)")
+    count, whole, temperature = number(int, 1, 1_000_000), number(int, 0, 2**63 - 1), number(float, 0.001, 1000)
+    parser.add_argument("--tokens", type=count, default=40, metavar="N", help="add at most N tokens (default 40)")
+    parser.add_argument(
+        "--temperature", type=temperature, default=1.0, metavar="T", help="below 1: less random (default 1)"
+    )
+    parser.add_argument(
+        "--top-k", type=whole, default=0, metavar="K", help="choose among the K likeliest (default: all)"
+    )
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="number of continuations (default 1)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    parser.add_argument("--samples", type=count, default=1, metavar="N", help="number of continuations (default 1)")
+    parser.add_argument("--seed", type=seed_argument, default=0, metavar="N", help="random seed (default 0)")
 
 
 def execute(options: argparse.Namespace) -> None:
-    if options.tokens < 1 or options.samples < 1 or options.temperature <= 0 or options.top_k < 0:
-        raise UsageError("--tokens and --samples must be at least 1, --temperature above 0, --top-k not negative")
-
     with large_imports():
         from foundry_core.evaluation.generation import continuations, prompt_warnings
 

@@ -24,7 +24,7 @@ from string import Template
 from typing import NamedTuple
 
 from foundry_core import __version__
-from foundry_core.cli.common import report
+from foundry_core.cli.common import path_argument, report
 from foundry_core.errors import UsageError
 from foundry_core.registry.discovery import ARCHITECTURES, COMMANDS, EXTENSIONS
 
@@ -80,7 +80,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the architecture, or of what --kind says")
     kinds = ", ".join(KINDS)
     parser.add_argument("--kind", choices=KINDS, default="architecture", metavar="KIND", help=f"one of {kinds}")
-    parser.add_argument("--dir", default=".", metavar="DIR", help="where to create foundry-NAME (default: here)")
+    parser.add_argument(
+        "--dir", type=path_argument, default=".", metavar="DIR", help="where to create foundry-NAME (default: here)"
+    )
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -128,7 +128,7 @@ def _head(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "entry point", f"{known['name']} = {known['target']}"
     if known["kind"] == "architecture":
         yield "model", known["model_class"]
-        yield "plugin API", str(known["plugin_api_version"])
+        yield "plugin API", str(known["plugin_api_version"] or "not stated")
         yield "objectives", ", ".join(known["objectives"])
         yield "default tokenizer", known["default_tokenizer"]
     yield "hooks", ", ".join(known["hooks"]) or "none"

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
-from foundry_core.cli.common import large_imports, report, table, yaml_scalar
+from foundry_core.cli.common import large_imports, path_argument, report, seed_argument, table, yaml_scalar
 from foundry_core.errors import UsageError
 from foundry_core.run_folder import METRICS
 from foundry_core.storage.files import remove_tree, write_file
@@ -77,8 +77,9 @@ are") with 0, 1 or 2 nouns of the other number between them; chance is 50%."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", default="quickstart", metavar="DIR", help="folder (default: quickstart)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="random seed (default 1)")
+    what = "folder (default: quickstart)"
+    parser.add_argument("folder", nargs="?", default="quickstart", type=path_argument, metavar="DIR", help=what)
+    parser.add_argument("--seed", type=seed_argument, default=1, metavar="N", help="random seed (default 1)")
 
 
 def execute(options: argparse.Namespace) -> None:

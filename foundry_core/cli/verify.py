@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import table
+from foundry_core.cli.common import path_argument, table
 from foundry_core.errors import CheckpointError
 
 EXAMPLE = "example:\n  foundry verify runs/gpt2"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of a run (training.output_dir)")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="the folder of a run (training.output_dir)")
 
 
 def execute(options: argparse.Namespace) -> None:

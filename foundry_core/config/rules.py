@@ -108,10 +108,10 @@ def _special_tokens_are_usable(experiment: Any, chosen: Chosen) -> Found:
     if objective is None or kind is None:
         return
     place, changes = ("tokenizer", "special_tokens"), experiment.tokenizer.special_tokens or {}
-    for role, token in changes.items():
-        if token is None and role in objective.required_tokens:
-            yield (*place, role), f"{objective.name} needs a {role}"
-    tokens = kind.tokens_by_role(changes, "mask_token" in objective.required_tokens)
+    tokens = kind.tokens_by_role(changes)
+    for role in objective.required_tokens:
+        if role not in tokens:
+            yield (*place, *((role,) if role in changes else ())), f"{objective.name} needs a {role}"
     for concerned, problem in special_token_problems(kind, tokens):
         # Of two roles that clash, the one to change is the one in the file.
         clashing = [role for role in changes if concerned and tokens.get(role) == tokens.get(concerned)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
+from foundry_core.corpus.delimiters import stray_delimiter
 from foundry_core.corpus.files import shown
 from foundry_core.corpus.reader import Corpus
+from foundry_core.data.overlap import Overlap, overlap
 from foundry_core.data.rows import Rows
 from foundry_core.data.token_file import Progress, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, warn
@@ -29,6 +31,14 @@ class Corpora:
 
     train: Corpus
     test: Corpus | None
+    overlap: Overlap | None = None
+
+    def description(self) -> dict[str, Any]:
+        """Return what was read, as plain data for the record of the run."""
+        if self.test is None:
+            return {"training_corpus": self.train.description}
+        shared = {} if self.overlap is None else {"also_in_training": asdict(self.overlap)}
+        return {"training_corpus": self.train.description, "test_corpus": self.test.description | shared}
 
 
 def _opened(config: ExperimentConfig, setting: str) -> Corpus:
@@ -43,14 +53,23 @@ def _opened(config: ExperimentConfig, setting: str) -> Corpus:
                     f"{name}: {shown(folder)} contains {key} ({own}), whose files would join the corpus: name a folder "
                     f"with nothing but the text, or another {key}"
                 )
-    corpus = Corpus.open(spec, unit=config.data.documents, name=name)
+    corpus = Corpus.open(spec, unit=config.data.documents, name=name, pattern=config.data.files)
     if (output_dir / METRICS).resolve() in (path.resolve() for path in corpus.files):
         raise DataError(f"{name}: {output_dir / METRICS} is written by the run itself: leave training.output_dir out")
+    roles = ("eos_token", "sep_token", "bos_token", "cls_token")
+    mark = stray_delimiter(corpus, [token for role, token in config.special_tokens.items() if role in roles])
+    if mark is not None:
+        setting = f"data.documents: {{delimiter: {json.dumps(mark, ensure_ascii=False)}}}"
+        warn(f"{name}: {mark} is read as text; where it separates documents, set {setting}")
     return corpus
 
 
 def experiment_corpora(config: ExperimentConfig) -> Corpora:
-    """Open both corpora. Raises DataError when a test file is also trained on, whatever its name there."""
+    """Open both corpora, and report how many documents of the test corpus also stand in the training corpus.
+
+    Raises:
+        DataError: A test file is also trained on, whatever its name there, or every test document is.
+    """
     train = _opened(config, "training_corpus")
     if config.data.test_corpus is None:
         return Corpora(train, None)
@@ -62,7 +81,15 @@ def experiment_corpora(config: ExperimentConfig) -> Corpora:
                 f"data.test_corpus: {path} has the content of {trained[digest]}, which is in data.training_corpus: "
                 "its loss would mean nothing. Take it out of one of them."
             )
-    return Corpora(train, test)
+    shared = overlap(train, test, tokenizer_folder(config) / TOKENS)
+    if shared.shared == shared.documents:
+        raise DataError(
+            f"data.test_corpus: every one of its {shared.documents:,} documents also stands in data.training_corpus: "
+            "its loss would mean nothing. Take them out of one of the two."
+        )
+    if shared.shared:
+        warn(f"data.test_corpus: {shared.line}")
+    return Corpora(train, test, shared)
 
 
 def tokenizer_folder(config: ExperimentConfig) -> Path:
@@ -74,7 +101,7 @@ def own_folders(config: ExperimentConfig) -> list[Path]:
     """Return the folders that only this run writes to: not a tokenizer that it may share, nor what a link leads to."""
     output_dir, tokenizer = Path(config.training.output_dir), tokenizer_folder(config)
     if config.tokenizer.output_dir is not None or tokenizer.is_symlink():
-        return [output_dir]
+        return [output_dir, output_dir / TOKENS]
     return [output_dir, *(folder for folder in (tokenizer, tokenizer / TOKENS) if not folder.is_symlink())]
 
 
@@ -175,24 +202,35 @@ class ExperimentData:
     train_rows: Rows
     test: TokenFile | None
     test_rows: Rows | None
+    description: dict[str, Any] = field(default_factory=dict)
+    """What of the corpora was read and what was not, for the record of the run."""
 
 
 def experiment_tokens(
     config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, corpora: Corpora, *, progress: Progress | None = None
 ) -> tuple[TokenFile, TokenFile | None]:
     """Encode the training and the test corpus, or reuse their token files."""
-    folder = tokenizer_folder(config) / TOKENS
-    train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress)
-    return train, prepare_tokens(corpora.test, tokenizer, folder, progress=progress) if corpora.test else None
+    folder, own = tokenizer_folder(config) / TOKENS, Path(config.training.output_dir) / TOKENS
+    train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress, own=own)
+    if corpora.test is None:
+        return train, None
+    return train, prepare_tokens(corpora.test, tokenizer, folder, progress=progress, own=own)
 
 
 def experiment_rows(
-    config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, tokens: tuple[TokenFile, TokenFile | None]
+    config: ExperimentConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    tokens: tuple[TokenFile, TokenFile | None],
+    corpora: Corpora | None = None,
 ) -> ExperimentData:
-    """Cut the token files of the training and the test corpus into rows, as the objective requires."""
+    """Cut the token files of the training and the test corpus into rows, as the objective requires.
+
+    `corpora`, where the tokens come from, is described in the record of the run.
+    """
     train, test = tokens
     test_rows = cut_rows(test, config, tokenizer) if test is not None else None
-    return ExperimentData(train, cut_rows(train, config, tokenizer), test, test_rows)
+    description = corpora.description() if corpora is not None else {}
+    return ExperimentData(train, cut_rows(train, config, tokenizer), test, test_rows, description)
 
 
 def cut_rows(tokens: TokenFile, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast) -> Rows:

@@ -7,6 +7,7 @@ It is stored under the digest of everything that shaped it, and reused while tha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -45,11 +46,18 @@ class TokenInfo:
     tokens: int
     """Length of the stream, separators included: 1 + the sum of (tokens + 1) over the documents."""
     documents: int
+    unknown: int
+    """How many tokens of the documents are the tokenizer's unk_token, which hides what the text was."""
     words: int
     text_bytes: int
     account: dict[str, Any]
     tokens_sha256: str
     documents_sha256: str
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the unknown tokens among the tokens of the documents, without separators."""
+        return self.unknown / max(self.tokens - 1 - self.documents, 1)
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,19 @@ class TokenFile:
     info: TokenInfo
 
 
-def prepare_tokens(corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Progress | None = None) -> TokenFile:
+def prepare_tokens(
+    corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Progress | None = None, own: Path | None = None
+) -> TokenFile:
     """Return the token file of a corpus: the one in `folder` if it was made from the same inputs and is undamaged.
 
     Otherwise it is built: `<digest>.tokens`, `<digest>.documents` and, last, the sidecar `<digest>.json`. The content
     is a function of the inputs, so two processes may build it at once. Memory does not grow with the corpus.
 
+    Args:
+        own: The folder to use instead if this user may not write to `folder`.
+
     Raises:
-        DataError: The corpus, or a token file that exists, cannot be read.
+        DataError: The corpus, or a token file that exists, cannot be read, or the corpus has no tokens.
         StorageError: The folder cannot be written.
     """
     made_from: dict[str, Any] = {
@@ -82,7 +95,14 @@ def prepare_tokens(corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Pr
     stem = folder / digest[:16]
     info = _undamaged(stem, digest)
     if info is None:
-        info = TokenInfo(**made_from, digest=digest, **_build(stem, corpus, tokenizer, progress))
+        try:
+            info = TokenInfo(**made_from, digest=digest, **_build(stem, corpus, tokenizer, progress))
+        except storage.StorageError as error:
+            if own is None or getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return prepare_tokens(corpus, tokenizer, own, progress=progress)
+        if info.tokens == info.documents + 1:  # separators only
+            raise DataError(f"{corpus.name}: its tokenizer leaves nothing of the text: it drops every character of it.")
         storage.write_file(stem.with_suffix(".json"), manifest.sealed(asdict(info)))
     return TokenFile(
         tokens=np.memmap(stem.with_suffix(".tokens"), dtype=info.dtype, mode="r"),
@@ -124,24 +144,29 @@ class _Column:
 def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None) -> dict[str, Any]:
     """Write both files; return the fields of TokenInfo that were counted on the way."""
     facts: dict[str, Any] = {}
-    vocabulary = len(tokenizer)
+    vocabulary, unknown_id = len(tokenizer), tokenizer.unk_token_id
     dtype = "<u2" if vocabulary <= 1 << 16 else "<u4"
 
     def fill(tokens_file: storage.Writer, documents_file: storage.Writer) -> None:
         tokens, documents, account = _Column(tokens_file, dtype), _Column(documents_file, "<i8"), ByteAccount()
         end = np.array([separator_id(tokenizer)], dtype=np.uint32)
         tokens.append(end)
+        unknown = 0
         for batch in _batches(DocumentEncoder(tokenizer).encode(corpus.documents(account))):
             ids = np.concatenate([part for document in batch for part in (document, end)])
             assert int(ids.max()) < vocabulary, f"token id {int(ids.max())} in a vocabulary of {vocabulary}"
             lengths = np.array([len(document) + 1 for document in batch])
             documents.append(tokens.length + np.cumsum(lengths) - lengths)
             tokens.append(ids)
+            if unknown_id is not None:
+                # A tokenizer of another origin may have one token for both: separators are not unknown text.
+                unknown += int((ids == unknown_id).sum()) - len(batch) * int(unknown_id == end[0])
             if progress is not None:
                 progress(account.bytes_in)
         documents.append(np.array([tokens.length]))
         assert documents.length == account.documents + 1, "the encoder lost or added a document"
         facts.update(dtype=dtype, tokens=tokens.length, documents=account.documents, words=account.words)
+        facts.update(unknown=unknown)
         facts.update(text_bytes=account.bytes_text, account=asdict(account))
         facts.update(tokens_sha256=tokens.sha256.hexdigest(), documents_sha256=documents.sha256.hexdigest())
 

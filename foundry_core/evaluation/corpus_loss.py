@@ -40,7 +40,8 @@ def evaluate(
     """Compute loss, perplexity and bits per byte over every row of a token file, in order.
 
     A causal loss covers each token but the stream's first separator once; the rows are scored independently. A masked
-    loss covers the tokens that the collator hides, the same ones at each evaluation.
+    loss covers the tokens that the collator hides, the same ones at each evaluation. Bits per byte need the whole text:
+    each of those tokens predicted, none of them unknown.
     """
     device = next(model.parameters()).device
     order = SampleOrder(len(rows), 0, shuffle=False)
@@ -53,13 +54,14 @@ def evaluate(
     if not count:
         raise DataError("the test corpus has nothing to predict: every token of it is special")
     loss = total / count
-    causal = model.context.objective.causal
+    whole = model.context.objective.causal and count == tokens.info.tokens - 1 and tokens.info.unknown == 0
     return EvaluationReport(
         step=step,
         loss=loss,
         perplexity=math.exp(min(loss, 700)),
-        bits_per_byte=total / math.log(2) / tokens.info.text_bytes if causal else None,
+        bits_per_byte=total / math.log(2) / tokens.info.text_bytes if whole else None,
         tokens=count,
+        unknown_share=tokens.info.unknown_share,
     )
 
 
@@ -68,7 +70,8 @@ def evaluate_corpus(
 ) -> EvaluationReport:
     """Score a saved model on any text; nothing is kept on the disk."""
     config = model.config
-    documents = Corpus.open(corpus, unit=config.data.documents, name="corpus")
+    pattern = config.data.files if str(corpus) == config.data.test_corpus else None
+    documents = Corpus.open(corpus, unit=config.data.documents, name="corpus", pattern=pattern)
     with scratch_reported(), tempfile.TemporaryDirectory() as folder:
         tokens = prepare_tokens(documents, tokenizer, Path(folder))
         rows = cut_rows(tokens, config, tokenizer)

@@ -1,130 +1,157 @@
-"""Minimal pairs: which of two sentences a model finds more probable."""
+"""Minimal pairs: reading them, and which of two sentences a model finds more probable."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.errors import DataError
-from foundry_core.evaluation.inference import evaluating, sentence_ids
+from foundry_core.corpus.files import kind_of, refuse, shown
+from foundry_core.corpus.reader import Corpus, json_lines, plain_text
+from foundry_core.errors import DataError, warn
+from foundry_core.evaluation.sentence_scores import id_scores, noise, not_scorable
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.loss import IGNORED
-from foundry_core.tokenization.encoding import separator_id
+from foundry_core.tokenization.encoding import text_ids
 
-_PAIRS_PER_BATCH = 64
+_FORMAT = 'one JSON object a line, {"sentence_good": "...", "sentence_bad": "..."}, in a .jsonl or .jsonl.gz file'
+_SUFFIXES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
+_NAMED = 3  # pairs that are left out, each in a line of its own
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sentences, the good one first. paradigm: the UID, or else the name of the file. place: file:line."""
+
+    good: str
+    bad: str
+    paradigm: str
+    place: str
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """Accuracy on minimal pairs: the share in which the model prefers the good sentence. Ties count as wrong."""
+    """The result on one paradigm.
+
+    accuracy: share of the pairs in which the model prefers the good sentence, None if there are none to score. A tie
+    counts as wrong; a difference below `noise` is a tie. left_out: pairs that are not among `pairs`, because a sentence
+    has no tokens or too many. unknown_share: unknown tokens among those of the sentences.
+    """
 
     name: str
-    accuracy: float
+    accuracy: float | None
     pairs: int
+    ties: int
+    left_out: int
+    unknown_share: float
 
 
-def read_pairs(path: str | Path) -> list[dict[str, Any]]:
-    """Read minimal pairs in BLiMP's format: one JSON object a line with sentence_good and sentence_bad."""
+def read_pairs(spec: str | Path | Sequence[str | Path]) -> list[Pair]:
+    """Read minimal pairs in BLiMP's format: one JSON object a line with sentence_good, sentence_bad and perhaps UID.
+
+    Args:
+        spec: A file, a folder (searched for .jsonl files as a corpus is), a glob, or several of those.
+
+    Raises:
+        DataError: A line is not a minimal pair; names file and line. The text is read as strictly as a corpus.
+    """
+    specs = [spec] if isinstance(spec, str | Path) else spec
+    for path in (Path(os.path.expanduser(one)) for one in specs):  # noqa: PTH111 - leaves ~nobody as it is
+        if path.is_file() and kind_of(path) != "jsonl":
+            refuse(path, f"not a minimal pairs file: expected {_FORMAT}.")
+    corpus = Corpus.open(specs, name="minimal pairs")
+    files = {path: stamp for path, stamp in zip(corpus.files, corpus.stamps, strict=True) if kind_of(path) == "jsonl"}
+    others = [path for path in corpus.files if path not in files]
+    if not files:
+        refuse(others[0], f"not a minimal pairs file: expected {_FORMAT}.")
+    if others:
+        warn(f"{len(others)} files that are not .jsonl are not read, such as {shown(others[0])}")
+    stems = {path: _SUFFIXES.sub("", path.name) for path in files}
+    shared = Counter(stems.values())
     pairs = []
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                pair = json.loads(line)
-                if not (isinstance(pair["sentence_good"], str) and isinstance(pair["sentence_bad"], str)):
-                    raise TypeError("not text")
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{path}:{number}: not a minimal pair (a JSON object with sentence_good and sentence_bad)"
-                ) from error
-            pairs.append(pair)
-    if not pairs:
-        raise DataError(f"{path} does not contain a minimal pair")
+    for path, stamp in files.items():
+        name = shown(Path(stems[path])) if shared[stems[path]] == 1 else shown(path)
+        found = [_pair(text, name, place) for place, text in json_lines(path, stamp)]
+        if not found:
+            refuse(path, f"does not contain a minimal pair: expected {_FORMAT}.")
+        pairs += found
     return pairs
 
 
+def _pair(line: str, name: str, place: Path) -> Pair:
+    """Return the pair of a line; `name` is its paradigm if it has no UID."""
+    try:
+        record = json.loads(line, object_pairs_hook=_object_with_unique_keys)
+        if not isinstance(record, dict):
+            raise ValueError("not an object")
+        if type(record.get("UID")) is int:
+            record["UID"] = str(record["UID"])
+        good, bad, paradigm = (_text({"UID": name} | record, key) for key in ("sentence_good", "sentence_bad", "UID"))
+    except (ValueError, RecursionError) as error:
+        refuse(place, f"not a minimal pair: {error}; expected {_FORMAT}.", error)
+    return Pair(good, bad, paradigm, shown(place))
+
+
+def _text(record: Mapping[str, object], key: str) -> str:
+    text = plain_text(record, key)
+    if not text or text.isspace():
+        raise ValueError(f'"{key}" is empty')
+    return text
+
+
+def _object_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object. Of two equal keys, which are legal JSON, Python would silently keep the last."""
+    counts = Counter(key for key, _ in pairs)
+    for key, times in counts.items():
+        if times > 1:
+            raise ValueError(f"the key {key!a} occurs {times} times in one object")
+    return dict(pairs)
+
+
 def score_pairs(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[dict[str, Any]]
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]
 ) -> list[PairScores]:
-    """Return the accuracy for each paradigm (`UID`, or all together), in the order of their first pair."""
-    good = sentence_scores(model, tokenizer, [pair["sentence_good"] for pair in pairs])
-    bad = sentence_scores(model, tokenizer, [pair["sentence_bad"] for pair in pairs])
-    right: dict[str, list[bool]] = {}
-    for pair, score_good, score_bad in zip(pairs, good, bad, strict=True):
-        right.setdefault(str(pair.get("UID", "all")), []).append(score_good > score_bad)
-    return [PairScores(name, sum(results) / len(results), len(results)) for name, results in right.items()]
+    """Return the result for each paradigm, in the order of their first pair.
 
-
-def sentence_scores(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
-) -> list[float]:
-    """Return the log-probability of each sentence in nats: the sum over its tokens.
-
-    Causal: each token given those before it, the first given the separator that opens a document in training.
-    Masked: pseudo-log-likelihood, one token hidden at a time (Salazar et al. 2020).
+    Warns of pairs that are left out. Raises DataError if that is every pair.
     """
-    with evaluating(model):
-        if model.context.objective.causal:
-            return list(_causal_scores(model, tokenizer, sentences))
-        return list(_pseudo_scores(model, tokenizer, sentences))
-
-
-def _chunks(rows: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def _padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
-    ids = np.full((len(rows), width), pad, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
-def _causal_scores(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
-) -> Iterator[float]:
-    device = next(model.parameters()).device
-    start = separator_id(tokenizer)
-    rows = [[start, *sentence_ids(tokenizer, sentence)] for sentence in sentences]
-    for chunk in _chunks(rows, _PAIRS_PER_BATCH):
-        ids, mask = _padded(chunk, start, device)
-        labels = torch.where(mask.bool(), ids, IGNORED)
-        output = model(ids, attention_mask=mask, labels=labels, reduction="none", return_logits=False)
-        yield from (-output.token_losses.double().sum(dim=1)).tolist()
-
-
-def _pseudo_scores(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
-) -> Iterator[float]:
-    device = next(model.parameters()).device
-    variants: list[tuple[int, list[int], int, int]] = []
-    for number, sentence in enumerate(sentences):
-        framed = [tokenizer.cls_token_id, *sentence_ids(tokenizer, sentence), tokenizer.sep_token_id]
-        for place in range(1, len(framed) - 1):
-            hidden = [*framed[:place], tokenizer.mask_token_id, *framed[place + 1 :]]
-            variants.append((number, hidden, place, framed[place]))
-    scores = np.zeros(len(sentences))
-    # Rows of like length together: less padding, the sums do not depend on the order.
-    variants.sort(key=lambda variant: len(variant[1]))
-    for chunk in _chunks(variants, 4 * _PAIRS_PER_BATCH):
-        ids, mask = _padded([hidden for _, hidden, _, _ in chunk], tokenizer.sep_token_id, device)
-        labels = torch.full_like(ids, IGNORED)
-        rows = torch.arange(len(chunk))
-        labels[rows, [place for _, _, place, _ in chunk]] = torch.tensor([t for *_, t in chunk], device=device)
-        output = model(ids, attention_mask=mask, labels=labels, reduction="none", return_logits=False)
-        losses = output.token_losses.double().sum(dim=1).cpu().numpy()
-        np.add.at(scores, [number for number, *_ in chunk], -losses)
-    yield from scores.tolist()
+    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+    ids = list(map(tuple, text_ids(tokenizer, texts)))
+    encoded = list(zip(ids[::2], ids[1::2], strict=True))
+    problems = [not_scorable(model, good) or not_scorable(model, bad) for good, bad in encoded]
+    left_out = [f"{pair.place}: {problem}" for pair, problem in zip(pairs, problems, strict=True) if problem]
+    if len(left_out) == len(pairs):
+        raise DataError(f"none of {len(pairs):,} pairs can be scored: {left_out[0]}")
+    for line in left_out[:_NAMED]:
+        warn(f"left out: {line}")
+    if len(left_out) > _NAMED:
+        warn(f"left out: {len(left_out) - _NAMED:,} more pairs, for such reasons")
+    rows = [ids for both, problem in zip(encoded, problems, strict=True) if not problem for ids in both]
+    scores = dict(zip(rows, id_scores(model, tokenizer, rows), strict=True))
+    tallies: dict[str, Counter[str]] = {}
+    for pair, (good, bad), problem in zip(pairs, encoded, problems, strict=True):
+        tally = tallies.setdefault(pair.paradigm, Counter())
+        if problem:
+            tally.update(left_out=1)
+            continue
+        difference = scores[good] - scores[bad]
+        tie = abs(difference) <= max(noise(scores[ids], len(ids)) for ids in (good, bad))
+        tally.update(pairs=1, ties=tie, right=difference > 0 and not tie)
+        tally.update(tokens=len(good + bad), unknown=(good + bad).count(tokenizer.unk_token_id))
+    return [
+        PairScores(
+            name,
+            accuracy=tally["right"] / tally["pairs"] if tally["pairs"] else None,
+            pairs=tally["pairs"],
+            ties=tally["ties"],
+            left_out=tally["left_out"],
+            unknown_share=tally["unknown"] / max(tally["tokens"], 1),
+        )
+        for name, tally in tallies.items()
+    ]

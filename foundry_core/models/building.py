@@ -42,11 +42,8 @@ def build_context(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase |
     return BuildContext(len(tokenizer), length, objective, **known)
 
 
-def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> LanguageModel:
+def build(config: ExperimentConfig, context: BuildContext) -> LanguageModel:
     """Build the model of a configuration through its plugin.
-
-    Args:
-        kwargs: Passed to the plugin's `from_config`.
 
     Raises:
         PluginError: The plugin's class is not a BaseLanguageModel, or not one that can be trained.
@@ -58,7 +55,7 @@ def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Lan
     name = f"{model_class.__module__}.{model_class.__qualname__}"
     if model_class.__abstractmethods__:
         raise PluginError(f"{name} does not define {', '.join(sorted(model_class.__abstractmethods__))}")
-    model: Any = model_class.from_config(config, context, **kwargs)
+    model: Any = model_class.from_config(config, context)
     if not isinstance(model, LanguageModel):
         raise PluginError(f"{name}.from_config returned a {type(model).__name__}, not a BaseLanguageModel")
     if "context" not in vars(model):

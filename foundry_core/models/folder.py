@@ -22,13 +22,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.adapter import AdaptedModel, auto_classes, tied_names
+from foundry_core.models.adapter import AdaptedModel, tied_names
 from foundry_core.models.building import build, describe, described, read_description
 from foundry_core.models.interface import LanguageModel
 from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext
-from foundry_core.registry.loading import blame, shipped_by
-from foundry_core.run_folder import GENERATION_CONFIG, MANIFEST, MODEL_CONFIG, MODELING, TRAINER_STATE, WEIGHTS
+from foundry_core.registry.loading import blame
+from foundry_core.run_folder import GENERATION_CONFIG, MANIFEST, MODEL_CONFIG, TRAINER_STATE, WEIGHTS
 from foundry_core.storage.manifest import read_manifest
 
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -37,23 +37,10 @@ _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 def model_files(model: LanguageModel) -> dict[str, bytes]:
     """Return config.json and, if they apply, generation_config.json and the loading module."""
     outer = model.to_transformers()
+    files = outer.config.loading_module() if isinstance(outer, AdaptedModel) else {}
     config = outer.config.to_dict()
     config.update(model.context.special_ids, architectures=[type(outer).__name__], dtype="float32")
     config["foundry"] = describe(model)
-    files = {}
-    point = shipped_by(model.model_type)
-    if isinstance(outer, AdaptedModel) and point is not None:
-        names = ", ".join(cls.__name__ for cls in auto_classes(model.model_type))
-        files[MODELING] = (
-            f"import {point.module.partition('.')[0]}  # pip install {point.distribution}\n"
-            f"from foundry_core import auto_classes\n\n"
-            f'{names} = auto_classes("{model.model_type}")\n'
-        ).encode()
-        module = MODELING.removesuffix(".py")
-        config["auto_map"] = {
-            "AutoConfig": f"{module}.{type(outer.config).__name__}",
-            model.context.objective.auto_class: f"{module}.{type(outer).__name__}",
-        }
     contents = {MODEL_CONFIG: config}
     if model.supports_generation:
         ids = model.context.special_ids

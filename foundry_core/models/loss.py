@@ -69,6 +69,7 @@ class LanguageModelLoss:
         hidden_states: Any = None,
         attentions: Any = None,
         state: Any = None,
+        token_type_ids: torch.Tensor | None = None,
     ) -> ModelOutput:
         """Return the language-model loss and the logits; every architecture's `forward` ends with this.
 
@@ -80,6 +81,7 @@ class LanguageModelLoss:
             head: Projects hidden states onto the vocabulary, (..., D) -> (..., V).
             return_logits: If False, only positions with a label are projected, so that a large vocabulary costs memory
                 only where a token is predicted.
+            token_type_ids: Ignored, so that a model without segments takes all that a tokenizer returns.
         """
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, must be 'mean', 'sum' or 'none'")

@@ -69,8 +69,10 @@ class StepReport:
 class EvaluationReport:
     """Scores on the test corpus. loss: nats per predicted token; perplexity: its exponential.
 
-    bits_per_byte: all nats over the UTF-8 bytes of the documents, in bits; None if the objective is not causal,
-    because the hidden tokens of a masked model do not add up to the probability of the text.
+    bits_per_byte: all nats over the UTF-8 bytes of the documents, in bits. None where they are not the probability of
+    that text: of a masked model, of an objective that leaves labels out, and where unknown tokens hide text.
+
+    tokens: number of predictions. unknown_share: unknown tokens among those of the documents.
     """
 
     step: int
@@ -78,6 +80,7 @@ class EvaluationReport:
     perplexity: float
     bits_per_byte: float | None
     tokens: int
+    unknown_share: float = 0.0
 
 
 @hookspec
@@ -98,7 +101,6 @@ def foundry_objectives() -> list[Objective]:  # type: ignore[empty-body]
                 causal=True,
                 layout="overlap",
                 collator="foundry_second_half.collator:second_half_collator",
-                auto_class="AutoModelForCausalLM",
                 same_interface_as="causal_lm",
             )
         ]
@@ -152,6 +154,7 @@ def foundry_optimizers() -> list[Optimizer]:  # type: ignore[empty-body]
 
 
     def rmsprop(parameter_groups, training):
+        # A group has "params", their "names", their "role" ("matrix", "embedding", ...) and "weight_decay".
         smoothing = training.optimizer_settings.smoothing
         return torch.optim.RMSprop(parameter_groups, lr=training.learning_rate, alpha=smoothing)
 
@@ -175,7 +178,6 @@ def foundry_tokenizer_types() -> list[TokenizerType]:  # type: ignore[empty-body
                 name="words_and_marks",
                 summary="one token for each frequent word, and for each run of punctuation",
                 trainer="foundry_marks.tokenizer:train",
-                masked_tokens={},  # without a mask token: for causal objectives
                 required_tokens=("unk_token",),
             )
         ]

@@ -95,7 +95,7 @@ def load_architecture(point: Installed) -> Architecture:
             raise PluginError(f"{point.target} is a {type(descriptor).__name__}, not an Architecture descriptor")
         if descriptor.name != point.name:
             raise PluginError(f"its entry point '{point.name}' leads to an architecture '{descriptor.name}'")
-    if descriptor.plugin_api_version != PLUGIN_API_VERSION:
+    if descriptor.plugin_api_version not in (None, PLUGIN_API_VERSION):
         raise PluginError(
             f"the plugin {point} is made for plugin API {descriptor.plugin_api_version}, this core has "
             f"{PLUGIN_API_VERSION}: pip install --upgrade model-foundry {point.distribution}"

@@ -17,7 +17,7 @@ RowLayout = Literal["overlap", "framed"]
 class Objective:
     """A training task: how the token stream is cut, what is hidden, and which predictions count.
 
-    Raises PluginError for an invalid name, layout, collator, auto_class or required_tokens.
+    Raises PluginError for an invalid name, layout, collator or required_tokens.
 
     Attributes:
         name: The value of `training.objective`.
@@ -28,7 +28,6 @@ class Objective:
             `{"input_ids": int64 array, "epoch": int, "row": int}`, to a batch: input_ids, attention_mask and labels,
             each (B, T), labels not shifted, -100 if nothing is predicted. Random numbers must be a function of the
             seed `config.seed("masking")`, epoch and row alone. None: core's own.
-        auto_class: AutoModelForCausalLM if the objective is causal, AutoModelForMaskedLM otherwise.
         required_tokens: Special-token roles (`mask_token`, ...) that the tokenizer must have.
         same_interface_as: An objective that expects the same of a model, such as `masked_lm`; an architecture that
             accepts that one accepts this one too. None: only architectures that name this objective accept it.
@@ -41,7 +40,6 @@ class Objective:
     causal: bool
     layout: RowLayout
     collator: str | None
-    auto_class: str
     required_tokens: tuple[str, ...] = ()
     same_interface_as: str | None = None
     settings: type[ConfigSection] | None = None
@@ -53,9 +51,12 @@ class Objective:
         check(self.layout in layouts, f"{field} layout", self.layout, f"one of {', '.join(layouts)}")
         if self.collator is not None:
             check_import_string(f"{field} collator", self.collator)
-        auto_class = "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
-        check(self.auto_class == auto_class, f"{field} auto_class", self.auto_class, auto_class)
         check_names(f"{field} required_tokens", self.required_tokens)
+
+    @property
+    def auto_class(self) -> str:
+        """The auto class of transformers that opens its checkpoints."""
+        return "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
 
 
 CAUSAL_LM = Objective(
@@ -64,7 +65,6 @@ CAUSAL_LM = Objective(
     causal=True,
     layout="overlap",
     collator=None,
-    auto_class="AutoModelForCausalLM",
 )
 MASKED_LM = Objective(
     name="masked_lm",
@@ -72,7 +72,6 @@ MASKED_LM = Objective(
     causal=False,
     layout="framed",
     collator=None,
-    auto_class="AutoModelForMaskedLM",
     required_tokens=("mask_token", "cls_token", "sep_token"),
 )
 

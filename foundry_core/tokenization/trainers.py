@@ -16,10 +16,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import accumulate, chain, islice, repeat
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from foundry_core.errors import TokenizerError
 from foundry_core.run_folder import SENTENCEPIECE_MODEL
@@ -31,7 +31,8 @@ Documents = Callable[[], Iterable[str]]
 
 MOST = 6 << 20  # characters of parts, as `most_frequent` counts them, that a subword trainer gets
 _PIECE = 4000  # characters; longer text without white space is cut for training only
-_ALPHABET_LIMIT = 1000  # characters that wordpiece keeps; the limit that `tokenizers` itself has
+_ALPHABET = 1000  # characters that wordpiece always keeps; the limit that `tokenizers` itself has
+_LONG_WORD = 100  # characters; to encode 1 MB without white space takes wordpiece 8 s, cut after 400 it takes 53 s
 _WORD = re.compile(r"[^ \n]+")
 
 _SEEDS = 200_000  # strings that may become pieces of sentencepiece
@@ -87,19 +88,9 @@ class Request:
                     start = ""
 
     def finish(self, backend: Tokenizer, *in_model: str) -> Tokenizer:
-        """Register the special tokens: those `in_model` keep their ids, the others are appended.
-
-        With a cls_token and a sep_token, encoding a text puts it between the two, as masked models expect it.
-        """
+        """Register the special tokens: those `in_model` keep their ids, the others are appended."""
         self.refuse_ordinary(backend.get_vocab().keys() - set(in_model))
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in self.names])
-        cls, sep = self.roles.get("cls_token"), self.roles.get("sep_token")
-        if cls is not None and sep is not None:
-            backend.post_processor = processors.TemplateProcessing(
-                single=f"{cls} $A {sep}",
-                pair=f"{cls} $A {sep} $B:1 {sep}:1",
-                special_tokens=[(name, backend.token_to_id(name)) for name in dict.fromkeys((cls, sep))],
-            )
         return backend
 
     def refuse_ordinary(self, ordinary: Container[str]) -> None:
@@ -204,24 +195,34 @@ def build_bpe(request: Request) -> Tokenizer:
 
 
 def build_wordpiece(request: Request) -> Tokenizer:
-    """Build BERT's WordPiece, case and accents kept; white space is not encoded."""
+    """Build BERT's WordPiece, case and accents kept; white space is not encoded.
+
+    A word of more than 100 characters, which the model would take for unknown, is cut after every 100. The vocabulary
+    decides how many characters are known: the most frequent 1,000, further ones in up to half of it, and in all that
+    the words of the corpus leave free.
+    """
     unknown = request.roles["unk_token"]
     normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-    splitter = pre_tokenizers.BertPreTokenizer()
+    long_words = pre_tokenizers.Split(Regex(f".{{{_LONG_WORD}}}"), "isolated")
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), long_words])
 
     def words(text: str) -> list[str]:
         return [part for part, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
 
     counts = most_frequent(count(request.pieces(), _WORD.findall, words), MOST)
+    size, room = request.size_and_room(unknown)
     characters: Counter[str] = Counter()
     for word, times in counts.items():
         for character in word:
             characters[character] += times
-    kept = by_frequency(characters)[:_ALPHABET_LIMIT]
+    inside = {c for word in counts for c in word[1:]}
+    spellings = {c: (c, f"##{c}") if c in inside else (c,) for c in by_frequency(characters)}
+    taken = accumulate(map(len, spellings.values()))
+    most = max(_ALPHABET, sum(tokens <= room // 2 for tokens in taken))
+    kept = list(spellings)[:most]
     # The trainer numbers "##a" in the order of a hash table, which differs from run to run and decides ties. Given
     # in sorted order, they are the same every time.
-    first = [unknown, *sorted(f"##{c}" for c in {c for word in counts for c in word[1:]}.intersection(kept))]
-    size, room = request.size_and_room(unknown)
+    first = [unknown, *sorted(f"##{c}" for c in inside.intersection(kept))]
     backend = Tokenizer(models.WordPiece(unk_token=unknown))
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(room, 0),
@@ -231,9 +232,14 @@ def build_wordpiece(request: Request) -> Tokenizer:
         show_progress=False,
     )
     _train(backend, trainer, counts)
-    if backend.get_vocab_size() > room:
-        raise request.too_small(size - room + backend.get_vocab_size())
-    result = Tokenizer(backend.model)  # without "##a" and its like, which the trainer has registered as special tokens
+    vocabulary = backend.get_vocab()
+    if len(vocabulary) > room:
+        raise request.too_small(size - room + len(vocabulary))
+    further = chain.from_iterable(list(spellings.values())[len(kept) :])
+    for token in islice(further, room - len(vocabulary)):
+        vocabulary[token] = len(vocabulary)
+    # A new tokenizer: the trainer has registered "##a" and its like as special tokens.
+    result = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown, max_input_chars_per_word=_LONG_WORD))
     result.normalizer = normalizer
     result.pre_tokenizer = splitter
     result.decoder = decoders.WordPiece(cleanup=False)

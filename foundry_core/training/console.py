@@ -26,6 +26,11 @@ def compact(number: float) -> str:
     return f"{number:.3g}"
 
 
+def share(part: float) -> str:
+    """Return a share as a percentage, `3.10%`; only 0 itself is shown as 0."""
+    return f"{max(part, 0.0001) if part else 0:.2%}"
+
+
 class _Stderr:
     """stderr for a library that draws on it; a closed pipe or a full disk behind it stops nothing."""
 
@@ -91,7 +96,8 @@ class Console:
     @hookimpl
     def foundry_evaluated(self, report: EvaluationReport) -> None:
         bits = f"  bits per byte {report.bits_per_byte:.4f}" if report.bits_per_byte is not None else ""
-        line = f"step {report.step}  test loss {report.loss:.4f}  perplexity {report.perplexity:.2f}{bits}"
+        unknown = f"  unknown tokens {share(report.unknown_share)}" if report.unknown_share else ""
+        line = f"step {report.step}  test loss {report.loss:.4f}  perplexity {report.perplexity:.2f}{bits}{unknown}"
         self._console.print(line, markup=False)
 
     @hookimpl

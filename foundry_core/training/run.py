@@ -63,7 +63,7 @@ def run(
             tokenizer = experiment_tokenizer(config, corpora.train)
             with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
                 tokens = experiment_tokens(config, tokenizer, corpora, progress=progress)
-            rows = experiment_rows(config, tokenizer, tokens)
+            rows = experiment_rows(config, tokenizer, tokens, corpora)
             model = create_model(config, tokenizer)
             trainer = Trainer(config, model, tokenizer, rows, Notifier(manager))
             if resume:

@@ -243,7 +243,8 @@ class Trainer:
             "compile": self.config.training.compile,
         }
         environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
-        record = environment | {"plan": asdict(self.plan), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        read = {"plan": asdict(self.plan), "corpora": dict(self.data.description)}
+        record = environment | read | {"started": time.strftime("%Y-%m-%dT%H:%M:%S")}
         write_file(self.output_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
         text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
         write_file(self.output_dir / CONFIG, text.encode())

@@ -122,7 +122,7 @@ class AttentionLayer(nn.Module):
 class AttentionModel(SmallModel):
     """Causal attention with learned positions. State: which tokens were real, and keys and values of each layer."""
 
-    capabilities = Capabilities(stateful=True, padding_sides=("left", "right"))
+    capabilities = Capabilities(stateful=True, left_padding=True)
     layer_class = AttentionLayer
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
@@ -216,19 +216,20 @@ class ParameterOfPositions(TableOfPositions):
         super().__init__(config, context)
         self.positions = Table(512, self.width)  # type: ignore[assignment]
 
+    def parameter_roles(self) -> dict[str, str]:
+        return {**super().parameter_roles(), "positions.values_LD": "embedding"}
+
 
 class BidirectionalModel(AttentionModel):
     """The same attention to both sides."""
 
-    capabilities = Capabilities(
-        objectives=("masked_lm",), generation=False, padding_sides=("left", "right"), bidirectional=True
-    )
+    capabilities = Capabilities(objectives=("masked_lm",), generation=False, left_padding=True, bidirectional=True)
 
 
 class RecurrentModel(SmallModel):
     """Gated recurrence over real tokens, a step at a time. State: the hidden state of each layer after the last one."""
 
-    capabilities = Capabilities(stateful=True, unbounded_length=True, padding_sides=("left", "right"))
+    capabilities = Capabilities(stateful=True, unbounded_length=True, left_padding=True)
 
     def layer(self) -> nn.Module:
         return nn.GRUCell(self.width, self.width)

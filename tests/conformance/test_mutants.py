@@ -71,7 +71,7 @@ def test_a_model_that_does_not_run_fails_once_with_the_line() -> None:
 
 def test_padding_on_the_left_that_is_not_declared_is_refused() -> None:
     class RightOnly(AttentionModel):
-        capabilities = Capabilities(padding_sides=("right",))
+        capabilities = Capabilities()
 
     assert failures(RightOnly, "left-padding") == []
     case = suite_of(RightOnly).cases[0]

@@ -125,7 +125,7 @@ def _registered(objective: str) -> Iterator[None]:
 
 
 def _capabilities(objective: str, section: ModelConfig) -> Capabilities:
-    return Capabilities(objectives=(objective,), padding_sides=("left", "right"))
+    return Capabilities(objectives=(objective,), left_padding=True)
 
 
 @cache

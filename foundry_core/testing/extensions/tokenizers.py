@@ -22,7 +22,7 @@ from foundry_core.testing.extensions.retrained import digest, documents, trained
 from foundry_core.testing.extensions.subjects import Subject
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, require
 from foundry_core.testing.kit.processes import fresh
-from foundry_core.tokenization.encoding import DocumentEncoder
+from foundry_core.tokenization.encoding import text_ids
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer
 
 _SIZES = (512, 2048, 8192)
@@ -51,13 +51,13 @@ class TokenizerBench:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts as training reads them."""
-        return [found.tolist() for found in DocumentEncoder(self.tokenizer).encode(texts)]
+        return text_ids(self.tokenizer, texts)
 
 
 @bench("tokenizer")
 def tokenizer_bench(subject: Subject) -> TokenizerBench:
     kind: TokenizerType = subject.descriptor
-    roles, refusals = kind.tokens_by_role(None, masked=True), []
+    roles, refusals = kind.tokens_by_role(None), []
     for size in _SIZES:
         try:
             tokenizer = trained(kind, size, roles)

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import rich.progress  # noqa: F401 - a run shows its progress; imported before forking, not in each child
 import torch
 from safetensors.torch import load, save
 from torch import distributed, nn
@@ -36,6 +37,7 @@ from foundry_core.testing.kit.check import (
     declared,
     listed,
     named_gradients,
+    not_looked_at,
     require,
     require_close,
     require_equal,
@@ -53,6 +55,7 @@ _STEPS, _KILLED_AFTER, _MICRO_BATCHES = 12, 5, 2
     "integration",
     "exact-resume",
     scope="objective",
+    after=("save-load",),
     fix="Everything that training changes must be a parameter or a persistent buffer, and random numbers must come "
     "from torch's generator, which is seeded before every step. Keep no counters, caches or generators on the "
     "model.",
@@ -187,7 +190,7 @@ def meta_device(case: Case) -> None:
     except RuntimeError as error:
         # There are no values on this device, and a model may need some. It must not use tensors of another device.
         require("device" not in str(error) or "meta tensors" in str(error), f"on another device: {error}")
-        return
+        return not_looked_at(f"{case}: a call on another device, which needs values that torch's meta device lacks")
     require(output.logits.device.type == "meta", "after moving the model to another device, its logits are on the CPU")
 
 
@@ -214,6 +217,7 @@ def _tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     "integration",
     "compile",
     scope="architecture",
+    after=("train-mode",),
     needs=declared("compile"),
     fix="Do not use the values of tensors in Python's control flow, and do not store anything in attributes between "
     "calls. Or declare compile=False, so that training.compile is refused when the YAML is read.",
@@ -244,6 +248,7 @@ def compiled(suite: Suite) -> None:
     "integration",
     "data-parallel",
     scope="objective",
+    after=("rows-independent", "gradient-reach", "reference-loss"),
     fix="Every parameter must take part in every forward pass, and nothing but the loss may be summed over a batch.",
 )
 def data_parallel(case: Case) -> None:
@@ -285,6 +290,7 @@ def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str
     "integration",
     "hugging-face",
     scope="architecture",
+    after=("save-load",),
     fix="End the module of the model with `register_auto_classes(NAME)`; for a wrapped transformers model, pass "
     "`**context.special_ids` to its configuration. Build from the configuration alone: config.json is all there "
     "is when the folder is opened.",

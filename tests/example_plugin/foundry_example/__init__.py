@@ -1,4 +1,7 @@
-"""Span corruption, Lion, a byte tokenizer and an observer for foundry. Light: other modules are imported when used."""
+"""Span corruption, two optimizers, a byte tokenizer and an observer for foundry.
+
+Light: other modules are imported when used.
+"""
 
 import json
 from pathlib import Path
@@ -30,6 +33,12 @@ class LionSettings(ConfigSection):
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the momentum")
 
 
+class MuonSettings(ConfigSection):
+    """The section `training.optimizer_settings` of muon."""
+
+    momentum: float = Field(0.95, ge=0, lt=1, description="decay of the momentum of matrices")
+
+
 @hookimpl
 def foundry_objectives() -> list[Objective]:
     return [
@@ -39,7 +48,6 @@ def foundry_objectives() -> list[Objective]:
             causal=False,
             layout="framed",
             collator="foundry_example.collator:span_collator",
-            auto_class="AutoModelForMaskedLM",
             required_tokens=("mask_token", "cls_token", "sep_token"),
             same_interface_as="masked_lm",
             settings=SpanSettings,
@@ -55,7 +63,13 @@ def foundry_optimizers() -> list[Optimizer]:
             summary="the sign of a momentum, with decoupled weight decay (Chen et al. 2023)",
             builder="foundry_example.lion:lion",
             settings=LionSettings,
-        )
+        ),
+        Optimizer(
+            name="muon",
+            summary="an orthogonalised momentum for matrices, Adam for everything else (Jordan et al. 2024)",
+            builder="foundry_example.muon:muon",
+            settings=MuonSettings,
+        ),
     ]
 
 
