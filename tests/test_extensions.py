@@ -167,7 +167,7 @@ from foundry_core import Objective, Optimizer, TokenizerType, hookimpl
 @hookimpl
 def foundry_objectives():
     return [Objective(name="far", summary="", causal=True, layout="overlap", collator="far_heavy:collate",
-                      auto_class="AutoModelForCausalLM", same_interface_as="causal_lm")]
+                      same_interface_as="causal_lm")]
 
 @hookimpl
 def foundry_optimizers():
@@ -233,5 +233,5 @@ def test_doctor_deep_imports_models_and_commands(
     capsys.readouterr()
     assert main(["plugins", "doctor", "--deep"]) == 3
     model, command = capsys.readouterr().err.splitlines()
-    assert "the class of its model: odd_model:Model is not a subclass of BaseLanguageModel" in model
+    assert "its model_class: odd_model:Model is not a subclass of BaseLanguageModel" in model
     assert "the import of odd_command, the command 'odd-command' of odd 1.0, fails: ZeroDivisionError" in command

@@ -84,8 +84,7 @@ IN_PLAIN_SIGHT = """
 def _masked(offer):
     def foundry_objectives():
         (found,) = offer()
-        changes = {"causal": False, "same_interface_as": "masked_lm", "auto_class": "AutoModelForMaskedLM"}
-        return [type(found)(**{name: changes.get(name, value) for name, value in vars(found).items()})]
+        return [type(found)(**{**vars(found), "causal": False, "same_interface_as": "masked_lm"})]
 
     return foundry_objectives
 

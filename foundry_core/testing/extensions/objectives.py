@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from foundry_core.data.batches import Batches, Collator
-from foundry_core.data.collators import CORE_COLLATORS, CheckedCollator
+from foundry_core.data.collators import CheckedCollator, get_data_collator
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.workers import Batch
 from foundry_core.models.loss import IGNORED
@@ -48,7 +48,7 @@ class ObjectiveBench:
         """Return a new collator, without core's checks of what it returns."""
         config, tokenizer = experiment(self.subject, seed=seed), tokenizer or letters()
         if self.objective.collator is None:
-            return CORE_COLLATORS[self.objective.name](config, tokenizer)
+            return get_data_collator(config, tokenizer)
         made: Collator = import_string(self.objective.collator)(config, tokenizer)
         return made
 

@@ -20,7 +20,7 @@ from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.testing.extensions.check import bench, check
 from foundry_core.testing.extensions.retrained import digest, documents, trained
 from foundry_core.testing.extensions.subjects import Subject
-from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, require
+from foundry_core.testing.kit.check import NonconformanceError, NotLookedAtError, require
 from foundry_core.testing.kit.processes import fresh
 from foundry_core.tokenization.encoding import text_ids
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer
@@ -132,7 +132,7 @@ def same_bytes(bench: TokenizerBench) -> None:
     require(digest(trained(bench.kind, bench.size, bench.roles)) == first, "trained a second time, it differs")
     name = (bench.kind.trainer or "").partition(":")[0]
     if name == "__main__":
-        raise NotApplicableError("defined in this process: no other process can import it")
+        raise NotLookedAtError("defined in this process: no other process can import it")
     file = sys.modules[name].__file__ if name in plugin_files else None
     program = "import sys\nfrom foundry_core.testing.extensions.retrained import answer\nanswer(sys.argv[1])"
     request = json.dumps([bench.kind.name, bench.kind.trainer, bench.size, dict(bench.roles), file])
