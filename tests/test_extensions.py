@@ -14,7 +14,7 @@ from foundry_core.registry.objective import CORE_OBJECTIVES
 from foundry_core.registry.optimizer import CORE_OPTIMIZERS
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES
 from foundry_core.testing import conformance
-from foundry_core.testing.extensions.check import all_checks, run
+from foundry_core.testing.extensions.run import all_checks, run
 from foundry_core.testing.extensions.subjects import find
 from tests.each import each
 
@@ -89,7 +89,7 @@ def test_an_unknown_name_is_answered_with_a_near_one_or_a_cause(distribution: Ca
 
 
 @pytest.mark.usefixtures("diary")
-def test_settings_without_a_default_are_given_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_without_a_default_are_given_as_options(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["check", "slow", "--kind", "optimizer", "--only", "settings", "runs", "resume"]
     assert main(command) == 9
     printed, error = capsys.readouterr()

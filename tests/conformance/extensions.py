@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foundry_core.cli.new_plugin import KINDS, plugin_files
-from foundry_core.testing.extensions.check import run
+from foundry_core.testing.extensions.run import run
 from foundry_core.testing.extensions.subjects import find
 from foundry_core.testing.kit.run import Result
 
@@ -65,7 +65,7 @@ def installed(kind: str, site: Path, planted: Planted | None = None) -> Iterator
 
 def failures(kind: str, site: Path, planted: Planted | None = None, *, without: set[str] = frozenset()) -> list[Result]:  # type: ignore[assignment]
     """The results of the checks that fail, in their order; some may be left out."""
-    from foundry_core.testing.extensions.check import all_checks
+    from foundry_core.testing.extensions.run import all_checks
 
     with installed(kind, site, planted):
         names = [one.name for one in all_checks(kind) if one.name not in without]

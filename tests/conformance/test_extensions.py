@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from foundry_core.testing.extensions.check import all_checks
+from foundry_core.testing.extensions.run import all_checks
 from tests.each import each
 
 from .extensions import PLANTED, Planted, failures
