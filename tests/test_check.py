@@ -210,7 +210,7 @@ def test_check_ends_with_0_where_all_is_as_expected(
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["lsmt"], 3, "Unknown architecture: 'lsmt'. Did you mean 'lstm'?"),
+        (["lsmt"], 3, "Unknown architecture or extension: 'lsmt'. Did you mean 'lstm'?"),
         (["lstm", "--only", "maskin"], 2, "there is no check 'maskin'. Did you mean 'masking'?"),
         (["lstm", "--expect", "raw-logit"], 2, "there is no check 'raw-logit' that could be expected to fail."),
     ],

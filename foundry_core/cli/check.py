@@ -50,7 +50,7 @@ def execute(options: argparse.Namespace) -> None:
         raise UsageError(f"--settings is for objectives and optimizers: '{subject.name}' is of kind {subject.kind}")
     with large_imports():
         from foundry_core.registry.loading import shipped_by
-        from foundry_core.testing.extensions.check import run
+        from foundry_core.testing.extensions.run import run
         from foundry_core.testing.kit import report
         from foundry_core.testing.kit.keys import write_keys
         from foundry_core.testing.kit.run import results, suite_of

@@ -142,9 +142,9 @@ def _refuse_unusable(name: str, kind: str) -> None:
     from foundry_core.cli import VERBS
     from foundry_core.registry.discovery import declared
     from foundry_core.schema import ModelConfig
-    from foundry_core.testing.extensions.subjects import names_of
+    from foundry_core.testing.extensions.subjects import names_of, with_article
 
-    thing = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    thing = with_article(kind)
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > _LONGEST:
         cleaned = re.sub(r"[^a-z0-9]+", "_", name.lower()).lstrip("_0123456789")[:_LONGEST].rstrip("_")
         near = f", such as '{cleaned}'" if cleaned and cleaned != name else ""

@@ -34,9 +34,9 @@ _SHOW = """Show a plugin: its package, the keys of its section of the YAML, its 
 what an architecture can do with each of its example settings."""
 
 _DOCTOR = """Import the light module of every installed plugin and check it: requirements,
-descriptor, examples, hooks. With --deep, also import what their descriptors name:
-models, collators, optimizers, tokenizers; this imports torch. (foundry check NAME
-checks what a plugin does.)
+descriptor, examples, hooks. With --deep, also import what the descriptors name:
+models, collators, optimizers, tokenizer trainers, and commands; this imports
+torch. (foundry check NAME checks what a plugin does.)
 
 Prints a line with the fix on stderr for each problem, and exits with code 3."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -122,28 +122,34 @@ def _hooks(module: ModuleType) -> list[str]:
 def _check_offers(module: ModuleType) -> Collection[str]:
     """Check what a plugin offers; return the tokenizer types that are available where it is active."""
     found = offers(hook_manager([module]))
-    for kind, name, part, target in _import_strings(found):
-        if target is None:
-            raise PluginError(f"its {kind} '{name}' does not name a {part}")
-        _find(f"the {part} of its {kind} '{name}'", target)
+    parts = {"objective": "collator", "optimizer": "builder", "tokenizer type": "trainer"}
+    for kind, descriptor in _descriptors(found):
+        part = parts[kind]
+        lent = getattr(descriptor, "same_interface_as", None) in CORE_OBJECTIVES
+        if getattr(descriptor, part) is None and not lent:
+            raise PluginError(f"its {kind} '{descriptor.name}' does not name a {part}")
+        for field, target in _import_strings(descriptor):
+            _find(f"the {field} of its {kind} '{descriptor.name}'", target)
     return found.tokenizer_types.keys()
 
 
-def _import_strings(found: Offers) -> Iterator[tuple[str, str, str, Any]]:
-    """Yield kind and name of each descriptor that is not core's, a field, and the import string in it, if any."""
-    parts: dict[str, tuple[str, Mapping[str, Any]]] = {
-        "objective": ("collator", found.objectives),
-        "optimizer": ("builder", found.optimizers),
-        "tokenizer type": ("trainer", found.tokenizer_types),
+def _descriptors(found: Offers) -> Iterator[tuple[str, Any]]:
+    """Yield each descriptor that is not core's, after its kind."""
+    offered: dict[str, Mapping[str, Any]] = {
+        "objective": found.objectives,
+        "optimizer": found.optimizers,
+        "tokenizer type": found.tokenizer_types,
     }
     for kind, name in found.providers:
-        part, descriptors = parts[kind]
-        descriptor = descriptors[name]
-        lent = getattr(descriptor, "same_interface_as", None) in CORE_OBJECTIVES
-        for each in (part, "loss"):
-            target = getattr(descriptor, each, None)
-            if target is not None or (each == part and not lent):
-                yield kind, name, each, target
+        yield kind, offered[kind][name]
+
+
+def _import_strings(descriptor: Any) -> Iterator[tuple[str, str]]:
+    """Yield each field of a descriptor that is an import string."""
+    for field in fields(descriptor):
+        target = getattr(descriptor, field.name)
+        if field.name not in ("name", "summary") and isinstance(target, str) and ":" in target:
+            yield field.name, target
 
 
 def _unresolved(point: Installed) -> Iterator[str]:
@@ -154,14 +160,14 @@ def _unresolved(point: Installed) -> Iterator[str]:
         except PluginError as error:
             yield str(error)
         return
-    found = offers(hook_manager([load_module(point)]))
     targets: list[tuple[str, str, Callable[[Any], bool], str]] = [
-        (f"the {part} of its {kind} '{name}'", target, callable, "a function or class")
-        for kind, name, part, target in _import_strings(found)
+        (f"the {field} of its {kind} '{descriptor.name}'", target, callable, "a function or class")
+        for kind, descriptor in _descriptors(offers(hook_manager([load_module(point)])))
+        for field, target in _import_strings(descriptor)
     ]
-    model_class = load_architecture(point).model_class if point.group == ARCHITECTURES else None
-    if isinstance(model_class, str):
-        targets.append(("the class of its model", model_class, _is_model, "a subclass of BaseLanguageModel"))
+    if point.group == ARCHITECTURES:
+        own = _import_strings(load_architecture(point))
+        targets += [(f"its {field}", target, _is_model, "a subclass of BaseLanguageModel") for field, target in own]
     for what, target, promised, wanted in targets:
         try:
             problem = None if promised(import_string(target)) else f"{target} is not {wanted}"

@@ -23,7 +23,7 @@ def conformance(
             a failure.
     """
     if kind != "architecture":
-        from foundry_core.testing.extensions.check import conformance_test as extension_test
+        from foundry_core.testing.extensions.run import conformance_test as extension_test
 
         return extension_test(name, kind, dict(expected_failures or {}))
     from foundry_core.testing.kit.run import conformance_test

@@ -1,17 +1,14 @@
-"""Defines and runs the checks of extensions; results and messages are those of the conformance kit."""
+"""Defines the checks of extensions; a check is that of the conformance kit."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from foundry_core.errors import UsageError, did_you_mean
 from foundry_core.registry.isolation import last_line_in
-from foundry_core.testing.extensions.subjects import Subject, find
-from foundry_core.testing.kit.check import Check, NonconformanceError, NotApplicableError
-from foundry_core.testing.kit.run import Outcome, Result, fixed_conditions
+from foundry_core.testing.extensions.subjects import Subject
+from foundry_core.testing.kit.check import Check, NonconformanceError
 
 Function = Callable[[Any], str | None]
 """A check. Returns None, or a line on what it measured."""
@@ -19,7 +16,8 @@ Function = Callable[[Any], str | None]
 CHECKS: dict[str, dict[str, Check]] = {}
 """Every check by kind and name; the modules of this package fill it when they are imported."""
 
-_BENCHES: dict[str, Callable[[Subject], Any]] = {}
+BENCHES: dict[str, Callable[[Subject], Any]] = {}
+"""The functions that prepare the checks of each kind."""
 
 
 def check(group: str, name: str, *, fix: str, kinds: Sequence[str] = ()) -> Callable[[Function], Function]:
@@ -43,77 +41,13 @@ def bench(kind: str) -> Callable[[Callable[[Subject], Any]], Callable[[Subject],
     """Register the function that prepares the checks of a kind; what it raises fails all of them."""
 
     def register(function: Callable[[Subject], Any]) -> Callable[[Subject], Any]:
-        _BENCHES[kind] = cache(function)
+        BENCHES[kind] = cache(function)
         return function
 
     return register
 
 
-def all_checks(kind: str) -> list[Check]:
-    """Return every check of a kind: those of packaging first."""
-    # Each registers its checks when it is imported.
-    from foundry_core.testing.extensions import (  # noqa: F401
-        commands,
-        objectives,
-        observers,
-        optimizers,
-        packages,
-        tokenizers,
-    )
-
-    return sorted(CHECKS[kind].values(), key=lambda one: one.group != "packaging")
-
-
-def run(
-    subject: Subject, names: Collection[str] = (), expected_failures: Mapping[str, str] | None = None
-) -> Iterator[Result]:
-    """Run the checks of a subject; `names` of checks or groups select some. Raises UsageError for an unknown name."""
-    checks, expected = all_checks(subject.kind), expected_failures or {}
-    groups = {one.group for one in checks}
-    known = [one.name for one in checks]
-    for name in (*names, *expected):
-        if name not in known and (name not in groups or name in expected):
-            near = did_you_mean(name, [*known, *groups])
-            raise UsageError(f"there is no check '{name}' of a {subject.kind}.{near} All: {', '.join(known)}")
-    faults: list[Exception] = []
-    for one in checks:
-        if not names or one.name in names or one.group in names:
-            yield _run(one, subject, expected.get(one.name), faults)
-
-
-def _run(one: Check, subject: Subject, expected: str | None, faults: list[Exception]) -> Result:
-    """Run a check. faults: what kept the bench from being prepared, if anything; it fails all checks alike."""
-    start = time.perf_counter()
-    outcome, reason, error = _outcome(one, subject, faults)
-    if expected is not None and outcome == "failed":
-        outcome, reason = "expected", f"{expected} ({reason})"
-    elif expected is not None:
-        outcome, reason = "failed", f"is among the expected failures ({expected}) and {outcome}: remove it from there"
-    return Result(one, outcome, reason, time.perf_counter() - start, error)
-
-
-def _outcome(one: Check, subject: Subject, faults: list[Exception]) -> tuple[Outcome, str, Exception | None]:
-    try:
-        with fixed_conditions():
-            note = one.function(subject if one.group == "packaging" else _prepared(subject, faults))
-    except NotApplicableError as error:
-        return "skipped", str(error), None
-    except Exception as error:  # noqa: BLE001 - whatever an extension under test raises is a finding
-        return "failed", _message(error, subject), error
-    return "passed", note or "", None
-
-
-def _prepared(subject: Subject, faults: list[Exception]) -> Any:
-    if faults:
-        raise faults[0]
-    try:
-        return _BENCHES[subject.kind](subject)
-    except Exception as error:
-        faults.append(error)
-        raise
-
-
-def _message(error: Exception, subject: Subject) -> str:
+def described(error: Exception, subject: Subject) -> str:
     """Return the message of a failure, and for an exception of the extension the line in its package."""
     text = " ".join(str(error).split())
     if not isinstance(error, NonconformanceError):
@@ -123,25 +57,3 @@ def _message(error: Exception, subject: Subject) -> str:
         cause = cause.__cause__
     found = None if subject.home is None else last_line_in(cause, {subject.home: None})
     return text if found is None else f"{text} ({found[1]})"
-
-
-def conformance_test(name: str, kind: str, expected_failures: Mapping[str, str]) -> Callable[[Check], None]:
-    """See `foundry_core.testing.conformance`."""
-    import pytest
-
-    @cache
-    def subject() -> Subject:
-        return find(name, kind)
-
-    @pytest.mark.parametrize("one", [pytest.param(one, id=f"{one.group}-{one.name}") for one in all_checks(kind)])
-    def test_conformance(one: Check) -> None:
-        chosen = {name: reason for name, reason in expected_failures.items() if name == one.name}
-        (result,) = run(subject(), [one.name], chosen)
-        if result.outcome == "skipped":
-            pytest.skip(result.reason)
-        if result.outcome == "expected":
-            pytest.xfail(result.reason)
-        if result.outcome == "failed":
-            pytest.fail(f"{one.name}: {one.invariant}\n{result.reason}\n{one.fix}", pytrace=False)
-
-    return test_conformance

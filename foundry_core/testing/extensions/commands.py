@@ -14,7 +14,7 @@ from typing import Any
 from foundry_core.registry.loading import get_command
 from foundry_core.testing.extensions.check import bench, check
 from foundry_core.testing.extensions.subjects import Subject
-from foundry_core.testing.kit.check import NotApplicableError, require
+from foundry_core.testing.kit.check import NotApplicableError, NotLookedAtError, require
 from foundry_core.testing.kit.processes import fresh_command
 
 _PROGRAM = "import sys\nfrom foundry_core.cli import main\nsys.exit(main(sys.argv[1:]))"
@@ -94,7 +94,7 @@ def shows_help(bench: CommandBench) -> None:
     require(shown.returncode == 0, f"foundry {name} --help ends with {shown.returncode}: {_last(shown.stderr)}")
     described = (bench.module.__doc__ or "").strip()
     require(bool(described), f"{bench.module.__name__} has no docstring")
-    example = shown.stdout.rpartition("example")[2]
+    example = shown.stdout.partition("\nexample")[2]
     require(f"foundry {name}" in example, f"foundry {name} --help shows no example: EXAMPLE is missing or incomplete")
     for action in bench.parser._actions:
         require(bool(action.help), f"the argument {_called(action)} has no help")
@@ -118,7 +118,7 @@ def bad_input(bench: CommandBench) -> None:
     typed = f"foundry {bench.subject.name} {' '.join(arguments)}"
     if ended.returncode == 0:
         require(not lines, f"{typed} prints {_last(ended.stderr)!r} to stderr and ends with 0")
-        raise NotApplicableError(f"{typed} succeeds: whatever its arguments are, they are not files that must exist")
+        raise NotLookedAtError(f"{typed} succeeds: whatever its arguments are, they are not files that must exist")
     require(len(lines) == 1, f"{typed} prints {len(lines)} lines to stderr: {_last(ended.stderr)!r}")
     unexpected = " fails: " in lines[0] or lines[0].startswith("internal error")
     require(not unexpected, f"{typed} raises an exception that is not a FoundryError: {lines[0]}")

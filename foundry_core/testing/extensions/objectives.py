@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from foundry_core.data.batches import Batches, Collator
-from foundry_core.data.collators import CORE_COLLATORS, CheckedCollator
+from foundry_core.data.collators import CheckedCollator, get_data_collator
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.workers import Batch
 from foundry_core.models.loss import IGNORED
@@ -24,7 +24,7 @@ from foundry_core.registry.objective import Objective
 from foundry_core.testing.extensions.check import bench, check
 from foundry_core.testing.extensions.experiment import LENGTH, SPECIAL_TOKENS, experiment, letters, ordinary_ids
 from foundry_core.testing.extensions.subjects import Subject
-from foundry_core.testing.kit.check import NotApplicableError, require
+from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -48,7 +48,7 @@ class ObjectiveBench:
         """Return a new collator, without core's checks of what it returns."""
         config, tokenizer = experiment(self.subject, seed=seed), tokenizer or letters()
         if self.objective.collator is None:
-            return CORE_COLLATORS[self.objective.name](config, tokenizer)
+            return get_data_collator(config, tokenizer)
         made: Collator = import_string(self.objective.collator)(config, tokenizer)
         return made
 
@@ -278,5 +278,7 @@ def tokens(bench: ObjectiveBench) -> None:
         raise NotApplicableError("every special token is required")
     tokenizer = letters(*left_out)
     rows = bench.rows([LENGTH] * 4, tokenizer=tokenizer)
-    made = CheckedCollator(f"without {', '.join(left_out)}, the collator", bench.collator(tokenizer), len(tokenizer))
-    made(rows)
+    try:
+        bench.collator(tokenizer)(rows)
+    except Exception as error:
+        raise NonconformanceError(f"without {', '.join(left_out)}: {type(error).__name__}: {error}") from error

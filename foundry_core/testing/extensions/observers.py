@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from foundry_core.registry.hooks import hook_manager
 from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport
 from foundry_core.run_folder import MODEL_CONFIG, WEIGHTS
 from foundry_core.storage.files import write_file
-from foundry_core.testing.extensions.check import bench, check
+from foundry_core.testing.extensions.check import Function, bench, check, described
 from foundry_core.testing.extensions.experiment import experiment
 from foundry_core.testing.extensions.subjects import Subject, observing_hooks
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, listed, require
@@ -79,6 +80,22 @@ class ObserverBench:
             implementation.function(**{name: deepcopy(arguments[name]) for name in implementation.argnames})
 
 
+def apart(function: Function) -> Function:
+    """Run a check in another process, so that what an observer leaves behind does not reach other checks."""
+
+    @wraps(function)
+    def in_a_child(bench: ObserverBench) -> str | None:
+        def answer() -> bytes:
+            try:
+                return (function(bench) or "").encode()
+            except Exception as error:
+                raise NonconformanceError(described(error, bench.subject)) from error
+
+        return forked(answer)[0].decode() or None
+
+    return in_a_child
+
+
 @bench("observer")
 def observer_bench(subject: Subject) -> ObserverBench:
     return ObserverBench(subject)
@@ -91,6 +108,7 @@ def observer_bench(subject: Subject) -> ObserverBench:
     "bits_per_byte is None for a masked model; a second run in one process starts with foundry_run_started, as does a "
     "resumed one, with `run.first_step` above 0.",
 )
+@apart
 def runs(bench: ObserverBench) -> str:
     """Every hook accepts its arguments in the order of a run: of a causal and of a masked model, one after the other,
     and resumed.
@@ -108,13 +126,9 @@ def runs(bench: ObserverBench) -> str:
     fix="After a hook core restores random generators, threads, default dtype, grad mode and the working folder. "
     "Everything else stays changed: set no environment variables, signal handlers or settings of torch.",
 )
+@apart
 def side_effects(bench: ObserverBench) -> None:
     """A run with the observer leaves the environment, settings of torch and handlers of signals as they were."""
-    forked(lambda: _observed(bench))
-
-
-def _observed(bench: ObserverBench) -> bytes:
-    """Run in another process: what an observer changes must not reach the other checks."""
     watched = (signal.SIGTERM, signal.SIGINT)
     with TemporaryDirectory(prefix="foundry-check-") as folder:
         notifier = Notifier(hook_manager([bench.module]), io.StringIO())
@@ -125,7 +139,6 @@ def _observed(bench: ObserverBench) -> bytes:
             require(not touched, f"{hook} changes {listed(touched)}")
             same = [signal.getsignal(number) for number in watched] == handlers
             require(same, f"{hook} sets a handler for SIGTERM or SIGINT, with which core saves and stops")
-    return b""
 
 
 @check(
@@ -134,6 +147,7 @@ def _observed(bench: ObserverBench) -> bytes:
     fix="Copy what you need elsewhere, and write into a folder or file of your own: a checkpoint whose files have "
     "changed counts as damaged.",
 )
+@apart
 def checkpoints(bench: ObserverBench) -> None:
     """The folders of checkpoints stay as they were saved."""
     with TemporaryDirectory(prefix="foundry-check-") as place:
@@ -155,18 +169,13 @@ def _files(folder: Path) -> dict[str, bytes]:
     fix="Let an exception pass, such as OSError for a full disk: core prints it once, mutes the observer and goes on. "
     "os._exit, a signal or KeyboardInterrupt ends the training that the observer watches.",
 )
+@apart
 def failures(bench: ObserverBench) -> str:
     """Where its files cannot be written, the observer raises exceptions that core mutes, or goes on; training does not
     end.
     """
-    (answer,) = forked(lambda: _without_a_disk(bench))
-    return answer.decode()
-
-
-def _without_a_disk(bench: ObserverBench) -> bytes:
     stream = io.StringIO()
     with TemporaryDirectory(prefix="foundry-check-") as place:
-        notifier = Notifier(hook_manager([bench.module]), stream)
         events = list(bench.events(Path(place)))
         gone = Path(place) / "gone"
         for hook, arguments in events:
@@ -176,10 +185,10 @@ def _without_a_disk(bench: ObserverBench) -> bytes:
             if "folder" in moved:
                 moved["folder"] = gone / moved["folder"].name
             try:
-                notifier.tell(hook, **moved)
+                Notifier(hook_manager([bench.module]), stream).tell(hook, **moved)  # a new one: nothing is muted yet
             except BaseException as error:
                 raise NonconformanceError(f"{hook} ends the run with {type(error).__name__}") from error
-    return b"muted where its folder is missing" if stream.getvalue() else b"goes on where its folder is missing"
+    return "muted where its folder is missing" if stream.getvalue() else "goes on where its folder is missing"
 
 
 @check(
@@ -187,10 +196,15 @@ def _without_a_disk(bench: ObserverBench) -> bytes:
     "time",
     fix="Do less after each step: collect, and write every so often or at the end, or hand the work to a thread.",
 )
-def takes_time(bench: ObserverBench) -> str:
+def takes_time(bench: ObserverBench) -> str | None:
     """A call of foundry_step_ended takes less than 0.1 s; training waits for it."""
     if "foundry_step_ended" not in observing_hooks(bench.module):
         raise NotApplicableError("does not observe steps")
+    return _timed(bench)
+
+
+@apart
+def _timed(bench: ObserverBench) -> str:
     with TemporaryDirectory(prefix="foundry-check-") as place:
         started, *_ = events = list(bench.events(Path(place)))
         bench.call(started)

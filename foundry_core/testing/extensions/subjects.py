@@ -51,7 +51,7 @@ def find(name: str, kind: str | None = None, settings: Collection[str] = ()) -> 
     found = [subject for subject in everything if subject.name == name]
     kinds = list(dict.fromkeys(subject.kind for subject in found))
     if len(kinds) > 1:
-        raise PluginError(f"'{name}' is {' and '.join(map(_with_article, kinds))}: choose with --kind")
+        raise PluginError(f"'{name}' is {' and '.join(map(with_article, kinds))}: choose with --kind")
     if len(found) > 1:
         owners = " and ".join(owner_of(each.module) if each.module else "model-foundry" for each in found)
         raise PluginError(f"the {kinds[0]} '{name}' is offered by {owners}: one of them must go, or be renamed")
@@ -68,7 +68,8 @@ def names_of(kind: str) -> set[str]:
     return {subject.name for subject in _subjects((), []) if subject.kind == kind}
 
 
-def _with_article(kind: str) -> str:
+def with_article(kind: str) -> str:
+    """Return `an optimizer` or `a tokenizer`."""
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
