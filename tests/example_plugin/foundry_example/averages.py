@@ -22,7 +22,7 @@ averages = Architecture(
     summary="combines each token with the mean of those before it",
     config_class=AveragesModelConfig,
     model_class="foundry_example.averages_model:AveragesLanguageModel",
-    capabilities=lambda config: Capabilities(padding_sides=("left", "right"), unbounded_length=True),
+    capabilities=lambda config: Capabilities(left_padding=True, unbounded_length=True),
     examples={"tiny": {"averages": {"hidden_size": 16}}},
     plugin_api_version=1,
     # Before 0.1 the key was `width`, and the embeddings were called `table`.
