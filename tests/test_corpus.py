@@ -542,7 +542,7 @@ def test_a_pattern_chooses_by_name_or_path(
     for spec in (tmp_path, tmp_path / "*"):
         assert [str(path.relative_to(tmp_path)) for path in Corpus.open(spec, pattern=pattern).files] == names
         assert ("not read in" in capsys.readouterr().err) == (len(names) < 3)
-    with pytest.raises(DataError, match=r"no file that matches '\*\.none' to read in .*, only 3 files"):
+    with pytest.raises(DataError, match=r"no file that matches '\*\.none' to read in .*, only 3 other"):
         Corpus.open(tmp_path, pattern="*.none")
 
 

@@ -103,9 +103,10 @@ class Corpus:
         files = [path for each in found for path in each.files]
         if not files:
             where = ", ".join(map(shown, paths))
-            others = next((f", only {each.unread_line()}" for each in found if each.unread), "")
+            others = [path for each in found for path in each.unread]
+            where += f", only {len(others)} other such as {shown(others[0])}" if others else ""
             chosen = f" that matches {pattern!r}" if pattern else ""
-            raise DataError(f"{name}: no file{chosen} to read in {where}{others}; the kinds are {KINDS}.")
+            raise DataError(f"{name}: no file{chosen} to read in {where}: rename or convert it. Read are {KINDS}.")
         seen: set[str] = set()
         for path in files:
             absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
