@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
     from foundry_core.models.loss import ModelOutput
     from foundry_core.models.wrapped import WrappedLanguageModel
-    from foundry_core.registry.architecture import Architecture, BuildContext, Capabilities, register_architecture
+    from foundry_core.registry.architecture import (
+        Architecture,
+        BuildContext,
+        Capabilities,
+        Migration,
+        register_architecture,
+    )
     from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
@@ -42,7 +48,7 @@ _NAMES = {
     "models.base": "BaseLanguageModel create_model create_model_from_config",
     "models.loss": "ModelOutput",
     "models.wrapped": "WrappedLanguageModel",
-    "registry.architecture": "Architecture BuildContext Capabilities register_architecture",
+    "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
     "registry.hookspecs": "EvaluationReport RunInfo StepReport hookimpl",
     "registry.objective": "Objective",
     "registry.optimizer": "Optimizer",
@@ -66,6 +72,7 @@ __all__ = [
     "FoundryError",
     "Layers",
     "MaskedLMDataCollator",
+    "Migration",
     "ModelConfig",
     "ModelOutput",
     "Objective",

@@ -60,7 +60,7 @@ model: {layers: 12, embedding_size: 768, hidden_size: 768, attention_heads: 12}
 training: {output_dir: models/exp0/, epochs: 20}
 """
 TOP_KEYS = "experiment_name, random_seed, data, tokenizer, model, training, logging, seeds, plugins"
-DATA_KEYS = "training_corpus, test_corpus, files, documents, max_sequence_length, batch_size"
+DATA_KEYS = "training_corpus, test_corpus, files, documents, max_sequence_length, tokens_per_row, batch_size"
 BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words"
 END_NOT_LEARNED = (
     "padding is not learned, so the end of a text would never be learned; use another token, such as '<pad>'"
@@ -139,6 +139,17 @@ MISTYPED = [
         edited(("sentencepiece", "sentencepeice")),
         "9: tokenizer.tokenizer_type: unknown tokenizer type 'sentencepeice'. Did you mean 'sentencepiece'? "
         "Available: bpe, character, sentencepiece, word, wordpiece",
+    ),
+    wrong(
+        "word of a key that can be a section",
+        edited((SIZE, f"{SIZE}\n  documents: lines")),
+        "8: data.documents: is 'lines', must be 'line', 'block' or 'file'. Did you mean 'line'?",
+    ),
+    wrong(
+        "key of a section that can be a word",
+        edited((SIZE, f"{SIZE}\n  documents: {{delimitre: x}}")),
+        "8: data.documents.delimiter: missing",
+        "8: data.documents.delimitre: unknown key. Did you mean 'delimiter'?",
     ),
     wrong(
         "special token",
@@ -334,6 +345,16 @@ CONTRADICTORY = [
         edited(after(VOCABULARY, "  special_tokens: {eos_token: null, sep_token: null}")),
         "11: tokenizer.special_tokens: a tokenizer needs an eos_token or a sep_token, which ends a document: "
         "add one of them",
+    ),
+    wrong(
+        "more text in a row than fits beside the token before it",
+        edited(after(SIZE, "  tokens_per_row: 64")),
+        "8: data.tokens_per_row: at most 63 fit into max_sequence_length 64 under causal_lm",
+    ),
+    wrong(
+        "more text in a row than fits into its frame",
+        edited(BERT, after(SIZE, "  tokens_per_row: 63")),
+        "8: data.tokens_per_row: at most 62 fit into max_sequence_length 64 under masked_lm",
     ),
     wrong(
         "masked_lm without a mask",

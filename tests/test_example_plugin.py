@@ -31,11 +31,13 @@ from foundry_core.data.order import SampleOrder
 from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.data.rows import Rows
 from foundry_core.errors import CheckpointError, ConfigError, FoundryError
+from foundry_core.evaluation.corpus_loss import evaluate_corpus
 from foundry_core.models.folder import load_model
 from foundry_core.registry.discovery import read_packages
 from foundry_core.tokenization.encoding import DocumentEncoder
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
+from foundry_core.training.losses import objective_loss
 from foundry_core.training.optimizers import build_optimizer
 from tests.each import each
 
@@ -131,7 +133,7 @@ def test_its_names_and_settings_are_checked_without_torch(written: Callable[...,
         (
             ["training.objective=span_corrupton"],
             "objective: unknown objective 'span_corrupton'. Did you mean 'span_corruption'? "
-            "Available: causal_lm, masked_lm, span_corruption",
+            "Available: causal_lm, distilled_lm, masked_lm, smoothed_lm, span_corruption",
         ),
         (
             ["tokenizer.tokenizer_type=byte"],
@@ -275,6 +277,58 @@ def test_on_noise_the_loss_stays_at_what_can_be_known(config: ExperimentConfig, 
         optimizer.step()
         losses.append(loss.item())
     assert math.log(len(ordinary)) - 0.15 < np.mean(losses[-20:]) < math.log(32) + 0.3
+
+
+# The losses.
+
+LOSSES: dict[str, Any] = {"architecture": "lstm", "optimizer_settings": {"beta2": 0.98}, "precision": "fp32"}
+
+
+def reports(config: ExperimentConfig) -> list[dict[str, Any]]:
+    lines = (Path(config.training.output_dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_smoothed_targets_are_optimised_and_the_cross_entropy_reported(written: Callable[..., Path]) -> None:
+    share = {"objective": "smoothed_lm", "objective_settings": {"smoothing": 0.2}}
+    smoothed = load_config(written("smoothed", **LOSSES, **share))
+    plain = load_config(written("plain", **LOSSES, objective="causal_lm", objective_settings=None))
+    for config in (smoothed, plain):
+        run(config, quiet=True)
+    (ours, *_, evaluated), (core, *_) = reports(smoothed), reports(plain)
+    assert ours["loss"] == pytest.approx(core["loss"], rel=1e-5)
+    assert ours["optimised_loss"] != ours["loss"]
+    logits, labels = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.arange(5)
+    loss = objective_loss(smoothed)
+    assert loss is not None
+    expected = 0.8 * torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    expected -= 0.2 * logits.log_softmax(dim=-1).mean(dim=-1)
+    torch.testing.assert_close(loss(logits, labels, {}), expected)
+    last = Path(smoothed.training.output_dir) / "checkpoint-6"
+    again = evaluate_corpus(load_model(last), load_tokenizer(last), str(smoothed.data.test_corpus))  # type: ignore[arg-type]
+    assert evaluated["loss"] == pytest.approx(again.loss, rel=1e-6)
+
+
+def test_a_student_of_itself_diverges_by_nothing_and_resumes(written: Callable[..., Path]) -> None:
+    teacher = load_config(written("teacher", **LOSSES, objective="causal_lm", objective_settings=None))
+    run(teacher, quiet=True)
+    lessons = {"teacher": str(Path(teacher.training.output_dir) / "checkpoint-0"), "weight": 1.0}
+    itself = load_config(
+        written("itself", **LOSSES, objective="distilled_lm", objective_settings=lessons),
+        ["model.rnn.dropout=0.0"],
+    )
+    run(itself, quiet=True)
+    assert reports(itself)[0]["optimised_loss"] == pytest.approx(0, abs=1e-6)
+    assert reports(itself)[0]["loss"] > 4
+    lessons = {"teacher": str(Path(teacher.training.output_dir) / "checkpoint-6"), "weight": 0.5}
+    student = {**LOSSES, "objective": "distilled_lm", "objective_settings": lessons, "evaluate_every_steps": 3}
+    alone, broken = (
+        load_config(written(name, **student, checkpoints={"every_steps": 2})) for name in ("alone", "broken")
+    )
+    run(alone, quiet=True)
+    killed_before(broken, 4)
+    run(broken, resume=True, quiet=True)
+    assert outcome(broken) == outcome(alone)
 
 
 # The optimizer.
@@ -504,7 +558,8 @@ def test_without_the_package_its_checkpoint_says_what_is_missing(written: Callab
     for information in installed.glob("*.dist-info"):
         shutil.rmtree(information)
     read_packages.cache_clear()
-    with pytest.raises(FoundryError, match=r"cannot be built here.*no installed package declares the module"):
+    line = r"cannot be built here.*no installed package declares the module.* pip install foundry-example==0\.1\.0\Z"
+    with pytest.raises(FoundryError, match=line):
         load_model(Path(config.training.output_dir) / "checkpoint-1")
 
 

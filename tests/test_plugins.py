@@ -120,7 +120,7 @@ def test_a_plugins_section_is_validated_by_its_own_class(install: Install, tmp_p
         (
             "import mamba_kernels\n",
             "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: "
-            "ModuleNotFoundError: No module named 'mamba_kernels'. Upgrade or remove it: pip uninstall foundry-mamba",
+            "ModuleNotFoundError: No module named 'mamba_kernels': pip install mamba_kernels",
         ),
         (
             "raise RuntimeError('needs\\n  two lines')\n",

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, run
+from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, load_config, run
+from foundry_core.checkpoints.verification import verify_run
 from foundry_core.corpus.reader import Corpus
 from foundry_core.data.preparation import experiment_corpora, experiment_tokenizer
 from foundry_core.data.token_file import prepare_tokens
@@ -114,6 +115,21 @@ def test_text_has_the_ids_of_training_in_scores_and_prompts(
             places = torch.arange(len(hidden))
             expected = model(hidden).logits[places, places + 1].log_softmax(-1)[places, framed[1:-1]].sum()
     assert score == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_models_of_every_objective_see_the_same_text_at_every_step(experiment: Experiment, tmp_path: Path) -> None:
+    """The sizes of a row are the same for all, as the rows are, their order, and what is counted."""
+    ledgers = {}
+    for architecture in ("gpt2", "lstm", "bert"):
+        config = shared(experiment, tmp_path, "word", architecture, architecture)
+        config = load_config(config.resolved(), ["data.max_sequence_length=17", "training.checkpoints.every_steps=1"])
+        run(config, quiet=True)
+        whole, _ = verify_run(config.training.output_dir)
+        counted = [(one.state.samples, one.state.tokens_seen, one.state.words_seen, one.state.epoch) for one in whole]
+        ledgers[architecture] = [one.state.ledger for one in whole], [one.text_seen for one in whole], counted
+    assert len({*ledgers["gpt2"][0], *ledgers["gpt2"][1]}) == 10
+    assert ledgers["gpt2"] == ledgers["lstm"] == ledgers["bert"]
+    assert [tokens for _, tokens, *_ in ledgers["gpt2"][2]] == [0, 60, 120, 180, 240]
 
 
 @pytest.mark.long

@@ -13,13 +13,22 @@ import argparse
 import errno
 import importlib
 import sys
-import traceback
 from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
 from foundry_core.cli.common import add_verb, discard_lost, make_printable, open_closed_streams
-from foundry_core.errors import ConfigError, FoundryError, PluginError, StoppedError, UsageError, one_line, tell
+from foundry_core.errors import (
+    ConfigError,
+    FoundryError,
+    PluginError,
+    StoppedError,
+    UsageError,
+    debug,
+    one_line,
+    tell,
+    traced,
+)
 
 # Each verb and its line in `foundry --help`; its module here has the same name.
 VERBS = {
@@ -71,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(arguments: list[str]) -> int:
+    debug("--debug" in arguments)
     try:
         return _execute(arguments)
     except KeyboardInterrupt as interrupt:
@@ -82,8 +92,7 @@ def _exit_code(arguments: list[str]) -> int:
                 return 0
             tell(f"error: cannot write the output: {error.strerror}\n")
             return 8
-        if "--debug" in arguments:
-            tell(traceback.format_exc())
+        traced(error)
         if isinstance(error, UnicodeEncodeError):  # a name that the locale, or UTF-8, cannot represent
             name = one_line(ascii(error.object[:200]))
             advice = "rename it, or use a UTF-8 locale (LC_ALL=C.UTF-8)"

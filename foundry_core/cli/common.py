@@ -66,6 +66,14 @@ def path_argument(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def text_argument(text: str) -> str:
+    """Return an argument that is text, also UTF-8 in a locale of another encoding; other bytes are refused."""
+    try:
+        return os.fsencode(text).decode() if any("\udc80" <= c <= "\udcff" for c in text) else text
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8 text") from None
+
+
 def number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], Any]:
     """Return the type of a numeric option: a number from `least` to `most`, and so neither NaN nor infinite."""
 
@@ -164,7 +172,7 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 
 def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageModel, PreTrainedTokenizerFast]:
     """Open the checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
-    from foundry_core.checkpoints.compatibility import changed_plugins
+    from foundry_core.checkpoints.compatibility import changed_plugins, present_plugins
     from foundry_core.devices import choose_device
     from foundry_core.models.base import BaseLanguageModel
     from foundry_core.models.building import read_description
@@ -173,7 +181,7 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
     load_plugins(options)
     folder = _checkpoint_folder(Path(options.checkpoint))
     model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device))
-    changes = changed_plugins(read_description(folder), model.config).values()
+    changes = changed_plugins(read_description(folder), present_plugins(model.config)).values()
     if changes:
         warn(f"{folder}: {'; '.join(changes)}: its scores may not be those it had before")
     tokenizer = load_tokenizer(folder)

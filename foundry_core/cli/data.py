@@ -45,6 +45,6 @@ def execute(options: argparse.Namespace) -> None:
             columns[name] = [figure if isinstance(figure, str) else f"{figure:,}" for figure in counted.values()]
     report(table(("corpus", *columns), list(zip(counted, *columns.values(), strict=True))))
     for name, facts in data.description.items():
-        names = facts["names"]
-        report(f"{name}: {facts['files']:,} files: {', '.join(names)}{', ...' if len(names) < facts['files'] else ''}")
+        names, files = facts["names"], facts["files"]
+        report(f"{name}: {files:,} file{'s' * (files > 1)}: {', '.join(names)}{', ...' * (files > len(names))}")
     report(f"token files in {Path(str(data.train.tokens.filename)).parent}")

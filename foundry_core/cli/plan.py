@@ -55,7 +55,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     tokenizer, data = prepare_data(config)
     model = create_model(config, tokenizer)
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
-    length = config.data.max_sequence_length
+    length = data.train_rows.length
     trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
     plan = trainer.plan
     # What an optimizer remembers is found by asking it: that of a plugin may remember anything.
@@ -76,7 +76,10 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "corpus_tokens": plan.tokens_per_epoch,
         "unknown_share": data.train.info.unknown_share,
         "unknown_share_of_test": data.test.info.unknown_share if data.test is not None else None,
+        "corpus_digest": data.train.info.corpus_digest,
+        "tokenizer_digest": data.train.info.tokenizer_digest,
         "rows": plan.rows,
+        "tokens_per_row": plan.tokens_per_row,
         "tokens_per_step": round(plan.samples_per_step * plan.tokens_per_epoch / plan.rows),
         "steps": plan.total_steps,
         "of_which_warm_up": plan.warmup_steps,
@@ -114,7 +117,7 @@ def _activation_bytes(trainer: Any) -> int:
     rows = max(1, min(_PROBED_ROWS, trainer.plan.total_samples, _PROBED_TOKENS // data.max_sequence_length))
     (batch,) = Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)
     labelled = float((batch["labels"] != IGNORED).sum() / batch["attention_mask"].sum())
-    sizes = (data.batch_size, data.max_sequence_length)
+    sizes = (data.batch_size, trainer.data.train_rows.length)
     return activation_bytes(trainer.model, *sizes, labelled=labelled, autocast=trainer.precision.autocast)
 
 

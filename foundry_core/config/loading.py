@@ -13,7 +13,7 @@ from foundry_core.config.experiment import ActivePlugins, Choices, ExperimentCon
 from foundry_core.config.problems import findings
 from foundry_core.config.rules import Chosen, cross_section_problems
 from foundry_core.config.yaml_source import KeyPath, YamlSource, dotted
-from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean
+from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean, traced
 from foundry_core.registry.architecture import Architecture, Capabilities
 from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import Objective
@@ -165,6 +165,7 @@ class _Check:
         try:
             return function(*arguments)
         except PluginError as error:
+            traced(error)
             self._add(key, str(error))
             return None
 

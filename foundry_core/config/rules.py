@@ -47,6 +47,7 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _test_corpus_is_given,
         _plateau_is_evaluated,
         _rows_fit,
+        _rows_have_room,
         _steps_fit,
         _switches_are_supported,
         _objective_is_accepted,
@@ -78,6 +79,15 @@ def _rows_fit(experiment: Any, chosen: Chosen) -> Found:
     longest = chosen.capabilities.longest_sequence
     if longest is not None and experiment.data.max_sequence_length > longest:
         yield ("data", "max_sequence_length"), f"{chosen.architecture} takes at most {longest} tokens"
+
+
+def _rows_have_room(experiment: Any, chosen: Chosen) -> Found:
+    given, length, objective = experiment.data.tokens_per_row, experiment.data.max_sequence_length, chosen.objective
+    if given is None or objective is None:
+        return
+    room = length - (2 if objective.layout == "framed" else 1)
+    if given > room:
+        yield ("data", "tokens_per_row"), f"at most {room} fit into max_sequence_length {length} under {objective.name}"
 
 
 def _steps_fit(experiment: Any, chosen: Chosen) -> Found:

@@ -52,7 +52,17 @@ class DataConfig(ConfigSection):
         "line", description="one document of a .txt file: line, block (between blank lines), file, or {delimiter: ...}"
     )
     max_sequence_length: int = Field(128, ge=4, le=2**24, description="tokens in a row, special tokens included")
+    tokens_per_row: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of the text that a row consumes, under every objective; default: max_sequence_length - 2",
+    )
     batch_size: int = Field(32, ge=1, le=MOST_ROWS, description="sequences per forward pass on one device")
+
+    @property
+    def consumed_per_row(self) -> int:
+        """How many tokens of the text a row consumes."""
+        return self.max_sequence_length - 2 if self.tokens_per_row is None else self.tokens_per_row
 
 
 class TokenizerConfig(ConfigSection):

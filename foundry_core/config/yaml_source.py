@@ -54,8 +54,12 @@ class YamlSource:
         try:
             with Path(path).open("rb") as file:
                 raw = file.read(_MAX_BYTES + 1)
-        except OSError as error:
-            raise ConfigError([Problem(name, 0, "file", f"cannot be read: {error.strerror}")]) from error
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # a name with a NUL, or that the locale cannot represent, is a ValueError
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError([Problem(name, 0, "file", f"cannot be read: {reason}")]) from error
         if len(raw) > _MAX_BYTES:
             raise ConfigError([Problem(name, 0, "file", "is larger than 1 MiB: not an experiment's configuration")])
         try:

@@ -38,10 +38,8 @@ Codec = tuple[Callable[[], Any], type[Exception]]
 
 
 def _zstandard() -> Codec:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise DataError("reading .zst files needs a package: pip install model-foundry[zst]") from error
+    import zstandard
+
     window = 1 << 31  # the largest that zstd --long=31 writes
     return lambda: zstandard.ZstdDecompressor(max_window_size=window).decompressobj(), zstandard.ZstdError
 
@@ -136,14 +134,17 @@ def file_blocks(path: Path, stamp: Stamp) -> Iterator[bytes]:
             for block in stored if codec is None else _decompressed(stored, *codec()):
                 position += len(block)
                 yield block
+    except ModuleNotFoundError as error:
+        refuse(path, f"reading {path.suffix} files needs a package: pip install model-foundry[zst]", error)
     except _Damaged as error:
         start, problem = error.args
-        looks_like = disguised(start) or "rename it, or compress it again"
-        if looks_like.startswith(name):
+        looks_like = disguised(start)
+        if looks_like and looks_like.startswith(name):
             refuse(
                 path, f"damaged {name} data after byte {position} of the content: {problem}. Compress it again.", error
             )
-        refuse(path, f"not {name} data: {looks_like}.", error)
+        what = f"; it is {looks_like}" if looks_like else ": rename it, or compress it again"
+        refuse(path, f"not {name} data{what}.", error)
     except OSError as error:
         refuse(path, f"cannot be read at byte {position}: {error.strerror or error}.", error)
 
@@ -163,9 +164,11 @@ def _decompressed(stored: Iterator[bytes], new: Callable[[], Any], failure: type
         while data:
             if stream.eof:
                 data = data.lstrip(b"\0")
-                stream = new() if data else stream
+                if not data:
+                    break
+                stream = new()
             try:
-                block = stream.decompress(data) if data else b""
+                block = stream.decompress(data)
             except failure as error:
                 raise _Damaged(start, str(error)) from error
             if block:

@@ -6,7 +6,7 @@ import glob
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from foundry_core.corpus.files import KINDS, kind_of, refuse, shown, stamp_of, suffix_of
-from foundry_core.errors import warn
+from foundry_core.errors import DataError, warn
 
 _SPLITS = {".train", ".dev", ".test"}
 # What the datasets library writes next to the data of a Dataset and of a DatasetDict.
@@ -42,14 +42,15 @@ class Found:
         """Return the names of the unread files by suffix, the most frequent suffix first."""
         found: dict[str, list[str]] = defaultdict(list)
         for path in self.unread:
-            found["linked folders" if path.is_dir() else path.suffix or "no suffix"].append(shown(Path(path.name)))
+            found["linked" if path.is_dir() else path.suffix or "no suffix"].append(shown(Path(path.name)))
         return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
     def unread_line(self) -> str:
         """Return number, bytes and examples of what is not read, for a message."""
         examples = [f"{len(names)} {suffix} ({names[0]})" for suffix, names in self.unread_by_suffix().items()]
         more = ", ..." if len(examples) > 4 else ""
-        return f"{len(self.unread)} files, {self.unread_bytes:,} bytes: {', '.join(examples[:4])}{more}"
+        number = f"{len(self.unread)} file{'s' * (len(self.unread) > 1)}"
+        return f"{number}, {self.unread_bytes:,} bytes: {', '.join(examples[:4])}{more}"
 
 
 def search(path: Path, name: str, pattern: str | None) -> Found:
@@ -71,7 +72,9 @@ def search(path: Path, name: str, pattern: str | None) -> Found:
         root, found = path, _walk(path)
     elif not os.path.lexists(path) and glob.has_magic(str(path)):
         root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - skips hidden files
+        matches: Iterable[Path] = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - skips hidden files
+        if "**" in path.parts:  # glob enters linked folders there, a search of the folder does not
+            matches = (_linked_above(match, root) or match for match in matches)
         found = sorted({each for match in matches for each in (_walk(match) if _is_entered(match) else [match])})
     else:
         stamp_of(path)  # a missing file is reported as missing, not as one of an unknown kind
@@ -99,10 +102,11 @@ def search(path: Path, name: str, pattern: str | None) -> Found:
 def _check_unrestricted(path: Path, name: str, found: Found, dicts: list[Path]) -> None:
     """Check a folder whose files were not chosen by a pattern."""
     read = sum(map(_size, found.files))
-    if read < found.unread_bytes:
-        problem = f"only {read:,} bytes of {shown(path)} can be read as a corpus, {found.unread_bytes:,} cannot"
+    # What is of a kind that is read, and is not read, is the cache of a saved dataset: its text once more.
+    if read < sum(_size(each) for each in found.unread if kind_of(each) is None):
+        problem = f"only {read:,} bytes of {shown(path)} can be read as a corpus, not read are {found.unread_line()}"
         way_out = f'say which files are meant, as in data.files: "*{found.files[0].suffix}", or name them by a glob'
-        refuse(Path(name), f"{problem} ({found.unread_line()}): {way_out}.")
+        raise DataError(f"{name}: {problem}: {way_out}.")
     for folder in dicts:
         splits = {each.relative_to(folder).parts[0] for each in found.files if each.is_relative_to(folder)}
         if len(splits) > 1:
@@ -116,6 +120,12 @@ def _check_unrestricted(path: Path, name: str, found: Found, dicts: list[Path]) 
 
 def _matches(relative: Path, pattern: str) -> bool:
     return any(fnmatchcase(text, pattern) for text in (relative.name, str(relative), f"/{relative}"))
+
+
+def _linked_above(path: Path, root: Path) -> Path | None:
+    """Return the topmost linked folder below the root in which a path lies."""
+    below = [parent for parent in path.parents if root in parent.parents]
+    return next((parent for parent in reversed(below) if parent.is_symlink()), None)
 
 
 def _is_entered(path: Path) -> bool:

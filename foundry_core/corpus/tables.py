@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from foundry_core.corpus.files import Stamp, disguised, refuse, unchanged
-from foundry_core.errors import DataError
 
 _ROWS = 1024
 """Rows that are made Python strings at once."""
@@ -23,7 +22,7 @@ def table_texts(path: Path, stamp: Stamp) -> Iterator[tuple[int, list[str]]]:
     try:
         import pyarrow as arrow
     except ImportError as error:
-        raise DataError(f"reading {path.suffix} files needs a package: pip install model-foundry[parquet]") from error
+        refuse(path, f"reading {path.suffix} files needs a package: pip install model-foundry[parquet]", error)
     row, start = 1, b""
     try:
         with unchanged(path, stamp) as raw:

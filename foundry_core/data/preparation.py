@@ -24,6 +24,9 @@ from foundry_core.storage.lock import RunLock
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest
 from foundry_core.tokenization.training import train_tokenizer
 
+TOKENIZER_DATA, TEST_DATA = "the tokenizer", "the test corpus"
+"""Names of digests in `data_identity`."""
+
 
 @dataclass(frozen=True)
 class Corpora:
@@ -105,8 +108,12 @@ def own_folders(config: ExperimentConfig) -> list[Path]:
     return [output_dir, *(folder for folder in (tokenizer, tokenizer / TOKENS) if not folder.is_symlink())]
 
 
-def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: bool = False) -> PreTrainedTokenizerFast:
+def experiment_tokenizer(
+    config: ExperimentConfig, corpus: Corpus, *, force: bool = False, resume: bool = False
+) -> PreTrainedTokenizerFast:
     """Train the tokenizer of an experiment on the training corpus, or reuse it when its inputs are unchanged.
+
+    A run that is resumed keeps its tokenizer, with a warning, when the corpus has changed since.
 
     Raises:
         TokenizerError: The folder contains a tokenizer made from other inputs and `force` is False. Replacing it would
@@ -119,23 +126,25 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
         "special_tokens": dict(sorted(config.special_tokens.items())),
         "training_corpus": corpus.digest,
     }
-    tokenizer = None if force else _stored_tokenizer(folder, inputs)
+    tokenizer = None if force else _stored_tokenizer(folder, inputs, resume)
     if tokenizer is None:
         # Of two runs at once the second waits, and finds what the first has trained, or is refused.
         line = f"waiting for the tokenizer in {folder}"
         with RunLock(folder, TOKENIZER_LOCK, waiting=lambda owner: warn(f"{line}: {owner}")):
-            tokenizer = None if force else _stored_tokenizer(folder, inputs)
+            tokenizer = None if force else _stored_tokenizer(folder, inputs, resume)
             if tokenizer is None:
                 tokenizer = _trained_tokenizer(config, corpus, folder, inputs)
     tokenizer.model_max_length = config.data.max_sequence_length
     return tokenizer
 
 
-def _stored_tokenizer(folder: Path, inputs: dict[str, Any]) -> PreTrainedTokenizerFast | None:
+def _stored_tokenizer(folder: Path, inputs: dict[str, Any], resume: bool) -> PreTrainedTokenizerFast | None:
     """Return the tokenizer that was made from these inputs; None when there is none yet, or an unfinished one."""
 
     def refused(problem: str, instead: str = "name another tokenizer.output_dir") -> TokenizerError:
-        return TokenizerError(f"{folder} {problem}: {instead}, or train it with: foundry tokenizer train YAML --force")
+        again = "train it again with: foundry tokenizer train YAML --force"
+        others = "a run that was begun with another tokenizer cannot go on with it"
+        return TokenizerError(f"{folder} {problem}: {instead}, or {again} ({others})")
 
     path = folder / TOKENIZER_ORIGIN
     there = (folder / TOKENIZER_MODEL).exists()  # before the sidecar, which is written last
@@ -151,16 +160,23 @@ def _stored_tokenizer(folder: Path, inputs: dict[str, Any]) -> PreTrainedTokeniz
         raise TokenizerError(f"{path} is damaged: delete {folder}") from None
     if stored["tokenizer"] is None:
         return None
-    changed = [
-        f"{key} was {stored.get(key)}, is {value}" if key in ("tokenizer_type", "vocab_size") else f"{key} changed"
+    changed = {
+        key: f"{key} was {stored.get(key)}, is {value}" if key in ("tokenizer_type", "vocab_size") else f"{key} changed"
         for key, value in inputs.items()
         if stored.get(key) != value
-    ]
-    if changed:
-        raise refused(f"was trained from other inputs ({'; '.join(changed)})")
+    }
+    if resume and changed.keys() == {"training_corpus"}:
+        warn(
+            f"the tokenizer in {folder} was trained on another corpus than this one, and is kept: its ids are the run's"
+        )
+    elif changed:
+        other = f"was trained from other inputs ({'; '.join(changed.values())})"
+        if resume:
+            raise TokenizerError(f"{folder} {other}: put them back, or begin a new run in another training.output_dir")
+        raise refused(other)
     tokenizer = load_tokenizer(folder)
     if tokenizer_digest(tokenizer) != stored["tokenizer"]:
-        raise refused("was changed after it was trained", "put its files back")
+        raise refused("was changed after it was trained, or trained by an earlier version", "put its files back")
     return tokenizer
 
 
@@ -234,14 +250,14 @@ def experiment_rows(
 
 
 def cut_rows(tokens: TokenFile, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast) -> Rows:
-    """Cut a token file into rows of at most `data.max_sequence_length` tokens, in the layout of the objective."""
+    """Cut a token file into rows that consume `data.tokens_per_row` tokens, in the layout of the objective."""
     framed = config.objective.layout == "framed"
     ids = {"start_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id} if framed else {}
-    return Rows(tokens.tokens, config.objective.layout, config.data.max_sequence_length, **ids)
+    return Rows(tokens.tokens, config.objective.layout, config.data.consumed_per_row, **ids)
 
 
 def data_identity(data: ExperimentData) -> dict[str, str]:
     """Return the digests of all that a run reads, each under its name in messages."""
     train, test = data.train.info, data.test and data.test.info
-    found = {"the training corpus": train.corpus_digest, "the tokenizer": train.tokenizer_digest}
-    return found | ({"the test corpus": test.corpus_digest} if test else {})
+    found = {"the training corpus": train.corpus_digest, TOKENIZER_DATA: train.tokenizer_digest}
+    return found | ({TEST_DATA: test.corpus_digest} if test else {})

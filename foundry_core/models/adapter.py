@@ -7,6 +7,8 @@ that has been imported.
 from __future__ import annotations
 
 import inspect
+import os
+import re
 import sys
 from copy import deepcopy
 from functools import cache
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationMixin
 from transformers.configuration_utils import PreTrainedConfig
@@ -21,10 +24,11 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from foundry_core.errors import CheckpointError, FoundryError
-from foundry_core.models.building import describe, rebuild
+from foundry_core.models.building import describe, read_description, rebuild
 from foundry_core.models.interface import LanguageModel
+from foundry_core.models.migrations import pending, present_names
 from foundry_core.registry.loading import shipped_by
-from foundry_core.run_folder import MODELING
+from foundry_core.run_folder import MODELING, WEIGHTS
 from foundry_core.storage.files import write_file
 
 
@@ -97,7 +101,15 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **keywords: Any) -> Any:
-        """Open as transformers does, and restore the buffers that are not stored, which it leaves undefined."""
+        """Open as transformers does, and restore the buffers that are not stored, which it leaves undefined.
+
+        Weights that the plugin has renamed since a local folder was written are found under their old names.
+        """
+        if arguments and os.path.exists(weights := os.path.join(arguments[0], WEIGHTS)):
+            with safe_open(weights, framework="pt") as file:
+                names = present_names(file.keys(), pending(read_description(arguments[0])), adapted=True)
+            old = {f"^{re.escape(old)}$": new for new, old in names.items() if new != old}
+            keywords = {"key_mapping": old or None, **keywords}
         opened = super().from_pretrained(*arguments, **keywords)
         outer = opened[0] if isinstance(opened, tuple) else opened
         stored = outer.state_dict()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError, TokenizerError
 from foundry_core.models.interface import LanguageModel
+from foundry_core.models.migrations import migrated, pending
 from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.registry.loading import import_string, shipped_by
@@ -129,16 +131,28 @@ def described(description: dict[str, Any]) -> tuple[ExperimentConfig, BuildConte
         config = load_config(_without_training(description))
         return config, _stored_context(description["context"], config.objective)
     except (ConfigError, PluginError) as error:
-        made_with = release(description.get("plugin"))
-        problems = "; ".join(str(error).splitlines())
-        raise CheckpointError(f"this model cannot be built here. It was made with {made_with}. {problems}") from error
+        made_with, problems = _made_with(description), "; ".join(str(error).splitlines()).rstrip(".")
+        releases = [each.split(" ") for each in made_with if each.count(" ") == 1]  # not a file of --plugin
+        missing = ["==".join(each) for each in releases if not any(metadata.distributions(name=each[0]))]
+        line = f"this model cannot be built here. It was made with {' and '.join(made_with)}. {problems}."
+        raise CheckpointError(line + (f" Install it: pip install {' '.join(missing)}" if missing else "")) from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the foundry part of config.json is damaged: {error}") from error
 
 
+def _made_with(description: dict[str, Any]) -> list[str]:
+    """Return the packages that are needed to read a model, each with its version."""
+    needed = [str(owner) for kind, owner in description["providers"].items() if kind != "optimizer"]
+    return list(dict.fromkeys([release(description.get("plugin")), *needed]))
+
+
 def _without_training(description: dict[str, Any]) -> dict[str, Any]:
-    """Return the experiment without what only training needs: observers, and the optimizer of another package."""
+    """Return the experiment without what only training needs: observers, and the optimizer of another package.
+
+    Keys of `model:` that the plugin has renamed since have their present names.
+    """
     experiment = dict(description["experiment"])
+    experiment["model"] = migrated(experiment["model"], pending(description))
     experiment["plugins"] = [module for module in experiment["plugins"] if module in description["needs"]]
     if "optimizer" in description["providers"]:
         optimizer = ("optimizer", "optimizer_settings")

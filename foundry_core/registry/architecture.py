@@ -92,6 +92,19 @@ def _default_capabilities(config: Any) -> Capabilities:
 
 
 @dataclass(frozen=True)
+class Migration:
+    """New names in a version of a plugin: models that earlier versions saved open under them.
+
+    Attributes:
+        keys: The new name of each renamed key of `model:`, with dots: {"small.width": "small.hidden_size"}.
+        weights: Replacements for regular expressions in the names of weights: {r"^table\\.": "embedding."}.
+    """
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A kind of model. Raises PluginError for an invalid name, config_class, model_class or capabilities.
 
@@ -105,6 +118,7 @@ class Architecture:
         recipe: Values that `foundry init` writes, by section: sizes under `model`, a learning rate under `training`.
         plugin_api_version: The version of core's plugin API that the plugin is written for, as a number. A package has
             to state it: core refuses another version before it uses anything of the descriptor.
+        migrations: What versions of the plugin renamed, by version.
     """
 
     name: str
@@ -116,6 +130,7 @@ class Architecture:
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugin_api_version: int | None = None
+    migrations: Mapping[str, Migration] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.plugin_api_version not in (None, PLUGIN_API_VERSION):
@@ -125,6 +140,8 @@ class Architecture:
         is_section = isinstance(self.config_class, type) and issubclass(self.config_class, ModelConfig)
         check(is_section, f"{whose} config_class", self.config_class, "a subclass of ModelConfig")
         check(callable(self.capabilities), f"{whose} capabilities", self.capabilities, "a function of the section")
+        for version, migration in self.migrations.items():
+            check(isinstance(migration, Migration), f"{whose} migrations[{version!r}]", migration, "a Migration")
         if not isinstance(self.model_class, type):
             check_import_string(f"{whose} model_class", self.model_class)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from foundry_core.errors import PluginError
+from foundry_core.errors import PluginError, traced
 from foundry_core.registry.discovery import (
     ALL_GROUPS,
     ARCHITECTURES,
@@ -35,6 +35,7 @@ from foundry_core.registry.loading import (
     shipped_by,
     sole,
 )
+from foundry_core.registry.objective import CORE_OBJECTIVES
 
 if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture, Capabilities
@@ -73,8 +74,10 @@ def _finding(point: Installed, claims: list[Installed], verbs: Collection[str], 
         if not problem:
             return Finding(point, "fine", summary)
     except PluginError as error:
+        traced(error)
         problem = str(error)
     except Exception as error:  # noqa: BLE001 - whatever a descriptor contains, the other plugins are listed
+        traced(error)
         problem = f"the check of the plugin {point} fails: {cause(error)}. {way_out(point)}"
     return Finding(point, "unusable", problem=problem)
 
@@ -122,7 +125,8 @@ def _check_offers(module: ModuleType) -> Collection[str]:
     parts = {"objective": "collator", "optimizer": "builder", "tokenizer type": "trainer"}
     for kind, descriptor in _descriptors(found):
         part = parts[kind]
-        if getattr(descriptor, part) is None:
+        lent = getattr(descriptor, "same_interface_as", None) in CORE_OBJECTIVES
+        if getattr(descriptor, part) is None and not lent:
             raise PluginError(f"its {kind} '{descriptor.name}' does not name a {part}")
         for field, target in _import_strings(descriptor):
             _find(f"the {field} of its {kind} '{descriptor.name}'", target)

@@ -50,7 +50,8 @@ class StepReport:
     """One optimizer step. loss: nats per predicted token of this step. grad_norm: before clipping.
 
     tokens_per_second: since the last report. *_seen: since the start of the experiment, without padding and overlap.
-    seconds_left: at the present speed.
+    seconds_left: at the present speed. auxiliary: the auxiliary terms of the model, by name. optimised_loss: what the
+    gradient is of, with these terms or by the objective's own loss; None where that is `loss`.
     """
 
     step: int
@@ -63,6 +64,8 @@ class StepReport:
     words_seen: int
     tokens_per_second: float
     seconds_left: float
+    auxiliary: Mapping[str, float] = field(default_factory=dict)
+    optimised_loss: float | None = None
 
 
 @dataclass(frozen=True)

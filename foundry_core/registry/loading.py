@@ -25,7 +25,7 @@ from foundry_core.registry.discovery import (
     unmet_requirement,
     way_out,
 )
-from foundry_core.registry.isolation import cause, failing_as, guarded, home_of, isolated, last_line_in
+from foundry_core.registry.isolation import cause, failing_as, guarded, home_of, isolated, last_line_in, missing_package
 
 if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture, Capabilities
@@ -122,7 +122,11 @@ def refuse_unfit(point: Installed) -> None:
 
 def _importing(point: Installed) -> AbstractContextManager[None]:
     what = f"the plugin {point} ('{point.name}' from {point.target}) fails to import"
-    return guarded(lambda error: PluginError(f"{what}: {cause(error)}. {way_out(point)}"))
+
+    def failure(error: BaseException) -> PluginError:
+        return PluginError(f"{what}: {cause(error)}" + ("" if missing_package(error) else f". {way_out(point)}"))
+
+    return guarded(failure)
 
 
 @contextmanager

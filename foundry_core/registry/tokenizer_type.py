@@ -39,8 +39,8 @@ class TokenizerType:
         trainer: Import string of a function `f(documents, vocab_size, special_tokens)` that returns a transformers
             `PreTrainedTokenizerFast`. `documents()` starts a new pass over the texts; `vocab_size` counts the special
             tokens and is a limit, None for no limit; `special_tokens` are names by role. The same input must give the
-            same tokenizer, byte for byte. What a checkpoint's tokenizer adds around a text is the objective's: core sets
-            it when it saves one. None: core's own.
+            same tokenizer, byte for byte. What a checkpoint's tokenizer adds around a text follows from the objective:
+            core sets it on saving. None: core's own.
         special_tokens: Names by role, for roles that the YAML does not set: those that any objective needs, so that
             models of different objectives can share a tokenizer.
         required_tokens: Roles that this kind cannot do without.

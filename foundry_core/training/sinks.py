@@ -19,6 +19,7 @@ from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepRepor
 from foundry_core.run_folder import METRICS, TENSORBOARD
 from foundry_core.storage.files import AppendedLines, read_appended, write_file
 from foundry_core.training.console import Console
+from foundry_core.training.losses import AUXILIARY
 
 
 class MetricsFile:
@@ -75,7 +76,10 @@ class _Curves:
     @hookimpl
     def foundry_step_ended(self, report: StepReport) -> None:
         names = ("loss", "learning_rate", "grad_norm")
-        self.send({f"train/{name}": getattr(report, name) for name in names}, report.step)
+        numbers = {f"train/{name}": getattr(report, name) for name in names}
+        if report.optimised_loss is not None:
+            numbers["train/optimised_loss"] = report.optimised_loss
+        self.send(numbers | {AUXILIARY + name: term for name, term in report.auxiliary.items()}, report.step)
 
     @hookimpl
     def foundry_evaluated(self, report: EvaluationReport) -> None:

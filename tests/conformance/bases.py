@@ -268,6 +268,18 @@ class RecurrentModel(SmallModel):
         return torch.stack(outputs, dim=1), state_BD
 
 
+class BalancedModel(RecurrentModel):
+    """Keeps its states small by an auxiliary term, the mean over real tokens."""
+
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD, labels, auxiliary={"size": self.term(hidden_BTD, **kwargs)}, **kwargs)
+
+    def term(self, hidden_BTD: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        size_BT = hidden_BTD.square().mean(dim=-1)
+        real_BT = torch.ones_like(size_BT) if attention_mask is None else attention_mask.to(size_BT)
+        return 0.1 * (size_BT * real_BT).sum() / real_BT.sum().clamp(min=1)
+
+
 BASES = (AttentionModel, RecurrentModel, BidirectionalModel)
 
 

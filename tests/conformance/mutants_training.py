@@ -9,10 +9,34 @@ import torch.nn.functional as F
 
 from foundry_core import BuildContext, ExperimentConfig, ModelOutput
 
-from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel
+from .bases import AttentionLayer, AttentionModel, BalancedModel, BidirectionalModel, RecurrentModel
 from .mutants import Mutants
 
 MUTANTS = Mutants()
+
+
+# Auxiliary terms.
+
+
+@MUTANTS.plant("a term that counts padding", caught_by="auxiliary")
+class TermOfPadding(BalancedModel):
+    def term(self, hidden_BTD: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        return 0.1 * hidden_BTD.square().mean()
+
+
+@MUTANTS.plant("a term without a gradient", caught_by="auxiliary")
+class TermWithoutAGradient(BalancedModel):
+    def term(self, hidden_BTD: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        return super().term(hidden_BTD, attention_mask).detach()
+
+
+@MUTANTS.plant("a term in the loss of evaluations", caught_by="auxiliary")
+class TermInEvaluations(BalancedModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        if output.loss is not None and not self.training:
+            output.loss = output.loss + self.term(hidden_BTD, **kwargs)
+        return output
 
 
 # Training and evaluation.

@@ -18,6 +18,7 @@ from . import mutants_masking, mutants_numerics, mutants_objective, mutants_sett
 from .bases import (
     BASES,
     AttentionModel,
+    BalancedModel,
     DroppingModel,
     ParameterOfPositions,
     SmallModel,
@@ -46,6 +47,11 @@ def test_a_model_without_a_defect_passes_the_kit(base: type[SmallModel]) -> None
 
 def test_dropout_that_an_example_sets_disturbs_no_check() -> None:
     assert [f"{result.check.name}: {result.reason}" for result in failures(DroppingModel)] == []
+
+
+def test_a_model_with_an_auxiliary_term_passes_the_kit() -> None:
+    checks = ("objective", "masking", "numerics", "data-parallel", "exact-resume")
+    assert [f"{result.check.name}: {result.reason}" for result in failures(BalancedModel, *checks)] == []
 
 
 def test_a_model_that_sees_only_so_far_passes_where_it_says_so() -> None:

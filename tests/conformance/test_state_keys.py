@@ -9,7 +9,6 @@ import pytest
 
 from foundry_core.cli import main
 from foundry_core.cli.new_plugin import plugin_files
-from foundry_core.testing.kit.keys import read_keys
 
 from .packages import NAME, PACKAGE, RIGHT, failures, installed
 

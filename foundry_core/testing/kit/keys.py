@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 from foundry_core.errors import UsageError
+from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.architecture import Architecture
 from foundry_core.registry.loading import import_string, shipped_by
 from foundry_core.storage.files import write_file
@@ -55,9 +56,9 @@ def title(case: Case) -> str:
 
 
 @torch.no_grad()
-def fixed_sums(case: Case) -> list[float]:
-    """Return sums over the logits of a padded batch, in float64, with weights fixed by their names and shapes."""
-    model = case.model(dropout=0.0).double()
+def fixed_sums(case: Case, model: BaseLanguageModel) -> list[float]:
+    """Give a model weights that are fixed by their names and shapes; return sums over its logits, in float64."""
+    model = model.double()
     for name, parameter in model.named_parameters():
         # Signals keep about their size.
         scale = math.sqrt(6 / parameter.shape[-1]) if parameter.ndim > 1 else 1.0
@@ -102,10 +103,9 @@ def write_keys(suite: Suite) -> Path:
     if path is None:
         raise UsageError(f"--write-keys: '{name}' is registered in this process, so there is no package to write to")
     others = {title: each for title, each in committed(path).items() if title.partition(":")[0] != name}
+    models = {case: case.model() for case in suite.cases if case.example != ODD_SIZES}
     own = {
-        title(case): Commitment(sorted(case.model().state_dict()), fixed_sums(case))
-        for case in suite.cases
-        if case.example != ODD_SIZES
+        title(case): Commitment(sorted(model.state_dict()), fixed_sums(case, model)) for case, model in models.items()
     }
     titles: dict[tuple[str, ...], list[str]] = {}
     for each, (names, sums) in sorted({**others, **own}.items()):

@@ -18,6 +18,7 @@ from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import (
     NonconformanceError,
     check,
+    listed,
     named_gradients,
     not_looked_at,
     require,
@@ -152,27 +153,27 @@ def empty_row(case: Case) -> None:
     """A row that consists of padding alone gets finite logits and no loss, and changes neither logits and loss of the
     other rows nor the gradients, by more than 1e-5, also if it is the only row.
     """
-    model, pad = case.stirred(dropout=0.0), int(case.ordinary[0])
-    for side in case.capabilities.padding_sides:
-        ids, mask = padded([case.ids(length, seed=length) for length in (5, 1, min(9, case.length - 1))], side, pad)
-        mask[1] = 0
-        found: list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
-        for chosen in ([0, 2], [0, 1, 2], [1]):
-            model.zero_grad()
-            given = {"attention_mask": mask[chosen], "labels": case.labels(ids, mask)[chosen]}
-            output = model(ids[chosen], **given, reduction="sum")
-            output.loss.backward()
-            finite = bool(output.logits.isfinite().all()) and bool(output.loss.isfinite())
-            require(finite, f"logits or loss of a batch with a row of padding on the {side} alone are not finite")
-            found.append((output.logits, output.loss, named_gradients(model)))
-        (alone, loss, gradients), (together, same_loss, same_gradients), (_, nothing, zeros) = found
-        for kept, row in zip(alone, together[[0, 2]], strict=True):
-            require_close(row, kept, "logits next to a row of padding alone", atol=1e-5)
-        require_close(same_loss, loss, "loss with a row of padding alone", rtol=1e-5)
-        require_same_gradients(same_gradients, gradients, "with a row of padding alone")
-        require(float(nothing.detach()) == 0, f"the loss of a row of padding alone is {float(nothing.detach()):.3g}")
-        empty = [name for name, gradient in zeros.items() if not bool((gradient == 0).all())]
-        require(not empty, f"{empty[:1]} receives a gradient from a row of padding alone")
+    model, side = case.stirred(dropout=0.0), min(case.capabilities.padding_sides)
+    rows = [case.ids(length, seed=length) for length in (5, 1, min(9, case.length - 1))]
+    ids, mask = padded(rows, side, int(case.ordinary[0]))
+    mask[1] = 0
+    found: list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
+    for chosen in ([0, 2], [0, 1, 2], [1]):
+        model.zero_grad()
+        given = {"attention_mask": mask[chosen], "labels": case.labels(ids, mask)[chosen]}
+        output = model(ids[chosen], **given, reduction="sum")
+        output.loss.backward()
+        finite = bool(output.logits.isfinite().all()) and bool(output.loss.isfinite())
+        require(finite, "logits or loss are not finite with a row that is padding alone")
+        found.append((output.logits, output.loss, named_gradients(model)))
+    (alone, loss, gradients), (together, same_loss, same_gradients), (_, nothing, zeros) = found
+    what = "with a row that is padding alone"
+    require_close(together[[0, 2]], alone, f"logits of the other rows, {what}", atol=1e-5)
+    require_close(same_loss, loss, f"loss {what}", rtol=1e-5)
+    require_same_gradients(same_gradients, gradients, what)
+    require(float(nothing.detach()) == 0, f"the loss of a row that is padding alone is {float(nothing.detach()):.3g}")
+    trained = [name for name, gradient in zeros.items() if not bool((gradient == 0).all())]
+    require(not trained, f"{listed(trained)} receives a gradient from a row that is padding alone")
 
 
 @check(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from foundry_core.data.collators import get_data_collator
 from foundry_core.data.workers import Batch
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.loss import IGNORED, ModelOutput
+from foundry_core.models.loss import IGNORED, ModelOutput, language_loss
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,
@@ -374,12 +374,12 @@ def trained(
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     losses: list[float] = []
     for batch in batches:
-        loss = _loss(model(**batch, return_logits=False))
+        output = model(**batch, return_logits=False)
         optimizer.zero_grad()
-        loss.backward()
+        _loss(output).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(language_loss(output).item())
         if len(losses) >= 3 and max(losses[-3:]) < below:
             break
     return losses

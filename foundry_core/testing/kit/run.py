@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from transformers.utils import logging
 
-from foundry_core.errors import UsageError, did_you_mean
+from foundry_core.errors import UsageError, did_you_mean, traced
 from foundry_core.registry.isolation import last_line_in
 
 # Each registers its checks when it is imported.
@@ -30,6 +30,7 @@ from foundry_core.testing.kit import (  # noqa: F401
     packaging,
     settings,
     state,
+    terms,
     training,
 )
 from foundry_core.testing.kit.case import Suite
@@ -106,6 +107,7 @@ def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str, Exception | None]:
         if not isinstance(error, NonconformanceError):
             with fixed_conditions():  # suite.fault builds the models, which may change them
                 subject, error = suite.fault or (subject, error)
+            traced(error)
         return "failed", _message(error, subject, suite), error
     if len(blind) == len(chosen):
         return "not looked at", next(iter(blind.values())), None

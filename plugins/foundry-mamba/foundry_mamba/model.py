@@ -209,6 +209,11 @@ class MambaLanguageModel(BaseLanguageModel[MambaModelConfig]):
             **kwargs,
         )
 
+    def attention_flops(self, batch: int, length: int) -> int:
+        """Count the products of the states with C: 2 D N for each token and block."""
+        settings = self.settings.mamba
+        return 2 * batch * length * settings.expand * settings.hidden_size * settings.state_size * settings.num_layers
+
     def gradient_checkpointing_enable(self) -> None:
         self._checkpointing = True
 

@@ -1,4 +1,4 @@
-"""Span corruption, two optimizers, a byte tokenizer and an observer for foundry.
+"""Three objectives, two optimizers, a byte tokenizer and an observer for foundry.
 
 Light: other modules are imported when used.
 """
@@ -26,6 +26,19 @@ class SpanSettings(ConfigSection):
     mean_span: float = Field(3.0, ge=1, description="mean length of a hidden span, in tokens")
 
 
+class SmoothingSettings(ConfigSection):
+    """The section `training.objective_settings` of smoothed_lm."""
+
+    smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that all tokens have in equal parts")
+
+
+class DistillationSettings(ConfigSection):
+    """The section `training.objective_settings` of distilled_lm."""
+
+    teacher: str = Field(description="folder of a checkpoint with the same tokenizer")
+    weight: float = Field(0.5, ge=0, le=1, description="weight of the teacher's predictions; the rest is the text's")
+
+
 class LionSettings(ConfigSection):
     """The section `training.optimizer_settings` of lion."""
 
@@ -51,7 +64,28 @@ def foundry_objectives() -> list[Objective]:
             required_tokens=("mask_token", "cls_token", "sep_token"),
             same_interface_as="masked_lm",
             settings=SpanSettings,
-        )
+        ),
+        # The collator is core's, that of causal_lm.
+        Objective(
+            name="smoothed_lm",
+            summary="predict each token, not with certainty (Szegedy et al. 2016)",
+            causal=True,
+            layout="overlap",
+            collator=None,
+            same_interface_as="causal_lm",
+            settings=SmoothingSettings,
+            loss="foundry_example.losses:smoothed",
+        ),
+        Objective(
+            name="distilled_lm",
+            summary="predict each token as a trained model does (Hinton et al. 2015)",
+            causal=True,
+            layout="overlap",
+            collator=None,
+            same_interface_as="causal_lm",
+            settings=DistillationSettings,
+            loss="foundry_example.losses:distilled",
+        ),
     ]
 
 
