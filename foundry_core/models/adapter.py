@@ -119,10 +119,6 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
             buffer.copy_(built[name])
         return opened
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Do nothing, as in the configuration."""
-
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the weights that the plugin has initialised; transformers' own scheme would replace them."""
 
