@@ -90,9 +90,9 @@ def _pair(line: str, name: str, place: Path) -> Pair:
         record = json.loads(line, object_pairs_hook=_object_with_unique_keys)
         if not isinstance(record, dict):
             raise ValueError("not an object")
-        if type(record.get("UID")) is int:
-            record["UID"] = str(record["UID"])
-        good, bad, paradigm = (_text({"UID": name} | record, key) for key in ("sentence_good", "sentence_bad", "UID"))
+        uid = record.get("UID")
+        named = record | {"UID": name if uid is None else str(uid) if type(uid) is int else uid}
+        good, bad, paradigm = (_text(named, key) for key in ("sentence_good", "sentence_bad", "UID"))
     except (ValueError, RecursionError) as error:
         refuse(place, f"not a minimal pair: {error}; expected {_FORMAT}.", error)
     return Pair(good, bad, paradigm, shown(place))
