@@ -69,7 +69,7 @@ def test_a_causal_score_is_the_loss_of_the_sentence_after_the_separator(model, l
     scored, texts = model("gpt2"), random_texts(5)
     for text, score in zip(texts, id_scores(scored, letters, texts), strict=True):
         ids = torch.tensor([[letters.eos_token_id, *text]])
-        assert score == pytest.approx(-float(scored(ids, labels=ids, reduction="sum").loss), rel=1e-5)
+        assert score == pytest.approx(-scored(ids, labels=ids, reduction="sum").loss.item(), rel=1e-5)
 
 
 def test_a_difference_below_the_noise_is_a_tie_and_wrong(model, letters):
