@@ -375,7 +375,7 @@ def test_the_alphabet_of_wordpiece_follows_the_vocabulary():
     weights = [1 / (rank + 10) for rank in range(3000)]
     chinese = [chr(0x4E00 + rank) for rank in range(3000)]
     documents = ["".join(rng.choices(chinese, weights, k=20)) + " to be or no" for _ in range(2000)] + chinese
-    special = default_special_tokens("wordpiece", masked=True)
+    special = default_special_tokens("wordpiece")
     counts, shares = Counter("".join(documents)), {}
     for size in (1100, 2000, 4000):
         tokenizer = train_tokenizer("wordpiece", partial(iter, documents), size, special)
@@ -394,7 +394,7 @@ def test_rare_characters_leave_wordpiece_half_of_its_vocabulary():
     rng = random.Random(3)
     words = ["".join(rng.choices("abcdefghijklmnop", k=6)) for _ in range(800)]
     rare = [chr(0x4E00 + rank) for rank in range(1500)]
-    special = default_special_tokens("wordpiece", masked=True)
+    special = default_special_tokens("wordpiece")
     tokenizer = train_tokenizer("wordpiece", lambda: [" ".join(words)] * 3 + rare, 2400, special)
     assert len(tokenizer) == 2400
     assert sum(character in tokenizer.get_vocab() for character in rare) == pytest.approx(1165, abs=5)
