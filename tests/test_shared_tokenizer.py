@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, load_config, run
 from foundry_core.checkpoints.verification import verify_run
@@ -155,4 +155,14 @@ def test_our_scores_are_those_of_minicons_and_lm_eval(
         for scorer in scorers:
             theirs = [scorer(model, tokenizer, text) for text in SENTENCES]
             assert theirs == pytest.approx(ours, rel=1e-5), (folder.name, scorer.__name__)
-        assert model(**tokenizer(SENTENCES, padding=True, return_tensors="pt")).logits.isfinite().all()
+        inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+        assert model(**inputs).logits.isfinite().all()
+        if auto is AutoModelForCausalLM:
+            assert (
+                model.generate(**tokenizer("the cat", return_tensors="pt"), max_new_tokens=2, do_sample=False).ndim == 2
+            )
+            written = pipeline("text-generation", model=model, tokenizer=tokenizer)
+            assert written("the cat", max_new_tokens=2)[0]["generated_text"].startswith("the cat")
+        else:
+            filled = pipeline("fill-mask", model=model, tokenizer=tokenizer)
+            assert filled(f"the {tokenizer.mask_token} sees a dog", top_k=1)[0]["score"] > 0

@@ -37,7 +37,7 @@ def as_trained(tokenizer: PreTrainedTokenizerFast, *, framed: bool) -> PreTraine
             prepend bos: a `<s>` that was never trained would spoil the first prediction.
     """
     saved = deepcopy(tokenizer)
-    saved.model_input_names = MODEL_INPUTS
+    saved.model_input_names = list(MODEL_INPUTS)
     backend, cls, sep = saved.backend_tokenizer, saved.cls_token, saved.sep_token
     backend.post_processor = None
     if framed:

@@ -19,7 +19,7 @@ from foundry_core.storage.files import InPlaceFolder, scratch_reported
 from foundry_core.storage.manifest import parse_json, read_plain_file
 
 SPECIAL_TOKEN_ROLES = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
-MODEL_INPUTS = ["input_ids", "attention_mask"]
+MODEL_INPUTS = ("input_ids", "attention_mask")
 """What a tokenizer gives a model. No token_type_ids, which most models do not take, and GPT-2 adds to its embeddings:
 where two texts are told apart by segments, ask for them with `return_token_type_ids=True`.
 """

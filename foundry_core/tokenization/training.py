@@ -93,7 +93,7 @@ def _train_core_type(
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
-        model_input_names=MODEL_INPUTS,
+        model_input_names=list(MODEL_INPUTS),
         **special_tokens,
         **{KIND_KEY: name},
     )

@@ -158,7 +158,7 @@ class GroupNormOverTime(AttentionModel):
 class NothingInTheRow(AttentionModel):
     """With padding on the right, the first token of every other row is seen by all."""
 
-    capabilities = Capabilities(stateful=True, padding_sides=("right",))
+    capabilities = Capabilities(stateful=True, left_padding=False)
     layer_class = InfiniteMask
 
 
