@@ -158,7 +158,7 @@ class GroupNormOverTime(AttentionModel):
 class NothingInTheRow(AttentionModel):
     """With padding on the right, the first token of every other row is seen by all."""
 
-    capabilities = Capabilities(stateful=True, left_padding=False)
+    capabilities = Capabilities(stateful=True)
     layer_class = InfiniteMask
 
 
