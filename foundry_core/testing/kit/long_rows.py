@@ -152,6 +152,7 @@ def _require_whole_gradient(case: Case, model: BaseLanguageModel, chunks: tuple[
             return not_looked_at("gradients across chunks: the model does not call get_input_embeddings()")
         if bool((off < 0.05).all()):
             return None
+    assert off is not None
     row, share = int(off.argmax()), float(off.max())
     size, side = sizes[row % len(sizes)], ("next", "previous", "previous")[row // len(sizes)]
     sent = f"from tokens to the {side} chunk, of {size} tokens in rows of {length}"
@@ -183,7 +184,8 @@ def _errors(
         with torch.no_grad():
             moved.copy_(distance * moving[..., None] * direction)
         torch.manual_seed(0)
-        return ((model(ids).logits.double() @ readout) * reading).sum(dim=1)
+        read_BT: torch.Tensor = (model(ids).logits.double() @ readout) * reading
+        return read_BT.sum(dim=1)
 
     hook = embeddings.register_forward_hook(lambda module, given, vectors: vectors + moved.to(vectors.dtype))
     try:
