@@ -242,6 +242,8 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "compile": self.config.training.compile,
         }
+        if self.data.train.info.unknown:
+            facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
         environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
         record = environment | {"plan": asdict(self.plan), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
         write_file(self.output_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
