@@ -117,7 +117,7 @@ def letters() -> PreTrainedTokenizerFast:
     """A character tokenizer of 32 ids with every special token that an objective asks for."""
     from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 
-    special = default_special_tokens("character", masked=True)
+    special = default_special_tokens("character")
     return train_tokenizer("character", lambda: iter([ALPHABET]), None, special)
 
 

@@ -33,7 +33,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> int:
     tokens = np.broadcast_to(np.uint16(7), (ROWS * (LENGTH - 1) + 1,))
-    rows = Rows(tokens, "overlap", LENGTH)
+    rows = Rows(tokens, "overlap", LENGTH - 1)
     order = SampleOrder(len(rows), seed=42)
     times: dict[int, list[float]] = {position: [] for position in POSITIONS}
     for _ in range(ROUNDS):

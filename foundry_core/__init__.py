@@ -22,12 +22,18 @@ if TYPE_CHECKING:
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
     from foundry_core.models.loss import ModelOutput
     from foundry_core.models.wrapped import WrappedLanguageModel
-    from foundry_core.registry.architecture import Architecture, BuildContext, Capabilities, register_architecture
+    from foundry_core.registry.architecture import (
+        Architecture,
+        BuildContext,
+        Capabilities,
+        Migration,
+        register_architecture,
+    )
     from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
     from foundry_core.registry.tokenizer_type import TokenizerType
-    from foundry_core.schema import ConfigSection, ModelConfig, TransformerConfig
+    from foundry_core.schema import ConfigSection, Dropout, Layers, ModelConfig, TransformerConfig
     from foundry_core.tokenization.training import TokenizerFactory
     from foundry_core.training.run import run
 
@@ -42,12 +48,12 @@ _NAMES = {
     "models.base": "BaseLanguageModel create_model create_model_from_config",
     "models.loss": "ModelOutput",
     "models.wrapped": "WrappedLanguageModel",
-    "registry.architecture": "Architecture BuildContext Capabilities register_architecture",
+    "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
     "registry.hookspecs": "EvaluationReport RunInfo StepReport hookimpl",
     "registry.objective": "Objective",
     "registry.optimizer": "Optimizer",
     "registry.tokenizer_type": "TokenizerType",
-    "schema": "ConfigSection ModelConfig TransformerConfig",
+    "schema": "ConfigSection Dropout Layers ModelConfig TransformerConfig",
     "tokenization.training": "TokenizerFactory",
     "training.run": "run",
 }
@@ -60,10 +66,13 @@ __all__ = [
     "Capabilities",
     "CausalLMDataCollator",
     "ConfigSection",
+    "Dropout",
     "EvaluationReport",
     "ExperimentConfig",
     "FoundryError",
+    "Layers",
     "MaskedLMDataCollator",
+    "Migration",
     "ModelConfig",
     "ModelOutput",
     "Objective",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -33,6 +34,13 @@ def choose_device(asked: str) -> torch.device:
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError("training.device: torch does not find a GPU; use auto or cpu")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes of memory that a device has, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

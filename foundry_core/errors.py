@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -100,6 +101,30 @@ def tell(text: str, stream: IO[str] | None = None) -> None:
 def warn(line: str) -> None:
     """Print a warning on stderr."""
     tell(f"warning: {line}\n")
+
+
+class _Debug:
+    """Whether `--debug` was given: then each exception that becomes one line is also shown with its traceback."""
+
+    on = False
+
+
+def debug(on: bool) -> None:
+    """Turn the tracebacks of `traced` on or off for this process."""
+    _Debug.on = on
+
+
+def traced(error: BaseException) -> None:
+    """With `--debug`, print the traceback of an exception that ends here, without a cause that was shown before."""
+    if _Debug.on:
+        chain = [error]
+        while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+            chain.append(before)
+        new = all(not hasattr(each, "_foundry_traced") for each in chain)
+        tell("".join(traceback.format_exception(error, chain=new)))
+        for each in chain:
+            with suppress(AttributeError):
+                each._foundry_traced = True  # type: ignore[attr-defined]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

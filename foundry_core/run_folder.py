@@ -2,17 +2,19 @@
 
 <training.output_dir>/
   config.yaml                 CONFIG: the configuration with every default written out
-  run.json                    RECORD: versions, device, precision, and the plan of the run
+  run.json                    RECORD: versions, device, precision, corpora, and the plan of the run
   metrics.jsonl               METRICS: one JSON object for each logged step and each evaluation
   .lock                       LOCK: held while a run writes to the folder
   tensorboard/                TENSORBOARD: event files, where logging.tensorboard is set
+  tokens/                     TOKENS: token files, if this user may not write to the folder of a shared tokenizer
   tokenizer/                  TOKENIZER: unless tokenizer.output_dir names another folder
     tokenizer.json            TOKENIZER_MODEL: vocabulary and rules, as the tokenizers library stores them
     tokenizer_config.json     TOKENIZER_CONFIG: special tokens and settings, as transformers stores them
     sentencepiece.model       SENTENCEPIECE_MODEL: of a sentencepiece tokenizer, the trained pieces
     foundry.json              TOKENIZER_ORIGIN: what the tokenizer was made from, and its digest
     .tokenizer.lock           TOKENIZER_LOCK: held while the tokenizer is trained
-    tokens/                   TOKENS: token files of the corpora, each under the digest of its inputs
+    tokens/                   TOKENS: token files of the corpora, each under the digest of its inputs; counts of
+                              the test documents that also stand in training
   checkpoint-<step>/          checkpoint_name(step)
     config.json               MODEL_CONFIG: the transformers configuration; under `foundry` what rebuilds the model
     model.safetensors         WEIGHTS: the weights, each shared tensor once

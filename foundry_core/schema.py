@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from dataclasses import dataclass
+from pathlib import PurePath
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,6 +24,98 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Finding = TypeVar("Finding")
+
+
+def expand_home(path: str) -> str:
+    """Replace a leading `~` by the home folder. Raises ValueError where there is none, as for an unknown `~user`."""
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - a glob or a folder's trailing slash stays as it is
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{path!r} is in the home of a user who does not exist here; a file of that name is './{path}'"
+        )
+    return expanded
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(expand_home)]
+"""The type of every key that names a file or a folder; `~` is replaced when the section is validated."""
+
+
+class NotYaml(Exception):  # noqa: N818 - becomes a problem of the key that it names
+    """An override that is not YAML, of a key that is not text. place: where the key is in the section."""
+
+    def __init__(self, problem: str, place: tuple[str, ...] = ()):
+        super().__init__(problem)
+        self.problem, self.place = problem, place
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value from the command line, until the type of its key is known.
+
+    text: As it was typed. value: The text as YAML; a function, since text need not be YAML. It may raise NotYaml.
+    """
+
+    text: str
+    value: Callable[[], Any]
+
+    def read(self, kind: Any, may_be_null: bool) -> Any:
+        """Return the text unchanged for a key that takes text, and otherwise its YAML."""
+        if not _is_text(kind):
+            return self.value()
+        return None if self.text == "null" and may_be_null else self.text
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """Return the members of a union, and any other type alone, without annotations."""
+    while get_origin(kind) is Annotated or hasattr(kind, "__value__"):
+        kind = getattr(kind, "__value__", None) or get_args(kind)[0]
+    if get_origin(kind) in (Union, UnionType):
+        return tuple(member for each in get_args(kind) for member in _members(each))
+    return (kind,)
+
+
+def _is_text(kind: Any) -> bool:
+    """Check whether a type accepts text, or null, and nothing else."""
+    members = [each for each in _members(kind) if each is not NoneType]
+    return bool(members) and all(
+        all(isinstance(value, str | None) for value in get_args(each))
+        if get_origin(each) is Literal
+        else isinstance(each, type) and issubclass(each, str | PurePath)
+        for each in members
+    )
+
+
+def _inside(kind: Any, key: str) -> tuple[Any, bool] | None:
+    """Return the type of a key of a section or mapping, and whether it may be null; None for an unknown key."""
+    owner = next((each for each in _members(kind) if each is not NoneType), Any)
+    if isinstance(owner, type) and issubclass(owner, BaseModel) and owner.model_config.get("extra") != "allow":
+        field = owner.model_fields.get(key)
+        if field is None:
+            return None
+        return field.annotation, not field.is_required() or NoneType in _members(field.annotation)
+    inner = get_args(owner)[-1] if get_origin(owner) in (dict, Mapping) else Any
+    return inner, NoneType in _members(inner)
+
+
+def with_overrides(kind: Any, data: Any) -> Any:
+    """Read the overrides in the data of a section or a mapping of this type; those of unknown keys stay.
+
+    Raises:
+        NotYaml: The first one that is not YAML, of a key that is not text.
+    """
+    if not isinstance(data, Mapping):
+        return data
+    read = dict(data)
+    for key, value in data.items():
+        known = _inside(kind, key)
+        if known is not None:
+            try:
+                if isinstance(value, Override):
+                    read[key] = value.read(*known)
+                read[key] = with_overrides(known[0], read[key])
+            except NotYaml as error:
+                raise NotYaml(error.problem, (str(key), *error.place)) from None
+    return read
 
 
 class NotValid(Exception):  # noqa: N818 - a signal between rules and `broken`, not an error
@@ -103,6 +200,12 @@ class ConfigSection(BaseModel):
         """Check the keys, then the rules."""
         problems: list[InitErrorDetails] = []
         try:
+            data = with_overrides(cls, data)
+        except NotYaml as error:
+            kind = PydanticCustomError("value_error", "{error}", {"error": error.problem})
+            unread = InitErrorDetails(type=kind, loc=error.place, input=data)
+            raise ValidationError.from_exception_data(cls.__name__, [unread]) from None
+        try:
             section: Any = handler(data)
         except ValidationError as error:
             for found in error.errors(include_url=False):
@@ -129,6 +232,20 @@ MOST_LAYERS, WIDEST = 10_000, 2**20
 Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
 
 
+@dataclass(frozen=True)
+class Marked:
+    """The meaning of a key, for the conformance kit, which sets keys of these meanings to what a check needs."""
+
+    meaning: Literal["dropout", "layers"]
+
+
+Dropout = Annotated[float, Field(ge=0, lt=1), Marked("dropout")]
+"""A probability with which values are dropped in training."""
+
+Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS), Marked("layers")]
+"""A number of layers on top of each other."""
+
+
 def _embeddings_as_wide_as_the_stream(sizes: TransformerConfig) -> Iterator[str]:
     if sizes.embedding_size != sizes.hidden_size:
         yield (
@@ -147,11 +264,11 @@ class TransformerConfig(ConfigSection):
 
     RULES = (_embeddings_as_wide_as_the_stream, _heads_divide_the_width)
 
-    layers: int = Field(ge=1, le=MOST_LAYERS, description="number of blocks")
+    layers: Layers = Field(description="number of blocks")
     embedding_size: int = Field(ge=1, le=WIDEST, description="width of the token embeddings; must equal hidden_size")
     hidden_size: int = Field(ge=1, le=WIDEST, description="width of the residual stream")
     intermediate_hidden_size: int = Field(ge=1, le=WIDEST, description="width inside the feed-forward layers")
     attention_heads: int = Field(ge=1, le=WIDEST, description="number of attention heads; must divide hidden_size")
     activation_function: Activation = Field("gelu", description="gelu is exact, gelu_new is GPT-2's tanh approximation")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings and after each sub-layer")
-    attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout on attention probabilities")
+    dropout: Dropout = Field(0.1, description="dropout on embeddings and after each sub-layer")
+    attention_dropout: Dropout = Field(0.1, description="dropout on attention probabilities")

@@ -358,7 +358,7 @@ def test_training_the_other_kinds(kind: str, corpus: ToyCorpus, tmp_path: Path) 
     loaded = AutoTokenizer.from_pretrained(tmp_path / kind)
     line = corpus.test.read_text(encoding="utf-8").split("\n")[0]
     assert loaded(line)["input_ids"] == tokenizer(line)["input_ids"]
-    assert set(tokenizer.all_special_tokens) == {"<s>", "</s>", "<unk>", "<pad>"}
+    assert set(tokenizer.all_special_tokens) == {"<s>", "</s>", "<unk>", "<pad>", "<mask>"}
 
 
 def test_a_tokenizer_from_a_yaml_path_is_trained_once_and_reused(yaml_path: Path, corpus: ToyCorpus) -> None:

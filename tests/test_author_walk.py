@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from foundry_core.cli.new_plugin import KINDS
 from foundry_core.testing.toy_language import write_corpus
 
 pytestmark = pytest.mark.long
@@ -94,7 +95,7 @@ def test_an_author_ships_an_architecture_in_five_commands(shell: Shell, tmp_path
             assert line.split()[1:3] == ["foundry-mine", "0.1.0"]
             assert "unusable" not in line
 
-    assert done(shell("foundry plugins doctor")).endswith("1 plugin is whole\n")
+    assert done(shell("foundry plugins doctor")).endswith("1 plugin is fine\n")
     corpus = write_corpus(tmp_path / "corpora", train_sentences=2000, test_sentences=50, seed=1)
     corpus.test.rename(tmp_path / "corpora" / "dev.txt")
     for command in USERS_COMMANDS:
@@ -111,8 +112,11 @@ def test_an_author_ships_an_architecture_in_five_commands(shell: Shell, tmp_path
 
 
 @pytest.mark.slow
-def test_what_was_written_passes_its_own_continuous_integration(environment: Any, shell: Shell, tmp_path: Path) -> None:
-    done(shell("foundry new-plugin mine"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_written_passes_its_own_continuous_integration(
+    kind: str, environment: Any, shell: Shell, tmp_path: Path
+) -> None:
+    done(shell(f"foundry new-plugin mine --kind {kind}"))
     folder = tmp_path / "foundry-mine"
     for arguments in (
         ["ruff", "format", "--check", "."],

@@ -24,13 +24,13 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def batches(start: int, stop: int, num_workers: int = 0, batch_size: int = 4) -> Batches:
-    rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", 9)
+    rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", 8)
     return Batches(rows, SampleOrder(len(rows), 11), collate, batch_size, start, stop, num_workers)
 
 
 def test_batches_are_the_rows_at_their_positions() -> None:
     made = list(batches(120, 131))
-    rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", 9)
+    rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", 8)
     epochs, indices = SampleOrder(len(rows), 11).at(np.arange(120, 131))
     assert [len(batch["where"]) for batch in made] == [4, 4, 3]
     wheres = [where for batch in made for where in batch["where"].tolist()]
@@ -63,7 +63,7 @@ def test_the_batch_after_100_million_samples_costs_no_more() -> None:
             asked.append(len(positions))
             return super().at(positions)
 
-    rows = CountedRows(np.broadcast_to(np.uint16(7), (30_000_000 * 8 + 1,)), "overlap", 9)
+    rows = CountedRows(np.broadcast_to(np.uint16(7), (30_000_000 * 8 + 1,)), "overlap", 8)
     order = CountedOrder(len(rows), 11)
     costs = []
     for start in (0, 10**8):

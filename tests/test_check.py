@@ -31,7 +31,7 @@ class Config(ModelConfig):
     bag: Section = Field(Section(), description="sizes")
 
 
-CAPABILITIES = Capabilities(generation=False, unbounded_length=True, padding_sides=("{side}",))
+CAPABILITIES = Capabilities(generation=False, unbounded_length=True)
 
 
 @register_architecture("{name}", config=Config, capabilities=CAPABILITIES)
@@ -60,10 +60,10 @@ class Bag(BaseLanguageModel):
 
 @pytest.fixture
 def bag(tmp_path: Path) -> Callable[..., str]:
-    """`bag(name, padding side)`: a file with an architecture that passes `raw-logits` and fails `attention-mask`."""
+    """`bag(name)`: a file with an architecture that passes `raw-logits` and fails `attention-mask`."""
 
-    def write(name: str, side: str = "right") -> str:
-        (tmp_path / f"{name}.py").write_text(PLUGIN.replace("{name}", name).replace("{side}", side))
+    def write(name: str) -> str:
+        (tmp_path / f"{name}.py").write_text(PLUGIN.replace("{name}", name))
         return str(tmp_path / f"{name}.py")
 
     return write
@@ -118,15 +118,15 @@ def test_an_expected_failure_that_passes_is_a_failure(bag: Callable[..., str]) -
     ended = outcome(conformance("bag_strict", expected_failures=needless), "raw-logits")
     assert ended.startswith("Failed: raw-logits: ")
     assert "among the expected failures (they were wrong once) and passed: remove it from there" in ended
-    _load(bag("bag_left", "left"))
-    ended = outcome(conformance("bag_left", expected_failures={"right-padding": "who knows"}), "right-padding")
+    _load(bag("bag_skipped"))
+    ended = outcome(conformance("bag_skipped", expected_failures={"carried-state": "who knows"}), "carried-state")
     assert "among the expected failures (who knows) and skipped: remove it from there" in ended
 
 
 def test_a_check_names_the_missing_capability_it_is_skipped_for(bag: Callable[..., str]) -> None:
-    _load(bag("bag_skipped", "left"))
-    ended = outcome(conformance("bag_skipped"), "right-padding")
-    assert ended == "Skipped: padding on the right is not declared"
+    _load(bag("bag_unable"))
+    ended = outcome(conformance("bag_unable"), "carried-state")
+    assert ended == "Skipped: stateful is not declared"
 
 
 def test_an_unknown_expected_failure_is_refused_with_a_near_name() -> None:
@@ -210,7 +210,7 @@ def test_check_ends_with_0_where_all_is_as_expected(
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["lsmt"], 3, "Unknown architecture: 'lsmt'. Did you mean 'lstm'?"),
+        (["lsmt"], 3, "Unknown architecture or extension: 'lsmt'. Did you mean 'lstm'?"),
         (["lstm", "--only", "maskin"], 2, "there is no check 'maskin'. Did you mean 'masking'?"),
         (["lstm", "--expect", "raw-logit"], 2, "there is no check 'raw-logit' that could be expected to fail."),
     ],

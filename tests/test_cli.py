@@ -5,10 +5,12 @@ import importlib
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ import torch
 import yaml
 
 from foundry_core.cli import VERBS, main
+from foundry_core.devices import memory_of
 from foundry_core.testing.toy_language import write_corpus
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
 from tests.each import each
 
 SIZES = {"rnn": {"embedding_size": 12, "hidden_size": 16, "num_layers": 1}}
@@ -240,6 +244,8 @@ def test_plan_agrees_with_the_run_it_plans(trained, tmp_path, capsys):
     assert plan["parameters"] == record["parameters"]
     assert plan["steps"] == record["plan"]["total_steps"] == 6
     assert plan["checkpoints"] == record["plan"]["checkpoint_steps"]
+    assert plan["tokens_per_row"] == record["plan"]["tokens_per_row"] == 14
+    assert plan["tokenizer_digest"] == tokenizer_digest(load_tokenizer(tmp_path / "planned" / "tokenizer"))
     files = [
         (trained / "run" / "checkpoint-6" / name).stat().st_size
         for name in ("model.safetensors", "optimizer.safetensors")
@@ -262,7 +268,105 @@ def test_plan_says_memory_where_the_whole_batch_is_not_run(trained, tmp_path, ca
     small, large = (plan["of_which_activations"] for plan in plans)
     assert large == pytest.approx(125_000 * small, rel=0.15)
     matrices = plans[0]["parameters"] - plans[0]["of_which_embeddings"]
-    assert plans[0]["flops_per_step"] == pytest.approx(6 * 8 * 16 * matrices, rel=0.1)  # biases aside
+    assert plans[0]["flops_per_step"] == pytest.approx(6 * 8 * 15 * matrices, rel=0.1)  # biases aside
+
+
+NOT_UTF8 = "caf\udce9"  # as Python passes on the byte E9
+
+
+@each(
+    ("arguments", "code"),
+    [
+        *((["train", "{x}", f"{key}={NOT_UTF8}"], 2) for key in ("training.output_dir", "experiment_name", "data")),
+        *((["train", "{x}", f"data.training_corpus={NOT_UTF8}"], 2), (["validate", "{x}", f"plugins=[{NOT_UTF8}]"], 2)),
+        *((["validate", NOT_UTF8], 2), (["validate", "{x}", f"{NOT_UTF8}=1"], 2), (["validate", "a\0b"], 2)),
+        *((["generate", "{run}", "--prompt", NOT_UTF8], 2), (["init", "lstm", "--name", NOT_UTF8], 2)),
+        *((["evaluate", "{run}", "--pairs", NOT_UTF8], 4), (["evaluate", "{run}", "--corpus", NOT_UTF8], 4)),
+        *((["evaluate", f"{{tmp}}/{NOT_UTF8}"], 6), (["generate", f"{{tmp}}/{NOT_UTF8}"], 6)),
+        *((["verify", NOT_UTF8], 6), (["plugins", "show", NOT_UTF8], 3), (["new-plugin", NOT_UTF8], 2)),
+        *((["generate", "{run}", "--seed", str(2**64)], 2), (["quickstart", "{tmp}/q", "--seed", str(2**63)], 2)),
+        *((["train", "{x}", f"random_seed={2**64}"], 2), (["train", "{x}", f"seeds.masking={2**64}"], 2)),
+        *((["verify", "~nosuchuser/run"], 2), (["evaluate", "{run}", "--pairs=~nosuchuser/x"], 2)),
+        (["train", "{zero}", "training.output_dir={tmp}/run", "tokenizer.tokenizer_type=wordpiece"], 4),
+    ],
+)
+def test_an_odd_argument_is_one_line(trained, tmp_path, capsys, arguments, code):
+    shutil.copytree(trained / "run", tmp_path / NOT_UTF8)
+    settings = yaml.safe_load((trained / "x.yaml").read_text())
+    (tmp_path / "zero.txt").write_text("\u200b\n" * 40)  # wordpiece drops characters without width
+    settings["data"]["training_corpus"] = str(tmp_path / "zero.txt")
+    (tmp_path / "zero.yaml").write_text(yaml.safe_dump(settings))
+    places = {"x": trained / "x.yaml", "run": trained / "run", "tmp": tmp_path, "zero": tmp_path / "zero.yaml"}
+    capsys.readouterr()
+    try:
+        found: object = main([argument.format(**places) for argument in arguments])
+    except SystemExit as stop:  # argparse's own
+        found = stop.code
+    errors = capsys.readouterr().err
+    assert (found, len(errors.splitlines())) == (code, 1), errors
+
+
+@each("verb", ["evaluate", "generate", "verify", "validate", "init", "migrate", "new-plugin", "schema"])
+def test_the_home_folder_is_found_in_every_path_option(trained, tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "here")
+    (tmp_path / "empty.py").write_text("")
+    commands = {
+        "evaluate": ["~/here/run", "--pairs=~/here/minimal_pairs.jsonl", "--corpus=~/here/test.txt"],
+        "generate": ["~/here/run", "--tokens=1", "--plugin=~/empty.py"],
+        "verify": ["~/here/run"],
+        "validate": ["~/here/x.yaml"],
+        "init": ["lstm", "--output=~/new.yaml"],
+        "migrate": ["~/here/x.yaml"],
+        "new-plugin": ["zzz", "--dir=~/here"],
+        "schema": ["--plugin=~/empty.py"],
+    }
+    code = 2 if verb == "migrate" else 0  # its file is found, and is not old
+    assert main([verb, *commands[verb]]) == code, capsys.readouterr().err
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.long
+def test_what_a_locale_cannot_print_is_escaped(trained, tmp_path):
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    settings = yaml.safe_load((trained / "x.yaml").read_text()) | {"experiment_name": "b\u00fccher"}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
+
+    def foundry(*arguments):
+        command = [sys.executable, "-m", "foundry_core.cli", *arguments]
+        return subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+
+    shutil.copy(tmp_path / "x.yaml", tmp_path / "b\u00fccher.yaml")
+    valid = foundry("validate", "b\u00fccher.yaml".encode())
+    assert (valid.returncode, valid.stdout.partition(b":")[0]) == (0, rb"b\udcc3\udcbccher.yaml")
+    assert foundry("generate", trained / "run", "--prompt", "\u00fcber".encode(), "--tokens", "2").returncode == 0
+    assert foundry("train", "x.yaml", "training.output_dir=run", "training.train_steps=1").returncode == 0
+    refused = foundry("train", "x.yaml", "training.output_dir=b\u00fccher".encode())
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    written = foundry("init", "lstm", "--name", "b\u00fccher".encode())
+    assert "experiment_name: b\u00fccher" in written.stdout.decode("utf-8")
+
+
+@each(
+    ("setting", "longer"),
+    [
+        ("data.batch_size=1000000", 125_000),
+        ("data.max_sequence_length=1000000", 62_500),
+        ("training.gradient_accumulation_steps=100000", 100_000),
+    ],
+)
+def test_plan_times_parts_of_a_step_that_would_take_long(trained, tmp_path, capsys, setting, longer):
+    plans = []
+    for settings in ([], [setting]):
+        began = time.process_time()
+        assert main(["plan", str(trained / "x.yaml"), f"training.output_dir={tmp_path}", "--json", *settings]) == 0
+        assert time.process_time() - began < 10
+        captured = capsys.readouterr()
+        plans.append(json.loads(captured.out))
+    assert plans[1]["seconds_per_step"] > longer / 30 * plans[0]["seconds_per_step"]
+    too_large = plans[1]["memory_bytes"] > memory_of(torch.device("cpu"))
+    assert ("warning: a step needs about" in captured.err) == too_large
 
 
 def test_data_prepare_accounts_for_every_byte(trained, tmp_path, capsys):

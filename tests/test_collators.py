@@ -260,7 +260,7 @@ def test_of_a_plugins_collator_the_first_batch_is_checked() -> None:
 
 def test_an_objective_of_a_plugin_needs_a_collator(tokenizer: Any) -> None:
     """Core's own objectives have none to name."""
-    objective = Objective("mine", "of a test", True, "overlap", None, "AutoModelForCausalLM")
+    objective = Objective("mine", "of a test", True, "overlap", None)
     config: Any = SimpleNamespace(
         objective=objective, providers={"objective": "foundry-mine 1.0"}, capabilities=Capabilities()
     )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import pytest
 from pydantic import Field, ValidationError, model_validator
@@ -19,7 +19,7 @@ from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError
 from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import CORE_OBJECTIVES
-from foundry_core.schema import ConfigSection
+from foundry_core.schema import ConfigSection, PathText
 from tests.each import each
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
@@ -60,7 +60,7 @@ model: {layers: 12, embedding_size: 768, hidden_size: 768, attention_heads: 12}
 training: {output_dir: models/exp0/, epochs: 20}
 """
 TOP_KEYS = "experiment_name, random_seed, data, tokenizer, model, training, logging, seeds, plugins"
-DATA_KEYS = "training_corpus, test_corpus, documents, max_sequence_length, batch_size"
+DATA_KEYS = "training_corpus, test_corpus, files, documents, max_sequence_length, tokens_per_row, batch_size"
 BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words"
 END_NOT_LEARNED = (
     "padding is not learned, so the end of a text would never be learned; use another token, such as '<pad>'"
@@ -139,6 +139,17 @@ MISTYPED = [
         edited(("sentencepiece", "sentencepeice")),
         "9: tokenizer.tokenizer_type: unknown tokenizer type 'sentencepeice'. Did you mean 'sentencepiece'? "
         "Available: bpe, character, sentencepiece, word, wordpiece",
+    ),
+    wrong(
+        "word of a key that can be a section",
+        edited((SIZE, f"{SIZE}\n  documents: lines")),
+        "8: data.documents: is 'lines', must be 'line', 'block' or 'file'. Did you mean 'line'?",
+    ),
+    wrong(
+        "key of a section that can be a word",
+        edited((SIZE, f"{SIZE}\n  documents: {{delimitre: x}}")),
+        "8: data.documents.delimiter: missing",
+        "8: data.documents.delimitre: unknown key. Did you mean 'delimiter'?",
     ),
     wrong(
         "special token",
@@ -331,9 +342,19 @@ CONTRADICTORY = [
     ),
     wrong(
         "no token that ends a document",
-        edited(after(VOCABULARY, "  special_tokens: {eos_token: null}")),
+        edited(after(VOCABULARY, "  special_tokens: {eos_token: null, sep_token: null}")),
         "11: tokenizer.special_tokens: a tokenizer needs an eos_token or a sep_token, which ends a document: "
         "add one of them",
+    ),
+    wrong(
+        "more text in a row than fits beside the token before it",
+        edited(after(SIZE, "  tokens_per_row: 64")),
+        "8: data.tokens_per_row: at most 63 fit into max_sequence_length 64 under causal_lm",
+    ),
+    wrong(
+        "more text in a row than fits into its frame",
+        edited(BERT, after(SIZE, "  tokens_per_row: 63")),
+        "8: data.tokens_per_row: at most 62 fit into max_sequence_length 64 under masked_lm",
     ),
     wrong(
         "masked_lm without a mask",
@@ -762,8 +783,10 @@ COUNTED = (
         "model.transformer.layers=1000000",
         "data.training_corpus=~nosuchuser/x",
         "data.test_corpus=~nosuchuser/x",
-        'training.output_dir="a\\0b"',
-        'tokenizer.output_dir="a\\0b"',
+        "training.output_dir=~nosuchuser/x",
+        "tokenizer.output_dir=~nosuchuser/x",
+        'training={train_steps: 1, output_dir: "a\\0b"}',
+        'tokenizer={output_dir: "a\\0b"}',
         'plugins=["a\\0b"]',
         "random_seed=18446744073709551616",
     ],
@@ -915,6 +938,124 @@ def test_the_last_of_two_overrides_counts(valid: Path) -> None:
 def test_an_override_may_replace_a_whole_section(valid: Path) -> None:
     config = load_config(valid, ["data={training_corpus: other.txt}"])
     assert (config.data.training_corpus, config.data.test_corpus) == ("other.txt", None)
+
+
+TEXTS = [
+    *("notes.txt #2.txt", "[set]/run", "{a}", "a: b", '"quoted"', "'x'", " led and trailed ", "1e-4", "true", "- a"),
+    *("null#", "!x", "&a", "*a", "%a", "@a", "?", "a=b=c", "#", "b\u00fccher", "it's", "|", ">", "a\tb", ""),
+]
+TEXT_KEYS = [
+    ("data.training_corpus",),
+    ("data.test_corpus",),
+    ("tokenizer.output_dir",),
+    ("training.output_dir",),
+    ("logging.wandb_project",),
+    ("tokenizer.special_tokens.unk_token",),
+    ("tokenizer.special_tokens={}", "tokenizer.special_tokens.unk_token"),
+]
+
+
+@each("keys", TEXT_KEYS)
+def test_a_key_of_text_takes_the_rest_of_the_argument(keys: tuple[str, ...]) -> None:
+    *before, key = keys
+    settings = {**smallest({"architecture": "gpt2"}), "tokenizer": {"tokenizer_type": "bpe"}}
+    for text in TEXTS:
+        try:
+            value: Any = load_config(settings, [*before, f"{key}={text}"])
+        except ConfigError as error:
+            taken = repr(text) in str(error)  # not every text can be a path or a special token
+        else:
+            for part in key.split("."):
+                value = value[part] if isinstance(value, dict) else getattr(value, part)
+            taken = value == text
+        assert taken, text
+
+
+class Inner(ConfigSection):
+    name: str = "x"
+    limits: dict[str, int] = Field({})
+    labels: dict[str, str | None] = Field({})
+    either: str | int = 0
+    choice: Literal["a", "b"] | None = None
+    anything: Any = None
+
+
+class Outer(ConfigSection):
+    inner: Inner | None = None
+    path: PathText | None = None
+
+
+@each(
+    ("key", "text", "value"),
+    [
+        ("inner.name", "a #b", "a #b"),
+        ("inner.name", "7", "7"),
+        ("inner.limits.a #b", "7 # seven", 7),
+        ("inner.labels.a", "7 # seven", "7 # seven"),
+        ("inner.labels.a", "null", None),
+        ("inner.either", "7 # seven", 7),
+        ("inner.either", "'7'", "7"),
+        ("inner.choice", "a", "a"),
+        ("inner.choice", "null", None),
+        ("inner.anything", "[1, 2] # two", [1, 2]),
+        ("inner", "{name: '#'}", Inner(name="#")),
+        ("path", "~/a #b", "/home/me/a #b"),
+        ("path", "null", None),
+    ],
+)
+def test_the_schema_of_a_plugin_decides_what_is_text(
+    key: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    source = YamlSource("x.yaml", {}, {})
+    source.override(f"{key}={text}")
+    found: Any = Outer.model_validate(source.data)
+    for part in key.split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_overrides_reach_the_keys_that_a_model_type_has() -> None:
+    settings = smallest({"architecture": "transformers"})
+    overrides = ["model.transformers.layer_norm_epsilon=1e-3 # a number", "model.transformers.n_layer=3"]
+    config = load_config(settings, ["model.transformers={model_type: gpt2, n_embd: 8, n_head: 2}", *overrides])
+    values = config.resolved()["model"]["transformers"]
+    assert (values["layer_norm_epsilon"], values["n_layer"]) == (1e-3, 3)
+    with pytest.raises(ConfigError, match=r"n_layer: not valid YAML"):
+        load_config(settings, ["model.transformers={model_type: gpt2, n_embd: 8}", "model.transformers.n_layer=[1"])
+
+
+@each(
+    ("key", "value"),
+    [
+        ("data.test_corpus", None),
+        ("training.objective", "causal_lm"),
+        ("tokenizer.tokenizer_type", "sentencepiece"),
+        ("experiment_name", "null"),
+        ("training.output_dir", "null"),
+    ],
+)
+def test_null_resets_a_key_that_may_be_left_out(key: str, value: str | None, valid: Path) -> None:
+    found: Any = load_config(valid, [f"{key}=null"])
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_the_home_folder_is_found_in_every_path_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ("data.training_corpus", "data.test_corpus", "tokenizer.output_dir", "training.output_dir")
+    settings = smallest({"architecture": "gpt2"})
+    for key in keys:
+        section, name = key.split(".")
+        settings.setdefault(section, {})[name] = f"~/{name}/*.txt"
+    resolved = load_config(settings).resolved()
+    overridden = load_config(smallest({"architecture": "gpt2"}), [f"{key}=~/{key}" for key in keys]).resolved()
+    for key in keys:
+        section, name = key.split(".")
+        assert resolved[section][name] == f"/home/me/{name}/*.txt"
+        assert overridden[section][name] == f"/home/me/{key}"
 
 
 @each(

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from foundry_core.config.sections import DocumentDelimiter
 from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit, word_count
 from foundry_core.errors import DataError
 from tests.each import each
 
 MIB = 1 << 20
+PACKED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+if find_spec("zstandard"):
+    import zstandard
+
+    PACKED[".zst"] = zstandard.ZstdCompressor(write_checksum=True).compress
 
 
 def read(path: Path, unit: DocumentUnit = "line") -> tuple[list[str], ByteAccount]:
@@ -107,14 +117,61 @@ def test_a_jsonl_line_is_a_document_whatever_the_unit(tmp_path: Path, unit: Docu
     assert found == ["a\n\nb", "c"]
 
 
-@pytest.mark.parametrize("unit", ["line", "block", "file"])
-def test_compressed_files_read_and_digest_as_their_content(tmp_path: Path, unit: DocumentUnit) -> None:
-    content = b"a\r\nb\n\nc"
+@each("unit", ["line", "block", "file"])
+@each("suffix", [*PACKED])
+def test_compressed_files_read_and_digest_as_their_content(tmp_path: Path, unit: DocumentUnit, suffix: str) -> None:
+    pack, content = PACKED[suffix], b"a\r\nb\n\nc"
     plain = written(tmp_path / "a.txt", content)
-    packed = written(tmp_path / "a.txt.gz", gzip.compress(content[:4]) + gzip.compress(content[4:]))
+    packed = written(tmp_path / f"a.txt{suffix}", pack(content[:4]) + b"\0" * 8 + pack(content[4:]) + b"\0" * 4)
     assert read(packed, unit) == read(plain, unit)
     assert Corpus.open(packed, unit=unit).digest == Corpus.open(plain, unit=unit).digest
     assert Corpus.open(packed).bytes == packed.stat().st_size
+
+
+def test_a_compressed_text_of_many_reads_is_whole(tmp_path: Path) -> None:
+    lines = [os.urandom(60).hex() for _ in range(5000)]
+    for suffix, pack in PACKED.items():
+        path = written(tmp_path / f"a.train{suffix}", pack("\n".join(lines).encode()))
+        assert path.stat().st_size > 4 * (1 << 16)
+        assert read(path)[0] == lines
+
+
+DELIMITER = DocumentDelimiter(delimiter="<|end|>")
+
+
+@each(
+    ("content", "documents", "separators", "empty"),
+    [
+        (b"a\nb\n<|end|>\nc\n<|end|>\n", ["a\nb", "c"], 18, 0),
+        (b"a<|end|>b<|end|>c", ["a", "b", "c"], 14, 0),
+        (b"<|end|>\r\na \r\n\r\nb\r\n<|end|> c", ["a \n\nb", " c"], 20, 1),
+        (b"<|end|><|end|>\n \n<|end|>a<|end|>", ["a"], 31, 3),
+        (b"\xef\xbb\xbf<|en<|end|>d|>\n", ["<|en", "d|>"], 11, 0),
+    ],
+)
+def test_a_document_lies_between_two_delimiters(
+    tmp_path: Path, content: bytes, documents: list[str], separators: int, empty: int
+) -> None:
+    found, account = read(written(tmp_path / "a.txt", content), DELIMITER)
+    assert found == documents
+    assert (account.bytes_in, account.bytes_separators, account.empty_documents) == (len(content), separators, empty)
+
+
+@each("delimiter", ["<|end|>", "\n--\n--\n", "\r\n--\r\n--\r\n", "\n\n\n"])
+@each("shift", [-8, -7, -4, -1, 0, 1])
+def test_a_delimiter_may_lie_across_reads(tmp_path: Path, delimiter: str, shift: int) -> None:
+    long = ("x" * 99 + "\n") * (MIB // 100)
+    long += "y" * (MIB + shift - len(long))
+    content = delimiter.join([long, "z", long, "\n-", "end"])
+    found, _ = read(written(tmp_path / "a.txt", content.encode()), DocumentDelimiter(delimiter=delimiter))
+    assert found == [long, "z", long, "-", "end"]
+
+
+def test_a_delimiter_that_never_occurs_is_refused(tmp_path: Path) -> None:
+    assert "data.documents, '<|end|>', does not occur" in refused(
+        written(tmp_path / "a.txt", b"a\n<|END|>\n"), DELIMITER
+    )
+    assert read(written(tmp_path / "a.jsonl", b'{"text": "a"}\n'), DELIMITER)[0] == ["a"]
 
 
 @each("unit", ["line", "block"])
@@ -256,6 +313,38 @@ def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage) -> None:
     assert "gzip" in message
 
 
+@each("suffix", [*PACKED])
+def test_damage_of_any_compression_is_refused(tmp_path: Path, suffix: str) -> None:
+    data = PACKED[suffix](os.urandom(3 * (1 << 16)).hex().encode())
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+    for damaged in (data[:-9], data[:middle], flipped, data + b"trailing", data + data[:9], data[:8]):
+        path = written(tmp_path / f"a.txt{suffix}", damaged)
+        assert refused(path).startswith(f"{path}: damaged ")
+    plain = written(tmp_path / f"a.txt{suffix}", b"plain text\n")
+    assert ": rename it, or compress it again" in refused(plain)
+
+
+def test_a_file_under_a_wrong_name_is_called_what_it_is(tmp_path: Path) -> None:
+    text = b"a line of text\n" * 100
+    for suffix, pack in PACKED.items():
+        for name in ("a.txt", "a.jsonl", "a.train", "a.txt.gz" if suffix != ".gz" else "a.txt.bz2"):
+            assert f"data: add {suffix} to its name, or decompress it" in refused(written(tmp_path / name, pack(text)))
+        twice = written(tmp_path / f"a.txt{suffix}", pack(pack(text)))
+        assert f"it looks like {'' if suffix != '.zst' else 'zstandard'}" in refused(twice)
+    assert "a zip archive: extract it" in refused(written(tmp_path / "a.txt", b"PK\3\4\0\0\0\0\x9c"))
+    assert "Parquet data: rename it to .parquet" in refused(written(tmp_path / "a.txt", b"PAR1\x15\4\x15\xf0"))
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, name, extra in (("zstandard", "a.txt.zst", "zst"), ("pyarrow", "a.parquet", "parquet")):
+        monkeypatch.setitem(sys.modules, package, None)
+        path = written(tmp_path / name, b"x")
+        assert (
+            refused(path) == f"{path}: reading {path.suffix} files needs a package: pip install model-foundry[{extra}]"
+        )
+
+
 def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
     assert "a FIFO" in refused(tmp_path / "a.txt")
@@ -361,10 +450,119 @@ def test_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_of_unknown_kind_are_refused_by_name(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.train", b"text")
-    assert "kinds are .txt and .jsonl" in refused(path)
-    assert "a.train" in refused(tmp_path)
-    assert "no .txt or .jsonl file" in refused(tmp_path / "*.none")
+    path = written(tmp_path / "a.doc", b"text")
+    assert "read are .txt, .train" in refused(path)
+    assert "a.doc" in refused(tmp_path)
+    assert "no file to read" in refused(tmp_path / "*.none")
+
+
+@each("name", ["a.txt", "a.train", "a.DEV", "a.test.gz", "a.Txt.GZ"])
+def test_the_splits_of_a_corpus_are_text_files(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, gzip.compress(b"a\nb\n") if name.lower().endswith("gz") else b"a\nb\n")
+    assert list(Corpus.open(path).documents()) == ["a", "b"]
+    assert Corpus.open(path).digest == Corpus.open(written(tmp_path / "b.txt", b"a\nb\n")).digest
+
+
+def test_ndjson_is_jsonl(tmp_path: Path) -> None:
+    line = b'{"text": "a"}\n'
+    digests = {Corpus.open(written(tmp_path / name, line)).digest for name in ("a.jsonl", "a.ndjson")}
+    assert read(tmp_path / "a.ndjson")[0] == ["a"]
+    assert len(digests) == 1
+
+
+def folder_of_many_kinds(folder: Path) -> Path:
+    """A folder of 100 bytes of text and 63 bytes of other kinds, 21 of them in a linked folder."""
+    for name, size in {"a.txt": 60, "sub/b.train": 40, "notes.md": 21, "sub/more.md": 20, "LICENSE": 1}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        written(folder / name, b"x" * size)
+    written(folder / ".hidden.bin", b"x" * 1000)
+    (folder.parent / "elsewhere" / ".git").mkdir(parents=True)
+    written(folder.parent / "elsewhere" / "c.txt", b"x" * 21)
+    written(folder.parent / "elsewhere" / ".git" / "c.txt", b"x" * 1000)
+    (folder / "linked").symlink_to(folder.parent / "elsewhere")
+    return folder
+
+
+def test_what_is_not_read_in_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of_many_kinds(tmp_path / "texts")
+    for spec in (folder, folder / "*"):
+        corpus = Corpus.open(spec, name="data.training_corpus")
+        examples = "2 .md (notes.md), 1 no suffix (LICENSE), 1 linked (linked)"
+        line = f"warning: data.training_corpus: not read in {spec}: 4 files, 63 bytes: {examples}\n"
+        assert capsys.readouterr().err == line
+        assert [path.name for path in corpus.files] == ["a.txt", "b.train"]
+        by_suffix = {".md": ["notes.md", "more.md"], "no suffix": ["LICENSE"], "linked": ["linked"]}
+        assert corpus.description["not_read"] == [{"files": 4, "bytes": 63, "by_suffix": by_suffix}]
+    Corpus.open(folder / "*.txt")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_is_mostly_not_read_is_refused(tmp_path: Path) -> None:
+    folder = folder_of_many_kinds(tmp_path / "texts")
+    enough, extra = folder / "notes.md", tmp_path / "elsewhere" / "c.txt"
+    for grown, size in ((enough, 21 + 37), (extra, 21 + 37)):
+        before = grown.read_bytes()
+        written(grown, b"x" * size)
+        assert len(Corpus.open(folder).files) == 2
+        written(grown, b"x" * (size + 1))
+        for spec in (folder, folder / "*", folder / "**"):
+            message = refused(spec)
+            assert "only 100 bytes of " in message
+            assert "not read are 4 files, 101 bytes: " in message
+            assert 'data.files: "*.txt"' in message
+            assert len(Corpus.open(spec, pattern="*.t*").files) == 2
+        written(grown, before)
+
+
+@each("name", ["b/z.txt", "a.txt", "b/c/y.train", "x.md"])
+def test_a_folder_and_its_glob_read_the_same_files(tmp_path: Path, name: str) -> None:
+    for each_name in ("q.txt", "b/a.jsonl", "b/.h/x.txt", name):
+        (tmp_path / "f" / each_name).parent.mkdir(parents=True, exist_ok=True)
+        written(tmp_path / "f" / each_name, b'{"text": "a"}')
+    files = Corpus.open(tmp_path / "f").files
+    assert [Corpus.open(tmp_path / glob).files for glob in ("f/*", "f/**", "f/**/*", "?")] == [files] * 4
+
+
+@each(
+    ("pattern", "names"),
+    [
+        ("*.train", ["a.train", "sub/b.train"]),
+        ("a.*", ["a.dev", "a.train"]),
+        ("sub/*", ["sub/b.train"]),
+        ("**/*.train", ["a.train", "sub/b.train"]),
+        ("*", ["a.dev", "a.train", "sub/b.train"]),
+    ],
+)
+def test_a_pattern_chooses_by_name_or_path(
+    tmp_path: Path, pattern: str, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.train", "a.dev", "sub/b.train"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        written(tmp_path / name, b"x")
+    for spec in (tmp_path, tmp_path / "*"):
+        assert [str(path.relative_to(tmp_path)) for path in Corpus.open(spec, pattern=pattern).files] == names
+        assert ("not read in" in capsys.readouterr().err) == (len(names) < 3)
+    with pytest.raises(DataError, match=r"no file that matches '\*\.none' to read in .*, only 3 other"):
+        Corpus.open(tmp_path, pattern="*.none")
+
+
+def test_splits_that_are_read_as_one_text_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.train", "a.dev", "a.test.gz"):
+        written(tmp_path / name, b"x")
+    Corpus.open(tmp_path)
+    assert "all its .dev, .test, .train files are read" in capsys.readouterr().err
+    Corpus.open(tmp_path, pattern="*.train")
+    assert "are read" not in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path / os.fsdecode(b"caf\xe9.txt"), b"text")
+    written(tmp_path / os.fsdecode(b"\xe9.md"), b"x")
+    assert list(Corpus.open(tmp_path).documents()) == ["text"]
+    assert "1 .md ('\\udce9.md')" in capsys.readouterr().err
+    assert Corpus.open(tmp_path).description["names"] == ["'caf\\udce9.txt'"]
+    written(tmp_path / os.fsdecode(b"caf\xe9.txt"), b"\xff")
+    assert "caf\\udce9.txt'" in refused(tmp_path)
 
 
 def test_a_link_to_a_file_is_read(tmp_path: Path) -> None:
@@ -399,6 +597,10 @@ def test_the_digest_depends_on_unit_kind_order_and_every_byte(tmp_path: Path) ->
         digest(b"a\r\nb\n"),
         digest(b"a\n", b"", b"b\n"),
         digest(b"a\n", b"b\n", unit="block"),
+        digest(b"a\n", b"b\n", unit=DELIMITER),
+        digest(b"a\n", b"b\n", unit=DocumentDelimiter(delimiter="line")),
         digest(b"a\n", b"b\n", kind="jsonl"),
     ]
     assert len(set(digests)) == len(digests)
+    # Tokenizers, token files and checkpoints of earlier versions name a corpus by its digest.
+    assert digests[0] == "6833737f9cb40daeb3c29a79b5af2abe41b2539f772388549da2df9d02642dad"

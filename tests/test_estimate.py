@@ -57,6 +57,13 @@ def test_activations_of_many_rows_are_told_from_a_few(build: Build, architecture
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@each("architecture", ["gpt2", "bert", "lstm"])
+def test_activations_of_long_rows_are_told_from_shorter_ones(build: Build, architecture: str) -> None:
+    model = build(architecture, data={"max_sequence_length": 1500})
+    expected = saved_bytes(model, plain_rows(model, 3, 1500))
+    assert activation_bytes(model, 3, 1500) == pytest.approx(expected, rel=0.05)
+
+
 def test_a_masked_model_keeps_less_where_less_is_predicted(build: Build) -> None:
     bert = build("bert")
     few, all_of_them = (activation_bytes(bert, 8, 20, labelled=share) for share in (0.15, 1.0))

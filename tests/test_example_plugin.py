@@ -31,11 +31,13 @@ from foundry_core.data.order import SampleOrder
 from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.data.rows import Rows
 from foundry_core.errors import CheckpointError, ConfigError, FoundryError
+from foundry_core.evaluation.corpus_loss import evaluate_corpus
 from foundry_core.models.folder import load_model
 from foundry_core.registry.discovery import read_packages
 from foundry_core.tokenization.encoding import DocumentEncoder
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
+from foundry_core.training.losses import objective_loss
 from foundry_core.training.optimizers import build_optimizer
 from tests.each import each
 
@@ -66,7 +68,8 @@ def installed(distribution: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(str(PACKAGE))
     for name in [name for name in sys.modules if name.partition(".")[0] == "foundry_example"]:
         monkeypatch.delitem(sys.modules, name)
-    return distribution(project["name"], project["entry-points"], version=project["version"])
+    requires = [f"Requires-Dist: {each}" for each in project["dependencies"]]
+    return distribution(project["name"], project["entry-points"], version=project["version"], headers=requires)
 
 
 @pytest.fixture
@@ -126,12 +129,12 @@ def test_its_names_and_settings_are_checked_without_torch(written: Callable[...,
     [
         (
             ["training.optimizer=lyon"],
-            "optimizer: unknown optimizer 'lyon'. Did you mean 'lion'? Available: adamw, lion, sgd",
+            "optimizer: unknown optimizer 'lyon'. Did you mean 'lion'? Available: adamw, lion, muon, sgd",
         ),
         (
             ["training.objective=span_corrupton"],
             "objective: unknown objective 'span_corrupton'. Did you mean 'span_corruption'? "
-            "Available: causal_lm, masked_lm, span_corruption",
+            "Available: causal_lm, distilled_lm, masked_lm, smoothed_lm, span_corruption",
         ),
         (
             ["tokenizer.tokenizer_type=byte"],
@@ -277,6 +280,58 @@ def test_on_noise_the_loss_stays_at_what_can_be_known(config: ExperimentConfig, 
     assert math.log(len(ordinary)) - 0.15 < np.mean(losses[-20:]) < math.log(32) + 0.3
 
 
+# The losses.
+
+LOSSES: dict[str, Any] = {"architecture": "lstm", "optimizer_settings": {"beta2": 0.98}, "precision": "fp32"}
+
+
+def reports(config: ExperimentConfig) -> list[dict[str, Any]]:
+    lines = (Path(config.training.output_dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_smoothed_targets_are_optimised_and_reported_apart(written: Callable[..., Path]) -> None:
+    share = {"objective": "smoothed_lm", "objective_settings": {"smoothing": 0.2}}
+    smoothed = load_config(written("smoothed", **LOSSES, **share))
+    plain = load_config(written("plain", **LOSSES, objective="causal_lm", objective_settings=None))
+    for config in (smoothed, plain):
+        run(config, quiet=True)
+    (ours, *_, evaluated), (core, *_) = reports(smoothed), reports(plain)
+    assert ours["loss"] == pytest.approx(core["loss"], rel=1e-5)
+    assert ours["optimised_loss"] != ours["loss"]
+    logits, labels = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.arange(5)
+    loss = objective_loss(smoothed)
+    assert loss is not None
+    expected = 0.8 * torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    expected -= 0.2 * logits.log_softmax(dim=-1).mean(dim=-1)
+    torch.testing.assert_close(loss(logits, labels, {}), expected)
+    last = Path(smoothed.training.output_dir) / "checkpoint-6"
+    again = evaluate_corpus(load_model(last), load_tokenizer(last), str(smoothed.data.test_corpus))  # type: ignore[arg-type]
+    assert evaluated["loss"] == pytest.approx(again.loss, rel=1e-6)
+
+
+def test_a_student_of_itself_diverges_by_nothing_and_resumes(written: Callable[..., Path]) -> None:
+    teacher = load_config(written("teacher", **LOSSES, objective="causal_lm", objective_settings=None))
+    run(teacher, quiet=True)
+    lessons = {"teacher": str(Path(teacher.training.output_dir) / "checkpoint-0"), "weight": 1.0}
+    itself = load_config(
+        written("itself", **LOSSES, objective="distilled_lm", objective_settings=lessons),
+        ["model.rnn.dropout=0.0"],
+    )
+    run(itself, quiet=True)
+    assert reports(itself)[0]["optimised_loss"] == pytest.approx(0, abs=1e-6)
+    assert reports(itself)[0]["loss"] > 4
+    lessons = {"teacher": str(Path(teacher.training.output_dir) / "checkpoint-6"), "weight": 0.5}
+    student = {**LOSSES, "objective": "distilled_lm", "objective_settings": lessons, "evaluate_every_steps": 3}
+    alone, broken = (
+        load_config(written(name, **student, checkpoints={"every_steps": 2})) for name in ("alone", "broken")
+    )
+    run(alone, quiet=True)
+    killed_before(broken, 4)
+    run(broken, resume=True, quiet=True)
+    assert outcome(broken) == outcome(alone)
+
+
 # The optimizer.
 
 
@@ -294,6 +349,53 @@ def test_lion_follows_the_sign_of_its_momentum_and_cores_decay(config: Experimen
     torch.testing.assert_close(embedding, before[0])
     torch.testing.assert_close(bias, before[2])
     torch.testing.assert_close(weight, (before[1] * 0.95 - 0.1) * 0.95 + 0.1)
+
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", SIZES["bert"]),
+    "lstm": ("lstm", SIZES["lstm"]),
+    "mamba": ("mamba", {"mamba": {"hidden_size": 16, "num_layers": 1, "state_size": 4}}),
+    "mamba of transformers": (
+        "transformers",
+        {"transformers": {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}},
+    ),
+}
+
+
+@each("name", MODELS)
+def test_muon_orthogonalises_matrices_and_nothing_else(
+    name: str, experiment: Callable[..., ExperimentConfig], letters: Any, tmp_path: Path
+) -> None:
+    architecture, sizes = MODELS[name]
+    training = {"optimizer": "muon", "learning_rate": 0.1, "weight_decay": 0.0, "objective": None}
+    config = experiment(architecture, tmp_path, example="", model=sizes, training=training, plugins=["foundry_example"])
+    model = create_model(config, letters)
+    optimizer, generator = build_optimizer(model, config.training, config.optimizer), torch.Generator().manual_seed(0)
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    orthogonalised = set()
+    for key, parameter in model.named_parameters():
+        moved = (before[key] - parameter.detach()) / 0.1
+        assert parameter.grad is not None
+        if torch.allclose(moved, parameter.grad.sign(), atol=1e-3):  # Adam's first step
+            continue
+        values = torch.linalg.svdvals(moved) / (0.2 * max(moved.shape) ** 0.5)
+        assert 0.3 < float(values.min()) <= float(values.max()) < 1.3, key
+        orthogonalised.add(key)
+    layers = ("query", "key", "value", "dense", "weight_ih", "weight_hh", "in_proj", "x_proj", "dt_proj", "step_proj")
+    matrices = {key for key in before if "bias" not in key and any(part in key for part in (*layers, "out_proj"))}
+    assert orthogonalised == matrices
+
+
+def test_a_run_with_muon_resumes_exactly(written: Callable[..., Path]) -> None:
+    muon = {"optimizer": "muon", "optimizer_settings": {"momentum": 0.9}, "evaluate_every_steps": 3}
+    alone, broken = (load_config(written(name, **muon, checkpoints={"every_steps": 2})) for name in ("alone", "broken"))
+    run(alone, quiet=True)
+    killed_before(broken, 4)
+    run(broken, resume=True, quiet=True)
+    assert outcome(broken) == outcome(alone)
 
 
 def test_plan_counts_what_this_optimizer_keeps(
@@ -344,9 +446,8 @@ def test_bytes_are_ids_and_every_text_comes_back(config: ExperimentConfig, tmp_p
         assert ids.tolist() == list(text.encode())
         assert tokenizer.decode(ids.tolist()) == text
     assert len(tokenizer) == 256 + len(set(config.special_tokens.values()))
-    assert tokenizer("a")["input_ids"] == [tokenizer.cls_token_id, 97, tokenizer.sep_token_id]
     # The special tokens that core's types have by default, because the descriptor names no others.
-    assert config.special_tokens == default_special_tokens("bpe", masked=True)
+    assert config.special_tokens == default_special_tokens("bpe")
 
 
 def test_a_vocabulary_too_small_for_bytes_is_one_line(
@@ -458,7 +559,8 @@ def test_without_the_package_its_checkpoint_says_what_is_missing(written: Callab
     for information in installed.glob("*.dist-info"):
         shutil.rmtree(information)
     read_packages.cache_clear()
-    with pytest.raises(FoundryError, match=r"cannot be built here.*no installed package declares the module"):
+    line = r"cannot be built here.*no installed package declares the module.* pip install foundry-example==0\.1\.0\Z"
+    with pytest.raises(FoundryError, match=line):
         load_model(Path(config.training.output_dir) / "checkpoint-1")
 
 
@@ -484,3 +586,12 @@ def test_the_command_works_and_has_help_with_an_example(
     assert len(lines) == len(set(lines)) == 2
     assert all(line.count("<mask>") in (4, 5) for line in lines)
     assert all(line.startswith("<s> ") and line.endswith(" </s>") for line in lines)
+
+
+# The checks.
+
+
+@pytest.mark.long
+@each("name", ["span_corruption", "smoothed_lm", "lion", "muon", "bytes", "foundry_example"])
+def test_what_it_adds_passes_its_checks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", name]) == 0, capsys.readouterr().out

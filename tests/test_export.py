@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GenerationConfig
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
+from foundry_core.cli.new_plugin import plugin_files
 from foundry_core.errors import CheckpointError
 from tests.each import each
 
@@ -29,12 +31,13 @@ MODELS = {
     "rnn-both": ("rnn", "tiny_bidirectional", "masked_lm"),
     "mamba": ("mamba", "tiny", "causal_lm"),
 }
+BUILT = {**MODELS, "third": ("third", "tiny", "causal_lm")}  # the last one is of a package that a test writes
 CAUSAL_CLASSES = ("GPT2LMHeadModel", "FoundryLstmForCausalLM", "FoundryMambaForCausalLM")
 AUTO = {"causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM"}
 IDS = torch.randint(0, 26, (3, 10), generator=torch.Generator().manual_seed(0))
 Build = Callable[..., BaseLanguageModel]
 
-# A process that knows transformers alone: opens the folders of a parent folder and leaves what it found.
+# A process that knows transformers alone: opens folders, leaves in each what it found, and saves the model again.
 STRANGER = """
 import json, sys
 from pathlib import Path
@@ -48,8 +51,8 @@ transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 torch.manual_seed(99)
 ids = torch.tensor(arguments["ids"])
-for name, auto in arguments["folders"].items():
-    folder = Path(arguments["parent"]) / name
+for folder, auto in arguments["folders"].items():
+    folder = Path(folder)
     options = {"trust_remote_code": True} if arguments["trust"] else {}
     model = getattr(transformers, auto).from_pretrained(folder, **options)
     assert not model.training
@@ -57,6 +60,7 @@ for name, auto in arguments["folders"].items():
     if auto == "AutoModelForCausalLM":
         found["text"] = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
     torch.save(found, folder / "found.pt")
+    model.save_pretrained(folder / "again")
 """
 
 
@@ -74,7 +78,7 @@ def build(
     torch.set_num_threads(1)
 
     def make(name: str) -> BaseLanguageModel:
-        architecture, example, objective = MODELS[name]
+        architecture, example, objective = BUILT[name]
         model = create_model(
             experiment(architecture, home, example=example, training={"objective": objective}), letters
         )
@@ -99,30 +103,32 @@ def folders(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return parent
 
 
-def strangers_findings(parent: Path, names: list[str], *, modules: list[str], trust: bool) -> dict[str, Any]:
+def strangers_findings(
+    folders: dict[str, Path], *, modules: Sequence[str] = (), trust: bool = True, path: str = ""
+) -> dict[str, Any]:
     arguments = {
-        "parent": str(parent),
-        "folders": {name: AUTO[MODELS[name][2]] for name in names},
+        "folders": {str(folder): AUTO[BUILT[name][2]] for name, folder in folders.items()},
         "ids": IDS.tolist(),
         "modules": modules,
         "trust": trust,
     }
     command = [sys.executable, "-c", STRANGER, json.dumps(arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, "PYTHONPATH": path}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr
-    found = {name: torch.load(parent / name / "found.pt") for name in names}
+    found = {name: torch.load(folder / "found.pt") for name, folder in folders.items()}
     return {"stderr": ended.stderr, "stdout": ended.stdout, **found}
 
 
 @pytest.fixture(scope="module")
 def opened_with_trust(folders: Path) -> dict[str, Any]:
-    return strangers_findings(folders, list(MODELS), modules=[], trust=True)
+    return strangers_findings({name: folders / name for name in MODELS})
 
 
 @pytest.fixture(scope="module")
 def opened_after_import(folders: Path) -> dict[str, Any]:
-    names = [name for name in MODELS if name not in ("gpt2", "bert")]
-    return strangers_findings(folders, names, modules=["foundry_rnn.model", "foundry_mamba.model"], trust=False)
+    ours = {name: folders / name for name in MODELS if name not in ("gpt2", "bert")}
+    return strangers_findings(ours, modules=["foundry_rnn.model", "foundry_mamba.model"], trust=False)
 
 
 # A fresh process.
@@ -158,6 +164,26 @@ def test_transformers_has_nothing_to_warn_of(
 ) -> None:
     assert opened_with_trust["stderr"] == opened_with_trust["stdout"] == ""
     assert opened_after_import["stderr"] == opened_after_import["stdout"] == ""
+
+
+@pytest.mark.long
+def test_what_transformers_saves_opens_again(
+    build: Build, folders: Path, opened_with_trust: dict[str, Any], distribution: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The folders that the fresh process saved, and one of a third party, saved by a process with the plugin."""
+    points = {"foundry.architectures": {"third": "foundry_third:third"}}
+    place = distribution("foundry-third", points, plugin_files("third"))
+    third = saved(build("third"), tmp_path / "third")
+    AutoModelForCausalLM.from_pretrained(third).save_pretrained(third / "again")
+    again = {**{name: folders / name / "again" for name in MODELS}, "third": third / "again"}
+    found = strangers_findings(again, path=str(place))
+    assert found["stderr"] == found["stdout"] == ""
+    for name, folder in again.items():
+        modules = [path.name for path in folder.glob("*.py")]
+        assert modules == ([] if name in ("gpt2", "bert") else ["modeling_foundry.py"]), name
+        logits = build(name)(IDS).logits
+        assert torch.equal(found[name]["logits"], logits), name
+        assert torch.equal(BaseLanguageModel.from_pretrained(folder)(IDS).logits, logits), name
 
 
 # The way back.

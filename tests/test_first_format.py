@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from foundry_core import BaseLanguageModel, load_config, run
+from foundry_core.errors import CheckpointError
 
 STORED = Path(__file__).parent / "fixtures" / "first_format"
 PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
@@ -45,12 +46,23 @@ print(*model(torch.tensor({PROMPT.tolist()})).logits[0, -1, :4].tolist())
     assert [float(each) for each in done.stdout.split()] == pytest.approx(LOGITS["lstm"], abs=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["lstm", "bert"])
+CAUSAL = (
+    "data.tokens_per_row=15",
+    "tokenizer.special_tokens={mask_token: null, cls_token: null, sep_token: null}",
+)
+"""What causal models had in the first format: longer rows, and a tokenizer without the tokens of masked models."""
+
+
+@pytest.mark.parametrize(("architecture", "overrides"), [("lstm", CAUSAL), ("bert", ())])
 def test_training_goes_on_from_an_old_checkpoint(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(STORED, tmp_path, dirs_exist_ok=True)
     shutil.copytree(tmp_path / architecture, tmp_path / "runs" / architecture)
     monkeypatch.chdir(tmp_path)
-    config = load_config(f"{architecture}.yaml", ["training.train_steps=5"])
+    if overrides:
+        with pytest.raises(CheckpointError, match="data.tokens_per_row was 15, is 14; its tokenizer is another one"):
+            run(load_config(f"{architecture}.yaml"), resume=True, quiet=True)
+        shutil.rmtree(tmp_path / "runs" / architecture / "tokenizer")
+    config = load_config(f"{architecture}.yaml", ["training.train_steps=5", *overrides])
     assert run(config, resume=True, allowed_changes=["training.train_steps"], quiet=True).step == 5

@@ -16,6 +16,7 @@ from foundry_core import Architecture, Capabilities, Objective
 from foundry_core.registry import hookspecs
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.tokenizer_type import TokenizerType
+from foundry_core.testing.extensions.run import all_checks as checks_of
 from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.check import CHECKS
 from foundry_core.testing.kit.keys import write_keys
@@ -24,7 +25,15 @@ from tests.each import each
 
 GUIDE = (Path(__file__).parents[1] / "plugins" / "README.md").read_text(encoding="utf-8")
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("foundry_")}
-NOT_APPLICABLE = ("word-order", "dropout", "carried-state", "step-by-step", "refusal", "gradient-checkpointing")
+NOT_APPLICABLE = (
+    "word-order",
+    "auxiliary",
+    "dropout",
+    "carried-state",
+    "step-by-step",
+    "refusal",
+    "gradient-checkpointing",
+)
 """Checks of what the model of the guide does not have: two directions, dropout, a state, and so on."""
 
 
@@ -88,6 +97,23 @@ def test_the_example_of_a_hook_runs_with_the_specifications() -> None:
     ]
     for path, text in shown:
         assert f"# {path}\n{text.rstrip()}" in documentation
+
+
+@each(
+    ("kind", "title"),
+    [
+        ("objective", "An objective"),
+        ("optimizer", "An optimizer"),
+        ("tokenizer", "A tokenizer type"),
+        ("observer", "An observer"),
+        ("command", "A command"),
+    ],
+)
+def test_every_check_of_a_kind_is_in_its_section(kind: str, title: str) -> None:
+    shared = GUIDE.partition("## Write and check each kind\n")[2].partition("\n### ")[0]
+    section = GUIDE.partition(f"\n### {title}\n")[2].partition("\n#")[0]
+    for one in checks_of(kind):
+        assert f"`{one.name}`" in (shared if one.group == "packaging" else section), one.name
 
 
 @pytest.mark.parametrize("kind", [Architecture, Capabilities, Objective, Optimizer, TokenizerType])

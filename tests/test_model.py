@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, ModelOutput, create_model
-from foundry_core.errors import TokenizerError
+from foundry_core.errors import PluginError, TokenizerError
 from foundry_core.models.building import build_context
 from tests.each import each
 
@@ -223,7 +223,40 @@ def test_an_objective_that_hides_tokens_needs_a_mask_token(
 ) -> None:
     from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 
-    special = default_special_tokens("character", masked=False)
+    special = default_special_tokens("character")
+    del special["mask_token"]
     plain = train_tokenizer("character", lambda: iter(["abc"]), None, special)
     with pytest.raises(TokenizerError, match=r"^masked_lm needs a tokenizer with a mask_token"):
         create_model(experiment("bert", tmp_path), plain)
+
+
+# Names.
+
+WAYS: dict[str, Callable[[Any, str], None]] = {
+    "a layer": lambda model, name: setattr(model, name, torch.nn.Linear(2, 2)),
+    "a parameter": lambda model, name: setattr(model, name, torch.nn.Parameter(torch.zeros(2))),
+    "a tensor": lambda model, name: setattr(model, name, torch.zeros(2)),
+    "add_module": lambda model, name: model.add_module(name, torch.nn.Linear(2, 2)),
+    "register_module": lambda model, name: model.register_module(name, torch.nn.Linear(2, 2)),
+    "register_parameter": lambda model, name: model.register_parameter(name, torch.nn.Parameter(torch.zeros(2))),
+    "register_buffer": lambda model, name: model.register_buffer(name, torch.zeros(2), persistent=False),
+}
+
+
+@each("way", WAYS)
+def test_a_layer_or_tensor_cannot_have_a_name_of_core(way: str, build: Callable[..., BaseLanguageModel]) -> None:
+    model = build("gpt2")
+    of_core = ("output", "config", "context", "targets", "flops", "settings", "lm_output", "generate", "model_type")
+    for name in (*of_core, "head", "train", "forward"):
+        with pytest.raises(PluginError, match=rf"^foundry_gpt2\.model\.GPT2LanguageModel .* called '{name}', which "):
+            WAYS[way](model, name)
+    WAYS[way](model, "flops_layer")
+    assert model.flops(1, 4) > 0
+
+
+def test_what_core_keeps_on_a_model_is_not_replaced(build: Callable[..., BaseLanguageModel]) -> None:
+    model: Any = build("gpt2")
+    for name, kind in (("config", "ExperimentConfig"), ("context", "BuildContext")):
+        with pytest.raises(PluginError, match=rf"sets self\.{name} to a dict, and core keeps its {kind} there"):
+            setattr(model, name, {})
+    model.set_vocabulary_size(model.context.vocab_size + 1)

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import subprocess
@@ -22,9 +23,10 @@ from packaging.specifiers import SpecifierSet
 
 from foundry_core import BaseLanguageModel, __version__, create_model, load_config
 from foundry_core.cli import main
-from foundry_core.cli.new_plugin import core_versions, plugin_files
+from foundry_core.cli.new_plugin import KINDS, core_versions, plugin_files
 from foundry_core.registry.doctor import examine
-from foundry_core.registry.loading import get_architecture
+from foundry_core.registry.loading import get_architecture, load_plugin_file
+from foundry_core.registry.loading import plugin_files as plugin_files_loaded
 from tests.each import each
 
 Install = Callable[..., None]
@@ -43,8 +45,8 @@ FILES = {
 }
 
 
-def new_plugin(name: str, folder: Path) -> Path:
-    assert main(["new-plugin", name, "--dir", str(folder)]) == 0
+def new_plugin(name: str, folder: Path, kind: str = "architecture") -> Path:
+    assert main(["new-plugin", name, "--dir", str(folder), "--kind", kind]) == 0
     return folder / f"foundry-{name.replace('_', '-')}"
 
 
@@ -75,18 +77,18 @@ def test_it_writes_where_one_stands_unless_told_otherwise(tmp_path: Path, monkey
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["a", "mine", "my_arch_2", LONGEST])
-def test_the_linters_have_nothing_to_say(name: str, tmp_path: Path) -> None:
-    folder = new_plugin(name, tmp_path)
+@each(("name", "kind"), [(name, kind) for name in ("a", "my_arch_2", LONGEST) for kind in KINDS])
+def test_the_linters_have_nothing_to_say(name: str, kind: str, tmp_path: Path) -> None:
+    folder = new_plugin(name, tmp_path, kind)
     for command in (["format", "--check"], ["check"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "."]
         done = subprocess.run(ruff, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["mine", LONGEST])
-def test_nothing_is_left_to_fill_in(name: str) -> None:
-    for path, text in plugin_files(name).items():
+@each(("name", "kind"), [(name, kind) for name in ("mine", LONGEST) for kind in KINDS])
+def test_nothing_is_left_to_fill_in(name: str, kind: str) -> None:
+    for path, text in plugin_files(name, kind).items():
         assert not re.search(r"\$([^{]|\{[^{])", text), path  # ${{ is the workflow's own
         assert all(len(line) <= 120 for line in text.splitlines()), path
 
@@ -109,8 +111,9 @@ def test_a_plugin_goes_with_the_cores_of_its_own_plugin_api(version: str, bounds
     assert core_versions(version) == bounds
 
 
-def test_the_workflow_runs_what_the_readme_says() -> None:
-    files = plugin_files("mine")
+@each("kind", KINDS)
+def test_the_workflow_runs_what_the_readme_says(kind: str) -> None:
+    files = plugin_files("mine", kind)
     steps = yaml.safe_load(files[".github/workflows/test.yml"])["jobs"]["test"]["steps"]
     commands = [step["run"] for step in steps if "run" in step]
     assert "pytest" in commands
@@ -180,6 +183,23 @@ def test_a_name_that_is_taken_is_refused(
         assert re.fullmatch(f"error: {reason}: choose another name", refused(capsys, name, "--dir", str(tmp_path)))
 
 
+@each(
+    ("kind", "name", "reason"),
+    [
+        ("optimizer", "adamw", "there is an optimizer 'adamw'"),
+        ("tokenizer", "bpe", "there is a tokenizer 'bpe'"),
+        ("objective", "causal_lm", "there is an objective 'causal_lm'"),
+        ("command", "train", "there is a command 'train'"),
+        ("observer", "gpt2", "a package foundry-gpt2 is installed"),
+        ("optimizer", "Lion", "'Lion' cannot name an optimizer"),
+    ],
+)
+def test_a_name_that_its_kind_has_already_is_refused(
+    kind: str, name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, name, "--kind", kind, "--dir", str(tmp_path)).startswith(f"error: {reason}")
+
+
 @pytest.mark.parametrize("there", ["folder", "file", "dangling link"])
 def test_what_is_there_is_not_overwritten(there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "foundry-mine"
@@ -212,6 +232,31 @@ def mine(install: Install, tmp_path: Path) -> Path:
     points = project["entry-points"]["foundry.architectures"]
     install("foundry-mine", points, {}, project["version"], requires=project["dependencies"], sources=folder)
     return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "architecture"])
+def test_each_kind_passes_its_checks_and_its_own_tests(
+    kind: str, distribution: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = new_plugin("mine", tmp_path, kind)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    headers = [f"Requires-Dist: {each}" for each in project["dependencies"]]
+    distribution(project["name"], project["entry-points"], version=project["version"], headers=headers, sources=folder)
+    assert main(["check", "mine"]) == 0, capsys.readouterr().out
+    assert " 0 failed, 0 expected, " in capsys.readouterr().out
+    assert [(each.state, each.problem) for each in examine(deep=True) if each.point.name == "mine"] == [("fine", None)]
+    test = load_plugin_file(folder / "tests" / "test_mine.py")
+    try:
+        assert test.test_conformance
+        own = [value for name, value in vars(test).items() if name.startswith("test_") and name != "test_conformance"]
+        assert own
+        for function in own:
+            fixtures = {"tmp_path": tmp_path, "capsys": capsys}
+            function(**{name: fixtures[name] for name in inspect.signature(function).parameters})
+    finally:
+        plugin_files_loaded.discard("test_mine")
+        del sys.modules["test_mine"]
 
 
 Build = Callable[..., BaseLanguageModel]

@@ -28,6 +28,7 @@ from foundry_core import (
     register_architecture,
     run,
 )
+from foundry_core.errors import FoundryError
 from foundry_core.registry.hooks import hook_manager
 from foundry_core.registry.isolation import kept_settings
 from foundry_core.storage.files import StorageError
@@ -361,6 +362,22 @@ def test_weights_and_biases_is_an_observer_like_any_other(
         assert said == ""
         assert [name for name, _ in calls] == ["init", *["log"] * 4, "finish"]
         assert calls[0][1]["config"]["training"]["train_steps"] == 3
+
+
+@pytest.mark.parametrize("content", ["", "log = print\n"])
+def test_a_module_named_as_a_package_is_not_taken_for_it(
+    experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    (tmp_path / "wandb.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    config = experiment("lstm", tmp_path, logging={"use_wandb": True, "wandb_project": "p"})
+    with pytest.raises(
+        FoundryError, match=r"pip install model-foundry\[wandb\]; what Python imports as wandb is .*wandb"
+    ):
+        run(config, quiet=True)
+    assert not Path(config.training.output_dir).exists()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
 
 
 def test_settings_are_kept_where_the_working_folder_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

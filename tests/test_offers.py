@@ -38,7 +38,7 @@ from foundry_core import Objective, hookimpl
 
 @hookimpl
 def foundry_objectives():
-    return [Objective("prefix_lm", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM"{like})]
+    return [Objective("prefix_lm", "of a test", True, "overlap", "no:where"{like})]
 """
 
 
@@ -87,7 +87,7 @@ def settings(model: str, *plugins: str, **training: Any) -> dict[str, Any]:
 OFFERS: dict[str, tuple[str, Callable[..., Any], Callable[..., dict[str, Any]], str]] = {
     "objective": (
         "foundry_objectives",
-        lambda name: Objective(name, "of a test", True, "overlap", "no:where", "AutoModelForCausalLM"),
+        lambda name: Objective(name, "of a test", True, "overlap", "no:where"),
         attrgetter("objectives"),
         "causal_lm",
     ),
@@ -153,9 +153,7 @@ def test_two_packages_that_offer_one_name_are_both_named(distribution: Distribut
 )
 def test_an_interface_exists_and_is_causal_alike(like: str, said: str) -> None:
     """Otherwise a model of both directions could be trained on what it sees."""
-    objective = Objective(
-        "sly", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM", same_interface_as=like
-    )
+    objective = Objective("sly", "of a test", True, "overlap", "no:where", same_interface_as=like)
     with pytest.raises(PluginError) as raised:
         offers(hook_manager([module_with(foundry_objectives=lambda: [objective])]))
     assert str(raised.value) == f"the objective 'sly' of mine {said}"
@@ -214,7 +212,6 @@ OBJECTIVE = {
     "causal": True,
     "layout": "overlap",
     "collator": "no:where",
-    "auto_class": "AutoModelForCausalLM",
 }
 OPTIMIZER = {"name": "mine", "summary": "of a test", "builder": "no:where"}
 TOKENIZER = {"name": "mine", "summary": "of a test", "trainer": "no:where"}
@@ -226,12 +223,10 @@ TOKENIZER = {"name": "mine", "summary": "of a test", "trainer": "no:where"}
         (Objective, OBJECTIVE, {"name": ""}, "the objective '': its name is '', not a name in printable text"),
         (Objective, OBJECTIVE, {"layout": "nosuch"}, "its layout is 'nosuch', not one of overlap, framed"),
         (Objective, OBJECTIVE, {"collator": "no.where"}, "its collator is 'no.where', not an import string such as "),
-        (Objective, OBJECTIVE, {"causal": False}, "its auto_class is 'AutoModelForCausalLM', not AutoModelForMaskedLM"),
         (Objective, OBJECTIVE, {"required_tokens": "mask_token"}, "its required_tokens is 'mask_token', not a tuple"),
         (Optimizer, OPTIMIZER, {"builder": 5}, "the optimizer 'mine': its builder is 5, not an import string such as "),
         (TokenizerType, TOKENIZER, {"trainer": 5}, "the tokenizer type 'mine': its trainer is 5, not an import string"),
         (Capabilities, {}, {"objectives": ("masked_lm")}, "Capabilities: objectives is 'masked_lm', not a tuple of na"),
-        (Capabilities, {}, {"padding_sides": "left"}, "Capabilities: padding_sides is 'left', not a tuple of names"),
     ],
 )
 def test_a_mistake_is_named_where_the_descriptor_is_made(
@@ -289,7 +284,7 @@ from foundry_core import Objective, hookimpl
 def foundry_objectives():
     return [
         Objective(
-            "mine", "of a test", True, "overlap", "foundry_mine:make", "AutoModelForCausalLM",
+            "mine", "of a test", True, "overlap", "foundry_mine:make",
             same_interface_as="causal_lm",
         )
     ]
@@ -473,7 +468,7 @@ def test_a_trainer_that_breaks_a_rule_is_named(heavy: str, said: str, distributi
     kind = TokenizerType("mine", "of a test", "mine_heavy:train")
     texts = ["the dogs that saw the man see the cat"] * 9
     with pytest.raises(PluginError) as raised:
-        train_tokenizer(kind, lambda: texts, 272, kind.tokens_by_role(None, masked=False))
+        train_tokenizer(kind, lambda: texts, 272, kind.tokens_by_role())
     assert said.format(target="mine_heavy:train") in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -482,7 +477,7 @@ SHORT = """\
 from foundry_core import TokenizerType, hookimpl
 
 def short(roles):
-    return [(role, f"{name!r} is too long") for role, name in roles.items() if len(name) > 5]
+    return [(role, f"{name!r} is too long") for role, name in roles.items() if len(name) > 6]
 
 @hookimpl
 def foundry_tokenizer_types():
@@ -759,7 +754,7 @@ class Speed(ConfigSection):
 
 @hookimpl
 def foundry_objectives():
-    causal = dict(causal=True, layout="overlap", auto_class="AutoModelForCausalLM", same_interface_as="causal_lm")
+    causal = dict(causal=True, layout="overlap", same_interface_as="causal_lm")
     return [Objective(name="rich_lm", summary="of a test", collator="no:where", **causal)]
 
 @hookimpl

@@ -19,6 +19,7 @@ from foundry_core.data.preparation import (
     experiment_tokens,
 )
 from foundry_core.errors import PluginError
+from foundry_core.models.roles import derived_roles
 from foundry_core.training.optimizers import build_optimizer, parameter_groups
 from foundry_core.training.plan import RunPlan
 from foundry_core.training.schedule import Schedule, warmup_steps
@@ -141,25 +142,96 @@ def test_biases_norms_embeddings_and_tied_outputs_do_not_decay(
 ) -> None:
     architecture, example = MODELS[name]
     model = create_model(experiment(architecture, tmp_path, example=example), letters)
-    decayed, spared = parameter_groups(model, training(weight_decay=0.1))
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
-    chosen = {id(parameter) for parameter in decayed["params"]}
-    names = {key for key, parameter in model.named_parameters() if id(parameter) in chosen}
+    groups = parameter_groups(model, training(weight_decay=0.1))
+    assert {group["weight_decay"] for group in groups} == {0.1, 0.0}
+    names = {name for group in groups for name in group["names"] if group["weight_decay"]}
     kinds = ("bias", "embedding", "LayerNorm", "ln_", "wte", "wpe")
     assert names == {key for key, _ in model.named_parameters() if not any(kind in key for kind in kinds)}
-    assert id(model.get_input_embeddings().weight) not in chosen
     assert ("output_layer.weight" in names) == (name == "lstm")
-    together = [id(parameter) for group in (decayed, spared) for parameter in group["params"]]
-    assert sorted(together) == sorted(id(parameter) for parameter in model.parameters())
+    together = {
+        name: parameter for group in groups for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
+    assert together == dict(model.named_parameters())
+    assert sum(len(group["params"]) for group in groups) == len(together)
+
+
+class Table(torch.nn.Module):
+    """A layer and parameters as research code writes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3, 4))
+        self.time_mix = torch.nn.Parameter(torch.zeros(1, 1, 4))
+        self.skip = torch.nn.Parameter(torch.zeros(4))
+        self.heads_bias = torch.nn.Parameter(torch.zeros(2, 4))
+        self.positions = torch.nn.Parameter(torch.zeros(5, 4))
+        self.A_log = torch.nn.Parameter(torch.zeros(4, 2))
+        self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
+
+
+class ScaleNorm(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(4))
+
+
+def marked(layer: torch.nn.Module) -> torch.nn.Module:
+    layer.weight._no_weight_decay = True  # type: ignore[union-attr]
+    return layer
+
+
+def test_a_role_follows_from_the_layer_or_is_not_derived() -> None:
+    layers = {
+        "linear": torch.nn.Linear(4, 3),
+        "narrow": torch.nn.Linear(1, 3),
+        "lstm": torch.nn.LSTM(4, 3, proj_size=2),
+        "attention": torch.nn.MultiheadAttention(4, 2, kdim=3, add_bias_kv=True),
+        "filter": torch.nn.Conv1d(4, 4, 3, groups=4),
+        "embedding": torch.nn.Embedding(5, 4),
+        "norm": torch.nn.LayerNorm((3, 4)),
+        "scale": ScaleNorm(),
+        "table": Table(),
+        "spared": marked(torch.nn.Linear(4, 3)),
+    }
+    model = torch.nn.ModuleDict(layers)
+    roles = derived_roles(model)
+    of_role: dict[str, set[str]] = {}
+    for name, _ in model.named_parameters():
+        if "bias" not in name:
+            of_role.setdefault(roles.get(name, "not derived"), set()).add(name)
+    recurrent = {f"lstm.weight_{part}_l0" for part in ("ih", "hh", "hr")}
+    projections = {f"attention.{part}_proj_weight" for part in "qkv"} | {"attention.out_proj.weight"}
+    assert of_role == {
+        "matrix": {"linear.weight", "narrow.weight", "table.weight", *recurrent, *projections},
+        "filter": {"filter.weight"},
+        "embedding": {"embedding.weight"},
+        "norm": {"norm.weight", "scale.gain"},
+        "other": {"table.time_mix", "table.skip", "table.A_log", "spared.weight"},
+        "not derived": {"table.positions"},
+    }
+    biases = {name for name, _ in model.named_parameters() if "bias" in name}
+    assert {roles[name] for name in biases} == {"bias"}
+    decays = {name: g["weight_decay"] > 0 for g in parameter_groups(model, training()) for name in g["names"]}
+    assert {name for name in decays if decays[name]} == of_role["matrix"] | of_role["filter"]
+
+
+def test_a_role_that_there_is_not_is_refused(
+    experiment: Experiment, letters: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = create_model(experiment("lstm", tmp_path), letters)
+    for wrong in ({"embedding.weight": "table"}, {"embeddings": "embedding"}):
+        monkeypatch.setattr(model, "parameter_roles", wrong.copy)
+        with pytest.raises(PluginError, match=r"^foundry_rnn\.model\.RNNLanguageModel\.parameter_roles returned '"):
+            build_optimizer(model, training())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_all_decays_every_parameter(name: str, experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     architecture, example = MODELS[name]
     model = create_model(experiment(architecture, tmp_path, example=example), letters)
-    (group,) = parameter_groups(model, training(weight_decay_on="all", weight_decay=0.1))
-    assert group["weight_decay"] == 0.1
-    assert len(group["params"]) == len(list(model.parameters()))
+    groups = parameter_groups(model, training(weight_decay_on="all", weight_decay=0.1))
+    assert {group["weight_decay"] for group in groups} == {0.1}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 def test_a_frozen_parameter_is_in_no_group() -> None:

@@ -148,12 +148,22 @@ def test_a_wheel_holds_its_typed_package_and_nothing_else(name: str, wheels: dic
     assert metadata(wheels[name])["License-Expression"] == ["Apache-2.0"]
 
 
-def test_the_wheel_of_core_holds_the_licence_and_the_promises(wheels: dict[str, Path]) -> None:
-    files = contents(wheels["model-foundry"])
-    assert "foundry_core/RELIABILITY.md" in files
-    (licence,) = [file for file in files if file.endswith("/LICENSE")]
+def test_the_wheel_of_core_holds_licence_promises_and_guide(wheels: dict[str, Path]) -> None:
+    (licence,) = [file for file in contents(wheels["model-foundry"]) if file.endswith("/LICENSE")]
+    sources = {
+        licence: "LICENSE",
+        "foundry_core/RELIABILITY.md": "foundry_core/RELIABILITY.md",
+        "foundry_core/PLUGINS.md": "plugins/README.md",
+        "foundry_core/STABILITY.md": "plugins/STABILITY.md",
+    }
     with zipfile.ZipFile(wheels["model-foundry"]) as archive:
-        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+        for file, path in sources.items():
+            assert archive.read(file) == (ROOT / path).read_bytes(), file
+
+
+@each("name", DISTRIBUTIONS)
+def test_a_wheel_links_to_the_page_of_core(name: str, wheels: dict[str, Path]) -> None:
+    assert metadata(wheels[name])["Project-URL"] == ["Documentation, https://pypi.org/project/model-foundry/"]
 
 
 def test_the_version_is_the_same_wherever_it_stands(wheels: dict[str, Path], environment: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from foundry_core.cli import main
 from foundry_core.errors import CheckpointError, PluginError
+from tests.each import each
 
 Install = Callable[..., None]
 
@@ -61,6 +63,11 @@ NO_LOSS = (
 )
 
 FAULTS: dict[str, tuple[str, str, str]] = {
+    "a layer of a reserved name": (
+        "self.calls = 0",
+        "self.calls, self.targets = 0, nn.Linear(8, 8)",
+        "okapi_model.Model has a layer or a tensor called 'targets', which is a name of BaseLanguageModel's own: ",
+    ),
     "no class": (
         "class Model(",
         "def Model():\n    pass\n\nclass Other(",
@@ -135,9 +142,15 @@ def okapi(install: Install, tmp_path: Path) -> Callable[..., None]:
         f"training: {{output_dir: {tmp_path}/run, train_steps: 6, device: cpu, precision: fp32}}\n"
     )
 
-    def train(model: str, *settings: str, code: int = PluginError.exit_code, descriptor: str = DESCRIPTOR) -> None:
+    def train(
+        model: str,
+        *settings: str,
+        code: int = PluginError.exit_code,
+        descriptor: str = DESCRIPTOR,
+        requires: tuple[str, ...] = (),
+    ) -> None:
         modules = {"okapi_light": descriptor, "okapi_model": model}
-        install("foundry-okapi", {"okapi": "okapi_light:okapi"}, modules=modules)
+        install("foundry-okapi", {"okapi": "okapi_light:okapi"}, modules=modules, requires=requires)
         assert main(["train", str(yaml), "--quiet", *settings]) == code
 
     return train
@@ -193,3 +206,73 @@ def test_a_model_in_a_namespace_package_is_named(okapi: Any, tmp_path: Path, cap
     okapi(MODEL, descriptor=DESCRIPTOR.replace("okapi_model:Model", "lab.okapi_model:Model"))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {PACKAGE} fails: KeyError: 'n' ({place / 'okapi_model.py'}:")
+
+
+VERBS = [
+    *(["validate", "{x}"], ["plan", "{x}"], ["train", "{x}"], ["tokenizer", "train", "{x}"]),
+    *(["data", "prepare", "{x}"], ["check", "okapi"], ["okapi-command"]),
+    *(["init", "okapi"], ["schema"], ["plugins", "list"], ["plugins", "show", "okapi"], ["plugins", "doctor"]),
+]
+
+
+@each("arguments", VERBS)
+def test_debug_shows_the_lines_of_the_plugin_in_every_verb(
+    arguments: list[str], distribution: Any, tmp_path: Path, capsys: Any
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("okapi")]:
+        del sys.modules[name]
+    points = {
+        "foundry.architectures": {"okapi": "okapi_light:okapi"},
+        "foundry.commands": {"okapi-command": "okapi_light"},
+    }
+    failing = "size = {}\nwidth = size['width']\n"
+    distribution("foundry-okapi", points, {"okapi_light.py": failing}, folder=tmp_path / "site")
+    yaml = tmp_path / "x.yaml"
+    yaml.write_text(
+        "experiment_name: x\ndata: {training_corpus: x.txt}\nmodel: {architecture: okapi}\n"
+        "training: {output_dir: run, train_steps: 1}\n"
+    )
+    command = [argument.format(x=yaml) for argument in arguments]
+    main(command)
+    assert "width = size" not in capsys.readouterr().err
+    sys.modules.pop("okapi_light", None)
+    main(["--debug", *command])
+    assert "width = size['width']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["self.calls += 1", "import torch\n"], ids=["called", "imported"])
+def test_debug_shows_the_traceback_of_a_model_once(text: str, okapi: Any, capsys: Any) -> None:
+    okapi(MODEL.replace(text, "failing = {}['n']\n"), "--debug")
+    error = capsys.readouterr().err
+    assert error.count("failing = {}['n']") == 1
+
+
+def test_debug_shows_the_traceback_of_an_observer_once(okapi: Any, capsys: Any) -> None:
+    observer = DESCRIPTOR + "\n@hookimpl\ndef foundry_step_ended(report):\n    raise LookupError('no such step')\n"
+    okapi(MODEL, "--debug", "logging.log_every_steps=1", descriptor=observer, code=0)
+    error = capsys.readouterr().err
+    assert error.count("raise LookupError('no such step')") == 1
+    assert "warning: observer foundry-okapi 1.0 failed in foundry_step_ended and is muted" in error
+
+
+@pytest.mark.parametrize("heavy", [False, True], ids=["descriptor", "model"])
+@pytest.mark.parametrize(
+    ("module", "requires", "advice"),
+    [
+        ("zz_kernels", (), "pip install zz_kernels"),
+        ("zz_kernels.fast", ("zz-kernels >=2",), "pip install 'zz-kernels>=2'"),
+        ("zz_yaml", ("ZZ_PyYaml>=6", "numpy"), "pip install 'ZZ_PyYaml>=6'"),
+        ("zz_kernels", ("zz-other", "zz-more; extra == 'fast'", "zz-third"), "pip install zz_kernels"),
+        ("foundry_core.nowhere", (), None),
+    ],
+)
+def test_a_missing_dependency_is_answered_with_its_installation(
+    module: str, requires: tuple[str, ...], advice: str | None, heavy: bool, okapi: Any, capsys: Any
+) -> None:
+    """heavy: the import is in the module of the model, not in that of the descriptor."""
+    model, descriptor = (
+        (f"import {module}\n{MODEL}", DESCRIPTOR) if heavy else (MODEL, f"import {module}\n{DESCRIPTOR}")
+    )
+    okapi(model, descriptor=descriptor, code=3 if heavy else 2, requires=requires)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(advice) if advice else "pip install" not in line

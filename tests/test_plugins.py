@@ -89,7 +89,7 @@ def test_an_installed_architecture_is_found_by_its_name(install: Install) -> Non
     install("foundry-mamba", {"mamba": "mamba_light:mamba"}, {"mamba_light": DESCRIPTOR.format(name="mamba")})
     assert "mamba" in available_architectures()
     descriptor = get_architecture("mamba")
-    assert (descriptor.name, descriptor.plugin_api_version) == ("mamba", PLUGIN_API_VERSION)
+    assert (descriptor.name, descriptor.plugin_api_version) == ("mamba", None)
     claim = installed()["mamba"]
     assert [(str(each), each.module) for each in claim] == [("foundry-mamba 1.0", "mamba_light")]
 
@@ -120,7 +120,7 @@ def test_a_plugins_section_is_validated_by_its_own_class(install: Install, tmp_p
         (
             "import mamba_kernels\n",
             "the plugin foundry-mamba 1.0 ('mamba' from mamba_light:mamba) fails to import: "
-            "ModuleNotFoundError: No module named 'mamba_kernels'. Upgrade or remove it: pip uninstall foundry-mamba",
+            "ModuleNotFoundError: No module named 'mamba_kernels': pip install mamba_kernels",
         ),
         (
             "raise RuntimeError('needs\\n  two lines')\n",
@@ -475,7 +475,7 @@ from foundry_core import Objective, hookimpl
 
 @hookimpl
 def foundry_objectives():
-    return [Objective("prefix_lm", "of a test", True, "overlap", "no:where", "AutoModelForCausalLM")]
+    return [Objective("prefix_lm", "of a test", True, "overlap", "no:where")]
 """
 TWO_OBJECTIVES = """\
 from foundry_core import Architecture, Capabilities, ModelConfig

@@ -8,11 +8,13 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from foundry_core.data.overlap import Overlap
 from foundry_core.data.preparation import (
     experiment_corpora,
     experiment_rows,
@@ -26,8 +28,10 @@ from foundry_core.evaluation.corpus_loss import evaluate_corpus
 from foundry_core.models.base import create_model
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk
+from foundry_core.storage.manifest import sealed
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
 from foundry_core.training.plan import RunPlan
+from foundry_core.training.run import run
 
 
 def prepared(config):
@@ -57,6 +61,116 @@ def test_empty_files_are_the_same_file_and_no_overlap(experiment, corpus, tmp_pa
     assert experiment_corpora(experiment("lstm", tmp_path, data=data)).test is not None
 
 
+def test_a_test_corpus_of_training_documents_is_refused(experiment, corpus, tmp_path):
+    """Whatever differs: line ends, byte-order mark, compression, format, order, white space around a line."""
+    content = corpus.train.read_bytes()
+    lines = content.decode().split("\n")[:-1]
+    same = {
+        "crlf.txt": content.replace(b"\n", b"\r\n"),
+        "cr.txt": content.replace(b"\n", b"\r"),
+        "bom.txt": b"\xef\xbb\xbf" + content,
+        "no_last_line_end.txt": content.rstrip(b"\n"),
+        "packed.txt.gz": gzip.compress(content + b"\n"),
+        "order.txt": "\n".join(reversed(lines)).encode(),
+        "spaces.txt": "  \n ".join(lines).encode(),
+        "lines.jsonl": "\n".join(json.dumps({"text": line}) for line in lines).encode(),
+        "half.txt": "\n".join(lines[::2]).encode(),
+    }
+    for name, text in same.items():
+        (tmp_path / name).write_bytes(text)
+        data = {"training_corpus": str(corpus.train), "test_corpus": str(tmp_path / name)}
+        with pytest.raises(DataError, match=r"every one of its \d+ documents also stands in data.training_corpus"):
+            experiment_corpora(experiment("lstm", tmp_path, data=data))
+        if name != "half.txt":
+            data = {"training_corpus": data["test_corpus"], "test_corpus": data["training_corpus"]}
+            with pytest.raises(DataError, match="also stands in data.training_corpus"):
+                experiment_corpora(experiment("lstm", tmp_path, data=data))
+
+
+def test_test_documents_seen_in_training_are_counted(experiment, corpus, tmp_path, capsys):
+    seen, new = corpus.train.read_text().splitlines()[:3], "zygotes zigzag ."
+    (tmp_path / "test.txt").write_text("\n".join([*seen, seen[0], new]))
+    data = {"training_corpus": str(corpus.train), "test_corpus": str(tmp_path / "test.txt")}
+    config = experiment("lstm", tmp_path, data=data, training={"train_steps": 1})
+    size = sum(map(len, [*seen, seen[0]]))
+    share = f"80.0% of the documents (4 of 5) and {size / (size + len(new)):.1%} of the text"
+    line = f"warning: data.test_corpus: {share} also stand in data.training_corpus\n"
+    for _ in range(2):
+        assert experiment_corpora(config).overlap == Overlap(5, 4, size + len(new), size)
+        assert capsys.readouterr().err == line
+    run(config, quiet=True)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["corpora"]
+    assert record["test_corpus"]["also_in_training"]["shared"] == 4
+    assert record["training_corpus"]["names"] == ["train.txt"]
+
+
+def test_the_overlap_is_counted_again_only_for_other_texts(experiment, corpus, tmp_path):
+    data = {"training_corpus": str(corpus.train), "test_corpus": str(corpus.test)}
+    config = experiment("lstm", tmp_path, data=data)
+    counted = experiment_corpora(config).overlap
+    assert counted is not None
+    (path,) = tokenizer_folder(config).glob("tokens/*.overlap")
+    stored = json.loads(path.read_text())
+    del stored["sha256"]
+    path.write_bytes(sealed(stored | {"shared": 1}))
+    assert experiment_corpora(config).overlap == replace(counted, shared=1)
+    path.write_text(path.read_text().replace('"shared": 1', '"shared": 2'))
+    assert experiment_corpora(config).overlap == counted
+    (tmp_path / "more.txt").write_text(corpus.test.read_text() + "the man is new .\n")
+    config = experiment("lstm", tmp_path, data=data | {"test_corpus": str(tmp_path / "more.txt")})
+    more = experiment_corpora(config).overlap
+    assert more is not None
+    assert more.documents == counted.documents + 1
+
+
+def test_the_overlap_is_counted_where_nothing_can_be_written(experiment, corpus, tmp_path, monkeypatch):
+    class Full(Disk):
+        def create(self, path):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "disk", Full())
+    data = {"training_corpus": str(corpus.train), "test_corpus": str(corpus.test)}
+    assert experiment_corpora(experiment("lstm", tmp_path, data=data)).overlap is not None
+    assert not list(tokenizer_folder(experiment("lstm", tmp_path)).glob("**/*.overlap"))
+
+
+def test_a_delimiter_that_is_read_as_text_is_named(experiment, tmp_path, capsys):
+    def warned(text, **sections):
+        (tmp_path / "a.txt").write_text(text)
+        experiment_corpora(
+            experiment("lstm", tmp_path, **sections, data={"training_corpus": f"{tmp_path}/a.txt"} | data)
+        )
+        return capsys.readouterr().err
+
+    data = {}
+    for text, mark in {
+        "a story .\n<|endoftext|>\nanother .\n<|endoftext|>": "<|endoftext|>",
+        "a story .<|im_end|> another .": "<|im_end|>",
+        "a\n</s>\nb\n": "</s>",
+    }.items():
+        assert (
+            f'{mark} is read as text; where it separates documents, set data.documents: {{delimiter: "{mark}"}}'
+            in warned(text)
+        )
+    special = {"tokenizer": {"special_tokens": {"eos_token": "=END="}}}
+    assert "=END= is read as text" in warned("a\n=END=\nb", **special)
+    for text in ("the <unk> of </s> html , a < b | c > d\n<unk>\n", "a =END= b"):
+        assert warned(text, **special) == ""
+    data = {"documents": {"delimiter": "<|endoftext|>"}}
+    assert warned("a story .<|endoftext|>another .") == ""
+
+
+def test_files_of_a_folder_are_chosen_by_data_files(experiment, corpus, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    shutil.copy(corpus.train, texts / "a.train")
+    shutil.copy(corpus.test, texts / "a.dev")
+    data = {"training_corpus": str(texts), "test_corpus": str(texts / "a.dev"), "files": "*.train"}
+    assert experiment_corpora(experiment("lstm", tmp_path, data=data)).train.files == (texts / "a.train",)
+    with pytest.raises(DataError, match=r"a\.dev has the content of"):
+        experiment_corpora(experiment("lstm", tmp_path, data=data | {"files": None}))
+
+
 def test_a_half_written_tokenizer_is_trained_again(experiment, tmp_path):
     config = experiment("lstm", tmp_path)
     tokenizer, _ = prepared(config)
@@ -74,7 +188,7 @@ def test_a_tokenizer_that_was_changed_since_is_refused(experiment, tmp_path):
     prepared(config)
     path = tokenizer_folder(config) / "tokenizer.json"
     path.write_text(path.read_text().replace('"the"', '"thee"'))
-    with pytest.raises(TokenizerError, match="was changed after it was trained: .* --force"):
+    with pytest.raises(TokenizerError, match="was changed after it was trained.* --force"):
         prepared(config)
     assert experiment_tokenizer(config, experiment_corpora(config).train, force=True).get_vocab()["the"]
 

@@ -202,6 +202,12 @@ MECHANISMS = [
     ),
     Without(
         "R18",
+        "foundry_core.checkpoints.compatibility:other_tokenizer",
+        mutants.none_found,
+        "test_resume_refusals.py::test_another_tokenizer_is_refused_whatever_is_allowed",
+    ),
+    Without(
+        "R18",
         "foundry_core.checkpoints.compatibility:changed_data",
         mutants.none_found,
         "test_resume_refusals.py::test_other_data_are_refused_by_name_unless_allowed",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from foundry_core import load_config, run
+from foundry_core.checkpoints.verification import verify_run
 from foundry_core.cli import main
 from foundry_core.cli.quickstart import quickstart
 from foundry_core.errors import UsageError
@@ -29,6 +30,8 @@ def test_it_leaves_a_table_a_picture_and_yamls_that_train_again(tmp_path, monkey
         assert f"{figures['test_loss']:.3f}" in line
     assert set(results) == {"gpt2", "bert", "lstm"}
     assert (tmp_path / "qs" / "curves.png").stat().st_size > 10_000
+    text_seen = [verify_run(tmp_path / "qs" / "runs" / name)[0][-1].text_seen for name in results]
+    assert len(set(text_seen)) == 1
     config = load_config("qs/lstm.yaml", ["training.output_dir=again", "training.train_tokens=1k"])
     assert run(config, quiet=True).step > 0
 

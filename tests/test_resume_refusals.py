@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from foundry_core import ExperimentConfig, load_config, run
-from foundry_core.errors import CheckpointError, FoundryError, TokenizerError
+from foundry_core import ExperimentConfig, load_config, run, train_tokenizer_from_config
+from foundry_core.errors import CheckpointError, TokenizerError
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.files import publish_folder
 from foundry_core.storage.manifest import read_manifest, sealed
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
+from tests.each import each
 
 TEXT = "the cat sees a dog\na dog sees the cat\n" * 40
 
@@ -59,11 +61,11 @@ class Begun:
 
     def go_on(self, *overrides: str, allow: tuple[str, ...] = ()) -> int:
         """The step that it ends with; always one step longer, which is always allowed."""
-        config = load_config(self._settings(), ["training.train_steps=3", *overrides])
+        config = load_config(self.settings(), ["training.train_steps=3", *overrides])
         allowed = (*MOVED, "training.train_steps", *allow)
         return run(config, resume=True, quiet=True, allowed_changes=allowed).step
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         text = (self.folder / "settings.json").read_text()
         was = json.loads(text)["training"]["output_dir"].removesuffix("/run")
         settings: dict[str, Any] = json.loads(text.replace(was, str(self.folder)))
@@ -117,6 +119,7 @@ SETTINGS: dict[str, tuple[list[str], str, tuple[str, ...]]] = {
         ("training.epochs",),
     ),
     "length of a row": (["data.max_sequence_length=7"], "data.max_sequence_length was 8, is 7", ()),
+    "tokens of a row": (["data.tokens_per_row=5"], "data.tokens_per_row was 6, is 5", ()),
     "dropout": (["model.rnn.dropout=0.5"], "model.rnn.dropout was 0.1, is 0.5", ()),
     "name": (["experiment_name=other"], "experiment_name was 'tiny', is 'other'", ()),
     "two at once": (
@@ -171,7 +174,6 @@ def test_another_model_is_refused_even_when_it_is_allowed(copy: Begun, overrides
 
 def other_text(copy: Begun) -> None:
     (copy.folder / "train.txt").write_text(TEXT.replace("sees", "hears"))
-    shutil.rmtree(copy.folder / "run" / "tokenizer")
 
 
 def other_test_text(copy: Begun) -> None:
@@ -186,7 +188,7 @@ def other_unit(copy: Begun) -> None:
 @pytest.mark.parametrize(
     ("change", "listed"),
     [
-        (other_text, "the tokenizer and the training corpus changed since"),
+        (other_text, "the training corpus changed since"),
         (other_test_text, "the test corpus changed since"),
         (other_unit, "the training corpus changed since"),
     ],
@@ -197,26 +199,57 @@ def test_other_data_are_refused_by_name_unless_allowed(
     change(copy)
     with pytest.raises(CheckpointError, match=f"checkpoint-2 was trained with other settings: data: {listed}"):
         copy.go_on()
+    before = tokenizer_digest(load_tokenizer(copy.checkpoint))
     assert copy.go_on(allow=("data",)) == 3
+    assert tokenizer_digest(load_tokenizer(copy.checkpoint.with_name("checkpoint-3"))) == before
+
+
+def test_a_kept_tokenizer_of_another_text_is_mentioned(copy: Begun, capsys: pytest.CaptureFixture[str]) -> None:
+    other_text(copy)
+    assert copy.go_on(allow=("data",)) == 3
+    assert "run/tokenizer was trained on another corpus than this one, and is kept" in capsys.readouterr().err
+
+
+def trained_again(copy: Begun) -> list[str]:
+    other_text(copy)
+    config = load_config(copy.settings())
+    with pytest.raises(TokenizerError, match=r"training_corpus changed.*--force"):
+        train_tokenizer_from_config(config)
+    train_tokenizer_from_config(config, force=True)
+    return []
+
+
+def removed(copy: Begun) -> list[str]:
+    other_text(copy)
+    shutil.rmtree(copy.folder / "run" / "tokenizer")
+    return []
+
+
+def of_another_size(copy: Begun) -> list[str]:
+    return ["tokenizer.vocab_size=8", f"tokenizer.output_dir={copy.folder / 'another'}"]
+
+
+def with_other_special_tokens(copy: Begun) -> list[str]:
+    return ["tokenizer.special_tokens.pad_token=<p>", f"tokenizer.output_dir={copy.folder / 'another'}"]
+
+
+@each("change", [trained_again, removed, of_another_size, with_other_special_tokens])
+def test_another_tokenizer_is_refused_whatever_is_allowed(begun: Path, change: Any, tmp_path: Path) -> None:
+    copy = Begun(begun, tmp_path)
+    overrides = change(copy)
+    with pytest.raises(
+        CheckpointError, match="its tokenizer is another one.*or begin a new run in another training.ou"
+    ):
+        copy.go_on(*overrides, allow=("data", "tokenizer", "plugin", "training", "model"))
 
 
 def test_a_tokenizer_is_neither_replaced_nor_changed_under_a_run(copy: Begun) -> None:
-    with pytest.raises(TokenizerError, match="trained from other inputs .vocab_size was 10, is 11"):
+    with pytest.raises(TokenizerError, match=r"other inputs .vocab_size was 10, is 11.*begin a new run in another tr"):
         copy.go_on("tokenizer.vocab_size=11")
     path = copy.folder / "run" / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text().replace('"cat"', '"cow"'))
     with pytest.raises(TokenizerError, match="was changed after it was trained"):
         copy.go_on()
-
-
-def test_another_tokenizer_size_changes_settings_and_data(copy: Begun) -> None:
-    elsewhere = ["tokenizer.vocab_size=8", f"tokenizer.output_dir={copy.folder / 'another'}"]
-    with pytest.raises(CheckpointError, match=r"tokenizer\.vocab_size was 10, is 8"):
-        copy.go_on(*elsewhere)
-    with pytest.raises(CheckpointError, match=r"data: the tokenizer changed since"):
-        copy.go_on(*elsewhere, allow=("tokenizer",))
-    with pytest.raises(FoundryError, match=r"has shape"):
-        copy.go_on(*elsewhere, allow=("tokenizer", "data"))
 
 
 @pytest.mark.parametrize(

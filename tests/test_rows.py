@@ -13,15 +13,15 @@ from foundry_core.errors import DataError
 from tests.each import each
 
 
-@each("length", [2, 3, 5, 8, 17, 18, 19, 100])
+@each("consumed", [1, 2, 4, 7, 16, 17, 18, 99])
 @each("size", [2, 3, 5, 17, 18, 33])
-def test_overlapping_rows_predict_all_but_the_first_token_once(size: int, length: int) -> None:
+def test_overlapping_rows_predict_all_but_the_first_token_once(size: int, consumed: int) -> None:
     stream = np.arange(size, dtype=np.uint16)
-    rows = Rows(stream, "overlap", length)
+    rows = Rows(stream, "overlap", consumed)
     predicted: Counter[int] = Counter()
     for index in range(len(rows)):
         row = rows.row(index)
-        assert 2 <= len(row) <= length
+        assert 2 <= len(row) <= rows.length <= consumed + 1
         assert row.dtype == np.int64
         assert np.diff(row).tolist() == [1] * (len(row) - 1)
         assert rows.stream_tokens(index) == len(row) - 1
@@ -30,16 +30,16 @@ def test_overlapping_rows_predict_all_but_the_first_token_once(size: int, length
     assert rows.total_tokens == size - 1
 
 
-@each("length", [3, 4, 5, 18, 19, 100])
+@each("consumed", [1, 2, 3, 16, 17, 98])
 @each("size", [2, 3, 5, 17, 18, 33])
-def test_framed_rows_hold_every_token_once_between_start_and_end(size: int, length: int) -> None:
+def test_framed_rows_hold_every_token_once_between_start_and_end(size: int, consumed: int) -> None:
     stream = np.arange(size, dtype=np.uint32)
-    rows = Rows(stream, "framed", length, start_id=1000, end_id=1001)
+    rows = Rows(stream, "framed", consumed, start_id=1000, end_id=1001)
     content: list[int] = []
     for index in range(len(rows)):
         row = rows.row(index)
-        assert 3 <= len(row) <= length
-        assert len(row) == length or index == len(rows) - 1
+        assert 3 <= len(row) <= rows.length <= consumed + 2
+        assert len(row) == consumed + 2 or index == len(rows) - 1
         assert (row[0], row[-1]) == (1000, 1001)
         assert row.dtype == np.int64
         assert rows.stream_tokens(index) == len(row) - 2
@@ -63,10 +63,14 @@ def test_a_row_outside_is_an_error() -> None:
             rows.row(index)
 
 
-@pytest.mark.parametrize(("layout", "length"), [("overlap", 1), ("overlap", 0), ("framed", 2)])
-def test_a_length_without_room_for_a_token_is_refused(layout: Any, length: int) -> None:
-    with pytest.raises(DataError, match="too small"):
-        Rows(np.arange(10), layout, length, start_id=0, end_id=1)
+@each("consumed", [1, 2, 7, 50])
+def test_rows_of_both_layouts_consume_the_same_tokens(consumed: int) -> None:
+    stream = np.arange(34)
+    overlap, framed = Rows(stream, "overlap", consumed), Rows(stream, "framed", consumed, start_id=0, end_id=1)
+    assert len(overlap) == len(framed)
+    for index in range(len(overlap)):
+        assert overlap.row(index)[1:].tolist() == framed.row(index)[1:-1].tolist()
+        assert overlap.stream_tokens(index) == framed.stream_tokens(index)
 
 
 @pytest.mark.parametrize("layout", ["overlap", "framed"])

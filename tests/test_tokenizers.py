@@ -22,7 +22,7 @@ from foundry_core.errors import PluginError, TokenizerError
 from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.run_folder import SENTENCEPIECE_MODEL
 from foundry_core.tokenization import text_counts
-from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
+from foundry_core.tokenization.encoding import DocumentEncoder, as_trained, separator_id
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest, tokenizer_files
 from foundry_core.tokenization.training import TokenizerFactory, default_special_tokens, train_tokenizer
 from tests.each import each
@@ -79,8 +79,8 @@ def nasty_texts(count: int, length: int) -> Iterator[str]:
         yield "".join(rng.choices(NASTY, k=rng.randint(0, length)))
 
 
-def trained(kind: str, masked: bool = False):
-    return train_tokenizer(kind, corpus, SIZES[kind], default_special_tokens(kind, masked))
+def trained(kind: str):
+    return train_tokenizer(kind, corpus, SIZES[kind], default_special_tokens(kind))
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +219,9 @@ def test_a_token_added_later_is_found_though_it_holds_a_space(kind):
 # Text that looks like a special token
 
 
-@each("masked", [False, True])
 @each("kind", KINDS)
-def test_text_spelt_like_a_special_token_stays_text(kind, masked):
-    tokenizer = trained(kind, masked)
+def test_text_spelt_like_a_special_token_stays_text(tokenizers, kind):
+    tokenizer = tokenizers[kind]
     special = {tokenizer.convert_tokens_to_ids(name) for name in tokenizer.special_tokens_map.values()}
     special.discard(tokenizer.unk_token_id)
     for name in tokenizer.special_tokens_map.values():
@@ -248,8 +247,8 @@ def test_text_spelt_like_the_unknown_token_is_not_unknown(tokenizers, kind):
 
 def test_unknown_text_spelt_like_a_byte_piece_stays_text():
     """Only "<0x41>" as a whole would be in this vocabulary: no piece of the corpus has a "<" or a digit."""
-    special = default_special_tokens("sentencepiece", masked=False)
-    tokenizer = train_tokenizer("sentencepiece", lambda: ["мир дом кот лес мир дом кот"] * 50, 272, special)
+    special = default_special_tokens("sentencepiece")
+    tokenizer = train_tokenizer("sentencepiece", lambda: ["мир дом кот лес мир дом кот"] * 50, 273, special)
     for text in ("<0x41>", "мир<0x41>", "<unk>", "<s>", "<0x<0x41>>"):
         (ids,) = encode(tokenizer, text)
         assert len(ids) >= len(text)
@@ -262,7 +261,7 @@ def test_a_literal_unknown_word_is_the_unknown_token_of_word(tokenizers):
 
 @pytest.mark.parametrize("kind", ["character", "word", "bpe"])
 def test_a_special_token_that_is_also_an_ordinary_one_is_refused(kind):
-    special = default_special_tokens(kind, masked=False) | {"pad_token": "e"}
+    special = default_special_tokens(kind) | {"pad_token": "e"}
     if kind == "word":
         tokenizer = train_tokenizer(kind, lambda: ["e f e f"], None, special)
         assert encode(tokenizer, "e f")[0][0] == tokenizer.unk_token_id
@@ -328,23 +327,23 @@ def test_character_makes_an_unseen_character_unknown(tokenizers):
 
 
 def test_character_keeps_the_most_frequent_then_the_lowest():
-    special = default_special_tokens("character", masked=False)
-    tokenizer = train_tokenizer("character", lambda: ["zzz yyy", "cba"], 4 + 3, special)
+    special = default_special_tokens("character")
+    tokenizer = train_tokenizer("character", lambda: ["zzz yyy", "cba"], 5 + 3, special)
     assert set(tokenizer.get_vocab()) - set(special.values()) == {"z", "y", " "}
-    tokenizer = train_tokenizer("character", lambda: ["zzzyyy", "cba"], 4 + 3, special)
+    tokenizer = train_tokenizer("character", lambda: ["zzzyyy", "cba"], 5 + 3, special)
     assert set(tokenizer.get_vocab()) - set(special.values()) == {"z", "y", "a"}
 
 
 def test_word_splits_where_python_splits():
     text = "a\x1cb\x1fc\u2028d\xa0e\u200bf\x85g\u3000h\ti,j"
-    tokenizer = train_tokenizer("word", lambda: [text], None, default_special_tokens("word", masked=False))
+    tokenizer = train_tokenizer("word", lambda: [text], None, default_special_tokens("word"))
     (ids,) = encode(tokenizer, text)
     assert tokenizer.convert_ids_to_tokens(ids) == text.split()
 
 
 def test_word_keeps_the_most_frequent_then_the_lowest():
-    special = default_special_tokens("word", masked=False)
-    tokenizer = train_tokenizer("word", lambda: ["dog dog zebra ant", "bee"], 4 + 2, special)
+    special = default_special_tokens("word")
+    tokenizer = train_tokenizer("word", lambda: ["dog dog zebra ant", "bee"], 5 + 2, special)
     assert set(tokenizer.get_vocab()) - set(special.values()) == {"dog", "ant"}
 
 
@@ -360,9 +359,7 @@ def test_word_decodes_with_spaces(tokenizers):
 
 
 def test_wordpiece_keeps_case_and_accents():
-    tokenizer = train_tokenizer(
-        "wordpiece", lambda: ["Größe café NAÏVE"] * 9, 80, default_special_tokens("wordpiece", masked=False)
-    )
+    tokenizer = train_tokenizer("wordpiece", lambda: ["Größe café NAÏVE"] * 9, 80, default_special_tokens("wordpiece"))
     assert tokenizer.decode(encode(tokenizer, "Größe café NAÏVE")[0]) == "Größe café NAÏVE"
     assert tokenizer.unk_token_id in encode(tokenizer, "naive")[0]
 
@@ -378,7 +375,7 @@ def test_the_alphabet_of_wordpiece_follows_the_vocabulary():
     weights = [1 / (rank + 10) for rank in range(3000)]
     chinese = [chr(0x4E00 + rank) for rank in range(3000)]
     documents = ["".join(rng.choices(chinese, weights, k=20)) + " to be or no" for _ in range(2000)] + chinese
-    special = default_special_tokens("wordpiece", masked=True)
+    special = default_special_tokens("wordpiece")
     counts, shares = Counter("".join(documents)), {}
     for size in (1100, 2000, 4000):
         tokenizer = train_tokenizer("wordpiece", partial(iter, documents), size, special)
@@ -397,7 +394,7 @@ def test_rare_characters_leave_wordpiece_half_of_its_vocabulary():
     rng = random.Random(3)
     words = ["".join(rng.choices("abcdefghijklmnop", k=6)) for _ in range(800)]
     rare = [chr(0x4E00 + rank) for rank in range(1500)]
-    special = default_special_tokens("wordpiece", masked=True)
+    special = default_special_tokens("wordpiece")
     tokenizer = train_tokenizer("wordpiece", lambda: [" ".join(words)] * 3 + rare, 2400, special)
     assert len(tokenizer) == 2400
     assert sum(character in tokenizer.get_vocab() for character in rare) == pytest.approx(1165, abs=5)
@@ -434,27 +431,26 @@ def test_sentencepiece_keeps_the_model_it_was_converted_from(tmp_path, tokenizer
 @pytest.mark.parametrize("broken", ["\u2585", "y" * 9000])
 def test_sentencepiece_drops_no_line_for_what_it_holds(broken):
     """The library drops a whole line for each of these, and with it the only source of the letters q and j."""
-    special = default_special_tokens("sentencepiece", masked=False)
+    special = default_special_tokens("sentencepiece")
     documents = [f"qqq jjj {broken} qqq jjj"] * 20 + ["aaa bbb"] * 20
-    tokenizer = train_tokenizer("sentencepiece", lambda: documents, 270, special)
+    tokenizer = train_tokenizer("sentencepiece", lambda: documents, 271, special)
     assert {"q", "j"} <= set(tokenizer.get_vocab())
 
 
 def test_a_document_without_white_space_trains_every_type():
     document = "abcdefghij" * 5000
     for kind in KINDS:
-        special = default_special_tokens(kind, masked=False)
-        tokenizer = train_tokenizer(kind, lambda: [document, "a b c d"], None if SIZES[kind] is None else 271, special)
+        special = default_special_tokens(kind)
+        tokenizer = train_tokenizer(kind, lambda: [document, "a b c d"], None if SIZES[kind] is None else 272, special)
         assert encode(tokenizer, "abc")[0]
 
 
 # Sizes
 
 
-@each("masked", [False, True])
 @each("kind", [kind for kind in KINDS if kind != "character"])
-def test_the_vocabulary_size_includes_the_special_tokens(kind, masked):
-    tokenizer = trained(kind, masked)
+def test_the_vocabulary_size_includes_the_special_tokens(tokenizers, kind):
+    tokenizer = tokenizers[kind]
     ids = tokenizer.get_vocab().values()
     assert sorted(ids) == list(range(len(tokenizer)))
     assert len(tokenizer) <= SIZES[kind]
@@ -464,7 +460,7 @@ def test_the_vocabulary_size_includes_the_special_tokens(kind, masked):
 
 @each("kind", KINDS)
 def test_the_smallest_size_that_an_error_names_is_the_smallest(kind):
-    special = default_special_tokens(kind, masked=True)
+    special = default_special_tokens(kind)
     for size in (1, 5):
         with pytest.raises(TokenizerError, match=r"too small.*the smallest that works is") as caught:
             train_tokenizer(kind, corpus, size, special)
@@ -475,7 +471,7 @@ def test_the_smallest_size_that_an_error_names_is_the_smallest(kind):
 
 
 def test_the_largest_size_that_an_error_names_is_the_largest():
-    special = default_special_tokens("sentencepiece", masked=True)
+    special = default_special_tokens("sentencepiece")
     with pytest.raises(TokenizerError, match=r"too large.*the largest that works is") as caught:
         train_tokenizer("sentencepiece", corpus, 50_000, special)
     largest = int(str(caught.value).rsplit(" ", 1)[1])
@@ -487,7 +483,7 @@ def test_the_largest_size_that_an_error_names_is_the_largest():
 @pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece", "bpe"])
 def test_subword_types_need_a_size(kind):
     with pytest.raises(TokenizerError, match="needs a vocab_size"):
-        train_tokenizer(kind, corpus, None, default_special_tokens(kind, masked=False))
+        train_tokenizer(kind, corpus, None, default_special_tokens(kind))
 
 
 # Special tokens
@@ -495,18 +491,16 @@ def test_subword_types_need_a_size(kind):
 
 def test_the_defaults_name_the_usual_special_tokens():
     for kind in ("sentencepiece", "bpe", "character", "word"):
-        assert default_special_tokens(kind, masked=False) == {
+        assert default_special_tokens(kind) == {
             "bos_token": "<s>",
             "eos_token": "</s>",
             "unk_token": "<unk>",
             "pad_token": "<pad>",
+            "mask_token": "<mask>",
+            "cls_token": "<s>",
+            "sep_token": "</s>",
         }
-        assert default_special_tokens(kind, masked=True).items() >= {
-            ("mask_token", "<mask>"),
-            ("cls_token", "<s>"),
-            ("sep_token", "</s>"),
-        }
-    assert set(default_special_tokens("wordpiece", masked=True).values()) == {
+    assert set(default_special_tokens("wordpiece").values()) == {
         "[CLS]",
         "[SEP]",
         "[MASK]",
@@ -516,16 +510,21 @@ def test_the_defaults_name_the_usual_special_tokens():
 
 
 @each("kind", KINDS)
-def test_masked_tokenizers_frame_a_text_and_causal_ones_do_not(kind):
-    masked = trained(kind, masked=True)
-    inner = masked("the cat", add_special_tokens=False)["input_ids"]
-    assert masked("the cat")["input_ids"] == [masked.cls_token_id, *inner, masked.sep_token_id]
-    assert masked("the", "cat")["token_type_ids"][-1] == 1
-    assert encode(masked, "the cat") == [inner]
-    if kind != "wordpiece":
-        causal = trained(kind)
-        assert causal("the cat")["input_ids"] == encode(causal, "the cat")[0]
-        assert "token_type_ids" not in causal("the cat")
+def test_a_saved_tokenizer_adds_what_its_model_was_trained_with(tokenizers, kind, tmp_path):
+    plain = tokenizers[kind]
+    (inner,) = encode(plain, "the cat")
+    for framed in (False, True):
+        save_tokenizer(as_trained(plain, framed=framed), tmp_path)
+        saved = load_tokenizer(tmp_path)
+        around = [saved.cls_token_id, *inner, saved.sep_token_id] if framed else inner
+        assert saved("the cat") == {"input_ids": around, "attention_mask": [1] * len(around)}
+        assert saved("the", "cat", return_token_type_ids=True)["token_type_ids"][-1] == 1
+        assert encode(saved, "the cat") == [inner]
+        assert tokenizer_digest(saved) == tokenizer_digest(plain)
+        if not framed:
+            assert saved.bos_token_id == saved.eos_token_id == separator_id(plain)
+    assert plain("the cat") == {"input_ids": inner, "attention_mask": [1] * len(inner)}
+    assert (plain.bos_token, plain.eos_token) == (None, None) if kind == "wordpiece" else ("<s>", "</s>")
 
 
 def test_a_document_ends_with_eos_or_else_with_sep(tokenizers):
@@ -564,7 +563,7 @@ def test_unusable_special_tokens_are_refused_in_one_line(kind, special, message)
 @each("kind", KINDS)
 def test_a_corpus_without_text_is_refused(kind):
     with pytest.raises(TokenizerError, match="contains no text"):
-        train_tokenizer(kind, lambda: ["", "  \n"], 300, default_special_tokens(kind, masked=False))
+        train_tokenizer(kind, lambda: ["", "  \n"], 300, default_special_tokens(kind))
 
 
 # Training on counts
@@ -578,7 +577,7 @@ def random_words(count: int) -> list[str]:
 @pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece", "bpe", "word"])
 def test_frequent_words_get_the_tokens_whichever_comes_first(kind):
     words = random_words(200)
-    special = default_special_tokens(kind, masked=False)
+    special = default_special_tokens(kind)
     for frequent, rare in ((words[:10], words[10:]), (words[-10:], words[:-10])):
         documents = [" " + " ".join(words)] * 2 + [" " + " ".join(frequent)] * 100
         size = {"sentencepiece": 285, "wordpiece": 80, "bpe": 330, "word": 15}[kind]
@@ -621,7 +620,7 @@ text_counts.COUNTED, trainers.MOST, text_counts.BATCH = 20000, 10000, 1000
 rng = random.Random(3)
 documents = [" ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(20)) + " the cat" for _ in range(300)]
 for kind in ("sentencepiece", "wordpiece", "bpe", "word"):
-    special = default_special_tokens(kind, masked=False)
+    special = default_special_tokens(kind)
     tokenizer = train_tokenizer(kind, lambda: documents, 300, special)
     assert " the cat" in tokenizer.decode(tokenizer("a the cat")["input_ids"]), kind
     print(tokenizer_digest(tokenizer))
@@ -647,7 +646,7 @@ def test_the_seeds_are_repeated_strings_with_their_frequencies():
 def test_the_sentencepiece_model_does_not_name_temporary_files(tokenizers):
     model = tokenizer_files(tokenizers["sentencepiece"])[SENTENCEPIECE_MODEL]
     assert b".tsv" not in model
-    assert len(sentencepiece.SentencePieceProcessor(model_proto=model)) == SIZES["sentencepiece"] - 3
+    assert len(sentencepiece.SentencePieceProcessor(model_proto=model)) == SIZES["sentencepiece"] - 4
 
 
 # Folders, determinism, identity
@@ -663,7 +662,7 @@ print(json.dumps([tokenizer(text)["input_ids"] for text in json.load(sys.stdin)]
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_auto_tokenizer_gives_identical_ids_in_another_process(tmp_path, kind):
-    tokenizer = trained(kind, masked=kind == "wordpiece")
+    tokenizer = as_trained(trained(kind), framed=kind == "wordpiece")
     save_tokenizer(tokenizer, tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -683,7 +682,7 @@ from foundry_core.tokenization.tokenizer_folder import save_tokenizer
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 documents = json.load(sys.stdin)
 for kind, size in json.loads(sys.argv[2]).items():
-    special = default_special_tokens(kind, masked=True)
+    special = default_special_tokens(kind)
     save_tokenizer(train_tokenizer(kind, lambda: documents, size, special), Path(sys.argv[1]) / kind)
 """
 
@@ -721,10 +720,10 @@ def test_the_digest_survives_saving_loading_and_use(tmp_path, tokenizers, kind):
 
 
 def test_the_digest_changes_with_vocabulary_and_special_tokens(tokenizers):
-    special = default_special_tokens("bpe", masked=False)
+    special = default_special_tokens("bpe")
     digests = {tokenizer_digest(tokenizers["bpe"])}
     digests.add(tokenizer_digest(train_tokenizer("bpe", corpus, 399, special)))
-    digests.add(tokenizer_digest(train_tokenizer("bpe", corpus, 400, special | {"sep_token": "</s>"})))
+    digests.add(tokenizer_digest(train_tokenizer("bpe", corpus, 400, special | {"sep_token": "<s>"})))
     assert len(digests) == 3
 
 
@@ -745,7 +744,7 @@ def test_the_factory_trains_on_files_and_saves(tmp_path, kind):
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     train = getattr(TokenizerFactory, f"train_{kind}")
     tokenizer = train([file], tmp_path / "out", SIZES[kind])
-    expected = train_tokenizer(kind, lambda: lines, SIZES[kind], default_special_tokens(kind, masked=False))
+    expected = train_tokenizer(kind, lambda: lines, SIZES[kind], default_special_tokens(kind))
     assert tokenizer_digest(tokenizer) == tokenizer_digest(expected)
     assert tokenizer_digest(load_tokenizer(tmp_path / "out")) == tokenizer_digest(expected)
 
@@ -798,4 +797,4 @@ def test_a_tokenizer_type_of_a_plugin_needs_a_trainer() -> None:
     """Core's own have none to name."""
     kind = TokenizerType("mine", "of a test")
     with pytest.raises(PluginError, match="^the tokenizer type mine has no trainer: give it an import string$"):
-        train_tokenizer(kind, lambda: ["a text"], 99, kind.tokens_by_role(None, masked=False))
+        train_tokenizer(kind, lambda: ["a text"], 99, kind.tokens_by_role())

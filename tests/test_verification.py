@@ -18,6 +18,7 @@ from foundry_core.errors import CheckpointError
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.files import publish_folder
 from foundry_core.storage.manifest import read_manifest, sealed
+from foundry_core.testing.toy_language import ToyCorpus
 
 Train = Callable[..., Path]
 
@@ -131,9 +132,36 @@ def test_settings_that_were_allowed_to_change_are_told(train: Train, capsys: pyt
     folder = train(train_steps=2)
     train("training.learning_rate", "training.train_steps", train_steps=4, learning_rate=0.25)
     assert main(["verify", str(folder)]) == 0
-    assert "checkpoint-4 continues with other settings: training.learning_rate was 0.0005, is 0.25; " in (
+    assert "checkpoint-4 continues with changes: training.learning_rate was 0.0005, is 0.25; " in (
         capsys.readouterr().out
     )
+
+
+def test_another_text_or_plugin_is_named_where_it_was_allowed(
+    train: Train, corpus: ToyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "train.txt"
+    text.write_text(corpus.train.read_text())
+    folder = train(train_steps=2, data={"training_corpus": str(text)})
+    text.write_text(corpus.test.read_text())
+    train("training.train_steps", "data", train_steps=4, data={"training_corpus": str(text)})
+    last = folder / "checkpoint-4"
+    content = json.loads((last / "config.json").read_bytes())
+    content["foundry"]["plugin"]["version"] = "9.9"
+    published(last, "config.json", json.dumps(content).encode())
+    assert main(["verify", str(folder)]) == 0
+    named = "data: the training corpus changed since"
+    assert f"plugin was foundry-rnn 0.1.0, is foundry-rnn 9.9; {named}\n" in capsys.readouterr().out
+
+
+def test_runs_with_the_same_text_seen_have_equal_digests(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = train(train_steps=2), train(folder="b", train_steps=2, learning_rate=0.5)
+    other = train(folder="c", train_steps=2, data={"tokens_per_row": 21})
+    seen = [[each.text_seen for each in verify_run(folder)[0]] for folder in (*folders, other)]
+    assert seen[0] == seen[1]
+    assert len({*seen[0], *seen[2]}) == 4
+    assert main(["verify", str(other)]) == 0
+    assert seen[2][-1] in capsys.readouterr().out
 
 
 def test_a_parent_removed_during_training_stops_nothing(train: Train) -> None:
@@ -158,10 +186,12 @@ def test_a_lineage_that_is_none_is_one_line(train: Train, facts: dict[str, Any],
     assert [says in line for line in problems] == [True] if says else problems == []
 
 
-def published(checkpoint: Path, **changed: Any) -> None:
-    """Publish a checkpoint whose state differs from this one's, with a manifest that fits."""
+def published(checkpoint: Path, *replaced: Any, **changed: Any) -> None:
+    """Publish a checkpoint whose state, and a file, differ from this one's, with a manifest that fits."""
     manifest = read_manifest(checkpoint)
-    files = {name: (checkpoint / name).read_bytes() for name in manifest["files"]}
+    files = {name: (checkpoint / name).read_bytes() for name in manifest["files"]} | dict(
+        [replaced] if replaced else []
+    )
     state = json.loads(files["trainer_state.json"])
     state["foundry"].update(changed)
     files["trainer_state.json"] = json.dumps(state).encode()

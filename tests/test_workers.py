@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from foundry_core.data.batches import Batches
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.rows import Rows
-from foundry_core.data.workers import Batch, batches_from_workers
+from foundry_core.data.workers import STOP_SIGNALS, Batch, batches_from_workers
 from foundry_core.errors import DataError, FoundryError, TokenizerError
 from tests.each import each
 
@@ -52,7 +52,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
 
 
 def batches(start: int, stop: int, num_workers: int, tokens: Any = None) -> Batches:
-    rows = Rows(np.arange(1000, dtype=np.uint16) if tokens is None else tokens, "overlap", 9)
+    rows = Rows(np.arange(1000, dtype=np.uint16) if tokens is None else tokens, "overlap", 8)
     return Batches(rows, SampleOrder(len(rows), 11), collate, 4, start, stop, num_workers)
 
 
@@ -87,7 +87,7 @@ def test_workers_change_nothing(num_workers: int) -> None:
 def test_spawned_workers_map_the_token_file_again(start_method: str, tmp_path: Path) -> None:
     np.arange(1000, dtype=np.uint16).tofile(tmp_path / "tokens")
     tokens = np.memmap(tmp_path / "tokens", dtype=np.uint16, mode="r")
-    assert len(multiprocessing.reduction.ForkingPickler.dumps(Rows(tokens, "overlap", 9))) < 1000
+    assert len(multiprocessing.reduction.ForkingPickler.dumps(Rows(tokens, "overlap", 8))) < 1000
     for one, other in zip(batches(0, 40, 0), batches(0, 40, 2, tokens), strict=True):
         assert_same(one, other)
 
@@ -194,7 +194,7 @@ def test_signals_to_the_group_do_not_end_the_workers() -> None:
     """Schedulers and terminals signal every process of a job; the parent still wants its next checkpoint."""
     iterator = batches_from_workers(Source(with_pid), 10, 1)
     pid = int(next(iterator)["pid"])
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         os.kill(pid, number)
     rest = list(iterator)
     assert len(rest) == 9

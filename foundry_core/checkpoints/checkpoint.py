@@ -6,7 +6,6 @@ file matches its manifest, and removed only when a newer one is known to be whol
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from foundry_core.models.interface import LanguageModel
 from foundry_core.run_folder import CHECKPOINT, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
 from foundry_core.storage.files import StorageError, publish_folder, remove_set_aside, set_aside
 from foundry_core.storage.manifest import read_manifest
+from foundry_core.tokenization.encoding import as_trained
 from foundry_core.tokenization.tokenizer_folder import tokenizer_files
 
 Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
@@ -62,15 +62,9 @@ class TensorBuffers:
 
 
 def fixed_files(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
-    """Return the files that are the same in every checkpoint of a run: model description and tokenizer.
-
-    The bos token of the tokenizer becomes the one that a document really started with in training: in a causal stream
-    that is the separator. Scorers prepend bos; a `<s>` that was never trained would spoil the first prediction.
-    """
-    if model.context.objective.layout == "overlap":
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.bos_token = tokenizer.eos_token if tokenizer.eos_token is not None else tokenizer.sep_token
-    return model_files(model) | tokenizer_files(tokenizer)
+    """Return the files that are the same in every checkpoint of a run: model description and tokenizer."""
+    framed = model.context.objective.layout == "framed"
+    return model_files(model) | tokenizer_files(as_trained(tokenizer, framed=framed))
 
 
 def save_checkpoint(

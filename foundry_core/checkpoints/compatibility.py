@@ -14,9 +14,11 @@ import torch
 from foundry_core import __version__
 from foundry_core.checkpoints.state import TrainState, unchecked_manifest
 from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.data.preparation import TOKENIZER_DATA
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
 from foundry_core.models.building import installed_plugin, read_description, release
 from foundry_core.run_folder import MANIFEST
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
 
 FREE = ("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
 """Settings that may differ, because they change no weight: where and how often a run reports and saves, and the modules
@@ -68,37 +70,63 @@ def accepted_differences(
     """Return the keys that differ from those a checkpoint was trained with; `fresh` is the state of a new run.
 
     Raises:
-        CheckpointError: One of them is neither free nor allowed; lists all of these.
+        CheckpointError: One of them is neither free nor allowed, or the tokenizer differs; lists all of these.
     """
-    description = read_description(folder)
+    now = {"experiment": config.resolved(), **present_plugins(config)}
     chosen = flat(config.model_dump(mode="json", exclude_defaults=True))
-    differences = changed_settings(description["experiment"], config.resolved(), chosen)
-    differences |= changed_plugins(description, config)
-    if state.precision != fresh.precision:
-        phrase = f"training.precision was {state.precision}, is {fresh.precision}"
-        differences.setdefault("training.precision", phrase)
-    changed = changed_data(state.data, fresh.data)
-    if changed:
-        differences["data"] = f"data: {' and '.join(changed)} changed since"
+    differences = differing(read_description(folder), state, now, fresh, chosen)
     barred = refused_differences(differences, allowed)
-    if barred:
-        raise CheckpointError(
-            f"{folder} was trained with other settings: {'; '.join(barred)}. Put them back, or allow a key by name: "
-            "--allow KEY"
+    advice = "Put them back, or allow a key by name: --allow KEY"
+    if another := other_tokenizer(folder, fresh):
+        barred += another
+        advice = (
+            "Its weights mean nothing under other token ids, which --allow does not cover. Put back the tokenizer, or "
+            "what it was trained from, or begin a new run in another training.output_dir"
         )
+    if barred:
+        raise CheckpointError(f"{folder} was trained with other settings: {'; '.join(barred)}. {advice}")
     return set(differences)
 
 
-def changed_plugins(description: Mapping[str, Any], config: ExperimentConfig) -> dict[str, str]:
-    """Return a phrase, by its key, for each plugin whose package or version is not that of a model's description."""
+def changed_plugins(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """Return a phrase, by its key, for each plugin whose package or version differs between two descriptions."""
     differences = {}
-    plugin = installed_plugin(config.model.architecture)
-    if description.get("plugin") != plugin:
-        differences["plugin"] = f"plugin was {release(description.get('plugin'))}, is {release(plugin)}"
-    for kind, provider in config.providers.items():
-        before = description["providers"].get(kind, provider)
-        if before != provider:
-            differences[f"plugin.{kind}"] = f"the plugin of the {kind} was {before}, is {provider}"
+    if before.get("plugin") != after.get("plugin"):
+        differences["plugin"] = f"plugin was {release(before.get('plugin'))}, is {release(after.get('plugin'))}"
+    for kind, provider in after["providers"].items():
+        former = before["providers"].get(kind, provider)
+        if former != provider:
+            differences[f"plugin.{kind}"] = f"the plugin of the {kind} was {former}, is {provider}"
+    return differences
+
+
+def present_plugins(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the plugins of a configuration as a model's description lists them."""
+    return {"plugin": installed_plugin(config.model.architecture), "providers": config.providers}
+
+
+def differing(
+    before: Mapping[str, Any], was: TrainState, after: Mapping[str, Any], now: TrainState, added: Collection[str] = ()
+) -> dict[str, str]:
+    """Return a phrase for each key of settings, plugins and data that differs, the tokenizer apart.
+
+    Args:
+        before: The description of a model, with the state `was`.
+        after: That of the model that continues from it, with the state `now`.
+        added: As for `changed_settings`.
+    """
+    differences = changed_settings(before["experiment"], after["experiment"], added)
+    # Compared by what it comes to: the default depends on another key, and the first checkpoints lack this one.
+    differences.pop("data.tokens_per_row", None)
+    old, new = was.stream, now.stream
+    if old and new and old.tokens_per_row != new.tokens_per_row and "data.max_sequence_length" not in differences:
+        phrase = f"data.tokens_per_row was {old.tokens_per_row}, is {new.tokens_per_row}"
+        differences["data.tokens_per_row"] = phrase
+    differences |= changed_plugins(before, after)
+    if was.precision != now.precision:
+        differences.setdefault("training.precision", f"training.precision was {was.precision}, is {now.precision}")
+    if changed := changed_data(was.data, now.data):
+        differences["data"] = f"data: {' and '.join(changed)} changed since"
     return differences
 
 
@@ -107,9 +135,15 @@ def refused_differences(differences: Mapping[str, str], allowed: Iterable[str]) 
     return [phrase for key, phrase in differences.items() if not covered(key, (*FREE, *allowed))]
 
 
+def other_tokenizer(folder: Path, fresh: TrainState) -> list[str]:
+    """Return a phrase if the tokenizer of the run is not that of a checkpoint, whose weights belong to its ids."""
+    same = tokenizer_digest(load_tokenizer(folder)) == fresh.data[TOKENIZER_DATA]
+    return [] if same else ["its tokenizer is another one"]
+
+
 def changed_data(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the names of the data whose digests differ."""
-    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    """Return the names of the corpora whose digests differ."""
+    return sorted(key for key in {*before, *now} - {TOKENIZER_DATA} if before.get(key) != now.get(key))
 
 
 @cache

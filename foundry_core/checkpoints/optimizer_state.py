@@ -19,7 +19,7 @@ from foundry_core.errors import CheckpointError, PluginError
 from foundry_core.models.folder import open_tensors
 
 _PLAIN = (bool, int, float, str, type(None))
-_SET_BY_CORE = ("params", "lr", "weight_decay")
+_SET_BY_CORE = ("params", "names", "role", "lr", "weight_decay")
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
@@ -111,7 +111,7 @@ def load_optimizer(path: Path, stored: OptimizerValues, model: nn.Module, optimi
     if groups and len(groups) != len(optimizer.param_groups):
         raise CheckpointError(
             f"{path.parent} was trained with {len(groups)} parameter groups, here are {len(optimizer.param_groups)}: "
-            "put training.weight_decay_on back"
+            "the roles of the model's parameters have changed"
         )
     for group, moved in zip(optimizer.param_groups, groups, strict=False):
         group.update({key: value for key, value in moved.items() if key in group and key not in _SET_BY_CORE})

@@ -6,6 +6,8 @@ ledger, the tokens and the words that training must have seen.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
-from foundry_core.checkpoints.compatibility import changed_settings, refused_differences
+from foundry_core.checkpoints.compatibility import differing, refused_differences
 from foundry_core.checkpoints.state import TrainState, parent_entry, read_state
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.order import SampleOrder, extended_ledger
+from foundry_core.data.preparation import TEST_DATA
 from foundry_core.errors import CheckpointError
 from foundry_core.models.building import read_description
 from foundry_core.random_streams import derive
@@ -29,15 +32,23 @@ _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
 @dataclass(frozen=True)
 class Verified:
     """A whole checkpoint. since: the origin that its position was derived from, or the reason why it was not derived.
-    changed: a phrase for each setting that differs from the checkpoint before.
+    changed: a phrase for each setting, plugin and corpus that differs from the checkpoint before.
     """
 
     folder: Path
     state: TrainState
     manifest: dict[str, Any]
-    experiment: dict[str, Any]
+    description: dict[str, Any]
     since: str
     changed: list[str]
+
+    @property
+    def text_seen(self) -> str:
+        """A digest of what was trained on, in its order: equal for two runs that have seen the same tokens so far."""
+        state = self.state
+        trained_on = {name: digest for name, digest in state.data.items() if name != TEST_DATA}
+        cut = state.stream and state.stream.tokens_per_row
+        return hashlib.sha256(json.dumps([state.ledger, trained_on, cut], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
@@ -61,7 +72,7 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
     One whose parent was retired is derived from the newest earlier one. If that fails, because settings were changed
     in between, it is whole and not derived: nobody is accused.
     """
-    manifest, state, experiment = check_whole(folder), read_state(folder), read_description(folder)["experiment"]
+    manifest, state, description = check_whole(folder), read_state(folder), read_description(folder)
     parent: Any = manifest.get("parent")
     try:
         name = None if parent is None else str(parent["checkpoint"])
@@ -77,7 +88,7 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
     if parent is not None and earlier:
         base = there or earlier[-1]
         start, since = base.state, base.folder.name
-    derived = _derived(state, start, *_order(folder, experiment))
+    derived = _derived(state, start, *_order(folder, description["experiment"]))
     wrong = [key for key, value in (derived or {}).items() if getattr(state, key) != value]
     if derived is None:
         since = f"not derived: {state.samples - start.samples:,} rows since {since}"
@@ -86,8 +97,8 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
     elif wrong:
         stored, expected = getattr(state, wrong[0]), derived[wrong[0]]
         raise CheckpointError(f"{folder}: its {wrong[0]} is {stored}, derived from {since} it is {expected}")
-    changed = refused_differences(changed_settings(earlier[-1].experiment, experiment), ()) if earlier else []
-    return Verified(folder, state, manifest, experiment, since, changed)
+    changes = differing(earlier[-1].description, earlier[-1].state, description, state) if earlier else {}
+    return Verified(folder, state, manifest, description, since, refused_differences(changes, ()))
 
 
 def _derived(state: TrainState, start: TrainState, seed: int, per_step: int) -> dict[str, Any] | None:

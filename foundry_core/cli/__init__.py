@@ -13,12 +13,22 @@ import argparse
 import errno
 import importlib
 import sys
-import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
-from foundry_core.cli.common import add_verb, discard_lost, open_closed_streams
-from foundry_core.errors import ConfigError, FoundryError, PluginError, StoppedError, one_line, tell
+from foundry_core.cli.common import add_verb, discard_lost, make_printable, open_closed_streams
+from foundry_core.errors import (
+    ConfigError,
+    FoundryError,
+    PluginError,
+    StoppedError,
+    UsageError,
+    debug,
+    one_line,
+    tell,
+    traced,
+)
 
 # Each verb and its line in `foundry --help`; its module here has the same name.
 VERBS = {
@@ -61,6 +71,7 @@ foundry VERB --help shows the options of a verb and an example.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, that of the process by default, and return the exit code."""
     open_closed_streams()
+    make_printable()
     try:
         return _exit_code(list(sys.argv[1:] if argv is None else argv))
     finally:
@@ -69,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(arguments: list[str]) -> int:
+    debug("--debug" in arguments)
     try:
         return _execute(arguments)
     except KeyboardInterrupt as interrupt:
@@ -80,8 +92,12 @@ def _exit_code(arguments: list[str]) -> int:
                 return 0
             tell(f"error: cannot write the output: {error.strerror}\n")
             return 8
-        if "--debug" in arguments:
-            tell(traceback.format_exc())
+        traced(error)
+        if isinstance(error, UnicodeEncodeError):  # a name that the locale, or UTF-8, cannot represent
+            name = one_line(ascii(error.object[:200]))
+            advice = "rename it, or use a UTF-8 locale (LC_ALL=C.UTF-8)"
+            tell(f"error: {name} cannot be written as {error.encoding}: {advice}\n")
+            return UsageError.exit_code
         if isinstance(error, FoundryError):
             prefix = "" if isinstance(error, ConfigError | StoppedError) else "error: "
             tell("".join(f"{prefix}{one_line(line)}\n" for line in str(error).split("\n")))
@@ -126,11 +142,18 @@ def _execute(arguments: list[str]) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """Return the parser, with the options of the chosen verb."""
     from foundry_core import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="foundry",
         description="Train small language models of any architecture under equal conditions,\nfrom one YAML.",
         epilog=_EXAMPLES,

@@ -1,6 +1,9 @@
-"""Run the conformance kit on an architecture: one line for each check, and how to
-fix those that fail.
+"""Run the conformance kit on an architecture, or the checks of an objective, an
+optimizer, a tokenizer type, an observer or a command: one line for each check,
+and how to fix those that fail.
 
+NAME is that of an architecture or of a command, the value that a YAML would
+name, or the module of an observer; with --plugin also one of a single file.
 The exit code is 0 if every check that applies passes, and 9 otherwise.
 """
 
@@ -11,47 +14,65 @@ import json
 import sys
 
 from foundry_core.cli.common import add_plugin_argument, large_imports, load_plugins
-from foundry_core.errors import ConformanceError
+from foundry_core.errors import ConformanceError, UsageError
 
 EXAMPLE = """\
 examples:
   foundry check lstm                                 all checks: half a minute
   foundry check lstm --only causal-leak masking      one check and one group
-  foundry check my_arch --plugin my_arch.py --json   a class in a single file"""
+  foundry check my_arch --plugin my_arch.py --json   a class in a single file
+  foundry check lion --settings beta1=0.95           an optimizer of a package"""
+
+_KINDS = ("architecture", "objective", "optimizer", "tokenizer", "observer", "command")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s NAME [options]"  # NAME first: after --only it would be taken for a check
-    parser.add_argument("architecture", metavar="NAME", help="an architecture, installed or registered with --plugin")
+    parser.add_argument("name", metavar="NAME", help="what to check, installed or registered with --plugin")
+    parser.add_argument("--kind", choices=_KINDS, metavar="KIND", help=f"what NAME is: {', '.join(_KINDS)}")
     parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help="run only these checks or groups")
     parser.add_argument("--expect", nargs="+", default=(), metavar="CHECK", help="checks that should fail")
+    settings = "settings of an objective or optimizer; default: its own defaults"
+    parser.add_argument("--settings", nargs="+", default=(), metavar="KEY=VALUE", help=settings)
     parser.add_argument("--write-keys", action="store_true", help="only write the weights' names to state_keys.txt")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_plugin_argument(parser)
 
 
 def execute(options: argparse.Namespace) -> None:
+    from foundry_core.testing.extensions.subjects import find
+
     load_plugins(options)
+    subject = find(options.name, options.kind, options.settings)
+    if subject.kind != "architecture" and options.write_keys:
+        raise UsageError(f"--write-keys is for architectures: '{subject.name}' is of kind {subject.kind}")
+    if subject.kind not in ("objective", "optimizer") and options.settings:
+        raise UsageError(f"--settings is for objectives and optimizers: '{subject.name}' is of kind {subject.kind}")
     with large_imports():
         from foundry_core.registry.loading import shipped_by
+        from foundry_core.testing.extensions.run import run
+        from foundry_core.testing.kit import report
         from foundry_core.testing.kit.keys import write_keys
         from foundry_core.testing.kit.run import results, suite_of
 
-    name = options.architecture
+    name = options.name
     if options.write_keys:
         print(write_keys(suite_of(name)))
         return
+    expected = dict.fromkeys(options.expect, "--expect")
+    if subject.kind == "architecture":
+        found = results(name, names=options.only, expected_failures=expected)
+    else:
+        found = run(subject, options.only, expected)
     done = []
-    for result in results(name, names=options.only, expected_failures=dict.fromkeys(options.expect, "--expect")):
+    for result in found:
         done.append(result)
         if not options.json:
-            check, reason = result.check, f"\n  {result.reason}" if result.outcome in ("skipped", "expected") else ""
-            line = f"{check.group:<12} {check.name:<24} {result.outcome:<8} {result.seconds:5.1f} s{reason}"
-            print(line, flush=True)
+            print(report.row(result), flush=True)
     failed = [result for result in done if not result.good]
-    # A model that does not run fails every check with the same error object: print that error once.
-    causes = list({id(result.error or result): result for result in reversed(failed)}.values())[::-1]
+    causes = report.causes(done)
     if options.json:
+        follows_from = {each.check.name: cause.check.name for cause, following in causes for each in following}
         facts = [
             {
                 "group": result.check.group,
@@ -60,25 +81,23 @@ def execute(options: argparse.Namespace) -> None:
                 "outcome": result.outcome,
                 "reason": result.reason or None,
                 "fix": result.check.fix if result.outcome == "failed" else None,
+                "follows_from": follows_from.get(result.check.name),
+                "not_looked_at": list(result.unseen),
                 "seconds": round(result.seconds, 3),
             }
             for result in done
         ]
         print(json.dumps(facts, indent=1))
     else:
-        for result in causes:
-            print(f"\n{result.check.name}: {result.check.invariant}\n  {result.reason}\n  {result.check.fix}")
-        outcomes = [result.outcome for result in done]
-        counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in ("passed", "failed", "expected", "skipped")]
+        for cause, following in causes:
+            print(f"\n{report.explained(cause, following)}")
         # Which copy was checked: an installed package need not be the folder that one works in.
-        suite = suite_of(name)
-        places = ", ".join(str(place) for place in (shipped_by(name), suite.home) if place is not None)
-        seconds = sum(result.seconds for result in done)
-        print(f"\n{name}{f' ({places})' if places else ''}\n{', '.join(counts)} in {seconds:.1f} s")
-        if suite.without_one_layer is not None:
-            print(f"nothing was tried with one layer: {suite.without_one_layer}")
+        suite = suite_of(name) if subject.kind == "architecture" else None
+        owner, home = (subject.point, subject.home) if suite is None else (shipped_by(name), suite.home)
+        places = ", ".join(str(place) for place in (owner, home) if place is not None)
+        print(f"\n{name}{f' ({places})' if places else ''}\n{report.counts(done)}")
     sys.stdout.flush()
     if failed:
-        names = ", ".join(result.check.name for result in causes)
+        names = ", ".join(cause.check.name for cause, _ in causes)
         others = f" and {len(failed) - len(causes)} that fail with it" if len(failed) > len(causes) else ""
-        raise ConformanceError(f"{name} does not conform: {names}{others}") from failed[0].error
+        raise ConformanceError(f"{name} does not conform: {names}{others}") from causes[0][0].error

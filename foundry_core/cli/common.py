@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import math
 import os
@@ -55,7 +56,25 @@ def large_imports() -> Iterator[None]:
         gc.enable()
 
 
-def number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
+def path_argument(text: str) -> str:
+    """Return the path that an argument names; `~` is what it is in a path key of a YAML."""
+    from foundry_core.schema import expand_home
+
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def text_argument(text: str) -> str:
+    """Return an argument that is text, also UTF-8 in a locale of another encoding; other bytes are refused."""
+    try:
+        return os.fsencode(text).decode() if any("\udc80" <= c <= "\udcff" for c in text) else text
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8 text") from None
+
+
+def number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], Any]:
     """Return the type of a numeric option: a number from `least` to `most`, and so neither NaN nor infinite."""
 
     def parse(text: str) -> float:
@@ -71,10 +90,18 @@ def number(kind: type[int] | type[float], least: float, most: float) -> Callable
     return parse
 
 
+seed_argument = number(int, 0, 2**63 - 1)
+"""A random seed; its bounds are those of the seeds in a YAML."""
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the YAML, its overrides, and --plugin."""
-    parser.add_argument("config", metavar="YAML", help="the configuration of the experiment")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the YAML's")
+    what = (
+        "replaces a setting of the YAML; a key of text takes the value as it is typed, any other as YAML; null resets "
+        "a key that is not required"
+    )
+    parser.add_argument("config", metavar="YAML", type=path_argument, help="the configuration of the experiment")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=what)
     add_plugin_argument(parser)
 
 
@@ -105,13 +132,18 @@ def prepare_data(config: ExperimentConfig) -> tuple[PreTrainedTokenizerFast, Exp
     tokenizer = preparation.experiment_tokenizer(config, corpora.train)
     with reading("encoding", corpora.train.bytes) as progress:
         tokens = preparation.experiment_tokens(config, tokenizer, corpora, progress=progress)
-    return tokenizer, preparation.experiment_rows(config, tokenizer, tokens)
+    return tokenizer, preparation.experiment_rows(config, tokenizer, tokens, corpora)
 
 
 def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
     """Add --plugin."""
     parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="file with an architecture; can be repeated"
+        "--plugin",
+        action="append",
+        default=[],
+        type=path_argument,
+        metavar="FILE.py",
+        help="file with an architecture; can be repeated",
     )
 
 
@@ -132,7 +164,7 @@ def load_plugins(options: argparse.Namespace) -> list[ModuleType]:
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     """Add a checkpoint, --device, and --plugin."""
     folder = "folder of a checkpoint, or of a run (its newest valid checkpoint is used)"
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=folder)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help=folder)
     devices = ("auto", "cpu", "cuda")
     parser.add_argument("--device", choices=devices, default="auto", help="auto (default): a GPU if there is one")
     add_plugin_argument(parser)
@@ -140,7 +172,7 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 
 def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageModel, PreTrainedTokenizerFast]:
     """Open the checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
-    from foundry_core.checkpoints.compatibility import changed_plugins
+    from foundry_core.checkpoints.compatibility import changed_plugins, present_plugins
     from foundry_core.devices import choose_device
     from foundry_core.models.base import BaseLanguageModel
     from foundry_core.models.building import read_description
@@ -149,7 +181,7 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
     load_plugins(options)
     folder = _checkpoint_folder(Path(options.checkpoint))
     model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device))
-    changes = changed_plugins(read_description(folder), model.config).values()
+    changes = changed_plugins(read_description(folder), present_plugins(model.config)).values()
     if changes:
         warn(f"{folder}: {'; '.join(changes)}: its scores may not be those it had before")
     tokenizer = load_tokenizer(folder)
@@ -205,6 +237,13 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
 
 
+def make_printable() -> None:
+    """Let stdout and stderr escape what a locale cannot encode, so that a complete run does not end in an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def screen_width() -> int:
     """Return the columns of the terminal; 80 where there is none."""
     return shutil.get_terminal_size().columns
@@ -251,6 +290,8 @@ def write_answer(text: str, output: str | None) -> None:
     from foundry_core.storage.files import write_file
 
     if output is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a YAML is UTF-8 in every locale
+            sys.stdout.reconfigure(encoding="utf-8")
         sys.stdout.write(text)
     elif os.path.lexists(output):
         raise UsageError(f"{output} exists and is not overwritten: name another file, or remove it")

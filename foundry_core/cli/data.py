@@ -6,6 +6,7 @@ foundry train does the same when it starts.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from foundry_core.cli.common import add_config_arguments, add_verb, prepare_data, read_config, report, table
 
@@ -22,7 +23,6 @@ def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
     _, data = prepare_data(config)
 
-    from foundry_core.data.preparation import tokenizer_folder
     from foundry_core.training.console import share
 
     columns = {}
@@ -44,4 +44,7 @@ def execute(options: argparse.Namespace) -> None:
             }
             columns[name] = [figure if isinstance(figure, str) else f"{figure:,}" for figure in counted.values()]
     report(table(("corpus", *columns), list(zip(counted, *columns.values(), strict=True))))
-    report(f"token files in {tokenizer_folder(config) / 'tokens'}")
+    for name, facts in data.description.items():
+        names, files = facts["names"], facts["files"]
+        report(f"{name}: {files:,} file{'s' * (files > 1)}: {', '.join(names)}{', ...' * (files > len(names))}")
+    report(f"token files in {Path(str(data.train.tokens.filename)).parent}")

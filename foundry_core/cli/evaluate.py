@@ -21,7 +21,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, listing, open_checkpoint, table
+from foundry_core.cli.common import (
+    add_checkpoint_argument,
+    large_imports,
+    listing,
+    open_checkpoint,
+    path_argument,
+    table,
+)
 from foundry_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,9 +44,12 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
-    parser.add_argument("--corpus", metavar="PATH", help="text to score: a file, a folder or a glob")
+    what = "text to score: a file, a folder or a glob"
+    parser.add_argument("--corpus", type=path_argument, metavar="PATH", help=what)
     what = "minimal pairs (.jsonl): files, folders or globs; can be repeated"
-    parser.add_argument("--pairs", action="extend", nargs="+", default=[], metavar="PATH", help=what)
+    parser.add_argument(
+        "--pairs", action="extend", nargs="+", default=[], type=path_argument, metavar="PATH", help=what
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

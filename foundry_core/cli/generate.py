@@ -5,7 +5,14 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, number, open_checkpoint
+from foundry_core.cli.common import (
+    add_checkpoint_argument,
+    large_imports,
+    number,
+    open_checkpoint,
+    seed_argument,
+    text_argument,
+)
 from foundry_core.errors import warn
 
 EXAMPLE = """\
@@ -17,7 +24,7 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="the text to continue")
+    parser.add_argument("--prompt", type=text_argument, default="", metavar="TEXT", help="the text to continue")
     count, whole, temperature = number(int, 1, 1_000_000), number(int, 0, 2**63 - 1), number(float, 0.001, 1000)
     parser.add_argument("--tokens", type=count, default=40, metavar="N", help="add at most N tokens (default 40)")
     parser.add_argument(
@@ -28,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     parser.add_argument("--samples", type=count, default=1, metavar="N", help="number of continuations (default 1)")
-    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="random seed (default 0)")
+    parser.add_argument("--seed", type=seed_argument, default=0, metavar="N", help="random seed (default 0)")
 
 
 def execute(options: argparse.Namespace) -> None:

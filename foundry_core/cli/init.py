@@ -13,7 +13,14 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from foundry_core.cli.common import add_plugin_argument, load_plugins, write_answer, yaml_scalar
+from foundry_core.cli.common import (
+    add_plugin_argument,
+    load_plugins,
+    path_argument,
+    text_argument,
+    write_answer,
+    yaml_scalar,
+)
 from foundry_core.errors import ConfigError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -47,8 +54,12 @@ _NOTES = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("architecture", metavar="NAME", help="an architecture, installed or registered with --plugin")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write to this new file instead of stdout")
-    parser.add_argument("--name", metavar="TEXT", help="name of the experiment (default: the architecture)")
+    parser.add_argument(
+        "-o", "--output", type=path_argument, metavar="FILE", help="write to this new file instead of stdout"
+    )
+    parser.add_argument(
+        "--name", type=text_argument, metavar="TEXT", help="name of the experiment (default: the architecture)"
+    )
     add_plugin_argument(parser)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from foundry_core.cli.common import write_answer, yaml_scalar
+from foundry_core.cli.common import path_argument, write_answer, yaml_scalar
 
 EXAMPLE = """\
 examples:
@@ -21,8 +21,12 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("old", metavar="OLD.yaml", help="the configuration to convert; it is not changed")
-    parser.add_argument("-o", "--output", metavar="NEW.yaml", help="write to this new file instead of stdout")
+    parser.add_argument(
+        "old", type=path_argument, metavar="OLD.yaml", help="the configuration to convert; it is not changed"
+    )
+    parser.add_argument(
+        "-o", "--output", type=path_argument, metavar="NEW.yaml", help="write to this new file instead of stdout"
+    )
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -34,7 +34,9 @@ _SHOW = """Show a plugin: its package, the keys of its section of the YAML, its 
 what an architecture can do with each of its example settings."""
 
 _DOCTOR = """Import the light module of every installed plugin and check it: requirements,
-descriptor, examples, hooks. (foundry check NAME checks a model.)
+descriptor, examples, hooks. With --deep, also import what the descriptors name:
+models, collators, optimizers, tokenizer trainers, and commands; this imports
+torch. (foundry check NAME checks what a plugin does.)
 
 Prints a line with the fix on stderr for each problem, and exits with code 3."""
 
@@ -44,7 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     example = "example:\n  foundry plugins"
     add_verb(verbs, "list", "list every plugin", _LIST, f"{example} list", list_plugins)
     show = add_verb(verbs, "show", "show one plugin in detail", _SHOW, f"{example} show lstm", show_plugin)
-    add_verb(verbs, "doctor", "check every plugin", _DOCTOR, f"{example} doctor", doctor)
+    doctors = add_verb(verbs, "doctor", "check every plugin", _DOCTOR, f"{example} doctor --deep", doctor)
+    doctors.add_argument("--deep", action="store_true", help="resolve every import string of every descriptor")
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="print JSON")
     show.add_argument("name", metavar="NAME", help="an installed plugin, or an architecture registered with --plugin")
@@ -84,8 +87,8 @@ def _as_json(findings: list[Finding]) -> str:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    findings = examine(VERBS)
-    wrong = [each.problem or "" for each in findings if each.state == "unusable"]
+    findings = examine(VERBS, deep=options.deep)
+    wrong = [line for each in findings if each.state == "unusable" for line in (each.problem or "").split("\n")]
     problems = dict.fromkeys([*wrong, *misnamed_in_environment()])  # two that claim one name have the same line
     if options.json:
         print(_as_json(findings))
@@ -125,7 +128,7 @@ def _head(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "entry point", f"{known['name']} = {known['target']}"
     if known["kind"] == "architecture":
         yield "model", known["model_class"]
-        yield "plugin API", str(known["plugin_api_version"])
+        yield "plugin API", str(known["plugin_api_version"] or "not stated")
         yield "objectives", ", ".join(known["objectives"])
         yield "default tokenizer", known["default_tokenizer"]
     yield "hooks", ", ".join(known["hooks"]) or "none"

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from foundry_core.cli.common import add_plugin_argument, load_plugins
-from foundry_core.errors import PluginError, warn
+from foundry_core.errors import PluginError, traced, warn
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -68,6 +68,7 @@ def _left_out() -> Iterator[None]:
     try:
         yield
     except PluginError as error:
+        traced(error)
         warn(f"left out: {error}")
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import add_config_arguments, add_verb, read_config, report
+from foundry_core.cli.common import add_config_arguments, add_verb, listing, read_config, report
+from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES
 
 EXAMPLE = "example:\n  foundry tokenizer train configs/bert.yaml"
 
@@ -15,7 +16,9 @@ EXAMPLE = "example:\n  foundry tokenizer train configs/bert.yaml"
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     summary = "train the tokenizer, or reuse it if its inputs are unchanged"
-    train = add_verb(verbs, "train", summary, __doc__, EXAMPLE, execute)
+    kinds = listing(((kind.name, kind.summary) for kind in CORE_TOKENIZER_TYPES.values()), "  ")
+    description = f"{__doc__}\ntokenizer.tokenizer_type is one of these, or one that a plugin offers:\n\n{kinds}"
+    train = add_verb(verbs, "train", summary, description, EXAMPLE, execute)
     add_config_arguments(train)
     train.add_argument("--force", action="store_true", help="replace a tokenizer of other inputs (otherwise refused)")
 

@@ -3,21 +3,22 @@ checkpoint against the one before it.
 
 foundry verify recomputes which data training must have seen from the seed and
 the position, and compares. Prints one line on stderr for each problem and exits
-with code 6. Neither the corpus nor the plugin is needed.
+with code 6. Neither the corpus nor the plugin is needed. Two runs with the same
+"text seen" were trained on the same tokens in the same order up to there.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from foundry_core.cli.common import table
+from foundry_core.cli.common import path_argument, table
 from foundry_core.errors import CheckpointError
 
 EXAMPLE = "example:\n  foundry verify runs/gpt2"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of a run (training.output_dir)")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="the folder of a run (training.output_dir)")
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -30,15 +31,16 @@ def execute(options: argparse.Namespace) -> None:
             str(len(one.manifest["files"])),
             f"{one.state.tokens_seen:,}",
             f"{one.state.words_seen:,}",
+            one.text_seen,
             one.since,
         )
         for one in whole
     ]
     if rows:
-        print(table(("checkpoint", "files", "tokens seen", "words seen", "follows from"), rows))
+        print(table(("checkpoint", "files", "tokens seen", "words seen", "text seen", "follows from"), rows))
     for one in whole:
         if one.changed:
-            print(f"{one.folder.name} continues with other settings: {'; '.join(one.changed)}")
+            print(f"{one.folder.name} continues with changes: {'; '.join(one.changed)}")
     if problems:
         raise CheckpointError(*problems)
     derived = sum(not one.since.startswith("not deriv") for one in whole)

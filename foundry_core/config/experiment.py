@@ -112,8 +112,7 @@ class ExperimentConfig(ConfigSection):
     @property
     def special_tokens(self) -> dict[str, str]:
         """The special tokens of the tokenizer, by role."""
-        masked = "mask_token" in self.objective.required_tokens
-        return self.tokenizer_type.tokens_by_role(self.tokenizer.special_tokens, masked)
+        return self.tokenizer_type.tokens_by_role(self.tokenizer.special_tokens)
 
     @property
     def providers(self) -> dict[str, str]:

@@ -13,12 +13,12 @@ from foundry_core.config.experiment import ActivePlugins, Choices, ExperimentCon
 from foundry_core.config.problems import findings
 from foundry_core.config.rules import Chosen, cross_section_problems
 from foundry_core.config.yaml_source import KeyPath, YamlSource, dotted
-from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean
+from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean, traced
 from foundry_core.registry.architecture import Architecture, Capabilities
 from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
-from foundry_core.schema import ConfigSection, ModelConfig, NotValid, Values
+from foundry_core.schema import ConfigSection, ModelConfig, NotValid, NotYaml, Values, with_overrides
 
 Found = TypeVar("Found")
 Section = TypeVar("Section", bound=ConfigSection)
@@ -29,7 +29,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
     Args:
         source: Path of a YAML file, or the same content as a mapping.
-        overrides: Settings such as `section.key=value`, as on the command line.
+        overrides: Settings such as `section.key=value`, as on the command line: a key that takes text takes all that
+            follows `=`, the value of any other is YAML; `null` resets a key that may be left out.
 
     Raises:
         ConfigError: All problems of the file, each as `file:line: key: problem`.
@@ -49,7 +50,11 @@ class _Check:
 
     def __init__(self, source: YamlSource):
         self.source = source
-        self.data: dict[str, Any] = source.data
+        try:
+            # Before anything else looks at the names in it; the plugins' own sections are not known yet.
+            self.data: dict[str, Any] = with_overrides(ExperimentConfig, source.data)
+        except NotYaml as error:
+            raise ConfigError([Problem(COMMAND_LINE, 0, dotted(error.place), error.problem)]) from error
         self.problems: list[Problem] = []
 
     def config(self) -> ExperimentConfig:
@@ -90,6 +95,10 @@ class _Check:
         if isinstance(model, dict) and "architecture" not in model and "layers" in model:
             message = f"written before model.architecture existed: convert it with: foundry migrate {path}"
             raise ConfigError([Problem(path, self.source.line_of(("model",)), "model", message)])
+        data, key = self.data.get("data"), ("data", "source_corpus")
+        if isinstance(data, dict) and "source_corpus" in data:
+            message = f"is a key of an older format: convert the file with: foundry migrate {path}"
+            raise ConfigError([Problem(path, self.source.line_of(key), dotted(key), message)])
 
     def _architecture(self) -> Architecture | None:
         model = self.data.get("model")
@@ -156,6 +165,7 @@ class _Check:
         try:
             return function(*arguments)
         except PluginError as error:
+            traced(error)
             self._add(key, str(error))
             return None
 

@@ -1,7 +1,8 @@
-"""A configuration of the format before `model.architecture`, turned into one that means the same. Light.
+"""A configuration of the two formats before this one, turned into one that means the same. Light.
 
-The old software trained one architecture, GPT-2, causally, on a SentencePiece vocabulary. A file that would need the
-data to be converted is refused; every other difference is listed as a change with its reason.
+The first trained one architecture, GPT-2, causally, on a SentencePiece vocabulary. The second also trained BERT, LSTM,
+GRU, RNN and Mamba. Both share one table of keys. A file that would need the data to be converted is refused; every
+other difference is listed as a change with its reason.
 """
 
 from __future__ import annotations
@@ -9,45 +10,22 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from foundry_core.config.loading import load_config
+from foundry_core.config.migration_keys import (
+    DEFAULTS,
+    DROPPED,
+    FAMILIES,
+    GENERATED,
+    KEPT,
+    KNOWN,
+    MODEL_KEYS,
+    OLD,
+    RENAMED,
+    REQUIRED,
+    SECTIONS,
+    SIZES,
+)
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError, Problem, UsageError, did_you_mean
-
-SECTIONS = ("data", "tokenizer", "model", "training", "logging")
-
-
-def _keys(**sections: str) -> tuple[str, ...]:
-    return tuple(f"{section}.{key}" for section, keys in sections.items() for key in keys.split())
-
-
-_MODEL = "layers embedding_size hidden_size intermediate_hidden_size attention_heads activation_function dropout"
-MODEL_KEYS = _keys(model=f"{_MODEL} attention_dropout")
-# Our defaults in place of these would be a guess.
-REQUIRED = (
-    *("experiment_name", "random_seed", *MODEL_KEYS),
-    *_keys(data="training_corpus batch_size max_sequence_length", tokenizer="vocab_size"),
-    *_keys(training="output_dir learning_rate adam_beta1 adam_beta2 adam_epsilon"),
-)
-KEPT = (
-    *(key for key in REQUIRED if key not in MODEL_KEYS),
-    *_keys(data="test_corpus", tokenizer="output_dir", training="epochs gradient_accumulation_steps max_grad_norm"),
-    *_keys(logging="use_wandb wandb_project"),
-)
-DROPPED = {
-    "data.source_corpus": "copied to training_corpus before training; training_corpus is what is read",
-    "training.use_tf32": "training.precision governs how matrices are multiplied",
-    "training.use_flash_attention": "scaled-dot-product attention, flash kernels included, is always used",
-    "training.resume_from_checkpoint": "not a setting of the experiment: resume with foundry train --resume",
-    "logging.level": "there are no log levels; --debug shows the traceback of an error",
-    "logging.dir": "metrics.jsonl and every other file of a run are in training.output_dir",
-}
-CONVERTED = _keys(
-    training="train_steps warmup_steps warmup_ratio use_amp use_gradient_checkpointing compile_mode checkpoint_schedule"
-)
-GENERATED = _keys(
-    training="auto_generate_checkpoints first_epoch_checkpoints subsequent_epochs_spacing log_base linear_interval "
-    "min_checkpoint_interval min_checkpoints_per_epoch"
-)
-KNOWN = (*KEPT, *DROPPED, "dataset_manipulation", *MODEL_KEYS, *CONVERTED, *GENERATED)
 
 
 class Change(NamedTuple):
@@ -67,6 +45,14 @@ class Migration(NamedTuple):
     changes: tuple[Change, ...]
 
 
+def _flat(name: str, content: Any, sections: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings of a section by their dotted keys; those of `model:` have sections inside."""
+    if name not in sections or not isinstance(content, dict):
+        return {name: content}
+    inner = tuple(f"model.{each}" for each in ("bert", *FAMILIES.values())) if name == "model" else ()
+    return {key: value for each in content for key, value in _flat(f"{name}.{each}", content[each], inner).items()}
+
+
 class _OldFile:
     """The settings of an old file by dotted key, and the new ones, each with the old key that decides it."""
 
@@ -74,8 +60,9 @@ class _OldFile:
         self.source = source
         self.values: dict[str, Any] = {}
         for name, content in source.data.items():
-            inside = content if name in SECTIONS and isinstance(content, dict) else None
-            self.values |= {name: content} if inside is None else {f"{name}.{key}": inside[key] for key in inside}
+            self.values |= _flat(name, content, SECTIONS)
+        self.second = "model.architecture" in self.values
+        self.architecture = self.values.get("model.architecture", "gpt2")
         # Forward passes in one optimizer step; the old software may have counted them as steps.
         self.passes = self.values.get("training.gradient_accumulation_steps", 1)
         self.new: dict[str, tuple[Any, str]] = {}
@@ -122,17 +109,48 @@ def _corpus(old: _OldFile) -> None:
         old.drop(key, "it was empty, so the corpus is read as it is")
 
 
+def _sections_not_read(old: _OldFile) -> None:
+    others = {"bert", *FAMILIES.values()} - {old.architecture, FAMILIES[old.architecture]}
+    for key in list(old.values):
+        if key.startswith("model.") and key.split(".")[1] in others:
+            old.drop(key, f"{old.architecture} does not read it")
+            del old.values[key]
+
+
+def _tokenizer(old: _OldFile) -> None:
+    key = "tokenizer.strip_accents"
+    if old.values.get("tokenizer.tokenizer_type") == "wordpiece":
+        if old.values.get(key, True) is not False:
+            text = "accents are kept here, where wordpiece may have removed them"
+            old.change(key if key in old.values else "tokenizer.tokenizer_type", f"dropped: {text}")
+        else:
+            old.drop(key, "it was false, and accents are kept here")
+    else:
+        old.drop(key, "it was read for wordpiece only")
+
+
 def _model(old: _OldFile) -> None:
-    old.add("tokenizer.tokenizer_type", "sentencepiece", "the only kind there was")
-    old.add("model.architecture", "gpt2", "the only kind there was")
-    old.add("training.objective", "causal_lm", "the only one there was")
-    for key in MODEL_KEYS:
-        value, target = old.values.get(key), f"model.transformer.{key.removeprefix('model.')}"
-        text = f"renamed to {target}: a transformer's sizes have their own section"
-        if key == "model.activation_function" and isinstance(value, str) and value != value.lower():
-            text += f"; {value} is written {value.lower()}"
-            value = value.lower()
-        old.convert(key, target, value, text)
+    if not old.second:
+        old.add("tokenizer.tokenizer_type", "sentencepiece", "the only kind there was")
+        old.add("model.architecture", "gpt2", "the only kind there was")
+        old.add("training.objective", "causal_lm", "the only one there was")
+    family = FAMILIES[old.architecture]
+    for key, (value, reason) in DEFAULTS.items():
+        read = not key.startswith("model.") or key.startswith(f"model.{family}.")
+        if read and old.new.get(key, (None, key))[0] is None:
+            old.add(key, value, reason)
+    for key in ("model.activation_function", "model.transformer.activation_function"):
+        target, value = f"model.transformer.{key.rpartition('.')[2]}", old.values.get(key)
+        if isinstance(value, str) and value != value.lower():
+            old.convert(key, target, value.lower(), f"{value} is written {value.lower()}")
+    key = "model.rnn.rnn_type"
+    if key in old.new and old.values[key] != old.architecture:
+        del old.new[key]
+        old.drop(key, f"the architecture decided, {old.architecture}")
+    for key in ("model.rnn.dropout", "model.mamba.dropout"):
+        if old.values.get(key):
+            where = "the embeddings" if family == "rnn" else "what each block adds"
+            old.change(key, f"kept: here it is applied to {where} as well")
 
 
 def _budget(old: _OldFile) -> None:
@@ -162,7 +180,7 @@ def _warm_up(old: _OldFile) -> None:
         old.keep(ratio)
         old.drop(steps, "it was null, warmup_ratio sets the warm-up")
     else:
-        old.problem(ratio, "missing: give the share of all steps that the old run warmed up for, 0 for none")
+        old.add(ratio, 0.1, "the default there was")
 
 
 def _training(old: _OldFile) -> None:
@@ -220,18 +238,20 @@ def _listed(old: _OldFile, key: str) -> None:
 
 def _generated(old: _OldFile) -> None:
     auto, first, spacing, base, linear, interval, least = GENERATED
-    power, number = old.values.get(base), old.values.get(first)
-    if old.values.get(spacing) != "log":
+    power, number = old.values.get(base), old.values.get(first, 20)
+    if old.values.get(spacing, "log") != "log":
         advice = "set auto_generate_checkpoints to false, and training.checkpoints.every_steps in the new file"
         old.problem(spacing, f"only log can be converted without the length of an epoch: {advice}")
         return
     if power is None:
-        old.problem(base, "missing: checkpoints cannot be spaced without it")
-        return
+        power = 2
+        old.add("training.checkpoints.log_base", power, "the default there was for log_base")
+    else:
+        old.convert(base, "training.checkpoints.log_base", power, "renamed to training.checkpoints.log_base")
     old.change(auto, "replaced by training.checkpoints, which sets when to save; step 0 and the end are always saved")
     powers = f"powers of {power} over the whole run, not in each epoch"
-    old.change(spacing, f"replaced by training.checkpoints.log_base: {power}: {powers}")
-    old.convert(base, "training.checkpoints.log_base", power, "renamed to training.checkpoints.log_base")
+    if spacing in old.values:
+        old.change(spacing, f"replaced by training.checkpoints.log_base: {power}: {powers}")
     even = f"set training.checkpoints.every_steps to an epoch's steps (foundry plan) / {number}"
     old.drop(first, f"log_base is dense at first; for {number} even parts of an epoch {even}")
     old.drop(linear, "it was read for linear spacing only, and subsequent_epochs_spacing is log")
@@ -248,18 +268,26 @@ def migrate(source: YamlSource) -> Migration:
     """
     path = source.path
     source.require_sections("see foundry init")
-    model = source.data.get("model")
-    if isinstance(model, dict) and "architecture" in model:
+    old, model = _OldFile(source), source.data.get("model")
+    if old.second and OLD.isdisjoint(old.values):
         raise UsageError(f"{path} is in the present format already: check it with: foundry validate {path}")
-    if not isinstance(model, dict) or not any(f"model.{key}" in MODEL_KEYS for key in model):
+    if not isinstance(model, dict) or not (old.second or any(f"model.{key}" in MODEL_KEYS for key in model)):
         message = "has neither architecture nor keys of the old format (layers, hidden_size, ...): see foundry init"
         raise ConfigError([Problem(path, source.line_of(("model",)), "model", message)])
-    old = _OldFile(source)
     _check_keys(old)
+    if old.architecture not in FAMILIES:
+        old.problem("model.architecture", f"{old.architecture!r} is not one of {', '.join(FAMILIES)}")
+        raise ConfigError(old.problems)
+    _sections_not_read(old)
     old.keep(*KEPT)
+    for key, (target, reason) in RENAMED.items():
+        if old.values.get(key) is not None:
+            old.convert(key, target, old.values[key], f"renamed to {target}: {reason}")
+        else:
+            old.drop(key, "it was null")
     for key, reason in DROPPED.items():
         old.drop(key, reason)
-    for rule in (_corpus, _model, _budget, _warm_up, _training, _checkpoints):
+    for rule in (_corpus, _tokenizer, _model, _budget, _warm_up, _training, _checkpoints):
         rule(old)
     if old.problems:
         raise ConfigError(old.problems)
@@ -278,7 +306,7 @@ def _nested(old: _OldFile) -> dict[str, Any]:
     """Return the new settings as sections, in the order of `foundry init`."""
     order = ("experiment_name", "random_seed", *SECTIONS)
     data: dict[str, Any] = {}
-    for key in sorted(old.new, key=lambda key: order.index(key.partition(".")[0])):
+    for key in sorted(old.new, key=lambda key: (order.index(key.partition(".")[0]), key != "model.architecture")):
         *sections, name = key.split(".")
         section = data
         for each in sections:
@@ -289,13 +317,15 @@ def _nested(old: _OldFile) -> dict[str, Any]:
 
 def _check_keys(old: _OldFile) -> None:
     """Report wrong sections, unknown keys, and required keys that are missing."""
+    sections = (*SECTIONS, "model.bert", *(f"model.{family}" for family in FAMILIES.values()))
     for key, value in old.values.items():
         section, _, name = key.rpartition(".")
-        if key in SECTIONS and value is not None:
+        if key in sections and value is not None:
             old.problem(key, f"must be a section, not {value!r}")
-        elif key not in (*SECTIONS, *KNOWN):
+        elif key not in (*sections, *KNOWN):
             near = did_you_mean(name, [each.rpartition(".")[2] for each in KNOWN if each.rpartition(".")[0] == section])
             old.problem(key, f"unknown key of the old format.{near} Correct it, or remove it.")
-    for key in REQUIRED:
+    sizes = SIZES.get(FAMILIES.get(old.architecture, ""), ()) if old.second else MODEL_KEYS
+    for key in (*REQUIRED, *sizes):
         if old.values.get(key) is None:
             old.problem(key, "missing: the old run cannot be reproduced without it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,9 +15,16 @@ from foundry_core.errors import did_you_mean
 
 def findings(error: ValidationError, section: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Yield each finding of the validation of a section as (key, message). prefix: the key of the section."""
+    words: set[KeyPath] = set()  # keys that are one of some words or else a section: one finding is enough
     for finding in error.errors(include_url=False):
         # Parts that pydantic adds for a wrapped value and for the key of a mapping name nothing in the file.
-        place = tuple(part for part in finding["loc"] if not str(part).startswith(("function-", "[key]")))
+        place = tuple(part for part in finding["loc"] if not str(part).startswith(("function-", "[key]", "literal[")))
+        if len(place) < len(finding["loc"]) and str(finding["loc"][-1]).startswith("literal["):
+            if isinstance(finding["input"], Mapping):
+                continue
+            words.add(place)
+        elif place in words:
+            continue
         yield (*prefix, *place), _message(finding, section, place, prefix)
 
 
@@ -26,6 +33,8 @@ def _message(finding: Any, section: type[BaseModel], place: KeyPath, prefix: Key
     match kind:
         case "missing":
             return "missing"
+        case "string_unicode":
+            return f"is not UTF-8: rename it, or use a UTF-8 locale (LC_ALL=C.UTF-8): {_shown(value)}"
         case "extra_forbidden":
             return _unknown_key(str(place[-1]), section, place[:-1], prefix)
         case "value_error":

@@ -47,6 +47,7 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _test_corpus_is_given,
         _plateau_is_evaluated,
         _rows_fit,
+        _rows_have_room,
         _steps_fit,
         _switches_are_supported,
         _objective_is_accepted,
@@ -80,6 +81,15 @@ def _rows_fit(experiment: Any, chosen: Chosen) -> Found:
         yield ("data", "max_sequence_length"), f"{chosen.architecture} takes at most {longest} tokens"
 
 
+def _rows_have_room(experiment: Any, chosen: Chosen) -> Found:
+    given, length, objective = experiment.data.tokens_per_row, experiment.data.max_sequence_length, chosen.objective
+    if given is None or objective is None:
+        return
+    room = length - (2 if objective.layout == "framed" else 1)
+    if given > room:
+        yield ("data", "tokens_per_row"), f"at most {room} fit into max_sequence_length {length} under {objective.name}"
+
+
 def _steps_fit(experiment: Any, chosen: Chosen) -> Found:
     if experiment.data.batch_size * experiment.training.gradient_accumulation_steps > MOST_ROWS:
         problem = f"times data.batch_size must be at most {MOST_ROWS:,}: the rows of one optimizer step"
@@ -108,10 +118,10 @@ def _special_tokens_are_usable(experiment: Any, chosen: Chosen) -> Found:
     if objective is None or kind is None:
         return
     place, changes = ("tokenizer", "special_tokens"), experiment.tokenizer.special_tokens or {}
-    for role, token in changes.items():
-        if token is None and role in objective.required_tokens:
-            yield (*place, role), f"{objective.name} needs a {role}"
-    tokens = kind.tokens_by_role(changes, "mask_token" in objective.required_tokens)
+    tokens = kind.tokens_by_role(changes)
+    for role in objective.required_tokens:
+        if role not in tokens:
+            yield (*place, *((role,) if role in changes else ())), f"{objective.name} needs a {role}"
     for concerned, problem in special_token_problems(kind, tokens):
         # Of two roles that clash, the one to change is the one in the file.
         clashing = [role for role in changes if concerned and tokens.get(role) == tokens.get(concerned)]

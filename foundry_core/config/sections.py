@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from foundry_core.registry.tokenizer_type import Role
-from foundry_core.schema import ConfigSection
+from foundry_core.schema import ConfigSection, PathText
 
 MOST_ROWS = 2**20
 """Limit on the sequences in one forward pass, and in one optimizer step."""
@@ -39,23 +38,31 @@ Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Settings = SerializeAsAny[ConfigSection] | None
 
 
+class DocumentDelimiter(ConfigSection):
+    delimiter: str = Field(min_length=1, description="text between two documents, such as <|endoftext|>")
+
+
 class DataConfig(ConfigSection):
-    training_corpus: str = Field(min_length=1, description="file, folder or glob; .txt or .jsonl (key text), also .gz")
-    test_corpus: str | None = Field(None, min_length=1, description="text to evaluate on; never used in training")
-    documents: Literal["line", "block", "file"] = Field(
-        "line", description="one document of a .txt file: a line, a block between blank lines, or the whole file"
+    training_corpus: PathText = Field(description="file, folder or glob; .txt or .jsonl (key text), also .gz; .parquet")
+    test_corpus: PathText | None = Field(None, description="text to evaluate on; never used in training")
+    files: str | None = Field(
+        None, min_length=1, description='files of a folder to read, such as "*.train"; null: all that can be read'
+    )
+    documents: Literal["line", "block", "file"] | DocumentDelimiter = Field(
+        "line", description="one document of a .txt file: line, block (between blank lines), file, or {delimiter: ...}"
     )
     max_sequence_length: int = Field(128, ge=4, le=2**24, description="tokens in a row, special tokens included")
+    tokens_per_row: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of the text that a row consumes, under every objective; default: max_sequence_length - 2",
+    )
     batch_size: int = Field(32, ge=1, le=MOST_ROWS, description="sequences per forward pass on one device")
 
-    @field_validator("training_corpus", "test_corpus")
-    @classmethod
-    def _home_exists(cls, value: str | None) -> str | None:
-        try:
-            Path(value or "").expanduser()
-        except RuntimeError:
-            raise ValueError(f"{value!r} is in the home of a user who does not exist here") from None
-        return value
+    @property
+    def consumed_per_row(self) -> int:
+        """How many tokens of the text a row consumes."""
+        return self.max_sequence_length - 2 if self.tokens_per_row is None else self.tokens_per_row
 
 
 class TokenizerConfig(ConfigSection):
@@ -66,10 +73,8 @@ class TokenizerConfig(ConfigSection):
     vocab_size: int = Field(
         8000, ge=8, le=2**24, description="size with special tokens; for character and word a limit"
     )
-    output_dir: str | None = Field(
-        None,
-        min_length=1,
-        description="its folder, reused while its inputs are unchanged; default: in the run's folder",
+    output_dir: PathText | None = Field(
+        None, description="its folder, reused while its inputs are unchanged; default: in the run's folder"
     )
     special_tokens: dict[Role, Annotated[str, Field(min_length=1)] | None] | None = Field(
         None, description="changes to the default special tokens, by role"
@@ -116,7 +121,7 @@ def _warm_up_within_the_budget(training: TrainingConfig) -> Iterator[str]:
 class TrainingConfig(_Counting):
     RULES = (_one_budget, _one_warm_up, _warm_up_within_the_budget)
 
-    output_dir: str = Field(min_length=1, description="the run's folder: checkpoints, metrics.jsonl, config.yaml")
+    output_dir: PathText = Field(description="the run's folder: checkpoints, metrics.jsonl, config.yaml")
     objective: str = Field("causal_lm", description="causal_lm, masked_lm, or a plugin's; default: the architecture's")
     objective_settings: Settings = Field(None, description="settings of a plugin's objective")
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens masked under masked_lm")
@@ -133,7 +138,7 @@ class TrainingConfig(_Counting):
     sgd_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for sgd")
     weight_decay_on: Literal["matrices", "all"] = Field(
-        "matrices", description="matrices: not on biases, norms and embeddings; all: on every parameter"
+        "matrices", description="matrices: not on biases, norms, rates and embeddings; all: on every parameter"
     )
     lr_scheduler: Literal["linear", "cosine", "constant", "plateau"] = Field(
         "linear", description="after warm-up: linear or cosine to 0, constant, or plateau: lower if test loss stalls"

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from foundry_core.errors import COMMAND_LINE, ConfigError, Problem
+from foundry_core.schema import NotYaml, Override
 
 KeyPath = tuple[str | int, ...]
 
@@ -53,8 +54,12 @@ class YamlSource:
         try:
             with Path(path).open("rb") as file:
                 raw = file.read(_MAX_BYTES + 1)
-        except OSError as error:
-            raise ConfigError([Problem(name, 0, "file", f"cannot be read: {error.strerror}")]) from error
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # a name with a NUL, or that the locale cannot represent, is a ValueError
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError([Problem(name, 0, "file", f"cannot be read: {reason}")]) from error
         if len(raw) > _MAX_BYTES:
             raise ConfigError([Problem(name, 0, "file", "is larger than 1 MiB: not an experiment's configuration")])
         try:
@@ -92,25 +97,37 @@ class YamlSource:
         return self.lines.get(key, 1)
 
     def override(self, assignment: str) -> None:
-        """Apply `section.key=value` from the command line; the value is YAML. Problems then name the command line."""
-        name, equals, value = assignment.partition("=")
+        """Apply `section.key=value` from the command line. Problems then name the command line.
+
+        The value is an `Override` until its section is validated: what follows `=` is the text of a key that takes
+        text, and YAML for any other.
+        """
+        name, equals, text = assignment.partition("=")
         keys = tuple(name.strip().split("."))
         if not equals or not all(keys):
             raise ConfigError([Problem(COMMAND_LINE, 0, assignment, "an override is section.key=value")])
-        try:
-            parsed = YamlSource.parse(value, COMMAND_LINE).data
-        except ConfigError as error:
-            raise ConfigError([Problem(COMMAND_LINE, 0, name, each.message) for each in error.problems]) from error
         section = self.data
         for depth, key in enumerate(keys[:-1], 1):
+            if isinstance(section.get(key), Override):
+                try:
+                    section[key] = section[key].value()
+                except NotYaml as error:
+                    raise ConfigError([Problem(COMMAND_LINE, 0, dotted(keys[:depth]), error.problem)]) from error
             if section.get(key) is None:
                 section[key] = {}
                 self.lines.setdefault(keys[:depth], 0)
             section = section[key]
             if not isinstance(section, dict):
                 raise ConfigError([Problem(COMMAND_LINE, 0, name, f"{dotted(keys[:depth])} is not a section")])
-        section[keys[-1]] = parsed
+        section[keys[-1]] = Override(text, lambda: _yaml(text))
         self.lines = {path: line for path, line in self.lines.items() if path[: len(keys)] != keys} | {keys: 0}
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return YamlSource.parse(text, COMMAND_LINE).data
+    except ConfigError as error:
+        raise NotYaml(error.problems[0].message) from error
 
 
 class _Reading:

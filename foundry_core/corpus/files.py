@@ -1,23 +1,73 @@
-"""The files of a corpus, `.txt` or `.jsonl`, each optionally `.gz`: finding them, and reading their bytes.
+"""Corpus files: which kinds are read, and their bytes.
 
 A file is stamped with its size and modification time when the corpus is opened, and refused if it has changed since.
 """
 
 from __future__ import annotations
 
-import glob
-import gzip
+import bz2
+import lzma
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from foundry_core.errors import DataError
 
-_KINDS = {".txt": "text", ".jsonl": "jsonl"}
+Kind = Literal["text", "jsonl", "table"]
+Stamp = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds."""
+
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys((".txt", ".train", ".dev", ".test"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys((".parquet", ".arrow"), "table"),
+}
 _BLOCK_BYTES = 1 << 20
+_PACKED_BYTES = 1 << 16
+"""Compressed bytes that are decompressed at once. Text has at most a few hundred times as many."""
+KINDS = ".txt, .train, .dev, .test, .jsonl and .ndjson, each optionally .gz, .bz2, .xz or .zst; .parquet and .arrow"
+
+
+Codec = tuple[Callable[[], Any], type[Exception]]
+"""Makes a decompressor of one stream, and what that raises on damage."""
+
+
+def _zstandard() -> Codec:
+    import zstandard
+
+    window = 1 << 31  # the largest that zstd --long=31 writes
+    return lambda: zstandard.ZstdDecompressor(max_window_size=window).decompressobj(), zstandard.ZstdError
+
+
+_CODECS: dict[str, tuple[str, Callable[[], Codec]]] = {
+    ".gz": ("gzip", lambda: (lambda: zlib.decompressobj(wbits=31), zlib.error)),
+    ".bz2": ("bzip2", lambda: (bz2.BZ2Decompressor, OSError)),
+    ".xz": ("xz", lambda: (lzma.LZMADecompressor, lzma.LZMAError)),
+    ".zst": ("zstandard", _zstandard),
+}
+_SIGNATURES = {
+    b"\x1f\x8b": "gzip data: add .gz to its name, or decompress it",
+    b"BZh": "bzip2 data: add .bz2 to its name, or decompress it",
+    b"\xfd7zXZ\0": "xz data: add .xz to its name, or decompress it",
+    b"\x28\xb5\x2f\xfd": "zstandard data: add .zst to its name, or decompress it",
+    b"PAR1": "Parquet data: rename it to .parquet",
+    b"ARROW1": "Arrow data: rename it to .arrow",
+    b"\xff\xff\xff\xff": "Arrow data: rename it to .arrow",
+    b"PK\3\4": "a zip archive: extract it",
+    b"%PDF": "a PDF: convert it to text",
+    b"\xff\xfe": "UTF-16 text: convert it to UTF-8",
+    b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
+}
+
+
+def disguised(start: bytes) -> str | None:
+    """Return what a file that is not UTF-8 is, by its first bytes, and what to do about it; None if unknown."""
+    return next((what for signature, what in _SIGNATURES.items() if start.startswith(signature)), None)
 
 
 def refuse(path: Path, problem: str, cause: BaseException | None = None) -> NoReturn:
@@ -30,43 +80,19 @@ def shown(path: Path) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def kind_of(path: Path) -> str | None:
-    """Return "text", "jsonl", or None for files that are not read."""
-    return _KINDS.get(Path(path.stem if _is_compressed(path) else path.name).suffix.lower())
+def suffix_of(path: Path) -> str:
+    """Return the lower-case suffix that tells the kind of a file: `.txt` of `a.TXT.gz`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in _CODECS else suffix
 
 
-def _is_compressed(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
+def kind_of(path: Path) -> Kind | None:
+    """Return how a file is read, by its name, or None for files that are not read."""
+    kind = _KINDS.get(suffix_of(path))
+    return None if kind == "table" and path.suffix.lower() in _CODECS else kind
 
 
-def find_files(path: Path, name: str) -> list[Path]:
-    """Return what a path, a folder or a glob stands for, files of other kinds included."""
-    if path.is_dir():
-        return _walk(path)
-    if not os.path.lexists(path) and glob.has_magic(str(path)):
-        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - skips hidden files
-        return sorted(match for match in matches if not match.is_dir())
-    stamp_of(path)  # a missing file is reported as missing, not as one of an unknown kind
-    if kind_of(path) is None:
-        refuse(path, f"not a {name} file: the kinds are .txt and .jsonl, optionally .gz. Rename or convert it.")
-    return [path]
-
-
-def _walk(folder: Path) -> list[Path]:
-    """Return all visible files of a folder in sorted order; linked folders are listed, not entered."""
-
-    def stop(error: OSError) -> NoReturn:
-        refuse(Path(error.filename), f"cannot be searched: {error.strerror}.", error)
-
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = [one for one in folders if not one.startswith(".")]
-        links = [one for one in folders if Path(parent, one).is_symlink()]
-        found += [Path(parent, one) for one in [*names, *links] if not one.startswith(".")]
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
+def stamp_of(path: Path) -> Stamp:
     """Return size and modification time of a regular file; refuse anything else unopened, because a FIFO would hang."""
     try:
         status = path.stat()
@@ -82,29 +108,71 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def refuse_changed(path: Path, found: tuple[int, int], stamp: tuple[int, int]) -> None:
+def refuse_changed(path: Path, found: Stamp, stamp: Stamp) -> None:
     """Refuse a file whose size or modification time is not that of its stamp."""
     if found != stamp:
         refuse(path, "changed since this corpus was opened; leave it alone while it is in use and start again.")
 
 
-def file_blocks(path: Path, stamp: tuple[int, int]) -> Iterator[bytes]:
-    """Yield the content of a file, decompressed, in blocks of at most 1 MiB; refuse a file that was changed."""
+@contextmanager
+def unchanged(path: Path, stamp: Stamp) -> Iterator[Any]:
+    """Open a file, and refuse it if it differs from its stamp before or after."""
     refuse_changed(path, stamp_of(path), stamp)
+    with path.open("rb", buffering=0) as raw:
+        yield raw
+        status = os.fstat(raw.fileno())
+        refuse_changed(path, (status.st_size, status.st_mtime_ns), stamp)
+
+
+def file_blocks(path: Path, stamp: Stamp) -> Iterator[bytes]:
+    """Yield the content of a file, decompressed, in blocks of about 1 MiB; refuse a file that was changed."""
+    name, codec = _CODECS.get(path.suffix.lower(), ("", None))
     position = 0
     try:
-        with path.open("rb", buffering=0) as raw:
-            reader: Any = raw
-            if _is_compressed(path):
-                if stamp[0] == 0:
-                    refuse(path, "not a gzip file: it has 0 bytes. Compress it again.")
-                reader = gzip.GzipFile(fileobj=raw, mode="rb")
-            while block := reader.read(_BLOCK_BYTES):
+        with unchanged(path, stamp) as raw:
+            stored = iter(partial(raw.read, _BLOCK_BYTES if codec is None else _PACKED_BYTES), b"")
+            for block in stored if codec is None else _decompressed(stored, *codec()):
                 position += len(block)
                 yield block
-            status = os.fstat(raw.fileno())
-            refuse_changed(path, (status.st_size, status.st_mtime_ns), stamp)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        refuse(path, f"damaged gzip data after byte {position} of the content: {error}. Compress it again.", error)
+    except ModuleNotFoundError as error:
+        refuse(path, f"reading {path.suffix} files needs a package: pip install model-foundry[zst]", error)
+    except _Damaged as error:
+        start, problem = error.args
+        looks_like = disguised(start)
+        if looks_like and looks_like.startswith(name):
+            refuse(
+                path, f"damaged {name} data after byte {position} of the content: {problem}. Compress it again.", error
+            )
+        what = f"; it is {looks_like}" if looks_like else ": rename it, or compress it again"
+        refuse(path, f"not {name} data{what}.", error)
     except OSError as error:
         refuse(path, f"cannot be read at byte {position}: {error.strerror or error}.", error)
+
+
+class _Damaged(Exception):  # noqa: N818 - a signal inside this module
+    """Data that cannot be decompressed: how they start, and the problem."""
+
+
+def _decompressed(stored: Iterator[bytes], new: Callable[[], Any], failure: type[Exception]) -> Iterator[bytes]:
+    """Decompress the streams of a file, which follow each other; zero bytes after a stream are padding.
+
+    The readers of the standard library ignore other bytes after a bz2 or xz stream, and zstandard's a missing end.
+    """
+    stream, start = new(), b""
+    for stored_block in stored:
+        start, data = start or stored_block, stored_block
+        while data:
+            if stream.eof:
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                stream = new()
+            try:
+                block = stream.decompress(data)
+            except failure as error:
+                raise _Damaged(start, str(error)) from error
+            if block:
+                yield block
+            data = stream.unused_data if stream.eof else b""
+    if not stream.eof:
+        raise _Damaged(start, "it ends in the middle of a stream")

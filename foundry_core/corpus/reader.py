@@ -10,18 +10,22 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from foundry_core.corpus.files import file_blocks, find_files, kind_of, refuse, shown, stamp_of
+from foundry_core.config.sections import DocumentDelimiter
+from foundry_core.corpus.files import KINDS, Stamp, disguised, file_blocks, kind_of, refuse, shown, stamp_of
+from foundry_core.corpus.search import Found, search
+from foundry_core.corpus.tables import table_texts
 from foundry_core.errors import DataError
 
-DocumentUnit = Literal["line", "block", "file"]
+DocumentUnit = Literal["line", "block", "file"] | DocumentDelimiter
 
+_NAMED_FILES = 5
 _BOM = b"\xef\xbb\xbf"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*+\n)+")
 _WIDE_SPACE = re.compile(r"[^\S\0-\x7f]")
@@ -31,6 +35,8 @@ _SPACE_OR_X = bytes(ord(" ") if chr(byte).isspace() and byte < 128 else ord("x")
 @dataclass
 class ByteAccount:
     """Counts of the bytes of a corpus, after decompression; complete when `Corpus.documents` has run to its end.
+
+    Of a Parquet or Arrow file the bytes are those of its texts in UTF-8: other columns and its own layout do not count.
 
     `bytes_in == bytes_text + bytes_separators + bytes_skipped`
     """
@@ -54,38 +60,53 @@ class ByteAccount:
 class Corpus:
     """Files in a fixed order and the rule that cuts them into documents. Make one with `Corpus.open`.
 
-    In a text file a document is one `unit`: a line, a block of lines between blank lines, or the whole file. In a jsonl
-    file every line is one document. Lines end at "\\n" or "\\r\\n", nowhere else: a lone CR, U+2028, NEL, VT and FF are
-    text. Inside a block or a file "\\r\\n" becomes "\\n"; the last line end is not text.
+    In a text file a document is one `unit`: a line, a block of lines between blank lines, the whole file, or what lies
+    between two delimiters, without the newlines around it. Each line of a jsonl file, and each row of a Parquet or
+    Arrow file, is one document. Lines end at "\\n" or "\\r\\n", nowhere else: a lone CR, U+2028, NEL, VT and FF are
+    text. Inside longer documents "\\r\\n" becomes "\\n"; the last line end is not text.
     """
 
     files: tuple[Path, ...]
     unit: DocumentUnit
     name: str
-    stamps: tuple[tuple[int, int], ...] = field(repr=False)
+    stamps: tuple[Stamp, ...] = field(repr=False)
     """Size in bytes and modification time in nanoseconds of each file, at opening."""
+    found: tuple[Found, ...] = field(default=(), repr=False)
+    """What each path, folder or glob stands for, with what is not read there."""
 
     @classmethod
     def open(
-        cls, spec: str | Path | Sequence[str | Path], *, unit: DocumentUnit = "line", name: str = "corpus"
+        cls,
+        spec: str | Path | Sequence[str | Path],
+        *,
+        unit: DocumentUnit = "line",
+        name: str = "corpus",
+        pattern: str | None = None,
     ) -> Corpus:
-        """Find the files that a path, a folder, a glob or a sequence of those describes; `name` is for messages.
+        """Find the files that a path, a folder, a glob or a sequence of those describes. Nothing is read yet.
 
-        A folder is searched recursively in sorted order without hidden files, linked folders and files of other kinds;
-        a glob is sorted. Nothing is read yet.
+        A folder is searched recursively in sorted order; what is not read there is named on stderr.
+
+        Args:
+            spec: Where the files are.
+            unit: What a document of a text file is.
+            name: The name of the corpus in messages.
+            pattern: Restricts folders to files whose name or path in the folder matches, as `*.train`.
 
         Raises:
             DataError: A path does not exist, is not a regular file, is of an unknown kind, or is listed twice; there
-                are no files, or only empty ones.
+                are no files, or only empty ones; less than half of the bytes of a folder are read, without a pattern.
         """
         specs = [spec] if isinstance(spec, str | Path) else spec
         paths = [Path(os.path.expanduser(one)) for one in specs]  # noqa: PTH111 - leaves ~nobody as it is
-        found = [path for one in paths for path in find_files(one, name)]
-        files = [path for path in found if kind_of(path)]
+        found = tuple(search(one, name, pattern) for one in paths)
+        files = [path for each in found for path in each.files]
         if not files:
             where = ", ".join(map(shown, paths))
-            where += f", only {len(found)} others such as {shown(found[0])}" if found else ""
-            raise DataError(f"{name}: no .txt or .jsonl file (or .gz) in {where}; name the files or rename them.")
+            others = [path for each in found for path in each.unread]
+            where += f", only {len(others)} other such as {shown(others[0])}" if others else ""
+            chosen = f" that matches {pattern!r}" if pattern else ""
+            raise DataError(f"{name}: no file{chosen} to read in {where}: rename or convert it. Read are {KINDS}.")
         seen: set[str] = set()
         for path in files:
             absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
@@ -95,7 +116,7 @@ class Corpus:
         stamps = tuple(stamp_of(path) for path in files)
         if not any(size for size, _ in stamps):
             raise DataError(f"{name}: empty: {shown(files[0])} and all its {len(files)} files have 0 bytes.")
-        return cls(tuple(files), unit, name, stamps)
+        return cls(tuple(files), unit, name, stamps, found)
 
     @property
     def bytes(self) -> int:
@@ -108,19 +129,43 @@ class Corpus:
 
         A corpus that was moved, renamed or compressed is the same corpus.
         """
-        total = hashlib.sha256(f"foundry corpus 1\n{self.unit}\n".encode())
+        unit = self.unit if isinstance(self.unit, str) else f"delimiter {json.dumps(self.unit.delimiter)}"
+        total = hashlib.sha256(f"foundry corpus 1\n{unit}\n".encode())
         for path, content in zip(self.files, self.file_digests, strict=True):
             total.update(f"{kind_of(path)} {content}\n".encode())
         return total.hexdigest()
 
     @cached_property
     def file_digests(self) -> tuple[str, ...]:
-        """The sha256 (hex) of each file's content after decompression, in order."""
+        """The sha256 (hex) of each file's content after decompression, in order.
+
+        The content of a Parquet or Arrow file is its texts, each after its length: how they are stored is no matter.
+        """
         digests = [hashlib.sha256() for _ in self.files]
         for path, stamp, digest in zip(self.files, self.stamps, digests, strict=True):
+            if kind_of(path) == "table":
+                for _, texts in table_texts(path, stamp):
+                    for text in map(str.encode, texts):
+                        digest.update(len(text).to_bytes(8, "little") + text)
+                continue
             for block in file_blocks(path, stamp):
                 digest.update(block)
         return tuple(digest.hexdigest() for digest in digests)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What was read and what was not, as plain data for the record of a run."""
+        facts: dict[str, Any] = {"files": len(self.files), "bytes": self.bytes, "digest": self.digest}
+        facts["names"] = [shown(Path(path.name)) for path in self.files[:_NAMED_FILES]]
+        if any(each.unread for each in self.found):
+            facts["not_read"] = [
+                {"files": len(each.unread), "bytes": each.unread_bytes, "by_suffix": examples}
+                for each in self.found
+                if each.unread
+                for examples in [{suffix: names[:3] for suffix, names in each.unread_by_suffix().items()}]
+            ]
+        datasets = {shown(folder): mark for each in self.found for folder, mark in each.fingerprints}
+        return facts | ({"datasets": datasets} if datasets else {})
 
     def documents(self, account: ByteAccount | None = None) -> Iterator[str]:
         """Yield every document in order, and add to `account`.
@@ -130,17 +175,32 @@ class Corpus:
                 a file that cannot be read or has changed since the corpus was opened, or no document at all.
         """
         account = account or ByteAccount()
-        documents_before = account.documents
-        cut = {"line": _lines, "block": _text_blocks, "file": _whole_file}[self.unit]
+        documents_before, delimiters = account.documents, 0
         for path, stamp in zip(self.files, self.stamps, strict=True):
-            read = _json_documents if kind_of(path) == "jsonl" else cut
-            yield from read(path, stamp, account)
+            match kind_of(path), self.unit:
+                case "table", _:
+                    yield from _table_documents(path, stamp, account)
+                case "jsonl", _:
+                    yield from _json_documents(path, stamp, account)
+                case _, "line":
+                    yield from _lines(path, stamp, account)
+                case _, "block":
+                    yield from _text_blocks(path, stamp, account)
+                case _, "file":
+                    yield from _whole_file(path, stamp, account)
+                case _, DocumentDelimiter(delimiter=delimiter):
+                    delimiters += yield from _delimited(path, stamp, account, delimiter)
+        of = f"{self.name}: {shown(self.files[0])} ({len(self.files)} files)"
         if account.documents == documents_before:
-            of = f"{shown(self.files[0])} ({len(self.files)} files)"
-            raise DataError(f"{self.name}: {of}: only white space, no text.")
+            raise DataError(f"{of}: only white space, no text.")
+        if isinstance(self.unit, DocumentDelimiter) and not delimiters and "text" in map(kind_of, self.files):
+            advice = "correct it, or end the document with it if there is only one"
+            raise DataError(
+                f"{of}: the delimiter of data.documents, {self.unit.delimiter!r}, does not occur: {advice}."
+            )
 
 
-def _texts(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator[tuple[int, str]]:
+def _texts(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[tuple[int, str]]:
     """Yield a file as pieces of text with their byte offsets; each piece but the last ends with a newline.
 
     All bytes are counted as separators until `_counted` finds a document in them.
@@ -165,15 +225,21 @@ def _texts(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator
 
 def _decode(path: Path, offset: int, piece: bytes) -> str:
     nul = piece.find(b"\0")
+    looks_like = disguised(piece) if offset == 0 else None
     try:
         text = piece.decode("utf-8")
     except UnicodeDecodeError as error:
         if not 0 <= nul < error.start:
-            hint = "it looks like UTF-16; " if offset == 0 and piece[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
             byte = f"byte {offset + error.start} (0x{piece[error.start]:02x})"
-            refuse(path, f"{byte} is not UTF-8: {error.reason}; {hint}convert the file to UTF-8.", error)
+            way_out = f"it looks like {looks_like}" if looks_like else "convert the file to UTF-8"
+            refuse(path, f"{byte} is not UTF-8: {error.reason}; {way_out}.", error)
     if nul >= 0:
-        refuse(path, f"byte {offset + nul} is NUL: this is UTF-16 or a binary file, not UTF-8 text. Convert it.")
+        what = (
+            f"it looks like {looks_like}"
+            if looks_like
+            else "this is UTF-16 or a binary file, not UTF-8 text. Convert it"
+        )
+        refuse(path, f"byte {offset + nul} is NUL: {what}.")
     return text
 
 
@@ -201,7 +267,7 @@ def _counted(documents: list[str], account: ByteAccount) -> list[str]:
     return documents
 
 
-def _lines(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator[str]:
+def _lines(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[str]:
     """Yield each line that is not blank."""
     for _, piece in _texts(path, stamp, account):
         lines = piece.replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -210,7 +276,7 @@ def _lines(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator
         yield from _counted(documents, account)
 
 
-def _text_blocks(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator[str]:
+def _text_blocks(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[str]:
     """Yield each run of lines that are not blank, joined by newlines."""
     begun: list[str] = []  # what earlier pieces hold of a block that has not ended
     pieces = (piece for _, piece in _texts(path, stamp, account))
@@ -225,7 +291,7 @@ def _text_blocks(path: Path, stamp: tuple[int, int], account: ByteAccount) -> It
         begun.append(rest.removesuffix("\n"))
 
 
-def _whole_file(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator[str]:
+def _whole_file(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[str]:
     """Yield the file as one document, unless it is blank."""
     text = "".join(piece.replace("\r\n", "\n") for _, piece in _texts(path, stamp, account)).removesuffix("\n")
     if text and not text.isspace():
@@ -234,7 +300,43 @@ def _whole_file(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Ite
         account.empty_documents += 1
 
 
-def _json_documents(path: Path, stamp: tuple[int, int], account: ByteAccount) -> Iterator[str]:
+def _delimited(path: Path, stamp: Stamp, account: ByteAccount, delimiter: str) -> Generator[str, None, int]:
+    """Yield what stands between two delimiters, without newlines around it; return the number of delimiters."""
+    delimiter = delimiter.replace("\r\n", "\n")
+    begun: list[str] = []  # what earlier pieces hold of a document that has not ended
+    edge, found = "", 0  # the end of those, in which a delimiter may begin
+    for _, piece in _texts(path, stamp, account):
+        *ended, rest = (edge + piece.replace("\r\n", "\n")).split(delimiter)
+        if ended:
+            ended[0] = "".join([*begun, ended[0]])
+            begun = []
+            found += len(ended)
+            documents = [text for part in ended if (text := part.strip("\n")) and not text.isspace()]
+            account.empty_documents += len(ended) - len(documents)
+            yield from _counted(documents, account)
+        at = max(0, len(rest) - len(delimiter) + 1)
+        begun.append(rest[:at])
+        edge = rest[at:]
+    last = "".join([*begun, edge]).strip("\n")
+    yield from _counted([last] if last and not last.isspace() else [], account)
+    return found
+
+
+def _table_documents(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[str]:
+    """Yield the text of each row of a Parquet or Arrow file."""
+    for row, texts in table_texts(path, stamp):
+        size = sum(map(_utf8_bytes, texts))
+        account.bytes_in += size
+        account.bytes_separators += size
+        for number, text in enumerate(texts):
+            if "\0" in text:
+                refuse(path, f'row {row + number}: "text" has a NUL character at position {text.index(chr(0))}.')
+        documents = [text for text in texts if text and not text.isspace()]
+        account.empty_documents += len(texts) - len(documents)
+        yield from _counted(documents, account)
+
+
+def _json_documents(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[str]:
     """Yield the text of each jsonl line; blank lines are separators."""
     number = 0
     for offset, piece in _texts(path, stamp, account):

@@ -144,8 +144,9 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
             f"set its padding_side to {' or '.join(accepted)}"
         )
     objective, owner = config.objective, config.providers.get("objective")
-    if owner is None and objective.collator is None:
-        return CORE_COLLATORS[objective.name](config, tokenizer)
+    like = objective.name if owner is None else objective.same_interface_as
+    if objective.collator is None and like in CORE_COLLATORS:
+        return CORE_COLLATORS[like](config, tokenizer)
     if objective.collator is None:
         raise PluginError(f"the objective {objective.name} of {owner} has no collator: give it an import string")
     what = f"the collator of the objective {objective.name}{f' of {owner}' if owner else ''}, {objective.collator},"

@@ -33,6 +33,8 @@ class Masking:
         self._special = np.zeros(len(tokenizer), dtype=bool)
         self._special[tokenizer.all_special_ids] = True
         self._ordinary = np.flatnonzero(~self._special)
+        if not len(self._ordinary):
+            raise TokenizerError("its vocabulary has no tokens but special ones, of which none can be masked")
 
     def __call__(self, ids: np.ndarray, real: np.ndarray, features: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids with the chosen tokens hidden, and the labels.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
+from foundry_core.corpus.delimiters import stray_delimiter
 from foundry_core.corpus.files import shown
 from foundry_core.corpus.reader import Corpus
+from foundry_core.data.overlap import Overlap, overlap
 from foundry_core.data.rows import Rows
 from foundry_core.data.token_file import Progress, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, warn
@@ -22,6 +24,9 @@ from foundry_core.storage.lock import RunLock
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest
 from foundry_core.tokenization.training import train_tokenizer
 
+TOKENIZER_DATA, TEST_DATA = "the tokenizer", "the test corpus"
+"""Names of digests in `data_identity`."""
+
 
 @dataclass(frozen=True)
 class Corpora:
@@ -29,6 +34,14 @@ class Corpora:
 
     train: Corpus
     test: Corpus | None
+    overlap: Overlap | None = None
+
+    def description(self) -> dict[str, Any]:
+        """Return what was read, as plain data for the record of the run."""
+        if self.test is None:
+            return {"training_corpus": self.train.description}
+        shared = {} if self.overlap is None else {"also_in_training": asdict(self.overlap)}
+        return {"training_corpus": self.train.description, "test_corpus": self.test.description | shared}
 
 
 def _opened(config: ExperimentConfig, setting: str) -> Corpus:
@@ -43,14 +56,23 @@ def _opened(config: ExperimentConfig, setting: str) -> Corpus:
                     f"{name}: {shown(folder)} contains {key} ({own}), whose files would join the corpus: name a folder "
                     f"with nothing but the text, or another {key}"
                 )
-    corpus = Corpus.open(spec, unit=config.data.documents, name=name)
+    corpus = Corpus.open(spec, unit=config.data.documents, name=name, pattern=config.data.files)
     if (output_dir / METRICS).resolve() in (path.resolve() for path in corpus.files):
         raise DataError(f"{name}: {output_dir / METRICS} is written by the run itself: leave training.output_dir out")
+    roles = ("eos_token", "sep_token", "bos_token", "cls_token")
+    mark = stray_delimiter(corpus, [token for role, token in config.special_tokens.items() if role in roles])
+    if mark is not None:
+        setting = f"data.documents: {{delimiter: {json.dumps(mark, ensure_ascii=False)}}}"
+        warn(f"{name}: {mark} is read as text; where it separates documents, set {setting}")
     return corpus
 
 
 def experiment_corpora(config: ExperimentConfig) -> Corpora:
-    """Open both corpora. Raises DataError when a test file is also trained on, whatever its name there."""
+    """Open both corpora, and report how many documents of the test corpus also stand in the training corpus.
+
+    Raises:
+        DataError: A test file is also trained on, whatever its name there, or every test document is.
+    """
     train = _opened(config, "training_corpus")
     if config.data.test_corpus is None:
         return Corpora(train, None)
@@ -62,7 +84,15 @@ def experiment_corpora(config: ExperimentConfig) -> Corpora:
                 f"data.test_corpus: {path} has the content of {trained[digest]}, which is in data.training_corpus: "
                 "its loss would mean nothing. Take it out of one of them."
             )
-    return Corpora(train, test)
+    shared = overlap(train, test, tokenizer_folder(config) / TOKENS)
+    if shared.shared == shared.documents:
+        raise DataError(
+            f"data.test_corpus: every one of its {shared.documents:,} documents also stands in data.training_corpus: "
+            "its loss would mean nothing. Take them out of one of the two."
+        )
+    if shared.shared:
+        warn(f"data.test_corpus: {shared.line}")
+    return Corpora(train, test, shared)
 
 
 def tokenizer_folder(config: ExperimentConfig) -> Path:
@@ -74,12 +104,16 @@ def own_folders(config: ExperimentConfig) -> list[Path]:
     """Return the folders that only this run writes to: not a tokenizer that it may share, nor what a link leads to."""
     output_dir, tokenizer = Path(config.training.output_dir), tokenizer_folder(config)
     if config.tokenizer.output_dir is not None or tokenizer.is_symlink():
-        return [output_dir]
+        return [output_dir, output_dir / TOKENS]
     return [output_dir, *(folder for folder in (tokenizer, tokenizer / TOKENS) if not folder.is_symlink())]
 
 
-def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: bool = False) -> PreTrainedTokenizerFast:
+def experiment_tokenizer(
+    config: ExperimentConfig, corpus: Corpus, *, force: bool = False, resume: bool = False
+) -> PreTrainedTokenizerFast:
     """Train the tokenizer of an experiment on the training corpus, or reuse it when its inputs are unchanged.
+
+    A run that is resumed keeps its tokenizer, with a warning, when the corpus has changed since.
 
     Raises:
         TokenizerError: The folder contains a tokenizer made from other inputs and `force` is False. Replacing it would
@@ -92,23 +126,25 @@ def experiment_tokenizer(config: ExperimentConfig, corpus: Corpus, *, force: boo
         "special_tokens": dict(sorted(config.special_tokens.items())),
         "training_corpus": corpus.digest,
     }
-    tokenizer = None if force else _stored_tokenizer(folder, inputs)
+    tokenizer = None if force else _stored_tokenizer(folder, inputs, resume)
     if tokenizer is None:
         # Of two runs at once the second waits, and finds what the first has trained, or is refused.
         line = f"waiting for the tokenizer in {folder}"
         with RunLock(folder, TOKENIZER_LOCK, waiting=lambda owner: warn(f"{line}: {owner}")):
-            tokenizer = None if force else _stored_tokenizer(folder, inputs)
+            tokenizer = None if force else _stored_tokenizer(folder, inputs, resume)
             if tokenizer is None:
                 tokenizer = _trained_tokenizer(config, corpus, folder, inputs)
     tokenizer.model_max_length = config.data.max_sequence_length
     return tokenizer
 
 
-def _stored_tokenizer(folder: Path, inputs: dict[str, Any]) -> PreTrainedTokenizerFast | None:
+def _stored_tokenizer(folder: Path, inputs: dict[str, Any], resume: bool) -> PreTrainedTokenizerFast | None:
     """Return the tokenizer that was made from these inputs; None when there is none yet, or an unfinished one."""
 
     def refused(problem: str, instead: str = "name another tokenizer.output_dir") -> TokenizerError:
-        return TokenizerError(f"{folder} {problem}: {instead}, or train it with: foundry tokenizer train YAML --force")
+        again = "train it again with: foundry tokenizer train YAML --force"
+        others = "a run that was begun with another tokenizer cannot go on with it"
+        return TokenizerError(f"{folder} {problem}: {instead}, or {again} ({others})")
 
     path = folder / TOKENIZER_ORIGIN
     there = (folder / TOKENIZER_MODEL).exists()  # before the sidecar, which is written last
@@ -124,16 +160,23 @@ def _stored_tokenizer(folder: Path, inputs: dict[str, Any]) -> PreTrainedTokeniz
         raise TokenizerError(f"{path} is damaged: delete {folder}") from None
     if stored["tokenizer"] is None:
         return None
-    changed = [
-        f"{key} was {stored.get(key)}, is {value}" if key in ("tokenizer_type", "vocab_size") else f"{key} changed"
+    changed = {
+        key: f"{key} was {stored.get(key)}, is {value}" if key in ("tokenizer_type", "vocab_size") else f"{key} changed"
         for key, value in inputs.items()
         if stored.get(key) != value
-    ]
-    if changed:
-        raise refused(f"was trained from other inputs ({'; '.join(changed)})")
+    }
+    if resume and changed.keys() == {"training_corpus"}:
+        warn(
+            f"the tokenizer in {folder} was trained on another corpus than this one, and is kept: its ids are the run's"
+        )
+    elif changed:
+        other = f"was trained from other inputs ({'; '.join(changed.values())})"
+        if resume:
+            raise TokenizerError(f"{folder} {other}: put them back, or begin a new run in another training.output_dir")
+        raise refused(other)
     tokenizer = load_tokenizer(folder)
     if tokenizer_digest(tokenizer) != stored["tokenizer"]:
-        raise refused("was changed after it was trained", "put its files back")
+        raise refused("was changed after it was trained, or trained by an earlier version", "put its files back")
     return tokenizer
 
 
@@ -175,35 +218,46 @@ class ExperimentData:
     train_rows: Rows
     test: TokenFile | None
     test_rows: Rows | None
+    description: dict[str, Any] = field(default_factory=dict)
+    """What of the corpora was read and what was not, for the record of the run."""
 
 
 def experiment_tokens(
     config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, corpora: Corpora, *, progress: Progress | None = None
 ) -> tuple[TokenFile, TokenFile | None]:
     """Encode the training and the test corpus, or reuse their token files."""
-    folder = tokenizer_folder(config) / TOKENS
-    train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress)
-    return train, prepare_tokens(corpora.test, tokenizer, folder, progress=progress) if corpora.test else None
+    folder, own = tokenizer_folder(config) / TOKENS, Path(config.training.output_dir) / TOKENS
+    train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress, own=own)
+    if corpora.test is None:
+        return train, None
+    return train, prepare_tokens(corpora.test, tokenizer, folder, progress=progress, own=own)
 
 
 def experiment_rows(
-    config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, tokens: tuple[TokenFile, TokenFile | None]
+    config: ExperimentConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    tokens: tuple[TokenFile, TokenFile | None],
+    corpora: Corpora | None = None,
 ) -> ExperimentData:
-    """Cut the token files of the training and the test corpus into rows, as the objective requires."""
+    """Cut the token files of the training and the test corpus into rows, as the objective requires.
+
+    `corpora`, where the tokens come from, is described in the record of the run.
+    """
     train, test = tokens
     test_rows = cut_rows(test, config, tokenizer) if test is not None else None
-    return ExperimentData(train, cut_rows(train, config, tokenizer), test, test_rows)
+    description = corpora.description() if corpora is not None else {}
+    return ExperimentData(train, cut_rows(train, config, tokenizer), test, test_rows, description)
 
 
 def cut_rows(tokens: TokenFile, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast) -> Rows:
-    """Cut a token file into rows of at most `data.max_sequence_length` tokens, in the layout of the objective."""
+    """Cut a token file into rows that consume `data.tokens_per_row` tokens, in the layout of the objective."""
     framed = config.objective.layout == "framed"
     ids = {"start_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id} if framed else {}
-    return Rows(tokens.tokens, config.objective.layout, config.data.max_sequence_length, **ids)
+    return Rows(tokens.tokens, config.objective.layout, config.data.consumed_per_row, **ids)
 
 
 def data_identity(data: ExperimentData) -> dict[str, str]:
     """Return the digests of all that a run reads, each under its name in messages."""
     train, test = data.train.info, data.test and data.test.info
-    found = {"the training corpus": train.corpus_digest, "the tokenizer": train.tokenizer_digest}
-    return found | ({"the test corpus": test.corpus_digest} if test else {})
+    found = {"the training corpus": train.corpus_digest, TOKENIZER_DATA: train.tokenizer_digest}
+    return found | ({TEST_DATA: test.corpus_digest} if test else {})

@@ -12,42 +12,41 @@ from foundry_core.errors import DataError
 
 
 class Rows:
-    """A token stream cut into rows of at most `length` tokens; `row` is where one is cut.
+    """A token stream cut into rows; `row` is where one is cut.
+
+    In both layouts row i consumes tokens 1 + i * tokens_per_row to (i + 1) * tokens_per_row of the stream, the last row
+    what is left: models of every objective see the same text in the same rows. `length` is the longest row, in tokens.
 
     * "overlap", for predicting the next token: each row begins with the last token of the row before, so that every
-      token but the first of the stream is predicted in exactly one row. The last row may be shorter, at least 2 tokens.
-    * "framed", for masked models: `start_id`, `length - 2` tokens of the stream, `end_id`. The stream's leading
-      separator is left out, because a row starts with `start_id` anyway. The last row has at least 3 tokens.
+      token but the first of the stream is predicted in exactly one row.
+    * "framed", for masked models: `start_id`, the tokens that the row consumes, `end_id`. The stream's leading
+      separator is left out, because a row starts with `start_id` anyway.
 
     Raises:
-        DataError: The length or the stream is too short for one row.
+        DataError: The stream is too short for one row.
     """
 
     def __init__(
         self,
         tokens: NDArray[Any],
         layout: Literal["overlap", "framed"],
-        length: int,
+        tokens_per_row: int,
         *,
         start_id: int | None = None,
         end_id: int | None = None,
     ):
-        self.layout, self.length = layout, length
+        assert tokens_per_row >= 1, tokens_per_row
         self._frame: tuple[int, int] | None = None
         if layout == "framed":
             assert start_id is not None, "framed rows need both ids"
             assert end_id is not None, "framed rows need both ids"
             self._frame = (start_id, end_id)
-        self._new = length - 2 if self._frame else length - 1  # tokens of the stream that no row before has consumed
+        self._new = tokens_per_row
         self._tokens = np.asarray(tokens)  # slicing a np.memmap itself costs several times as much
-        if self._new < 1:
-            raise DataError(
-                f"max_sequence_length {length} is too small: a {layout} row needs at least {length - self._new + 1}."
-            )
-        # In both layouts the first token of the stream is never predicted and all others are consumed once.
         self.total_tokens = len(tokens) - 1
         if self.total_tokens < 1:
             raise DataError(f"the corpus has {len(tokens)} tokens, too few for one row; add text.")
+        self.length = min(tokens_per_row, self.total_tokens) + (2 if self._frame else 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the tokens of a token file: a worker that is spawned maps it again."""

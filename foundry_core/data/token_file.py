@@ -7,6 +7,7 @@ It is stored under the digest of everything that shaped it, and reused while tha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -69,14 +70,19 @@ class TokenFile:
     info: TokenInfo
 
 
-def prepare_tokens(corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Progress | None = None) -> TokenFile:
+def prepare_tokens(
+    corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Progress | None = None, own: Path | None = None
+) -> TokenFile:
     """Return the token file of a corpus: the one in `folder` if it was made from the same inputs and is undamaged.
 
     Otherwise it is built: `<digest>.tokens`, `<digest>.documents` and, last, the sidecar `<digest>.json`. The content
     is a function of the inputs, so two processes may build it at once. Memory does not grow with the corpus.
 
+    Args:
+        own: The folder to use instead if this user may not write to `folder`.
+
     Raises:
-        DataError: The corpus, or a token file that exists, cannot be read.
+        DataError: The corpus, or a token file that exists, cannot be read, or the corpus has no tokens.
         StorageError: The folder cannot be written.
     """
     made_from: dict[str, Any] = {
@@ -89,7 +95,14 @@ def prepare_tokens(corpus: Corpus, tokenizer: Any, folder: Path, *, progress: Pr
     stem = folder / digest[:16]
     info = _undamaged(stem, digest)
     if info is None:
-        info = TokenInfo(**made_from, digest=digest, **_build(stem, corpus, tokenizer, progress))
+        try:
+            info = TokenInfo(**made_from, digest=digest, **_build(stem, corpus, tokenizer, progress))
+        except storage.StorageError as error:
+            if own is None or getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return prepare_tokens(corpus, tokenizer, own, progress=progress)
+        if info.tokens == info.documents + 1:  # separators only
+            raise DataError(f"{corpus.name}: its tokenizer leaves nothing of the text: it drops every character of it.")
         storage.write_file(stem.with_suffix(".json"), manifest.sealed(asdict(info)))
     return TokenFile(
         tokens=np.memmap(stem.with_suffix(".tokens"), dtype=info.dtype, mode="r"),

@@ -1,6 +1,6 @@
 """Processes that prepare batches ahead of training: torch's DataLoader, and what a run needs in addition.
 
-* Workers ignore SIGINT, SIGTERM and SIGUSR1, which schedulers and terminals send to whole groups: the parent decides
+* Workers ignore `STOP_SIGNALS`, which schedulers and terminals send to whole groups: the parent decides
   when to stop. They end with the iteration, and with their parent.
 * A dead worker ends the iteration at the next batch. Torch's own handler of SIGCHLD would raise anywhere in the run,
   half-way through a save or in an observer, and blame whatever runs there.
@@ -31,7 +31,11 @@ from foundry_core.registry.isolation import cause
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
+)
+"""Signals that ask a run to end: Ctrl-C, `kill`, a terminal that closes; schedulers send the others before a limit."""
 
 
 class _DiedError(BaseException):
@@ -78,7 +82,7 @@ def _start(source: Dataset[Batch], count: int, num_workers: int) -> Any:
     # A fork imports and copies nothing, and a collator need not be importable (a notebook, `--plugin file.py`).
     method = multiprocessing.get_start_method(allow_none=True) or ("fork" if sys.platform == "linux" else None)
     handler = signal.getsignal(signal.SIGCHLD)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return iter(
             DataLoader(
@@ -101,9 +105,9 @@ def _start(source: Dataset[Batch], count: int, num_workers: int) -> Any:
 
 def _begin(worker: int) -> None:
     """Set up a worker process; DataLoader has limited torch to one thread already."""
-    for number in _IGNORED:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     gc.freeze()  # what was copied is the parent's to destroy, such as tensors on a device
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -11,17 +11,17 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import UsageError
-from foundry_core.evaluation.inference import evaluating, sentence_ids
+from foundry_core.evaluation.inference import evaluating
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.random_streams import kept_generators
-from foundry_core.tokenization.encoding import separator_id
+from foundry_core.tokenization.encoding import separator_id, text_ids
 
 
 def prompt_warnings(
     model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int
 ) -> Iterator[str]:
     """Yield a warning for each way in which `continuations` may differ from what was asked."""
-    ids = sentence_ids(tokenizer, prompt)
+    (ids,) = text_ids(tokenizer, [prompt])
     unknown = ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
     if unknown:
         yield f"the tokenizer does not know {unknown} of the {len(ids)} tokens of the prompt"
@@ -67,7 +67,8 @@ def continuations(
     """
     start = separator_id(tokenizer)
     device = next(model.parameters()).device
-    ids = torch.tensor([[start, *sentence_ids(tokenizer, prompt)]] * samples, device=device)
+    (prompt_ids,) = text_ids(tokenizer, [prompt])
+    ids = torch.tensor([[start, *prompt_ids]] * samples, device=device)
     room = _room(model, ids.shape[1])
     if room < 1:
         raise UsageError(

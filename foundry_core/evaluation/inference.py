@@ -1,4 +1,4 @@
-"""Running a model without training it: evaluation mode, batches on the device, the ids of a sentence."""
+"""Running a model without training it: evaluation mode, batches on the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from foundry_core.models.base import BaseLanguageModel
 
@@ -33,8 +32,3 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     if device.type == "cuda":
         return {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
     return batch
-
-
-def sentence_ids(tokenizer: PreTrainedTokenizerFast, sentence: str) -> list[int]:
-    """Return the token ids of a text, without those that frame a row."""
-    return list(tokenizer(sentence, add_special_tokens=False)["input_ids"])

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.corpus.files import kind_of, refuse, shown
 from foundry_core.corpus.reader import Corpus, json_lines, plain_text
 from foundry_core.errors import DataError, warn
-from foundry_core.evaluation.inference import sentence_ids
 from foundry_core.evaluation.sentence_scores import id_scores, noise, not_scorable
 from foundry_core.models.base import BaseLanguageModel
+from foundry_core.tokenization.encoding import text_ids
 
 _FORMAT = 'one JSON object a line, {"sentence_good": "...", "sentence_bad": "..."}, in a .jsonl or .jsonl.gz file'
 _SUFFIXES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
@@ -121,7 +121,8 @@ def score_pairs(
 
     Warns of pairs that are left out. Raises DataError if that is every pair.
     """
-    ids = [tuple(sentence_ids(tokenizer, text)) for pair in pairs for text in (pair.good, pair.bad)]
+    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+    ids = list(map(tuple, text_ids(tokenizer, texts)))
     encoded = list(zip(ids[::2], ids[1::2], strict=True))
     problems = [not_scorable(model, good) or not_scorable(model, bad) for good, bad in encoded]
     left_out = [f"{pair.place}: {problem}" for pair, problem in zip(pairs, problems, strict=True) if problem]
@@ -131,8 +132,8 @@ def score_pairs(
         warn(f"left out: {line}")
     if len(left_out) > _NAMED:
         warn(f"left out: {len(left_out) - _NAMED:,} more pairs, for such reasons")
-    texts = [ids for both, problem in zip(encoded, problems, strict=True) if not problem for ids in both]
-    scores = dict(zip(texts, id_scores(model, tokenizer, texts), strict=True))
+    rows = [ids for both, problem in zip(encoded, problems, strict=True) if not problem for ids in both]
+    scores = dict(zip(rows, id_scores(model, tokenizer, rows), strict=True))
     tallies: dict[str, Counter[str]] = {}
     for pair, (good, bad), problem in zip(pairs, encoded, problems, strict=True):
         tally = tallies.setdefault(pair.paradigm, Counter())

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.evaluation.inference import evaluating, sentence_ids, to_device
+from foundry_core.evaluation.inference import evaluating, to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED
-from foundry_core.tokenization.encoding import separator_id
+from foundry_core.tokenization.encoding import separator_id, text_ids
 
 Ids: TypeAlias = tuple[int, ...]
 _Row: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
@@ -25,7 +25,7 @@ def sentence_scores(
     model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
 ) -> list[float]:
     """Return the log-probability of each sentence in nats; see `id_scores`."""
-    return id_scores(model, tokenizer, [tuple(sentence_ids(tokenizer, sentence)) for sentence in sentences])
+    return id_scores(model, tokenizer, list(map(tuple, text_ids(tokenizer, sentences))))
 
 
 def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:

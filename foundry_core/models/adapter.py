@@ -6,20 +6,29 @@ that has been imported.
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from copy import deepcopy
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from foundry_core.errors import CheckpointError
-from foundry_core.models.building import describe, rebuild
+from foundry_core.errors import CheckpointError, FoundryError
+from foundry_core.models.building import describe, read_description, rebuild
 from foundry_core.models.interface import LanguageModel
+from foundry_core.models.migrations import pending, present_names
+from foundry_core.registry.loading import shipped_by
+from foundry_core.run_folder import MODELING, WEIGHTS
+from foundry_core.storage.files import write_file
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
@@ -36,6 +45,40 @@ class AdaptedConfig(PreTrainedConfig):  # type: ignore[misc]
     vocab_size: int = 0
     max_position_embeddings: int = 0
     tie_word_embeddings: bool = False
+    # What transformers' Trainer leaves out when it collects predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["state", "count", "token_losses"]
+
+    def loading_module(self) -> dict[str, bytes]:
+        """Return the module that opens the folder in a fresh process, under its name, and enter it in `auto_map`.
+
+        Empty for an architecture that no installed package ships.
+        """
+        architecture = self.model_type.removeprefix("foundry_")
+        point = shipped_by(architecture)
+        if point is None:
+            self.__dict__.pop("auto_map", None)
+            return {}
+        module, classes = MODELING.removesuffix(".py"), auto_classes(architecture)
+        names = [each.__name__ for each in classes]
+        auto = dict(zip(names, ("AutoConfig", "AutoModelForCausalLM", "AutoModelForMaskedLM"), strict=True))
+        saved = {names[0], *(self.architectures or ())}
+        self.auto_map = {auto[name]: f"{module}.{name}" for name in names if name in saved}
+        text = (
+            f"import {point.module.partition('.')[0]}  # pip install {point.distribution}\n"
+            f"from foundry_core import auto_classes\n\n"
+            f'{", ".join(names)} = auto_classes("{architecture}")\n'
+        )
+        return {MODELING: text.encode()}
+
+    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **keywords: Any) -> None:
+        """Save as transformers does, and the module that opens the folder with it."""
+        for name, content in self.loading_module().items():
+            write_file(Path(save_directory) / name, content)
+        super().save_pretrained(save_directory, *arguments, **keywords)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Do nothing: transformers would save this file, which does not name the architecture, as the module."""
 
 
 class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
@@ -48,9 +91,7 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: PreTrainedConfig, model: LanguageModel | None = None):
         super().__init__(config)
-        # transformers builds on the meta device, with some functions of torch on the CPU: a plugin may mix the two.
-        with torch.device("cpu"):
-            self.model = rebuild(config.foundry) if model is None else model
+        self.model = _rebuilt(config) if model is None else model
         objective = self.model.context.objective
         if objective.causal != isinstance(self, GenerationMixin):
             raise CheckpointError(f"a model trained with {objective.name} opens with {objective.auto_class}")
@@ -59,7 +100,16 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **keywords: Any) -> Any:
-        """Open as transformers does, and restore the buffers that are not stored, which it leaves undefined."""
+        """Open as transformers does, and restore the buffers that are not stored, which it leaves undefined.
+
+        Weights that the plugin has renamed since a local folder was written are found under their old names.
+        """
+        folder = Path(arguments[0]) if arguments else None
+        if folder is not None and (folder / WEIGHTS).exists():
+            with safe_open(folder / WEIGHTS, framework="pt") as file:
+                names = present_names(file.keys(), pending(read_description(folder)), adapted=True)
+            old = {f"^{re.escape(old)}$": new for new, old in names.items() if new != old}
+            keywords = {"key_mapping": old or None, **keywords}
         opened = super().from_pretrained(*arguments, **keywords)
         outer = opened[0] if isinstance(opened, tuple) else opened
         stored = outer.state_dict()
@@ -84,7 +134,7 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         state: Any = None,
@@ -92,17 +142,47 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
         return_dict: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        kwargs = {key: value for key, value in kwargs.items() if key not in ("logits_to_keep", "past_key_values")}
-        if state is not None:
-            kwargs["state"] = state
+        """Compute the output of the model, with the keywords of transformers.
+
+        Args:
+            num_items_in_batch: From transformers' Trainer: the number by which the sum of the losses is divided.
+            kwargs: Passed to the model.
+
+        Raises:
+            FoundryError: The model does not support what is asked for.
+        """
+        asked = {
+            "inputs_embeds": inputs_embeds,
+            "output_hidden_states": self._asked("output_hidden_states", output_hidden_states),
+            "output_attentions": self._asked("output_attentions", output_attentions),
+        }
+        asked = {name: value for name, value in asked.items() if value is not None and value is not False}
+        for name in asked:
+            if name not in inspect.signature(self.model.forward).parameters:
+                raise FoundryError(f"{self.model.model_type} does not support {name}")
+        asked |= {"state": state, "token_type_ids": token_type_ids, **kwargs}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        use_cache = self._asked("use_cache", use_cache)
         if use_cache is not None and self.model.config.capabilities.stateful:
-            kwargs["use_cache"] = use_cache
-        outputs = self.model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+            asked["use_cache"] = use_cache
+        shared = labels is not None and num_items_in_batch is not None
+        if shared:
+            asked["reduction"] = "sum"
+        outputs = self.model(input_ids, attention_mask=attention_mask, labels=labels, **asked)
+        if shared:
+            outputs.loss = outputs.loss / num_items_in_batch
         if use_cache is False and "state" in outputs:
             outputs = type(outputs)(**{key: value for key, value in outputs.items() if key != "state"})
-        return outputs.to_tuple() if return_dict is False else outputs
+        return outputs.to_tuple() if self._asked("return_dict", return_dict) is False else outputs
+
+    def _asked(self, name: str, given: Any) -> Any:
+        """Return an argument of forward; as in all of transformers, the configuration has its default."""
+        return getattr(self.config, name, None) if given is None else given
 
 
 class AdaptedCausalModel(AdaptedModel, GenerationMixin):  # type: ignore[misc]
@@ -111,9 +191,15 @@ class AdaptedCausalModel(AdaptedModel, GenerationMixin):  # type: ignore[misc]
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, state: Any = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        if state is not None:
-            return {"input_ids": input_ids[:, -1:], "state": state}
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": kwargs.get("use_cache")}
+        passed = ("use_cache", "output_hidden_states", "output_attentions", "token_type_ids")
+        inputs: dict[str, Any] = {"input_ids": input_ids}
+        inputs |= {name: kwargs[name] for name in passed if kwargs.get(name) is not None}
+        if state is None:
+            return {**inputs, "attention_mask": attention_mask}
+        newest: dict[str, Any] = {
+            name: inputs[name][:, -1:] for name in ("input_ids", "token_type_ids") if name in inputs
+        }
+        return {**inputs, **newest, "state": state}
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
         # From 5.24 on transformers passes its own caches from step to step, and no longer a `state`.
@@ -129,6 +215,21 @@ class AdaptedCausalModel(AdaptedModel, GenerationMixin):  # type: ignore[misc]
         elif beams > 1:
             kwargs["use_cache"] = False
         return super().generate(inputs, generation_config, **kwargs)
+
+
+def _rebuilt(config: AdaptedConfig) -> LanguageModel:
+    """Build the model on the CPU in fp32, whatever it is loaded into, and return it in the dtype asked for.
+
+    transformers loads in a context of the meta device, with some functions of torch on the CPU, and of the dtype. A
+    plugin may mix the two devices, and an initialisation such as `orthogonal_` exists only in fp32 and float64.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            return rebuild(config.foundry or {}).to(dtype)
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 @cache
@@ -150,6 +251,8 @@ def auto_classes(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
     AutoConfig.register(config_class.model_type, config_class)
     AutoModelForCausalLM.register(config_class, causal)
     AutoModelForMaskedLM.register(config_class, masked)
+    # With label smoothing, transformers' Trainer shifts the labels only of classes that this table names.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config_class.model_type] = causal.__name__
     return config_class, causal, masked
 
 

@@ -44,7 +44,7 @@ class BaseLanguageModel(LanguageModel[Settings_co]):
             objective = self.context.objective.name
             raise FoundryError(f"this {self.model_type} does not generate: it is trained with {objective}")
         mask = kwargs.get("attention_mask")
-        if mask is not None and "left" not in self.config.capabilities.padding_sides and not bool(mask.all()):
+        if mask is not None and not self.config.capabilities.left_padding and not bool(mask.all()):
             raise FoundryError(
                 f"{self.model_type} does not take padding on the left: generate from prompts of one length at a time"
             )
@@ -66,21 +66,18 @@ class BaseLanguageModel(LanguageModel[Settings_co]):
         return model
 
 
-def create_model(
-    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any
-) -> BaseLanguageModel:
+def create_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> BaseLanguageModel:
     """Build the model of a configuration, with weights drawn from `seeds.initialisation`.
 
     Leaves the process's random state as it was.
 
     Args:
         tokenizer: The source of sizes and token ids; without one, the configured vocabulary size is used.
-        kwargs: Passed to the plugin's `from_config`.
     """
     context = build_context(config, tokenizer)
     with model_memory_watched(), kept_generators():
         torch.manual_seed(derive(config.seed("initialisation"), "initialisation"))
-        model = build(config, context, **kwargs)
+        model = build(config, context)
     assert isinstance(model, BaseLanguageModel)
     return model
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
 from foundry_core.errors import CheckpointError, ConfigError, PluginError, TokenizerError
 from foundry_core.models.interface import LanguageModel
+from foundry_core.models.migrations import migrated, pending
 from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.registry.loading import import_string, shipped_by
@@ -42,11 +44,8 @@ def build_context(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase |
     return BuildContext(len(tokenizer), length, objective, **known)
 
 
-def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> LanguageModel:
+def build(config: ExperimentConfig, context: BuildContext) -> LanguageModel:
     """Build the model of a configuration through its plugin.
-
-    Args:
-        kwargs: Passed to the plugin's `from_config`.
 
     Raises:
         PluginError: The plugin's class is not a BaseLanguageModel, or not one that can be trained.
@@ -58,7 +57,7 @@ def build(config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Lan
     name = f"{model_class.__module__}.{model_class.__qualname__}"
     if model_class.__abstractmethods__:
         raise PluginError(f"{name} does not define {', '.join(sorted(model_class.__abstractmethods__))}")
-    model: Any = model_class.from_config(config, context, **kwargs)
+    model: Any = model_class.from_config(config, context)
     if not isinstance(model, LanguageModel):
         raise PluginError(f"{name}.from_config returned a {type(model).__name__}, not a BaseLanguageModel")
     if "context" not in vars(model):
@@ -132,16 +131,28 @@ def described(description: dict[str, Any]) -> tuple[ExperimentConfig, BuildConte
         config = load_config(_without_training(description))
         return config, _stored_context(description["context"], config.objective)
     except (ConfigError, PluginError) as error:
-        made_with = release(description.get("plugin"))
-        problems = "; ".join(str(error).splitlines())
-        raise CheckpointError(f"this model cannot be built here. It was made with {made_with}. {problems}") from error
+        made_with, problems = _made_with(description), "; ".join(str(error).splitlines()).rstrip(".")
+        releases = [each.split(" ") for each in made_with if each.count(" ") == 1]  # not a file of --plugin
+        missing = ["==".join(each) for each in releases if not any(metadata.distributions(name=each[0]))]
+        line = f"this model cannot be built here. It was made with {' and '.join(made_with)}. {problems}."
+        raise CheckpointError(line + (f" Install it: pip install {' '.join(missing)}" if missing else "")) from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the foundry part of config.json is damaged: {error}") from error
 
 
+def _made_with(description: dict[str, Any]) -> list[str]:
+    """Return the packages that are needed to read a model, each with its version."""
+    needed = [str(owner) for kind, owner in description["providers"].items() if kind != "optimizer"]
+    return list(dict.fromkeys([release(description.get("plugin")), *needed]))
+
+
 def _without_training(description: dict[str, Any]) -> dict[str, Any]:
-    """Return the experiment without what only training needs: observers, and the optimizer of another package."""
+    """Return the experiment without what only training needs: observers, and the optimizer of another package.
+
+    Keys of `model:` that the plugin has renamed since have their present names.
+    """
     experiment = dict(description["experiment"])
+    experiment["model"] = migrated(experiment["model"], pending(description))
     experiment["plugins"] = [module for module in experiment["plugins"] if module in description["needs"]]
     if "optimizer" in description["providers"]:
         optimizer = ("optimizer", "optimizer_settings")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.adapter import AdaptedModel, auto_classes, tied_names
+from foundry_core.models.adapter import AdaptedModel, tied_names
 from foundry_core.models.building import build, describe, described, read_description
 from foundry_core.models.interface import LanguageModel
+from foundry_core.models.migrations import pending, present_names
 from foundry_core.random_streams import kept_generators
-from foundry_core.registry.architecture import BuildContext
-from foundry_core.registry.loading import blame, shipped_by
-from foundry_core.run_folder import GENERATION_CONFIG, MANIFEST, MODEL_CONFIG, MODELING, TRAINER_STATE, WEIGHTS
+from foundry_core.registry.architecture import BuildContext, Migration
+from foundry_core.registry.loading import blame
+from foundry_core.run_folder import GENERATION_CONFIG, MANIFEST, MODEL_CONFIG, TRAINER_STATE, WEIGHTS
 from foundry_core.storage.manifest import read_manifest
 
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -37,23 +38,10 @@ _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 def model_files(model: LanguageModel) -> dict[str, bytes]:
     """Return config.json and, if they apply, generation_config.json and the loading module."""
     outer = model.to_transformers()
+    files = outer.config.loading_module() if isinstance(outer, AdaptedModel) else {}
     config = outer.config.to_dict()
     config.update(model.context.special_ids, architectures=[type(outer).__name__], dtype="float32")
     config["foundry"] = describe(model)
-    files = {}
-    point = shipped_by(model.model_type)
-    if isinstance(outer, AdaptedModel) and point is not None:
-        names = ", ".join(cls.__name__ for cls in auto_classes(model.model_type))
-        files[MODELING] = (
-            f"import {point.module.partition('.')[0]}  # pip install {point.distribution}\n"
-            f"from foundry_core import auto_classes\n\n"
-            f'{names} = auto_classes("{model.model_type}")\n'
-        ).encode()
-        module = MODELING.removesuffix(".py")
-        config["auto_map"] = {
-            "AutoConfig": f"{module}.{type(outer.config).__name__}",
-            model.context.objective.auto_class: f"{module}.{type(outer).__name__}",
-        }
     contents = {MODEL_CONFIG: config}
     if model.supports_generation:
         ids = model.context.special_ids
@@ -94,14 +82,17 @@ def load_model(folder: str | Path) -> LanguageModel:
         config, context = described(description)
     except CheckpointError as error:
         raise CheckpointError(f"{folder / MODEL_CONFIG}: {error}") from error
-    _check_sizes(config, context, folder)
+    steps = pending(description)
+    _check_sizes(config, context, folder, steps)
     with kept_generators():
         model = build(config, context)
-    load_weights(model, folder / WEIGHTS)
+    load_weights(model, folder / WEIGHTS, steps)
     return model.eval()
 
 
-def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) -> None:
+def _check_sizes(
+    config: ExperimentConfig, context: BuildContext, folder: Path, steps: Sequence[Migration] = ()
+) -> None:
     """Compare a model that takes no memory (torch's meta device) with the weights file, name by name.
 
     Otherwise 60 bytes of JSON could ask for a terabyte, or for a million layers. The parameters are counted while they
@@ -126,7 +117,7 @@ def _check_sizes(config: ExperimentConfig, context: BuildContext, folder: Path) 
             raise CheckpointError(f"{described_by} cannot be built on torch's meta device: {reason}") from error
         finally:
             counting.remove()
-        fitting(skeleton, path, file)
+        fitting(skeleton, path, file, steps)
 
 
 @contextmanager
@@ -134,6 +125,8 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file and read its header. Raises CheckpointError with its path if that fails."""
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is not a plain file")
+    if any("\udc80" <= c <= "\udcff" for c in str(path)):
+        raise CheckpointError(f"{path} cannot be opened: its name is not UTF-8, rename it")
     try:
         with safe_open(str(path), framework="pt") as file:
             yield file
@@ -143,32 +136,35 @@ def open_tensors(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def load_weights(model: LanguageModel, path: Path) -> None:
-    """Copy a weights file into a model. Raises CheckpointError with the first tensor that does not fit."""
+def load_weights(model: LanguageModel, path: Path, steps: Sequence[Migration] = ()) -> None:
+    """Copy a weights file into a model. Raises CheckpointError with the first tensor that does not fit.
+
+    steps: what the plugin has renamed since the file was written.
+    """
     with open_tensors(path) as file, torch.no_grad():
-        for name, tensor in fitting(model, path, file).items():
+        for name, tensor in fitting(model, path, file, steps).items():
             tensor.copy_(file.get_tensor(name))
 
 
-def fitting(model: LanguageModel, path: Path, file: Any) -> dict[str, torch.Tensor]:
-    """Return the model's tensors that a file stores, by name; compare their shapes before any of it is read.
+def fitting(model: LanguageModel, path: Path, file: Any, steps: Sequence[Migration] = ()) -> dict[str, torch.Tensor]:
+    """Return the model's tensors that a file stores, by name there; compare their shapes before any of it is read.
 
     Raises:
         CheckpointError: Names the first tensor that does not fit.
     """
     outer = model.to_transformers()
     state = outer.state_dict()
-    stored = sorted(file.keys())
+    stored = present_names(sorted(file.keys()), steps, adapted=isinstance(outer, AdaptedModel))
     missing = sorted(set(state) - set(stored) - set(tied_names(outer)))
     unknown = sorted(set(stored) - set(state))
     if missing or unknown:
         what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model does not have"
         raise CheckpointError(f"{path} {what}: it belongs to another architecture or setting")
-    for name in stored:
-        header, expected = file.get_slice(name), tuple(state[name].shape)
+    for name, written in stored.items():
+        header, expected = file.get_slice(written), tuple(state[name].shape)
         shape, dtype = tuple(header.get_shape()), header.get_dtype()
         if shape != expected:
             raise CheckpointError(f"{path}: {name} has shape {shape}, the model {expected}")
         if dtype not in _DTYPES:
             raise CheckpointError(f"{path}: {name} has the type {dtype}, which no model here has")
-    return {name: state[name] for name in stored}
+    return {written: state[name] for name, written in stored.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError, PluginError
 from foundry_core.models.loss import LanguageModelLoss, ModelOutput
+from foundry_core.models.roles import derived_roles
 from foundry_core.registry.architecture import BuildContext
 from foundry_core.schema import ModelConfig
 
@@ -49,27 +50,74 @@ class MemoryFootprint(NamedTuple):
         return sum(self)
 
 
+_HELD: dict[str, type] = {"config": ExperimentConfig, "context": BuildContext}
+"""Attributes of each model that core sets."""
+
+
 class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     """A model that core can train and evaluate."""
+
+    _reserved: ClassVar[frozenset[str]]
+    """Names that a layer or a tensor of the model cannot have: those that core and torch define for it.
+
+    A method of such a name would be found instead of the layer, and a tensor would be found instead of the method.
+    """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        bases = [base for base in cls.__mro__ if base.__module__.partition(".")[0] in ("foundry_core", "torch")]
+        cls._reserved = frozenset(name for base in bases for name in vars(base)) | {*_HELD, "output"}
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__()
         self.config = config
         self.context = context
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module | torch.Tensor):
+            self._check_name(name)
+        elif name in _HELD and not isinstance(value, _HELD[name]):
+            raise PluginError(
+                f"{_path(self)} sets self.{name} to a {type(value).__name__}, and core keeps its "
+                f"{_HELD[name].__name__} there: choose another name"
+            )
+        super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a layer, as torch does, unless its name is reserved."""
+        self._check_name(name)
+        super().add_module(name, module)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, as torch does, unless its name is reserved."""
+        self._check_name(name)
+        super().register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
+        """Add a buffer, as torch does, unless its name is reserved."""
+        self._check_name(name)
+        super().register_buffer(name, tensor, persistent)
+
+    def _check_name(self, name: str) -> None:
+        if name in self._reserved:
+            raise PluginError(
+                f"{_path(self)} has a layer or a tensor called '{name}', which is a name of BaseLanguageModel's own: "
+                f"choose another one, such as {name}_layer"
+            )
+
     @classmethod
-    def from_config(cls, config: ExperimentConfig, context: BuildContext, **kwargs: Any) -> Self:
+    def from_config(cls, config: ExperimentConfig, context: BuildContext) -> Self:
         """Build the model: settings from `self.settings`, sizes and token ids from `context`, never from the YAML.
 
         Raises:
             PluginError: The class does not take these arguments.
         """
         try:
-            inspect.signature(cls).bind(config, context, **kwargs)
+            inspect.signature(cls).bind(config, context)
         except TypeError as error:
-            given = ", ".join(["config", "context", *kwargs])
-            raise PluginError(f"{cls.__module__}.{cls.__qualname__} cannot be made of ({given}): {error}") from error
-        return cls(config, context, **kwargs)
+            name = f"{cls.__module__}.{cls.__qualname__}"
+            raise PluginError(f"{name} cannot be made of (config, context): {error}") from error
+        return cls(config, context)
 
     @property
     def settings(self) -> Settings_co:
@@ -89,6 +137,15 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
         All are (B, T). attention_mask is 1 for real tokens. labels are -100 where nothing is predicted; for a causal
         objective they are the input ids, which `lm_output` shifts.
         """
+
+    def real_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return a mask of the real tokens among these, (B, T), or None if all are.
+
+        Args:
+            attention_mask: (B, T), or wider: it may also cover the tokens before a carried state.
+        """
+        real = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :].bool()
+        return None if real is None or bool(real.all()) else real
 
     @abstractmethod
     def get_input_embeddings(self) -> nn.Module:
@@ -119,6 +176,28 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass; architectures that declare the capability override this."""
         raise FoundryError(f"{self.model_type} does not support gradient checkpointing")
+
+    def parameter_roles(self) -> dict[str, str]:
+        """Return what parameters are for, by name; one that is missing counts as `other`.
+
+        matrix: multiplied with activations; of more than two dimensions, a stack of matrices. output: the same, onto
+        the vocabulary, and not tied. filter: of a convolution. embedding: looked up or added, tokens and positions; a
+        tied output too. norm: scales of a norm. bias. other: rates, mixes, gates. The first three decay under
+        `weight_decay_on: matrices`.
+
+        Core derives the role of every layer's weights. Override this to name those of parameters of several dimensions
+        that the model creates itself: `return {**super().parameter_roles(), "positions": "embedding"}`.
+        """
+        roles = derived_roles(self)
+        table = {id(parameter) for parameter in self.get_input_embeddings().parameters(recurse=False)}
+        tied = self.config.capabilities.tied_embeddings
+        last = None
+        for name, parameter in self.named_parameters():
+            if roles.get(name) == "matrix" and id(parameter) in table:
+                roles[name] = "embedding"
+            elif roles.get(name) == "matrix" and len(parameter) == self.context.vocab_size and not tied:
+                last = name
+        return roles if last is None else {**roles, last: "output"}
 
     def get_parameter_count(self) -> ParameterCount:
         """Count parameters in total, trainable, and in the input embeddings; tied ones once."""
@@ -156,3 +235,7 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     def attention_flops(self, batch: int, length: int) -> int:
         """Count those of products between activations, which no parameter shows. Override this for attention."""
         return 0
+
+
+def _path(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D width, V vocabulary, N predicted tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -26,9 +26,10 @@ IGNORED = -100
 class ModelOutput(_MappedOutput):  # type: ignore[misc]
     """The output of a model; attribute, key and tuple access, absent values dropped.
 
-    loss: nats, mean or sum over the predicted tokens as asked. logits: (B, T, V), not normalised. state: pass it to
-    the next call to continue from here. count: number of predicted tokens. token_losses: (B, T), the loss of the token
-    *at* each position, 0 where nothing is predicted.
+    loss: nats, mean or sum over the predicted tokens as asked; in training mode with the auxiliary terms. logits:
+    (B, T, V), not normalised. state: pass it to the next call to continue from here. count: number of predicted tokens.
+    token_losses: (B, T), the loss of the token *at* each position, 0 where nothing is predicted. auxiliary: the terms
+    by name. cross_entropy: the loss without them, where it contains them.
     """
 
     loss: torch.Tensor | None = None
@@ -38,12 +39,15 @@ class ModelOutput(_MappedOutput):  # type: ignore[misc]
     state: Any = None
     count: torch.Tensor | None = None
     token_losses: torch.Tensor | None = None
+    auxiliary: dict[str, torch.Tensor] | None = None
+    cross_entropy: torch.Tensor | None = None
 
 
 class LanguageModelLoss:
     """The loss of a language model, for its labels and its objective."""
 
     context: BuildContext
+    training: bool
 
     def targets(
         self, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -69,6 +73,8 @@ class LanguageModelLoss:
         hidden_states: Any = None,
         attentions: Any = None,
         state: Any = None,
+        token_type_ids: torch.Tensor | None = None,
+        auxiliary: Mapping[str, torch.Tensor] | None = None,
     ) -> ModelOutput:
         """Return the language-model loss and the logits; every architecture's `forward` ends with this.
 
@@ -80,6 +86,14 @@ class LanguageModelLoss:
             head: Projects hidden states onto the vocabulary, (..., D) -> (..., V).
             return_logits: If False, only positions with a label are projected, so that a large vocabulary costs memory
                 only where a token is predicted.
+            token_type_ids: Ignored, so that a model without segments takes all that a tokenizer returns.
+            auxiliary: Further terms to minimise, by name: differentiable scalars, weighted already, such as the balance
+                of experts. In training mode they are added to the mean loss; to a summed one, times the number of
+                predicted tokens, so that a step in micro-batches weighs them as it weighs tokens. Reported apart, and
+                never part of an evaluation.
+
+        Raises:
+            PluginError: An auxiliary term is not a scalar tensor, or its name is not an identifier.
         """
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, must be 'mean', 'sum' or 'none'")
@@ -99,10 +113,38 @@ class LanguageModelLoss:
             loss = losses_N.sum()
         else:
             loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
+        predicted, without = targets_N.numel(), None
         if reduction != "sum":
-            loss = loss / max(targets_N.numel(), 1)
-        count = torch.tensor(targets_N.numel(), device=targets_N.device)
-        return output(loss, logits_BTV, count=count, token_losses=token_losses)
+            loss = loss / max(predicted, 1)
+        if auxiliary:
+            terms = sum(_scalar(name, term).to(loss.dtype) for name, term in auxiliary.items())
+            if self.training:
+                without, loss = loss, loss + terms * (predicted if reduction == "sum" else min(predicted, 1))
+        return output(
+            loss,
+            logits_BTV,
+            count=torch.tensor(predicted, device=targets_N.device),
+            token_losses=token_losses,
+            auxiliary=dict(auxiliary) if auxiliary else None,
+            cross_entropy=without,
+        )
+
+
+def _scalar(name: Any, term: Any) -> torch.Tensor:
+    """Return an auxiliary term. Raises PluginError if it cannot be added to a loss and reported under its name."""
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise PluginError(f"lm_output: {name!r} cannot be the name of an auxiliary term: it must be an identifier")
+    if not (isinstance(term, torch.Tensor) and term.ndim == 0):
+        shape = f"tensor of shape {tuple(term.shape)}" if isinstance(term, torch.Tensor) else type(term).__name__
+        raise PluginError(f"lm_output: the auxiliary term {name} is a {shape}, not a scalar tensor")
+    return term
+
+
+def language_loss(output: Any) -> torch.Tensor:
+    """Return the language-model loss of an output with labels, without what training adds to it."""
+    added_to = getattr(output, "cross_entropy", None)
+    loss: torch.Tensor = output.loss if added_to is None else added_to
+    return loss
 
 
 def training_loss(model: nn.Module, output: Any) -> torch.Tensor:

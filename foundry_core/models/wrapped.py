@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core.config.experiment import ExperimentConfig
@@ -28,6 +29,9 @@ from foundry_core.registry.architecture import BuildContext
 
 # The name of a state in transformers: since 5.24, before that, and before that in recurrent models.
 _STATE_NAMES = ("cache", "past_key_values", "cache_params")
+
+# What a caller may ask of a base model, and the name of the answer.
+_ASKED = {"output_hidden_states": "hidden_states", "output_attentions": "attentions"}
 
 
 class _Answer(tuple[torch.Tensor]):
@@ -54,6 +58,15 @@ class _GivenHiddenStates(nn.Module):
         return _Answer((inputs_embeds,))
 
 
+def _copied(cache: Any) -> Any:
+    """Return a copy of a cache: transformers writes into the one that it is given, and a state may be used again."""
+    copied = copy(cache)
+    copied.layers = [copy(layer) for layer in cache.layers]
+    for layer in copied.layers:
+        layer.__dict__ = tree_map_only(torch.Tensor, torch.Tensor.clone, layer.__dict__)
+    return copied
+
+
 class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     """Base for an architecture that transformers has: a plugin defines `inner_model`, which builds that model.
 
@@ -67,6 +80,11 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
             raise FoundryError(f"{type(inner).__name__} cannot be trained here: it has no base model besides a head")
         self.model = inner
         self.arguments: AbstractSet[str] = frozenset(inspect.signature(inner.forward).parameters)
+        # A base model accepts any keyword and ignores those it does not name. Without segments of its own, GPT-2 adds
+        # the embedding of token 0 or 1 for `token_type_ids`.
+        segments = {"token_type_ids"} if getattr(inner.config, "type_vocab_size", 0) else set()
+        named = inspect.signature(inner.base_model.forward).parameters
+        self._base_arguments = {*named, *_ASKED} - {"token_type_ids"} | segments
         self._state_name = next((name for name in _STATE_NAMES if name in self.arguments), None)
         # transformers gives the padding id a row that never learns. Padding is masked anyway, and a wrong padding id
         # would keep a real token from learning: every row is trained.
@@ -122,19 +140,28 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         use_cache: bool = False,
         **kwargs: Any,
     ) -> ModelOutput:
-        asked: dict[str, Any] = {key: kwargs.pop(key) for key in ("reduction", "return_logits") if key in kwargs}
+        asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
+        if state is not None:
+            state = _copied(state)
+            if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
+                # transformers takes a mask that covers what the state has read, too.
+                attention_mask = nn.functional.pad(attention_mask, (int(state.get_seq_length()), 0), value=1)
         if self._state_name is not None and (use_cache or state is not None):
-            kwargs |= {self._state_name: state, "use_cache": True}
+            asked |= {self._state_name: state, "use_cache": True}
         elif "use_cache" in self.arguments:
-            kwargs["use_cache"] = False
-        if "position_ids" in self.arguments and "position_ids" not in kwargs:
-            kwargs["position_ids"] = self.position_ids(input_ids, attention_mask, past)
-        inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        asked |= {name: inner.get(name) for name in ("hidden_states", "attentions")}
+            asked["use_cache"] = False
+        if "position_ids" in self.arguments and "position_ids" not in asked:
+            asked["position_ids"] = self.position_ids(input_ids, attention_mask, past)
+        inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **asked)
+        for keyword, name in _ASKED.items():
+            if asked.get(keyword) and not inner.get(name):
+                raise FoundryError(f"{type(self.model).__name__} does not return {name} here")
+            kwargs[name] = inner.get(name)
         if self._state_name is not None:
-            asked["state"] = inner.get(self._state_name)
-        return self.lm_output(inner.last_hidden_state, self.head, labels, attention_mask=attention_mask, **asked)
+            kwargs["state"] = inner.get(self._state_name)
+        # What is left are keywords of core, which refuses any other.
+        return self.lm_output(inner.last_hidden_state, self.head, labels, attention_mask=attention_mask, **kwargs)
 
     def _past(self, state: Any, length: int) -> int:
         """Count the tokens that the state has read. Raises FoundryError if `length` more of them cannot follow."""

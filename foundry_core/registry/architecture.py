@@ -52,7 +52,7 @@ class Capabilities:
         objectives: Accepted values of `training.objective`, the default first; see also `same_interface_as` there.
         generation: Can generate text if the objective is causal.
         stateful: `state` can be passed from one call to the next.
-        padding_sides: The sides on which a batch may be padded.
+        left_padding: A batch may be padded on the left as well as on the right.
         gradient_checkpointing: Supports `training.gradient_checkpointing`.
         longest_sequence: The largest `data.max_sequence_length` in tokens; None: no limit.
         unbounded_length: Reads texts longer than the rows it was trained on.
@@ -65,7 +65,7 @@ class Capabilities:
     objectives: tuple[str, ...] = ("causal_lm",)
     generation: bool = True
     stateful: bool = False
-    padding_sides: tuple[Literal["left", "right"], ...] = ("right",)
+    left_padding: bool = False
     gradient_checkpointing: bool = False
     longest_sequence: int | None = None
     unbounded_length: bool = False
@@ -76,7 +76,11 @@ class Capabilities:
 
     def __post_init__(self) -> None:
         check_names("Capabilities: objectives", self.objectives)
-        check_names("Capabilities: padding_sides", self.padding_sides)
+
+    @property
+    def padding_sides(self) -> tuple[Literal["left", "right"], ...]:
+        """The sides on which a batch may be padded."""
+        return ("left", "right") if self.left_padding else ("right",)
 
     def accepts(self, objective: Objective) -> bool:
         """Return whether the architecture, with these settings, can be trained with an objective."""
@@ -85,6 +89,19 @@ class Capabilities:
 
 def _default_capabilities(config: Any) -> Capabilities:
     return Capabilities()
+
+
+@dataclass(frozen=True)
+class Migration:
+    """New names in a version of a plugin: models that earlier versions saved open under them.
+
+    Attributes:
+        keys: The new name of each renamed key of `model:`, with dots: {"small.width": "small.hidden_size"}.
+        weights: Replacements for regular expressions in the names of weights: {r"^table\\.": "embedding."}.
+    """
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +116,9 @@ class Architecture:
         default_tokenizer: The tokenizer type used if the YAML does not set one.
         examples: Small `model:` sections (without `architecture`) that the checks build.
         recipe: Values that `foundry init` writes, by section: sizes under `model`, a learning rate under `training`.
+        plugin_api_version: The version of core's plugin API that the plugin is written for, as a number. A package has
+            to state it: core refuses another version before it uses anything of the descriptor.
+        migrations: What versions of the plugin renamed, by version.
     """
 
     name: str
@@ -109,16 +129,19 @@ class Architecture:
     default_tokenizer: str = "sentencepiece"
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    plugin_api_version: int = PLUGIN_API_VERSION
+    plugin_api_version: int | None = None
+    migrations: Mapping[str, Migration] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.plugin_api_version != PLUGIN_API_VERSION:
+        if self.plugin_api_version not in (None, PLUGIN_API_VERSION):
             return  # other rules may hold there; loading refuses it by its version
         check_name("architecture", self.name)
         whose = f"the architecture '{self.name}': its"
         is_section = isinstance(self.config_class, type) and issubclass(self.config_class, ModelConfig)
         check(is_section, f"{whose} config_class", self.config_class, "a subclass of ModelConfig")
         check(callable(self.capabilities), f"{whose} capabilities", self.capabilities, "a function of the section")
+        for version, migration in self.migrations.items():
+            check(isinstance(migration, Migration), f"{whose} migrations[{version!r}]", migration, "a Migration")
         if not isinstance(self.model_class, type):
             check_import_string(f"{whose} model_class", self.model_class)
 
@@ -171,6 +194,7 @@ def register_architecture(
             capabilities=partial(_same_for_all, able) if isinstance(able, Capabilities) else able,
             default_tokenizer=default_tokenizer,
             examples=examples or {},
+            plugin_api_version=PLUGIN_API_VERSION,
         )
         return cls
 

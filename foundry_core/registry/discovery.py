@@ -91,7 +91,7 @@ def read_packages(path: tuple[str, ...], changes: tuple[int | None, ...]) -> tup
             points = [point for point in distribution.entry_points if point.group in ALL_GROUPS]
             if points:
                 claims = _installed(distribution, points)
-                found.setdefault(_normal(claims[0].distribution), claims)
+                found.setdefault(normal(claims[0].distribution), claims)
         except Exception as error:  # noqa: BLE001 - of whatever kind, it is the package's damage
             place = getattr(distribution, "_path", "a package")  # importlib.metadata has no public name for it
             warn(f"{place}: cannot read its metadata ({error}): reinstall or remove the package")
@@ -126,8 +126,8 @@ def installed(group: str = ARCHITECTURES) -> dict[str, list[Installed]]:
 
 def switched_off(point: Installed) -> str | None:
     """Return which environment variable disables a plugin and how to fix it; None for an enabled plugin."""
-    names, only = set(map(_normal, _names(point))), set(map(_normal, _listed(ONLY)))
-    if not names.isdisjoint(map(_normal, _listed(DISABLED))):
+    names, only = set(map(normal, _names(point))), set(map(normal, _listed(ONLY)))
+    if not names.isdisjoint(map(normal, _listed(DISABLED))):
         return f"{DISABLED}={os.environ[DISABLED]} switches {point} off: take it out of that variable"
     if only and names.isdisjoint(only):
         return f"{ONLY}={os.environ[ONLY]} leaves {point} out: add it to that variable"
@@ -136,10 +136,10 @@ def switched_off(point: Installed) -> str | None:
 
 def misnamed_in_environment() -> Iterator[str]:
     """Yield a line for each name in the two variables that no plugin has."""
-    known = {name: _normal(name) for point in scan() for name in _names(point)}
+    known = {name: normal(name) for point in scan() for name in _names(point)}
     for variable in (ONLY, DISABLED):
         for name in _listed(variable):
-            if _normal(name) not in known.values():
+            if normal(name) not in known.values():
                 yield f"{variable} names '{name}', but no installed plugin has that name.{did_you_mean(name, known)}"
 
 
@@ -152,7 +152,7 @@ def _listed(variable: str) -> list[str]:
     return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
     """Return a name in the form in which package indexes compare names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -168,6 +168,15 @@ def unmet_requirement(point: Installed) -> str | None:
             if applies and not requirement.specifier.contains(__version__, prereleases=True):
                 return f"model-foundry{requirement.specifier}"
     return None
+
+
+def unmet_requirements(point: Installed) -> list[str]:
+    """Return the requirements of a plugin, extras aside, on packages that are not installed."""
+    from packaging.requirements import Requirement
+
+    found = map(Requirement, point.requires)
+    needed = [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return [f"{each.name}{each.specifier}" for each in needed if not any(metadata.distributions(name=each.name))]
 
 
 def way_out(point: Installed) -> str:

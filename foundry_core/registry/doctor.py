@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from foundry_core.errors import PluginError
+from foundry_core.errors import PluginError, traced
 from foundry_core.registry.discovery import (
     ALL_GROUPS,
     ARCHITECTURES,
@@ -21,18 +21,21 @@ from foundry_core.registry.discovery import (
     switched_off,
     way_out,
 )
-from foundry_core.registry.hooks import hook_manager, offers
+from foundry_core.registry.hooks import Offers, hook_manager, offers
 from foundry_core.registry.isolation import cause, failing_as, isolated
 from foundry_core.registry.loading import (
     blamed_on,
     capabilities_of,
     get_architecture,
+    get_command,
+    import_string,
     load_architecture,
     load_module,
     refuse_unfit,
     shipped_by,
     sole,
 )
+from foundry_core.registry.objective import CORE_OBJECTIVES
 
 if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture, Capabilities
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """The state of an installed plugin. `disabled`: by an environment variable. problem: one line with the fix."""
+    """The state of an installed plugin. `disabled`: by an environment variable. problem: lines with the fix."""
 
     point: Installed
     state: Literal["fine", "disabled", "unusable"]
@@ -48,23 +51,33 @@ class Finding:
     problem: str | None = None
 
 
-def examine(verbs: Collection[str] = ()) -> list[Finding]:
-    """Check every installed plugin; `verbs` are the names of foundry's own verbs, which a command cannot have."""
+def examine(verbs: Collection[str] = (), *, deep: bool = False) -> list[Finding]:
+    """Check every installed plugin.
+
+    Args:
+        verbs: The names of foundry's own verbs, which a command cannot have.
+        deep: Also import what the import strings of the descriptors name, and the modules of commands.
+    """
     by_name = [claims for group in ALL_GROUPS for claims in declared(group).values()]
-    return [_finding(point, claims, verbs) for claims in by_name for point in claims]
+    return [_finding(point, claims, verbs, deep) for claims in by_name for point in claims]
 
 
-def _finding(point: Installed, claims: list[Installed], verbs: Collection[str]) -> Finding:
+def _finding(point: Installed, claims: list[Installed], verbs: Collection[str], deep: bool) -> Finding:
     off = switched_off(point)
     if off is not None:
         return Finding(point, "disabled", point.summary, off)
     try:
         if point.group != EXTENSIONS:
             sole([claim for claim in claims if not switched_off(claim)])
-        return Finding(point, "fine", _summary(point, verbs))
+        summary = _summary(point, verbs)
+        problem = "\n".join(_unresolved(point)) if deep else ""
+        if not problem:
+            return Finding(point, "fine", summary)
     except PluginError as error:
+        traced(error)
         problem = str(error)
     except Exception as error:  # noqa: BLE001 - whatever a descriptor contains, the other plugins are listed
+        traced(error)
         problem = f"the check of the plugin {point} fails: {cause(error)}. {way_out(point)}"
     return Finding(point, "unusable", problem=problem)
 
@@ -109,18 +122,64 @@ def _hooks(module: ModuleType) -> list[str]:
 def _check_offers(module: ModuleType) -> Collection[str]:
     """Check what a plugin offers; return the tokenizer types that are available where it is active."""
     found = offers(hook_manager([module]))
-    parts: dict[str, tuple[str, Mapping[str, Any]]] = {
-        "objective": ("collator", found.objectives),
-        "optimizer": ("builder", found.optimizers),
-        "tokenizer type": ("trainer", found.tokenizer_types),
+    parts = {"objective": "collator", "optimizer": "builder", "tokenizer type": "trainer"}
+    for kind, descriptor in _descriptors(found):
+        part = parts[kind]
+        lent = getattr(descriptor, "same_interface_as", None) in CORE_OBJECTIVES
+        if getattr(descriptor, part) is None and not lent:
+            raise PluginError(f"its {kind} '{descriptor.name}' does not name a {part}")
+        for field, target in _import_strings(descriptor):
+            _find(f"the {field} of its {kind} '{descriptor.name}'", target)
+    return found.tokenizer_types.keys()
+
+
+def _descriptors(found: Offers) -> Iterator[tuple[str, Any]]:
+    """Yield each descriptor that is not core's, after its kind."""
+    offered: dict[str, Mapping[str, Any]] = {
+        "objective": found.objectives,
+        "optimizer": found.optimizers,
+        "tokenizer type": found.tokenizer_types,
     }
     for kind, name in found.providers:
-        part, descriptors = parts[kind]
-        target = getattr(descriptors[name], part)
-        if target is None:
-            raise PluginError(f"its {kind} '{name}' does not name a {part}")
-        _find(f"the {part} of its {kind} '{name}'", target)
-    return found.tokenizer_types.keys()
+        yield kind, offered[kind][name]
+
+
+def _import_strings(descriptor: Any) -> Iterator[tuple[str, str]]:
+    """Yield each field of a descriptor that is an import string."""
+    for field in fields(descriptor):
+        target = getattr(descriptor, field.name)
+        if field.name not in ("name", "summary") and isinstance(target, str) and ":" in target:
+            yield field.name, target
+
+
+def _unresolved(point: Installed) -> Iterator[str]:
+    """Yield a line for each import string of a plugin that does not lead to what its descriptor promises."""
+    if point.group == COMMANDS:
+        try:
+            get_command(point.name)
+        except PluginError as error:
+            yield str(error)
+        return
+    targets: list[tuple[str, str, Callable[[Any], bool], str]] = [
+        (f"the {field} of its {kind} '{descriptor.name}'", target, callable, "a function or class")
+        for kind, descriptor in _descriptors(offers(hook_manager([load_module(point)])))
+        for field, target in _import_strings(descriptor)
+    ]
+    if point.group == ARCHITECTURES:
+        own = _import_strings(load_architecture(point))
+        targets += [(f"its {field}", target, _is_model, "a subclass of BaseLanguageModel") for field, target in own]
+    for what, target, promised, wanted in targets:
+        try:
+            problem = None if promised(import_string(target)) else f"{target} is not {wanted}"
+        except PluginError as error:
+            problem = str(error)
+        if problem is not None:
+            yield f"the plugin {point}: {what}: {problem}. {way_out(point)}"
+
+
+def _is_model(value: Any) -> bool:
+    """Compare by name: importing BaseLanguageModel would import torch."""
+    return "BaseLanguageModel" in {base.__name__ for base in getattr(value, "__mro__", ())}
 
 
 def _find(what: str, target: str) -> None:

@@ -51,7 +51,8 @@ class StepReport:
     """One optimizer step. loss: nats per predicted token of this step. grad_norm: before clipping.
 
     tokens_per_second: since the last report. *_seen: since the start of the experiment, without padding and overlap.
-    seconds_left: at the present speed.
+    seconds_left: at the present speed. auxiliary: the auxiliary terms of the model, by name. optimised_loss: what the
+    gradient is of, with these terms or by the objective's own loss; None where that is `loss`.
     """
 
     step: int
@@ -64,6 +65,8 @@ class StepReport:
     words_seen: int
     tokens_per_second: float
     seconds_left: float
+    auxiliary: Mapping[str, float] = field(default_factory=dict)
+    optimised_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,6 @@ def foundry_objectives() -> list[Objective]:  # type: ignore[empty-body]
                 causal=True,
                 layout="overlap",
                 collator="foundry_second_half.collator:second_half_collator",
-                auto_class="AutoModelForCausalLM",
                 same_interface_as="causal_lm",
             )
         ]
@@ -156,6 +158,7 @@ def foundry_optimizers() -> list[Optimizer]:  # type: ignore[empty-body]
 
 
     def rmsprop(parameter_groups, training):
+        # A group has "params", their "names", their "role" ("matrix", "embedding", ...) and "weight_decay".
         smoothing = training.optimizer_settings.smoothing
         return torch.optim.RMSprop(parameter_groups, lr=training.learning_rate, alpha=smoothing)
 
@@ -179,7 +182,6 @@ def foundry_tokenizer_types() -> list[TokenizerType]:  # type: ignore[empty-body
                 name="words_and_marks",
                 summary="one token for each frequent word, and for each run of punctuation",
                 trainer="foundry_marks.tokenizer:train",
-                masked_tokens={},  # without a mask token: for causal objectives
                 required_tokens=("unk_token",),
             )
         ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +14,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, redire
 from pathlib import Path
 from typing import Any, TypeVar
 
-from foundry_core.errors import FoundryError, PluginError, one_line
+from foundry_core.errors import FoundryError, PluginError, one_line, traced
+from foundry_core.registry.discovery import normal, scan, unmet_requirements
 
 T = TypeVar("T")
 
@@ -30,6 +34,7 @@ def guarded(failure: Callable[[BaseException], BaseException]) -> Iterator[None]
         made = failure(error)
         if made is error:
             raise
+        traced(error)
         raise made from error
 
 
@@ -41,7 +46,21 @@ def failing_as(what: str, passing: type[BaseException] | tuple[()] = FoundryErro
 def cause(error: BaseException) -> str:
     """Describe an exception in one line."""
     text, kind = one_line(" ".join(str(error).split())), type(error).__name__
-    return text if isinstance(error, FoundryError) else f"{kind}: {text}" if text else kind
+    if isinstance(error, FoundryError):
+        return text
+    package = missing_package(error)
+    return (f"{kind}: {text}" if text else kind) + (f": pip install {shlex.quote(package)}" if package else "")
+
+
+def missing_package(error: BaseException) -> str | None:
+    """Return what to install when an import failed because a package is missing, as a plugin's metadata names it."""
+    top = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or not top or importlib.util.find_spec(top) is not None:
+        return None
+    unmet = list(dict.fromkeys(name for point in scan() for name in unmet_requirements(point)))
+    named = [each for each in unmet if normal(re.split(r"[^\w.-]", each)[0]) == normal(top)]
+    # A package may have another name than its module, as PyYAML has.
+    return (named or (unmet if len(unmet) == 1 else [top]))[0]
 
 
 def last_line_in(error: BaseException, homes: Mapping[Path, T]) -> tuple[T, str] | None:

@@ -25,7 +25,7 @@ from foundry_core.registry.discovery import (
     unmet_requirement,
     way_out,
 )
-from foundry_core.registry.isolation import cause, failing_as, guarded, home_of, isolated, last_line_in
+from foundry_core.registry.isolation import cause, failing_as, guarded, home_of, isolated, last_line_in, missing_package
 
 if TYPE_CHECKING:
     from foundry_core.registry.architecture import Architecture, Capabilities
@@ -95,7 +95,7 @@ def load_architecture(point: Installed) -> Architecture:
             raise PluginError(f"{point.target} is a {type(descriptor).__name__}, not an Architecture descriptor")
         if descriptor.name != point.name:
             raise PluginError(f"its entry point '{point.name}' leads to an architecture '{descriptor.name}'")
-    if descriptor.plugin_api_version != PLUGIN_API_VERSION:
+    if descriptor.plugin_api_version not in (None, PLUGIN_API_VERSION):
         raise PluginError(
             f"the plugin {point} is made for plugin API {descriptor.plugin_api_version}, this core has "
             f"{PLUGIN_API_VERSION}: pip install --upgrade model-foundry {point.distribution}"
@@ -122,7 +122,11 @@ def refuse_unfit(point: Installed) -> None:
 
 def _importing(point: Installed) -> AbstractContextManager[None]:
     what = f"the plugin {point} ('{point.name}' from {point.target}) fails to import"
-    return guarded(lambda error: PluginError(f"{what}: {cause(error)}. {way_out(point)}"))
+
+    def failure(error: BaseException) -> PluginError:
+        return PluginError(f"{what}: {cause(error)}" + ("" if missing_package(error) else f". {way_out(point)}"))
+
+    return guarded(failure)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ RowLayout = Literal["overlap", "framed"]
 class Objective:
     """A training task: how the token stream is cut, what is hidden, and which predictions count.
 
-    Raises PluginError for an invalid name, layout, collator, auto_class or required_tokens.
+    Raises PluginError for an invalid name, layout, collator, required_tokens or loss.
 
     Attributes:
         name: The value of `training.objective`.
@@ -27,13 +27,15 @@ class Objective:
         collator: Import string of a function `f(config, tokenizer)` that returns a function from a list of rows,
             `{"input_ids": int64 array, "epoch": int, "row": int}`, to a batch: input_ids, attention_mask and labels,
             each (B, T), labels not shifted, -100 if nothing is predicted. Random numbers must be a function of the
-            seed `config.seed("masking")`, epoch and row alone. None: core's own.
-        auto_class: AutoModelForCausalLM if the objective is causal, AutoModelForMaskedLM otherwise.
+            seed `config.seed("masking")`, epoch and row alone. None: core's own, that of `same_interface_as`.
         required_tokens: Special-token roles (`mask_token`, ...) that the tokenizer must have.
         same_interface_as: An objective that expects the same of a model, such as `masked_lm`; an architecture that
             accepts that one accepts this one too. None: only architectures that name this objective accept it.
         settings: Schema of `training.objective_settings`, for settings that `training:` has no key for; the collator
             finds an instance there. None: it takes none.
+        loss: Import string of a function `f(config)` that returns the function that training minimises: of logits
+            (N, V) in fp32, labels (N,) and the batch, it returns the loss of each predicted token (N,). Reports give
+            the cross-entropy besides, and evaluation gives it alone. None: the cross-entropy.
     """
 
     name: str
@@ -41,10 +43,10 @@ class Objective:
     causal: bool
     layout: RowLayout
     collator: str | None
-    auto_class: str
     required_tokens: tuple[str, ...] = ()
     same_interface_as: str | None = None
     settings: type[ConfigSection] | None = None
+    loss: str | None = None
 
     def __post_init__(self) -> None:
         check_name("objective", self.name)
@@ -53,9 +55,14 @@ class Objective:
         check(self.layout in layouts, f"{field} layout", self.layout, f"one of {', '.join(layouts)}")
         if self.collator is not None:
             check_import_string(f"{field} collator", self.collator)
-        auto_class = "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
-        check(self.auto_class == auto_class, f"{field} auto_class", self.auto_class, auto_class)
         check_names(f"{field} required_tokens", self.required_tokens)
+        if self.loss is not None:
+            check_import_string(f"{field} loss", self.loss)
+
+    @property
+    def auto_class(self) -> str:
+        """The auto class of transformers that opens its checkpoints."""
+        return "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
 
 
 CAUSAL_LM = Objective(
@@ -64,7 +71,6 @@ CAUSAL_LM = Objective(
     causal=True,
     layout="overlap",
     collator=None,
-    auto_class="AutoModelForCausalLM",
 )
 MASKED_LM = Objective(
     name="masked_lm",
@@ -72,7 +78,6 @@ MASKED_LM = Objective(
     causal=False,
     layout="framed",
     collator=None,
-    auto_class="AutoModelForMaskedLM",
     required_tokens=("mask_token", "cls_token", "sep_token"),
 )
 

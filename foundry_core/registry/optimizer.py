@@ -21,8 +21,9 @@ class Optimizer:
     Attributes:
         name: The value of `training.optimizer`.
         builder: Import string of a function `f(parameter_groups, training)` that returns a `torch.optim.Optimizer`.
-            Core decides which parameters decay, and sets `lr` of each group before each step; `training` is the section
-            of the configuration, and its learning_rate the peak. None: core's own.
+            There is a group for each role of the model's parameters (`BaseLanguageModel.parameter_roles`), with
+            `params`, their `names`, `role` and `weight_decay`. Core sets `lr` of each group before each step;
+            `training` is the section of the configuration, and its learning_rate the peak. None: core's own.
         settings: Schema of `training.optimizer_settings`, for settings that `training:` has no key for; the builder
             finds an instance there. None: it takes none.
     """

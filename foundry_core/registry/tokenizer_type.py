@@ -15,6 +15,16 @@ Role = Literal["bos_token", "eos_token", "unk_token", "pad_token", "mask_token",
 Roles = Mapping[str, str]
 """Special tokens by role, such as `{"eos_token": "</s>"}`."""
 
+_DEFAULT = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "mask_token": "<mask>",
+}
+
 
 def _none(roles: Roles) -> tuple[()]:
     return ()
@@ -29,10 +39,10 @@ class TokenizerType:
         trainer: Import string of a function `f(documents, vocab_size, special_tokens)` that returns a transformers
             `PreTrainedTokenizerFast`. `documents()` starts a new pass over the texts; `vocab_size` counts the special
             tokens and is a limit, None for no limit; `special_tokens` are names by role. The same input must give the
-            same tokenizer, byte for byte. With a cls_token and a sep_token, encoding a text must put it between the
-            two. None: core's own.
-        special_tokens: Names by role, for roles that the YAML does not set.
-        masked_tokens: Those added if the objective needs a mask_token.
+            same tokenizer, byte for byte. What a checkpoint's tokenizer adds around a text follows from the objective:
+            core sets it on saving. None: core's own.
+        special_tokens: Names by role, for roles that the YAML does not set: those that any objective needs, so that
+            models of different objectives can share a tokenizer.
         required_tokens: Roles that this kind cannot do without.
         problems: A function of the special tokens that yields each unusable role, with the reason.
     """
@@ -40,12 +50,7 @@ class TokenizerType:
     name: str
     summary: str
     trainer: str | None = None
-    special_tokens: Roles = field(
-        default_factory=lambda: {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    )
-    masked_tokens: Roles = field(
-        default_factory=lambda: {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
-    )
+    special_tokens: Roles = field(default_factory=lambda: dict(_DEFAULT))
     required_tokens: tuple[str, ...] = ()
     problems: Callable[[Roles], Iterable[tuple[str, str]]] = _none
 
@@ -55,9 +60,9 @@ class TokenizerType:
             check_import_string(f"the tokenizer type '{self.name}': its trainer", self.trainer)
         check_names(f"the tokenizer type '{self.name}': its required_tokens", self.required_tokens)
 
-    def tokens_by_role(self, changes: Mapping[Any, str | None] | None, masked: bool) -> dict[str, str]:
+    def tokens_by_role(self, changes: Mapping[Any, str | None] | None = None) -> dict[str, str]:
         """Return the special tokens by role; `changes` are those of the YAML, where None removes a role."""
-        tokens = {**self.special_tokens, **(self.masked_tokens if masked else {}), **(changes or {})}
+        tokens = {**self.special_tokens, **(changes or {})}
         return {role: token for role, token in tokens.items() if token is not None}
 
 
@@ -71,10 +76,9 @@ def special_token_problems(kind: TokenizerType, roles: Roles) -> Iterator[tuple[
     if not ends:
         yield None, "a tokenizer needs an eos_token or a sep_token, which ends a document: add one of them"
     pad, mask = roles.get("pad_token"), roles.get("mask_token")
-    for role in ends:
-        if pad is not None and pad == roles[role]:
-            reason = "padding is not learned, so the end of a text would never be learned"
-            yield "pad_token", f"equals the {role} {pad!r}: {reason}; use another token, such as '<pad>'"
+    if clash := next((role for role in ends if pad is not None and pad == roles[role]), None):
+        reason = "padding is not learned, so the end of a text would never be learned"
+        yield "pad_token", f"equals the {clash} {pad!r}: {reason}; use another token, such as '<pad>'"
     if mask is not None and list(roles.values()).count(mask) > 1:
         yield "mask_token", f"{mask!r} has a second role: use another token for masking, such as '<mask>'"
     for role in kind.required_tokens:
@@ -109,7 +113,6 @@ WORDPIECE = TokenizerType(
     name="wordpiece",
     summary="BERT's pieces of words, with case and accents (Devlin et al. 2019)",
     special_tokens={f"{role}_token": f"[{role.upper()}]" for role in ("cls", "sep", "mask", "unk", "pad")},
-    masked_tokens={},
     required_tokens=("unk_token",),
     problems=_wordpiece_problems,
 )

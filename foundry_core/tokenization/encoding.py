@@ -1,4 +1,4 @@
-"""Documents to token ids, and the id that ends a document.
+"""Documents to token ids, the id that ends a document, and what a saved tokenizer adds around a text.
 
 Measured on two shared cores with 8000 tokens: 3 to 4 MB/s in a first pass over English, 5 to 8 once words are known.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import TokenizerError
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES
 from foundry_core.tokenization.text_counts import UNIT, blocks
-from foundry_core.tokenization.tokenizer_folder import KIND_KEY
+from foundry_core.tokenization.tokenizer_folder import KIND_KEY, MODEL_INPUTS
 
 
 def separator_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -25,6 +26,34 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int:
         if found is not None:
             return int(found)
     raise TokenizerError("the tokenizer has neither an eos_token nor a sep_token to end a document with: add one")
+
+
+def as_trained(tokenizer: PreTrainedTokenizerFast, *, framed: bool) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a checkpoint, a copy that adds around a text what its model was trained to see there.
+
+    Args:
+        framed: Whether rows are framed, so that a text stands between cls_token and sep_token. Otherwise nothing is
+            added, and bos_token and eos_token are the separator, which opens and ends a document in training. Scorers
+            prepend bos: a `<s>` that was never trained would spoil the first prediction.
+    """
+    saved = deepcopy(tokenizer)
+    saved.model_input_names = list(MODEL_INPUTS)
+    backend, cls, sep = saved.backend_tokenizer, saved.cls_token, saved.sep_token
+    backend.post_processor = None
+    if framed:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(name, backend.token_to_id(name)) for name in dict.fromkeys((cls, sep))],
+        )
+    else:
+        saved.bos_token = saved.eos_token = saved.convert_ids_to_tokens(separator_id(saved))
+    return saved
+
+
+def text_ids(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:
+    """Return the token ids of each text as training reads a document: special tokens in the text stay text."""
+    return [ids.tolist() for ids in DocumentEncoder(tokenizer).encode(texts)]
 
 
 class DocumentEncoder:

@@ -19,6 +19,10 @@ from foundry_core.storage.files import InPlaceFolder, scratch_reported
 from foundry_core.storage.manifest import parse_json, read_plain_file
 
 SPECIAL_TOKEN_ROLES = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
+MODEL_INPUTS = ("input_ids", "attention_mask")
+"""What a tokenizer gives a model. No token_type_ids, which most models do not take, and GPT-2 adds to its embeddings:
+where two texts are told apart by segments, ask for them with `return_token_type_ids=True`.
+"""
 KIND_KEY = "foundry_tokenizer_type"
 """The setting that names the type of a tokenizer that core has trained."""
 
@@ -88,10 +92,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the sha256 (hex) of everything that shapes encoding; padding and truncation of earlier calls do not."""
+    """Return the sha256 (hex) of all that training reads of a tokenizer: how text is encoded, and the special tokens.
+
+    What is added around a text is left out, and the bos token, which training does not read: the tokenizer of every
+    checkpoint has the digest of the one that it was trained with.
+    """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    shape = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
-    roles = {role: str(name) for role, name in tokenizer.special_tokens_map.items()}
+    shape = {key: value for key, value in state.items() if key not in ("padding", "truncation", "post_processor")}
+    roles = {role: str(name) for role, name in tokenizer.special_tokens_map.items() if role != "bos_token"}
+    roles.setdefault("eos_token", str(tokenizer.sep_token))
     return hashlib.sha256(json.dumps([shape, roles], sort_keys=True).encode()).hexdigest()
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice, repeat
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from foundry_core.errors import TokenizerError
 from foundry_core.run_folder import SENTENCEPIECE_MODEL
@@ -88,19 +88,9 @@ class Request:
                     start = ""
 
     def finish(self, backend: Tokenizer, *in_model: str) -> Tokenizer:
-        """Register the special tokens: those `in_model` keep their ids, the others are appended.
-
-        With a cls_token and a sep_token, encoding a text puts it between the two, as masked models expect it.
-        """
+        """Register the special tokens: those `in_model` keep their ids, the others are appended."""
         self.refuse_ordinary(backend.get_vocab().keys() - set(in_model))
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in self.names])
-        cls, sep = self.roles.get("cls_token"), self.roles.get("sep_token")
-        if cls is not None and sep is not None:
-            backend.post_processor = processors.TemplateProcessing(
-                single=f"{cls} $A {sep}",
-                pair=f"{cls} $A {sep} $B:1 {sep}:1",
-                special_tokens=[(name, backend.token_to_id(name)) for name in dict.fromkeys((cls, sep))],
-            )
         return backend
 
     def refuse_ordinary(self, ordinary: Container[str]) -> None:

@@ -2,6 +2,7 @@
 
 * The same input gives the same tokenizer, byte for byte.
 * `vocab_size` counts the special tokens and is never exceeded.
+* It adds nothing around a text: the objective decides about that when a model is saved (`encoding.as_trained`).
 * Text that looks like a special token stays text: no trained piece spells one, and special tokens that the model
   itself does not need are appended behind its vocabulary, where text cannot reach them.
 """
@@ -21,7 +22,7 @@ from foundry_core.registry.isolation import failing_as
 from foundry_core.registry.loading import import_string
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType, special_token_problems
 from foundry_core.tokenization import trainers
-from foundry_core.tokenization.tokenizer_folder import KIND_KEY, SPECIAL_TOKEN_ROLES, save_tokenizer
+from foundry_core.tokenization.tokenizer_folder import KIND_KEY, MODEL_INPUTS, SPECIAL_TOKEN_ROLES, save_tokenizer
 from foundry_core.tokenization.trainers import Documents, Request
 
 _BUILDERS = {
@@ -43,9 +44,9 @@ def _core_type(name: str) -> TokenizerType:
     return CORE_TOKENIZER_TYPES[name]
 
 
-def default_special_tokens(tokenizer_type: str, masked: bool) -> dict[str, str]:
-    """Return the default special tokens of one of core's types, with a mask token if `masked`."""
-    return _core_type(tokenizer_type).tokens_by_role(None, masked)
+def default_special_tokens(tokenizer_type: str) -> dict[str, str]:
+    """Return the default special tokens of one of core's types, by role."""
+    return _core_type(tokenizer_type).tokens_by_role()
 
 
 def train_tokenizer(
@@ -89,12 +90,10 @@ def _train_core_type(
 ) -> PreTrainedTokenizerFast:
     request = Request(name, documents, vocab_size, special_tokens)
     backend = _BUILDERS[name](request)
-    # Segment ids only where [CLS] A [SEP] B [SEP] is possible: GPT-2 would add them to its embeddings.
-    segments = ["token_type_ids"] if backend.post_processor is not None else []
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", *segments, "attention_mask"],
+        model_input_names=list(MODEL_INPUTS),
         **special_tokens,
         **{KIND_KEY: name},
     )
@@ -123,7 +122,7 @@ def _training_on_files(tokenizer_type: str, default_size: int | None) -> Callabl
         unit: DocumentUnit = "line",
     ) -> PreTrainedTokenizerFast:
         """Train a tokenizer on files; see `TokenizerFactory`."""
-        special = default_special_tokens(tokenizer_type, masked=False) if special_tokens is None else special_tokens
+        special = default_special_tokens(tokenizer_type) if special_tokens is None else special_tokens
         corpus = Corpus.open(input_files, unit=unit)
         tokenizer = train_tokenizer(tokenizer_type, corpus.documents, vocab_size, special)
         if output_dir is not None:

@@ -84,9 +84,10 @@ class Console:
 
     @hookimpl
     def foundry_step_ended(self, report: StepReport) -> None:
+        terms = "".join(f"{name} {term:.4f}  " for name, term in report.auxiliary.items())
         line = (
-            f"loss {report.loss:.4f}  lr {report.learning_rate:.2e}  {compact(report.tokens_per_second)} tokens/s  "
-            f"{duration(report.seconds_left)} left"
+            f"loss {report.loss:.4f}  {terms}lr {report.learning_rate:.2e}  "
+            f"{compact(report.tokens_per_second)} tokens/s  {duration(report.seconds_left)} left"
         )
         if self._progress is not None:
             self._progress.update(self._task, completed=report.step, line=line)

@@ -9,6 +9,8 @@ from torch import nn
 
 from foundry_core.config.sections import TrainingConfig
 from foundry_core.errors import PluginError
+from foundry_core.models.interface import LanguageModel
+from foundry_core.models.roles import DECAYED, ROLES, derived_roles
 from foundry_core.registry.isolation import failing_as
 from foundry_core.registry.loading import import_string
 from foundry_core.registry.optimizer import CORE_OPTIMIZERS, Optimizer
@@ -17,21 +19,29 @@ ParameterGroups = list[dict[str, Any]]
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> ParameterGroups:
-    """Return two groups: parameters with weight decay and without.
+    """Return a group for each role of `parameter_roles` that trainable parameters of the model have.
 
-    Under `weight_decay_on: matrices` biases, norms and embeddings (a tied output layer with them) are left out.
-    Decaying norm scales and the embeddings of rare tokens shrinks them without regularising the model.
+    A group contains `params`, their `names`, the `role` and its `weight_decay`.
+
+    Raises:
+        PluginError: The model names a role or a parameter that there is not.
     """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    everything = config.weight_decay_on == "all"
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            decays = everything or (parameter.ndim >= 2 and id(parameter) not in embeddings)
-            (decayed if decays else spared).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    roles = model.parameter_roles() if isinstance(model, LanguageModel) else derived_roles(model)
+    parameters = dict(model.named_parameters())
+    for name, role in roles.items():
+        if role not in ROLES or name not in parameters:
+            raise PluginError(
+                f"{type(model).__module__}.{type(model).__qualname__}.parameter_roles returned {role!r} for '{name}': "
+                f"a role is one of {', '.join(ROLES)}, and the name that of a parameter"
+            )
+    groups: ParameterGroups = []
+    for role in ROLES:
+        names = [name for name, each in parameters.items() if each.requires_grad and roles.get(name, "other") == role]
+        decays = config.weight_decay_on == "all" or role in DECAYED
+        group = {"params": [parameters[name] for name in names], "names": names, "role": role}
+        if names:
+            groups.append({**group, "weight_decay": config.weight_decay if decays else 0.0})
+    return groups
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig, kind: Optimizer | None = None) -> torch.optim.Optimizer:

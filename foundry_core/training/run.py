@@ -60,10 +60,10 @@ def run(
         with stop.at_once():
             check_before_preparing(config, resume=resume)
             corpora = experiment_corpora(config)
-            tokenizer = experiment_tokenizer(config, corpora.train)
+            tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
             with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
                 tokens = experiment_tokens(config, tokenizer, corpora, progress=progress)
-            rows = experiment_rows(config, tokenizer, tokens)
+            rows = experiment_rows(config, tokenizer, tokens, corpora)
             model = create_model(config, tokenizer)
             trainer = Trainer(config, model, tokenizer, rows, Notifier(manager))
             if resume:

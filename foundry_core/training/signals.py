@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from foundry_core.data.workers import STOP_SIGNALS
 from foundry_core.errors import StoppedError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Signals of Ctrl-C, `kill` and schedulers; many clusters send SIGUSR1 as a warning before a job's time is up."""
+_REPEATED = (signal.SIGHUP, signal.SIGXCPU)
+"""Signals that come again by themselves: a closing terminal's from the shell and the kernel, a limit's each second."""
 
 
 class _Asked(KeyboardInterrupt):
@@ -20,9 +21,10 @@ class _Asked(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Notes the first of `SIGNALS` while it is active; a second one has its usual effect, at once.
+    """Notes the first of `STOP_SIGNALS` while it is active; a second one has its usual effect, at once.
 
-    Does nothing outside the main thread, where Python does not allow handlers.
+    Ignored signals stay ignored, as those of `nohup`. Does nothing outside the main thread, where Python does not allow
+    handlers.
 
     Attributes:
         requested: The name of the signal, or None.
@@ -50,7 +52,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+            self._before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+            for number in self._before:
+                signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -60,6 +65,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._restore()
+        for each in _REPEATED:
+            signal.signal(each, signal.SIG_IGN)
         self.requested = signal.Signals(number).name
         if self._at_once:
             raise _Asked

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepRepor
 from foundry_core.run_folder import METRICS, TENSORBOARD
 from foundry_core.storage.files import AppendedLines, read_appended, write_file
 from foundry_core.training.console import Console
+from foundry_core.training.losses import AUXILIARY
 
 
 class MetricsFile:
@@ -74,11 +76,22 @@ class _Curves:
     @hookimpl
     def foundry_step_ended(self, report: StepReport) -> None:
         names = ("loss", "learning_rate", "grad_norm")
-        self.send({f"train/{name}": getattr(report, name) for name in names}, report.step)
+        numbers = {f"train/{name}": getattr(report, name) for name in names}
+        if report.optimised_loss is not None:
+            numbers["train/optimised_loss"] = report.optimised_loss
+        self.send(numbers | {AUXILIARY + name: term for name, term in report.auxiliary.items()}, report.step)
 
     @hookimpl
     def foundry_evaluated(self, report: EvaluationReport) -> None:
         self.send({"eval/loss": report.loss, "eval/perplexity": report.perplexity}, report.step)
+
+
+def _not_installed(key: str, package: str) -> FoundryError:
+    """Return the error of a package that is missing, or that something else in the search path stands in for."""
+    module = sys.modules.get(package)
+    places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+    found = next((f"; what Python imports as {package} is {place}" for place in places if place), "")
+    return FoundryError(f"{key} needs a package: pip install model-foundry[{package}]{found}")
 
 
 class TensorBoard(_Curves):
@@ -87,8 +100,8 @@ class TensorBoard(_Curves):
     def __init__(self, folder: Path):
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise FoundryError("logging.tensorboard needs a package: pip install model-foundry[tensorboard]") from error
+        except (ImportError, AttributeError) as error:
+            raise _not_installed("logging.tensorboard", "tensorboard") from error
         self._folder, self._writer_class = folder, SummaryWriter
         self._writer: Any = None
 
@@ -111,8 +124,10 @@ class WeightsAndBiases(_Curves):
     def __init__(self, project: str | None, folder: Path):
         try:
             import wandb
-        except ImportError as error:
-            raise FoundryError("logging.use_wandb needs a package: pip install model-foundry[wandb]") from error
+
+            wandb.init, wandb.log, wandb.finish  # noqa: B018 - any folder of that name can be imported
+        except (ImportError, AttributeError) as error:
+            raise _not_installed("logging.use_wandb", "wandb") from error
         self._wandb, self._project, self._folder = wandb, project, folder
 
     @hookimpl

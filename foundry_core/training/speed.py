@@ -6,6 +6,7 @@ import time
 
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.registry.hookspecs import StepReport
+from foundry_core.training.losses import AUXILIARY
 from foundry_core.training.plan import RunPlan
 
 
@@ -26,7 +27,7 @@ class Stopwatch:
     def __exit__(self, *exception: object) -> None:
         self._mark += time.perf_counter() - self._paused_at
 
-    def report(self, state: TrainState, loss: float, rate: float, norm: float) -> StepReport:
+    def report(self, state: TrainState, losses: dict[str, float], rate: float, norm: float) -> StepReport:
         """Return the figures of the step just taken; its speed is that since the last report."""
         now = time.perf_counter()
         elapsed, steps = max(now - self._mark, 1e-9), max(state.step - self._step, 1)
@@ -36,11 +37,13 @@ class Stopwatch:
             step=state.step,
             total_steps=self._plan.total_steps,
             epoch=state.epoch,
-            loss=loss,
+            loss=losses["loss"],
             learning_rate=rate,
             grad_norm=norm,
             tokens_seen=state.tokens_seen,
             words_seen=state.words_seen,
             tokens_per_second=speed,
             seconds_left=(self._plan.total_steps - state.step) * elapsed / steps,
+            auxiliary={name[len(AUXILIARY) :]: term for name, term in losses.items() if name.startswith(AUXILIARY)},
+            optimised_loss=losses.get("optimised"),
         )

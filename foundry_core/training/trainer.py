@@ -42,11 +42,11 @@ from foundry_core.errors import CheckpointError, StoppedError, TrainingError, wa
 from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.loss import training_loss
 from foundry_core.random_streams import derive
 from foundry_core.registry.hookspecs import RunInfo, StepReport
 from foundry_core.run_folder import CONFIG, RECORD, checkpoint_name
 from foundry_core.storage.files import write_file
+from foundry_core.training.losses import objective_loss, summed_losses
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.optimizers import build_optimizer
 from foundry_core.training.plan import RunPlan
@@ -95,6 +95,7 @@ class Trainer:
         self.schedule = Schedule(settings, self.plan.total_steps)
         self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
         self.collate = get_data_collator(config, tokenizer)
+        self.own_loss = objective_loss(config)
         self.state = TrainState(
             data=data_identity(data),
             stream=self.plan.stream,
@@ -245,7 +246,8 @@ class Trainer:
         if self.data.train.info.unknown:
             facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
         environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
-        record = environment | {"plan": asdict(self.plan), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        read = {"plan": asdict(self.plan), "corpora": dict(self.data.description)}
+        record = environment | read | {"started": time.strftime("%Y-%m-%dT%H:%M:%S")}
         write_file(self.output_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
         text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
         write_file(self.output_dir / CONFIG, text.encode())
@@ -276,8 +278,8 @@ class Trainer:
             )
         )
 
-    def take_step(self, micro_batches: list[Batch]) -> tuple[float, float, float]:
-        """Take one optimizer step and advance the state. Return its loss, learning rate and gradient norm."""
+    def take_step(self, micro_batches: list[Batch]) -> tuple[dict[str, float], float, float]:
+        """Take one optimizer step and advance the state. Return its losses, learning rate and gradient norm."""
         state, settings, scaler = self.state, self.config.training, self.precision.scaler
         self._seed_dropout()
         rate = self.schedule.rate(state.step + 1)
@@ -286,31 +288,32 @@ class Trainer:
         # The number of predictions is needed before the first backward pass: dividing each micro-batch by its own count
         # would weigh tokens unequally.
         count = max(sum(self._predictions(batch) for batch in micro_batches), 1)
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        totals: dict[str, torch.Tensor] = {}
         for batch in micro_batches:
-            total += self._add_gradient(batch, count)
+            for name, figure in self._add_gradient(batch, count).items():
+                totals[name] = totals.get(name, 0) + figure.double()
         scaler.unscale_(self.optimizer)
         limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        loss = float(total) / count
-        self._check_numbers(loss, norm)
+        figures = {name: float(total) / count for name, total in totals.items()}
+        self._check_numbers(figures.get("optimised", figures["loss"]), norm)
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(sum(len(batch["input_ids"]) for batch in micro_batches))
-        return loss, rate, norm
+        return figures, rate, norm
 
     def _seed_dropout(self) -> None:
         """Make what the next step draws a function of seed and step."""
         torch.manual_seed(derive(self.config.seed("dropout"), "dropout", self.state.step))
 
-    def _add_gradient(self, batch: Batch, count: int) -> torch.Tensor:
-        """Add the gradient of a micro-batch's summed loss over `count` to the parameters; return that sum."""
+    def _add_gradient(self, batch: Batch, count: int) -> dict[str, torch.Tensor]:
+        """Add the gradient of a micro-batch's summed loss over `count` to the parameters; return the sums to report."""
         with self.precision.autocast():
-            output = self.forward(**to_device(batch, self.device), reduction="sum", return_logits=False)
-        loss_sum = training_loss(self.model, output)
-        torch.autograd.backward(self.precision.scaler.scale(loss_sum / count))
-        return loss_sum.detach()
+            batch = to_device(batch, self.device)
+            optimised, figures = summed_losses(self.model, self.forward, batch, self.own_loss)
+        torch.autograd.backward(self.precision.scaler.scale(optimised / count))
+        return figures
 
     def _predictions(self, batch: Batch) -> int:
         _, chosen = self.model.targets(batch["labels"], batch["attention_mask"])

@@ -19,8 +19,10 @@ from foundry_core import (
     BuildContext,
     Capabilities,
     ConfigSection,
+    Dropout,
     ExperimentConfig,
     FoundryError,
+    Layers,
     ModelConfig,
     ModelOutput,
     register_architecture,
@@ -31,8 +33,8 @@ class SmallSection(ConfigSection):
     """`model.small`."""
 
     width: int = Field(16, ge=1, description="width of everything")
-    num_layers: int = Field(2, ge=1, description="layers on top of each other")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on embeddings and after each layer")
+    num_layers: Layers = Field(2, description="layers on top of each other")
+    dropout: Dropout = Field(0.0, description="on embeddings and after each layer")
 
 
 class SmallModelConfig(ModelConfig):
@@ -122,7 +124,7 @@ class AttentionLayer(nn.Module):
 class AttentionModel(SmallModel):
     """Causal attention with learned positions. State: which tokens were real, and keys and values of each layer."""
 
-    capabilities = Capabilities(stateful=True, padding_sides=("left", "right"))
+    capabilities = Capabilities(stateful=True, left_padding=True)
     layer_class = AttentionLayer
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
@@ -216,19 +218,20 @@ class ParameterOfPositions(TableOfPositions):
         super().__init__(config, context)
         self.positions = Table(512, self.width)  # type: ignore[assignment]
 
+    def parameter_roles(self) -> dict[str, str]:
+        return {**super().parameter_roles(), "positions.values_LD": "embedding"}
+
 
 class BidirectionalModel(AttentionModel):
     """The same attention to both sides."""
 
-    capabilities = Capabilities(
-        objectives=("masked_lm",), generation=False, padding_sides=("left", "right"), bidirectional=True
-    )
+    capabilities = Capabilities(objectives=("masked_lm",), generation=False, left_padding=True, bidirectional=True)
 
 
 class RecurrentModel(SmallModel):
     """Gated recurrence over real tokens, a step at a time. State: the hidden state of each layer after the last one."""
 
-    capabilities = Capabilities(stateful=True, unbounded_length=True, padding_sides=("left", "right"))
+    capabilities = Capabilities(stateful=True, unbounded_length=True, left_padding=True)
 
     def layer(self) -> nn.Module:
         return nn.GRUCell(self.width, self.width)
@@ -243,7 +246,7 @@ class RecurrentModel(SmallModel):
         **kwargs: Any,
     ) -> ModelOutput:
         hidden_BTD = self.dropout(self.embedding(input_ids))
-        real_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real_BT = torch.ones_like(input_ids) if attention_mask is None else self.last_columns(attention_mask, input_ids)
         states = []
         for number, cell in enumerate(self.layers):
             before_BD = self.start(hidden_BTD) if state is None else state[number]
@@ -252,6 +255,10 @@ class RecurrentModel(SmallModel):
             states.append(after_BD)
         carried = tuple(states) if use_cache else None
         return self.finish(hidden_BTD, labels, attention_mask=attention_mask, state=carried, **kwargs)
+
+    def last_columns(self, mask: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """The part of a mask that covers these tokens; it may also cover those that the state has read."""
+        return mask[:, -input_ids.shape[1] :]
 
     def start(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD.new_zeros(x_BTD.shape[0], self.width)
@@ -265,6 +272,18 @@ class RecurrentModel(SmallModel):
             state_BD = torch.where(real_B[:, None], cell(x_BD, state_BD), state_BD)
             outputs.append(state_BD)
         return torch.stack(outputs, dim=1), state_BD
+
+
+class BalancedModel(RecurrentModel):
+    """Keeps its states small by an auxiliary term, the mean over real tokens."""
+
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        return super().finish(hidden_BTD, labels, auxiliary={"size": self.term(hidden_BTD, **kwargs)}, **kwargs)
+
+    def term(self, hidden_BTD: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        size_BT = hidden_BTD.square().mean(dim=-1)
+        real_BT = torch.ones_like(size_BT) if attention_mask is None else attention_mask.to(size_BT)
+        return 0.1 * (size_BT * real_BT).sum() / real_BT.sum().clamp(min=1)
 
 
 BASES = (AttentionModel, RecurrentModel, BidirectionalModel)

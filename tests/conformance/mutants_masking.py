@@ -83,7 +83,7 @@ class ReadsLeftPadding(RecurrentModel):
 class UndeclaredLeftPadding(ColumnPositions):
     """The class's own `generate` goes past core's refusal."""
 
-    capabilities = Capabilities(padding_sides=("right",))
+    capabilities = Capabilities()
 
     def generate(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
         return self.to_transformers().generate(input_ids, **kwargs)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from foundry_core import BuildContext, ExperimentConfig, ModelOutput
 
-from .bases import AttentionModel, RecurrentModel
+from .bases import AttentionModel, ParameterOfPositions, RecurrentModel, TableOfPositions
 from .bases_state import TiedModel
 from .mutants import Mutants
 
@@ -215,6 +215,21 @@ class SizeOfTheMachine(RecurrentModel):
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().head(hidden) + self.extra.sum()
+
+
+# Roles.
+
+
+@MUTANTS.plant("positions without a role", caught_by="parameter-roles")
+class PositionsWithoutARole(ParameterOfPositions):
+    def parameter_roles(self) -> dict[str, str]:
+        return TableOfPositions.parameter_roles(self)
+
+
+@MUTANTS.plant("a role for a parameter that there is not", caught_by="parameter-roles")
+class RoleOfNothing(RecurrentModel):
+    def parameter_roles(self) -> dict[str, str]:
+        return {**super().parameter_roles(), "recurrent": "matrix"}
 
 
 # Copies.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,34 @@ import torch.nn.functional as F
 
 from foundry_core import BuildContext, ExperimentConfig, ModelOutput
 
-from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel
+from .bases import AttentionLayer, AttentionModel, BalancedModel, BidirectionalModel, RecurrentModel
 from .mutants import Mutants
 
 MUTANTS = Mutants()
+
+
+# Auxiliary terms.
+
+
+@MUTANTS.plant("a term that counts padding", caught_by="auxiliary")
+class TermOfPadding(BalancedModel):
+    def term(self, hidden_BTD: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        return 0.1 * hidden_BTD.square().mean()
+
+
+@MUTANTS.plant("a term without a gradient", caught_by="auxiliary")
+class TermWithoutAGradient(BalancedModel):
+    def term(self, hidden_BTD: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        return super().term(hidden_BTD, attention_mask).detach()
+
+
+@MUTANTS.plant("a term in the loss of evaluations", caught_by="auxiliary")
+class TermInEvaluations(BalancedModel):
+    def finish(self, hidden_BTD: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> ModelOutput:
+        output = super().finish(hidden_BTD, labels, **kwargs)
+        if output.loss is not None and not self.training:
+            output.loss = output.loss + self.term(hidden_BTD, **kwargs)
+        return output
 
 
 # Training and evaluation.
@@ -123,18 +148,26 @@ class ChunksApart(RecurrentModel):
         return torch.cat(outputs, dim=1), state_BD
 
 
-@MUTANTS.plant("a gradient that ends between chunks of 64", caught_by="long-rows")
-class GradientCut(RecurrentModel):
-    """Truncated backpropagation, which no value shows."""
+class InParts(RecurrentModel):
+    """Truncated backpropagation, which no value shows: the gradient does not cross the ends of parts."""
+
+    ends: Sequence[int] = ()
 
     def recur(
         self, cell: Any, x_BTD: torch.Tensor, real_BT: torch.Tensor, state_BD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs = []
-        for x, real in zip(x_BTD.split(64, dim=1), real_BT.split(64, dim=1), strict=True):
-            output, state_BD = super().recur(cell, x, real, state_BD.detach())
+        ends = [end for end in self.ends if end < x_BTD.shape[1]]
+        sizes = [stop - start for start, stop in zip([0, *ends], [*ends, x_BTD.shape[1]], strict=True)]
+        outputs: list[torch.Tensor] = []
+        for x, real in zip(x_BTD.split(sizes, dim=1), real_BT.split(sizes, dim=1), strict=True):
+            output, state_BD = super().recur(cell, x, real, state_BD.detach() if outputs else state_BD)
             outputs.append(output)
         return torch.cat(outputs, dim=1), state_BD
+
+
+@MUTANTS.plant("a gradient that ends between chunks of 64", caught_by="long-rows")
+class GradientCut(InParts):
+    ends = range(64, 600, 64)
 
 
 @MUTANTS.plant("keys without a gradient behind 48 tokens", caught_by="long-rows")

@@ -66,6 +66,8 @@ def _mutants() -> Iterator[Package]:
     yield plant("model-foundry not required", "entry-point", requires=("torch", "model-foundries<2"))
     yield plant("another model-foundry required", "entry-point", requires=("model-foundry<9,>=8",))
     yield plant("entry point of another name", "entry-point", entry="package")
+    unstated = LIGHT.replace("    plugin_api_version=1,\n", "")
+    yield plant("a plugin API that is not stated", "entry-point", light=unstated)
     yield plant("torch in the light module", "light-import", light=f"import torch\n{LIGHT}")
     yield plant("numpy in the light module", "light-import", light=f"import numpy\n{LIGHT}")
     busy = "import time\nwhile time.process_time() < 0.4: pass\n"

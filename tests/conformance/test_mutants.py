@@ -14,10 +14,11 @@ import torch
 from foundry_core import Capabilities, FoundryError
 from foundry_core.testing.kit.check import CHECKS
 
-from . import mutants_masking, mutants_numerics, mutants_objective, mutants_settings, mutants_training
+from . import mutants_masking, mutants_numerics, mutants_objective, mutants_reach, mutants_settings, mutants_training
 from .bases import (
     BASES,
     AttentionModel,
+    BalancedModel,
     DroppingModel,
     ParameterOfPositions,
     SmallModel,
@@ -33,6 +34,7 @@ MUTANTS = [
     *mutants_numerics.MUTANTS,
     *mutants_training.MUTANTS,
     *mutants_settings.WEIGHTS,
+    *mutants_reach.LOGITS,
 ]
 GROUPS = {"objective", "masking", "numerics"}
 
@@ -46,6 +48,11 @@ def test_a_model_without_a_defect_passes_the_kit(base: type[SmallModel]) -> None
 
 def test_dropout_that_an_example_sets_disturbs_no_check() -> None:
     assert [f"{result.check.name}: {result.reason}" for result in failures(DroppingModel)] == []
+
+
+def test_a_model_with_an_auxiliary_term_passes_the_kit() -> None:
+    checks = ("objective", "masking", "numerics", "data-parallel", "exact-resume")
+    assert [f"{result.check.name}: {result.reason}" for result in failures(BalancedModel, *checks)] == []
 
 
 def test_a_model_that_sees_only_so_far_passes_where_it_says_so() -> None:
@@ -71,7 +78,7 @@ def test_a_model_that_does_not_run_fails_once_with_the_line() -> None:
 
 def test_padding_on_the_left_that_is_not_declared_is_refused() -> None:
     class RightOnly(AttentionModel):
-        capabilities = Capabilities(padding_sides=("right",))
+        capabilities = Capabilities()
 
     assert failures(RightOnly, "left-padding") == []
     case = suite_of(RightOnly).cases[0]

@@ -122,6 +122,7 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so is this
             _live(function, sender, self._errors.fileno())
         sender.close()
 

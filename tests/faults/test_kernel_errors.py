@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from foundry_core.checkpoints.checkpoint import newest_valid
+from foundry_core.storage.files import remove_tree
 from tests.faults.harness import Ended, in_child
 
 NEW_MOUNTS, NEW_USER = 0x00020000, 0x10000000
@@ -118,6 +119,22 @@ def test_a_folder_that_this_user_may_not_write_to(fresh):
     fresh.scenario.run_folder.chmod(0o755)
     line = r"cannot write \S+/run/\.lock \(\d+ bytes\): Permission denied"
     assert wrong_after(ended, line, fresh) + fresh.going_on() == []
+
+
+def test_token_files_of_a_read_only_tokenizer_go_to_the_run(fresh):
+    def trial(mount):
+        scenario, tokenizer = fresh.scenario, fresh.scenario.folder / "tokenizer"
+        mount(tokenizer, 0, "10m")
+        scenario.reset()
+        wrong = fresh.going_on()
+        remove_tree(tokenizer / "tokens")
+        mount(tokenizer, REMOUNT | READ_ONLY, "10m")
+        scenario.reset()
+        ended = scenario.train()
+        wrong += [] if (ended.code, ended.errors) == (0, []) else [f"ended with {ended.code}, saying {ended.errors}"]
+        return wrong + ([] if list(scenario.run_folder.glob("tokens/*.tokens")) else ["no token file in the run"])
+
+    on_a_small_disk(trial)
 
 
 def test_a_checkpoint_that_this_user_may_not_read_is_passed_over(fresh):

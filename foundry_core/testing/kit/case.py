@@ -1,12 +1,14 @@
-"""The models that are checked: every example of an architecture with every objective, and the first in odd sizes.
+"""The models that are checked: every example of an architecture with every objective, and the first in other sizes.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -31,28 +33,20 @@ from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import active_modules, get_architecture
 from foundry_core.registry.objective import Objective
 from foundry_core.schema import ModelConfig
+from foundry_core.testing.kit.marks import changed_at, marked, without_defaults
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LAYER_KEYS = (
-    "layers",
-    "num_layers",
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "depth",
-    "blocks",
-    "num_blocks",
-)
-"""Keys of a `model:` section for the number of layers. The odd sizes have one layer if the first example sets one."""
-
 ODD_SIZES = "odd sizes"
 """Name of the case with one layer, and with other numbers of tokens and positions than the examples."""
 
-DROPOUT_KEY = "drop"
-"""Keys of a `model:` section that contain this are dropout probabilities."""
+RECIPE, DEFAULTS = "the recipe", "the defaults"
+"""Names of the cases with the sizes of the recipe, and with every default of the schema."""
+
+MOST_PARAMETERS = 8_000_000
+"""Parameters of the largest model with realistic sizes that is checked: a second for each check."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +103,8 @@ class Case:
             "experiment_name": "conformance",
             "random_seed": seed,
             "data": {"training_corpus": str(self.folder / "train.txt"), "max_sequence_length": self.length},
-            "tokenizer": {"tokenizer_type": "character", "vocab_size": self.vocabulary},
+            # Not the number of tokens: a model that takes its sizes from the YAML shows.
+            "tokenizer": {"tokenizer_type": "character", "vocab_size": self.vocabulary + 6},
             "model": {
                 **deepcopy(dict(self.settings if model is None else model)),
                 "architecture": self.architecture.name,
@@ -128,7 +123,8 @@ class Case:
 
     def with_one_layer(self) -> Case:
         """Return the case with one layer, or unchanged if its settings do not allow that."""
-        case = replace(self, settings=_one_layer(self.settings))
+        layers = marked(self.config.model, "layers")
+        case = replace(self, settings=changed_at(self.settings, layers, 1))
         try:
             case.config  # noqa: B018 - loads it
         except ConfigError:
@@ -137,12 +133,13 @@ class Case:
 
     @cached_property
     def has_dropout(self) -> bool:
-        """True if the settings have a dropout probability."""
-        return self.settings_with_dropout(0.25) != self.settings_with_dropout(0.5)
+        """True if a key of the settings is a `Dropout`."""
+        return bool(marked(self.config.model, "dropout"))
 
     def settings_with_dropout(self, probability: float) -> ModelConfig:
-        """Return the settings with every dropout set to this probability."""
-        settings = _with_dropout(self.config.model.model_dump(), probability)
+        """Return the settings with every `Dropout` set to this probability."""
+        model = self.config.model
+        settings = changed_at(model.model_dump(), marked(model, "dropout"), probability)
         return self.architecture.config_class.model_validate(settings)
 
     def model(self, *, seed: int = 0, dropout: float | None = None) -> BaseLanguageModel:
@@ -156,6 +153,14 @@ class Case:
                 if isinstance(module, nn.modules.dropout._DropoutNd):  # including dropout that no key sets
                     module.p = 0.0
         return model.eval()
+
+    @cached_property
+    def parameters(self) -> int:
+        """The number of parameters; 0 if the model cannot be built on torch's meta device."""
+        try:
+            return self.on_meta_device().get_parameter_count().total
+        except Exception:  # noqa: BLE001 - a check reports it
+            return 0
 
     def on_meta_device(self, context: BuildContext | None = None) -> LanguageModel:
         """Build a model without memory for its weights."""
@@ -172,7 +177,9 @@ class Case:
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.is_floating_point():
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+                    # Sums over many inputs would grow with their number.
+                    scale = 0.1 * min(1.0, math.sqrt(64 / parameter.shape[-1])) if parameter.ndim > 1 else 0.1
+                    parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
         return model
 
     def ids(self, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -226,7 +233,7 @@ class Suite:
     @cached_property
     def fault(self) -> tuple[Case, Exception] | None:
         """The first case whose model cannot be built or called, and its exception."""
-        for case in self.cases:
+        for case in (*self.cases, *self.realistic):
             try:
                 ids = case.ids(2, min(4, case.length))
                 model, given = case.model(), {"attention_mask": torch.ones_like(ids), "labels": ids}
@@ -239,11 +246,39 @@ class Suite:
     @cached_property
     def without_one_layer(self) -> str | None:
         """None, or the reason why no model with one layer is checked."""
-        odd = [case for case in self.cases if case.example == ODD_SIZES]
-        if not odd:
+        if not any(case.example == ODD_SIZES for case in self.cases):
             return "the settings refuse one layer"
-        found = _keys(odd[0].settings) & set(LAYER_KEYS)
-        return None if found else f"the first example sets no key called {' or '.join(LAYER_KEYS)}"
+        found = marked(self.cases[0].config.model, "layers")
+        return None if found else "no key of the first example has the type Layers of foundry_core"
+
+    @cached_property
+    def realistic(self) -> tuple[Case, ...]:
+        """The models with the sizes of the recipe and with the schema's defaults, each with its first objective.
+
+        One that equals the first example, or that is too large, is left out.
+        """
+        return tuple(case for case in self._larger if case.parameters <= MOST_PARAMETERS)
+
+    @cached_property
+    def too_large(self) -> list[str]:
+        """The realistic models that are left out, with the number of their parameters."""
+        return [
+            f"{case.example}: {case.parameters:,} parameters are more than {MOST_PARAMETERS:,}"
+            for case in self._larger
+            if case not in self.realistic
+        ]
+
+    @cached_property
+    def _larger(self) -> list[Case]:
+        first, found = self.cases[0], list[Case]()
+        stated = without_defaults(first.settings, first.config.model)
+        for name, settings in ((RECIPE, self.architecture.recipe.get("model", stated)), (DEFAULTS, stated)):
+            with suppress(ValidationError):  # told by the check of the schema
+                case = next(_valid(self.architecture, name, settings, self.folder), None)
+                known = [each.settings_with_dropout(0) for each in (first, *found)]
+                if case is not None and case.settings_with_dropout(0) not in known:
+                    found.append(case)
+        return found
 
     @cached_property
     def home(self) -> Path | None:
@@ -269,21 +304,37 @@ class Suite:
 
 def _cases(architecture: Architecture, folder: Path) -> Iterator[Case]:
     examples = dict(architecture.examples) or {"default": {}}
-    plain = [(name, settings, 37, 24) for name, settings in examples.items()]
-    first = next(iter(examples.values()))
-    for name, settings, vocabulary, length in [*plain, (ODD_SIZES, _one_layer(first), 29, 13)]:
+    for name, settings in examples.items():
         try:
-            validated = architecture.config_class.model_validate({**settings, "architecture": architecture.name})
+            yield from _valid(architecture, name, settings, folder)
         except ValidationError as error:
-            if name == ODD_SIZES:
-                continue  # an architecture that needs more than one layer
             raise PluginError(_refusal(architecture, name, error)) from error
-        known = offers(hook_manager(active_modules(architecture))).objectives
-        capabilities = architecture.capabilities(validated)
-        longest = min(length, capabilities.longest_sequence or length)
-        for objective in capabilities.objectives:
-            if objective in known:
-                yield Case(architecture, name, settings, known[objective], vocabulary, longest, folder)
+    first = next(iter(examples.values()))
+    layers = marked(_section(architecture, first), "layers")
+    with suppress(ValidationError):  # an architecture that needs more than one layer
+        yield from _valid(architecture, ODD_SIZES, changed_at(first, layers, 1), folder, vocabulary=29, length=13)
+
+
+def _valid(
+    architecture: Architecture,
+    name: str,
+    settings: Mapping[str, Any],
+    folder: Path,
+    *,
+    vocabulary: int = 37,
+    length: int = 24,
+) -> Iterator[Case]:
+    """Yield a case for each objective that the settings accept. Raises ValidationError for settings that are wrong."""
+    capabilities = architecture.capabilities(_section(architecture, settings))
+    known = offers(hook_manager(active_modules(architecture))).objectives
+    longest = min(length, capabilities.longest_sequence or length)
+    for objective in capabilities.objectives:
+        if objective in known:
+            yield Case(architecture, name, settings, known[objective], vocabulary, longest, folder)
+
+
+def _section(architecture: Architecture, settings: Mapping[str, Any]) -> ModelConfig:
+    return architecture.config_class.model_validate({**settings, "architecture": architecture.name})
 
 
 def _refusal(architecture: Architecture, example: str, error: ValidationError) -> str:
@@ -297,33 +348,9 @@ def _refusal(architecture: Architecture, example: str, error: ValidationError) -
     )
 
 
-def _keys(settings: Mapping[str, Any]) -> set[str]:
-    """Return all keys, including those of sections."""
-    return set(settings).union(*(_keys(value) for value in settings.values() if isinstance(value, Mapping)))
-
-
-def _one_layer(settings: Any) -> Any:
-    """Return the settings with one layer."""
-    if not isinstance(settings, Mapping):
-        return settings
-    return {
-        key: 1 if key in LAYER_KEYS and type(value) is int else _one_layer(value) for key, value in settings.items()
-    }
-
-
-def _with_dropout(settings: Any, probability: float) -> Any:
-    """Return the settings with every dropout set to this probability."""
-    if not isinstance(settings, Mapping):
-        return settings
-    return {
-        key: probability if DROPOUT_KEY in key and isinstance(value, float) else _with_dropout(value, probability)
-        for key, value in settings.items()
-    }
-
-
 @cache
 def _letters(vocabulary: int) -> PreTrainedTokenizerFast:
-    special = default_special_tokens("character", masked=True)
+    special = default_special_tokens("character")
     letters = (string.ascii_lowercase + string.digits)[: vocabulary - len(set(special.values()))]
     tokenizer = train_tokenizer("character", lambda: iter([letters]), None, special)
     assert len(tokenizer) == vocabulary, (len(tokenizer), vocabulary)

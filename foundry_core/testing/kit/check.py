@@ -16,13 +16,20 @@ Needs = Callable[[Case], str | None]
 
 GROUPS = ("packaging", "objective", "masking", "numerics", "state", "cost", "generation", "integration")
 
+ROOTS = ("runs", "pure-evaluation")
+"""Checks on which all checks of a model depend, each on those before it."""
+
 
 class NonconformanceError(Exception):
     """A violated invariant: what was observed, and by how much it is off."""
 
 
 class NotApplicableError(Exception):
-    """Raised by a check that has nothing to look at, such as a list that a package does not ship."""
+    """Raised by a check that does not apply to its subject; the message is the reason."""
+
+
+class NotLookedAtError(Exception):
+    """Raised by a check that cannot look at its subject; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Check:
         fix: What usually causes a failure, and how to fix it.
         scope: "variant" runs the check for every case, "objective" for the first case of each objective and
             direction, "architecture" once, with the whole suite.
+        after: Checks whose failure makes this one fail too, besides ROOTS.
+        realistic: The check is also run with realistic sizes.
     """
 
     name: str
@@ -43,15 +52,47 @@ class Check:
     fix: str
     scope: Scope
     needs: Needs
-    function: Callable[[Any], None]
+    function: Callable[[Any], str | None]
+    after: tuple[str, ...] = ()
+    realistic: bool = False
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """Checks whose failure makes this one fail too, the most likely cause first."""
+        if self.group == "packaging":
+            return ()
+        return ROOTS[: ROOTS.index(self.name)] if self.name in ROOTS else (*ROOTS, *self.after)
 
 
 CHECKS: dict[str, Check] = {}
 """Every check by name; filled when `run` imports the modules that hold them."""
 
 
+_unseen: list[str] = []
+
+
+def not_looked_at(part: str) -> None:
+    """Record a part of the running check that cannot be looked at, with the reason. It is printed with the result."""
+    if part not in _unseen:
+        _unseen.append(part)
+
+
+def take_unseen() -> list[str]:
+    """Return what `not_looked_at` has recorded, and forget it."""
+    parts = list(_unseen)
+    _unseen.clear()
+    return parts
+
+
 def check(
-    group: str, name: str, *, fix: str, scope: Scope = "variant", needs: Needs = lambda case: None
+    group: str,
+    name: str,
+    *,
+    fix: str,
+    scope: Scope = "variant",
+    needs: Needs = lambda case: None,
+    after: tuple[str, ...] = (),
+    realistic: bool = False,
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register a check: a function of a `Case`, or of the `Suite` for scope "architecture"."""
     assert group in GROUPS, group
@@ -59,7 +100,7 @@ def check(
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         invariant = " ".join((function.__doc__ or "").split("\n\n")[0].split())
-        CHECKS[name] = Check(name, group, invariant, fix, scope, needs, function)
+        CHECKS[name] = Check(name, group, invariant, fix, scope, needs, function, after, realistic)
         return function
 
     return register
@@ -76,7 +117,8 @@ def subjects(one: Check, suite: Suite) -> tuple[list[Case | Suite], str]:
     if one.scope == "objective":
         first = {(case.objective.name, case.sees_right): case for case in reversed(cases)}
         cases = [case for case in cases if case in first.values()]
-    return list(cases), ""
+    large = [case for case in suite.realistic if one.realistic and one.needs(case) is None]
+    return [*cases, *large], ""
 
 
 def declared(capability: str) -> Needs:

@@ -14,6 +14,7 @@ from foundry_core.testing.kit.check import check, require
 @check(
     "cost",
     "flops",
+    realistic=True,
     fix="`flops` of BaseLanguageModel counts every matrix once per token. Override `attention_flops` for products "
     "between activations, as in attention, and `flops` if a matrix is used more or less often.",
 )

@@ -39,7 +39,7 @@ def _prompts(case: Case) -> list[tuple[list[torch.Tensor], torch.Tensor, torch.T
     """Return prompts of unequal length: in one batch padded on the left if that is declared, otherwise one by one."""
     longest = case.length - _NEW_TOKENS - 1
     rows = [case.ids(length, seed=length) for length in (longest, 1, longest // 2, 3)]
-    if "left" in case.capabilities.padding_sides:
+    if case.capabilities.left_padding:
         return [(rows, *padded(rows, "left", int(case.tokenizer.pad_token_id)))]
     return [([row], row[None], torch.ones_like(row[None])) for row in rows]
 
@@ -61,6 +61,7 @@ def _generated(model: BaseLanguageModel, ids: torch.Tensor, mask: torch.Tensor, 
 @check(
     "generation",
     "greedy",
+    after=("left-padding",),
     needs=generates,
     fix="Prompts are padded on the left: count positions over real tokens only, and pass `attention_mask` to every "
     "layer that mixes tokens. The logits of the last position must be those of the next token.",
@@ -89,6 +90,7 @@ def greedy(case: Case) -> None:
 @check(
     "generation",
     "step-by-step",
+    after=("carried-state", "left-padding"),
     needs=every(generates, declared("stateful")),
     fix="A call with a state reads the next positions of the same text: continue counting positions from the state, "
     "also after padding, and count nothing twice.",

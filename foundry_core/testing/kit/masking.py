@@ -15,7 +15,17 @@ from foundry_core.data.collators import get_data_collator
 from foundry_core.errors import FoundryError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.testing.kit.case import Case
-from foundry_core.testing.kit.check import NonconformanceError, check, require, require_close
+from foundry_core.testing.kit.check import (
+    NonconformanceError,
+    check,
+    listed,
+    named_gradients,
+    not_looked_at,
+    require,
+    require_close,
+    require_same_gradients,
+)
+from foundry_core.testing.kit.objective import norms
 
 Side = Literal["left", "right"]
 
@@ -42,7 +52,7 @@ def require_padding_invisible(case: Case, side: Side) -> None:
         ids, mask = padded(rows, side, content)
         output = model(ids, attention_mask=mask, labels=case.labels(ids, mask), reduction="sum")
         for index, expected in enumerate(alone):
-            what = f"logits of a row of {len(rows[index])} tokens with {shown} on its {side}"
+            what = f"logits of a row of {len(rows[index])} tokens with {shown} on its {side}{norms(model)}"
             require_close(output.logits[index][mask[index] == 1], expected.logits[0], what, atol=1e-5)
         require(int(output.count) == count, f"{int(output.count)} predictions with padding, {count} without")
         require_close(output.loss, loss, f"loss with padding on the {side}", rtol=1e-5)
@@ -51,9 +61,11 @@ def require_padding_invisible(case: Case, side: Side) -> None:
 @check(
     "masking",
     "right-padding",
+    after=("reference-loss",),
+    realistic=True,
     fix="Pass `attention_mask` to every layer that mixes tokens, and to `self.lm_output`. The backward direction of "
-    "a recurrent model must start at the last real token: pack the rows.",
-    needs=lambda case: None if "right" in case.capabilities.padding_sides else "padding on the right is not declared",
+    "a recurrent model must start at the last real token: pack the rows. Norms over time count padding: normalise "
+    "over the width.",
 )
 def right_padding(case: Case) -> None:
     """Padding on the right changes neither the logits of real tokens nor the loss by more than 1e-5, whichever token is
@@ -65,15 +77,17 @@ def right_padding(case: Case) -> None:
 @check(
     "masking",
     "left-padding",
+    after=("right-padding",),
+    realistic=True,
     fix="Count positions over real tokens only, start a recurrence at the first real token, and return a finite "
-    "result for a query that sees nothing. Pass `attention_mask` to `self.lm_output`. Or remove 'left' from the "
-    "capability `padding_sides`.",
+    "result for a query that sees nothing. Pass `attention_mask` to `self.lm_output`. Or remove the capability "
+    "`left_padding`.",
 )
 def left_padding(case: Case) -> None:
     """Padding on the left, if declared, changes neither the logits of real tokens nor the loss by more than 1e-5; if it
     is not declared, core refuses it with a one-line error.
     """
-    if "left" in case.capabilities.padding_sides:
+    if case.capabilities.left_padding:
         require_padding_invisible(case, "left")
         return
     tokenizer = deepcopy(case.tokenizer)
@@ -99,6 +113,8 @@ def require_refused(action: Callable[[], object], what: str) -> None:
 @check(
     "masking",
     "attention-mask",
+    after=("right-padding",),
+    realistic=True,
     fix="A token whose mask is 0 must not be read at all, wherever it is. Mask attention by `attention_mask` "
     "instead of by lengths, skip the token in a recurrence or convolution, and pass `attention_mask` to "
     "`self.lm_output`.",
@@ -126,7 +142,44 @@ def attention_mask(case: Case) -> None:
 
 @check(
     "masking",
+    "empty-row",
+    after=("right-padding", "left-padding", "no-labels"),
+    realistic=True,
+    fix="A softmax over nothing is 0/0, and so is a mean over no tokens: take the large negative number of a mask from "
+    "`torch.finfo`, not infinity, divide by at least 1, and pack at least one token of each row. A NaN that is "
+    "masked afterwards still reaches the gradients.",
+)
+def empty_row(case: Case) -> None:
+    """A row that consists of padding alone gets finite logits and no loss, and changes neither logits and loss of the
+    other rows nor the gradients, by more than 1e-5, also if it is the only row.
+    """
+    model, side = case.stirred(dropout=0.0), min(case.capabilities.padding_sides)
+    rows = [case.ids(length, seed=length) for length in (5, 1, min(9, case.length - 1))]
+    ids, mask = padded(rows, side, int(case.ordinary[0]))
+    mask[1] = 0
+    found: list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
+    for chosen in ([0, 2], [0, 1, 2], [1]):
+        model.zero_grad()
+        given = {"attention_mask": mask[chosen], "labels": case.labels(ids, mask)[chosen]}
+        output = model(ids[chosen], **given, reduction="sum")
+        output.loss.backward()
+        finite = bool(output.logits.isfinite().all()) and bool(output.loss.isfinite())
+        require(finite, "logits or loss are not finite with a row that is padding alone")
+        found.append((output.logits, output.loss, named_gradients(model)))
+    (alone, loss, gradients), (together, same_loss, same_gradients), (_, nothing, zeros) = found
+    what = "with a row that is padding alone"
+    require_close(together[[0, 2]], alone, f"logits of the other rows, {what}", atol=1e-5)
+    require_close(same_loss, loss, f"loss {what}", rtol=1e-5)
+    require_same_gradients(same_gradients, gradients, what)
+    require(float(nothing.detach()) == 0, f"the loss of a row that is padding alone is {float(nothing.detach()):.3g}")
+    trained = [name for name, gradient in zeros.items() if not bool((gradient == 0).all())]
+    require(not trained, f"{listed(trained)} receives a gradient from a row that is padding alone")
+
+
+@check(
+    "masking",
     "rows-independent",
+    realistic=True,
     fix="Something mixes the rows of a batch: batch normalisation, attention over the wrong axis, a reshape that "
     "swaps batch and time, or one maximum or mean over all rows.",
 )
@@ -142,7 +195,7 @@ def rows_independent(case: Case) -> None:
         chance = torch.random.get_rng_state()
         together = model(ids).logits
         if not torch.equal(torch.random.get_rng_state(), chance):
-            return  # there is dropout that no setting turns off: rows differ by chance
+            return not_looked_at("training: dropout that no key of the type Dropout turns off")
         answers = {
             "in another order": model(ids.roll(1, dims=0)).logits.roll(-1, dims=0),
             "alone in its batch": model(ids[2:3]).logits,
@@ -150,7 +203,7 @@ def rows_independent(case: Case) -> None:
         }
         limit = 1e-6 * max(1.0, float(together.detach().abs().max()))
         for how, logits in answers.items():
-            what = f"logits of a row {how}{', in training' if training else ''}"
+            what = f"logits of a row {how}{', in training' if training else ''}{norms(model)}"
             require_close(logits, together if len(logits) == 5 else together[2:3], what, atol=limit)
 
 

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from foundry_core.data.collators import get_data_collator
 from foundry_core.data.workers import Batch
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.loss import IGNORED, ModelOutput
+from foundry_core.models.loss import IGNORED, ModelOutput, language_loss
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,
+    NotLookedAtError,
     check,
     named_gradients,
+    not_looked_at,
     require,
     require_close,
     require_equal,
@@ -39,17 +41,22 @@ REDUCTIONS = ("mean", "sum", "none")
     "fixed, every check of the model fails with the same error.",
 )
 def runs(suite: Suite) -> None:
-    """Every example can be built and accepts a batch with a mask and labels, called with logits and, as the trainer
-    does, without.
+    """Every example, the recipe and the defaults of the schema can be built and accept a batch with a mask and labels,
+    called with logits and, as the trainer does, without.
     """
     require(suite.fault is None, "the model does not run")
+    if suite.without_one_layer is not None:
+        not_looked_at(f"a model with one layer: {suite.without_one_layer}")
+    for left_out in suite.too_large:
+        not_looked_at(left_out)
 
 
 @check(
     "objective",
     "causal-leak",
-    fix="An attention mask, the padding of a convolution or a second direction lets a prediction see its own "
-    "target. If the changed token has too little effect, the mask is too narrow or a capability is wrong: "
+    realistic=True,
+    fix="An attention mask, the padding of a convolution, a second direction, or a norm whose mean and variance run "
+    "over time lets a prediction see its own target. If the changed token has too little effect, the mask is too narrow or a capability is wrong: "
     "`bidirectional`, or `receptive_field`, which declares how far convolutions and windows see.",
 )
 def causal_leak(case: Case) -> None:
@@ -61,13 +68,22 @@ def causal_leak(case: Case) -> None:
     for place in (1, case.length // 2, case.length - 2):
         after = before.clone()
         after[:, place] = case.changed(before[:, place])
-        _require_seen(case, old, model(after).logits, place)
+        new = model(after).logits
+        if not case.sees_right:
+            require_equal(new[:, :place], old[:, :place], f"logits before the changed token {place}{norms(model)}")
+        _require_seen(case, old, new, place)
+
+
+def norms(model: torch.nn.Module) -> str:
+    """Return `(name is a BatchNorm1d, ...)` for the first layer whose statistics may run over rows or time, or ''."""
+    kinds = (torch.nn.modules.batchnorm._NormBase, torch.nn.GroupNorm)
+    found = (f"{name} is a {type(each).__name__}" for name, each in model.named_modules() if isinstance(each, kinds))
+    first = next(found, None)
+    return "" if first is None else f" ({first}, whose statistics run over more than one token)"
 
 
 def _require_seen(case: Case, old: torch.Tensor, new: torch.Tensor, place: int) -> None:
     """Require logits to change where a changed token must be seen, and nowhere else."""
-    if not case.sees_right:
-        require_equal(new[:, :place], old[:, :place], f"logits before the changed token {place}")
     reach = case.capabilities.receptive_field or case.length
     distance = torch.arange(case.length) - place
     seen = (distance.abs() < reach) & ((distance >= 0) | case.sees_right)
@@ -104,7 +120,7 @@ def word_order(case: Case) -> None:
     # A causal model may be a sum or a mean on purpose, and causal attention encodes order by its mask alone.
     near, far = 1, min(3, (case.length - 1) // 2, (case.capabilities.receptive_field or case.length) - 1)
     if far <= near:
-        return  # a prediction cannot see two tokens on one side
+        raise NotLookedAtError("a prediction cannot see two tokens on one side")
     model, ids = case.stirred().double(), case.ids(1, 2 * far + 1)
     ids[0, far] = int(case.tokenizer.mask_token_id)
     for side, sign in (("left", -1), ("right", 1)):
@@ -122,6 +138,7 @@ def word_order(case: Case) -> None:
 @check(
     "objective",
     "reference-loss",
+    realistic=True,
     fix="The model shifts the labels itself, or divides by something other than the number of predictions. End "
     "`forward` with `return self.lm_output(hidden, head, labels, attention_mask=attention_mask, **kwargs)`, and "
     "pass the labels and all keywords unchanged; `reduction` is one of them.",
@@ -161,6 +178,7 @@ def reference_loss(case: Case) -> None:
 @check(
     "objective",
     "special-tokens",
+    after=("reference-loss",),
     fix="The mask decides what is padding, not the token id: the end of a text is a token to learn, and the padding "
     "token may occur in a text. Mask by `attention_mask`, and ignore only labels of -100.",
 )
@@ -190,6 +208,7 @@ def special_tokens(case: Case) -> None:
     "objective",
     "noise-floor",
     scope="objective",
+    after=("causal-leak", "reference-loss"),
     fix="The model finds its targets in its input. Usually the labels are not shifted, so that it learns to copy: "
     "use core's loss. Otherwise it looks ahead: see causal-leak.",
 )
@@ -209,6 +228,7 @@ def noise_floor(case: Case) -> None:
     "objective",
     "learnability",
     scope="objective",
+    after=("reference-loss",),
     fix="The loss does not reach the weights, or not the ones that matter. Look for a detached tensor, labels "
     "shifted twice or in the wrong direction, a scale that suppresses the signal, or a frozen layer.",
 )
@@ -231,6 +251,7 @@ def learnability(case: Case) -> None:
 @check(
     "objective",
     "no-labels",
+    after=("reference-loss",),
     fix="A mean over no predictions is 0/0; core's loss divides by at least 1. Do not add anything else to the loss.",
 )
 def no_labels(case: Case) -> None:
@@ -249,6 +270,7 @@ def no_labels(case: Case) -> None:
 @check(
     "objective",
     "accumulation",
+    after=("reference-loss",),
     fix="The trainer divides the summed loss of a step by the number of predictions, which `targets` counts. Either "
     "the loss is not a sum over predictions, or it depends on the other rows, or it counts other predictions "
     "than `targets`.",
@@ -273,6 +295,7 @@ def accumulation(case: Case) -> None:
 @check(
     "objective",
     "loss-without-logits",
+    after=("reference-loss",),
     fix="Pass `return_logits` to `self.lm_output`, and let the head accept any number of positions: it receives (B, "
     "T, D) or, without logits, only the predicted positions as (N, D).",
 )
@@ -294,20 +317,37 @@ def loss_without_logits(case: Case) -> None:
 @check(
     "objective",
     "raw-logits",
-    fix="Return the output of the last layer unchanged: the loss, sampling and scoring normalise it themselves.",
+    fix="Return the output of the last layer unchanged: the loss, sampling and scoring normalise it themselves. The "
+    "logarithm of probabilities is a valid output too, such as that of a mixture of softmaxes.",
 )
 def raw_logits(case: Case) -> None:
-    """Logits are fp32 of shape (batch, time, vocabulary), and are neither probabilities nor log-probabilities."""
+    """Logits are fp32 of shape (batch, time, vocabulary), and are not probabilities, nor made from them by another
+    softmax: with large weights, those of a position differ by more than 1.
+    """
     model, ids = case.stirred(), case.ids(3, case.length)
-    logits = model(ids).logits
-    require(logits is not None, "the output has no logits")
-    expected = (*ids.shape, case.vocabulary)
-    require(tuple(logits.shape) == expected, f"logits have shape {tuple(logits.shape)}, expected {expected}")
-    require(logits.dtype == torch.float32, f"logits are {logits.dtype}")
-    logits = logits.detach().double()
-    normaliser, total = logits.logsumexp(dim=-1), logits.sum(dim=-1)
-    require(bool((normaliser.abs() > 1e-4).any()), "the logits are log-probabilities")
-    require(bool(((total - 1).abs() > 1e-4).any() or (logits < 0).any()), "the logits are probabilities")
+    for factor in (1, 10, 100):
+        logits = model(ids).logits
+        require(logits is not None, "the output has no logits")
+        expected = (*ids.shape, case.vocabulary)
+        what = f"logits have shape {tuple(logits.shape)}, expected {expected}{of_the_yaml(case, logits.shape[-1])}"
+        require(tuple(logits.shape) == expected, what)
+        require(logits.dtype == torch.float32, f"logits are {logits.dtype}")
+        widest = float((logits.amax(dim=-1) - logits.amin(dim=-1)).max().detach())
+        if widest > 1:
+            return
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(10)
+    raise NonconformanceError(
+        f"with weights 100 times as large, no two logits of a position differ by more than {widest:.3g}"
+    )
+
+
+def of_the_yaml(case: Case, size: int) -> str:
+    """Return a hint if a size comes from the YAML instead of the tokenizer, or ''."""
+    if size == case.vocabulary or size != case.config.tokenizer.vocab_size:
+        return ""
+    return f": {size} is tokenizer.vocab_size of the YAML; sizes come from self.context"
 
 
 def cross_entropy(
@@ -334,12 +374,12 @@ def trained(
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     losses: list[float] = []
     for batch in batches:
-        loss = _loss(model(**batch, return_logits=False))
+        output = model(**batch, return_logits=False)
         optimizer.zero_grad()
-        loss.backward()
+        _loss(output).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(language_loss(output).item())
         if len(losses) >= 3 and max(losses[-3:]) < below:
             break
     return losses

@@ -24,11 +24,12 @@ from foundry_core.errors import ConfigError, did_you_mean
 from foundry_core.models.base import create_model
 from foundry_core.models.building import build, build_context
 from foundry_core.registry import hookspecs
+from foundry_core.registry.architecture import PLUGIN_API_VERSION
 from foundry_core.registry.discovery import Installed, installed
 from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.registry.loading import active_modules, import_string, shipped_by
 from foundry_core.testing.kit.case import Case, Suite
-from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, check, listed, require
+from foundry_core.testing.kit.check import NonconformanceError, NotLookedAtError, check, listed, require
 from foundry_core.testing.kit.json_schema import alternatives, kinds
 from foundry_core.testing.kit.processes import forked, fresh, fresh_command
 from foundry_core.testing.kit.reopened import elsewhere
@@ -44,7 +45,7 @@ HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("foundry_"))
 def _package(suite: Suite) -> Installed:
     point = shipped_by(suite.architecture.name)
     if point is None:
-        raise NotApplicableError("registered in this process, not shipped by a package")
+        raise NotLookedAtError("registered in this process, not shipped by a package")
     return point
 
 
@@ -53,11 +54,12 @@ def _package(suite: Suite) -> Installed:
     "entry-point",
     scope="architecture",
     fix='In pyproject.toml, write dependencies = ["model-foundry>=0.1,<0.2"] and, under '
-    '[project.entry-points."foundry.architectures"], one line NAME = "package:descriptor".',
+    '[project.entry-points."foundry.architectures"], one line NAME = "package:descriptor". In the descriptor, write '
+    f"plugin_api_version={PLUGIN_API_VERSION} as a number.",
 )
 def entry_point(suite: Suite) -> None:
-    """Exactly one distribution provides the name, the descriptor has the same name, and the distribution requires
-    model-foundry with an upper bound.
+    """Exactly one distribution provides the name, the descriptor has the same name and states the plugin API that it
+    is written for, and the distribution requires model-foundry with an upper bound.
     """
     point = _package(suite)
     claims = installed()[point.name]
@@ -69,6 +71,8 @@ def entry_point(suite: Suite) -> None:
         bounded = any(part.operator in ("<", "<=", "==", "~=") for part in each.specifier)
         require(bounded, f"{point} requires {each}, without an upper bound")
         require(each.specifier.contains(__version__, prereleases=True), f"{point} requires {each}, not {__version__}")
+    stated = suite.architecture.plugin_api_version is not None
+    require(stated, f"{point.target} does not state plugin_api_version={PLUGIN_API_VERSION}")
 
 
 @check(
@@ -329,6 +333,6 @@ def import_effects(suite: Suite) -> None:
     """
     imports = elsewhere(suite).imports
     if imports is None:
-        raise NotApplicableError("registered in this process, so that no other process can import it")
+        raise NotLookedAtError("registered in this process, so that no other process can import it")
     for module, done in imports.items():
         require(not done, f"importing {module} {listed(done)}")

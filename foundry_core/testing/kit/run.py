@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from transformers.utils import logging
 
-from foundry_core.errors import UsageError, did_you_mean
+from foundry_core.errors import UsageError, did_you_mean, traced
 from foundry_core.registry.isolation import last_line_in
 
 # Each registers its checks when it is imported.
@@ -23,19 +23,31 @@ from foundry_core.testing.kit import (  # noqa: F401
     cost,
     generation,
     integration,
+    long_rows,
     masking,
     numerics,
     objective,
     packaging,
     settings,
     state,
+    terms,
     training,
 )
 from foundry_core.testing.kit.case import Suite
-from foundry_core.testing.kit.check import CHECKS, GROUPS, Check, NonconformanceError, NotApplicableError, subjects
+from foundry_core.testing.kit.check import (
+    CHECKS,
+    GROUPS,
+    ROOTS,
+    Check,
+    NonconformanceError,
+    NotLookedAtError,
+    not_looked_at,
+    subjects,
+    take_unseen,
+)
 from foundry_core.testing.kit.surroundings import kept_surroundings
 
-Outcome = Literal["passed", "failed", "skipped", "expected"]
+Outcome = Literal["passed", "failed", "expected", "skipped", "not looked at"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +55,11 @@ class Result:
     """The result of a check.
 
     Attributes:
-        outcome: "expected" if it failed and was expected to fail.
-        reason: The reason for a failure or a skip, in one line.
+        outcome: "expected" if it failed and was expected to fail, "skipped" if it does not apply, "not looked at" if it
+            applies and the kit cannot look.
+        reason: The reason for every outcome but "passed", in one line.
         error: The exception behind a failure.
+        unseen: Parts of a check that passed at which the kit could not look.
     """
 
     check: Check
@@ -53,6 +67,7 @@ class Result:
     reason: str
     seconds: float
     error: Exception | None = None
+    unseen: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -62,32 +77,42 @@ class Result:
 def run_check(one: Check, suite: Suite, expected: str | None = None) -> Result:
     """Run a check on everything it applies to, until the first failure. expected: why it is known to fail."""
     start = time.perf_counter()
+    take_unseen()
     outcome, reason, error = _outcome(one, suite)
     if expected is not None and outcome == "failed":
         outcome, reason = "expected", f"{expected} ({reason})"
     elif expected is not None:
-        outcome, reason = "failed", f"is among the expected failures ({expected}) and {outcome}: remove it from there"
-    return Result(one, outcome, reason, time.perf_counter() - start, error)
+        ended = "was not looked at" if outcome == "not looked at" else outcome
+        outcome, reason = "failed", f"is among the expected failures ({expected}) and {ended}: remove it from there"
+    unseen = take_unseen() if outcome == "passed" else []
+    return Result(one, outcome, reason, time.perf_counter() - start, error, tuple(unseen))
 
 
 def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str, Exception | None]:
     subject: object = suite
+    blind: dict[object, str] = {}
     try:
-        chosen, reason = subjects(one, suite)
-        if not chosen:
-            return "skipped", reason, None
         with fixed_conditions():
+            chosen, reason = subjects(one, suite)
+            if not chosen:
+                return "skipped", reason, None
             if one.group != "packaging" and suite.fault is not None:
                 return "failed", _message(suite.fault[1], suite.fault[0], suite), suite.fault[1]
             for subject in chosen:
-                one.function(subject)
-    except NotApplicableError as error:
-        return "skipped", str(error), None
+                try:
+                    one.function(subject)
+                except NotLookedAtError as error:
+                    blind[subject] = str(error)
     except Exception as error:  # noqa: BLE001 - whatever a model under test raises is a finding
         if not isinstance(error, NonconformanceError):
             with fixed_conditions():  # suite.fault builds the models, which may change them
                 subject, error = suite.fault or (subject, error)
+            traced(error)
         return "failed", _message(error, subject, suite), error
+    if len(blind) == len(chosen):
+        return "not looked at", next(iter(blind.values())), None
+    for subject, reason in blind.items():
+        not_looked_at(f"{subject}: {reason}")
     return "passed", "", None
 
 
@@ -137,8 +162,14 @@ def suite_of(architecture: str) -> Suite:
 
 
 def all_checks() -> list[Check]:
-    """Return every check, in the order of the groups."""
-    return sorted(CHECKS.values(), key=lambda one: GROUPS.index(one.group))
+    """Return every check, in the order in which they are run: first those on which others depend, then by group."""
+    return sorted(CHECKS.values(), key=lambda one: (one.name not in ROOTS, GROUPS.index(one.group)))
+
+
+def first_cause(one: Check, failed: Collection[str]) -> Check:
+    """Return the failed check from which a failure follows; the check itself if it follows from none."""
+    cause = next((name for name in one.causes if name in failed), None)
+    return one if cause is None else first_cause(CHECKS[cause], failed)
 
 
 def chosen_checks(names: Collection[str] = ()) -> list[Check]:
@@ -179,9 +210,18 @@ def conformance_test(architecture: str, expected_failures: Mapping[str, str]) ->
         result = run_check(one, suite_of(architecture), expected_failures.get(one.name))
         if result.outcome == "skipped":
             pytest.skip(result.reason)
+        if result.outcome == "not looked at":
+            pytest.skip(f"not looked at: {result.reason}")
         if result.outcome == "expected":
             pytest.xfail(result.reason)
         if result.outcome == "failed":
-            pytest.fail(f"{one.name}: {one.invariant}\n{result.reason}\n{one.fix}", pytrace=False)
+            cause = first_cause(one, [name for name in one.causes if _fails(architecture, name)])
+            first = "" if cause is one else f"Follows from {cause.name}, which fails too: begin there.\n"
+            pytest.fail(f"{first}{one.name}: {one.invariant}\n{result.reason}\n{one.fix}", pytrace=False)
 
     return test_conformance
+
+
+@cache
+def _fails(architecture: str, name: str) -> bool:
+    return run_check(CHECKS[name], suite_of(architecture)).outcome == "failed"

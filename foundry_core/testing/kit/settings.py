@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from foundry_core.schema import Activation
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
-from foundry_core.testing.kit.check import check, listed, named_gradients, require
+from foundry_core.testing.kit.check import check, listed, named_gradients, not_looked_at, require
 from foundry_core.testing.kit.json_schema import alternatives, kinds
 from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.numerics import all_tensors, any_differ
@@ -25,6 +25,9 @@ from foundry_core.testing.kit.reopened import digests, elsewhere
 Path = tuple[str, ...]
 Effect = Literal["none", "values", "sizes"]
 """The effect of another value: none, on what is computed, or on the names and shapes of the parameters."""
+
+_REFUSED = "refused"
+"""In place of a problem: every other value that was tried is refused."""
 
 _INSTEAD_OF_NONE: dict[str, tuple[Any, ...]] = {
     "boolean": (True, False),
@@ -44,7 +47,7 @@ _INSTEAD_OF_NONE: dict[str, tuple[Any, ...]] = {
 )
 def settings(suite: Suite) -> None:
     """Changing any key in the settings of an example changes the sizes, the weights or the computation of the model,
-    for larger and smaller numbers alike.
+    for larger and smaller numbers alike. A key that only one layer of several reads is not looked at.
     """
     trials: dict[Path, list[_Trial]] = {}
     recorded: set[Path] = set()
@@ -57,7 +60,10 @@ def settings(suite: Suite) -> None:
                 trials.setdefault(path, []).append(_Trial(built, path, value, news))
                 recorded |= {path} if is_recorded else set()
     found = {path: _recorded_fault(each) if path in recorded else _fault(each) for path, each in trials.items()}
-    faults = [f"model.{'.'.join(path)}: {fault}" for path, fault in found.items() if fault]
+    refused = [f"model.{'.'.join(path)}" for path, fault in found.items() if fault == _REFUSED]
+    if refused:
+        not_looked_at(f"{listed(refused)}: no other value was accepted")
+    faults = [f"model.{'.'.join(path)}: {fault}" for path, fault in found.items() if fault and fault != _REFUSED]
     require(not faults, listed(faults))
 
 
@@ -76,6 +82,8 @@ def initial_weights(suite: Suite) -> None:
     for case in suite.cases:
         _require_distinct(case)
     found = elsewhere(suite).weights
+    if found is None:
+        not_looked_at("another process, which cannot import an architecture that is registered in this one")
     for case, weights in zip(suite.cases, found or (), strict=False):
         require(isinstance(weights, dict), f"{case}: building failed in a fresh process: {weights}")
         here = digests(case.model())
@@ -256,7 +264,7 @@ class _Trial:
 
 
 def _fault(trials: Sequence[_Trial]) -> str | None:
-    """Return the problem of a key that must have an effect; None if there is none, or if all other values are refused.
+    """Return the problem of a key that must have an effect, _REFUSED if all other values are refused, or None.
 
     If smaller numbers change the sizes, larger numbers must change the model too, and vice versa. A key that affects
     only results may stop having an effect, like a window that is wider than the row.
@@ -270,6 +278,8 @@ def _fault(trials: Sequence[_Trial]) -> str | None:
             effect = trial.effect(other)
             if effect is not None:
                 found[direction] = (effect, f"{trial.value!r} and {other!r} give the same model")
+    if not found:
+        return _REFUSED
     effects = {direction: effect for direction, (effect, _) in found.items()}
     idle = [problem for effect, problem in found.values() if effect == "none"]
     return idle[0] if idle and (set(effects.values()) == {"none"} or "sizes" in effects.values()) else None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -18,16 +19,20 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,
-    NotApplicableError,
+    NotLookedAtError,
     check,
     declared,
     listed,
+    not_looked_at,
     require,
     require_close,
     require_equal,
 )
-from foundry_core.testing.kit.keys import keys_file, read_keys, title
+from foundry_core.testing.kit.keys import committed, fixed_sums, keys_file, title
+from foundry_core.testing.kit.masking import padded
+from foundry_core.testing.kit.objective import of_the_yaml
 from foundry_core.testing.kit.reopened import reopened
+from foundry_core.training.optimizers import parameter_groups
 
 
 @check(
@@ -50,21 +55,39 @@ def save_load(suite: Suite) -> None:
     "keys",
     scope="architecture",
     fix="Saved models are read by the names of their weights: keep the names, and name modules by their position, "
-    "not by a counter. To change names on purpose, or to create the list, run foundry check NAME --write-keys.",
+    "not by a counter. If a new version of the package computes something else with the same weights, saved models "
+    "change their scores: keep the old computation, or raise the version and say so. To change names or computation on "
+    "purpose, or to create the list, run foundry check NAME --write-keys; `migrations` of the descriptor let saved "
+    "models follow new names.",
 )
 def keys(suite: Suite) -> None:
-    """The names of the weights are the same in every build, and match the list that the package ships."""
+    """The names of the weights are the same in every build and match the list that the package ships, and weights that
+    are fixed by their names give the logits that the list promises, within 1e-6 of the largest sum.
+    """
     found = {case: list(case.model().state_dict()) for case in suite.cases}
+    again = {case: case.model() for case in suite.cases}
     for case, names in found.items():
-        _require_same_names(list(case.model().state_dict()), names, f"{case}: built again")
+        _require_same_names(list(again[case].state_dict()), names, f"{case}: built again")
     path = keys_file(suite.architecture)
     if path is None:
-        raise NotApplicableError("registered in this process: a package has a list, of foundry check NAME --write-keys")
-    committed = read_keys(path)
+        raise NotLookedAtError("registered in this process: a package has a list, of foundry check NAME --write-keys")
+    promised = committed(path)
     for case, names in found.items():
         if case.example != ODD_SIZES:
-            require(title(case) in committed, f"{path} has no list for {title(case)}")
-            _require_same_names(names, committed[title(case)], f"{title(case)}: against {path}")
+            require(title(case) in promised, f"{path} has no list for {title(case)}")
+            _require_same_names(names, promised[title(case)].names, f"{title(case)}: against {path}")
+            _require_same_sums(case, again[case], promised[title(case)].sums, path)
+
+
+def _require_same_sums(case: Case, model: BaseLanguageModel, promised: list[float], path: Path) -> None:
+    sums = fixed_sums(case, model)
+    if not sums:
+        return not_looked_at(f"{case}: logits with fixed weights, which are not finite")
+    require(len(promised) == len(sums), f"{path} has no sums of logits for {title(case)}")
+    scale = max(map(abs, promised))
+    off = max(abs(one - other) for one, other in zip(sums, promised, strict=True)) / scale
+    what = f"{title(case)}: with the same names, logits differ from those that {path} promises by {off:.2g}"
+    require(off <= 1e-6, f"{what} of the largest sum")
 
 
 def _require_same_names(actual: list[str], expected: list[str], what: str) -> None:
@@ -76,6 +99,7 @@ def _require_same_names(actual: list[str], expected: list[str], what: str) -> No
 @check(
     "state",
     "resize",
+    after=("initial-loss",),
     fix="In `resize_token_embeddings`, create layers of the new size, initialised as in __init__ and with the dtype "
     "and device of the old ones. Copy the old rows of weights and biases into them, tie them again, and end "
     "with `set_vocabulary_size`.",
@@ -88,9 +112,14 @@ def resize(case: Case) -> None:
     for size in (case.vocabulary + 5, case.vocabulary - 3):
         model, kept = case.stirred(), min(size, case.vocabulary)
         ids = case.ids(3, case.length).clamp(max=kept - 1)
+        stated = f"the input embeddings have {len(_table(model))} rows, there are {case.vocabulary} tokens"
+        require(len(_table(model)) == case.vocabulary, f"{stated}{of_the_yaml(case, len(_table(model)))}")
         before, rows = model(ids).logits.detach(), _table(model).detach().clone()
+        twins = _twins(model)
         model.resize_token_embeddings(size)
         what = f"resized from {case.vocabulary} to {size} tokens"
+        parted = [" and ".join(names) for names in twins if names not in _twins(model)]
+        require(not parted, f"{what}: {listed(parted)} were one module and are two: resize it under both names")
         require(len(_table(model)) == size, f"{what}: get_input_embeddings() has {len(_table(model))} rows")
         known = model.context.vocab_size
         require(known == size, f"{what}: context.vocab_size is {known}; call set_vocabulary_size({size})")
@@ -120,9 +149,17 @@ def resize(case: Case) -> None:
     require(abs(loss - guessing) < 0.5, f"after resizing to 5 more tokens, {figures}")
 
 
+def _twins(model: nn.Module) -> list[tuple[str, str]]:
+    """Return the pairs of names under which a module is registered twice."""
+    first: dict[nn.Module, str] = {}
+    named = model.named_modules(remove_duplicate=False)
+    return [(first[each], name) for name, each in named if first.setdefault(each, name) != name]
+
+
 @check(
     "state",
     "parameter-count",
+    after=("ties",),
     fix="Tie weights by sharing the Parameter (`output.weight = embedding.weight`), not by copying its values: a "
     "copy is counted, optimized and saved separately. Derive sizes from the settings alone.",
 )
@@ -142,6 +179,24 @@ def parameter_count(case: Case) -> None:
         require(counted == stored, f"{what} is {counted:,}, but the parameters store {stored:,} numbers")
     on_meta = case.on_meta_device().get_parameter_count()
     require(on_meta == count, f"the count is {on_meta} on torch's meta device, elsewhere {count}")
+
+
+@check(
+    "state",
+    "parameter-roles",
+    fix="A parameter that the model creates itself does not show what it is for. Name it: `def parameter_roles(self): "
+    'return {**super().parameter_roles(), "positions": "embedding"}`. A stack of weights is a `matrix`, rates and '
+    "mixes are `other`.",
+)
+def parameter_roles(case: Case) -> None:
+    """Every parameter of several dimensions has a role, which decides whether it decays and what an optimizer does with
+    it: that of its layer, or one that `parameter_roles` names.
+    """
+    model = case.model()
+    roles = model.parameter_roles()
+    parameter_groups(model, case.config.training)  # refuses unknown roles and names
+    unnamed = [f"{name} {tuple(each.shape)}" for name, each in model.named_parameters() if name not in roles]
+    require(not unnamed, f"the role of {listed(unnamed)} is not known")
 
 
 @check(
@@ -224,17 +279,58 @@ def copies(case: Case) -> None:
     "state",
     "carried-state",
     needs=declared("stateful"),
+    after=("causal-leak",),
+    realistic=True,
     fix="Return the state of every layer as `state=`, and start from the state that is passed in: recurrent states, "
-    "or keys and values together with the positions that follow theirs.",
+    "or keys and values together with the positions that follow theirs. Make new tensors instead of changing those of "
+    "the state, and read the last T columns of a mask that is wider than the tokens.",
 )
 def carried_state(case: Case) -> None:
     """Reading a text in two halves, with the state passed from one to the other, gives the same logits as reading it
-    whole, within 1e-5.
+    whole, within 1e-5, whether the mask covers the second half or both. The state stays as it is, and can be used
+    again.
     """
     model, ids, half = case.stirred(), case.ids(3, case.length), case.length // 2
-    whole = model(ids).logits
+    whole, rest = model(ids).logits, ids[:, half:]
     first = model(ids[:, :half], use_cache=True)
     require(first.state is not None, "stateful is declared, but with use_cache=True no state is returned")
-    second = model(ids[:, half:], state=first.state)
+    before = [tensor.detach().clone() for tensor in tensors_in(first.state)]
+    second = model(rest, state=first.state)
     require_close(first.logits, whole[:, :half], "logits of the first half", atol=1e-5)
     require_close(second.logits, whole[:, half:], "logits of the second half", atol=1e-5)
+    after = tensors_in(first.state)
+    same = len(before) == len(after) and all(map(torch.equal, before, after))
+    require(same, "a call changes the state that it is given")
+    require_equal(model(rest, state=first.state).logits, second.logits, "logits with a state that is used again")
+    for name, columns in (("the second half", rest.shape[1]), ("both halves", case.length)):
+        mask = torch.ones(3, columns, dtype=torch.long)
+        masked = model(rest, attention_mask=mask, state=first.state).logits
+        require_close(masked, second.logits, f"logits of the second half with a mask of {name}", atol=1e-5)
+    if "left" in case.capabilities.padding_sides:
+        _require_carried_after_padding(case, model)
+
+
+def _require_carried_after_padding(case: Case, model: BaseLanguageModel) -> None:
+    """Check a state after rows padded on the left, with a mask that covers both parts."""
+    rows = [case.ids(length, seed=length) for length in (case.length - 1, case.length // 2 + 2)]
+    ids, mask = padded(rows, "left", int(case.ordinary[0]))
+    half = case.length // 2 + 1
+    first = model(ids[:, :half], attention_mask=mask[:, :half], use_cache=True)
+    second = model(ids[:, half:], attention_mask=mask, state=first.state)
+    for row, expected in zip(second.logits, (model(each[None]).logits[0] for each in rows), strict=True):
+        count = case.length - half
+        what = f"logits of the last {count} tokens, after a state of a row padded on the left"
+        require_close(row, expected[-count:], what, atol=1e-5)
+
+
+def tensors_in(value: object) -> list[torch.Tensor]:
+    """Return the tensors inside a state, in a fixed order, including those in attributes."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        parts: list[object] = list(value.values())
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    return [tensor for part in parts for tensor in tensors_in(part)]

@@ -29,13 +29,14 @@ class BertModelConfig(ModelConfig):
 
 bert = Architecture(
     name="bert",
+    plugin_api_version=1,
     summary="bidirectional transformer for masked language modelling (Devlin et al. 2019)",
     config_class=BertModelConfig,
     model_class="foundry_bert.model:BertLanguageModel",
     capabilities=lambda config: Capabilities(
         objectives=("masked_lm",),
         generation=False,
-        padding_sides=("left", "right"),
+        left_padding=True,
         gradient_checkpointing=True,
         bidirectional=True,
         tied_embeddings=True,

@@ -13,6 +13,7 @@ class GPT2ModelConfig(ModelConfig):
 
 gpt2 = Architecture(
     name="gpt2",
+    plugin_api_version=1,
     summary="causal transformer with learned positions and tied embeddings (Radford et al. 2019)",
     config_class=GPT2ModelConfig,
     model_class="foundry_gpt2.model:GPT2LanguageModel",
@@ -20,7 +21,7 @@ gpt2 = Architecture(
         objectives=("causal_lm",),
         generation=True,
         stateful=True,
-        padding_sides=("left", "right"),
+        left_padding=True,
         gradient_checkpointing=True,
         tied_embeddings=True,
     ),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
+from foundry_core import Architecture, Capabilities, ConfigSection, Dropout, Layers, ModelConfig
 
 
 def _steps_are_a_range(mamba: "MambaSection") -> Iterator[str]:
@@ -18,7 +18,7 @@ class MambaSection(ConfigSection):
     RULES = (_steps_are_a_range,)
 
     hidden_size: int = Field(ge=1, le=2**20, description="width of the residual stream and of the token embeddings")
-    num_layers: int = Field(ge=1, le=10_000, description="number of blocks")
+    num_layers: Layers = Field(description="number of blocks")
     expand: int = Field(2, ge=1, le=2**20, description="channels inside a block, as a multiple of hidden_size")
     state_size: int = Field(16, ge=1, le=2**20, description="state values per channel")
     conv_kernel: int = Field(4, ge=2, le=2**20, description="tokens in the causal convolution before the recurrence")
@@ -27,7 +27,7 @@ class MambaSection(ConfigSection):
     )
     time_step_min: float = Field(0.001, gt=0, description="smallest initial step; small steps forget slowly")
     time_step_max: float = Field(0.1, gt=0, description="largest initial step")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings and after each block; 0 in the paper")
+    dropout: Dropout = Field(0.1, description="dropout on embeddings and after each block; 0 in the paper")
     tie_embeddings: bool = Field(True, description="use the input embeddings as output weights (Press and Wolf 2017)")
 
 
@@ -42,7 +42,7 @@ def _capabilities(config: MambaModelConfig) -> Capabilities:
         objectives=("causal_lm",),
         generation=True,
         stateful=True,
-        padding_sides=("left", "right"),
+        left_padding=True,
         gradient_checkpointing=True,
         unbounded_length=True,
         tied_embeddings=config.mamba.tie_embeddings,
@@ -53,6 +53,7 @@ _SIZES = {"hidden_size": 24, "num_layers": 2, "state_size": 4, "dropout": 0.0}
 
 mamba = Architecture(
     name="mamba",
+    plugin_api_version=1,
     summary="selective state-space model, linear in the length of a text (Gu and Dao 2023)",
     config_class=MambaModelConfig,
     model_class="foundry_mamba.model:MambaLanguageModel",

@@ -168,20 +168,26 @@ class MambaLanguageModel(BaseLanguageModel[MambaModelConfig]):
         labels: torch.Tensor | None = None,
         state: Any = None,
         use_cache: bool = True,
+        output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> ModelOutput:
         """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False.
 
+        Hidden states are the residual stream before each block, and after the last one normalised.
+
         The recurrence runs over the real tokens of each row: a stable sort moves them to its front, so that padding on
         either side, or a masked token in between, affects neither their outputs nor the state.
         """
-        real_BT = order = None
-        if attention_mask is not None and not bool(attention_mask[:, -input_ids.shape[1] :].all()):
-            real_BT, order = attention_mask[:, -input_ids.shape[1] :].sort(dim=1, descending=True, stable=True)
+        real_BT, order = self.real_tokens(input_ids, attention_mask), None
+        if real_BT is not None:
+            real_BT, order = real_BT.long().sort(dim=1, descending=True, stable=True)
             input_ids = input_ids.gather(1, order)
         stream_BTW = self.dropout(self.embedding(input_ids))
+        hidden_states: list[torch.Tensor] = []
         states: list[_State] = []
         for index, block in enumerate(self.blocks):
+            if output_hidden_states:
+                hidden_states.append(stream_BTW)
             given = (stream_BTW, real_BT, None if state is None else state[index])
             if self._checkpointing and self.training:
                 added_BTW, after = checkpoint(block, *given, use_reentrant=False)
@@ -189,14 +195,24 @@ class MambaLanguageModel(BaseLanguageModel[MambaModelConfig]):
                 added_BTW, after = block(*given)
             stream_BTW = stream_BTW + self.dropout(added_BTW)
             states.append(after)
-        hidden_BTW = self.norm(stream_BTW)
+        hidden_states.append(self.norm(stream_BTW))
         if order is not None:
-            back = order.argsort(dim=1)
-            hidden_BTW = hidden_BTW.gather(1, back.unsqueeze(-1).expand_as(hidden_BTW))
-        carried = tuple(states) if use_cache else None
+            back = order.argsort(dim=1).unsqueeze(-1).expand_as(stream_BTW)
+            hidden_states = [hidden_BTW.gather(1, back) for hidden_BTW in hidden_states]
         return self.lm_output(
-            hidden_BTW, self.output_layer, labels, attention_mask=attention_mask, state=carried, **kwargs
+            hidden_states[-1],
+            self.output_layer,
+            labels,
+            attention_mask=attention_mask,
+            state=tuple(states) if use_cache else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            **kwargs,
         )
+
+    def attention_flops(self, batch: int, length: int) -> int:
+        """Count the products of the states with C: 2 D N for each token and block."""
+        settings = self.settings.mamba
+        return 2 * batch * length * settings.expand * settings.hidden_size * settings.state_size * settings.num_layers
 
     def gradient_checkpointing_enable(self) -> None:
         self._checkpointing = True

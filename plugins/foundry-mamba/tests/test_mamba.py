@@ -157,10 +157,10 @@ def test_bounds_of_the_steps_that_are_crossed_are_refused(build: Build) -> None:
 def test_weight_decay_leaves_the_rates_of_decay_alone(build: Build) -> None:
     model = build()
     training = TrainingConfig.model_validate({"output_dir": "x", "train_steps": 1})
-    decayed, spared = ({id(each) for each in group["params"]} for group in parameter_groups(model, training))
-    for name, parameter in model.named_parameters():
+    decays = {name: group["weight_decay"] > 0 for group in parameter_groups(model, training) for name in group["names"]}
+    for name, _ in model.named_parameters():
         matrix = any(part in name for part in ("in_proj", "x_proj", "step_proj.weight", "out_proj", "conv.weight"))
-        assert (id(parameter) in decayed, id(parameter) in spared) == (matrix, not matrix), name
+        assert decays[name] == matrix, name
 
 
 def test_the_settings_reach_the_layers(build: Build) -> None:
@@ -237,3 +237,15 @@ def test_what_is_remembered_is_never_of_half_precision(build: Build) -> None:
     assert all(memory.dtype == torch.float32 for _, memory in output.state)
     assert output.loss.item() == pytest.approx(build().eval()(IDS, labels=IDS).loss.item(), rel=0.03)
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_a_state_is_followed_by_any_mask_of_the_text(build: Build) -> None:
+    """The mask covers the new tokens, or those before too; one row is all padding before, another one after."""
+    model, ids, mask = build().eval(), IDS.repeat(2, 1), torch.ones(6, 10, dtype=torch.long)
+    mask[1, 2:4] = mask[2, 7:] = mask[3, :8] = mask[4, 6:] = mask[5, :6] = 0
+    whole, first = model(ids, attention_mask=mask), model(ids[:, :6], attention_mask=mask[:, :6])
+    for given in (mask[:, 6:], mask):
+        half, real = model(ids[:, 6:], attention_mask=given, state=first.state), mask[:, 6:] == 1
+        torch.testing.assert_close(half.logits[real], whole.logits[:, 6:][real], rtol=0, atol=1e-5)
+        for ours, theirs in zip(half.state, whole.state, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig
+from foundry_core import Architecture, Capabilities, ConfigSection, Dropout, Layers, ModelConfig
 
 RNNType = Literal["lstm", "gru", "rnn"]
 
@@ -16,9 +16,9 @@ class RNNSection(ConfigSection):
     rnn_type: RNNType | None = Field(None, description="same as model.architecture; may be left out")
     embedding_size: int = Field(ge=1, le=2**20, description="width of the token embeddings")
     hidden_size: int = Field(ge=1, le=2**20, description="width of the recurrent state, in each direction")
-    num_layers: int = Field(ge=1, le=10_000, description="number of stacked recurrent layers")
+    num_layers: Layers = Field(description="number of stacked recurrent layers")
     bidirectional: bool = Field(False, description="read in both directions; only for masked_lm")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on embeddings, between layers and before the output")
+    dropout: Dropout = Field(0.1, description="dropout on embeddings, between layers and before the output")
     tie_embeddings: bool = Field(False, description="use the input embeddings as output weights (Press and Wolf 2017)")
 
 
@@ -45,7 +45,7 @@ def _capabilities(config: RNNModelConfig) -> Capabilities:
         generation=not both,
         stateful=not both,
         unbounded_length=True,
-        padding_sides=("left", "right"),
+        left_padding=True,
         bidirectional=both,
         tied_embeddings=config.rnn.tie_embeddings,
     )
@@ -55,6 +55,7 @@ def _descriptor(name: RNNType, summary: str, learning_rate: float) -> Architectu
     sizes: dict[str, Any] = {"embedding_size": 24, "hidden_size": 32, "num_layers": 2, "dropout": 0.0}
     return Architecture(
         name=name,
+        plugin_api_version=1,
         summary=summary,
         config_class=RNNModelConfig,
         model_class="foundry_rnn.model:RNNLanguageModel",

@@ -76,10 +76,11 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
     ) -> ModelOutput:
         """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False."""
         embedded_BTE = self.dropout(self.embedding(input_ids))
-        if attention_mask is None or bool(attention_mask.all()):
+        real_BT = self.real_tokens(input_ids, attention_mask)
+        if real_BT is None:
             hidden_BTH, state = self.recurrent(embedded_BTE, state)
         else:
-            hidden_BTH, state = self._over_real_tokens(embedded_BTE, attention_mask, state)
+            hidden_BTH, state = self._over_real_tokens(embedded_BTE, real_BT, state)
         hidden_BTH = self.dropout(hidden_BTH)
         if self.projection is not None:
             hidden_BTH = self.projection(hidden_BTH)
@@ -89,24 +90,23 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         )
 
     def _over_real_tokens(
-        self, embedded_BTE: torch.Tensor, attention_mask: torch.Tensor, state: Any
+        self, embedded_BTE: torch.Tensor, real_BT: torch.Tensor, state: Any
     ) -> tuple[torch.Tensor, Any]:
         """Run the recurrence over the real tokens of each row; the output is zero elsewhere.
 
         A stable sort moves the real tokens of a row to its front, so that padding on either side, or a masked token in
         between, affects neither their outputs nor the final state.
         """
-        real = attention_mask.bool()
-        order = torch.argsort((~real).to(torch.int8), dim=1, stable=True)
-        # A row without any token still needs a length for packing; its output is zeroed below like all padding.
-        lengths = real.sum(dim=1).clamp(min=1).cpu()
+        order = torch.argsort((~real_BT).to(torch.int8), dim=1, stable=True)
+        lengths_B = real_BT.sum(dim=1)
         front = embedded_BTE.gather(1, order.unsqueeze(-1).expand_as(embedded_BTE))
-        packed = pack_padded_sequence(front, lengths, batch_first=True, enforce_sorted=False)
-        packed_output, state = self.recurrent(packed, state)
+        # A row without any token still needs a length for packing; what is computed for it is replaced below.
+        packed = pack_padded_sequence(front, lengths_B.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+        packed_output, after = self.recurrent(packed, state)
         output, _ = pad_packed_sequence(packed_output, batch_first=True, total_length=embedded_BTE.shape[1])
         back = torch.argsort(order, dim=1)
         output = output.gather(1, back.unsqueeze(-1).expand_as(output))
-        return output * real.unsqueeze(-1), state
+        return output * real_BT.unsqueeze(-1), _where_read(lengths_B > 0, after, state)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
@@ -130,6 +130,13 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         if tied:
             self.output_layer.weight = self.embedding.weight
         self.set_vocabulary_size(new_num_tokens)
+
+
+def _where_read(read_B: torch.Tensor, after: Any, before: Any) -> Any:
+    """Return the states of each row: those after it where it has real tokens, elsewhere those before, by default 0."""
+    if isinstance(after, tuple):  # of an LSTM, hidden and cell
+        return tuple(_where_read(read_B, *pair) for pair in zip(after, before or (None, None), strict=True))
+    return torch.where(read_B[:, None], after, torch.zeros_like(after) if before is None else before)
 
 
 register_auto_classes("lstm", "gru", "rnn")

@@ -111,3 +111,21 @@ def test_a_row_without_a_real_token_is_no_trouble(experiment: Experiment, letter
 def test_both_directions_carry_no_state(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     output = create_model(experiment("gru", tmp_path, example="tiny_bidirectional"), letters)(IDS)
     assert "state" not in output
+
+
+@each("name", CELLS)
+def test_a_state_is_followed_by_any_mask_of_the_text(
+    name: str, experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    """The mask covers the new tokens, or those before too; one row is all padding before, another one after."""
+    model = create_model(experiment(name, tmp_path), letters).eval()
+    ids, mask = IDS.repeat(2, 1), torch.ones(6, 10, dtype=torch.long)
+    mask[1, 2:4] = mask[2, 7:] = mask[3, :8] = mask[4, 6:] = mask[5, :6] = 0
+    whole, first = model(ids, attention_mask=mask), model(ids[:, :6], attention_mask=mask[:, :6])
+    labels = ids[:, 6:].masked_fill(mask[:, 6:] == 0, -100)
+    halves = [model(ids[:, 6:], attention_mask=m, labels=labels, state=first.state) for m in (mask[:, 6:], mask)]
+    assert torch.equal(halves[0].loss, halves[1].loss)
+    for half in halves:
+        real = mask[:, 6:] == 1
+        torch.testing.assert_close(half.logits[real], whole.logits[:, 6:][real], rtol=0, atol=1e-6)
+        torch.testing.assert_close(half.state, whole.state, rtol=0, atol=1e-6)

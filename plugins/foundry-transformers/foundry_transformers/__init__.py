@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, did_you_mean
+from foundry_core import Architecture, Capabilities, ConfigSection, Dropout, Layers, ModelConfig, did_you_mean
 from foundry_transformers import catalogue
 from foundry_transformers.catalogue import ModelType
 
@@ -111,13 +111,23 @@ def section_class(model_type: str) -> type[TransformersSection]:
     assert kind is not None
     fields: dict[str, Any] = {
         key: (
-            setting.annotation,
+            _marked(kind, key),
             Field(... if key in kind.sizes else setting.default, description=f"{kind.config_class}: {setting.written}"),
         )
         for key, setting in kind.settings.items()
         if key not in (kind.vocabulary, kind.positions, "use_cache") and catalogue.special_token(key) is None
     }
     return create_model(f"{kind.config_class}Section", __base__=TransformersSection, __module__=__name__, **fields)
+
+
+def _marked(kind: ModelType, key: str) -> Any:
+    """Return the type of a key. The library marks neither probabilities of dropout nor numbers of layers: names do."""
+    setting = kind.settings[key]
+    if "drop" in key and isinstance(setting.default, float):
+        return Annotated[setting.annotation, Dropout.__metadata__[-1]]
+    if key == kind.aliases.get("num_hidden_layers", "num_hidden_layers"):
+        return Annotated[setting.annotation, Layers.__metadata__[-1]]
+    return setting.annotation
 
 
 def _open_schema() -> dict[str, Any]:
@@ -185,7 +195,7 @@ def _capabilities(config: TransformersModelConfig) -> Capabilities:
         objectives=("causal_lm",) if causal else ("masked_lm",),
         generation=causal,
         stateful=causal and kind.hands_on_a_cache and not kind.stateful,
-        padding_sides=("left", "right") if placed or kind.blanks_padding else ("right",),
+        left_padding=placed or kind.blanks_padding,
         gradient_checkpointing=kind.gradient_checkpointing,
         unbounded_length=kind.positions is None,
         bidirectional=not causal,
@@ -199,6 +209,7 @@ def _example(model_type: str, **settings: Any) -> dict[str, Any]:
 
 transformers = Architecture(
     name="transformers",
+    plugin_api_version=1,
     summary="any language model that the transformers library has (Wolf et al. 2020)",
     config_class=TransformersModelConfig,
     model_class="foundry_transformers.model:TransformersLanguageModel",

@@ -117,6 +117,19 @@ class ModelType:
         return "create_position_ids_from_input_ids" in self._classes.functions
 
 
+def role(name: str) -> Literal["matrix", "embedding", "other"]:
+    """Return what a parameter of several dimensions that is not the weight of a layer is for, from its name.
+
+    Read off the 206 model types of transformers 5.24: stacks of experts' weights (`gate_up_proj`), attention weights
+    (`q`, `r_kernel`) and mixing functions (`fn`) are matrices, positions and latents embeddings. The others are rates
+    (`A_log`), mixes and scales.
+    """
+    last = name.rpartition(".")[2]
+    if re.fullmatch(r"[qkvor]|(\w+_)?(weight|proj|kernel|fn)", last):
+        return "matrix"
+    return "embedding" if "emb" in name else "other"
+
+
 def special_token(key: str) -> str | None:
     """Return the role, such as `pad_token`, of a key that contains the id of a special token; otherwise None."""
     match = re.fullmatch(r"(\w+)_token_id|(bos|eos|pad|unk|mask|cls|sep)_index", key)

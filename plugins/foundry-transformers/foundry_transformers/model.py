@@ -48,6 +48,11 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
         with _refused_in_one_line(f"transformers refuses these settings of a {kind.name}"):
             return _built(kind, getattr(transformers, name), _settings(self.settings, self.context, kind))
 
+    def parameter_roles(self) -> dict[str, str]:
+        """Name the roles of the parameters that the library's models create outside layers."""
+        unnamed = {name for name, _ in self.named_parameters()} - super().parameter_roles().keys()
+        return {**super().parameter_roles(), **{name: catalogue.role(name) for name in unnamed}}
+
     def resize_token_embeddings(self, new_num_tokens: int) -> None:
         with _refused_in_one_line(f"{type(self.model).__name__} cannot be resized"):
             super().resize_token_embeddings(new_num_tokens)

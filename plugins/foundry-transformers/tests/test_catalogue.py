@@ -102,6 +102,23 @@ def test_every_type_has_a_section_whose_defaults_round_trip() -> None:
         assert all(field.description for field in section_class(name).model_fields.values())
 
 
+@each(
+    ("name", "role"),
+    [
+        ("model.layers.0.mlp.experts.gate_up_proj", "matrix"),
+        ("transformer.layer.0.rel_attn.q", "matrix"),
+        ("funnel.encoder.blocks.0.0.attention.r_kernel", "matrix"),
+        ("transformer.layer.0.rel_attn.seg_embed", "embedding"),
+        ("perceiver.embeddings.latents", "embedding"),
+        ("reformer.embeddings.position_embeddings.weights.0", "embedding"),
+        ("backbone.layers.0.mixer.A_log", "other"),
+        ("model.layers.0.scale", "other"),
+    ],
+)
+def test_a_parameter_outside_layers_has_a_role_by_its_name(name: str, role: str) -> None:
+    assert catalogue.role(name) == role
+
+
 @pytest.mark.long
 def test_reading_and_checking_imports_no_torch_or_transformers() -> None:
     program = (

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -127,6 +128,40 @@ def test_the_head_is_counted_once_and_follows_a_resize(build: Build) -> None:
         copy.model.lm_head.dense.weight.mul_(2)
     assert not torch.equal(copy(IDS).logits, model(IDS).logits)
     assert copy(IDS).logits.shape == (2, 10, 40)
+
+
+def test_parameters_have_the_roles_that_foundry_mamba_gives(
+    build: Build, experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    settings = {"hidden_size": 32, "num_layers": 2, "state_size": 4}
+    ours = create_model(experiment("mamba", tmp_path, example="", model={"mamba": settings}), letters)
+    theirs = build("tiny_mamba")
+    assert Counter(theirs.parameter_roles().values()) == Counter(ours.parameter_roles().values())
+    others = {name.rpartition(".")[2] for name, role in theirs.parameter_roles().items() if role == "other"}
+    assert others == {"A_log", "D"}
+
+
+@each(
+    ("settings", "expected"),
+    [
+        (
+            {"model_type": "rwkv", "hidden_size": 32, "num_hidden_layers": 2},
+            {"time_decay": "other", "time_mix_key": "other", "receptance.weight": "matrix", "head.weight": "output"},
+        ),
+        (
+            {"model_type": "mixtral", "num_local_experts": 2, "num_key_value_heads": 2, **BERT_SIZES},
+            {"experts.gate_up_proj": "matrix", "experts.down_proj": "matrix", "gate.weight": "matrix"},
+        ),
+    ],
+)
+def test_parameters_outside_layers_have_a_role(
+    settings: dict[str, Any], expected: dict[str, str], build: Build
+) -> None:
+    model = build(settings)
+    roles = model.parameter_roles()
+    assert roles.keys() == {name for name, _ in model.named_parameters()}
+    for end, role in expected.items():
+        assert {roles[name] for name in roles if name.endswith(end)} == {role}, end
 
 
 def test_a_type_whose_bias_is_not_resized_reports_it(build: Build) -> None:

@@ -1,4 +1,7 @@
-"""Span corruption, Lion, a byte tokenizer and an observer for foundry. Light: other modules are imported when used."""
+"""Three objectives, two optimizers, a byte tokenizer and an observer for foundry.
+
+Light: other modules are imported when used.
+"""
 
 import json
 from pathlib import Path
@@ -23,11 +26,30 @@ class SpanSettings(ConfigSection):
     mean_span: float = Field(3.0, ge=1, description="mean length of a hidden span, in tokens")
 
 
+class SmoothingSettings(ConfigSection):
+    """The section `training.objective_settings` of smoothed_lm."""
+
+    smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that all tokens have in equal parts")
+
+
+class DistillationSettings(ConfigSection):
+    """The section `training.objective_settings` of distilled_lm."""
+
+    teacher: str = Field(description="folder of a checkpoint with the same tokenizer")
+    weight: float = Field(0.5, ge=0, le=1, description="weight of the teacher's predictions; the rest is the text's")
+
+
 class LionSettings(ConfigSection):
     """The section `training.optimizer_settings` of lion."""
 
     beta1: float = Field(0.9, ge=0, lt=1, description="weight of the momentum in the update")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the momentum")
+
+
+class MuonSettings(ConfigSection):
+    """The section `training.optimizer_settings` of muon."""
+
+    momentum: float = Field(0.95, ge=0, lt=1, description="decay of the momentum of matrices")
 
 
 @hookimpl
@@ -39,11 +61,31 @@ def foundry_objectives() -> list[Objective]:
             causal=False,
             layout="framed",
             collator="foundry_example.collator:span_collator",
-            auto_class="AutoModelForMaskedLM",
             required_tokens=("mask_token", "cls_token", "sep_token"),
             same_interface_as="masked_lm",
             settings=SpanSettings,
-        )
+        ),
+        # The collator is core's, that of causal_lm.
+        Objective(
+            name="smoothed_lm",
+            summary="predict each token, not with certainty (Szegedy et al. 2016)",
+            causal=True,
+            layout="overlap",
+            collator=None,
+            same_interface_as="causal_lm",
+            settings=SmoothingSettings,
+            loss="foundry_example.losses:smoothed",
+        ),
+        Objective(
+            name="distilled_lm",
+            summary="predict each token as a trained model does (Hinton et al. 2015)",
+            causal=True,
+            layout="overlap",
+            collator=None,
+            same_interface_as="causal_lm",
+            settings=DistillationSettings,
+            loss="foundry_example.losses:distilled",
+        ),
     ]
 
 
@@ -55,7 +97,13 @@ def foundry_optimizers() -> list[Optimizer]:
             summary="the sign of a momentum, with decoupled weight decay (Chen et al. 2023)",
             builder="foundry_example.lion:lion",
             settings=LionSettings,
-        )
+        ),
+        Optimizer(
+            name="muon",
+            summary="an orthogonalised momentum for matrices, Adam for everything else (Jordan et al. 2024)",
+            builder="foundry_example.muon:muon",
+            settings=MuonSettings,
+        ),
     ]
 
 

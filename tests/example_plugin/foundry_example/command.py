@@ -20,7 +20,7 @@ def execute(options: argparse.Namespace) -> None:
     config = load_config(options.config)
     tokenizer = train_tokenizer_from_config(config)
     collate = get_data_collator(config, tokenizer)
-    ids = np.array(tokenizer(options.text)["input_ids"])
+    ids = np.array([tokenizer.cls_token_id, *tokenizer(options.text)["input_ids"], tokenizer.sep_token_id])
     for epoch in range(options.epochs):
         batch = collate([{"input_ids": ids, "epoch": epoch, "row": 0}])
         print(*tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist()))
