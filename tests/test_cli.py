@@ -126,6 +126,8 @@ def test_unknown_tokens_are_reported_with_every_figure(trained, tmp_path, capsys
     assert json.loads(said("evaluate", run, "--pairs", str(pairs), "--json"))["pairs"][0]["unknown_share"] == 0.2
     ended = said("train", str(trained / "x.yaml"), test, f"training.output_dir={tmp_path / 'run'}")
     assert re.search(r"test loss .*unknown tokens 10.00%", ended)
+    few = said("train", str(trained / "x.yaml"), "tokenizer.vocab_size=60", f"training.output_dir={tmp_path / 'few'}")
+    assert float(few.split("unknown_share ")[1].split()[0]) > 0.01
 
 
 def test_a_changed_version_of_the_plugin_is_one_line(trained, tmp_path, capsys):

@@ -130,7 +130,7 @@ def test_a_file_of_another_format_is_refused_with_what_is_expected(tmp_path):
         (tmp_path / name).write_text(LINE)
         with pytest.raises(DataError, match=rf"{name}: not a minimal pairs file: expected one JSON object a line"):
             read_pairs(tmp_path / name)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"no file that matches '\*.jsonl\*' to read .* only 4 other"):
         read_pairs(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n \n")
     with pytest.raises(DataError, match=r"empty.jsonl: does not contain a minimal pair"):
@@ -145,7 +145,7 @@ def test_files_folders_and_globs_give_a_row_for_each_uid_or_file(tmp_path, monke
     with_uid = json.dumps({"UID": "agreement", "sentence_good": GOOD, "sentence_bad": BAD})
     (tmp_path / "blimp" / "a.jsonl").write_text(f"{with_uid}\n\n{LINE}\r\n" + LINE.replace("{", '{"UID": 7, '))
     (tmp_path / "blimp" / "deep" / "b.jsonl.gz").write_bytes(gzip.compress(f"\ufeff{LINE}".encode()))
-    (tmp_path / "blimp" / "notes.txt").write_text("about them")
+    (tmp_path / "blimp" / "notes.txt").write_text("about them " * 99)
     assert names("{}/blimp") == ["agreement", "a", "7", "b"]
     assert "notes.txt" in capsys.readouterr().err
     assert names("{}/blimp/*.jsonl", "{}/blimp/deep/b.jsonl.gz") == ["agreement", "a", "7", "b"]
