@@ -1,7 +1,12 @@
 """The command line, from a YAML to scores and text, and what it says when something is wrong."""
 
+import argparse
+import importlib
+import io
 import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +31,7 @@ def trained(tmp_path_factory):
     """A folder with a corpus, a YAML and a finished run."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cli")
-    corpus = write_corpus(folder, train_sentences=200, test_sentences=30, seed=3, pairs_each=4)
+    corpus = write_corpus(folder, train_sentences=200, test_sentences=30, seed=5, pairs_each=4)
     content = {
         "experiment_name": "cli",
         "data": {
@@ -95,6 +100,69 @@ def test_generation_goes_on_from_the_prompt_and_follows_its_seed(trained, capsys
 def test_a_prompt_that_is_not_read_as_written_is_told(trained, capsys):
     assert main(["generate", str(trained / "run"), "--prompt", "the zygote is", "--tokens", "3", "--greedy"]) == 0
     assert "does not know 1 of the 3 tokens of the prompt" in capsys.readouterr().err
+
+
+def test_unknown_tokens_are_reported_with_every_figure(trained, tmp_path, capsys):
+    text, pairs = tmp_path / "text.txt", tmp_path / "pairs.jsonl"
+    text.write_text("the man is the man\nthe zygote is the man\n")
+    pairs.write_text(
+        json.dumps({"sentence_good": "the zygote is the man", "sentence_bad": "the zygote are the man"}) + "\n"
+    )
+    test, run = f"data.test_corpus={text}", str(trained / "run")
+
+    def said(*command):
+        assert main([*command]) == 0
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    prepared = said("data", "prepare", str(trained / "x.yaml"), test)
+    assert [line.split()[-1] for line in prepared.splitlines() if "unknown" in line] == ["1", "10.00%"]
+    plan = json.loads(said("plan", str(trained / "x.yaml"), test, "--no-timing", "--json"))
+    assert (plan["unknown_share"], plan["unknown_share_of_test"]) == (0, 0.1)
+    figures = json.loads(said("evaluate", run, "--corpus", str(text), "--json"))["corpus"]
+    assert (figures["unknown_share"], figures["bits_per_byte"]) == (0.1, None)
+    assert "bits per byte  not given: 10.00% of the tokens are unknown" in said("evaluate", run, "--corpus", str(text))
+    assert said("evaluate", run, "--pairs", str(pairs)).split()[-1] == "20.00%"
+    assert json.loads(said("evaluate", run, "--pairs", str(pairs), "--json"))["pairs"][0]["unknown_share"] == 0.2
+    ended = said("train", str(trained / "x.yaml"), test, f"training.output_dir={tmp_path / 'run'}")
+    assert re.search(r"test loss .*unknown tokens 10.00%", ended)
+    few = said("train", str(trained / "x.yaml"), "tokenizer.vocab_size=60", f"training.output_dir={tmp_path / 'few'}")
+    assert float(few.split("unknown_share ")[1].split()[0]) > 0.01
+
+
+def test_a_changed_version_of_the_plugin_is_one_line(trained, tmp_path, capsys):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(trained / "run" / "checkpoint-6" / name, tmp_path / name)
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    now = config["foundry"]["plugin"]["version"]
+    for verb in (["evaluate"], ["generate", "--tokens", "2"]):
+        config["foundry"]["plugin"]["version"] = "0.0.1"
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert main([*verb, str(tmp_path)]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"plugin was foundry-rnn 0.0.1, is foundry-rnn {now}" in line
+        config["foundry"]["plugin"]["version"] = now
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert main([*verb, str(tmp_path)]) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_lengths_that_do_not_apply_are_not_warned_of(trained, tmp_path, capsys):
+    """transformers compares every text with the length of a row, which bounds neither an LSTM nor a tokenizer."""
+    logger, lines = logging.getLogger("transformers"), io.StringIO()
+    handler = logging.StreamHandler(lines)
+    logger.addHandler(handler)
+    try:
+        long = " ".join(["the man is old ."] * 20)
+        (tmp_path / "long.jsonl").write_text(json.dumps({"sentence_good": long, "sentence_bad": long + " is"}) + "\n")
+        assert main(["evaluate", str(trained / "run"), "--pairs", str(tmp_path / "long.jsonl")]) == 0
+        assert main(["generate", str(trained / "run"), "--prompt", long, "--tokens", "40"]) == 0
+        own = f"tokenizer.output_dir={tmp_path / 'tokenizer'}"
+        assert main(["tokenizer", "train", str(trained / "x.yaml"), "data.max_sequence_length=4", own]) == 0
+    finally:
+        logger.removeHandler(handler)
+    assert lines.getvalue() == ""
+    assert "transformers" not in capsys.readouterr().err
 
 
 def test_only_a_recurrent_model_generates_beyond_its_rows(trained, tmp_path, capsys):
@@ -329,7 +397,6 @@ def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
         (["evaluate", "{tmp}/none"], 6, "no such folder"),
         (["evaluate", "{tmp}"], 6, "neither a checkpoint nor a run"),
         (["evaluate", "{run}", "--pairs", "{x}"], 4, "not a minimal pair"),
-        (["generate", "{run}", "--tokens", "0"], 2, "at least 1"),
         (["train", "{x}", "--allow", "data"], 2, "--resume"),
         (["evaluate", "{run}", "--device", "cuda"], 2, "training.device: "),
     ],
@@ -343,6 +410,33 @@ def test_an_error_of_the_user_is_one_line_with_its_exit_code(trained, tmp_path, 
     assert len(captured.err.splitlines()) == 1
     assert says in captured.err
     assert "Traceback" not in captured.err
+
+
+def numeric_options(parser):
+    """Yield name and type of each option that is a number, those of the verbs below included."""
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for inner in action.choices.values():
+                yield from numeric_options(inner)
+        if isinstance(action.default, int | float) and not isinstance(action.default, bool):
+            yield action.option_strings[0], action.type
+
+
+def test_no_option_takes_what_is_not_a_number_of_its_range(trained, capsys):
+    found = []
+    for verb in VERBS:
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"foundry_core.cli.{verb.replace('-', '_')}").configure(parser)
+        found += numeric_options(parser)
+    assert {"--tokens", "--temperature", "--top-k", "--samples", "--seed"} <= {name for name, _ in found}
+    for _, kind in found:
+        for text in ("nan", "-nan", "inf", "-inf", "Infinity", "1e999", "-1", str(2**64), "", "x"):
+            with pytest.raises(argparse.ArgumentTypeError, match="is not a (whole )?number from"):
+                kind(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", str(trained / "run"), "--temperature", "nan"])
+    assert stop.value.code == 2
+    assert "--temperature: 'nan' is not a number from 0.001 to 1,000" in capsys.readouterr().err
 
 
 def test_debug_shows_where(tmp_path, capsys):

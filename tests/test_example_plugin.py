@@ -68,7 +68,8 @@ def installed(distribution: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(str(PACKAGE))
     for name in [name for name in sys.modules if name.partition(".")[0] == "foundry_example"]:
         monkeypatch.delitem(sys.modules, name)
-    return distribution(project["name"], project["entry-points"], version=project["version"])
+    requires = [f"Requires-Dist: {each}" for each in project["dependencies"]]
+    return distribution(project["name"], project["entry-points"], version=project["version"], headers=requires)
 
 
 @pytest.fixture
@@ -289,7 +290,7 @@ def reports(config: ExperimentConfig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_smoothed_targets_are_optimised_and_the_cross_entropy_reported(written: Callable[..., Path]) -> None:
+def test_smoothed_targets_are_optimised_and_reported_apart(written: Callable[..., Path]) -> None:
     share = {"objective": "smoothed_lm", "objective_settings": {"smoothing": 0.2}}
     smoothed = load_config(written("smoothed", **LOSSES, **share))
     plain = load_config(written("plain", **LOSSES, objective="causal_lm", objective_settings=None))
@@ -585,3 +586,12 @@ def test_the_command_works_and_has_help_with_an_example(
     assert len(lines) == len(set(lines)) == 2
     assert all(line.count("<mask>") in (4, 5) for line in lines)
     assert all(line.startswith("<s> ") and line.endswith(" </s>") for line in lines)
+
+
+# The checks.
+
+
+@pytest.mark.long
+@each("name", ["span_corruption", "smoothed_lm", "lion", "muon", "bytes", "foundry_example"])
+def test_what_it_adds_passes_its_checks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", name]) == 0, capsys.readouterr().out

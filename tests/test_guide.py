@@ -25,7 +25,15 @@ from tests.each import each
 
 GUIDE = (Path(__file__).parents[1] / "plugins" / "README.md").read_text(encoding="utf-8")
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("foundry_")}
-NOT_APPLICABLE = ("word-order", "dropout", "carried-state", "step-by-step", "refusal", "gradient-checkpointing")
+NOT_APPLICABLE = (
+    "word-order",
+    "auxiliary",
+    "dropout",
+    "carried-state",
+    "step-by-step",
+    "refusal",
+    "gradient-checkpointing",
+)
 """Checks of what the model of the guide does not have: two directions, dropout, a state, and so on."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from foundry_core import ExperimentConfig, load_config, run
+from foundry_core.cli import main
 from foundry_core.registry import hookspecs
 
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("foundry_")}
@@ -66,6 +68,16 @@ def test_an_example_trains_with_what_it_offers(
     assert capsys.readouterr().err == ""
     assert config.providers == {kind: f"{config.plugins[0].replace('_', '-')} 1.0"}
     assert name in (config.training.objective, config.training.optimizer, config.tokenizer.tokenizer_type)
+
+
+def test_labels_that_are_left_out_leave_no_bits_per_byte(
+    trained: Callable[[str], ExperimentConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = Path(trained("foundry_objectives").training.output_dir)
+    reports = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [report["bits_per_byte"] for report in reports if report["kind"] == "eval"] == [None, None]
+    assert main(["evaluate", str(run_folder)]) == 0
+    assert "not given: the objective does not predict every token" in capsys.readouterr().out
 
 
 def test_the_example_of_an_observer_sees_the_whole_run(

@@ -102,7 +102,7 @@ def test_it_opens_in_another_dtype_and_is_saved_in_it(opened: Open, tmp_path: Pa
 @each("name", MODELS)
 def test_num_items_in_batch_divides_the_sum_of_losses(opened: Open, name: str) -> None:
     if name in WRAPPED and name not in CAUSAL:
-        return  # the masked classes of transformers do not take it, and its Trainer divides by hand
+        return  # the masked classes of transformers ignore it
     model, ours = opened(name), opened(name, ours=True)
     total = ours(IDS, attention_mask=MASK, labels=LABELS, reduction="sum")
     for number in (7, torch.tensor(7)):
@@ -110,6 +110,9 @@ def test_num_items_in_batch_divides_the_sum_of_losses(opened: Open, name: str) -
         torch.testing.assert_close(shared, total.loss / 7, rtol=1e-5, atol=0)
     plain = model(IDS, attention_mask=MASK, labels=LABELS).loss
     torch.testing.assert_close(plain, total.loss / total.count, rtol=1e-5, atol=0)
+    evaluated = model(IDS, labels=LABELS, num_items_in_batch=7)
+    if name in ADAPTED:  # the Trainer collects the rest as predictions
+        assert evaluated.keys() - {*model.config.keys_to_ignore_at_inference} == {"loss", "logits"}
     assert model(IDS, num_items_in_batch=7).logits.shape == (4, 10, 32)
 
 
@@ -183,7 +186,10 @@ def test_segments_do_not_disturb_generation(opened: Open, name: str) -> None:
 
 
 @each("name", ADAPTED)
-def test_a_pipeline_takes_what_any_tokenizer_returns(opened: Open, letters: Any, name: str) -> None:
+def test_a_pipeline_takes_what_any_tokenizer_returns(
+    opened: Open, letters: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(letters, "model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
     assert "token_type_ids" in letters("a")
     if name in CAUSAL:
         pipe: Any = transformers.pipeline("text-generation", model=opened(name), tokenizer=letters)

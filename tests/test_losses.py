@@ -58,7 +58,7 @@ def gradients(model: torch.nn.Module) -> torch.Tensor:
 # Auxiliary terms.
 
 
-def test_training_adds_the_terms_to_the_loss_and_evaluation_does_not(balanced: Any, letters: Any) -> None:
+def test_terms_are_added_to_the_loss_of_training_alone(balanced: Any, letters: Any) -> None:
     model, rows = create_model(balanced(), letters), batch(4, 9)
     for reduction, times in (("mean", 1), ("none", 1), ("sum", int(model.targets(**labelled(rows))[1].sum()))):
         alone, together = model.eval()(**rows, reduction=reduction), model.train()(**rows, reduction=reduction)

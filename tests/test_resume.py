@@ -217,10 +217,10 @@ def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):
 def heard():
     """The signals that reach the handlers from before a run; some are ignored where the tests run in the background."""
     numbers = []
-    before = {each: signal.signal(each, lambda number, frame: numbers.append(number)) for each in STOP_SIGNALS}
+    before = {kind: signal.signal(kind, lambda number, frame: numbers.append(number)) for kind in STOP_SIGNALS}
     yield numbers
-    for each, handler in before.items():
-        signal.signal(each, handler)
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
 
 
 @each("number", STOP_SIGNALS)

@@ -117,7 +117,7 @@ def test_text_has_the_ids_of_training_in_scores_and_prompts(
     assert score == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_models_of_every_objective_see_the_same_text_at_every_step(experiment: Experiment, tmp_path: Path) -> None:
+def test_every_objective_sees_the_same_text_at_every_step(experiment: Experiment, tmp_path: Path) -> None:
     """The sizes of a row are the same for all, as the rows are, their order, and what is counted."""
     ledgers = {}
     for architecture in ("gpt2", "lstm", "bert"):
@@ -158,7 +158,9 @@ def test_our_scores_are_those_of_minicons_and_lm_eval(
         inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
         assert model(**inputs).logits.isfinite().all()
         if auto is AutoModelForCausalLM:
-            assert model.generate(**tokenizer("the cat", return_tensors="pt"), max_new_tokens=2, do_sample=False).ndim == 2
+            assert (
+                model.generate(**tokenizer("the cat", return_tensors="pt"), max_new_tokens=2, do_sample=False).ndim == 2
+            )
             written = pipeline("text-generation", model=model, tokenizer=tokenizer)
             assert written("the cat", max_new_tokens=2)[0]["generated_text"].startswith("the cat")
         else:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from foundry_core.corpus.reader import ByteAccount, Corpus
+from foundry_core.corpus.account import ByteAccount
+from foundry_core.corpus.reader import Corpus
 from foundry_core.errors import DataError
 from tests.each import each
 
@@ -59,6 +60,8 @@ def test_each_row_is_a_document_and_its_text_all_its_bytes(tmp_path: Path) -> No
         digests.add(corpus.digest)
     assert len(digests) == 1
     assert Corpus.open(stored(tmp_path / "a.parquet", [*TEXTS, "x"])).digest not in digests
+    moved = ["one tw", "o", *TEXTS[2:]]
+    assert Corpus.open(stored(tmp_path / "a.parquet", moved)).digest not in digests
     assert Corpus.open(stored(tmp_path / "a.parquet", ["one two\n", *TEXTS[1:]])).digest not in digests
 
 
@@ -106,11 +109,10 @@ def test_a_table_that_was_cut_off_or_damaged_is_refused(tmp_path: Path) -> None:
         path.write_bytes(whole + whole)
         if name == "stream.arrow":
             assert "it was cut off, or files were joined" in refused(path)
-    path = tmp_path / "a.parquet"
-    stored(path)
-    content = path.read_bytes().replace("日本".encode(), b"\xff" * 6, 1)
-    path.write_bytes(content)
-    assert refused(path).startswith(f"{path}: cannot be read as .parquet")
+    for name, wrong in (("file.arrow", b"\xff" * 6), ("stream.arrow", b"\xff" * 6), ("a.parquet", "日木".encode())):
+        path = stored(tmp_path / name)
+        path.write_bytes(path.read_bytes().replace("日本".encode(), wrong))
+        assert refused(path).startswith(f"{path}: cannot be read as {path.suffix} from row ")
 
 
 def test_a_saved_dataset_is_read_without_its_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit
+from foundry_core.corpus.account import ByteAccount
+from foundry_core.corpus.reader import Corpus, DocumentUnit
 from foundry_core.data.token_file import prepare_tokens
 from foundry_core.errors import DataError
 from tests.each import each
@@ -55,6 +56,16 @@ def test_the_sidecar_says_what_was_counted(tmp_path: Path) -> None:
     assert (info.tokens, info.documents, info.words, info.text_bytes) == (18, 4, words, account.bytes_text)
     assert ByteAccount(**info.account) == account
     assert (info.corpus_digest, info.separator_id) == (corpus.digest, 1)
+
+
+def test_unknown_tokens_are_counted_and_separators_are_not(tmp_path: Path) -> None:
+    one_for_both = word_tokenizer()
+    one_for_both.eos_token = "<unk>"
+    for tokenizer in (word_tokenizer(), one_for_both):
+        info = prepare_tokens(corpus_of(tmp_path), tokenizer, tmp_path).info
+        assert (info.unknown, info.unknown_share) == (2, 2 / 13)
+    known = prepare_tokens(corpus_of(tmp_path, "the cat\n"), word_tokenizer(), tmp_path).info
+    assert (known.unknown, known.unknown_share) == (0, 0)
 
 
 def test_a_stream_of_many_buffers_is_whole(tmp_path: Path) -> None:
@@ -129,7 +140,7 @@ def test_a_torn_or_damaged_token_file_is_rebuilt(tmp_path: Path, suffix: str, da
     assert calls == []
 
 
-@each(("key", "value"), [("words", 10**6), ("text_bytes", 1), ("dtype", "zzz"), ("account", [])])
+@each(("key", "value"), [("words", 10**6), ("text_bytes", 1), ("unknown", 1), ("dtype", "zzz"), ("account", [])])
 def test_a_sidecar_is_believed_when_it_is_as_it_was_written(tmp_path: Path, key: str, value: Any) -> None:
     first = prepare_tokens(corpus_of(tmp_path), word_tokenizer(), tmp_path)
     (path,) = tmp_path.glob("*.json")

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -361,6 +362,50 @@ def test_wordpiece_keeps_case_and_accents():
     tokenizer = train_tokenizer("wordpiece", lambda: ["Größe café NAÏVE"] * 9, 80, default_special_tokens("wordpiece"))
     assert tokenizer.decode(encode(tokenizer, "Größe café NAÏVE")[0]) == "Größe café NAÏVE"
     assert tokenizer.unk_token_id in encode(tokenizer, "naive")[0]
+
+
+def unknown_share(tokenizer, *documents: str) -> float:
+    ids = [token for document in encode(tokenizer, *documents) for token in document]
+    return ids.count(tokenizer.unk_token_id) / len(ids)
+
+
+def test_the_alphabet_of_wordpiece_follows_the_vocabulary():
+    """3,000 Chinese characters of about the frequencies that they have in text, and words of two Latin letters."""
+    rng = random.Random(2)
+    weights = [1 / (rank + 10) for rank in range(3000)]
+    chinese = [chr(0x4E00 + rank) for rank in range(3000)]
+    documents = ["".join(rng.choices(chinese, weights, k=20)) + " to be or no" for _ in range(2000)] + chinese
+    special = default_special_tokens("wordpiece")
+    counts, shares = Counter("".join(documents)), {}
+    for size in (1100, 2000, 4000):
+        tokenizer = train_tokenizer("wordpiece", partial(iter, documents), size, special)
+        assert len(tokenizer) <= size
+        known = tokenizer.get_vocab().keys() & set(chinese)
+        shares[size] = unknown_share(tokenizer, *documents)
+        lost = max((counts[character] for character in chinese if character not in known), default=0)
+        assert lost <= min(counts[character] for character in known)
+    assert shares[1100] > shares[2000] > shares[4000] == 0
+    assert shares[2000] < 0.1
+    with pytest.raises(TokenizerError, match="too small"):
+        train_tokenizer("wordpiece", partial(iter, documents), 900, special)
+
+
+def test_rare_characters_leave_wordpiece_half_of_its_vocabulary():
+    rng = random.Random(3)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=6)) for _ in range(800)]
+    rare = [chr(0x4E00 + rank) for rank in range(1500)]
+    special = default_special_tokens("wordpiece")
+    tokenizer = train_tokenizer("wordpiece", lambda: [" ".join(words)] * 3 + rare, 2400, special)
+    assert len(tokenizer) == 2400
+    assert sum(character in tokenizer.get_vocab() for character in rare) == pytest.approx(1165, abs=5)
+
+
+def test_a_word_of_any_length_is_known_to_wordpiece(tokenizers):
+    tokenizer = tokenizers["wordpiece"]
+    for word in ("cat" * 33, "cat" * 34, "dog" * 1000, "a" * 100_000, "北" * 300):
+        assert unknown_share(tokenizer, f"the {word} sees") == 0
+        (ids,) = encode(tokenizer, word)
+        assert "".join(tokenizer.decode(ids).split()) == word
 
 
 def test_bpe_needs_no_unknown_token():

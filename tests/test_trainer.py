@@ -464,13 +464,15 @@ def test_of_the_ephemeral_checkpoints_only_the_newest_stays(experiment):
     assert names == ["checkpoint-0", "checkpoint-2", "checkpoint-5"]
 
 
-def test_evaluation_says_loss_perplexity_and_bits_per_byte(experiment, corpus):
-    config = experiment(train_steps=4, evaluate_every_steps=2)
+def test_evaluation_says_loss_perplexity_and_bits_per_byte(experiment, corpus, tmp_path):
+    known = set(corpus.train.read_text().split())
+    sentences = [line for line in corpus.test.read_text().splitlines() if known.issuperset(line.split())]
+    (tmp_path / "known.txt").write_text("".join(f"{line}\n" for line in sentences))
+    test_corpus = f"data.test_corpus={tmp_path / 'known.txt'}"
+    config = experiment(train_steps=4, evaluate_every_steps=2, overrides=[test_corpus])
     run(config, quiet=True)
     records = metrics(config, "eval")
     assert [record["step"] for record in records] == [2, 4]
-    text = corpus.test.read_text()
-    sentences = text.splitlines()
     assert records[0]["tokens"] == sum(len(line.split()) + 1 for line in sentences)
     assert records[0]["perplexity"] == pytest.approx(math.exp(records[0]["loss"]))
     nats = records[0]["loss"] * records[0]["tokens"]

@@ -1,16 +1,16 @@
 """Score a checkpoint: loss, perplexity and bits per byte on a text, or accuracy on
 minimal pairs. Without --corpus and --pairs it uses the test corpus of its YAML.
 
-Bits per byte are given where every token of the text is predicted, and none is
+Bits per byte are given if every token of the text is predicted and none is
 unknown: an unknown token hides what the text was.
 
-Minimal pairs are in the format of BLiMP; those without a UID are named after
-their file. The score of a sentence is its log-probability after the start of a
-document (causal models), or its pseudo-log-likelihood with one token hidden at a
-time (masked models). A tie counts as wrong. Scores are tied if they differ by
-less than the rounding of fp32: 0.000002 x (the score + its number of tokens),
-0.0001 for 12 tokens with a score of -40. A pair is left out where a sentence has
-no tokens or more than the model was trained on.
+Minimal pairs are in the format of BLiMP; a pair without a UID belongs to its
+file. The score of a sentence is its log-probability after the start of a
+document (causal models), or its pseudo-log-likelihood with one token hidden at
+a time (masked models). A tie counts as wrong. Scores are tied if they differ by
+no more than the noise of fp32: 0.0000019 x (score + number of tokens), which is
+0.0001 for 12 tokens with a score of -40. A pair is left out if a sentence has
+no tokens, or more than the model was trained on.
 """
 
 from __future__ import annotations

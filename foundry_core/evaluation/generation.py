@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -31,6 +33,17 @@ def prompt_warnings(
 def _room(model: BaseLanguageModel, tokens: int) -> float:
     """Return how many tokens a text of so many may still grow by."""
     return math.inf if model.config.capabilities.unbounded_length else model.context.max_sequence_length - tokens
+
+
+@contextmanager
+def _lengths_not_warned_of() -> Iterator[None]:
+    """Keep transformers from warning of texts longer than a row: where that is a bound, `_room` keeps it."""
+    logger = logging.getLogger("transformers.generation.stopping_criteria")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def continuations(
@@ -64,7 +77,7 @@ def continuations(
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
     )
-    with evaluating(model), kept_generators():
+    with evaluating(model), kept_generators(), _lengths_not_warned_of():
         torch.manual_seed(seed)
         output = model.generate(
             ids,

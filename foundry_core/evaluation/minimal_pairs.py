@@ -65,17 +65,11 @@ def read_pairs(spec: str | Path | Sequence[str | Path]) -> list[Pair]:
     for path in (Path(os.path.expanduser(one)) for one in specs):  # noqa: PTH111 - leaves ~nobody as it is
         if path.is_file() and kind_of(path) != "jsonl":
             refuse(path, f"not a minimal pairs file: expected {_FORMAT}.")
-    corpus = Corpus.open(specs, name="minimal pairs")
-    files = {path: stamp for path, stamp in zip(corpus.files, corpus.stamps, strict=True) if kind_of(path) == "jsonl"}
-    others = [path for path in corpus.files if path not in files]
-    if not files:
-        refuse(others[0], f"not a minimal pairs file: expected {_FORMAT}.")
-    if others:
-        warn(f"{len(others)} files that are not .jsonl are not read, such as {shown(others[0])}")
-    stems = {path: _SUFFIXES.sub("", path.name) for path in files}
+    corpus = Corpus.open(specs, name="minimal pairs", pattern="*.jsonl*")
+    stems = {path: _SUFFIXES.sub("", path.name) for path in corpus.files}
     shared = Counter(stems.values())
     pairs = []
-    for path, stamp in files.items():
+    for path, stamp in zip(corpus.files, corpus.stamps, strict=True):
         name = shown(Path(stems[path])) if shared[stems[path]] == 1 else shown(path)
         found = [_pair(text, name, place) for place, text in json_lines(path, stamp)]
         if not found:
@@ -90,9 +84,9 @@ def _pair(line: str, name: str, place: Path) -> Pair:
         record = json.loads(line, object_pairs_hook=_object_with_unique_keys)
         if not isinstance(record, dict):
             raise ValueError("not an object")
-        if type(record.get("UID")) is int:
-            record["UID"] = str(record["UID"])
-        good, bad, paradigm = (_text({"UID": name} | record, key) for key in ("sentence_good", "sentence_bad", "UID"))
+        uid = record.get("UID")
+        named = record | {"UID": name if uid is None else str(uid) if type(uid) is int else uid}
+        good, bad, paradigm = (_text(named, key) for key in ("sentence_good", "sentence_bad", "UID"))
     except (ValueError, RecursionError) as error:
         refuse(place, f"not a minimal pair: {error}; expected {_FORMAT}.", error)
     return Pair(good, bad, paradigm, shown(place))

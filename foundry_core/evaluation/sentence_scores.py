@@ -56,9 +56,10 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
 
 
 def noise(score: float, tokens: int) -> float:
-    """Return the difference in nats below which two scores are equal, as far as arithmetic in fp32 can tell.
+    """Return the largest difference in nats that is no difference: two scores as arithmetic in fp32 may round them.
 
-    It is 16 roundings of the score and of each of its tokens: 0.0001 for a sentence of 12 tokens with a score of -40.
+    16 units of fp32 for the score and for each token: 0.0001 for 12 tokens with a score of -40. Scores in batches of 1
+    to 300 differed by at most 2 units (gpt2, lstm and bert up to 12 layers of 768, trained and not, on a CPU).
     """
     return 16 * torch.finfo(torch.float32).eps * (abs(score) + tokens)
 

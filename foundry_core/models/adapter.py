@@ -7,7 +7,6 @@ that has been imported.
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import sys
 from copy import deepcopy
@@ -105,9 +104,10 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
 
         Weights that the plugin has renamed since a local folder was written are found under their old names.
         """
-        if arguments and os.path.exists(weights := os.path.join(arguments[0], WEIGHTS)):
-            with safe_open(weights, framework="pt") as file:
-                names = present_names(file.keys(), pending(read_description(arguments[0])), adapted=True)
+        folder = Path(arguments[0]) if arguments else None
+        if folder is not None and (folder / WEIGHTS).exists():
+            with safe_open(folder / WEIGHTS, framework="pt") as file:
+                names = present_names(file.keys(), pending(read_description(folder)), adapted=True)
             old = {f"^{re.escape(old)}$": new for new, old in names.items() if new != old}
             keywords = {"key_mapping": old or None, **keywords}
         opened = super().from_pretrained(*arguments, **keywords)
@@ -118,10 +118,6 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
         for name, buffer in computed.items():
             buffer.copy_(built[name])
         return opened
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Do nothing, as in the configuration."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the weights that the plugin has initialised; transformers' own scheme would replace them."""

@@ -80,7 +80,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
             raise FoundryError(f"{type(inner).__name__} cannot be trained here: it has no base model besides a head")
         self.model = inner
         self.arguments: AbstractSet[str] = frozenset(inspect.signature(inner.forward).parameters)
-        # A base model takes any keyword, and ignores those that it does not have. GPT-2 takes segments for words.
+        # A base model accepts any keyword and ignores those it does not name. Without segments of its own, GPT-2 adds
+        # the embedding of token 0 or 1 for `token_type_ids`.
         segments = {"token_type_ids"} if getattr(inner.config, "type_vocab_size", 0) else set()
         named = inspect.signature(inner.base_model.forward).parameters
         self._base_arguments = {*named, *_ASKED} - {"token_type_ids"} | segments

@@ -243,6 +243,8 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "compile": self.config.training.compile,
         }
+        if self.data.train.info.unknown:
+            facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
         environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
         read = {"plan": asdict(self.plan), "corpora": dict(self.data.description)}
         record = environment | read | {"started": time.strftime("%Y-%m-%dT%H:%M:%S")}

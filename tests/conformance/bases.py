@@ -19,8 +19,10 @@ from foundry_core import (
     BuildContext,
     Capabilities,
     ConfigSection,
+    Dropout,
     ExperimentConfig,
     FoundryError,
+    Layers,
     ModelConfig,
     ModelOutput,
     register_architecture,
@@ -31,8 +33,8 @@ class SmallSection(ConfigSection):
     """`model.small`."""
 
     width: int = Field(16, ge=1, description="width of everything")
-    num_layers: int = Field(2, ge=1, description="layers on top of each other")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on embeddings and after each layer")
+    num_layers: Layers = Field(2, description="layers on top of each other")
+    dropout: Dropout = Field(0.0, description="on embeddings and after each layer")
 
 
 class SmallModelConfig(ModelConfig):
@@ -244,7 +246,7 @@ class RecurrentModel(SmallModel):
         **kwargs: Any,
     ) -> ModelOutput:
         hidden_BTD = self.dropout(self.embedding(input_ids))
-        real_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real_BT = torch.ones_like(input_ids) if attention_mask is None else self.last_columns(attention_mask, input_ids)
         states = []
         for number, cell in enumerate(self.layers):
             before_BD = self.start(hidden_BTD) if state is None else state[number]
@@ -253,6 +255,10 @@ class RecurrentModel(SmallModel):
             states.append(after_BD)
         carried = tuple(states) if use_cache else None
         return self.finish(hidden_BTD, labels, attention_mask=attention_mask, state=carried, **kwargs)
+
+    def last_columns(self, mask: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """The part of a mask that covers these tokens; it may also cover those that the state has read."""
+        return mask[:, -input_ids.shape[1] :]
 
     def start(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD.new_zeros(x_BTD.shape[0], self.width)

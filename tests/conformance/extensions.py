@@ -91,6 +91,31 @@ def _masked(offer):
 
 foundry_objectives = hookimpl(_masked(foundry_objectives))
 """
+OWN_LOSS = """
+
+def _with_loss(offer):
+    def foundry_objectives():
+        (found,) = offer()
+        return [type(found)(**{**vars(found), "loss": f"{__name__}:loss"})]
+
+    return foundry_objectives
+
+
+foundry_objectives = hookimpl(_with_loss(foundry_objectives))
+
+
+def loss(config):
+    from torch.nn.functional import cross_entropy
+
+    return lambda logits, labels, batch: RESULT
+"""
+
+
+def own_loss(result: str) -> str:
+    """What gives the objective a loss of its own; `losses` are those of a correct one."""
+    losses = 'cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)'
+    return OWN_LOSS.replace("RESULT", result.replace("losses", losses))
+
 
 PLANTED = [
     Planted("optimizer", "entry-point", "no upper bound on model-foundry", requires="model-foundry>=0.1"),
@@ -170,6 +195,9 @@ PLANTED = [
         "self.longest,",
         "self.mask = tokenizer.mask_token_id + 0\n        self.longest,",
     ),
+    Planted("objective", "loss", "a loss that is not finite", new=own_loss("losses / 0")),
+    Planted("objective", "loss", "a loss without a gradient", new=own_loss("losses.detach() + 0 * logits.sum()")),
+    Planted("objective", "loss", "a mean over the batch", new=own_loss("losses / len(labels)")),
     # Optimizers.
     Planted("optimizer", "runs", "no gradient is an error", OPTIMIZER, GUARD, ""),
     Planted(

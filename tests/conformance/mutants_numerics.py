@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from foundry_core import BuildContext, ExperimentConfig, ModelConfig, ModelOutput
+from foundry_core import BuildContext, Dropout, ExperimentConfig, ModelConfig, ModelOutput
 
 from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel, SmallSection
 from .mutants import Mutants
@@ -134,7 +134,7 @@ class DropoutInEvaluation(AttentionModel):
 
 
 class DropSection(SmallSection):
-    drop: float = Field(0.1, ge=0, lt=1, description="before the output layer")
+    drop: Dropout = Field(0.1, description="before the output layer")
 
 
 class DropModelConfig(ModelConfig):

@@ -224,12 +224,18 @@ class SoftmaxedOutput(AttentionModel):
         return super().head(hidden).softmax(dim=-1)
 
 
-@MUTANTS.plant("log-softmaxed output", caught_by="raw-logits")
-class LogSoftmaxedOutput(RecurrentModel):
-    """The loss is the same: normalising twice changes nothing."""
+@MUTANTS.plant("the logarithm of a softmax of a softmax", caught_by="raw-logits")
+class SoftmaxedTwice(RecurrentModel):
+    """Normalised, as log-probabilities are, and never further apart than 1."""
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return super().head(hidden).log_softmax(dim=-1)
+        return super().head(hidden).softmax(dim=-1).log_softmax(dim=-1)
+
+
+@MUTANTS.plant("a sigmoid for each token", caught_by="raw-logits")
+class Sigmoids(BidirectionalModel):
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().head(hidden).sigmoid()
 
 
 @MUTANTS.plant("last position dropped", caught_by="raw-logits")

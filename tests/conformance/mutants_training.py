@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -147,18 +148,26 @@ class ChunksApart(RecurrentModel):
         return torch.cat(outputs, dim=1), state_BD
 
 
-@MUTANTS.plant("a gradient that ends between chunks of 64", caught_by="long-rows")
-class GradientCut(RecurrentModel):
-    """Truncated backpropagation, which no value shows."""
+class InParts(RecurrentModel):
+    """Truncated backpropagation, which no value shows: the gradient does not cross the ends of parts."""
+
+    ends: Sequence[int] = ()
 
     def recur(
         self, cell: Any, x_BTD: torch.Tensor, real_BT: torch.Tensor, state_BD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs = []
-        for x, real in zip(x_BTD.split(64, dim=1), real_BT.split(64, dim=1), strict=True):
-            output, state_BD = super().recur(cell, x, real, state_BD.detach())
+        ends = [end for end in self.ends if end < x_BTD.shape[1]]
+        sizes = [stop - start for start, stop in zip([0, *ends], [*ends, x_BTD.shape[1]], strict=True)]
+        outputs: list[torch.Tensor] = []
+        for x, real in zip(x_BTD.split(sizes, dim=1), real_BT.split(sizes, dim=1), strict=True):
+            output, state_BD = super().recur(cell, x, real, state_BD.detach() if outputs else state_BD)
             outputs.append(output)
         return torch.cat(outputs, dim=1), state_BD
+
+
+@MUTANTS.plant("a gradient that ends between chunks of 64", caught_by="long-rows")
+class GradientCut(InParts):
+    ends = range(64, 600, 64)
 
 
 @MUTANTS.plant("keys without a gradient behind 48 tokens", caught_by="long-rows")

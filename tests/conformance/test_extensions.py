@@ -13,7 +13,7 @@ import pytest
 from foundry_core.testing.extensions.run import all_checks
 from tests.each import each
 
-from .extensions import PLANTED, Planted, failures
+from .extensions import PLANTED, Planted, failures, own_loss
 
 KINDS = ("objective", "optimizer", "tokenizer", "observer", "command")
 STARTING_PYTHON = {"light-import", "same-bytes", "help", "bad-input"}
@@ -24,6 +24,11 @@ each_defect = pytest.mark.parametrize("planted", PLANTED, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_new_plugin_writes_passes_every_check(kind: str, tmp_path: Path) -> None:
     assert [f"{result.check.name}: {result.reason}" for result in failures(kind, tmp_path)] == []
+
+
+def test_an_objective_with_a_loss_of_its_own_passes(tmp_path: Path) -> None:
+    right = Planted("objective", "", "", new=own_loss("losses"))
+    assert [f"{result.check.name}: {result.reason}" for result in failures("objective", tmp_path, right)] == []
 
 
 def only(planted: Planted, site: Path, without: set[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from foundry_core import Capabilities, FoundryError
 from foundry_core.testing.kit.check import CHECKS
 
-from . import mutants_masking, mutants_numerics, mutants_objective, mutants_settings, mutants_training
+from . import mutants_masking, mutants_numerics, mutants_objective, mutants_reach, mutants_settings, mutants_training
 from .bases import (
     BASES,
     AttentionModel,
@@ -34,6 +34,7 @@ MUTANTS = [
     *mutants_numerics.MUTANTS,
     *mutants_training.MUTANTS,
     *mutants_settings.WEIGHTS,
+    *mutants_reach.LOGITS,
 ]
 GROUPS = {"objective", "masking", "numerics"}
 

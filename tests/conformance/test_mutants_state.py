@@ -15,7 +15,7 @@ from foundry_core.errors import PluginError
 from foundry_core.testing.kit.check import CHECKS
 from foundry_core.testing.kit.surroundings import changed, settings
 
-from . import mutants_integration, mutants_settings, mutants_state, packages
+from . import mutants_integration, mutants_reach, mutants_settings, mutants_state, packages
 from .bases import SmallModel
 from .bases_state import BASES_STATE
 from .mutants import Mutant, failures, whole_kit
@@ -28,6 +28,8 @@ MUTANTS: list[Mutant | Package] = [
     *mutants_settings.SETTINGS,
     *mutants_settings.PACKAGES,
     *PACKAGES,
+    *mutants_reach.STATE,
+    *mutants_reach.PACKAGES,
 ]
 
 each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)

@@ -9,6 +9,7 @@ import pytest
 
 from foundry_core.cli import main
 from foundry_core.cli.new_plugin import plugin_files
+from foundry_core.testing.kit import keys
 
 from .packages import NAME, PACKAGE, RIGHT, failures, installed
 
@@ -16,6 +17,10 @@ WRITTEN = plugin_files(NAME)[f"{PACKAGE}/state_keys.txt"]
 """The list that `foundry new-plugin` writes."""
 
 NAMES = [line for line in WRITTEN.splitlines() if line and not line.startswith(("#", "["))]
+
+
+def names_in(path: Path) -> dict[str, list[str]]:
+    return {title: each.names for title, each in keys.committed(path).items()}
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def committed(tmp_path: Path) -> Iterator[Path]:
 def test_the_list_has_the_names_of_every_example_in_order(committed: Path) -> None:
     assert len(NAMES) > 20
     assert committed.read_text() == WRITTEN
-    assert read_keys(committed) == {f"{NAME}: tiny, causal_lm": NAMES}
+    assert names_in(committed) == {f"{NAME}: tiny, causal_lm": NAMES}
 
 
 def test_written_again_it_keeps_others_commitments(committed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +41,7 @@ def test_written_again_it_keeps_others_commitments(committed: Path, capsys: pyte
     committed.write_text(other + "".join(f"{name}\n" for name in NAMES))
     assert main(["check", NAME, "--write-keys"]) == 0
     assert capsys.readouterr().out == f"{committed}\n"
-    assert read_keys(committed) == {
+    assert names_in(committed) == {
         "another: tiny, causal_lm": NAMES[:1],
         "another: tiny, masked_lm": NAMES[:1],
         f"{NAME}: tiny, causal_lm": NAMES,

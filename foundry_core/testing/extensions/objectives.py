@@ -18,6 +18,7 @@ from foundry_core.data.batches import Batches, Collator
 from foundry_core.data.collators import CheckedCollator, get_data_collator
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.workers import Batch
+from foundry_core.models.base import create_model
 from foundry_core.models.loss import IGNORED
 from foundry_core.registry.loading import import_string
 from foundry_core.registry.objective import Objective
@@ -25,6 +26,7 @@ from foundry_core.testing.extensions.check import bench, check
 from foundry_core.testing.extensions.experiment import LENGTH, SPECIAL_TOKENS, experiment, letters, ordinary_ids
 from foundry_core.testing.extensions.subjects import Subject
 from foundry_core.testing.kit.check import NonconformanceError, NotApplicableError, require
+from foundry_core.training.losses import objective_loss, summed_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -282,3 +284,38 @@ def tokens(bench: ObjectiveBench) -> None:
         bench.collator(tokenizer)(rows)
     except Exception as error:
         raise NonconformanceError(f"without {', '.join(left_out)}: {type(error).__name__}: {error}") from error
+
+
+@check(
+    "objective",
+    "loss",
+    fix="Return the loss of each predicted token, (N,), computed from its own logits and label: core adds them up over "
+    "micro-batches and divides by their number. Do not average or detach.",
+)
+def loss(bench: ObjectiveBench) -> str:
+    """A loss of the objective's own can be minimised: it is finite, 0 where nothing is predicted, a sum over rows
+    however they are split, and 30 steps lower it.
+    """
+    if bench.objective.loss is None:
+        raise NotApplicableError("uses core's cross-entropy")
+    config, rows = experiment(bench.subject), bench.rows([LENGTH] * 8)
+    own, model = objective_loss(config), create_model(config, letters()).train()
+    whole = bench.collator()(deepcopy(rows))
+    parts = [{name: tensor[at : at + 2] for name, tensor in whole.items()} for at in (0, 2, 4, 6)]
+    first, before = summed_losses(model, model, whole, own)
+    require(bool(first.isfinite()), f"the loss of a new model is {first.item()}")
+    apart = sum(float(summed_losses(model, model, part, own)[0]) for part in parts)
+    close = abs(apart - float(first)) <= 1e-4 * abs(float(first))
+    require(close, f"the loss of {len(rows)} rows is {float(first):.4f}, and {apart:.4f} if they come in pairs")
+    nothing = {**whole, "labels": torch.full_like(whole["labels"], IGNORED)}
+    empty = float(summed_losses(model, model, nothing, own)[0])
+    require(empty == 0, f"the loss is {empty} where nothing is predicted")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(30):
+        optimizer.zero_grad()
+        summed_losses(model, model, whole, own)[0].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    last, after = summed_losses(model, model, whole, own)
+    require(float(last) < float(first), f"30 steps move the loss from {float(first):.4f} to {float(last):.4f}")
+    fell = f"{float(before['loss']):.0f} to {float(after['loss']):.0f}"
+    return f"30 steps lower it from {float(first):.0f} to {float(last):.0f}, and the cross-entropy goes from {fell}"

@@ -178,7 +178,7 @@ class Case:
             for parameter in model.parameters():
                 if parameter.is_floating_point():
                     # Sums over many inputs would grow with their number.
-                    scale = 0.1 * min(1.0, math.sqrt(48 / parameter.shape[-1])) if parameter.ndim > 1 else 0.1
+                    scale = 0.1 * min(1.0, math.sqrt(64 / parameter.shape[-1])) if parameter.ndim > 1 else 0.1
                     parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
         return model
 

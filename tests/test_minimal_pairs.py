@@ -1,0 +1,163 @@
+"""Minimal pairs: what is read, and scores that depend on nothing but the sentence."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
+from foundry_core.errors import DataError
+from foundry_core.evaluation.minimal_pairs import Pair, read_pairs, score_pairs
+from foundry_core.evaluation.sentence_scores import id_scores, noise
+from tests.each import each
+
+GOOD, BAD = "the cat sees the dog", "the cat see the dog"
+LINE = json.dumps({"sentence_good": GOOD, "sentence_bad": BAD})
+ARCHITECTURES = ("gpt2", "lstm", "bert")
+
+
+@pytest.fixture
+def model(experiment: Callable[..., ExperimentConfig], letters: Any, tmp_path: Path) -> Callable[[str], Any]:
+    """An untrained model of letters, with logits as large as those of a trained one."""
+
+    def build(architecture: str, scale: float = 4.0) -> BaseLanguageModel:
+        objective = {"objective": "masked_lm"} if architecture == "bert" else {}
+        config = experiment(architecture, tmp_path, training=objective)
+        torch.manual_seed(0)
+        built = create_model(config, letters)
+        with torch.no_grad():
+            for parameter in built.parameters():
+                parameter.mul_(scale)
+        return built
+
+    return build
+
+
+def random_texts(count: int) -> list[tuple[int, ...]]:
+    chance = random.Random(0)
+    return [tuple(chance.choices(range(8, 32), k=chance.randint(1, 20))) for _ in range(count)]
+
+
+@each("architecture", ARCHITECTURES)
+def test_equal_sentences_have_equal_scores_in_any_order(model, letters, one_thread, architecture):
+    texts = random_texts(120 if architecture == "bert" else 600)
+    scored = model(architecture)
+    scores = id_scores(scored, letters, texts * 2)
+    assert scores[: len(texts)] == scores[len(texts) :]
+    order = random.Random(1).sample(range(len(texts)), len(texts))
+    assert id_scores(scored, letters, [texts[place] for place in order]) == [scores[place] for place in order]
+
+
+@each("architecture", ARCHITECTURES)
+def test_the_score_of_a_sentence_is_that_of_the_sentence_alone(model, letters, architecture):
+    """In another batch, with other padding, it differs by less than half of `noise`."""
+    texts = random_texts(60)
+    scored = model(architecture)
+    for text, score in zip(texts, id_scores(scored, letters, texts), strict=True):
+        (alone,) = id_scores(scored, letters, [text])
+        assert abs(score - alone) <= noise(score, len(text)) / 2
+
+
+def test_a_causal_score_is_the_loss_after_the_separator(model, letters):
+    scored, texts = model("gpt2"), random_texts(5)
+    for text, score in zip(texts, id_scores(scored, letters, texts), strict=True):
+        ids = torch.tensor([[letters.eos_token_id, *text]])
+        assert score == pytest.approx(-scored(ids, labels=ids, reduction="sum").loss.item(), rel=1e-5)
+
+
+def test_a_difference_below_the_noise_is_a_tie_and_wrong(model, letters):
+    pairs = [Pair("abc", "abd", "near", "x:1"), Pair("abd", "abc", "near", "x:2"), Pair("ab", "ab", "same", "x:3")]
+    near, same = score_pairs(model("lstm", scale=1e-7), letters, pairs)
+    assert (near.ties, near.accuracy, same.ties, same.accuracy) == (2, 0, 1, 0)
+    far, same = score_pairs(model("lstm"), letters, pairs)
+    assert (far.ties, far.accuracy, same.ties) == (0, 0.5, 1)
+
+
+def test_a_sentence_too_long_leaves_out_its_pair_alone(model, letters, capsys):
+    pairs = [Pair("ab", "ac", "short", f"f:{line}") for line in range(1, 4)]
+    pairs += [Pair("ab", "a" * 24, "long", f"f:{line}") for line in range(4, 9)] + [Pair("", "a", "none", "f:9")]
+    short, long, none = score_pairs(model("gpt2"), letters, pairs)
+    assert (short.pairs, short.left_out, short.accuracy in (0, 1)) == (3, 0, True)
+    assert (long.pairs, long.left_out, long.accuracy) == (0, 5, None)
+    assert (none.pairs, none.left_out) == (0, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: left out: f:4: a sentence has 25 tokens, the model was trained on 24"
+    assert (len(lines), "3 more pairs" in lines[-1]) == (4, True)
+    with pytest.raises(DataError, match=r"none of 5 pairs can be scored: f:4: a sentence has 25"):
+        score_pairs(model("gpt2"), letters, pairs[3:8])
+    (long,) = score_pairs(model("lstm"), letters, pairs[3:8])
+    assert (long.pairs, long.left_out) == (5, 0)
+
+
+@each(
+    ("content", "problem"),
+    [
+        (b'{"sentence_good": "caf\xe9", "sentence_bad": "b"}', r"x.jsonl:2: byte 129 \(0xe9\) is not UTF-8"),
+        (b'{"sentence_good": "a\0", "sentence_bad": "b"}', "x.jsonl:2: byte 127 is NUL"),
+        (rb'{"sentence_good": "a \u0000", "sentence_bad": "b"}', 'x.jsonl:2: .*"sentence_good" has a NUL'),
+        (rb'{"sentence_good": "a", "sentence_bad": "\ud83d"}', 'x.jsonl:2: .*"sentence_bad" has a lone surrogate'),
+        (rb'{"sentence_good": "a", "sentence_bad": "b", "UID": "\ud83d"}', 'x.jsonl:2: .*"UID" has a lone surrogate'),
+        (b'{"sentence_good": "a", "sentence_good": "c", "sentence_bad": "b"}', "x.jsonl:2: .*occurs 2 times"),
+        (b'{"sentence_good": "a", "sentence_bad": "b", "UID": "c", "UID": "d"}', "x.jsonl:2: .*occurs 2 times"),
+        (b'{"sentence_good": "", "sentence_bad": "b"}', 'x.jsonl:2: .*"sentence_good" is empty'),
+        (rb'{"sentence_good": "a", "sentence_bad": "\u00a0\n "}', 'x.jsonl:2: .*"sentence_bad" is empty'),
+        (b'{"sentence_good": "a"}', 'x.jsonl:2: .*no key "sentence_bad"'),
+        (b'{"sentence_good": "a", "sentence_bad": ["b"]}', 'x.jsonl:2: .*"sentence_bad" is list'),
+        (b'{"sentence_good": "a", "sentence_bad": "b", "UID": ["c"]}', 'x.jsonl:2: .*"UID" is list'),
+        (b'["a", "b"]', "x.jsonl:2: .*not an object"),
+        (b"a sentence", "x.jsonl:2: not a minimal pair: Expecting value"),
+        (b"[" * 100_000, "x.jsonl:2: not a minimal pair"),
+    ],
+)
+def test_what_is_not_a_minimal_pair_is_refused_with_its_line(tmp_path, content, problem):
+    path = tmp_path / "x.jsonl"
+    first = b"\xef\xbb\xbf" + LINE.encode() + b" " * (102 - len(LINE))
+    path.write_bytes(first + b"\r\n" + content + b"\n")
+    with pytest.raises(DataError, match=problem) as caught:
+        read_pairs(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_format_is_refused_with_what_is_expected(tmp_path):
+    for name in ("a.json", "a.tsv", "a.txt", "a.jsonl.zip"):
+        (tmp_path / name).write_text(LINE)
+        with pytest.raises(DataError, match=rf"{name}: not a minimal pairs file: expected one JSON object a line"):
+            read_pairs(tmp_path / name)
+    with pytest.raises(DataError, match=r"no file that matches '\*.jsonl\*' to read .* only 4 other"):
+        read_pairs(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(DataError, match=r"empty.jsonl: does not contain a minimal pair"):
+        read_pairs([tmp_path / "empty.jsonl"])
+
+
+def test_files_folders_and_globs_give_a_row_for_each_uid_or_file(tmp_path, monkeypatch, capsys):
+    def names(*specs: str) -> list[str]:
+        return [pair.paradigm for pair in read_pairs([spec.format(tmp_path) for spec in specs])]
+
+    (tmp_path / "blimp" / "deep").mkdir(parents=True)
+    with_uid = json.dumps({"UID": "agreement", "sentence_good": GOOD, "sentence_bad": BAD})
+    (tmp_path / "blimp" / "a.jsonl").write_text(f"{with_uid}\n\n{LINE}\r\n" + LINE.replace("{", '{"UID": 7, '))
+    (tmp_path / "blimp" / "deep" / "b.jsonl.gz").write_bytes(gzip.compress(f"\ufeff{LINE}".encode()))
+    (tmp_path / "blimp" / "notes.txt").write_text("about them " * 99)
+    assert names("{}/blimp") == ["agreement", "a", "7", "b"]
+    assert "notes.txt" in capsys.readouterr().err
+    assert names("{}/blimp/*.jsonl", "{}/blimp/deep/b.jsonl.gz") == ["agreement", "a", "7", "b"]
+    assert [pair.place for pair in read_pairs(str(tmp_path / "blimp" / "a.jsonl"))][-1] == f"{tmp_path}/blimp/a.jsonl:4"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert names("~/blimp/deep") == ["b"]
+    (tmp_path / "a.jsonl").write_text(LINE.replace("}", ', "UID": null}'))
+    assert names("{}/a.jsonl", "{}/blimp/a.jsonl") == [
+        f"{tmp_path}/a.jsonl",
+        "agreement",
+        f"{tmp_path}/blimp/a.jsonl",
+        "7",
+    ]
+    with pytest.raises(DataError, match="listed twice"):
+        names("{}/a.jsonl", "{}/*.jsonl")
