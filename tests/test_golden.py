@@ -3,7 +3,7 @@
 A change here means that training computes something else than it did. When that is on purpose, write the record anew
 and say why in the changelog:
 
-    python tests/test_golden.py
+    python -m tests.test_golden
 """
 
 from __future__ import annotations
