@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from foundry_core.config.sections import DocumentDelimiter
-from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit, word_count
+from foundry_core.corpus.account import ByteAccount, word_count
+from foundry_core.corpus.reader import Corpus, DocumentUnit
 from foundry_core.errors import DataError
 from tests.each import each
 

@@ -70,7 +70,7 @@ def test_an_example_trains_with_what_it_offers(
     assert name in (config.training.objective, config.training.optimizer, config.tokenizer.tokenizer_type)
 
 
-def test_bits_per_byte_need_an_objective_that_predicts_all(
+def test_labels_that_are_left_out_leave_no_bits_per_byte(
     trained: Callable[[str], ExperimentConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_folder = Path(trained("foundry_objectives").training.output_dir)

@@ -198,7 +198,7 @@ def first_fault(content: bytes) -> int | None:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 @pytest.mark.parametrize("unit", ["line", "block", "file"])
 def test_a_text_of_the_world_is_read_whole_or_refused_at_a_byte(source: Path, unit: Any, tmp_path: Path) -> None:
-    from foundry_core.corpus.reader import ByteAccount
+    from foundry_core.corpus.account import ByteAccount
 
     path, account = as_text(source, tmp_path), ByteAccount()
     fault = first_fault(path.read_bytes())

@@ -56,7 +56,7 @@ def test_equal_sentences_have_equal_scores_in_any_order(model, letters, one_thre
 
 
 @each("architecture", ARCHITECTURES)
-def test_a_score_is_that_of_the_sentence_alone(model, letters, architecture):
+def test_the_score_of_a_sentence_is_that_of_the_sentence_alone(model, letters, architecture):
     """In another batch, with other padding, it differs by less than half of `noise`."""
     texts = random_texts(60)
     scored = model(architecture)
@@ -125,7 +125,7 @@ def test_what_is_not_a_minimal_pair_is_refused_with_its_line(tmp_path, content, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_another_format_is_refused(tmp_path):
+def test_another_format_is_refused_with_what_is_expected(tmp_path):
     for name in ("a.json", "a.tsv", "a.txt", "a.jsonl.zip"):
         (tmp_path / name).write_text(LINE)
         with pytest.raises(DataError, match=rf"{name}: not a minimal pairs file: expected one JSON object a line"):

@@ -117,7 +117,7 @@ def test_text_has_the_ids_of_training_in_scores_and_prompts(
     assert score == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_models_of_every_objective_see_the_same_text_at_every_step(experiment: Experiment, tmp_path: Path) -> None:
+def test_every_objective_sees_the_same_text_at_every_step(experiment: Experiment, tmp_path: Path) -> None:
     """The sizes of a row are the same for all, as the rows are, their order, and what is counted."""
     ledgers = {}
     for architecture in ("gpt2", "lstm", "bert"):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from foundry_core.corpus.reader import ByteAccount, Corpus
+from foundry_core.corpus.account import ByteAccount
+from foundry_core.corpus.reader import Corpus
 from foundry_core.errors import DataError
 from tests.each import each
 

@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.corpus.reader import ByteAccount, Corpus, DocumentUnit
+from foundry_core.corpus.account import ByteAccount
+from foundry_core.corpus.reader import Corpus, DocumentUnit
 from foundry_core.data.token_file import prepare_tokens
 from foundry_core.errors import DataError
 from tests.each import each

@@ -44,9 +44,9 @@ VERBS = {
     "generate": "generate text from a checkpoint",
     "migrate": "convert a YAML of the old format",
     "schema": "print the JSON schema of the YAML, for editors",
-    "check": "run the conformance kit on an architecture",
+    "check": "run the checks of an architecture or another plugin",
     "plugins": "list, show and check the installed plugins",
-    "new-plugin": "write a package for a new architecture",
+    "new-plugin": "write a package for a new plugin",
 }
 
 _PRINTING = {"init", "validate", "plan", "evaluate", "generate", "migrate", "schema", "plugins"}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foundry_core.config.sections import DocumentDelimiter
+from foundry_core.corpus.account import ByteAccount, utf8_bytes, word_count
 from foundry_core.corpus.files import KINDS, Stamp, disguised, file_blocks, kind_of, refuse, shown, stamp_of
 from foundry_core.corpus.search import Found, search
 from foundry_core.corpus.tables import table_texts
@@ -28,32 +29,6 @@ DocumentUnit = Literal["line", "block", "file"] | DocumentDelimiter
 _NAMED_FILES = 5
 _BOM = b"\xef\xbb\xbf"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*+\n)+")
-_WIDE_SPACE = re.compile(r"[^\S\0-\x7f]")
-_SPACE_OR_X = bytes(ord(" ") if chr(byte).isspace() and byte < 128 else ord("x") for byte in range(256))
-
-
-@dataclass
-class ByteAccount:
-    """Counts of the bytes of a corpus, after decompression; complete when `Corpus.documents` has run to its end.
-
-    Of a Parquet or Arrow file the bytes are those of its texts in UTF-8: other columns and its own layout do not count.
-
-    `bytes_in == bytes_text + bytes_separators + bytes_skipped`
-    """
-
-    bytes_in: int = 0
-    bytes_text: int = 0
-    """The UTF-8 of the documents."""
-    bytes_separators: int = 0
-    """All other bytes: line ends, blank lines, byte-order marks, and of a jsonl line all but the UTF-8 of its text."""
-    bytes_skipped: int = 0
-    """Bytes left out for a reason listed in `skipped` (reason -> how often); this reader refuses rather than skips."""
-    documents: int = 0
-    empty_documents: int = 0
-    """Blank lines, files or jsonl texts, which are not documents; blank lines between blocks are not counted."""
-    words: int = 0
-    """Words of the documents, as `str.split()` separates them."""
-    skipped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -243,23 +218,11 @@ def _decode(path: Path, offset: int, piece: bytes) -> str:
     return text
 
 
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def word_count(text: str) -> int:
-    """Return `len(text.split())`: words are marked in a byte string, not built, which is three times as fast."""
-    if not text.isascii():
-        text = _WIDE_SPACE.sub(" ", text)
-    marks = text.encode().translate(_SPACE_OR_X)
-    return marks.count(b" x") + marks.startswith(b"x")
-
-
 def _counted(documents: list[str], account: ByteAccount) -> list[str]:
     """Count documents whose bytes are counted as separators so far, all at once because of the cost of each call."""
     if documents:
         text = "\n".join(documents)
-        size = _utf8_bytes(text) - len(documents) + 1
+        size = utf8_bytes(text) - len(documents) + 1
         account.bytes_text += size
         account.bytes_separators -= size
         account.documents += len(documents)
@@ -325,7 +288,7 @@ def _delimited(path: Path, stamp: Stamp, account: ByteAccount, delimiter: str) -
 def _table_documents(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[str]:
     """Yield the text of each row of a Parquet or Arrow file."""
     for row, texts in table_texts(path, stamp):
-        size = sum(map(_utf8_bytes, texts))
+        size = sum(map(utf8_bytes, texts))
         account.bytes_in += size
         account.bytes_separators += size
         for number, text in enumerate(texts):
@@ -346,7 +309,7 @@ def _json_documents(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[
                 try:
                     text = _json_text(line)
                 except (ValueError, RecursionError) as error:
-                    byte = offset + _utf8_bytes(piece[:start])
+                    byte = offset + utf8_bytes(piece[:start])
                     refuse(Path(f"{path}:{number + 1}"), f"the line at byte {byte}: {error}.", error)
                 if text and not text.isspace():
                     yield from _counted([text], account)

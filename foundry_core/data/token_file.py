@@ -18,7 +18,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from foundry_core.corpus.reader import ByteAccount, Corpus
+from foundry_core.corpus.account import ByteAccount
+from foundry_core.corpus.reader import Corpus
 from foundry_core.errors import CheckpointError, DataError
 from foundry_core.storage import files as storage
 from foundry_core.storage import manifest

@@ -32,16 +32,16 @@ def pending(description: Mapping[str, Any]) -> list[Migration]:
 
 def migrated(section: Mapping[str, Any], steps: Sequence[Migration]) -> dict[str, Any]:
     """Return a `model:` section with its keys under their present names."""
-    section = deepcopy(dict(section))
+    found = deepcopy(dict(section))
     for step in steps:
         for old, new in step.keys.items():
             *path, key = old.split(".")
-            place = _inner(section, path)
+            place = _inner(found, path)
             if key in place:
                 value = place.pop(key)
                 *path, key = new.split(".")
-                _inner(section, path)[key] = value
-    return section
+                _inner(found, path)[key] = value
+    return found
 
 
 def _inner(section: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:

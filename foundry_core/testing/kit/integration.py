@@ -195,6 +195,7 @@ def meta_device(case: Case) -> None:
         require("device" not in str(error) or "meta tensors" in str(error), f"on another device: {error}")
         return not_looked_at(f"{case}: a call on another device, which needs values that torch's meta device lacks")
     require(output.logits.device.type == "meta", "after moving the model to another device, its logits are on the CPU")
+    return None
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -59,9 +59,10 @@ def long_rows(case: Case) -> None:
     _require_whole_gradient(long, model, _CHUNKS)
     if case.capabilities.unbounded_length and longest is None:
         # Built for short rows: no buffer may be as long as those.
-        model = case.stirred(dropout=0.0)
+        model = case.stirred(dropout=0.0).float()
+        model.eval()
         for length in _LONGER:
-            _require_sound(case, model.float().eval(), length)
+            _require_sound(case, model, length)
         _require_whole_gradient(replace(case, length=_LONGER[-1]), model.train(), _LARGE_CHUNKS)
 
 
@@ -152,6 +153,7 @@ def _require_whole_gradient(case: Case, model: BaseLanguageModel, chunks: tuple[
             return not_looked_at("gradients across chunks: the model does not call get_input_embeddings()")
         if bool((off < 0.05).all()):
             return None
+    assert off is not None
     row, share = int(off.argmax()), float(off.max())
     size, side = sizes[row % len(sizes)], ("next", "previous", "previous")[row // len(sizes)]
     sent = f"from tokens to the {side} chunk, of {size} tokens in rows of {length}"
@@ -183,7 +185,8 @@ def _errors(
         with torch.no_grad():
             moved.copy_(distance * moving[..., None] * direction)
         torch.manual_seed(0)
-        return ((model(ids).logits.double() @ readout) * reading).sum(dim=1)
+        read_BT: torch.Tensor = (model(ids).logits.double() @ readout) * reading
+        return read_BT.sum(dim=1)
 
     hook = embeddings.register_forward_hook(lambda module, given, vectors: vectors + moved.to(vectors.dtype))
     try:

@@ -205,6 +205,7 @@ def rows_independent(case: Case) -> None:
         for how, logits in answers.items():
             what = f"logits of a row {how}{', in training' if training else ''}{norms(model)}"
             require_close(logits, together if len(logits) == 5 else together[2:3], what, atol=limit)
+    return None
 
 
 @check(

@@ -56,7 +56,8 @@ def runs(suite: Suite) -> None:
     "causal-leak",
     realistic=True,
     fix="An attention mask, the padding of a convolution, a second direction, or a norm whose mean and variance run "
-    "over time lets a prediction see its own target. If the changed token has too little effect, the mask is too narrow or a capability is wrong: "
+    "over time lets a prediction see its own target. If the changed token has too little effect, the mask is too "
+    "narrow or a capability is wrong: "
     "`bidirectional`, or `receptive_field`, which declares how far convolutions and windows see.",
 )
 def causal_leak(case: Case) -> None:
@@ -325,7 +326,7 @@ def raw_logits(case: Case) -> None:
     softmax: with large weights, those of a position differ by more than 1.
     """
     model, ids = case.stirred(), case.ids(3, case.length)
-    for factor in (1, 10, 100):
+    for _ in range(3):
         logits = model(ids).logits
         require(logits is not None, "the output has no logits")
         expected = (*ids.shape, case.vocabulary)

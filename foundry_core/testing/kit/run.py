@@ -40,6 +40,7 @@ from foundry_core.testing.kit.check import (
     ROOTS,
     Check,
     NonconformanceError,
+    NotApplicableError,
     NotLookedAtError,
     not_looked_at,
     subjects,
@@ -103,6 +104,8 @@ def _outcome(one: Check, suite: Suite) -> tuple[Outcome, str, Exception | None]:
                     one.function(subject)
                 except NotLookedAtError as error:
                     blind[subject] = str(error)
+                except NotApplicableError as error:
+                    return "skipped", str(error), None
     except Exception as error:  # noqa: BLE001 - whatever a model under test raises is a finding
         if not isinstance(error, NonconformanceError):
             with fixed_conditions():  # suite.fault builds the models, which may change them

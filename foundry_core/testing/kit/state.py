@@ -88,6 +88,7 @@ def _require_same_sums(case: Case, model: BaseLanguageModel, promised: list[floa
     off = max(abs(one - other) for one, other in zip(sums, promised, strict=True)) / scale
     what = f"{title(case)}: with the same names, logits differ from those that {path} promises by {off:.2g}"
     require(off <= 1e-6, f"{what} of the largest sum")
+    return None
 
 
 def _require_same_names(actual: list[str], expected: list[str], what: str) -> None:
