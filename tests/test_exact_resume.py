@@ -74,20 +74,18 @@ def folder(tmp_path_factory):
 
 def config_of(folder, kind, name, workers):
     architecture, objective, model = kind
-    causal = objective == "causal_lm"
     return load_config(
         {
             "experiment_name": "exact",
             "data": {
                 "training_corpus": str(folder / "train.txt"),
-                # 360 tokens after the first separator: 15 new ones in a row of either layout.
-                "max_sequence_length": 16 if causal else 17,
+                "max_sequence_length": 17,  # 360 tokens after the first separator, 15 of them in a row
                 "batch_size": 4,
             },
             "tokenizer": {
                 "tokenizer_type": "word",
                 "vocab_size": 30,
-                "output_dir": str(folder / f"tokenizer-{objective}"),
+                "output_dir": str(folder / "tokenizer"),
             },
             "model": {"architecture": architecture, **model},
             "training": {
