@@ -6,11 +6,11 @@ that has been imported.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,8 +68,8 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
 
         Weights that the plugin has renamed since a local folder was written are found under their old names.
         """
-        if arguments and os.path.exists(weights := os.path.join(arguments[0], WEIGHTS)):
-            with safe_open(weights, framework="pt") as file:
+        if arguments and (weights := Path(arguments[0]) / WEIGHTS).exists():
+            with safe_open(str(weights), framework="pt") as file:
                 names = present_names(file.keys(), pending(read_description(arguments[0])), adapted=True)
             old = {f"^{re.escape(old)}$": new for new, old in names.items() if new != old}
             keywords = {"key_mapping": old or None, **keywords}

@@ -157,9 +157,7 @@ def load_weights(model: LanguageModel, path: Path, steps: Sequence[Migration] = 
             tensor.copy_(file.get_tensor(name))
 
 
-def fitting(
-    model: LanguageModel, path: Path, file: Any, steps: Sequence[Migration] = ()
-) -> dict[str, torch.Tensor]:
+def fitting(model: LanguageModel, path: Path, file: Any, steps: Sequence[Migration] = ()) -> dict[str, torch.Tensor]:
     """Return the model's tensors that a file stores, by name there; compare their shapes before any of it is read.
 
     Raises:

@@ -12,7 +12,6 @@ from packaging.version import Version
 from foundry_core.registry.architecture import Migration
 from foundry_core.registry.loading import get_architecture
 
-
 _PREFIX = "model."
 
 
@@ -33,16 +32,16 @@ def pending(description: Mapping[str, Any]) -> list[Migration]:
 
 def migrated(section: Mapping[str, Any], steps: Sequence[Migration]) -> dict[str, Any]:
     """Return a `model:` section with its keys under their present names."""
-    section = deepcopy(dict(section))
+    present = deepcopy(dict(section))
     for step in steps:
         for old, new in step.keys.items():
             *path, key = old.split(".")
-            place = _inner(section, path)
+            place = _inner(present, path)
             if key in place:
                 value = place.pop(key)
                 *path, key = new.split(".")
-                _inner(section, path)[key] = value
-    return section
+                _inner(present, path)[key] = value
+    return present
 
 
 def _inner(section: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:

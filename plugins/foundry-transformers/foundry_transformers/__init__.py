@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -124,9 +124,9 @@ def _marked(kind: ModelType, key: str) -> Any:
     """Return the type of a key. The library marks neither probabilities of dropout nor numbers of layers: names do."""
     setting = kind.settings[key]
     if "drop" in key and isinstance(setting.default, float):
-        return Annotated[setting.annotation, Dropout.__metadata__[-1]]
+        return Annotated[setting.annotation, get_args(Dropout)[-1]]
     if key == kind.aliases.get("num_hidden_layers", "num_hidden_layers"):
-        return Annotated[setting.annotation, Layers.__metadata__[-1]]
+        return Annotated[setting.annotation, get_args(Layers)[-1]]
     return setting.annotation
 
 
