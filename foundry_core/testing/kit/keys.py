@@ -62,15 +62,15 @@ def fixed_sums(case: Case, model: BaseLanguageModel) -> list[float]:
     for name, parameter in model.named_parameters():
         # Signals keep about their size.
         scale = math.sqrt(6 / parameter.shape[-1]) if parameter.ndim > 1 else 1.0
-        parameter.copy_(scale * _numbers(name, parameter.numel()).view(parameter.shape))
+        parameter.copy_(scale * fixed_numbers(name, parameter.numel()).view(parameter.shape))
     rows = [case.ordinary[torch.arange(first, first + length) * 5 % len(case.ordinary)] for first, length in _ROWS]
     ids, mask = padded(rows, case.capabilities.padding_sides[0], int(case.ordinary[0]))
     logits = model(ids, attention_mask=mask).logits.double()[mask == 1].flatten()
-    sums = [float(logits @ _numbers(f"sum {number}", len(logits))) for number in range(_SUMS)]
+    sums = [float(logits @ fixed_numbers(f"sum {number}", len(logits))) for number in range(_SUMS)]
     return sums if all(map(math.isfinite, sums)) else []
 
 
-def _numbers(name: str, count: int) -> torch.Tensor:
+def fixed_numbers(name: str, count: int) -> torch.Tensor:
     """Return numbers between -1 and 1 that are the same on every machine: a hash of a name and of their places."""
     mixed = torch.arange(count) * 2654435761 + zlib.crc32(name.encode())
     for _ in range(2):

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
-from foundry_example.averages import AveragesModelConfig
+
+from .averages import AveragesModelConfig
 
 
 class AveragesLanguageModel(BaseLanguageModel[AveragesModelConfig]):
