@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
-
-from .averages import AveragesModelConfig
+from foundry_example.averages import AveragesModelConfig
 
 
 class AveragesLanguageModel(BaseLanguageModel[AveragesModelConfig]):
