@@ -10,10 +10,8 @@ from torch import nn
 
 from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
 
-from .averages import AveragesModelConfig
 
-
-class AveragesLanguageModel(BaseLanguageModel[AveragesModelConfig]):
+class AveragesLanguageModel(BaseLanguageModel[Any]):
     """Each token and the mean of those so far, through a hidden layer."""
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
