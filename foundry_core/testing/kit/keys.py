@@ -33,7 +33,7 @@ _HEADER = """\
 # Names of the weights, by which saved models are read, and sums of the logits that fixed weights give.
 # Written by: foundry check NAME --write-keys
 """
-_SUMS = 8
+_SUMS = 6
 _ROWS = (0, 9), (3, 5)
 """Numbers of the first token, and lengths, of the rows that are read."""
 
@@ -109,7 +109,7 @@ def write_keys(suite: Suite) -> Path:
     }
     titles: dict[tuple[str, ...], list[str]] = {}
     for each, (names, sums) in sorted({**others, **own}.items()):
-        line = " ".join([f"[{each}]", *(f"{number:.9g}" for number in sums)])
+        line = " ".join([f"[{each}]", *(f"{number:.8g}" for number in sums)])
         titles.setdefault(tuple(names), []).append(line)
     text = _HEADER + "".join(f"{line}\n" for names, group in titles.items() for line in ("", *group, *names))
     write_file(path, text.encode())
