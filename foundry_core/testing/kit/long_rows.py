@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.loss import IGNORED
+from foundry_core.models.loss import IGNORED, language_loss
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import (
     NonconformanceError,
@@ -118,7 +118,7 @@ def _require_whole_loss(case: Case, model: BaseLanguageModel) -> None:
     gradients, number = named_gradients(model), int(model.targets(labels)[1].sum())
     for return_logits, how in ((True, "with"), (False, "without")):
         model.zero_grad()
-        loss = model(batch, labels=labels, return_logits=return_logits).loss
+        loss = language_loss(model(batch, labels=labels, return_logits=return_logits))
         what = f"loss of {number:,} predictions, {how} logits"
         require_close(loss.double(), expected, what, rtol=1e-5)
         loss.backward()
