@@ -48,6 +48,7 @@ WEIGHTS, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 SCORING = {"evaluate", "generate"}
+TOKENIZING = SCORING | {"resume"}
 OPENING = {"from_pretrained"} | SCORING
 LOADING = OPENING | {"resume"}
 READING_STATE = {"verify", "resume"}
@@ -217,8 +218,8 @@ EXECUTABLE: dict[str, tuple[Change, set[str]]] = {
     "archive of torch as optimizer": (put(OPTIMIZER, content=an_archive), {"resume"}),
     "pickle as state": (put(STATE, content=a_pickle), READING_STATE),
     "pickle as configuration": (put(CONFIG, content=a_pickle), ALL),
-    "pickle as tokenizer": (put(TOKENIZER, content=a_pickle), SCORING),
-    "pickle as settings of the tokenizer": (put(TOKENIZER_CONFIG, content=a_pickle), SCORING),
+    "pickle as tokenizer": (put(TOKENIZER, content=a_pickle), TOKENIZING),
+    "pickle as settings of the tokenizer": (put(TOKENIZER_CONFIG, content=a_pickle), TOKENIZING),
     "pickle as a model of sentencepiece": (put("sentencepiece.model", content=a_pickle), set()),
     "pickles beside it": (put(*PICKLES, content=a_pickle), set()),
     "archives of torch beside it": (put(*PICKLES, content=an_archive), set()),
@@ -286,18 +287,18 @@ CLAIMS: dict[str, tuple[Change, set[str]]] = {
     "vocabulary of 2^70": (put_key(CONFIG, "foundry/context/vocab_size", 2**70), OPENING),
     "million layers": (put_key(CONFIG, f"{SETTINGS}/model/rnn/num_layers", 10**6), LOADING),
     "width of 10^9": (put_key(CONFIG, f"{SETTINGS}/model/rnn/hidden_size", 10**9), LOADING),
-    "token id of 2^31": (put_text(TOKENIZER, '"the":', '"thee":2147483648,"the":'), SCORING),
-    "token that the model has not": (put_key(TOKENIZER_CONFIG, "pad_token", "<another>"), SCORING),
-    "tokenizer that panics": (put_key(TOKENIZER, "model/unk_token", "<gone>"), SCORING),
-    "normalizer that grows": (put_key(TOKENIZER, "normalizer", growing("normalizers", REPLACE)), SCORING),
-    "decoder that grows": (put_key(TOKENIZER, "decoder", growing("decoders", REPLACE)), SCORING),
-    "bytes of bytes": (put_key(TOKENIZER, "pre_tokenizer", growing("pretokenizers", OF_BYTES)), SCORING),
-    "map of characters that grows": (put_key(TOKENIZER, "normalizer", MAP), SCORING),
-    "template that doubles": (put_key(TOKENIZER, "post_processor", growing("processors", TWICE)), SCORING),
+    "token id of 2^31": (put_text(TOKENIZER, '"the":', '"thee":2147483648,"the":'), TOKENIZING),
+    "token that the model has not": (put_key(TOKENIZER_CONFIG, "pad_token", "<another>"), TOKENIZING),
+    "tokenizer that panics": (put_key(TOKENIZER, "model/unk_token", "<gone>"), TOKENIZING),
+    "normalizer that grows": (put_key(TOKENIZER, "normalizer", growing("normalizers", REPLACE)), TOKENIZING),
+    "decoder that grows": (put_key(TOKENIZER, "decoder", growing("decoders", REPLACE)), TOKENIZING),
+    "bytes of bytes": (put_key(TOKENIZER, "pre_tokenizer", growing("pretokenizers", OF_BYTES)), TOKENIZING),
+    "map of characters that grows": (put_key(TOKENIZER, "normalizer", MAP), TOKENIZING),
+    "template that doubles": (put_key(TOKENIZER, "post_processor", growing("processors", TWICE)), TOKENIZING),
     "padding to 10^12": (put_key(TOKENIZER, "padding", PADDING), set()),
     "deep state": (put(STATE, content=deep), READING_STATE),
     "deep configuration": (put(CONFIG, content=deep), ALL),
-    "deep tokenizer": (put(TOKENIZER, content=deep), SCORING),
+    "deep tokenizer": (put(TOKENIZER, content=deep), TOKENIZING),
     "state that is a list": (put(STATE, content=bare(b"[[]]")), READING_STATE),
     "number of 5000 digits": (put_text(STATE, '"global_step": 2', f'"global_step": {"9" * 5000}'), READING_STATE),
     "not a number": (put_key(STATE, "foundry/epoch", float("nan")), READING_STATE),
