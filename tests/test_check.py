@@ -12,7 +12,7 @@ import pytest
 from foundry_core.cli import main
 from foundry_core.errors import UsageError
 from foundry_core.testing import conformance
-from foundry_core.testing.kit.check import CHECKS, GROUPS
+from foundry_core.testing.kit.check import CHECKS, GROUPS, ROOTS
 from foundry_core.testing.kit.run import all_checks
 
 PLUGIN = '''
@@ -81,13 +81,15 @@ def outcome(test: Callable[..., None], check: str) -> str:
 # In pytest.
 
 
-def test_every_check_has_a_case_in_the_order_of_the_groups() -> None:
+def test_every_check_has_a_case_after_those_it_depends_on() -> None:
     (mark,) = conformance("lstm").pytestmark  # type: ignore[attr-defined]
     cases = [case.values[0] for case in mark.args[1]]
     assert cases == all_checks()
     assert len(cases) == len(CHECKS)
     assert [case.id for case in mark.args[1]] == [f"{check.group}-{check.name}" for check in cases]
-    assert [check.group for check in cases] == sorted((check.group for check in cases), key=GROUPS.index)
+    assert tuple(check.name for check in cases[: len(ROOTS)]) == ROOTS
+    groups = [check.group for check in cases[len(ROOTS) :]]
+    assert groups == sorted(groups, key=GROUPS.index)
 
 
 def test_every_check_says_what_must_hold_and_how_to_fix_it() -> None:
@@ -149,19 +151,56 @@ def test_check_prints_a_line_per_check_and_how_to_fix_failures(
     bag: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = bag("bag_table")
-    assert main(["check", "bag_table", "--plugin", path, "--only", "raw-logits", "masking"]) == 9
+    assert main(["check", "bag_table", "--plugin", path, "--only", "runs", "raw-logits", "masking"]) == 9
     printed, error = capsys.readouterr()
     table, failed, counts = printed.split("\n\n")
-    rows = [line.split() for line in table.splitlines()]
+    lines = table.splitlines()
     masking = [check.name for check in CHECKS.values() if check.group == "masking"]
-    assert [row[1] for row in rows] == ["raw-logits", *masking]
-    assert {row[1]: row[2] for row in rows} == dict.fromkeys(["raw-logits", *masking], "passed") | {
+    unseen = "  not looked at: a model with one layer: no key of the first example has the type Layers of foundry_core"
+    assert lines.pop(1) == unseen
+    rows = [line.split() for line in lines]
+    assert [row[1] for row in rows] == ["runs", "raw-logits", *masking]
+    assert {row[1]: row[2] for row in rows} == dict.fromkeys(["runs", "raw-logits", *masking], "passed") | {
         "attention-mask": "failed"
     }
     assert CHECKS["attention-mask"].fix in failed
-    assert counts.startswith(f"bag_table ({path})\n{len(masking)} passed, 1 failed, 0 expected, 0 skipped in ")
-    assert "nothing was tried with one layer: the first example sets no key called layers or " in counts
+    assert counts.startswith(
+        f"bag_table ({path})\n{len(masking) + 1} passed, 1 failed, 0 expected, 0 skipped, 0 not looked at in "
+    )
     assert error == "error: bag_table does not conform: attention-mask\n"
+
+
+def test_what_a_check_cannot_look_at_is_not_passed(bag: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = bag("bag_unseen")
+    assert main(["check", "bag_unseen", "--plugin", path, "--only", "dropout", "keys"]) == 0
+    table, _, counts = capsys.readouterr().out.rpartition("\n\n")
+    first, reason, second, _ = table.splitlines()
+    assert first.split()[1:5] == ["dropout", "not", "looked", "at"]
+    assert reason == "  no key has the type Dropout of foundry_core"
+    assert second.split()[1:5] == ["keys", "not", "looked", "at"]
+    assert "0 passed, 0 failed, 0 expected, 0 skipped, 2 not looked at in " in counts
+    assert outcome(conformance("bag_unseen"), "dropout").startswith("Skipped: not looked at: no key has the type")
+    ended = outcome(conformance("bag_unseen", expected_failures={"dropout": "who knows"}), "dropout")
+    assert "among the expected failures (who knows) and was not looked at: remove it from there" in ended
+
+
+def test_consequences_stand_under_the_first_cause(bag: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(bag("bag_random"))
+    path.write_text(path.read_text().replace("means).tanh()", "means).tanh() + torch.rand(())"))
+    only = ["--only", "masking", "objective", "pure-evaluation"]
+    assert main(["check", "bag_random", "--plugin", str(path), *only]) == 9
+    printed, error = capsys.readouterr()
+    table, *causes, _ = printed.split("\n\n")
+    failed = [line.split()[1] for line in table.splitlines() if " failed " in line]
+    (cause,) = causes
+    first, *lines = cause.splitlines()
+    assert first.startswith("pure-evaluation: ")
+    consequences = lines[lines.index("  Consequences, as far as is known:") + 1 :]
+    assert ["pure-evaluation", *(line.split()[0].rstrip(":") for line in consequences)] == failed
+    assert len(failed) == 8
+    assert error == f"error: bag_random does not conform: pure-evaluation and {len(failed) - 1} that fail with it\n"
+    ended = outcome(conformance("bag_random"), "causal-leak")
+    assert ended.startswith("Failed: Follows from pure-evaluation, which fails too: begin there.\ncausal-leak: ")
 
 
 def test_a_model_that_does_not_run_is_reported_once(

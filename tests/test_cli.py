@@ -416,7 +416,7 @@ def numeric_options(parser):
     """Yield name and type of each option that is a number, those of the verbs below included."""
     for action in parser._actions:
         if isinstance(action.choices, dict):
-            for inner in action.choices.values():
+            for inner in filter(lambda one: isinstance(one, argparse.ArgumentParser), action.choices.values()):
                 yield from numeric_options(inner)
         if isinstance(action.default, int | float) and not isinstance(action.default, bool):
             yield action.option_strings[0], action.type

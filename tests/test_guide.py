@@ -18,7 +18,7 @@ from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.testing.extensions.run import all_checks as checks_of
 from foundry_core.testing.kit.case import Suite
-from foundry_core.testing.kit.check import CHECKS
+from foundry_core.testing.kit.check import CHECKS, GROUPS
 from foundry_core.testing.kit.keys import write_keys
 from foundry_core.testing.kit.run import all_checks, run_check
 from tests.each import each
@@ -79,7 +79,8 @@ def test_the_model_of_the_guide_passes_every_check(name: str, suite: Suite) -> N
 def test_every_check_is_explained_as_it_explains_itself() -> None:
     entries = GUIDE.partition("## The checks")[2].split("\n#### ")[1:]
     found = [tuple(" ".join(part.split()) for part in entry.split("\n\n")[:3]) for entry in entries]
-    assert found == [(f"`{one.name}`", one.invariant, one.fix) for one in all_checks()]
+    by_group = sorted(all_checks(), key=lambda one: GROUPS.index(one.group))
+    assert found == [(f"`{one.name}`", one.invariant, one.fix) for one in by_group]
 
 
 @each("name", HOOKS)

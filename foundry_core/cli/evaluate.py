@@ -8,8 +8,8 @@ Minimal pairs are in the format of BLiMP; a pair without a UID belongs to its
 file. The score of a sentence is its log-probability after the start of a
 document (causal models), or its pseudo-log-likelihood with one token hidden at
 a time (masked models). A tie counts as wrong. Scores are tied if they differ by
-no more than the noise of fp32: 0.0000019 x (score + number of tokens), which is
-0.0001 for 12 tokens with a score of -40. A pair is left out if a sentence has
+no more than the noise of fp32: 0.0000005 x (score + number of tokens), which is
+0.000025 for 12 tokens with a score of -40. A pair is left out if a sentence has
 no tokens, or more than the model was trained on.
 """
 

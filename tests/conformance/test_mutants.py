@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from foundry_core import Capabilities, FoundryError
 from foundry_core.testing.kit.check import CHECKS
+from foundry_core.testing.kit.run import run_check
+from tests.each import each
 
 from . import mutants_masking, mutants_numerics, mutants_objective, mutants_reach, mutants_settings, mutants_training
 from .bases import (
@@ -64,6 +68,65 @@ def test_a_model_that_sees_only_so_far_passes_where_it_says_so() -> None:
 def test_a_table_of_more_positions_than_any_row_has_passes(table: type[SmallModel]) -> None:
     found = failures(table, "objective", "masking", "numerics")
     assert [f"{result.check.name}: {result.reason}" for result in found] == []
+
+
+class MixtureOfSoftmaxes(AttentionModel):
+    """The logarithm of the mean of two softmaxes: log-probabilities, which are logits too (Yang et al. 2018)."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        both = torch.stack([super().head(hidden), super().head(-hidden)]).log_softmax(dim=-1)
+        return both.logsumexp(dim=0) - math.log(2)
+
+
+def test_log_probabilities_are_logits() -> None:
+    found = failures(MixtureOfSoftmaxes, "raw-logits", "reference-loss", "loss-without-logits", "long-rows", "greedy")
+    assert [f"{result.check.name}: {result.reason}" for result in found] == []
+
+
+@each(
+    ("mutant", "check", "what"),
+    [
+        (
+            mutants_reach.GroupNormOverTime,
+            "causal-leak",
+            "(normal, a OverTime, takes its statistics from several tokens)",
+        ),
+        (
+            mutants_masking.BatchNormalised,
+            "rows-independent",
+            "in training (layers.0.normal_1.1, a BatchNorm1d, takes its",
+        ),
+        (
+            mutants_reach.LogitsOfTheYAML,
+            "raw-logits",
+            "43 is tokenizer.vocab_size of the YAML; sizes come from self.context",
+        ),
+        (
+            mutants_reach.EmbeddingsOfTheYAML,
+            "resize",
+            "have 43 rows, there are 37 tokens: 43 is tokenizer.vocab_size of the",
+        ),
+        (
+            mutants_reach.ResizedUnderOneName,
+            "resize",
+            "embedding and encoder.table were one module and are two: resize it",
+        ),
+    ],
+)
+def test_a_failure_names_its_usual_cause(mutant: type[SmallModel], check: str, what: str) -> None:
+    (result,) = failures(mutant, check)
+    assert what in result.reason
+
+
+def test_defaults_too_large_to_build_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large(AttentionModel):
+        config_class = mutants_reach.WideConfig
+        example: ClassVar[Mapping[str, Any]] = {"width": 16, "num_layers": 2, "dropout": 0.0}
+
+    monkeypatch.setattr("foundry_core.testing.kit.case.MOST_PARAMETERS", 100_000)
+    result = run_check(CHECKS["runs"], suite_of(Large))
+    assert result.outcome == "passed"
+    assert result.unseen == ("the defaults: 1,605,157 parameters are more than 100,000",)
 
 
 def test_a_model_that_does_not_run_fails_once_with_the_line() -> None:

@@ -12,7 +12,7 @@ import torch
 from foundry_core import Capabilities, Objective, hookimpl
 from foundry_core.data.collators import causal_lm_collator, get_data_collator
 from foundry_core.data.workers import Batch
-from foundry_core.testing.kit.objective import knowable
+from foundry_core.testing.kit.learning import knowable
 from foundry_core.testing.kit.run import chosen_checks, run_check
 
 from .bases import AttentionModel, BidirectionalModel, SmallModel

@@ -272,8 +272,9 @@ class Suite:
     def _larger(self) -> list[Case]:
         first, found = self.cases[0], list[Case]()
         stated = without_defaults(first.settings, first.config.model)
-        for name, settings in ((RECIPE, self.architecture.recipe.get("model", stated)), (DEFAULTS, stated)):
-            with suppress(ValidationError):  # told by the check of the schema
+        recipe = self.architecture.recipe.get("model")
+        for name, settings in ([] if recipe is None else [(RECIPE, recipe)]) + [(DEFAULTS, stated)]:
+            with suppress(ValidationError):  # reported by the check of the schema
                 case = next(_valid(self.architecture, name, settings, self.folder), None)
                 known = [each.settings_with_dropout(0) for each in (first, *found)]
                 if case is not None and case.settings_with_dropout(0) not in known:

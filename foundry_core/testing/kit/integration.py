@@ -193,9 +193,10 @@ def meta_device(case: Case) -> None:
     except RuntimeError as error:
         # There are no values on this device, and a model may need some. It must not use tensors of another device.
         require("device" not in str(error) or "meta tensors" in str(error), f"on another device: {error}")
-        return not_looked_at(f"{case}: a call on another device, which needs values that torch's meta device lacks")
+        not_looked_at(f"{case}: a call on another device, which needs values that torch's meta device lacks")
+        return
     require(output.logits.device.type == "meta", "after moving the model to another device, its logits are on the CPU")
-    return None
+    return
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

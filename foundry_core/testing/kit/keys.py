@@ -33,7 +33,7 @@ _HEADER = """\
 # Names of the weights, by which saved models are read, and sums of the logits that fixed weights give.
 # Written by: foundry check NAME --write-keys
 """
-_SUMS = 8
+_SUMS = 6
 _ROWS = (0, 9), (3, 5)
 """Numbers of the first token, and lengths, of the rows that are read."""
 
@@ -62,15 +62,15 @@ def fixed_sums(case: Case, model: BaseLanguageModel) -> list[float]:
     for name, parameter in model.named_parameters():
         # Signals keep about their size.
         scale = math.sqrt(6 / parameter.shape[-1]) if parameter.ndim > 1 else 1.0
-        parameter.copy_(scale * _numbers(name, parameter.numel()).view(parameter.shape))
+        parameter.copy_(scale * fixed_numbers(name, parameter.numel()).view(parameter.shape))
     rows = [case.ordinary[torch.arange(first, first + length) * 5 % len(case.ordinary)] for first, length in _ROWS]
     ids, mask = padded(rows, case.capabilities.padding_sides[0], int(case.ordinary[0]))
     logits = model(ids, attention_mask=mask).logits.double()[mask == 1].flatten()
-    sums = [float(logits @ _numbers(f"sum {number}", len(logits))) for number in range(_SUMS)]
+    sums = [float(logits @ fixed_numbers(f"sum {number}", len(logits))) for number in range(_SUMS)]
     return sums if all(map(math.isfinite, sums)) else []
 
 
-def _numbers(name: str, count: int) -> torch.Tensor:
+def fixed_numbers(name: str, count: int) -> torch.Tensor:
     """Return numbers between -1 and 1 that are the same on every machine: a hash of a name and of their places."""
     mixed = torch.arange(count) * 2654435761 + zlib.crc32(name.encode())
     for _ in range(2):
@@ -109,7 +109,7 @@ def write_keys(suite: Suite) -> Path:
     }
     titles: dict[tuple[str, ...], list[str]] = {}
     for each, (names, sums) in sorted({**others, **own}.items()):
-        line = " ".join([f"[{each}]", *(f"{number:.9g}" for number in sums)])
+        line = " ".join([f"[{each}]", *(f"{number:.8g}" for number in sums)])
         titles.setdefault(tuple(names), []).append(line)
     text = _HEADER + "".join(f"{line}\n" for names, group in titles.items() for line in ("", *group, *names))
     write_file(path, text.encode())

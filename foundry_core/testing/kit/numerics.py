@@ -100,7 +100,6 @@ def initial_loss(case: Case) -> None:
 @check(
     "numerics",
     "gradient-reach",
-    realistic=True,
     fix="A parameter that the loss does not depend on is not trained: use it or remove it, and look for `detach` "
     "and `no_grad`. If a row of the embeddings receives no gradient, remove `padding_idx`; masks exclude "
     "padding already.",

@@ -23,6 +23,7 @@ from foundry_core.testing.kit import (  # noqa: F401
     cost,
     generation,
     integration,
+    learning,
     long_rows,
     masking,
     numerics,

@@ -82,13 +82,14 @@ def keys(suite: Suite) -> None:
 def _require_same_sums(case: Case, model: BaseLanguageModel, promised: list[float], path: Path) -> None:
     sums = fixed_sums(case, model)
     if not sums:
-        return not_looked_at(f"{case}: logits with fixed weights, which are not finite")
+        not_looked_at(f"{case}: logits with fixed weights, which are not finite")
+        return
     require(len(promised) == len(sums), f"{path} has no sums of logits for {title(case)}")
     scale = max(map(abs, promised))
     off = max(abs(one - other) for one, other in zip(sums, promised, strict=True)) / scale
     what = f"{title(case)}: with the same names, logits differ from those that {path} promises by {off:.2g}"
     require(off <= 1e-6, f"{what} of the largest sum")
-    return None
+    return
 
 
 def _require_same_names(actual: list[str], expected: list[str], what: str) -> None:
