@@ -121,7 +121,7 @@ def _require_whole_loss(case: Case, model: BaseLanguageModel) -> None:
         loss = language_loss(model(batch, labels=labels, return_logits=return_logits))
         what = f"loss of {number:,} predictions, {how} logits"
         require_close(loss.double(), expected, what, rtol=1e-5)
-        loss.backward()
+        torch.autograd.backward(loss)
         require_same_gradients(named_gradients(model), gradients, what, relative=1e-4)
 
 
