@@ -104,7 +104,7 @@ def warn(line: str) -> None:
 
 
 class _Debug:
-    """Whether `--debug` was given: then each exception that becomes one line is also shown with its traceback."""
+    """True with `--debug`: each exception that becomes one line is then also shown with its traceback."""
 
     on = False
 

@@ -255,7 +255,7 @@ def _generated(old: _OldFile) -> None:
     even = f"set training.checkpoints.every_steps to an epoch's steps (foundry plan) / {number}"
     old.drop(first, f"log_base is dense at first; for {number} even parts of an epoch {even}")
     old.drop(linear, "it was read for linear spacing only, and subsequent_epochs_spacing is log")
-    old.drop(interval, "there is no least distance; the first powers are close together")
+    old.drop(interval, "powers have no least distance; the first are close together")
     old.drop(least, "it depends on the data; add training.checkpoints.every_steps for more")
 
 

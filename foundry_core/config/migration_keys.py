@@ -61,7 +61,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "model.rnn.dropout": (0.0, "the default there was"),
     "model.mamba.dropout": (0.0, "the default there was"),
 }
-"""What the second format took for a key that is missing, where the present one takes something else."""
+"""Values that the second format took for missing keys, where the present one takes others."""
 _LOG = "there are no log files; metrics.jsonl and every other file of a run are in training.output_dir"
 _LEVEL = "there are no log levels; --debug shows the traceback of an error"
 _SPEED = "it changes speed only"

@@ -61,7 +61,7 @@ class DataConfig(ConfigSection):
 
     @property
     def consumed_per_row(self) -> int:
-        """How many tokens of the text a row consumes."""
+        """Number of tokens of the text that a row consumes."""
         return self.max_sequence_length - 2 if self.tokens_per_row is None else self.tokens_per_row
 
 

@@ -47,7 +47,7 @@ class Corpus:
     stamps: tuple[Stamp, ...] = field(repr=False)
     """Size in bytes and modification time in nanoseconds of each file, at opening."""
     found: tuple[Found, ...] = field(default=(), repr=False)
-    """What each path, folder or glob stands for, with what is not read there."""
+    """Files of each path, folder or glob: those that are read and those that are not."""
 
     @classmethod
     def open(
@@ -129,7 +129,7 @@ class Corpus:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What was read and what was not, as plain data for the record of a run."""
+        """Plain data on the files that are read and those that are not, for the record of a run."""
         facts: dict[str, Any] = {"files": len(self.files), "bytes": self.bytes, "digest": self.digest}
         facts["names"] = [shown(Path(path.name)) for path in self.files[:_NAMED_FILES]]
         if any(each.unread for each in self.found):

@@ -1,4 +1,4 @@
-"""What a path, a folder or a glob stands for: the files that are read, and those that are not."""
+"""Finding the files of a path, a folder or a glob: those that are read, and those that are not."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ class ExperimentData:
     test: TokenFile | None
     test_rows: Rows | None
     description: dict[str, Any] = field(default_factory=dict)
-    """What of the corpora was read and what was not, for the record of the run."""
+    """Files of the corpora that were read and those that were not, for the record of the run."""
 
 
 def experiment_tokens(

@@ -48,7 +48,7 @@ class TokenInfo:
     """Length of the stream, separators included: 1 + the sum of (tokens + 1) over the documents."""
     documents: int
     unknown: int
-    """How many tokens of the documents are the tokenizer's unk_token, which hides what the text was."""
+    """Number of tokens of the documents that are the tokenizer's unk_token, which hides what the text was."""
     words: int
     text_bytes: int
     account: dict[str, Any]
