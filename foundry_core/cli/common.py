@@ -245,7 +245,7 @@ def make_printable() -> None:
 
 
 def screen_width() -> int:
-    """Return the columns of the terminal; 80 where there is none."""
+    """Return the columns of the terminal; 80 without a terminal."""
     return shutil.get_terminal_size().columns
 
 

@@ -56,7 +56,7 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
 
 
 def noise(score: float, tokens: int) -> float:
-    """Return the largest difference in nats that is no difference: two scores as arithmetic in fp32 may round them.
+    """Return the largest difference in nats by which rounding in fp32 may separate two equal scores.
 
     4 units of fp32 for the score and for each token: 0.000025 for 12 tokens with a score of -40. A score in batches of
     1 to 300 differed by at most 2 units (gpt2, lstm and bert up to 12 layers of 768, trained and not, on a CPU), and

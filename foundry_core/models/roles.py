@@ -1,7 +1,7 @@
-"""What each parameter of a model is for: decides which ones decay, and which an optimizer treats alike.
+"""Roles of parameters: they decide which ones decay, and which an optimizer treats alike.
 
-Derived from the module that a parameter belongs to. A parameter that a model creates itself says nothing about its
-use, so that the model has to name its role.
+Derived from the module that a parameter belongs to. A parameter that a model creates itself shows no
+role: the model has to name it.
 """
 
 from __future__ import annotations

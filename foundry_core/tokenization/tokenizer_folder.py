@@ -20,8 +20,8 @@ from foundry_core.storage.manifest import parse_json, read_plain_file
 
 SPECIAL_TOKEN_ROLES = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
 MODEL_INPUTS = ("input_ids", "attention_mask")
-"""What a tokenizer gives a model. No token_type_ids, which most models do not take, and GPT-2 adds to its embeddings:
-where two texts are told apart by segments, ask for them with `return_token_type_ids=True`.
+"""Inputs of a model that a tokenizer returns. Without token_type_ids: most models do not take them, and GPT-2 adds
+them to its embeddings. To distinguish two texts, ask for them with `return_token_type_ids=True`.
 """
 KIND_KEY = "foundry_tokenizer_type"
 """The setting that names the type of a tokenizer that core has trained."""

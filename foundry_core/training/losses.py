@@ -1,4 +1,4 @@
-"""What training optimises: the language-model loss or that of the objective, and the auxiliary terms of the model.
+"""The loss that training optimises: that of the language model or the objective, and the model's auxiliary terms.
 
 Shapes: B batch, T tokens, V vocabulary, N predicted tokens.
 """
@@ -22,7 +22,7 @@ TokenLoss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Batch], torch.Tenso
 """A function of logits (N, V) in fp32, labels (N,) and the batch that returns the loss of each predicted token (N,)."""
 
 AUXILIARY = "auxiliary/"
-"""What the name of an auxiliary term begins with, here and in the metrics."""
+"""Prefix of the names of auxiliary terms, here and in the metrics."""
 
 
 def objective_loss(config: ExperimentConfig) -> TokenLoss | None:

@@ -112,7 +112,7 @@ def loss(config):
 
 
 def own_loss(result: str) -> str:
-    """What gives the objective a loss of its own; `losses` are those of a correct one."""
+    """Give the objective a loss of its own; `losses` are those of a correct one."""
     losses = 'cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)'
     return OWN_LOSS.replace("RESULT", result.replace("losses", losses))
 

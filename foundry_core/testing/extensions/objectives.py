@@ -241,7 +241,7 @@ def _finished(batches: Iterator[Batch]) -> list[Batch]:
     "epoch, every epoch hides the same tokens; without the row, equal texts hide the same; without the seed, all runs.",
 )
 def draws(bench: ObjectiveBench) -> str:
-    """What is random differs from seed to seed, from epoch to epoch and from row to row."""
+    """Random choices differ from seed to seed, from epoch to epoch and from row to row."""
     rows = bench.rows([LENGTH] * 16)
     first = collated(bench.collator(), rows)
     elsewhere = [row | {"row": row["row"] + 1000} for row in rows]

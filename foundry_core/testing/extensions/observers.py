@@ -171,9 +171,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 )
 @apart
 def failures(bench: ObserverBench) -> str:
-    """Where its files cannot be written, the observer raises exceptions that core mutes, or goes on; training does not
-    end.
-    """
+    """An observer whose files cannot be written goes on or raises exceptions, which core mutes; training goes on."""
     stream = io.StringIO()
     with TemporaryDirectory(prefix="foundry-check-") as place:
         events = list(bench.events(Path(place)))

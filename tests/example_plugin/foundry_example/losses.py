@@ -1,4 +1,4 @@
-"""What the objectives `smoothed_lm` and `distilled_lm` minimise instead of the cross-entropy.
+"""Losses that the objectives `smoothed_lm` and `distilled_lm` minimise instead of the cross-entropy.
 
 Shapes: B batch, T tokens, V vocabulary, N predicted tokens.
 """
