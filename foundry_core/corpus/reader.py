@@ -81,7 +81,9 @@ class Corpus:
             others = [path for each in found for path in each.unread]
             where += f", only {len(others)} other such as {shown(others[0])}" if others else ""
             chosen = f" that matches {pattern!r}" if pattern else ""
-            raise DataError(f"{name}: no file{chosen} to read in {where}: rename or convert it. Read are {KINDS}.")
+            advice = "" if pattern else ": rename or convert it"
+            kinds = f"{advice}. These can be read: {KINDS}" if others else ""
+            raise DataError(f"{name}: no file{chosen} to read in {where}{kinds}.")
         seen: set[str] = set()
         for path in files:
             absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
@@ -90,7 +92,8 @@ class Corpus:
             seen.add(absolute)
         stamps = tuple(stamp_of(path) for path in files)
         if not any(size for size, _ in stamps):
-            raise DataError(f"{name}: empty: {shown(files[0])} and all its {len(files)} files have 0 bytes.")
+            more = "" if len(files) == 1 else f", as are the {len(files) - 1:,} others"
+            raise DataError(f"{name}: {shown(files[0])} is empty{more}.")
         return cls(tuple(files), unit, name, stamps, found)
 
     @property

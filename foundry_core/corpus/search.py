@@ -79,7 +79,7 @@ def search(path: Path, name: str, pattern: str | None) -> Found:
     else:
         stamp_of(path)  # a missing file is reported as missing, not as one of an unknown kind
         if kind_of(path) is None:
-            refuse(path, f"not a {name} file: read are {KINDS}. Rename or convert it.")
+            refuse(path, f"not a {name} file: rename or convert it. These can be read: {KINDS}.")
         return Found((path,))
     datasets = {folder: _saved_dataset(folder) for folder in dict.fromkeys(each.parent for each in found)}
     files, unread = list[Path](), list[Path]()
