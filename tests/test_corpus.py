@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -339,11 +340,11 @@ def test_a_file_under_a_wrong_name_is_called_what_it_is(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package, name, extra in (("zstandard", "a.txt.zst", "zst"), ("pyarrow", "a.parquet", "parquet")):
-        monkeypatch.setitem(sys.modules, package, None)
         path = written(tmp_path / name, b"x")
-        assert (
-            refused(path) == f"{path}: reading {path.suffix} files needs a package: pip install model-foundry[{extra}]"
-        )
+        for found in (None, ModuleType(package)):  # the second is a folder of that name
+            monkeypatch.setitem(sys.modules, package, found)
+            command = f"pip install model-foundry[{extra}]"
+            assert refused(path) == f"{path}: reading {path.suffix} files needs a package: {command}"
 
 
 def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
@@ -448,6 +449,9 @@ def test_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"a")
     with pytest.raises(DataError, match=r"a\.txt: listed twice"):
         Corpus.open([tmp_path, path])
+    (tmp_path / "b.txt").symlink_to(path)
+    with pytest.raises(DataError, match=r"b\.txt: listed twice.*, also as .*a\.txt"):
+        Corpus.open(tmp_path)
 
 
 def test_files_of_unknown_kind_are_refused_by_name(tmp_path: Path) -> None:

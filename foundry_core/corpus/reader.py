@@ -82,13 +82,13 @@ class Corpus:
             where += f", only {len(others)} other such as {shown(others[0])}" if others else ""
             chosen = f" that matches {pattern!r}" if pattern else ""
             raise DataError(f"{name}: no file{chosen} to read in {where}: rename or convert it. Read are {KINDS}.")
-        seen: set[str] = set()
-        for path in files:
-            absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
-            if absolute in seen:
-                refuse(path, "listed twice in one corpus; its text would count double. Name it once.")
-            seen.add(absolute)
         stamps = tuple(stamp_of(path) for path in files)
+        seen: dict[Path, Path] = {}
+        for path in files:
+            first = seen.setdefault(path.resolve(), path)
+            if first is not path:
+                also = "" if first == path else f", also as {shown(first)}"
+                refuse(path, f"listed twice in one corpus{also}; its text would count double. Name it once.")
         if not any(size for size, _ in stamps):
             raise DataError(f"{name}: empty: {shown(files[0])} and all its {len(files)} files have 0 bytes.")
         return cls(tuple(files), unit, name, stamps, found)
