@@ -500,6 +500,9 @@ def test_what_is_not_read_in_a_folder_is_named(tmp_path: Path, capsys: pytest.Ca
         assert corpus.description["not_read"] == [{"files": 4, "bytes": 63, "by_suffix": by_suffix}]
     Corpus.open(folder / "*.txt")
     assert capsys.readouterr().err == ""
+    written(folder / ".hidden.txt", b"x" * 100)
+    assert [path.name for path in Corpus.open(folder).files] == ["a.txt", "b.train"]
+    assert "1 .txt (.hidden.txt)" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_mostly_not_read_is_refused(tmp_path: Path) -> None:
@@ -517,6 +520,20 @@ def test_a_folder_that_is_mostly_not_read_is_refused(tmp_path: Path) -> None:
             assert 'data.files: "*.txt"' in message
             assert len(Corpus.open(spec, pattern="*.t*").files) == 2
         written(grown, before)
+
+
+def test_a_folder_without_a_file_to_read_says_what_to_do(tmp_path: Path) -> None:
+    for name, way_out in (
+        ("a.md", "convert it"),
+        (".a.txt", "rename it without a dot"),
+        ("link", "name a linked folder"),
+    ):
+        (tmp_path / name).mkdir()
+        if name == "link":
+            (tmp_path / name / "link").symlink_to(tmp_path)
+        else:
+            written(tmp_path / name / name, b"x")
+        assert way_out in refused(tmp_path / name)
 
 
 @each("name", ["b/z.txt", "a.txt", "b/c/y.train", "x.md"])

@@ -81,7 +81,12 @@ class Corpus:
             others = [path for each in found for path in each.unread]
             where += f", only {len(others)} other such as {shown(others[0])}" if others else ""
             chosen = f" that matches {pattern!r}" if pattern else ""
-            raise DataError(f"{name}: no file{chosen} to read in {where}: rename or convert it. Read are {KINDS}.")
+            way_out = "rename or convert it"
+            if any(path.is_dir() for path in others):
+                way_out = "name a linked folder by itself, it is not entered"
+            elif any(map(kind_of, others)):
+                way_out = "rename or convert it, or choose another pattern" if pattern else "rename it without a dot"
+            raise DataError(f"{name}: no file{chosen} to read in {where}: {way_out}. Read are {KINDS}.")
         stamps = tuple(stamp_of(path) for path in files)
         seen: dict[Path, Path] = {}
         for path in files:
