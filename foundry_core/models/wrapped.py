@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from copy import copy
 from typing import Any, Self
@@ -24,6 +25,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.interface import Settings_co
+from foundry_core.models.kernels import replace_activations
 from foundry_core.models.loss import ModelOutput
 from foundry_core.registry.architecture import BuildContext
 
@@ -90,6 +92,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         # would keep a real token from learning: every row is trained.
         embeddings: Any = self.get_input_embeddings()
         embeddings.padding_idx = None
+        replace_activations(self, inner)
+        self._recomputes = False
         self._separate_head()
 
     @abstractmethod
@@ -108,6 +112,30 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         only_head = copy(self.model)
         only_head.__dict__["_modules"] = {**self.model._modules, **base}
         self._only_head = (only_head,)
+        self._projection = self._plain_projection()
+
+    def _plain_projection(self) -> tuple[nn.Module] | None:
+        """Return the output layer, in a tuple so that it is not registered again, if it is all that the head does."""
+        last: Any = self.model.get_output_embeddings()
+        if type(last) is not nn.Linear or last.weight.is_meta:
+            return None
+        with torch.no_grad():
+            hidden = torch.linspace(-9, 9, last.in_features, dtype=last.weight.dtype, device=last.weight.device)[None]
+            return (last,) if torch.equal(last(hidden), self.head(hidden)) else None
+
+    def fast_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the head as `lm_output` can compute it in parts, where that is known, else `head`."""
+        return self.head if self._projection is None else self._projection[0]
+
+    def fast_hidden_states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **asked: Any
+    ) -> torch.Tensor | None:
+        """Return the last hidden states, (B, T, D), by a formulation of the plugin's own; None: by transformers'.
+
+        Called for plain rows: nothing is carried, cached or asked for besides `asked`, segments or positions. Equal to
+        the base model's up to rounding, dropout apart.
+        """
+        return None
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Project (..., D) -> (..., V), by the part of the inner model's own forward that follows its base model.
@@ -153,6 +181,10 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
             asked["use_cache"] = False
         if "position_ids" in self.arguments and "position_ids" not in asked:
             asked["position_ids"] = self.position_ids(input_ids, attention_mask, past)
+        if self.kernels == "fast" and not self._recomputes and self._state_name not in asked and not asked.keys() & _ASKED.keys():
+            hidden = self.fast_hidden_states(input_ids, attention_mask, **asked)
+            if hidden is not None:
+                return self.lm_output(hidden, self.fast_head(), labels, attention_mask=attention_mask, **kwargs)
         inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **asked)
         for keyword, name in _ASKED.items():
             if asked.get(keyword) and not inner.get(name):
@@ -161,7 +193,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if self._state_name is not None:
             kwargs["state"] = inner.get(self._state_name)
         # What is left are keywords of core, which refuses any other.
-        return self.lm_output(inner.last_hidden_state, self.head, labels, attention_mask=attention_mask, **kwargs)
+        head = self.fast_head() if self.kernels == "fast" else self.head
+        return self.lm_output(inner.last_hidden_state, head, labels, attention_mask=attention_mask, **kwargs)
 
     def _past(self, state: Any, length: int) -> int:
         """Count the tokens that the state has read. Raises FoundryError if `length` more of them cannot follow."""
@@ -200,6 +233,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         name = "activation_checkpointing_enable"
         enable = getattr(self.model, name if hasattr(self.model, name) else "gradient_checkpointing_enable")
         enable({"use_reentrant": False})
+        self._recomputes = True
 
     def to_transformers(self) -> PreTrainedModel:
         return self.model
