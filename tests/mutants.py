@@ -22,7 +22,7 @@ from foundry_core.checkpoints.checkpoint import check_whole, checkpoints, is_eph
 from foundry_core.errors import FoundryError
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage
-from foundry_core.storage.files import InPlaceFolder, StorageError, remove_tree
+from foundry_core.storage.files import Content, InPlaceFolder, StorageError, remove_tree
 from foundry_core.storage.manifest import MANIFEST_FORMAT, sealed
 
 Where = Callable[[Any], bool]
@@ -102,7 +102,8 @@ def folder_written_in_place(original: Any, target: Any, facts: Any) -> Iterator[
     folder, files = InPlaceFolder(target), {}
 
     class Sink:
-        def write(self, name: str, data: bytes) -> None:
+        def write(self, name: str, content: Content) -> None:
+            data = content if isinstance(content, bytes) else b"".join(content)
             folder.write(name, data)
             files[name] = {"size": len(data), "sha256": sha256(data).hexdigest()}
 

@@ -20,8 +20,9 @@ from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_t
 from foundry_core.checkpoints.state import TrainState, parent_entry, read_state, unchecked_manifest
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.folder import load_weights, model_files, stored_tensors, weights_file
+from foundry_core.models.folder import load_weights, model_files, stored_tensors
 from foundry_core.models.interface import LanguageModel
+from foundry_core.models.tensor_file import weights_file
 from foundry_core.run_folder import CHECKPOINT, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
 from foundry_core.storage.files import StorageError, publish_folder, remove_set_aside, set_aside
 from foundry_core.storage.manifest import read_manifest

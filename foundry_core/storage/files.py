@@ -15,10 +15,11 @@ import stat
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from foundry_core.errors import FoundryError
 from foundry_core.run_folder import MANIFEST
@@ -29,10 +30,15 @@ class StorageError(FoundryError, exit_code=8):
     """The disk is full, failing or not permitted. Names the path; what was there before stays."""
 
 
+Data: TypeAlias = bytes | memoryview
+Content: TypeAlias = bytes | Iterable[Data]
+"""The content of a file, whole or in pieces that do not change until it is written."""
+
+
 class FileSink(Protocol):
     """A folder that files are written to, in place or to be published whole."""
 
-    def write(self, name: str, data: bytes) -> None: ...
+    def write(self, name: str, content: Content) -> None: ...
 
 
 class Disk:
@@ -49,7 +55,7 @@ class Disk:
         plain = os.O_NOFOLLOW | os.O_NONBLOCK
         return FileIO(path, "ab", opener=lambda name, flags: os.open(name, flags | plain, 0o666))
 
-    def write(self, file: FileIO, data: bytes) -> None:
+    def write(self, file: FileIO, data: Data) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[file.write(rest) :]
@@ -159,7 +165,7 @@ class Writer(AbstractContextManager["Writer"]):
         with reported(path):
             self._file = disk.create(path)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Data) -> None:
         with reported(self.path, len(data)):
             disk.write(self._file, data)
         self.size += len(data)
@@ -202,8 +208,16 @@ class InPlaceFolder:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def write(self, name: str, data: bytes) -> None:
-        write_file(self.folder / name, data)
+    def write(self, name: str, content: Content) -> None:
+        def fill(file: Writer) -> None:
+            for data in _pieces(content):
+                file.write(data)
+
+        write_file_with(self.folder / name, fill)
+
+
+def _pieces(content: Content) -> Iterable[Data]:
+    return (content,) if isinstance(content, bytes) else content
 
 
 class _HiddenFolder:
@@ -211,10 +225,18 @@ class _HiddenFolder:
         self.folder = folder
         self.files: dict[str, dict[str, Any]] = {}
 
-    def write(self, name: str, data: bytes) -> None:
-        with Writer(self.folder / name) as file:
-            file.write(data)
-        self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    def write(self, name: str, content: Content) -> None:
+        digest = hashlib.sha256()
+        # One thread keeps the order. It hashes while this one writes and syncs, which takes about as long.
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="foundry-sha256") as hashing:
+            hashed = []
+            with Writer(self.folder / name) as file:
+                for data in _pieces(content):
+                    hashed.append(hashing.submit(digest.update, data))
+                    file.write(data)
+            for done in hashed:
+                done.result()
+        self.files[name] = {"size": file.size, "sha256": digest.hexdigest()}
 
 
 class AppendedLines:
