@@ -6,7 +6,7 @@ Byte for byte what `safetensors.torch.save` returns, which holds two copies of a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -36,9 +36,6 @@ _NAMES = {
 """The types by their names in a file, in the order in which their tensors stand there."""
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 
-_PIECE = 1 << 22
-"""Bytes of a tensor that is passed on by itself. Smaller ones are gathered, so that a file takes few operations."""
-
 
 def weights_file(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
     """Return the content of a safetensors file of tensors on any device, piece by piece.
@@ -52,10 +49,10 @@ def weights_file(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memory
             raise CheckpointError(f"'{name}' cannot be saved: a {tensor.dtype} tensor with layout {tensor.layout}")
     _refuse_shared(tensors)
     ordered = sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name))
-    return _gathered(_parts({name: tensors[name] for name in ordered}))
+    return _pieces({name: tensors[name] for name in ordered})
 
 
-def _parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+def _pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -69,22 +66,9 @@ def _parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
         yield memoryview(content)
 
 
-def _gathered(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    small = bytearray()
-    for part in parts:
-        if len(part) < _PIECE:
-            small += part
-        if small and (len(part) >= _PIECE or len(small) >= _PIECE):
-            yield bytes(small)
-            small.clear()
-        if len(part) >= _PIECE:
-            yield part
-    if small:
-        yield bytes(small)
-
-
 def _refuse_shared(tensors: Mapping[str, torch.Tensor]) -> None:
-    places = sorted((str(t.device), t.data_ptr(), t.nbytes, name) for name, t in tensors.items() if t.nbytes)
+    whole = [(name, tensor) for name, tensor in tensors.items() if tensor.nbytes and tensor.is_contiguous()]
+    places = sorted((str(tensor.device), tensor.data_ptr(), tensor.nbytes, name) for name, tensor in whole)
     for (device, start, size, name), (other_device, other, _, other_name) in pairwise(places):
         if device == other_device and other < start + size:
             raise CheckpointError(f"'{name}' and '{other_name}' share memory, which a file of tensors does not keep")
