@@ -173,12 +173,12 @@ def removed_under_its_name(original: Any, folder: Any) -> None:
 
 
 def retention_before_saving(
-    original: Any, output_dir: Path, fixed: Any, tensors: Any, state: Any, *, facts: Any
+    original: Any, output_dir: Path, fixed: Any, tensors: Any, state: Any, *, facts: Any, apart: bool
 ) -> Path:
     """Remove what the checkpoint that is about to be saved replaces. The scenario keeps one."""
     ephemeral = [path for path in checkpoints(output_dir) if is_ephemeral(path)]
-    retire(output_dir, 1, output_dir / f"checkpoint-{state.step}", ephemeral=ephemeral, damaged=())
-    folder: Path = original(output_dir, fixed, tensors, state, facts=facts)
+    retire(output_dir, 1, output_dir / f"checkpoint-{state.step}", ephemeral=ephemeral, damaged=(), states=1)
+    folder: Path = original(output_dir, fixed, tensors, state, facts=facts, apart=apart)
     return folder
 
 

@@ -117,7 +117,7 @@ class Trainer:
         Raises:
             CheckpointError: There is none, or it belongs to another experiment, or lies beyond the end of this one.
         """
-        folder, passed_over = newest_valid(self.output_dir)
+        folder, passed_over = newest_valid(self.output_dir, to_resume=True)
         for line in passed_over:
             warn(line)
         self.state = load_checkpoint(
