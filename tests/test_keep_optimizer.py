@@ -114,7 +114,7 @@ def linked(folder: Path) -> None:
     folder.symlink_to("elsewhere")
 
 
-DAMAGE = {
+DAMAGE: dict[Callable[[Path], None], str] = {
     flip: "optimizer.safetensors is damaged",
     cut: "MANIFEST.json is damaged",
     emptied: "optimizer.safetensors is missing",

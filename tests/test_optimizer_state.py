@@ -285,8 +285,8 @@ def test_a_run_whose_optimizer_keeps_numbers_resumes_exactly(
     longer = make("broken", lr_scheduler="constant")
     run(longer, resume=True, quiet=True, allowed_changes=["training.train_steps"])
     ends = [Path(config.training.output_dir) / "checkpoint-4" for config in (whole, longer)]
-    for one, other in ([end / "model.safetensors" for end in ends], [optimizer_file(end) for end in ends]):
-        assert one.read_bytes() == other.read_bytes()
+    for first, second in ([end / "model.safetensors" for end in ends], [optimizer_file(end) for end in ends]):
+        assert first.read_bytes() == second.read_bytes()
     states = [json.loads((end / "trainer_state.json").read_bytes())["foundry"]["optimizer"] for end in ends]
     assert states[0] == states[1]
     assert states[0]["groups"][0] == {"taken": 4}

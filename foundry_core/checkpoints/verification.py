@@ -75,11 +75,6 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
     in between, it is whole and not derived: nobody is accused.
     """
     manifest, state, description = check_whole(folder), read_state(folder), read_description(folder)
-    try:
-        check_resumable(folder, manifest)
-        resumable = True
-    except StateNotKeptError:
-        resumable = False
     parent: Any = manifest.get("parent")
     try:
         name = None if parent is None else str(parent["checkpoint"])
@@ -105,6 +100,11 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
         stored, expected = getattr(state, wrong[0]), derived[wrong[0]]
         raise CheckpointError(f"{folder}: its {wrong[0]} is {stored}, derived from {since} it is {expected}")
     changes = differing(earlier[-1].description, earlier[-1].state, description, state) if earlier else {}
+    try:
+        check_resumable(folder, manifest)
+        resumable = True
+    except StateNotKeptError:
+        resumable = False
     return Verified(folder, state, manifest, description, since, refused_differences(changes, ()), resumable)
 
 
