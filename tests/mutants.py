@@ -196,6 +196,11 @@ def damaged_ones_count(original: Any, *arguments: Any, damaged: Any, **keywords:
     return found
 
 
+def every_state(original: Any, output_dir: Path, *arguments: Any) -> list[Path]:
+    """Retire that of the newest checkpoint as well."""
+    return sorted(output_dir.glob("optimizer-*"))
+
+
 def step_0_is_like_any_other(original: Any, output_dir: Path, *arguments: Any, ephemeral: Any, **keywords: Any) -> Any:
     return original(output_dir, *arguments, ephemeral={*ephemeral, output_dir / "checkpoint-0"}, **keywords)
 
@@ -222,11 +227,11 @@ def failed_removals_said_every_time(original: Any, self: Any, problems: list[str
 # Going on
 
 
-def newest_unseen(original: Any, output_dir: Any) -> tuple[Path, list[str]]:
+def newest_unseen(original: Any, output_dir: Any, *, to_resume: bool = False) -> tuple[Path, list[str]]:
     return checkpoints(output_dir)[-1], []
 
 
-def newest_or_none(original: Any, output_dir: Any) -> tuple[Path, list[str]]:
+def newest_or_none(original: Any, output_dir: Any, *, to_resume: bool = False) -> tuple[Path, list[str]]:
     """Refuse to go on when the newest checkpoint is damaged."""
     newest = checkpoints(output_dir)[-1]
     check_whole(newest)
