@@ -356,6 +356,7 @@ def test_what_a_locale_cannot_print_is_escaped(trained, tmp_path):
         ("training.gradient_accumulation_steps=100000", 100_000),
     ],
 )
+@pytest.mark.long
 def test_plan_times_parts_of_a_step_that_would_take_long(trained, tmp_path, capsys, setting, longer):
     plans = []
     for settings in ([], [setting]):
