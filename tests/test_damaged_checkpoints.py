@@ -49,7 +49,7 @@ def finished(experiment: Callable[..., ExperimentConfig], tmp_path_factory: pyte
         data={"training_corpus": str(folder / "train.txt"), "max_sequence_length": 8},
         tokenizer={"vocab_size": 9, "output_dir": str(folder / "tokenizer")},
         model={"rnn": {"embedding_size": 4, "hidden_size": 4, "num_layers": 1}},
-        training={"train_steps": 4, "checkpoints": {"every_steps": 2}},
+        training={"train_steps": 4, "checkpoints": {"every_steps": 2, "keep_optimizer": "all"}},
     )
     run(config, quiet=True)
     return config, folder / "run"

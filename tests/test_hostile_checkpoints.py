@@ -346,7 +346,7 @@ def sound(experiment: Callable[..., ExperimentConfig], corpus: Any, tmp_path_fac
         data=data,
         tokenizer=shared,
         model={"rnn": rnn},
-        training={"train_steps": 2, "optimizer": "adamw"},
+        training={"train_steps": 2, "optimizer": "adamw", "checkpoints": {"keep_optimizer": "all"}},
     )
     run(config, quiet=True)
     longer = config.resolved()

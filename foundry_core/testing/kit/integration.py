@@ -29,6 +29,7 @@ from torch._C._distributed_c10d import FileStore
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from foundry_core.checkpoints.checkpoint import optimizer_file
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import plain_rows, saved_bytes
@@ -124,7 +125,7 @@ def _outcome(config: ExperimentConfig, *, resume: bool) -> bytes:
     state = json.loads((last / "trainer_state.json").read_bytes())
     outcome = {
         "weights": hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest(),
-        "optimizer states": hashlib.sha256((last / "optimizer.safetensors").read_bytes()).hexdigest(),
+        "optimizer states": hashlib.sha256(optimizer_file(last).read_bytes()).hexdigest(),
         "losses": state["log_history"],
         "rows read": state["foundry"]["ledger"],
     }
