@@ -1,0 +1,102 @@
+"""Measure foundry side by side with what people use instead. See benchmarks/README.md.
+
+    python -m benchmarks                        # everything, about 15 minutes on two cores
+    python -m benchmarks train --sizes "gpt2 tiny" "lstm 2x200" --nanogpt PATH --examples PATH
+    python -m benchmarks train --no-peers --variant eager:training.compile=false
+    python -m benchmarks prepare score --rounds 3
+    python -m benchmarks --quick                # a smoke run: small models, one round
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.inputs import SIZES
+from benchmarks.measuring import Row, in_process, machine
+
+ROOT = Path(__file__).parents[1]
+
+
+def _variant(text: str) -> tuple[str, tuple[str, ...]]:
+    name, _, overrides = text.partition(":")
+    if not overrides:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:section.key=value[,section.key=value]")
+    return name, tuple(overrides.split(","))
+
+
+def _train(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+    from benchmarks import training
+
+    chosen = training.Options(
+        folder=folder,
+        rounds=options.rounds,
+        quick=options.quick,
+        sizes=tuple(options.sizes),
+        threads=options.threads,
+        nanogpt=options.nanogpt,
+        examples=options.examples,
+        variants=tuple(options.variant),
+        peers=options.peers,
+        compiled=options.compiled,
+        bf16=options.bf16,
+    )
+    return training.measure(chosen)
+
+
+PARTS = {"train": _train}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all by default")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
+    parser.add_argument("--quick", action="store_true", help="small inputs and models, one round: a smoke run")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks.json"), help="JSON; plots are put beside it")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="SIZE", help="for train")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each contender of train (1)")
+    parser.add_argument("--nanogpt", metavar="PATH", help="checkout of nanoGPT")
+    parser.add_argument("--examples", metavar="PATH", help="checkout of pytorch/examples")
+    parser.add_argument("--variant", type=_variant, action="append", default=[], metavar="NAME:KEY=VALUE,...")
+    parser.add_argument("--no-peers", dest="peers", action="store_false", help="train: foundry alone")
+    parser.add_argument("--no-compile", dest="compiled", action="store_false", help="train: no compiled peers")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="train: peers in bf16; default: if it pays")
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"unknown part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
+    if options.quick:
+        options.rounds = min(options.rounds, 2)
+    described = machine()
+    described["peak_gflops"] = in_process("benchmarks.measuring:one_peak")
+    print(report.described(described), flush=True)
+    rows: list[Row] = []
+    results: dict[str, Any] = {"machine": described, "began": time.strftime("%Y-%m-%dT%H:%M:%S"), "options": {}}
+    results["options"] = {key: value if key != "output" else str(value) for key, value in vars(options).items()}
+    for name in options.parts or PARTS:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="foundry-bench-") as folder:
+            found, details = PARTS[name](options, Path(folder))
+        rows += found
+        results[name] = {"seconds": time.perf_counter() - start, "results": details}
+        results["rows"] = [asdict(row) | {"verdict": row.verdict} for row in rows]
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"\n{report.table(found)}\n{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    if report.plot(rows, options.output.with_suffix(".png")):
+        report.plot_losses(results.get("train", {}).get("results", {}), options.output.with_suffix(".losses.png"))
+    else:
+        print("no plot: matplotlib is not installed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
