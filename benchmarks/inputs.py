@@ -6,6 +6,7 @@ The same arguments give the same bytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_ONSETS = "b c d f g h k l m n p r s t v w br ch cl dr fl gr pl pr qu sh sl sp st str th tr wh".split()
-_VOWELS = "a e i o u ai ea ee ie oa oo ou".split()
-_CODAS = ["", "", "", *"b ck d ft g l ll m n nd ng nt p r rd rn s ss st t th x".split()]
+_ONSETS = "b c d f g h k l m n p r s t v w br ch cl dr fl gr pl pr qu sh sl sp st str th tr wh".split()  # noqa: SIM905
+_VOWELS = "a e i o u ai ea ee ie oa oo ou".split()  # noqa: SIM905
+_CODAS = ["", "", "", *"b ck d ft g l ll m n nd ng nt p r rd rn s ss st t th x".split()]  # noqa: SIM905
 
 
 def lexicon(words: int, seed: int = 0) -> list[str]:
@@ -76,7 +77,7 @@ def _sentence(words: list[str], mark: int) -> str:
 
 
 def new_words(size: int, seed: int = 0) -> str:
-    """Return about `size` bytes of text in which new words keep appearing (Heaps' law): names, numbers, other languages.
+    """Return about `size` bytes of text in which new words keep appearing (Heaps' law).
 
     Words are drawn by Zipf's law over an unbounded vocabulary.
     """
@@ -101,7 +102,7 @@ def _spelt(rank: int, letters: NDArray[np.uint8]) -> bytes:
     return bytes(spelling)
 
 
-TEXTS = {"prose": prose, "new words": new_words}
+TEXTS: dict[str, Callable[[int], str]] = {"prose": prose, "new words": new_words}
 
 
 def write_text(path: Path, text: str, *, json_lines: bool = False) -> Path:
@@ -159,11 +160,9 @@ class Size:
     def shrunk(self) -> Size:
         """Return a model of seconds for a smoke run."""
         changes: dict[str, Any] = {"hidden_size": 32, "embedding_size": 32}
-        if self.recurrent:
-            model = {"rnn": {**self.model["rnn"], **changes}}
-        else:
+        if not self.recurrent:
             changes |= {"layers": 2, "intermediate_hidden_size": 128, "attention_heads": 2}
-            model = {"transformer": {**self.model["transformer"], **changes}}
+        model = {section: {**sizes, **changes} for section, sizes in self.model.items()}
         few = {"vocabulary": min(self.vocabulary, 300), "length": min(self.length, 32), "batch": min(self.batch, 4)}
         return replace(self, model=model, steps=2, **few)
 
@@ -223,4 +222,4 @@ SIZES = {
         _recurrent("rnn 2x650", "rnn", 650, 5),
     )
 }
-"""The sizes that the limits are stated for. Recurrent rows hold the 35 steps of pytorch/examples and their last target."""
+"""The sizes that the limits are stated for. A recurrent row holds the 35 steps of pytorch/examples and a last target."""

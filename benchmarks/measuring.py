@@ -26,6 +26,10 @@ class NotMeasuredError(Exception):
     """A contender cannot be measured here; the text is the reason, such as a package that is not installed."""
 
 
+class _OverError(KeyboardInterrupt):
+    """The race is over: ends a training in the middle, as Ctrl-C does, which libraries let pass."""
+
+
 class Gate:
     """What a contender passes between two rounds: it reports the round behind it and waits for its next turn."""
 
@@ -38,7 +42,7 @@ class Gate:
         processor, wall = (now - mark for now, mark in zip(self._now(), self._mark, strict=True))
         self._connection.send({"processor": processor, "wall": wall, "peak_memory": peak_memory(), **facts})
         if self._connection.recv() != "go":
-            os._exit(0)  # in the middle of a training, which has nothing to save
+            raise _OverError
         self._mark = self._now()
 
     @staticmethod
@@ -64,6 +68,8 @@ def _contend(connection: Connection, target: str, arguments: dict[str, Any]) -> 
     try:
         result = getattr(importlib.import_module(module), name)(Gate(connection), **arguments)
         connection.send({"result": result, "peak_memory": peak_memory()})
+    except _OverError:
+        pass
     except NotMeasuredError as error:
         connection.send({"error": str(error)})
     except BaseException as error:  # noqa: BLE001 - whatever a peer does, the others are measured

@@ -46,16 +46,14 @@ def described(machine: dict[str, Any]) -> str:
     return f"{named}, {machine['cores']} cores, {machine['memory_gb']} GB{more}; Python {machine['python']}, {versions}"
 
 
-def plot(rows: Sequence[Row], path: Path) -> bool:
-    """Draw the ratios with their range and limits; return False where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return False
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw the ratios with their range and limits. matplotlib must be installed."""
+    import matplotlib as mpl
+
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    shown = [row for row in rows if row.result is not None][::-1]
+    shown = [row for row in rows if row.result is not None and row.part != "grow"][::-1]
     figure, axes = pyplot.subplots(figsize=(10, 1 + 0.28 * max(len(shown), 4)))
     for place, row in enumerate(shown):
         result = row.result
@@ -73,21 +71,18 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
-    return True
 
 
-def plot_losses(training: dict[str, Any], path: Path) -> bool:
-    """Draw the loss curves of every size, ours and its peers'; False where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return False
+def plot_losses(training: dict[str, Any], path: Path) -> None:
+    """Draw the loss curves of every size, ours and its peers'. matplotlib must be installed."""
+    import matplotlib as mpl
+
     mpl.use("Agg")
     from matplotlib import pyplot
 
     sizes = {name: found for name, found in training.items() if "contenders" in found}
     if not sizes:
-        return False
+        return
     columns = min(len(sizes), 3)
     lines = -(-len(sizes) // columns)
     figure, grid = pyplot.subplots(lines, columns, figsize=(4 * columns, 3 * lines), squeeze=False)
@@ -99,4 +94,3 @@ def plot_losses(training: dict[str, Any], path: Path) -> bool:
         axes.legend(fontsize=6)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
-    return True

@@ -52,6 +52,7 @@ class Options:
     peers: bool = True
     compiled: bool = True
     bf16: bool | None = None
+    nano: bool = True
 
 
 def measure(options: Options) -> tuple[list[Row], dict[str, Any]]:
@@ -103,9 +104,7 @@ def _measure_size(size: Size, options: Options, bf16: bool) -> dict[str, Any]:
     return result
 
 
-def _contenders(
-    size: Size, options: Options, folder: Path, settings: dict[str, Any], bf16: bool
-) -> list[Contender]:
+def _contenders(size: Size, options: Options, folder: Path, settings: dict[str, Any], bf16: bool) -> list[Contender]:
     made: list[Contender] = []
 
     def add(name: str, function: str, **arguments: Any) -> None:
@@ -127,7 +126,7 @@ def _contenders(
         levers += [(", bf16 compiled", {"bf16": True, "compiled": True})] * (bf16 and options.compiled)
     for suffix, on in levers:
         add(_HF + suffix, "transformers_trainer", folder=folder, output=folder / f"run {len(made)}", **on)
-    if not size.masked:
+    if not size.masked and options.nano:
         for suffix, on in levers[:2]:
             add(_NANO + suffix, "nanogpt", folder=folder, checkout=options.nanogpt, **on)
     return made
