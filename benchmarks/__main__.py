@@ -15,14 +15,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from benchmarks import report
 from benchmarks.inputs import SIZES
-from benchmarks.measuring import Row, in_process, machine
+from benchmarks.measuring import Finding, Row, in_process, machine
 from benchmarks.preparing import TOKENIZERS
 
 
@@ -33,7 +33,7 @@ def _variant(text: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(overrides.split(","))
 
 
-def _train(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+def _train(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     from benchmarks import training
 
     chosen = training.Options(
@@ -52,7 +52,7 @@ def _train(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[s
     return training.measure(chosen)
 
 
-def _memory(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+def _memory(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     """Measure peak memory alone: one round of the sizes that have a limit, without compiled peers."""
     from benchmarks import training
 
@@ -60,11 +60,11 @@ def _memory(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[
     chosen = training.Options(
         folder=folder, rounds=1, quick=options.quick, sizes=sizes, compiled=False, bf16=False, nano=False
     )
-    rows, found = training.measure(chosen)
-    return [row for row in rows if row.part == "memory" or row.result is None], found
+    for name, rows, found in training.measure(chosen):
+        yield name, [row for row in rows if row.part == "memory" or row.result is None], found
 
 
-def _prepare(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+def _prepare(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     from benchmarks import preparing
 
     if options.quick:
@@ -74,31 +74,31 @@ def _prepare(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict
     return preparing.measure(preparing.Options(folder, rounds, options.megabytes, 8000, tuple(options.tokenizers)))
 
 
-def _score(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+def _score(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     from benchmarks import scoring
 
-    return scoring.measure(folder, options.rounds, count=40 if options.quick else 1000, quick=options.quick)
+    return scoring.measure(folder, options.rounds, quick=options.quick)
 
 
-def _save(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+def _save(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     from benchmarks import saving
 
     return saving.measure(folder, options.rounds, quick=options.quick)
 
 
-def _start(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+def _start(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     from benchmarks import starting
 
     return starting.measure(folder, options.rounds, quick=options.quick)
 
 
-def _grow(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+def _grow(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     from benchmarks import growth
 
     return growth.measure(folder, max(1, min(options.rounds, 3)), quick=options.quick)
 
 
-Part = Callable[[argparse.Namespace, Path], tuple[list[Row], dict[str, Any]]]
+Part: TypeAlias = Callable[[argparse.Namespace, Path], Iterator[Finding]]
 PARTS: dict[str, Part] = {
     "train": _train,
     "prepare": _prepare,
@@ -146,15 +146,19 @@ def main() -> int:
     rows: list[Row] = []
     results: dict[str, Any] = {"machine": described, "began": time.strftime("%Y-%m-%dT%H:%M:%S"), "options": {}}
     results["options"] = {key: value if key != "output" else str(value) for key, value in vars(options).items()}
-    for name in options.parts or PARTS:
+    for part in options.parts or PARTS:
         start = time.perf_counter()
+        results[part] = {}
         with tempfile.TemporaryDirectory(prefix="foundry-bench-") as folder:
-            found, details = parts[name](options, Path(folder))
-        rows += found
-        results[name] = {"seconds": time.perf_counter() - start, "results": details}
-        results["rows"] = [asdict(row) | {"verdict": row.verdict} for row in rows]
-        options.output.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"\n{report.table(found)}\n{name}: {time.perf_counter() - start:.0f} s", flush=True)
+            for name, found, details in parts[part](options, Path(folder)):
+                rows += found
+                results[part][name] = details
+                results["rows"] = [asdict(row) | {"verdict": row.verdict} for row in rows]
+                options.output.write_text(json.dumps(results, indent=1) + "\n")
+                print(f"\n{report.table(found)}", flush=True)
+        print(f"\n{part}: {time.perf_counter() - start:.0f} s", flush=True)
+    if len(options.parts) != 1:
+        print(f"\n{report.table(rows)}")
     _plot(rows, results, options.output)
     return 0
 
@@ -168,7 +172,7 @@ def _plot(rows: list[Row], results: dict[str, Any], output: Path) -> None:
     report.plot(rows, output.with_suffix(".png"))
     for name, draw in (("train", report.plot_losses), ("grow", growth.plot)):
         if name in results:
-            draw(results[name]["results"], output.with_suffix(f".{name}.png"))
+            draw(results[name], output.with_suffix(f".{name}.png"))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import SIZES, Size, new_words, write_text
-from benchmarks.measuring import Contender, Gate, NotMeasuredError, Ratio, Row, in_process, race
+from benchmarks.measuring import Contender, Finding, Gate, NotMeasuredError, Ratio, Row, in_process, race
 from benchmarks.preparing import config
 from benchmarks.starting import FOUNDRY
 
@@ -125,7 +125,7 @@ def corpora(folder: Path, megabytes: tuple[float, ...]) -> list[Series]:
     ]
 
 
-def trainings(folder: Path, sizes: Sequence[tuple[float, Size]], name: str, x: str, rounds: int) -> Series:
+def trainings(folder: Path, sizes: Sequence[tuple[float, Size]], name: str, x: str, rounds: int) -> list[Series]:
     """Measure training: time for a token and memory, as something in the size grows."""
     points, contenders = [], []
     for value, size in sizes:
@@ -140,7 +140,7 @@ def trainings(folder: Path, sizes: Sequence[tuple[float, Size]], name: str, x: s
             raise NotMeasuredError(contender.error)
         seconds = statistics.median(each["processor"] for each in contender.rounds) / size.steps / size.tokens
         points.append(Point(value, seconds, contender.rounds[-1]["peak_memory"]))
-    return Series(name, x, "a token", points)
+    return [Series(name, x, "a token", points)]
 
 
 def saves(gate: Gate, settings: dict[str, Any], count: int) -> list[float]:
@@ -167,16 +167,16 @@ def saves(gate: Gate, settings: dict[str, Any], count: int) -> list[float]:
     return taken
 
 
-def checkpoints(folder: Path, size: Size, count: int) -> Series:
+def checkpoints(folder: Path, size: Size, count: int) -> list[Series]:
     """Measure the time of a save, as the number of checkpoints grows."""
     facts = in_process("benchmarks.contenders:prepared", {"size": size, "folder": folder, "rows": 64}, threads=2)
     taken = in_process("benchmarks.growth:saves", {"settings": facts["settings"], "count": count})
     part = max(count // 5, 1)
     points = [Point(end, statistics.median(taken[end - part : end])) for end in range(part, count + 1, part)]
-    return Series("saving a checkpoint", "checkpoints", "a save", points)
+    return [Series("saving a checkpoint", "checkpoints", "a save", points)]
 
 
-def plugins(folder: Path, counts: tuple[int, ...], rounds: int) -> Series:
+def plugins(folder: Path, counts: tuple[int, ...], rounds: int) -> list[Series]:
     """Measure `foundry plugins list`, which imports and checks every descriptor, with more and more plugins."""
     environments = {}
     for count in counts:
@@ -195,7 +195,7 @@ def plugins(folder: Path, counts: tuple[int, ...], rounds: int) -> Series:
             if number:
                 times[count].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     points = [Point(count, statistics.median(taken)) for count, taken in times.items()]
-    return Series("foundry plugins list", "further plugins", "a call", points)
+    return [Series("foundry plugins list", "further plugins", "a call", points)]
 
 
 def _install(site: Path, name: str) -> None:
@@ -235,7 +235,14 @@ def seeks(_: Gate, positions: tuple[int, ...], rounds: int) -> dict[int, float]:
     return {position: statistics.median(taken) for position, taken in times.items()}
 
 
-def measure(folder: Path, rounds: int, *, quick: bool) -> tuple[list[Row], dict[str, Any]]:
+def seeking(positions: tuple[int, ...], rounds: int) -> list[Series]:
+    """Measure how long resuming takes to find its position: it is a number, and nothing is replayed."""
+    found = in_process("benchmarks.growth:seeks", {"positions": positions, "rounds": rounds})
+    points = [Point(position, found[position]) for position in positions]
+    return [Series("first batch when resuming", "samples before", "a call", points)]
+
+
+def measure(folder: Path, rounds: int, *, quick: bool) -> Iterator[Finding]:
     """Measure every series."""
     tiny = replace(SIZES["gpt2 tiny"], tokenizer="word", vocabulary=4000, length=128, batch=16, steps=2)
     tiny = tiny.shrunk() if quick else tiny
@@ -243,54 +250,47 @@ def measure(folder: Path, rounds: int, *, quick: bool) -> tuple[list[Row], dict[
     vocabularies = (200, 400) if quick else (1000, 4000, 16_000, 64_000)
     by_length = [(n, replace(tiny, length=n, batch=max(1, 64 if quick else 2048 // n))) for n in lengths]
     by_vocabulary = [(n, replace(tiny, vocabulary=n)) for n in vocabularies]
-    positions = (0, 10**6, 10**8, 10**10)
-    series: list[Series] = []
-    rows: list[Row] = []
-
-    def add(name: str, make: Any) -> None:
+    series: dict[str, Callable[[], list[Series]]] = {
+        "corpus": lambda: corpora(folder, (0.02, 0.04) if quick else (0.2, 2.0, 20.0)),
+        "row length": lambda: trainings(folder, by_length, "training, gpt2 tiny", "row length", rounds),
+        "vocabulary": lambda: trainings(folder, by_vocabulary, "training, gpt2 tiny", "vocabulary", rounds),
+        "checkpoints": lambda: checkpoints(folder / "saves", tiny, 10 if quick else 100),
+        "plugins": lambda: plugins(folder, (1, 2) if quick else (1, 5, 10, 20), rounds),
+        "position": lambda: seeking((0, 10**6, 10**8, 10**10), 11),
+    }
+    for name, make in series.items():
         try:
             made = make()
         except (NotMeasuredError, subprocess.CalledProcessError) as error:
-            rows.append(Row("grow", name, "", None, note=str(error)))
-            return
-        series.extend(made if isinstance(made, list) else [made])
-
-    add("corpus", lambda: corpora(folder, (0.02, 0.04) if quick else (0.2, 2.0, 20.0)))
-    add("rows", lambda: trainings(folder, by_length, "training, gpt2 tiny", "row length", rounds))
-    add("vocabulary", lambda: trainings(folder, by_vocabulary, "training, gpt2 tiny", "vocabulary", rounds))
-    add("checkpoints", lambda: checkpoints(folder / "saves", tiny, 10 if quick else 100))
-    add("plugins", lambda: plugins(folder, (1, 2) if quick else (1, 5, 10, 20), rounds))
-    found = in_process("benchmarks.growth:seeks", {"positions": positions, "rounds": 11})
-    seeking = [Point(position, found[position]) for position in positions]
-    series.append(Series("first batch when resuming", "samples before", "a call", seeking))
-    rows += [each.row() for each in series]
-    return rows, {
-        f"{each.name}, {each.x}": {"unit": each.unit, "points": [vars(point) for point in each.points]}
-        for each in series
-    }
+            yield name, [Row("grow", name, "", None, note=str(error))], {}
+        else:
+            yield name, [each.row() for each in made], [asdict(each) for each in made]
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Draw every series, time and memory relative to its first point. matplotlib must be installed."""
+    """Draw every series, time and memory. matplotlib must be installed."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    series = [each for several in found.values() for each in several]
     figure, grid = pyplot.subplots(2, 4, figsize=(16, 7))
-    for axes, (name, each) in zip(grid.flat, found.items(), strict=False):
-        points = [(max(point["x"], 1e-3), point["seconds"], point["memory"]) for point in each["points"]]
-        x = [point[0] for point in points]
-        axes.plot(x, [1e6 * point[1] for point in points], "o-", label="microseconds")
+    for axes, each in zip(grid.flat, series, strict=False):
+        x = [point["x"] for point in each["points"]]
+        axes.plot(x, [1e6 * point["seconds"] for point in each["points"]], "o-")
         axes.set_ylim(bottom=0)
+        axes.set_xlabel(each["x"], fontsize=8)
+        axes.set_ylabel(f"microseconds {each['unit']}", fontsize=8)
         if len(x) > 1 and x[-1] > 10 * x[0]:
-            axes.set_xscale("symlog" if points[0][0] < 1 else "log")
-        if all(point[2] for point in points):
+            axes.set_xscale("symlog")
+        memory = [point["memory"] for point in each["points"]]
+        if all(memory):
             twin = axes.twinx()
-            twin.plot(x, [point[2] / 1e9 for point in points], "s--", color="tab:orange")
+            twin.plot(x, [each / 1e9 for each in memory], "s--", color="tab:orange")
             twin.set_ylim(bottom=0)
-            twin.set_ylabel("peak memory, GB", fontsize=7)
-        axes.set_title(f"{name} ({each['unit']})", fontsize=8)
+            twin.set_ylabel("peak memory, GB (dashed)", fontsize=8)
+        axes.set_title(each["name"], fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -163,7 +163,11 @@ class Size:
         if not self.recurrent:
             changes |= {"layers": 2, "intermediate_hidden_size": 128, "attention_heads": 2}
         model = {section: {**sizes, **changes} for section, sizes in self.model.items()}
-        few = {"vocabulary": min(self.vocabulary, 300), "length": min(self.length, 32), "batch": min(self.batch, 4)}
+        few: dict[str, Any] = {
+            "vocabulary": min(self.vocabulary, 300),
+            "length": min(self.length, 32),
+            "batch": min(self.batch, 4),
+        }
         return replace(self, model=model, steps=2, **few)
 
     def config(self, folder: Path) -> dict[str, Any]:
@@ -222,4 +226,4 @@ SIZES = {
         _recurrent("rnn 2x650", "rnn", 650, 5),
     )
 }
-"""The sizes that the limits are stated for. A recurrent row holds the 35 steps of pytorch/examples and a last target."""
+"""The sizes that the limits are stated for. A recurrent row holds 35 steps, as in pytorch/examples, and a target."""

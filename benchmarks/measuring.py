@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 
 class NotMeasuredError(Exception):
@@ -224,6 +224,10 @@ class Row:
             if limit is not None and (self.result.median <= limit if self.lower else self.result.median >= limit):
                 return name
         return "" if self.at_least is None else "below"
+
+
+Finding: TypeAlias = tuple[str, list[Row], Any]
+"""What a part yields as soon as it is measured: a name, rows of the table, and details for the JSON."""
 
 
 def machine() -> dict[str, Any]:

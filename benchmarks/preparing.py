@@ -7,13 +7,14 @@ the disk. The time is the elapsed one, with two threads or processes where they 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import TEXTS, write_text
-from benchmarks.measuring import Contender, Gate, NotMeasuredError, Ratio, Row, in_process, race
+from benchmarks.measuring import Contender, Finding, Gate, NotMeasuredError, Ratio, Row, in_process, race
 
 TOKENIZERS = ("bpe", "wordpiece", "sentencepiece", "word", "character")
 _LIMITS = {1: (3.5, 7.0), 2: (2.5, 4.0)}
@@ -95,10 +96,8 @@ class Options:
     tokenizers: tuple[str, ...] = TOKENIZERS
 
 
-def measure(options: Options) -> tuple[list[Row], dict[str, Any]]:
+def measure(options: Options) -> Iterator[Finding]:
     """Measure every tokenizer on each text and each format."""
-    rows: list[Row] = []
-    found: dict[str, Any] = {}
     for text in TEXTS:
         content = TEXTS[text](round(options.megabytes * 1e6))
         for json_lines in (False, True):
@@ -112,18 +111,17 @@ def measure(options: Options) -> tuple[list[Row], dict[str, Any]]:
                 try:
                     in_process("benchmarks.preparing:trained", {"settings": settings}, threads=2)
                 except NotMeasuredError as error:
-                    rows.append(Row("prepare", name, "", None, note=str(error)))
+                    yield name, [Row("prepare", name, "", None, note=str(error))], {}
                     continue
                 own = Contender("foundry", "benchmarks.preparing:ours", {"settings": settings}, threads=2)
                 peers = {count: _peer(corpus, folder, count) for count in _LIMITS}
                 race([own, *peers.values()], options.rounds, name)
-                found[name] = {
+                found = {
                     each.name: {"error": each.error} if each.error else _figures(each, options.megabytes)
                     for each in (own, *peers.values())
                 }
-                rows += [_row(name, own, peer, *_LIMITS[count]) for count, peer in peers.items()]
+                yield name, [_row(name, own, peer, *_LIMITS[count]) for count, peer in peers.items()], found
                 shutil.rmtree(folder)
-    return rows, found
 
 
 def _peer(corpus: Path, folder: Path, processes: int) -> Contender:

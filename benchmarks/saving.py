@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import SIZES, Size
-from benchmarks.measuring import Contender, Gate, NotMeasuredError, Ratio, Row, in_process, race
+from benchmarks.measuring import Contender, Finding, Gate, NotMeasuredError, Ratio, Row, in_process, race
 
 _LIMITS = (1.2, 0.9)
 
@@ -59,14 +60,15 @@ def torch_save(gate: Gate, folder: Path, *, fsync: bool) -> None:
         gate.pass_(seconds=seconds[0], processor_seconds=seconds[1], bytes=path.stat().st_size)
 
 
-def measure(folder: Path, rounds: int, *, quick: bool) -> tuple[list[Row], dict[str, Any]]:
+def measure(folder: Path, rounds: int, *, quick: bool) -> Iterator[Finding]:
     """Measure the seconds of each."""
     full: Size = replace(SIZES["gpt2 base"], batch=1, length=16)
     size = full.shrunk() if quick else full
     try:
         facts = in_process("benchmarks.contenders:prepared", {"size": size, "folder": folder, "rows": 32}, threads=2)
     except NotMeasuredError as error:
-        return [Row("save", "gpt2 base", "torch.save, fsync", None, *_LIMITS, lower=True, note=str(error))], {}
+        yield size.name, [Row("save", size.name, "torch.save", None, *_LIMITS, lower=True, note=str(error))], {}
+        return
     arguments = {"settings": facts["settings"], "output": folder / "run"}
     own = Contender("foundry", "benchmarks.saving:ours", arguments)
     peers = [
@@ -81,7 +83,7 @@ def measure(folder: Path, rounds: int, *, quick: bool) -> tuple[list[Row], dict[
         ratio = None if problem else Ratio.of(found[own.name]["seconds"], found[peer.name]["seconds"])
         note = problem or f"{found[own.name]['bytes'] / 1e9:.2f} GB to {found[peer.name]['bytes'] / 1e9:.2f} GB"
         rows.append(Row("save", size.name, peer.name, ratio, *limits, lower=True, note=note))
-    return rows, found
+    yield size.name, rows, found
 
 
 def _figures(contender: Contender) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.inputs import SIZES, Size, lexicon
-from benchmarks.measuring import Contender, Gate, NotMeasuredError, Ratio, Row, in_process, race
+from benchmarks.measuring import Contender, Finding, Gate, NotMeasuredError, Ratio, Row, in_process, race
 
 _SIZES = {"gpt2": "gpt2 small", "lstm": "lstm 2x650"}
 _BATCHES = (10, 50, 200)
@@ -88,38 +88,38 @@ def minicons(gate: Gate, folder: str, file: Path, batch: int) -> None:
         gate.pass_()
 
 
-def measure(folder: Path, rounds: int, *, count: int, quick: bool) -> tuple[list[Row], dict[str, Any]]:
+def measure(folder: Path, rounds: int, *, quick: bool) -> Iterator[Finding]:
     """Measure both models."""
-    rows: list[Row] = []
-    found: dict[str, Any] = {}
+    count = 40 if quick else 1000
     for name, of in _SIZES.items():
-        size = replace(SIZES[of].shrunk() if quick else SIZES[of])
-        place = folder / name
+        size = SIZES[of].shrunk() if quick else SIZES[of]
+        arguments = {"size": size, "folder": folder / name, "count": count}
         what = f"{count:,} pairs, {of}"
         try:
-            saved = in_process(
-                "benchmarks.scoring:checkpoint", {"size": size, "folder": place, "count": count}, threads=2
-            )
+            saved = in_process("benchmarks.scoring:checkpoint", arguments, threads=2)
         except NotMeasuredError as error:
-            rows.append(Row("score", what, "minicons", None, *_LIMITS, note=str(error)))
+            yield name, [Row("score", what, "minicons", None, *_LIMITS, note=str(error))], {}
             continue
-        arguments: dict[str, Any] = {"folder": saved, "file": place / "pairs.jsonl"}
+        arguments = {"folder": saved, "file": folder / name / "pairs.jsonl"}
         own = Contender("foundry", "benchmarks.scoring:ours", arguments)
         peers = [
             Contender(f"minicons, batch {batch}", "benchmarks.scoring:minicons", {**arguments, "batch": batch})
-            for batch in _BATCHES
+            for batch in _BATCHES[: 1 if quick else None]
         ]
         race([own, *peers], rounds, what)
-        found[name] = {each.name: _figures(each, own) for each in (own, *peers)}
-        measured = [peer for peer in peers if peer.error is None]
-        if own.error or not measured:
-            rows.append(Row("score", what, "minicons", None, *_LIMITS, note=own.error or peers[0].error or ""))
-            continue
-        best = min(measured, key=lambda peer: statistics.median(_seconds(peer)))
-        ratio = Ratio.of(_seconds(best), _seconds(own))
-        apart = found[name][best.name]["largest_difference"]
-        rows.append(Row("score", what, best.name, ratio, *_LIMITS, note=f"scores within {apart:.1g}"))
-    return rows, found
+        found = {each.name: _figures(each, own) for each in (own, *peers)}
+        yield name, [_row(what, own, peers, found)], found
+
+
+def _row(what: str, own: Contender, peers: list[Contender], found: dict[str, Any]) -> Row:
+    """Return the row of a model, against the batch at which minicons was fastest."""
+    measured = [peer for peer in peers if peer.error is None]
+    if own.error or not measured:
+        return Row("score", what, "minicons", None, *_LIMITS, note=own.error or peers[0].error or "")
+    best = min(measured, key=lambda peer: statistics.median(_seconds(peer)))
+    apart = found[best.name]["largest_difference"]
+    ratio = Ratio.of(_seconds(best), _seconds(own))
+    return Row("score", what, best.name, ratio, *_LIMITS, note=f"scores within {apart:.1g}")
 
 
 def _seconds(contender: Contender) -> list[float]:

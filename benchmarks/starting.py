@@ -11,13 +11,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.inputs import SIZES
-from benchmarks.measuring import Gate, NotMeasuredError, Ratio, Row, in_process
+from benchmarks.measuring import Finding, Gate, NotMeasuredError, Ratio, Row, in_process
 
 ROOT = Path(__file__).parents[1]
 FOUNDRY = "import sys; from foundry_core.cli import main; sys.exit(main())"
@@ -71,57 +70,56 @@ def dataset(_: Gate, folder: Path) -> None:
     Dataset.from_dict({"input_ids": rows}).save_to_disk(str(folder / "transformers" / "rows"))
 
 
-def _run(arguments: list[str], threads: int = 1) -> tuple[float, float, str]:
-    """Run a process; return its elapsed and its processor seconds, and what it printed."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+def _run(arguments: list[str], threads: int = 1) -> tuple[float, str]:
+    """Run a process; return its processor seconds and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise NotMeasuredError((done.stderr.strip().splitlines() or ["it failed"])[-1])
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
-def measure(folder: Path, rounds: int, *, quick: bool) -> tuple[list[Row], dict[str, Any]]:
+def measure(folder: Path, rounds: int, *, quick: bool) -> Iterator[Finding]:
     """Measure the first steps and the light verbs."""
-    rows, found = [], {}
     commands: dict[str, list[str]] = {}
-    notes: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for name, of in (("gpt2", "gpt2 tiny"), ("lstm", "lstm 2x200")):
         size = replace(SIZES[of].shrunk() if quick else SIZES[of], steps=1)
-        place = folder / name
-        facts = in_process("benchmarks.contenders:prepared", {"size": size, "folder": place, "rows": 96}, threads=2)
-        (place / "stop_at_first_step.py").write_text(_STOP)
-        yaml = place / "x.yaml"
-        yaml.write_text(json.dumps(facts["settings"] | {"plugins": ["stop_at_first_step"]}))
-        commands[name] = ["-c", FOUNDRY, "train", str(yaml), "--plugin", str(place / "stop_at_first_step.py")]
+        arguments = {"size": size, "folder": folder / name, "rows": 96}
+        facts = in_process("benchmarks.contenders:prepared", arguments, threads=2)
+        hook, yaml = folder / name / "stop_at_first_step.py", folder / name / "x.yaml"
+        hook.write_text(_STOP)
+        yaml.write_text(json.dumps(facts["settings"] | {"plugins": [hook.stem]}))
+        commands[name] = ["-c", FOUNDRY, "train", str(yaml), "--plugin", str(hook)]
     script = folder / "script.py"
     script.write_text(_SCRIPT)
     try:
         in_process("benchmarks.starting:dataset", {"folder": folder / "gpt2"})
         commands["script"] = [str(script), str(folder / "gpt2" / "transformers"), str(folder / "out")]
     except NotMeasuredError as error:
-        notes["script"] = str(error)
+        problems["script"] = str(error)
     times: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):  # the first one compiles byte code and reads files into memory
         for name, command in list(commands.items()):
             extra = [f"training.output_dir={folder / name}/out-{number}"] if name in _LIMITS else []
             try:
-                taken = float(_run([*command, *extra])[2].strip().splitlines()[-1])
+                taken = float(_run([*command, *extra])[1].strip().splitlines()[-1])
             except (NotMeasuredError, IndexError, ValueError) as error:
-                notes[name] = str(error)
+                problems[name] = str(error)
                 commands.pop(name)
                 continue
             if number:
                 times[name].append(taken)
-    found["first step"] = times
+    rows = []
     for name, limits in _LIMITS.items():
-        note = notes.get(name) or notes.get("script") or f"{statistics.median(times[name]):.2f} s"
-        ratio = None if {name, "script"} & notes.keys() else Ratio.of(times[name], times["script"])
-        what = f"first step, {name}"
-        rows.append(Row("start", what, "Trainer script", ratio, *limits, lower=True, note=note))
-    light, figures = _light_verbs(rounds)
-    return [*rows, *light], {**found, "light verbs": figures}
+        problem = problems.get(name) or problems.get("script")
+        ratio = None if problem else Ratio.of(times[name], times["script"])
+        note = problem or " to ".join(f"{statistics.median(times[each]):.2f} s" for each in (name, "script"))
+        rows.append(Row("start", f"first step, {name}", "Trainer script", ratio, *limits, lower=True, note=note))
+    yield "first step", rows, times
+    yield "light verbs", *_light_verbs(rounds)
 
 
 def _light_verbs(rounds: int) -> tuple[list[Row], dict[str, list[float]]]:
@@ -134,7 +132,7 @@ def _light_verbs(rounds: int) -> tuple[list[Row], dict[str, list[float]]]:
     times: dict[str, list[float]] = {name: [] for name in verbs}
     for number in range(rounds + 1):
         for name, command in verbs.items():
-            taken = _run(command)[1]
+            taken = _run(command)[0]
             if number:
                 times[name].append(taken)
     bare = times["python -c pass"]

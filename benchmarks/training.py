@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import SIZES, Size
-from benchmarks.measuring import Contender, NotMeasuredError, Ratio, Row, in_process, matmul_peak, race
+from benchmarks.measuring import Contender, Finding, NotMeasuredError, Ratio, Row, in_process, matmul_peak, race
 
 BF16_PAYS = 1.3
 """From this ratio of the bf16 to the fp32 peak on, a processor counts as one with bf16."""
@@ -55,10 +56,8 @@ class Options:
     nano: bool = True
 
 
-def measure(options: Options) -> tuple[list[Row], dict[str, Any]]:
-    """Measure the sizes one after the other; return the rows of the table and everything that was found."""
-    rows: list[Row] = []
-    found: dict[str, Any] = {}
+def measure(options: Options) -> Iterator[Finding]:
+    """Measure the sizes one after the other."""
     pays = options.bf16
     if pays is None:
         probe = Contender("peak", _target(matmul_peak), threads=options.threads)
@@ -67,13 +66,11 @@ def measure(options: Options) -> tuple[list[Row], dict[str, Any]]:
     for name in options.sizes:
         size = SIZES[name].shrunk() if options.quick else SIZES[name]
         try:
-            found[name] = _measure_size(size, options, pays)
+            found = _measure_size(size, options, pays)
         except NotMeasuredError as error:
-            found[name] = {"error": str(error)}
-            rows.append(Row("train", name, "", None, note=str(error)))
-            continue
-        rows += _rows(name, found[name], pays)
-    return rows, found
+            yield name, [Row("train", name, "", None, note=str(error))], {"error": str(error)}
+        else:
+            yield name, _rows(name, found, pays), found
 
 
 def _target(function: Any) -> str:
