@@ -34,6 +34,7 @@ def prepared(_: Gate, size: Size, folder: Path, rows: int) -> dict[str, Any]:
 
     from foundry_core import create_model, load_config
     from foundry_core.cli.common import prepare_data
+    from foundry_core.data.collators import get_data_collator
     from foundry_core.data.order import SampleOrder
     from foundry_core.random_streams import derive
 
@@ -52,6 +53,10 @@ def prepared(_: Gate, size: Size, folder: Path, rows: int) -> dict[str, Any]:
         if all(len(row) == longest for row in chosen):
             break
     np.save(folder / "rows.npy", np.stack(chosen).astype(np.int32))
+    if size.masked:
+        collate, numbers = get_data_collator(config, tokenizer), order.at(np.arange(rows))[1].tolist()
+        features = [{"input_ids": row, "epoch": 0, "row": n} for row, n in zip(chosen, numbers, strict=True)]
+        np.savez(folder / "masked.npz", **{name: value.numpy() for name, value in collate(features).items()})
     model = create_model(config, tokenizer)
     save_file({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}, folder / "own.st")
     if not size.recurrent:
@@ -105,9 +110,20 @@ def ours(gate: Gate, size: Size, settings: dict[str, Any], overrides: list[str],
 
 
 def transformers_trainer(
-    gate: Gate, size: Size, folder: Path, output: Path, *, compiled: bool = False, bf16: bool = False
+    gate: Gate,
+    size: Size,
+    folder: Path,
+    output: Path,
+    *,
+    compiled: bool = False,
+    bf16: bool = False,
+    our_masks: bool = False,
 ) -> None:
-    """Train with the Trainer of transformers and its collator; what is not named here has its default."""
+    """Train with the Trainer of transformers and its collator; what is not named here has its default.
+
+    Args:
+        our_masks: Of a masked model: the rows are masked already, as ours are, so that the losses can be compared.
+    """
     try:
         import accelerate  # noqa: F401 - the Trainer needs it
     except ImportError:
@@ -119,6 +135,7 @@ def transformers_trainer(
         GPT2LMHeadModel,
         Trainer,
         TrainingArguments,
+        default_data_collator,
     )
 
     rounds = _Rounds(gate, size)
@@ -131,7 +148,7 @@ def transformers_trainer(
             self.last_loss = loss * scale
             return loss
 
-    rows = np.load(folder / "rows.npy")
+    rows = {"input_ids": np.load(folder / "rows.npy")} if not our_masks else dict(np.load(folder / "masked.npz"))
     tokenizer = AutoTokenizer.from_pretrained(folder / "transformers")
     model = (BertForMaskedLM if size.masked else GPT2LMHeadModel).from_pretrained(folder / "transformers")
     arguments = TrainingArguments(
@@ -147,19 +164,21 @@ def transformers_trainer(
         torch_compile=compiled,
         bf16=bf16,
     )
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=size.masked)
+    masking = DataCollatorForLanguageModeling(tokenizer, mlm=size.masked)
+    collator = default_data_collator if our_masks else masking
     trainer = Measured(model, arguments, train_dataset=_dataset(rows), data_collator=collator)
     trainer.add_callback(_callback(trainer, rounds))
     trainer.train()
 
 
-def _dataset(rows: NDArray[np.int32]) -> Any:
+def _dataset(rows: dict[str, NDArray[Any]]) -> Any:
     """Return rows as run_clm gives them to the Trainer: in Arrow, where `datasets` is installed."""
+    columns = {name: values.tolist() for name, values in rows.items()}
     try:
         from datasets import Dataset
     except ImportError:
-        return [{"input_ids": row.tolist()} for row in rows]
-    return Dataset.from_dict({"input_ids": rows.tolist()})
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return Dataset.from_dict(columns)
 
 
 def _callback(trainer: Any, rounds: _Rounds) -> Any:

@@ -63,6 +63,8 @@ class Series:
     x: str
     unit: str
     points: list[Point]
+    limit: float | None = None
+    """The largest ratio of the last time to the first, where nothing should grow."""
 
     def row(self) -> Row:
         """Return the row of the table."""
@@ -74,7 +76,8 @@ class Series:
             note += f", {first.memory / 1e9:.2f} GB to {last.memory / 1e9:.2f} GB"
         against = f"{self.x} {first.x:g} to {last.x:g}"
         growth = last.seconds / first.seconds
-        return Row("grow", self.name, against, Ratio(growth, growth, growth, rounds=1), note=note)
+        ratio = Ratio(growth, growth, growth, rounds=1)
+        return Row("grow", self.name, against, ratio, self.limit, lower=True, note=note)
 
 
 def _si(seconds: float) -> str:
@@ -120,8 +123,8 @@ def corpora(folder: Path, megabytes: tuple[float, ...]) -> list[Series]:
         training.append(Point(size, found["train"] / found["tokens"], found["peak_memory"]))
         encoding.append(Point(size, found["encode"] / found["tokens"], found["peak_memory"]))
     return [
-        Series("training a tokenizer (bpe)", "megabytes", "a token", training),
-        Series("encoding (bpe)", "megabytes", "a token", encoding),
+        Series("training a tokenizer (bpe)", "megabytes", "a token", training, 1.2),
+        Series("encoding (bpe)", "megabytes", "a token", encoding, 1.2),
     ]
 
 
@@ -173,7 +176,7 @@ def checkpoints(folder: Path, size: Size, count: int) -> list[Series]:
     taken = in_process("benchmarks.growth:saves", {"settings": facts["settings"], "count": count})
     part = max(count // 5, 1)
     points = [Point(end, statistics.median(taken[end - part : end])) for end in range(part, count + 1, part)]
-    return [Series("saving a checkpoint", "checkpoints", "a save", points)]
+    return [Series("saving a checkpoint", "checkpoints", "a save", points, 1.3)]
 
 
 def plugins(folder: Path, counts: tuple[int, ...], rounds: int) -> list[Series]:
@@ -239,7 +242,7 @@ def seeking(positions: tuple[int, ...], rounds: int) -> list[Series]:
     """Measure how long resuming takes to find its position: it is a number, and nothing is replayed."""
     found = in_process("benchmarks.growth:seeks", {"positions": positions, "rounds": rounds})
     points = [Point(position, found[position]) for position in positions]
-    return [Series("first batch when resuming", "samples before", "a call", points)]
+    return [Series("first batch when resuming", "samples before", "a call", points, 2.0)]
 
 
 def measure(folder: Path, rounds: int, *, quick: bool) -> Iterator[Finding]:
