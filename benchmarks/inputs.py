@@ -61,7 +61,7 @@ def prose(size: int, words: int = 30_000, seed: int = 0) -> str:
             start += count
             lines.append(_sentence(chosen, mark))
             length += len(lines[-1]) + 1
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)[:size].rpartition("\n")[0] + "\n"
 
 
 def _sentence(words: list[str], mark: int) -> str:
