@@ -68,7 +68,7 @@ def _prepare(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     from benchmarks import preparing
 
     if options.quick:
-        quick = preparing.Options(folder, 1, 0.05, 300, ("bpe", "word"))
+        quick = preparing.Options(folder, 1, 0.05, 300, ("bpe",))
         return preparing.measure(quick)
     rounds = max(1, min(options.rounds, 3))
     return preparing.measure(preparing.Options(folder, rounds, options.megabytes, 8000, tuple(options.tokenizers)))

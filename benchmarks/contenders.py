@@ -219,10 +219,10 @@ def nanogpt(
     Its GELU is replaced by that of GPT-2, torch's tanh kernel, and each row keeps its last position without a target,
     so that the losses are those of the others.
     """
+    code = _module(checkout, "model.py")
     import torch
     from safetensors.torch import load_file
 
-    code = _module(checkout, "model.py")
     settings = size.model["transformer"]
     stored = load_file(folder / "transformers" / "model.safetensors")
     vocabulary, width = stored["transformer.wte.weight"].shape
@@ -271,10 +271,10 @@ def examples_loop(gate: Gate, size: Size, folder: Path, checkout: str | None) ->
 
     Each batch begins with a state of zeros, as our rows do.
     """
+    code = _module(checkout, "word_language_model", "model.py")
     import torch
     from safetensors.torch import load_file
 
-    code = _module(checkout, "word_language_model", "model.py")
     settings, stored = size.model["rnn"], load_file(folder / "own.st")
     kind = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN_TANH"}[size.architecture]
     vocabulary, width = stored["embedding.weight"].shape

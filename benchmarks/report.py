@@ -64,9 +64,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         for limit, mark in ((row.at_least, "|"), (row.aim, "*")):
             if limit is not None:
                 axes.plot(limit, place, mark, color="black", markersize=9)
-    axes.set_yticks(range(len(shown)), [f"{row.what} / {row.against}" for row in shown], fontsize=7)
+    axes.set_yticks(
+        range(len(shown)), [f"{row.what} / {row.against}{' (small is good)' * row.lower}" for row in shown], fontsize=7
+    )
     axes.axvline(1, color="black", linewidth=0.5)
     axes.set_xscale("log")
+    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_format(lambda value, _: f"{value:g}")
     axes.set_xlabel("foundry / the other; share of the peak. | at least, * aim")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120, bbox_inches="tight")
