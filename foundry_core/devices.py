@@ -29,10 +29,10 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
 
-def choose_device(asked: str) -> torch.device:
-    """Return the device of `training.device`; `auto` is the GPU if there is one."""
+def choose_device(asked: str, setting: str = "training.device") -> torch.device:
+    """Return the device that a setting asks for; `auto` is the GPU if there is one."""
     if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError("training.device: torch does not find a GPU; use auto or cpu")
+        raise UsageError(f"{setting}: torch does not find a GPU; use auto or cpu")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -47,6 +47,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
+        if (self.line, self.key) == (0, "file"):  # the file cannot be read: it has no lines
+            return one_line(f"{self.path}: {self.message}")
         place = self.path if self.path == COMMAND_LINE else f"{self.path}:{self.line}"
         return one_line(f"{place}: {self.key}: {self.message}")
 
@@ -98,9 +100,29 @@ def tell(text: str, stream: IO[str] | None = None) -> None:
             stream.write(text)
 
 
+class _Warned:
+    """The warnings that `warned_once` has let through; None outside of it."""
+
+    lines: set[str] | None = None
+
+
 def warn(line: str) -> None:
     """Print a warning on stderr."""
+    if _Warned.lines is not None:
+        if line in _Warned.lines:
+            return
+        _Warned.lines.add(line)
     tell(f"warning: {line}\n")
+
+
+@contextmanager
+def warned_once() -> Iterator[None]:
+    """Print each warning only once in the block, in which several runs share their data."""
+    before, _Warned.lines = _Warned.lines, set()
+    try:
+        yield
+    finally:
+        _Warned.lines = before
 
 
 class _Debug:

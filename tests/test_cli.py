@@ -356,6 +356,7 @@ def test_what_a_locale_cannot_print_is_escaped(trained, tmp_path):
         ("training.gradient_accumulation_steps=100000", 100_000),
     ],
 )
+@pytest.mark.long
 def test_plan_times_parts_of_a_step_that_would_take_long(trained, tmp_path, capsys, setting, longer):
     plans = []
     for settings in ([], [setting]):
@@ -398,7 +399,7 @@ def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
         (["evaluate", "{tmp}"], 6, "neither a checkpoint nor a run"),
         (["evaluate", "{run}", "--pairs", "{x}"], 4, "not a minimal pair"),
         (["train", "{x}", "--allow", "data"], 2, "--resume"),
-        (["evaluate", "{run}", "--device", "cuda"], 2, "training.device: "),
+        (["evaluate", "{run}", "--device", "cuda"], 2, "--device: "),
     ],
 )
 def test_an_error_of_the_user_is_one_line_with_its_exit_code(trained, tmp_path, capsys, arguments, code, says):

@@ -617,7 +617,7 @@ UNREADABLE = [
     wrong(
         "more than a configuration",
         "#" * (1 << 20) + "\n",
-        "0: file: is larger than 1 MiB: not an experiment's configuration",
+        "1: file: is larger than 1 MiB: not an experiment's configuration",
     ),
     wrong(
         "format before model.architecture",
@@ -856,8 +856,8 @@ def test_compiling_is_refused_where_it_is_not_supported(tmp_path: Path, capsys: 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "none.yaml"
-    assert validate(path, capsys) == (2, "", [f"{path}:0: file: cannot be read: No such file or directory"])
-    assert validate(tmp_path, capsys) == (2, "", [f"{tmp_path}:0: file: cannot be read: Is a directory"])
+    assert validate(path, capsys) == (2, "", [f"{path}: cannot be read: No such file or directory"])
+    assert validate(tmp_path, capsys) == (2, "", [f"{tmp_path}: cannot be read: Is a directory"])
 
 
 def test_a_file_of_windows_is_read_like_any_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -971,12 +971,17 @@ def test_a_key_of_text_takes_the_rest_of_the_argument(keys: tuple[str, ...]) -> 
         assert taken, text
 
 
+class Leaf(ConfigSection):
+    text: str = ""
+
+
 class Inner(ConfigSection):
     name: str = "x"
     limits: dict[str, int] = Field({})
     labels: dict[str, str | None] = Field({})
     either: str | int = 0
     choice: Literal["a", "b"] | None = None
+    variant: Literal["a", "b"] | Leaf = "a"
     anything: Any = None
 
 
@@ -997,6 +1002,8 @@ class Outer(ConfigSection):
         ("inner.either", "'7'", "7"),
         ("inner.choice", "a", "a"),
         ("inner.choice", "null", None),
+        ("inner.variant", "b", "b"),
+        ("inner.variant.text", "# 7", "# 7"),
         ("inner.anything", "[1, 2] # two", [1, 2]),
         ("inner", "{name: '#'}", Inner(name="#")),
         ("path", "~/a #b", "/home/me/a #b"),

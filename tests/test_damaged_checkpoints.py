@@ -95,6 +95,7 @@ def flipped(path: Path, flips: Iterator[tuple[int, int]]) -> int:
 
 
 @each("name", FILES)
+@pytest.mark.long
 def test_a_flipped_byte_is_refused_by_the_name_of_its_file(
     finished: Finished, tmp_path: Path, one_thread: None, name: str
 ) -> None:
@@ -231,6 +232,7 @@ def test_a_checkpoint_that_was_named_is_refused_by_every_verb(
 
 @each("damage", [flip, cut, gone, swapped])
 @each("name", ["model.safetensors", "trainer_state.json", MANIFEST])
+@pytest.mark.long
 def test_resuming_falls_back_to_the_newest_whole_checkpoint(
     finished: Finished,
     tmp_path: Path,

@@ -310,6 +310,7 @@ def test_smoothed_targets_are_optimised_and_reported_apart(written: Callable[...
     assert evaluated["loss"] == pytest.approx(again.loss, rel=1e-6)
 
 
+@pytest.mark.long
 def test_a_student_of_itself_diverges_by_nothing_and_resumes(written: Callable[..., Path]) -> None:
     teacher = load_config(written("teacher", **LOSSES, objective="causal_lm", objective_settings=None))
     run(teacher, quiet=True)
@@ -499,6 +500,7 @@ def killed_before(config: ExperimentConfig, forward_pass: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "lstm"])
+@pytest.mark.long
 def test_a_killed_run_resumes_exactly_whatever_the_workers(written: Callable[..., Path], architecture: str) -> None:
     schedule = {"checkpoints": {"every_steps": 2}, "evaluate_every_steps": 3}
     alone = load_config(written("alone", architecture, **schedule))

@@ -24,7 +24,8 @@ def _threads():
 def test_it_leaves_a_table_a_picture_and_yamls_that_train_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     results = quickstart("qs", share=0.01)
-    table = capsys.readouterr().out
+    table, err = capsys.readouterr()
+    assert err.count("also stand in data.training_corpus") == 1
     for name, figures in results.items():
         line = next(line for line in table.splitlines() if line.startswith(name))
         assert f"{figures['test_loss']:.3f}" in line

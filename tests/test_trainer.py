@@ -193,6 +193,7 @@ def test_a_micro_batch_with_fewer_predictions_weighs_less(experiment):
 
 
 @pytest.mark.parametrize("architecture", ["lstm", "bert"])
+@pytest.mark.long
 def test_saving_and_evaluating_do_not_change_the_weights(experiment, architecture):
     """Never is at the beginning and at the end alone; the batches of a step are two, between which nothing is saved."""
     outcomes = []

@@ -57,7 +57,10 @@ def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
     problems: list[str] = []
     folders = checkpoints(output_dir)
     if not folders:
-        raise CheckpointError(f"{output_dir} does not contain checkpoints")
+        there = Path(output_dir).is_dir()
+        raise CheckpointError(
+            f"{output_dir}" + (" does not contain checkpoints" if there else ": there is no such folder")
+        )
     for folder in folders:
         try:
             whole.append(_verified(folder, whole))

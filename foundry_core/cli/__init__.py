@@ -25,6 +25,7 @@ from foundry_core.errors import (
     StoppedError,
     UsageError,
     debug,
+    did_you_mean,
     one_line,
     tell,
     traced,
@@ -163,7 +164,10 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"model-foundry {__version__}", help="show the version")
     # argparse makes the first column as wide as the metavar: this one leaves room for the indented names below it.
     verbs = parser.add_subparsers(metavar="VERB [options]", title="verbs")
-    for name, summary in (VERBS if chosen in VERBS else VERBS | _commands(chosen)).items():
+    known = VERBS if chosen in VERBS else VERBS | _commands(chosen)
+    if chosen is not None and chosen not in known:
+        parser.error(f"unknown verb '{chosen}'.{did_you_mean(chosen, known)}")
+    for name, summary in known.items():
         if name != chosen:
             verbs.add_parser(name, help=summary)
             continue

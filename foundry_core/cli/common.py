@@ -101,7 +101,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "a key that is not required"
     )
     parser.add_argument("config", metavar="YAML", type=path_argument, help="the configuration of the experiment")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=what)
+    # Without a default argparse reports them as required where the YAML is missing.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=what)
     add_plugin_argument(parser)
 
 
@@ -180,7 +181,7 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
 
     load_plugins(options)
     folder = _checkpoint_folder(Path(options.checkpoint))
-    model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device))
+    model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device, "--device"))
     changes = changed_plugins(read_description(folder), present_plugins(model.config)).values()
     if changes:
         warn(f"{folder}: {'; '.join(changes)}: its scores may not be those it had before")

@@ -61,11 +61,14 @@ def list_plugins(options: argparse.Namespace) -> None:
         return
     if not any(finding.point.kind == "architecture" for finding in findings):
         print("no architecture is installed; for instance: pip install foundry-gpt2")
+    tables = []
     for kind in ("architecture", "extension", "command"):
         shown = [each for each in findings if each.point.kind == kind]
         if shown:
             states = [f"{each.state}: {each.problem}" if each.problem else each.summary for each in shown]
-            print(_table(kind, shown, states))
+            tables.append(_table(kind, shown, states))
+    if tables:
+        print("\n\n".join(tables))
 
 
 def _table(title: str, findings: list[Finding], states: list[str]) -> str:

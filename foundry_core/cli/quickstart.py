@@ -18,7 +18,7 @@ from statistics import harmonic_mean
 from typing import Any
 
 from foundry_core.cli.common import large_imports, path_argument, report, seed_argument, table, yaml_scalar
-from foundry_core.errors import UsageError
+from foundry_core.errors import UsageError, warned_once
 from foundry_core.run_folder import METRICS
 from foundry_core.storage.files import remove_tree, write_file
 
@@ -87,6 +87,7 @@ def execute(options: argparse.Namespace) -> None:
     quickstart(options.folder, seed=options.seed)
 
 
+@warned_once()
 def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict[str, dict[str, Any]]:
     """Write the corpus and the YAMLs, train those of the three architectures that are installed, print the table.
 

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from foundry_core.config.experiment import ActivePlugins, Choices, ExperimentConfig, settled_capabilities
+from foundry_core.config.migration_keys import is_second_format
 from foundry_core.config.problems import findings
 from foundry_core.config.rules import Chosen, cross_section_problems
 from foundry_core.config.yaml_source import KeyPath, YamlSource, dotted
 from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean, traced
 from foundry_core.registry.architecture import Architecture, Capabilities
+from foundry_core.registry.discovery import EXTENSIONS, installed
 from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
@@ -72,9 +74,10 @@ class _Check:
             plugins = self._plugins(architecture)
         if plugins is not None:
             objectives = plugins.offers.objectives
-            objective = self._choice("training", "objective", objectives)
-            tokenizer_type = self._choice("tokenizer", "tokenizer_type", plugins.offers.tokenizer_types)
-            optimizer = self._choice("training", "optimizer", plugins.offers.optimizers)
+            others = _inactive(plugins)
+            objective = self._choice("training", "objective", objectives, others)
+            tokenizer_type = self._choice("tokenizer", "tokenizer_type", plugins.offers.tokenizer_types, others)
+            optimizer = self._choice("training", "optimizer", plugins.offers.optimizers, others)
         self._settings("objective", objective)
         self._settings("optimizer", optimizer)
         # A stand-in lets the problems of the other sections be found although `model:` has its own.
@@ -95,10 +98,9 @@ class _Check:
         if isinstance(model, dict) and "architecture" not in model and "layers" in model:
             message = f"written before model.architecture existed: convert it with: foundry migrate {path}"
             raise ConfigError([Problem(path, self.source.line_of(("model",)), "model", message)])
-        data, key = self.data.get("data"), ("data", "source_corpus")
-        if isinstance(data, dict) and "source_corpus" in data:
-            message = f"is a key of an older format: convert the file with: foundry migrate {path}"
-            raise ConfigError([Problem(path, self.source.line_of(key), dotted(key), message)])
+        if is_second_format(self.data):
+            message = f"has keys of an older format: convert the file with: foundry migrate {path}"
+            raise ConfigError([Problem(path, 1, "file", message)])
 
     def _architecture(self) -> Architecture | None:
         model = self.data.get("model")
@@ -127,15 +129,24 @@ class _Check:
             return None
         return self._try(("plugins",), ActivePlugins.of, architecture, names)
 
-    def _choice(self, section: str, key: str, offered: Mapping[str, Found]) -> Found | None:
-        """Return the descriptor that a key or its default names; None if the key is wrong."""
+    def _choice(self, section: str, key: str, offered: Mapping[str, Found], others: Sequence[str]) -> Found | None:
+        """Return the descriptor that a key or its default names; None if the key is wrong.
+
+        Args:
+            section: The section of the key.
+            key: The key.
+            offered: The descriptors of core and of the active modules.
+            others: Modules that are not active, which may offer what is missing.
+        """
         try:
             name: str = getattr(getattr(Values(ExperimentConfig, self.data), section), key)
         except NotValid:
             return None
         if name not in offered:
             message = f"unknown {key.replace('_', ' ')} '{name}'.{did_you_mean(name, offered)}"
-            self._add((section, key), f"{message} Available: {', '.join(sorted(offered))}")
+            message += f" Available: {', '.join(sorted(offered))}"
+            inactive = f". Installed, but not named under plugins: {', '.join(others)}" if others else ""
+            self._add((section, key), message + inactive)
         return offered.get(name)
 
     def _settings(self, key: str, chosen: Objective | Optimizer | None) -> None:
@@ -175,3 +186,9 @@ class _Check:
         self.problems.append(
             Problem(COMMAND_LINE if from_command_line else self.source.path, line, dotted(key), message)
         )
+
+
+def _inactive(plugins: ActivePlugins) -> list[str]:
+    """Return the modules of installed packages that offer objectives, optimizers, ..., and are not active."""
+    active = {module.__name__ for module in plugins.modules}
+    return sorted({point.module for points in installed(EXTENSIONS).values() for point in points} - active)

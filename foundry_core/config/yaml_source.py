@@ -61,7 +61,7 @@ class YamlSource:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError([Problem(name, 0, "file", f"cannot be read: {reason}")]) from error
         if len(raw) > _MAX_BYTES:
-            raise ConfigError([Problem(name, 0, "file", "is larger than 1 MiB: not an experiment's configuration")])
+            raise ConfigError([Problem(name, 1, "file", "is larger than 1 MiB: not an experiment's configuration")])
         try:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:

@@ -80,9 +80,11 @@ def experiment_corpora(config: ExperimentConfig) -> Corpora:
     trained = dict(zip(train.file_digests, train.files, strict=True))
     for path, digest, (size, _) in zip(test.files, test.file_digests, test.stamps, strict=True):
         if size and digest in trained:
+            other = trained[digest]
+            same = f"{path} is also" if path == other else f"{path} has the content of {other}, which is"
             raise DataError(
-                f"data.test_corpus: {path} has the content of {trained[digest]}, which is in data.training_corpus: "
-                "its loss would mean nothing. Take it out of one of them."
+                f"data.test_corpus: {same} in data.training_corpus: its loss would mean nothing. Take it out of one "
+                "of them."
             )
     shared = overlap(train, test, tokenizer_folder(config) / TOKENS)
     if shared.shared == shared.documents:

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -254,13 +255,20 @@ def compiled(suite: Suite) -> None:
 def _without_extras() -> Iterator[None]:
     """Leave out what torch does for other backends: a third of the time.
 
-    Removing common subexpressions imports the compiler, and the latency of guards is measured with a cold cache.
+    Removing common subexpressions imports the compiler, and the latency of guards is measured with a cold cache. The
+    garbage collector would visit everything that tracing allocates.
     """
-    with (
-        torch._functorch.config.patch(cse=False),
-        patch.object(torch._dynamo.guards, "profile_guard_manager", lambda *_: 0.0, create=True),
-    ):
-        yield
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with (
+            torch._functorch.config.patch(cse=False),
+            patch.object(torch._dynamo.guards, "profile_guard_manager", lambda *_: 0.0, create=True),
+        ):
+            yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @check(
