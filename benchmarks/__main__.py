@@ -118,7 +118,12 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all by default), memory")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
     parser.add_argument("--quick", action="store_true", help="small inputs and models, one round: a smoke run")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks.json"), help="JSON; plots are put beside it")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("benchmarks.json"),
+        help="JSON; the table in Markdown and plots are put beside it",
+    )
     parser.add_argument(
         "--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="SIZE", help="for train"
     )
@@ -159,6 +164,8 @@ def main() -> int:
         print(f"\n{part}: {time.perf_counter() - start:.0f} s", flush=True)
     if len(options.parts) != 1:
         print(f"\n{report.table(rows)}")
+    text = f"{report.described(described)}\n\n{report.table(rows, markdown=True)}\n"
+    options.output.with_suffix(".md").write_text(text)
     _plot(rows, results, options.output)
     return 0
 
