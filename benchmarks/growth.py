@@ -286,7 +286,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes.set_xlabel(each["x"], fontsize=8)
         axes.set_ylabel(f"microseconds {each['unit']}", fontsize=8)
         if len(x) > 1 and x[-1] > 10 * x[0]:
-            axes.set_xscale("symlog")
+            axes.set_xscale("symlog" if x[0] == 0 else "log")
+            axes.set_xlim(left=x[0] if x[0] == 0 else None)
+            axes.tick_params(axis="x", labelsize=6)
         memory = [point["memory"] for point in each["points"]]
         if all(memory):
             twin = axes.twinx()
@@ -294,6 +296,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
             twin.set_ylim(bottom=0)
             twin.set_ylabel("peak memory, GB (dashed)", fontsize=8)
         axes.set_title(each["name"], fontsize=9)
+    for axes in grid.flat[len(series) :]:
+        axes.remove()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
