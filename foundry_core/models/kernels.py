@@ -1,6 +1,7 @@
-"""Formulations of attention, dropout, GELU and the loss over a vocabulary that cost less than torch's and transformers' own.
+"""Attention, dropout, GELU and the loss over a vocabulary, formulated to cost less than those of others.
 
-They compute the same as those, up to the rounding of fp32; `training.kernels: reference` chooses the others.
+They compute the same as torch's and transformers', up to the rounding of fp32; `training.kernels: reference` chooses
+those.
 
 Shapes: B batch, T tokens, H heads, N predicted tokens, D width, V vocabulary.
 """
@@ -23,25 +24,31 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of N tokens; the gradients are computed while a chunk's logits are at hand."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor
     ) -> torch.Tensor:
-        asked = ctx.needs_input_grad
-        gradients = [
-            torch.zeros_like(each) if each is not None and wanted else None
-            for each, wanted in zip((hidden_ND, weight_VD, bias_V), asked, strict=False)
-        ]
-        loss = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
+        of_hidden, of_weight, of_bias = (
+            torch.empty_like(each) if each is not None and wanted else None
+            for each, wanted in zip((hidden_ND, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
+        )
         rows = max(1, _CHUNK.get(hidden_ND.device.type, _CHUNK["cuda"]) // len(weight_VD))
-        for first in range(0, len(hidden_ND), rows):
-            part = slice(first, first + rows)
-            losses, probabilities = _cross_entropies(hidden_ND[part], weight_VD, bias_V, targets_N[part])
-            loss += losses.sum()
-            if any(asked):
-                probabilities[torch.arange(len(losses), device=losses.device), targets_N[part]] -= 1
-                _add_gradients(gradients, part, probabilities.to(hidden_ND.dtype), hidden_ND[part], weight_VD)
-        ctx.save_for_backward(*gradients)
-        return loss
+        chunks = [slice(first, first + rows) for first in range(0, len(hidden_ND), rows)]
+        losses = []
+        for chunk in chunks or [slice(0, 0)]:
+            targets, hidden = targets_N[chunk], hidden_ND[chunk]
+            chunk_losses, errors_NV = _cross_entropies(hidden, weight_VD, bias_V, targets)
+            losses.append(chunk_losses.sum())
+            errors_NV[torch.arange(len(targets), device=targets.device), targets] -= 1
+            errors_NV = errors_NV.to(hidden.dtype)
+            earlier = 1 if chunk.start else 0
+            if of_hidden is not None:
+                torch.mm(errors_NV, weight_VD, out=of_hidden[chunk])
+            if of_weight is not None:
+                of_weight.addmm_(errors_NV.t(), hidden, beta=earlier)
+            if of_bias is not None:
+                torch.sum(errors_NV, dim=0, out=of_bias) if not earlier else of_bias.add_(errors_NV.sum(dim=0))
+        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+        return torch.stack(losses).sum()
 
     @staticmethod
     @once_differentiable
@@ -56,27 +63,11 @@ def _cross_entropies(
     """Return the cross-entropy of each token and the probabilities (N, V), both in fp32 or more."""
     logits_NV = F.linear(hidden_ND, weight_VD, bias_V)
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    largest_N = logits_NV.amax(dim=1)
-    of_target_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
-    probabilities_NV = torch.softmax(logits_NV, dim=1, out=logits_NV)
+    # Into its own input, softmax would copy that first: 10 % of the whole at 10,000 words.
+    probabilities_NV = torch.softmax(logits_NV, dim=1)
     # The largest probability is at least 1 / V, so that its logarithm is exact where the target's would underflow.
+    largest_N, of_target_N = logits_NV.amax(dim=1), logits_NV.gather(1, targets_N[:, None])[:, 0]
     return largest_N - probabilities_NV.amax(dim=1).log() - of_target_N, probabilities_NV
-
-
-def _add_gradients(
-    gradients: list[torch.Tensor | None],
-    part: slice,
-    errors_NV: torch.Tensor,
-    hidden_ND: torch.Tensor,
-    weight_VD: torch.Tensor,
-) -> None:
-    of_hidden, of_weight, of_bias = gradients
-    if of_hidden is not None:
-        torch.mm(errors_NV, weight_VD, out=of_hidden[part])
-    if of_weight is not None:
-        of_weight.addmm_(errors_NV.t(), hidden_ND)
-    if of_bias is not None:
-        of_bias += errors_NV.sum(dim=0)
 
 
 def summed_cross_entropy(hidden_ND: torch.Tensor, head: nn.Linear, targets_N: torch.Tensor) -> torch.Tensor:
@@ -84,20 +75,21 @@ def summed_cross_entropy(hidden_ND: torch.Tensor, head: nn.Linear, targets_N: to
 
     A loss that is not finite and gradients are those of `F.cross_entropy(head(hidden).float(), targets)`.
     """
-    weight, bias = head.weight, head.bias
+    weight: torch.Tensor = head.weight
+    bias: torch.Tensor | None = head.bias
     device = hidden_ND.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_ND, weight, bias = hidden_ND.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        return cast("torch.Tensor", _SummedCrossEntropy.apply(hidden_ND, weight, bias, targets_N))
+        return cast("torch.Tensor", _SummedCrossEntropy.apply(hidden_ND, weight, bias, targets_N))  # type: ignore[no-untyped-call]
 
 
 class _Dropout(torch.autograd.Function):
     """Dropout from 16 random bits for each element: a fifth of the time of torch's on a CPU, and half the memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, share: float) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: torch.Tensor, share: float) -> torch.Tensor:
         dropped = round(share * 65536)
         ctx.threshold, ctx.scale = dropped - 32768, 65536 / (65536 - dropped)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -123,11 +115,17 @@ def dropout(x: torch.Tensor, share: float, training: bool) -> torch.Tensor:
     """
     if not training or not 0 < share < 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, share, training)
-    return cast("torch.Tensor", _Dropout.apply(x, share))
+    return cast("torch.Tensor", _Dropout.apply(x, share))  # type: ignore[no-untyped-call]
 
 
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool, mask: torch.Tensor | None, share: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    causal: bool,
+    mask: torch.Tensor | None,
+    share: float,
 ) -> torch.Tensor:
     """Return what each query attends to, (B, H, T, D).
 

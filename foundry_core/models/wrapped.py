@@ -128,14 +128,27 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         return self.head if self._projection is None else self._projection[0]
 
     def fast_hidden_states(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **asked: Any
+        self, input_ids: torch.Tensor, real: torch.Tensor | None, positions: torch.Tensor | None, **asked: Any
     ) -> torch.Tensor | None:
         """Return the last hidden states, (B, T, D), by a formulation of the plugin's own; None: by transformers'.
 
-        Called for plain rows: nothing is carried, cached or asked for besides `asked`, segments or positions. Equal to
-        the base model's up to rounding, dropout apart.
+        Equal to the base model's up to rounding, dropout apart. Called where nothing is carried over or cached.
+
+        Args:
+            real: True for real tokens, (B, T); None if all are.
+            positions: Those of the tokens, (B, T); None: counted from 0.
+            asked: What else a caller has given to the base model, such as token_type_ids.
         """
         return None
+
+    def _fast(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, asked: Any) -> torch.Tensor | None:
+        mask_BT = None if attention_mask is None else attention_mask[:, : input_ids.shape[1]]
+        real_BT = self.real_tokens(input_ids, mask_BT)
+        positions = None if real_BT is None else self.position_ids(input_ids, real_BT, 0)
+        given = {name: each for name, each in asked.items() if each is not None and each is not False}
+        if "position_ids" in given:
+            return None
+        return self.fast_hidden_states(input_ids, real_BT, positions, **given)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Project (..., D) -> (..., V), by the part of the inner model's own forward that follows its base model.
@@ -170,6 +183,11 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     ) -> ModelOutput:
         asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
+        if self.kernels == "fast" and state is None and not use_cache and not self._recomputes:
+            read = self.tokens_to_read(input_ids, labels, **kwargs)
+            hidden_BTD = self._fast(input_ids[:, :read], attention_mask, asked)
+            if hidden_BTD is not None:
+                return self.lm_output(hidden_BTD, self.fast_head(), labels, attention_mask=attention_mask, **kwargs)
         if state is not None:
             state = _copied(state)
             if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
@@ -181,10 +199,6 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
             asked["use_cache"] = False
         if "position_ids" in self.arguments and "position_ids" not in asked:
             asked["position_ids"] = self.position_ids(input_ids, attention_mask, past)
-        if self.kernels == "fast" and not self._recomputes and self._state_name not in asked and not asked.keys() & _ASKED.keys():
-            hidden = self.fast_hidden_states(input_ids, attention_mask, **asked)
-            if hidden is not None:
-                return self.lm_output(hidden, self.fast_head(), labels, attention_mask=attention_mask, **kwargs)
         inner = self.model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **asked)
         for keyword, name in _ASKED.items():
             if asked.get(keyword) and not inner.get(name):

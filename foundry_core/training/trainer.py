@@ -37,7 +37,7 @@ from foundry_core.data.collators import get_data_collator
 from foundry_core.data.order import SampleOrder, extended_ledger
 from foundry_core.data.preparation import ExperimentData, data_identity
 from foundry_core.data.workers import Batch
-from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
+from foundry_core.devices import Precision, choose_device, keep_freed_memory, memory_watched, model_memory_watched
 from foundry_core.errors import CheckpointError, StoppedError, TrainingError, warn
 from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
@@ -85,6 +85,8 @@ class Trainer:
         self.output_dir = Path(settings.output_dir)
         self.plan = RunPlan.of(config, data)
         self.device = choose_device(settings.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.precision = Precision(settings.precision, self.device)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()

@@ -45,15 +45,14 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
         return BertForMaskedLM(inner)
 
     def fast_hidden_states(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **asked: Any
+        self, input_ids: torch.Tensor, real: torch.Tensor | None, positions: torch.Tensor | None, **asked: Any
     ) -> torch.Tensor | None:
-        """Compute the layers on (B T, D) matrices, with the weights of the inner model and fast dropout."""
-        base, config = self.model.bert, self.model.config
-        positions, segments = asked.pop("position_ids", None), asked.pop("token_type_ids", None)
+        """Compute the layers on (B T, D) matrices, with the weights of the inner model and no call for each layer."""
+        segments = asked.pop("token_type_ids", None)
         if asked:
             return None
-        real_BT = self.real_tokens(input_ids, attention_mask)
-        mask = None if real_BT is None else kernels.attention_mask(real_BT, causal=False)
+        base, config = self.model.bert, self.model.config
+        mask = None if real is None else kernels.attention_mask(real, causal=False)
         batch, length = input_ids.shape
         width, heads, training = config.hidden_size, config.num_attention_heads, self.training
         share, of_attention = config.hidden_dropout_prob, config.attention_probs_dropout_prob
@@ -70,7 +69,7 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
         of_segments = tables.token_type_embeddings.weight
         x = x + (of_segments[0] if segments is None else F.embedding(segments, of_segments))
         of_positions = tables.position_embeddings.weight
-        x = x + (of_positions[:length] if real_BT is None or positions is None else F.embedding(positions, of_positions))
+        x = x + (of_positions[:length] if positions is None else F.embedding(positions, of_positions))
         norm = tables.LayerNorm
         x = F.layer_norm(x.view(-1, width), (width,), norm.weight, norm.bias, norm.eps)
         x = kernels.dropout(x, share, training)

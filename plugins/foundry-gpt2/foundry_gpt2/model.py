@@ -38,21 +38,18 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
         return GPT2LMHeadModel(inner)
 
     def fast_hidden_states(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **asked: Any
+        self, input_ids: torch.Tensor, real: torch.Tensor | None, positions: torch.Tensor | None, **asked: Any
     ) -> torch.Tensor | None:
-        """Compute the blocks on (B T, D) matrices, with the weights of the inner model and no call per layer."""
-        base, config = self.model.transformer, self.model.config
-        positions = asked.pop("position_ids", None)
-        asked.pop("use_cache", None)
+        """Compute the blocks on (B T, D) matrices, with the weights of the inner model and no call for each layer."""
         if asked:
             return None
-        real_BT = self.real_tokens(input_ids, attention_mask)
-        mask = None if real_BT is None else kernels.attention_mask(real_BT, causal=True)
+        base, config = self.model.transformer, self.model.config
+        mask = None if real is None else kernels.attention_mask(real, causal=True)
         batch, length = input_ids.shape
         epsilon, width, heads = config.layer_norm_epsilon, config.n_embd, config.n_head
         share, of_attention = (config.resid_pdrop, config.attn_pdrop) if self.training else (0.0, 0.0)
         x = F.embedding(input_ids, base.wte.weight)
-        x = x + (base.wpe.weight[:length] if real_BT is None or positions is None else base.wpe(positions))
+        x = x + (base.wpe.weight[:length] if positions is None else F.embedding(positions, base.wpe.weight))
         x = kernels.dropout(x.view(-1, width), share, self.training)
         for block in base.h:
             attn, mlp = block.attn, block.mlp
