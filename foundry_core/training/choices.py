@@ -1,0 +1,267 @@
+"""The choices that a run makes once, before its first step: precision, compiling and kernels, with the reason for each.
+
+A setting that is `auto` is decided here: for a new run by what this machine measures, for one that is resumed by what
+its checkpoint records, whatever the machine would choose now.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from statistics import median
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from foundry_core.checkpoints.state import TrainState
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.data.batches import Batches
+from foundry_core.data.collators import get_data_collator
+from foundry_core.data.order import SampleOrder
+from foundry_core.data.preparation import ExperimentData
+from foundry_core.data.workers import Batch
+from foundry_core.devices import Precision, bf16_gain, choose_device, computes_in_bf16
+from foundry_core.errors import one_line, warn
+from foundry_core.evaluation.inference import to_device
+from foundry_core.models.base import BaseLanguageModel, create_model
+from foundry_core.models.cost import training_flops
+from foundry_core.random_streams import derive, kept_generators
+from foundry_core.training.losses import TokenLoss, objective_loss, summed_losses
+from foundry_core.training.plan import RunPlan
+
+LONG = 20 * 60.0
+"""Seconds of training from which compiling is tried: the trial takes about a minute, and the gain is some percent."""
+ENOUGH = 1.3
+"""How many times as fast as fp32 bf16 has to be before a CPU takes it by itself."""
+
+KEYS = ("precision", "compile", "kernels")
+"""The choices, by the names of their settings in `training:`."""
+
+_ROUNDS = 5
+_MOST_SECONDS = 10.0
+Made: TypeAlias = tuple[Any, str]
+"""A value, and the reason for it in words."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a run computes with; `reasons` has one in words for each of the others."""
+
+    precision: str
+    compile: bool
+    kernels: str
+    reasons: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, state: TrainState) -> Choices:
+        """Return those that a checkpoint records."""
+        return cls(state.precision, state.compile, state.kernels)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The choices by name, as they are recorded."""
+        return {name: getattr(self, name) for name in KEYS}
+
+
+class Trial(NamedTuple):
+    """Seconds of compiling, and of a micro-batch without and with it."""
+
+    cost: float
+    eager: float
+    compiled: float
+
+
+def choose(
+    config: ExperimentConfig,
+    model: BaseLanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    data: ExperimentData,
+    *,
+    begun: Choices | None = None,
+    trial: bool = True,
+) -> Choices:
+    """Make the choices of a run; the model and the random generators stay as they are.
+
+    Args:
+        begun: Those of the run that is resumed.
+        trial: Compile a copy where that decides; without it, compiling is off then.
+    """
+    settings, device = config.training, choose_device(config.training.device)
+    able, proven = config.capabilities.compile, config.architecture.proven_precisions
+    gain = partial(bf16_gain, *_product(model, config.data.batch_size * data.train_rows.length))
+    made = {name: (getattr(settings, name), "as configured") for name in KEYS}
+    if begun is not None:
+        made |= {name: (getattr(begun, name), "as the run began") for name in KEYS if made[name][0] == "auto"}
+    if made["precision"][0] == "auto":
+        made["precision"] = precision_of(device, proven, gain)
+    elif made["precision"][0] == "bf16" and device.type == "cpu" and (times := gain()) < 1:
+        warn(
+            f"training.precision: bf16 slows this processor down: its matrix products run at {times:.2f} times the "
+            "speed of fp32. precision: auto avoids that in a new run"
+        )
+    if made["kernels"][0] == "auto":
+        made["kernels"] = ("fast", "the default: reference differs from it by rounding")
+    if made["compile"][0] == "auto":
+        runs = _Passes(config, tokenizer, data, device, made["precision"][0], made["kernels"][0])
+        made["compile"] = compile_of(
+            able, runs.count, runs.rough_seconds(model), runs.seconds, runs.trial if trial else None
+        )
+    reasons = {name: reason for name, (_, reason) in made.items()}
+    return Choices(**{name: value for name, (value, _) in made.items()}, reasons=reasons)
+
+
+def precision_of(device: torch.device, proven: tuple[str, ...], gain: Callable[[], float]) -> Made:
+    """Choose the precision of a new run.
+
+    Args:
+        proven: Precisions in which the architecture is known to learn as in fp32.
+        gain: Measures how many times as fast as fp32 bf16 is on this CPU.
+    """
+    what = "GPU" if device.type == "cuda" else "processor"
+    if not computes_in_bf16(device):
+        return "fp32", f"this {what} does not compute in bf16"
+    if device.type == "cuda":
+        return "bf16", f"this {what} computes in it"
+    if "bf16" not in proven:
+        return "fp32", "the architecture is not proven to learn as well in bf16"
+    times = gain()
+    reason = f"bf16 is {times:.2f} times as fast here, and has to be {ENOUGH} times"
+    return ("bf16" if times >= ENOUGH else "fp32"), reason
+
+
+def compile_of(
+    able: bool, passes: int, rough: float, seconds: Callable[[], float], trial: Callable[[], Trial | str] | None
+) -> Made:
+    """Choose whether a new run compiles its model; each measurement is made only if those before leave it open.
+
+    Args:
+        able: Compiling does not change the architecture's losses.
+        passes: Micro-batches of the run.
+        rough: Seconds of the run, estimated generously.
+        seconds: Measures the seconds of a micro-batch.
+        trial: Compiles a copy; its reason if it cannot.
+    """
+    if not able:
+        return False, "the architecture does not support it"
+    short = f"compiling seldom repays its cost within {LONG / 60:.0f} min"
+    if rough < LONG:
+        return False, short
+    whole = passes * seconds()
+    if whole < LONG:
+        return False, f"the run takes about {whole / 60:.0f} min, and {short}" if whole else "a trial step failed"
+    if trial is None:
+        return False, f"not tried: the run takes about {whole / 60:,.0f} min, and a trial decides when it begins"
+    found = trial()
+    if isinstance(found, str):
+        return False, found
+    saved = passes * (found.eager - found.compiled)
+    # A noisy machine shows gains of some percent that are none; the cost is paid for certain.
+    on = saved > 2 * found.cost and found.compiled < 0.95 * found.eager
+    return on, (
+        f"in a trial a micro-batch took {found.compiled:.3g} s compiled and {found.eager:.3g} s otherwise, compiling "
+        f"{found.cost:.0f} s: over the run {saved / 60:,.1f} min saved"
+    )
+
+
+def _product(model: BaseLanguageModel, tokens: int) -> tuple[int, int, int]:
+    """Return tokens, inputs and outputs of the largest matrix product in the layers of a model."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    inner = [p for p in matrices if model.context.vocab_size not in p.shape] or matrices
+    outputs, inputs = max(inner, key=torch.Tensor.numel).shape if inner else (256, 256)
+    return tokens, outputs, inputs
+
+
+class _Passes:
+    """The micro-batches of a run, taken by a model of their own that is then discarded."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        data: ExperimentData,
+        device: torch.device,
+        precision: str,
+        kernels: str,
+    ):
+        self.config, self.tokenizer, self.data, self.device, self.kernels = config, tokenizer, data, device, kernels
+        self.plan = RunPlan.of(config, data)
+        self.count = -(-self.plan.total_samples // config.data.batch_size)
+        self.precision = Precision(precision, device)
+        self.model: Any = None
+        self.own_loss: TokenLoss | None = None
+
+    def rough_seconds(self, model: BaseLanguageModel) -> float:
+        """Estimate the seconds of the run, as on a slow core: 5 GFLOP/s, and 50 ms of work around each micro-batch."""
+        flops = training_flops(model, self.plan.total_samples, self.data.train_rows.length)
+        return flops / 5e9 + 0.05 * self.count
+
+    def seconds(self) -> float:
+        """Measure the seconds of a micro-batch. 0 if it fails: then so will training, with a message of its own."""
+        with suppress(Exception), kept_generators():
+            model = self._built()
+            return min(self._take(model, batch) for batch in self._batches(3))
+        return 0.0
+
+    def trial(self) -> Trial | str:
+        """Compile the model and compare; the reason if that cannot be done."""
+        from torch import _dynamo
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            if self.device.type == "cpu":
+                get_cpp_compiler()
+            with kept_generators():
+                return self._compared()
+        except InvalidCxxCompiler:
+            return "there is no C++ compiler: install g++"
+        except Exception as error:  # noqa: BLE001 - whatever fails in a trial, training can do without
+            return f"a trial failed: {one_line(str(error))[:200]}"
+        finally:
+            self.model = None
+            _dynamo.reset()  # what the run compiles is what it would have compiled without a trial
+
+    def _compared(self) -> Trial:
+        model = self._built()
+        forward = torch.compile(model)
+        # The second and third batch may compile again, for sizes that differ from one to the next.
+        batches = list(self._batches(3 + _ROUNDS))
+        first = sum(self._take(forward, batch) for batch in batches[:3])
+        eager, compiled, begun = [], [], time.perf_counter()
+        for batch in batches[3:]:
+            eager.append(self._take(model, batch))
+            compiled.append(self._take(forward, batch))
+            if len(eager) >= 3 and time.perf_counter() - begun > _MOST_SECONDS:
+                break
+        return Trial(max(first - 3 * median(compiled), 0.0), median(eager), median(compiled))
+
+    def _built(self) -> Any:
+        if self.model is None:
+            model = create_model(self.config, self.tokenizer)
+            model.kernels = self.kernels
+            if self.config.training.gradient_checkpointing:
+                model.gradient_checkpointing_enable()
+            self.model, self.own_loss = model.to(self.device).train(), objective_loss(self.config)
+        return self.model
+
+    def _batches(self, count: int) -> list[Batch]:
+        config, rows = self.config, self.data.train_rows
+        order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
+        collate, size = get_data_collator(config, self.tokenizer), config.data.batch_size
+        return list(islice(Batches(rows, order, collate, size, 0, self.plan.total_samples), count))
+
+    def _take(self, forward: Callable[..., Any], batch: Batch) -> float:
+        start = time.perf_counter()
+        with self.precision.autocast():
+            placed = to_device(batch, self.device)
+            optimised, _ = summed_losses(self.model, forward, placed, self.own_loss)
+        torch.autograd.backward(optimised)
+        self.model.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
