@@ -63,7 +63,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     model = create_model(config, tokenizer)
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
     length = data.train_rows.length
-    choices = choose(config, model, tokenizer, data, trial=timing)
+    choices = choose(config, model, tokenizer, data, trial=False)
     trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])), choices)
     plan = trainer.plan
     # What an optimizer remembers is found by asking it: that of a plugin may remember anything.

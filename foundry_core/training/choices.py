@@ -25,7 +25,7 @@ from foundry_core.data.collators import get_data_collator
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.preparation import ExperimentData
 from foundry_core.data.workers import Batch
-from foundry_core.devices import Precision, bf16_gain, choose_device, computes_in_bf16
+from foundry_core.devices import Precision, bf16_gain, choose_device, computes_in_bf16, memory_of
 from foundry_core.errors import one_line, warn
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel, create_model
@@ -44,6 +44,7 @@ KEYS = ("precision", "compile", "kernels")
 
 _ROUNDS = 5
 _MOST_SECONDS = 10.0
+_MOST_TOKENS = {"cpu": 2**13, "cuda": 2**15}
 Made: TypeAlias = tuple[Any, str]
 """A value, and the reason for it in words."""
 
@@ -69,7 +70,7 @@ class Choices:
 
 
 class Trial(NamedTuple):
-    """Seconds of compiling, and of a micro-batch without and with it."""
+    """Seconds of compiling, and of a pass without and with it."""
 
     cost: float
     eager: float
@@ -89,10 +90,10 @@ def choose(
 
     Args:
         begun: Those of the run that is resumed.
-        trial: Compile a copy where that decides; without it, compiling is off then.
+        trial: Measure whether compiling pays where that decides it; without it, compiling is off then.
     """
     settings, device = config.training, choose_device(config.training.device)
-    able, proven = config.capabilities.compile, config.architecture.proven_precisions
+    proven = config.architecture.proven_precisions
     gain = partial(bf16_gain, *_product(model, config.data.batch_size * data.train_rows.length))
     made = {name: (getattr(settings, name), "as configured") for name in KEYS}
     if begun is not None:
@@ -108,9 +109,8 @@ def choose(
         made["kernels"] = ("fast", "the default: reference differs from it by rounding")
     if made["compile"][0] == "auto":
         runs = _Passes(config, tokenizer, data, device, made["precision"][0], made["kernels"][0])
-        made["compile"] = compile_of(
-            able, runs.count, runs.rough_seconds(model), runs.seconds, runs.trial if trial else None
-        )
+        able = (runs.obstacle(model), runs.count, runs.rough_seconds(model))
+        made["compile"] = compile_of(*able, *((runs.seconds, runs.trial) if trial else ()))
     reasons = {name: reason for name, (_, reason) in made.items()}
     return Choices(**{name: value for name, (value, _) in made.items()}, reasons=reasons)
 
@@ -135,27 +135,31 @@ def precision_of(device: torch.device, proven: tuple[str, ...], gain: Callable[[
 
 
 def compile_of(
-    able: bool, passes: int, rough: float, seconds: Callable[[], float], trial: Callable[[], Trial | str] | None
+    obstacle: str,
+    passes: int,
+    rough: float,
+    seconds: Callable[[], float] | None = None,
+    trial: Callable[[], Trial | str] | None = None,
 ) -> Made:
     """Choose whether a new run compiles its model; each measurement is made only if those before leave it open.
 
     Args:
-        able: Compiling does not change the architecture's losses.
-        passes: Micro-batches of the run.
+        obstacle: Why it cannot be tried, or nothing.
+        passes: Passes of the run, forward and backward.
         rough: Seconds of the run, estimated generously.
-        seconds: Measures the seconds of a micro-batch.
+        seconds: Measures the seconds of a pass.
         trial: Compiles a copy; its reason if it cannot.
     """
-    if not able:
-        return False, "the architecture does not support it"
+    if obstacle:
+        return False, obstacle
     short = f"compiling seldom repays its cost within {LONG / 60:.0f} min"
     if rough < LONG:
         return False, short
+    if seconds is None or trial is None:
+        return False, f"not tried here: if the run takes more than {LONG / 60:.0f} min, it decides by a trial"
     whole = passes * seconds()
     if whole < LONG:
         return False, f"the run takes about {whole / 60:.0f} min, and {short}" if whole else "a trial step failed"
-    if trial is None:
-        return False, f"not tried: the run takes about {whole / 60:,.0f} min, and a trial decides when it begins"
     found = trial()
     if isinstance(found, str):
         return False, found
@@ -163,7 +167,7 @@ def compile_of(
     # A noisy machine shows gains of some percent that are none; the cost is paid for certain.
     on = saved > 2 * found.cost and found.compiled < 0.95 * found.eager
     return on, (
-        f"in a trial a micro-batch took {found.compiled:.3g} s compiled and {found.eager:.3g} s otherwise, compiling "
+        f"in a trial a pass took {found.compiled:.3g} s compiled and {found.eager:.3g} s otherwise, compiling "
         f"{found.cost:.0f} s: over the run {saved / 60:,.1f} min saved"
     )
 
@@ -177,7 +181,10 @@ def _product(model: BaseLanguageModel, tokens: int) -> tuple[int, int, int]:
 
 
 class _Passes:
-    """The micro-batches of a run, taken by a model of their own that is then discarded."""
+    """Passes of a run, forward and backward, by a model of their own that is then discarded.
+
+    They are of whole micro-batches, or of some of the rows if there is no telling whether all have room.
+    """
 
     def __init__(
         self,
@@ -190,18 +197,30 @@ class _Passes:
     ):
         self.config, self.tokenizer, self.data, self.device, self.kernels = config, tokenizer, data, device, kernels
         self.plan = RunPlan.of(config, data)
-        self.count = -(-self.plan.total_samples // config.data.batch_size)
+        self.length, self.most_tokens = data.train_rows.length, _MOST_TOKENS[device.type]
+        self.rows = max(1, min(config.data.batch_size, self.most_tokens // self.length))
+        self.count = -(-self.plan.total_samples // self.rows)
         self.precision = Precision(precision, device)
         self.model: Any = None
         self.own_loss: TokenLoss | None = None
 
+    def obstacle(self, model: BaseLanguageModel) -> str:
+        """Return why compiling cannot be tried, or nothing."""
+        if not self.config.capabilities.compile:
+            return "the architecture does not support it"
+        if self.length > self.most_tokens:
+            return f"it is not tried with rows of more than {self.most_tokens:,} tokens"
+        if model.get_memory_footprint().total > memory_of(self.device) / 2:
+            return "there is no room for another model to try it on"
+        return ""
+
     def rough_seconds(self, model: BaseLanguageModel) -> float:
-        """Estimate the seconds of the run, as on a slow core: 5 GFLOP/s, and 50 ms of work around each micro-batch."""
-        flops = training_flops(model, self.plan.total_samples, self.data.train_rows.length)
+        """Estimate the seconds of the run, as on a slow core: 5 GFLOP/s, and 50 ms of work around each pass."""
+        flops = training_flops(model, self.plan.total_samples, self.length)
         return flops / 5e9 + 0.05 * self.count
 
     def seconds(self) -> float:
-        """Measure the seconds of a micro-batch. 0 if it fails: then so will training, with a message of its own."""
+        """Measure the seconds of a pass. 0 if it fails: then so will training, with a message of its own."""
         with suppress(Exception), kept_generators():
             model = self._built()
             return min(self._take(model, batch) for batch in self._batches(3))
@@ -252,8 +271,8 @@ class _Passes:
     def _batches(self, count: int) -> list[Batch]:
         config, rows = self.config, self.data.train_rows
         order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
-        collate, size = get_data_collator(config, self.tokenizer), config.data.batch_size
-        return list(islice(Batches(rows, order, collate, size, 0, self.plan.total_samples), count))
+        collate = get_data_collator(config, self.tokenizer)
+        return list(islice(Batches(rows, order, collate, self.rows, 0, self.plan.total_samples), count))
 
     def _take(self, forward: Callable[..., Any], batch: Batch) -> float:
         start = time.perf_counter()
