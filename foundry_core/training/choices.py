@@ -26,7 +26,7 @@ from foundry_core.data.order import SampleOrder
 from foundry_core.data.preparation import ExperimentData
 from foundry_core.data.workers import Batch
 from foundry_core.devices import Precision, bf16_gain, choose_device, computes_in_bf16, memory_of
-from foundry_core.errors import one_line, warn
+from foundry_core.errors import one_line, tell, warn
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel, create_model
 from foundry_core.models.cost import training_flops
@@ -34,7 +34,7 @@ from foundry_core.random_streams import derive, kept_generators
 from foundry_core.training.losses import TokenLoss, objective_loss, summed_losses
 from foundry_core.training.plan import RunPlan
 
-LONG = 20 * 60.0
+LONG = 30 * 60.0
 """Seconds of training from which compiling is tried: the trial takes about a minute, and the gain is some percent."""
 ENOUGH = 1.3
 """How many times as fast as fp32 bf16 has to be before a CPU takes it by itself."""
@@ -85,12 +85,14 @@ def choose(
     *,
     begun: Choices | None = None,
     trial: bool = True,
+    quiet: bool = True,
 ) -> Choices:
     """Make the choices of a run; the model and the random generators stay as they are.
 
     Args:
         begun: Those of the run that is resumed.
         trial: Measure whether compiling pays where that decides it; without it, compiling is off then.
+        quiet: Print no line before a trial, which takes about a minute.
     """
     settings, device = config.training, choose_device(config.training.device)
     proven = config.architecture.proven_precisions
@@ -108,7 +110,7 @@ def choose(
     if made["kernels"][0] == "auto":
         made["kernels"] = ("fast", "the default: reference differs from it by rounding")
     if made["compile"][0] == "auto":
-        runs = _Passes(config, tokenizer, data, device, made["precision"][0], made["kernels"][0])
+        runs = _Passes(config, tokenizer, data, device, made["precision"][0], made["kernels"][0], quiet)
         able = (runs.obstacle(model), runs.count, runs.rough_seconds(model))
         made["compile"] = compile_of(*able, *((runs.seconds, runs.trial) if trial else ()))
     reasons = {name: reason for name, (_, reason) in made.items()}
@@ -168,7 +170,7 @@ def compile_of(
     on = saved > 2 * found.cost and found.compiled < 0.95 * found.eager
     return on, (
         f"in a trial a pass took {found.compiled:.3g} s compiled and {found.eager:.3g} s otherwise, compiling "
-        f"{found.cost:.0f} s: over the run {saved / 60:,.1f} min saved"
+        f"{found.cost:.0f} s: {f'{saved / 60:,.1f} min' if saved > 0 else 'nothing'} saved over the run"
     )
 
 
@@ -194,8 +196,10 @@ class _Passes:
         device: torch.device,
         precision: str,
         kernels: str,
+        quiet: bool,
     ):
-        self.config, self.tokenizer, self.data, self.device, self.kernels = config, tokenizer, data, device, kernels
+        self.config, self.tokenizer, self.data, self.device = config, tokenizer, data, device
+        self.kernels, self.quiet = kernels, quiet
         self.plan = RunPlan.of(config, data)
         self.length, self.most_tokens = data.train_rows.length, _MOST_TOKENS[device.type]
         self.rows = max(1, min(config.data.batch_size, self.most_tokens // self.length))
@@ -235,6 +239,8 @@ class _Passes:
         try:
             if self.device.type == "cpu":
                 get_cpp_compiler()
+            if not self.quiet:
+                tell("compiling a copy of the model to see whether the run gains by it (training.compile: auto)\n")
             with kept_generators():
                 return self._compared()
         except InvalidCxxCompiler:

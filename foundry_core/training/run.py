@@ -66,7 +66,7 @@ def run(
                 tokens = experiment_tokens(config, tokenizer, corpora, progress=progress)
             rows = experiment_rows(config, tokenizer, tokens, corpora)
             model = create_model(config, tokenizer)
-            choices = choose(config, model, tokenizer, rows, begun=begun)
+            choices = choose(config, model, tokenizer, rows, begun=begun, quiet=quiet)
             trainer = Trainer(config, model, tokenizer, rows, Notifier(manager), choices)
             if resume:
                 trainer.resume(allowed_changes)
