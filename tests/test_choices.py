@@ -36,7 +36,7 @@ def _one_thread(one_thread: None) -> None:
     pass
 
 
-def prepared(config: ExperimentConfig) -> tuple[Any, ...]:
+def prepared(config: ExperimentConfig) -> tuple[ExperimentConfig, Any, Any, Any]:
     """The arguments of `choose` and of Trainer."""
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)
@@ -105,10 +105,9 @@ def test_a_choice_that_cannot_be_is_damage(key: str, value: Any, experiment: Exp
 
 
 def test_the_model_is_told_which_kernels(experiment: Experiment, tmp_path: Path) -> None:
-    arguments = prepared(experiment("gpt2", tmp_path, training={"kernels": "reference"}))
-    assert arguments[1].kernels == "fast"
-    trainer = Trainer(*arguments, notifier=Notifier(hook_manager([])))
-    assert trainer.model.kernels == "reference"
+    config, model, tokenizer, data = prepared(experiment("gpt2", tmp_path, training={"kernels": "reference"}))
+    assert model.kernels == "fast"
+    assert Trainer(config, model, tokenizer, data, Notifier(hook_manager([]))).model.kernels == "reference"
 
 
 def test_the_plan_shows_each_choice_with_its_reason(

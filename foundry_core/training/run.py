@@ -95,7 +95,7 @@ def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> Choices
             f"{own} was not written by a run, and would be replaced by the resolved configuration: give it "
             "another name, or choose another training.output_dir"
         )
-    begun = Choices.of(read_state(newest_valid(output_dir)[0])) if resume else None
+    begun = Choices.of(read_state(newest_valid(output_dir, to_resume=True)[0])) if resume else None
     asked = config.training.precision
     chosen = begun.precision if begun is not None else "fp32"
     Precision(chosen if asked == "auto" else asked, choose_device(config.training.device))

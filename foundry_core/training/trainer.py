@@ -121,7 +121,7 @@ class Trainer:
         Raises:
             CheckpointError: There is none, or it belongs to another experiment, or lies beyond the end of this one.
         """
-        folder, passed_over = newest_valid(self.output_dir)
+        folder, passed_over = newest_valid(self.output_dir, to_resume=True)
         for line in passed_over:
             warn(line)
         self.state = load_checkpoint(
@@ -240,22 +240,14 @@ class Trainer:
     def _begin(self) -> None:
         for checkpoint in self.plan.unreached_checkpoints:
             warn(f"no checkpoint at {checkpoint}: the run ends at step {self.plan.total_steps:,}")
-        facts = {
-            "parameters": self.model.get_parameter_count().total,
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            **self.choices.values,
-        }
+        facts: dict[str, Any] = {"parameters": self.model.get_parameter_count().total, "device": str(self.device)}
+        facts |= {"threads": torch.get_num_threads(), **self.choices.values}
         if self.data.train.info.unknown:
             facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
         environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
         read = {"plan": asdict(self.plan), "corpora": dict(self.data.description)}
-        record = (
-            environment
-            | {"reasons": dict(self.choices.reasons)}
-            | read
-            | {"started": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        )
+        begun = {"reasons": dict(self.choices.reasons), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        record = environment | read | begun
         write_file(self.output_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
         text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
         write_file(self.output_dir / CONFIG, text.encode())
@@ -393,4 +385,11 @@ class Trainer:
 
 
 def _first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    return next((name for name, tensor in tensors if not bool(tensor.isfinite().all())), None)
+    """Return the name of the first tensor with a number that is not finite."""
+    named = list(tensors)
+    # A sum is finite only if every number is. It takes no memory, where isfinite takes several times the tensor's; sums
+    # that overflow are no answer, and the numbers are asked one by one.
+    sums = [tensor.sum(dtype=torch.float32) for _, tensor in named]
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return None
+    return next((name for name, tensor in named if not bool(tensor.isfinite().all())), None)
