@@ -176,8 +176,8 @@ def test_a_trial_leaves_no_trace(experiment: Experiment, tmp_path: Path, monkeyp
     from torch._inductor import config as inductor
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("there-is-no-such-compiler",))
-    config = experiment("lstm", tmp_path, training={"train_steps": 10**8})
-    arguments = prepared(config)
+    drawing = {"embedding_size": 16, "hidden_size": 16, "num_layers": 2, "dropout": 0.5}
+    arguments = prepared(experiment("lstm", tmp_path, model={"rnn": drawing}, training={"train_steps": 10**8}))
     weights = {name: each.clone() for name, each in arguments[1].state_dict().items()}
     chance = (torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"], random.getstate())
     choices = choose(*arguments)
