@@ -49,8 +49,7 @@ class LanguageModelLoss:
 
     context: BuildContext
     training: bool
-    kernels: str = "fast"
-    """`training.kernels`: formulations of core's own, or `reference`."""
+    kernels: str
 
     def targets(
         self, labels: torch.Tensor, attention_mask: torch.Tensor | None = None

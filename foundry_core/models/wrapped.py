@@ -112,20 +112,26 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         only_head = copy(self.model)
         only_head.__dict__["_modules"] = {**self.model._modules, **base}
         self._only_head = (only_head,)
-        self._projection = self._plain_projection()
+        self._projection: tuple[nn.Linear | None] | None = None
 
-    def _plain_projection(self) -> tuple[nn.Module] | None:
-        """Return the output layer, in a tuple so that it is not registered again, if it is all that the head does."""
+    def fast_head(self, width: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the head as `lm_output` can compute it in parts: the output layer, if that is all the head does.
+
+        width: That of the hidden states.
+        """
+        if torch.compiler.is_compiling():
+            return self.head
+        if self._projection is None:  # in a tuple, so that it is not registered a second time
+            self._projection = (self._plain_projection(width),)
+        return self._projection[0] or self.head
+
+    def _plain_projection(self, width: int) -> nn.Linear | None:
         last: Any = self.model.get_output_embeddings()
-        if type(last) is not nn.Linear or last.weight.is_meta:
+        if type(last) is not nn.Linear or last.in_features != width:
             return None
         with torch.no_grad():
-            hidden = torch.linspace(-9, 9, last.in_features, dtype=last.weight.dtype, device=last.weight.device)[None]
-            return (last,) if torch.equal(last(hidden), self.head(hidden)) else None
-
-    def fast_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the head as `lm_output` can compute it in parts, where that is known, else `head`."""
-        return self.head if self._projection is None else self._projection[0]
+            hidden = torch.linspace(-9, 9, width, dtype=last.weight.dtype, device=last.weight.device)[None]
+            return last if torch.equal(last(hidden), self.head(hidden)) else None
 
     def fast_hidden_states(
         self, input_ids: torch.Tensor, real: torch.Tensor | None, positions: torch.Tensor | None, **asked: Any
@@ -187,7 +193,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
             read = self.tokens_to_read(input_ids, labels, **kwargs)
             hidden_BTD = self._fast(input_ids[:, :read], attention_mask, asked)
             if hidden_BTD is not None:
-                return self.lm_output(hidden_BTD, self.fast_head(), labels, attention_mask=attention_mask, **kwargs)
+                head = self.fast_head(hidden_BTD.shape[-1])
+                return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
         if state is not None:
             state = _copied(state)
             if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
@@ -207,8 +214,9 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if self._state_name is not None:
             kwargs["state"] = inner.get(self._state_name)
         # What is left are keywords of core, which refuses any other.
-        head = self.fast_head() if self.kernels == "fast" else self.head
-        return self.lm_output(inner.last_hidden_state, head, labels, attention_mask=attention_mask, **kwargs)
+        hidden_BTD = inner.last_hidden_state
+        head = self.fast_head(hidden_BTD.shape[-1]) if self.kernels == "fast" else self.head
+        return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
 
     def _past(self, state: Any, length: int) -> int:
         """Count the tokens that the state has read. Raises FoundryError if `length` more of them cannot follow."""

@@ -82,7 +82,7 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
             x = added(layer.output.LayerNorm, x, layer.output.dense(y))
         return x.view(batch, length, width)
 
-    def fast_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def fast_head(self, width: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the transform and the projection of the inner model."""
         last = self.model.cls.predictions
         return nn.Sequential(last.transform, last.decoder)

@@ -26,6 +26,7 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         settings = self.settings.rnn
         width = settings.hidden_size * (2 if settings.bidirectional else 1)
         self.embedding = nn.Embedding(context.vocab_size, settings.embedding_size)
+        self.dropout = nn.Dropout(settings.dropout)
         self.recurrent = _LAYERS[self.model_type](
             settings.embedding_size,
             settings.hidden_size,
@@ -78,7 +79,7 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False."""
         read = self.tokens_to_read(input_ids, labels, **kwargs)
         real_BT = self.real_tokens(input_ids, attention_mask)
-        share = self.settings.rnn.dropout if self.training else 0.0
+        share = self.dropout.p if self.training else 0.0
         fast = self.kernels == "fast" and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
         if fast and real_BT is None and not self.recurrent.bidirectional:
             embedded_TBE = dropout(self.embedding(input_ids[:, :read].t()), share, True)
@@ -103,11 +104,6 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
             state=state if carried else None,
             **kwargs,
         )
-
-    def dropout(self, x: torch.Tensor) -> torch.Tensor:
-        """Drop a share of the elements in training."""
-        share, fast = self.settings.rnn.dropout, self.kernels == "fast"
-        return dropout(x, share, self.training) if fast else nn.functional.dropout(x, share, self.training)
 
     def _over_real_tokens(
         self, embedded_BTE: torch.Tensor, real_BT: torch.Tensor, state: Any
