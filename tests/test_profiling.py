@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_a_slow_loader_is_reported_once_with_what_to_try(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(speed, "time", clock)
-    monkeypatch.setattr(speed.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
 
     def batches() -> Iterator[Any]:
         while True:
