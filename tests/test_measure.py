@@ -18,7 +18,7 @@ from foundry_core.registry.architecture import registered_architectures
 from foundry_core.registry.loading import available_architectures, capabilities_of, get_architecture
 
 
-def test_every_architecture_of_ours_has_a_base_size_that_is_valid() -> None:
+def test_each_architecture_of_ours_has_a_valid_base_size() -> None:
     for name in ("bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"):
         architecture = get_architecture(name)
         model = architecture.config_class.model_validate({"architecture": name, **architecture.base})
