@@ -7,31 +7,31 @@ from __future__ import annotations
 
 import json
 import sys
-from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from typing import Any, TypeAlias
+from itertools import compress
+from operator import not_
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, processors
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import TokenizerError
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES
+from foundry_core.tokenization.parts import MARK, Ids, PartEncoder, joined_ids, plain_backend
 from foundry_core.tokenization.text_counts import UNIT, blocks
 from foundry_core.tokenization.tokenizer_folder import KIND_KEY, MODEL_INPUTS
 
 END = 0xFFFFFFFF
 """Stands behind the ids of each document in a stream; a separator may also be a token of the text."""
 
-Stream: TypeAlias = NDArray[np.uint32]
 Window: TypeAlias = tuple[list[str], bool]
 """Texts of about a megabyte together, and whether the last of them ends a document, as all others do."""
 
 _END = END.to_bytes(4, sys.byteorder)
-_MARK = "\0"
-_BETWEEN = 2 * _MARK
+_BETWEEN = 2 * MARK
 _PAIRS = ("  ", " \n", "\n ", "\n\n")
 
 
@@ -81,7 +81,6 @@ class DocumentEncoder:
 
     WINDOW = 1 << 20  # characters of text taken at a time, however long a document is
     REMEMBERED = 2 << 20  # characters of distinct parts whose ids are remembered: about 50 MB
-    BLOCK = 6000  # characters of new parts that are encoded as one text: 5 us a part, one by one 8
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -94,24 +93,19 @@ class DocumentEncoder:
             self.lead = " "
             steps = state["normalizer"]["normalizers"]
             steps[:] = [step for step in steps if step["type"] != "Prepend"]
-        self._backend = _backend(state)
-        self._blocks: Tokenizer | None = None
+        self._backend = plain_backend(state)
         self._codes: NDArray[np.int64] | None = None
+        self._parts: PartEncoder | None = None
         if self._cuts and kind == "character":
             self._codes = np.full(sys.maxunicode + 1, -1, np.int64)
-        elif self._cuts and _MARK not in state["model"]["vocab"]:
-            # A marker between parts is an added token: the library takes the text apart there before anything else.
-            marker = {"id": len(state["model"]["vocab"]), "content": _MARK, "special": True, "normalized": False}
-            sides = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-            self._blocks = _backend(state | {"added_tokens": [marker | sides]}, special_tokens_are_text=False)
-            self._marker = self._blocks.token_to_id(_MARK)
-        self._known: dict[str, bytes] = {}
-        self._odd: set[str] = set()  # parts that end with white space that is not one space or newline
+        elif self._cuts:
+            self._parts = PartEncoder(kind, state)
+        self._known = {"": _END}
         self._held = 0
 
-    def encode(self, documents: Iterable[str]) -> Iterator[Stream]:
+    def encode(self, documents: Iterable[str]) -> Iterator[Ids]:
         """Yield a uint32 array for each document, in order, without added special tokens."""
-        begun: list[Stream] = []
+        begun: list[Ids] = []
         for ids in map(self.stream, self.windows(documents)):
             *ended, rest = np.split(ids, np.flatnonzero(ids == END) + 1)
             for part in ended:
@@ -138,90 +132,59 @@ class DocumentEncoder:
         if texts:
             yield texts, True
 
-    def stream(self, window: Window) -> Stream:
+    def stream(self, window: Window) -> Ids:
         """Return the ids of a window, END behind each document."""
         texts, ended = window
         if self._codes is not None:
             ids = self._looked_up("".join(texts))
             ends = np.cumsum([len(text) for text in texts])
             return np.insert(ids, ends if ended else ends[:-1], END)
-        if self._cuts:
-            return np.frombuffer(b"".join(self._parts_of(texts)) + (_END if ended else b""), np.uint32)
-        return _joined(self._backend, texts, END)
+        if self._parts is None:
+            return joined_ids(self._backend, texts, END)
+        found = self._plain_parts(texts)
+        if found is None:
+            parts = [part for text in texts for part in (*UNIT.findall(text), "")]
+            found = self._found(parts[:-1]) or []
+        return np.frombuffer(b"".join(found) + (_END if ended else b""), np.uint32)
 
-    def _looked_up(self, text: str) -> Stream:
+    def _looked_up(self, text: str) -> Ids:
         """Return the ids of characters."""
         assert self._codes is not None
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         ids = self._codes[codes]
         if len(ids) and ids.min() < 0:
             new = np.unique(codes[ids < 0])
-            found = _joined(self._backend, list(map(chr, new)), END).reshape(len(new), 2)  # an id and END
+            found = joined_ids(self._backend, list(map(chr, new)), END).reshape(len(new), 2)  # an id and END
             self._codes[new] = found[:, 0]
             ids = self._codes[codes]
         return ids.astype(np.uint32)
 
-    def _parts_of(self, texts: list[str]) -> Iterable[bytes]:
-        """Return the ids of each part, and END between two texts."""
+    def _plain_parts(self, texts: list[str]) -> list[bytes] | None:
+        """Return the ids of each part, and END between two texts; None where white space makes cuts less simple."""
         text = _BETWEEN.join(texts)
-        plain = all(texts) and text.count(_MARK) == 2 * (len(texts) - 1) and not any(pair in text for pair in _PAIRS)
-        if plain:
-            text = text.replace(" ", f"{_MARK} ").replace("\n", f"{_MARK}\n")
-            parts = text.replace(3 * _MARK, _BETWEEN).removeprefix(_MARK).split(_MARK)
-            wanted = set(parts)
-            known = self._known_after(wanted)
-            plain = wanted.isdisjoint(self._odd)
-        if not plain:
-            parts = [part for text in texts for part in (*UNIT.findall(text), "")][:-1]
-            known = self._known_after(set(parts))
-        return map(known.__getitem__, parts)
+        if not all(texts) or text.count(MARK) > 2 * (len(texts) - 1) or any(pair in text for pair in _PAIRS):
+            return None
+        text = text.replace(" ", f"{MARK} ").replace("\n", f"{MARK}\n")
+        # Before a text that begins with a space there is one marker too many.
+        return self._found(text.replace(3 * MARK, _BETWEEN).removeprefix(MARK).split(MARK), plain=True)
 
-    def _known_after(self, wanted: set[str]) -> dict[str, bytes]:
-        """Return the ids of parts as bytes, with those of all `wanted` ones among them."""
-        missing = list(wanted.difference(self._known))
-        self._held += sum(map(len, missing))
+    def _found(self, parts: list[str], *, plain: bool = False) -> list[bytes] | None:
+        """Return the ids of each part; with `plain`, None if after one of them there should have been no cut."""
+        found = list(map(self._known.get, parts))
+        holes = list(compress(range(len(parts)), map(not_, found)))
+        missing = {parts[hole] for hole in holes}
+        odd = {part for part in missing if part[-1].isspace() and part not in " \n"}
+        if plain and odd:
+            return None
+        assert self._parts is not None
+        new = self._parts.encode(missing)
+        for hole in holes:
+            found[hole] = new[parts[hole]]
+        for part in odd:  # never remembered, so that it is noticed each time
+            del new[part]
+        self._held += sum(map(len, new))
         if self._held > self.REMEMBERED:
-            self._known.clear()
-            self._odd.clear()
-            missing = list(wanted)
-            self._held = sum(map(len, missing))
-        self._odd.update(part for part in missing if part[-1:].isspace() and part not in " \n")
-        self._known.update(zip(missing, self._encoded(missing), strict=True))
-        self._known[""] = _END
-        return self._known
-
-    def _encoded(self, parts: list[str]) -> Iterator[bytes]:
-        """Yield the ids of each part."""
-        if self._blocks is None or any(_MARK in part for part in parts):
-            ids = _joined(self._backend, parts, END)
-            ends = np.flatnonzero(ids == END)
-        else:
-            texts, begun = [], 0
-            lengths = np.cumsum([len(part) + 1 for part in parts])
-            for end in np.flatnonzero(np.diff(lengths // self.BLOCK, append=-1)) + 1:
-                texts.append(_MARK.join(parts[begun:end]))
-                begun = end
-            ids = _joined(self._blocks, texts, self._marker)
-            ends = np.flatnonzero(ids == self._marker)
-        raw, begun = ids.tobytes(), 0
-        for end in (ends * 4).tolist():
-            yield raw[begun:end]
-            begun = end + 4
-
-
-def _backend(state: Mapping[str, Any], *, special_tokens_are_text: bool = True) -> Tokenizer:
-    """Return a tokenizer that adds and drops nothing."""
-    backend = Tokenizer.from_str(json.dumps(state))
-    backend.encode_special_tokens = special_tokens_are_text
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
-
-
-def _joined(backend: Tokenizer, texts: list[str], end: int) -> Stream:
-    """Return the ids of all texts, `end` behind each."""
-    ids = array("I")
-    for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
-        ids.extend(encoding.ids)
-        ids.append(end)
-    return np.frombuffer(ids, np.uint32)
+            self._known = {"": _END}
+            self._held = sum(map(len, new))
+        self._known |= new
+        return found  # type: ignore[return-value]
