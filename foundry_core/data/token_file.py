@@ -23,7 +23,9 @@ from foundry_core.corpus.reader import Corpus
 from foundry_core.errors import CheckpointError, DataError
 from foundry_core.storage import files as storage
 from foundry_core.storage import manifest
-from foundry_core.tokenization.encoding import END, DocumentEncoder, separator_id
+from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
+from foundry_core.tokenization.parts import END
+from foundry_core.tokenization.processes import process_count, streams
 from foundry_core.tokenization.tokenizer_folder import tokenizer_digest
 
 Progress: TypeAlias = Callable[[int], None]
@@ -152,8 +154,8 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None
         end = separator_id(tokenizer)
         tokens.append(np.array([end]))
         documents.append(np.array([tokens.length]))
-        unknown, encoder = 0, DocumentEncoder(tokenizer)
-        for ids in map(encoder.stream, encoder.windows(corpus.documents(account))):
+        unknown, processes = 0, process_count(corpus.bytes)
+        for ids in streams(DocumentEncoder(tokenizer), corpus.documents(account), processes):
             ends = ids == END
             if unknown_id is not None:
                 # Before the separators are written: a tokenizer of another origin may have one token for both.

@@ -20,19 +20,15 @@ from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import TokenizerError
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES
-from foundry_core.tokenization.parts import MARK, Ids, PartEncoder, joined_ids, plain_backend
+from foundry_core.tokenization.parts import END, MARK, Ids, PartEncoder, joined_ids, plain_backend
 from foundry_core.tokenization.text_counts import UNIT, blocks
 from foundry_core.tokenization.tokenizer_folder import KIND_KEY, MODEL_INPUTS
-
-END = 0xFFFFFFFF
-"""Stands behind the ids of each document in a stream; a separator may also be a token of the text."""
 
 Window: TypeAlias = tuple[list[str], bool]
 """Texts of about a megabyte together, and whether the last of them ends a document, as all others do."""
 
 _END = END.to_bytes(4, sys.byteorder)
 _BETWEEN = 2 * MARK
-_PAIRS = ("  ", " \n", "\n ", "\n\n")
 
 
 def separator_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -162,25 +158,25 @@ class DocumentEncoder:
     def _plain_parts(self, texts: list[str]) -> list[bytes] | None:
         """Return the ids of each part, and END between two texts; None where white space makes cuts less simple."""
         text = _BETWEEN.join(texts)
-        if not all(texts) or text.count(MARK) > 2 * (len(texts) - 1) or any(pair in text for pair in _PAIRS):
+        if not all(texts) or text.count(MARK) > 2 * (len(texts) - 1):
             return None
         text = text.replace(" ", f"{MARK} ").replace("\n", f"{MARK}\n")
         # Before a text that begins with a space there is one marker too many.
         return self._found(text.replace(3 * MARK, _BETWEEN).removeprefix(MARK).split(MARK), plain=True)
 
     def _found(self, parts: list[str], *, plain: bool = False) -> list[bytes] | None:
-        """Return the ids of each part; with `plain`, None if after one of them there should have been no cut."""
+        """Return the ids of each part; with `plain`, None where one that ends with white space is followed by more."""
         found = list(map(self._known.get, parts))
         holes = list(compress(range(len(parts)), map(not_, found)))
         missing = {parts[hole] for hole in holes}
-        odd = {part for part in missing if part[-1].isspace() and part not in " \n"}
-        if plain and odd:
+        spaces = {part for part in missing if part[-1].isspace()}
+        if plain and spaces and any(parts[hole] in spaces and parts[hole + 1 : hole + 2] > [""] for hole in holes):
             return None
         assert self._parts is not None
         new = self._parts.encode(missing)
         for hole in holes:
             found[hole] = new[parts[hole]]
-        for part in odd:  # never remembered, so that it is noticed each time
+        for part in spaces:  # never remembered, so that they are noticed in every window
             del new[part]
         self._held += sum(map(len, new))
         if self._held > self.REMEMBERED:
