@@ -26,6 +26,7 @@ from foundry_core.errors import CheckpointError, FoundryError
 from foundry_core.models.building import describe, read_description, rebuild
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.migrations import pending, present_names
+from foundry_core.models.registration import register_all
 from foundry_core.registry.loading import shipped_by
 from foundry_core.run_folder import MODELING, WEIGHTS
 from foundry_core.storage.files import write_file
@@ -256,12 +257,6 @@ def auto_classes(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
     return config_class, causal, masked
 
 
-def register_auto_classes(*architectures: str) -> None:
-    """Register architectures with transformers' auto classes. Call this at the end of a plugin's model module."""
-    for name in architectures:
-        auto_classes(name)
-
-
 def adapted(model: LanguageModel) -> PreTrainedModel:
     """Return a transformers model around this one, sharing its weights."""
     config_class, causal, masked = auto_classes(model.model_type)
@@ -275,3 +270,6 @@ def adapted(model: LanguageModel) -> PreTrainedModel:
         **model.context.special_ids,
     )
     return chosen(config, model)
+
+
+register_all()

@@ -22,7 +22,6 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.adapter import AdaptedModel, tied_names
 from foundry_core.models.building import build, describe, described, read_description
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.migrations import pending, present_names
@@ -37,6 +36,8 @@ _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 def model_files(model: LanguageModel) -> dict[str, bytes]:
     """Return config.json and, if they apply, generation_config.json and the loading module."""
+    from foundry_core.models.adapter import AdaptedModel  # imports 2 s of transformers, which the first step needs not
+
     outer = model.to_transformers()
     files = outer.config.loading_module() if isinstance(outer, AdaptedModel) else {}
     config = outer.config.to_dict()
@@ -53,6 +54,8 @@ def model_files(model: LanguageModel) -> dict[str, bytes]:
 
 def stored_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
     """Return the model's own tensors under their names in the file, each shared one once."""
+    from foundry_core.models.adapter import tied_names
+
     outer = model.to_transformers()
     tied = tied_names(outer)
     return {name: tensor.detach() for name, tensor in outer.state_dict().items() if name not in tied}
@@ -152,6 +155,8 @@ def fitting(model: LanguageModel, path: Path, file: Any, steps: Sequence[Migrati
     Raises:
         CheckpointError: Names the first tensor that does not fit.
     """
+    from foundry_core.models.adapter import AdaptedModel, tied_names
+
     outer = model.to_transformers()
     state = outer.state_dict()
     stored = present_names(sorted(file.keys()), steps, adapted=isinstance(outer, AdaptedModel))
