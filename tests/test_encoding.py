@@ -51,7 +51,7 @@ def test_texts_in_windows_of_their_own_get_the_plain_ids(
 @each("kind", ["sentencepiece", "word"])
 def test_special_tokens_in_letters_alone_stay_text_inside_words(kind: str) -> None:
     special = default_special_tokens(kind) | {"unk_token": "unk", "eos_token": "end", "sep_token": "end"}
-    tokenizer = train_tokenizer(kind, lambda: corpus() + ["a trunk ends the chunk"] * 50, 500, special)
+    tokenizer = train_tokenizer(kind, lambda: corpus() + ["a trunk ends the chunk"] * 50, 360, special)
     texts = ["the end of the trunk", "unk", "end", "chunk unknown bend end"]
     assert [ids.tolist() for ids in DocumentEncoder(tokenizer).encode(texts)] == [
         plain(tokenizer, text) for text in texts

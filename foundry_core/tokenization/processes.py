@@ -57,7 +57,7 @@ def streams(encoder: DocumentEncoder, documents: Iterable[str], processes: int) 
         busy: deque[tuple[_Worker, Window]] = deque()
         idle = deque(workers)
         for window in encoder.windows(documents):
-            if not idle and busy:
+            while busy and not idle:
                 yield from _finished(encoder, busy, idle)
             if not idle:  # none was started, or all have died
                 yield encoder.stream(window)
