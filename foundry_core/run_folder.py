@@ -20,10 +20,11 @@
     model.safetensors         WEIGHTS: the weights, each shared tensor once
     generation_config.json    GENERATION_CONFIG: of a causal model, the special tokens of generation
     modeling_foundry.py       MODELING: what the auto classes import, for architectures that transformers lacks
-    optimizer.safetensors     OPTIMIZER: the tensors of the optimizer's state
+    optimizer.safetensors     OPTIMIZER: the tensors of the optimizer's state, unless they are kept apart
     trainer_state.json        TRAINER_STATE: step, position in the data, schedule, log
     MANIFEST.json             MANIFEST: size and sha256 of every file, itself included
     tokenizer.json, tokenizer_config.json, sentencepiece.model: the tokenizer as above
+  optimizer-<step>/           optimizer_name(step): OPTIMIZER of the checkpoint of that step, and a MANIFEST of its own
 """
 
 from __future__ import annotations
@@ -53,8 +54,14 @@ TRAINER_STATE = "trainer_state.json"
 MANIFEST = "MANIFEST.json"
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
+OPTIMIZER_FOLDER = re.compile(r"optimizer-(\d+)\Z")
 
 
 def checkpoint_name(step: int) -> str:
     """Return the name of the folder of a checkpoint."""
     return f"checkpoint-{step}"
+
+
+def optimizer_name(step: int) -> str:
+    """Return the name of the folder of an optimizer's state that is kept apart from its checkpoint."""
+    return f"optimizer-{step}"

@@ -85,9 +85,14 @@ def _is_text(kind: Any) -> bool:
     )
 
 
+def _has_keys(kind: Any) -> bool:
+    return get_origin(kind) in (dict, Mapping) or (isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
 def _inside(kind: Any, key: str) -> tuple[Any, bool] | None:
     """Return the type of a key of a section or mapping, and whether it may be null; None for an unknown key."""
-    owner = next((each for each in _members(kind) if each is not NoneType), Any)
+    members = [each for each in _members(kind) if each is not NoneType]
+    owner = next((each for each in members if _has_keys(each)), Any)
     if isinstance(owner, type) and issubclass(owner, BaseModel) and owner.model_config.get("extra") != "allow":
         field = owner.model_fields.get(key)
         if field is None:

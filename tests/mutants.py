@@ -22,7 +22,7 @@ from foundry_core.checkpoints.checkpoint import check_whole, checkpoints, is_eph
 from foundry_core.errors import FoundryError
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage
-from foundry_core.storage.files import InPlaceFolder, StorageError, remove_tree
+from foundry_core.storage.files import Content, InPlaceFolder, StorageError, remove_tree
 from foundry_core.storage.manifest import MANIFEST_FORMAT, sealed
 
 Where = Callable[[Any], bool]
@@ -102,7 +102,8 @@ def folder_written_in_place(original: Any, target: Any, facts: Any) -> Iterator[
     folder, files = InPlaceFolder(target), {}
 
     class Sink:
-        def write(self, name: str, data: bytes) -> None:
+        def write(self, name: str, content: Content) -> None:
+            data = content if isinstance(content, bytes) else b"".join(content)
             folder.write(name, data)
             files[name] = {"size": len(data), "sha256": sha256(data).hexdigest()}
 
@@ -172,12 +173,12 @@ def removed_under_its_name(original: Any, folder: Any) -> None:
 
 
 def retention_before_saving(
-    original: Any, output_dir: Path, fixed: Any, tensors: Any, state: Any, *, facts: Any
+    original: Any, output_dir: Path, fixed: Any, tensors: Any, state: Any, *, facts: Any, apart: bool
 ) -> Path:
     """Remove what the checkpoint that is about to be saved replaces. The scenario keeps one."""
     ephemeral = [path for path in checkpoints(output_dir) if is_ephemeral(path)]
-    retire(output_dir, 1, output_dir / f"checkpoint-{state.step}", ephemeral=ephemeral, damaged=())
-    folder: Path = original(output_dir, fixed, tensors, state, facts=facts)
+    retire(output_dir, 1, output_dir / f"checkpoint-{state.step}", ephemeral=ephemeral, damaged=(), states=1)
+    folder: Path = original(output_dir, fixed, tensors, state, facts=facts, apart=apart)
     return folder
 
 
@@ -193,6 +194,11 @@ def first_retention_left_out(original: Any, *arguments: Any, **keywords: Any) ->
 def damaged_ones_count(original: Any, *arguments: Any, damaged: Any, **keywords: Any) -> list[str]:
     found: list[str] = original(*arguments, damaged=(), **keywords)
     return found
+
+
+def every_state(original: Any, output_dir: Path, *arguments: Any) -> list[Path]:
+    """Retire that of the newest checkpoint as well."""
+    return sorted(output_dir.glob("optimizer-*"))
 
 
 def step_0_is_like_any_other(original: Any, output_dir: Path, *arguments: Any, ephemeral: Any, **keywords: Any) -> Any:
@@ -221,11 +227,11 @@ def failed_removals_said_every_time(original: Any, self: Any, problems: list[str
 # Going on
 
 
-def newest_unseen(original: Any, output_dir: Any) -> tuple[Path, list[str]]:
+def newest_unseen(original: Any, output_dir: Any, *, to_resume: bool = False) -> tuple[Path, list[str]]:
     return checkpoints(output_dir)[-1], []
 
 
-def newest_or_none(original: Any, output_dir: Any) -> tuple[Path, list[str]]:
+def newest_or_none(original: Any, output_dir: Any, *, to_resume: bool = False) -> tuple[Path, list[str]]:
     """Refuse to go on when the newest checkpoint is damaged."""
     newest = checkpoints(output_dir)[-1]
     check_whole(newest)

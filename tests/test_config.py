@@ -971,12 +971,17 @@ def test_a_key_of_text_takes_the_rest_of_the_argument(keys: tuple[str, ...]) -> 
         assert taken, text
 
 
+class Leaf(ConfigSection):
+    text: str = ""
+
+
 class Inner(ConfigSection):
     name: str = "x"
     limits: dict[str, int] = Field({})
     labels: dict[str, str | None] = Field({})
     either: str | int = 0
     choice: Literal["a", "b"] | None = None
+    variant: Literal["a", "b"] | Leaf = "a"
     anything: Any = None
 
 
@@ -997,6 +1002,8 @@ class Outer(ConfigSection):
         ("inner.either", "'7'", "7"),
         ("inner.choice", "a", "a"),
         ("inner.choice", "null", None),
+        ("inner.variant", "b", "b"),
+        ("inner.variant.text", "# 7", "# 7"),
         ("inner.anything", "[1, 2] # two", [1, 2]),
         ("inner", "{name: '#'}", Inner(name="#")),
         ("path", "~/a #b", "/home/me/a #b"),

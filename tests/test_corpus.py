@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -339,11 +340,11 @@ def test_a_file_under_a_wrong_name_is_called_what_it_is(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package, name, extra in (("zstandard", "a.txt.zst", "zst"), ("pyarrow", "a.parquet", "parquet")):
-        monkeypatch.setitem(sys.modules, package, None)
         path = written(tmp_path / name, b"x")
-        assert (
-            refused(path) == f"{path}: reading {path.suffix} files needs a package: pip install model-foundry[{extra}]"
-        )
+        for found in (None, ModuleType(package)):  # the second is a folder of that name
+            monkeypatch.setitem(sys.modules, package, found)
+            command = f"pip install model-foundry[{extra}]"
+            assert refused(path) == f"{path}: reading {path.suffix} files needs a package: {command}"
 
 
 def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
@@ -448,6 +449,9 @@ def test_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"a")
     with pytest.raises(DataError, match=r"a\.txt: listed twice"):
         Corpus.open([tmp_path, path])
+    (tmp_path / "b.txt").symlink_to(path)
+    with pytest.raises(DataError, match=r"b\.txt: listed twice.*, also as .*a\.txt"):
+        Corpus.open(tmp_path)
 
 
 def test_files_of_unknown_kind_are_refused_by_name(tmp_path: Path) -> None:
@@ -496,6 +500,9 @@ def test_what_is_not_read_in_a_folder_is_named(tmp_path: Path, capsys: pytest.Ca
         assert corpus.description["not_read"] == [{"files": 4, "bytes": 63, "by_suffix": by_suffix}]
     Corpus.open(folder / "*.txt")
     assert capsys.readouterr().err == ""
+    written(folder / ".hidden.txt", b"x" * 100)
+    assert [path.name for path in Corpus.open(folder).files] == ["a.txt", "b.train"]
+    assert "1 .txt (.hidden.txt)" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_mostly_not_read_is_refused(tmp_path: Path) -> None:
@@ -513,6 +520,20 @@ def test_a_folder_that_is_mostly_not_read_is_refused(tmp_path: Path) -> None:
             assert 'data.files: "*.txt"' in message
             assert len(Corpus.open(spec, pattern="*.t*").files) == 2
         written(grown, before)
+
+
+def test_a_folder_without_a_file_to_read_says_what_to_do(tmp_path: Path) -> None:
+    for name, way_out in (
+        ("a.md", "convert it"),
+        (".a.txt", "rename it without a dot"),
+        ("link", "name a linked folder"),
+    ):
+        (tmp_path / name).mkdir()
+        if name == "link":
+            (tmp_path / name / "link").symlink_to(tmp_path)
+        else:
+            written(tmp_path / name / name, b"x")
+        assert way_out in refused(tmp_path / name)
 
 
 @each("name", ["b/z.txt", "a.txt", "b/c/y.train", "x.md"])

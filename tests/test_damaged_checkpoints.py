@@ -49,7 +49,7 @@ def finished(experiment: Callable[..., ExperimentConfig], tmp_path_factory: pyte
         data={"training_corpus": str(folder / "train.txt"), "max_sequence_length": 8},
         tokenizer={"vocab_size": 9, "output_dir": str(folder / "tokenizer")},
         model={"rnn": {"embedding_size": 4, "hidden_size": 4, "num_layers": 1}},
-        training={"train_steps": 4, "checkpoints": {"every_steps": 2}},
+        training={"train_steps": 4, "checkpoints": {"every_steps": 2, "keep_optimizer": "all"}},
     )
     run(config, quiet=True)
     return config, folder / "run"
@@ -95,6 +95,7 @@ def flipped(path: Path, flips: Iterator[tuple[int, int]]) -> int:
 
 
 @each("name", FILES)
+@pytest.mark.long
 def test_a_flipped_byte_is_refused_by_the_name_of_its_file(
     finished: Finished, tmp_path: Path, one_thread: None, name: str
 ) -> None:
@@ -231,6 +232,7 @@ def test_a_checkpoint_that_was_named_is_refused_by_every_verb(
 
 @each("damage", [flip, cut, gone, swapped])
 @each("name", ["model.safetensors", "trainer_state.json", MANIFEST])
+@pytest.mark.long
 def test_resuming_falls_back_to_the_newest_whole_checkpoint(
     finished: Finished,
     tmp_path: Path,

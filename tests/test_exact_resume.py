@@ -13,6 +13,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from foundry_core import BaseLanguageModel, load_config, run
+from foundry_core.checkpoints.checkpoint import optimizer_file
 from tests.each import each
 
 pytestmark = pytest.mark.long
@@ -111,7 +112,7 @@ def outcome(config):
     state = json.loads((last / "trainer_state.json").read_bytes())
     return {
         "weights": (last / "model.safetensors").read_bytes(),
-        "optimizer": (last / "optimizer.safetensors").read_bytes(),
+        "optimizer": optimizer_file(last).read_bytes(),
         "log": log,
         "ledger": state["foundry"]["ledger"],
         "samples": state["foundry"]["samples"],

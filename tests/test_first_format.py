@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from foundry_core import BaseLanguageModel, load_config, run
+from foundry_core.checkpoints.verification import verify_run
 from foundry_core.errors import CheckpointError
 
 STORED = Path(__file__).parent / "fixtures" / "first_format"
@@ -66,3 +67,30 @@ def test_training_goes_on_from_an_old_checkpoint(
         shutil.rmtree(tmp_path / "runs" / architecture / "tokenizer")
     config = load_config(f"{architecture}.yaml", ["training.train_steps=5", *overrides])
     assert run(config, resume=True, allowed_changes=["training.train_steps"], quiet=True).step == 5
+
+
+APART = STORED.with_name("state_apart")
+"""A run whose optimizer's state stands beside its checkpoint, as the first version that did so wrote it."""
+
+
+def test_training_goes_on_from_a_state_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(APART, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "lstm", tmp_path / "runs" / "lstm")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("lstm.yaml", ["training.train_steps=5"])
+    assert run(config, resume=True, allowed_changes=["training.train_steps"], quiet=True).step == 5
+    whole, problems = verify_run("runs/lstm")
+    assert problems == []
+    assert [(one.folder.name, one.resumable) for one in whole] == [("checkpoint-3", True), ("checkpoint-5", True)]
+
+
+def test_an_old_state_stays_in_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(STORED, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "bert", tmp_path / "runs" / "bert")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("bert.yaml", ["training.train_steps=7", "training.checkpoints.every_steps=1"])
+    run(config, resume=True, allowed_changes=["training.train_steps"], quiet=True)
+    whole, problems = verify_run("runs/bert")
+    assert problems == []
+    assert [one.resumable for one in whole] == [True, False, False, True, True]
+    assert sorted(path.name for path in Path("runs/bert").glob("optimizer-*")) == ["optimizer-6", "optimizer-7"]

@@ -346,7 +346,7 @@ def sound(experiment: Callable[..., ExperimentConfig], corpus: Any, tmp_path_fac
         data=data,
         tokenizer=shared,
         model={"rnn": rnn},
-        training={"train_steps": 2, "optimizer": "adamw"},
+        training={"train_steps": 2, "optimizer": "adamw", "checkpoints": {"keep_optimizer": "all"}},
     )
     run(config, quiet=True)
     longer = config.resolved()
@@ -586,6 +586,7 @@ def fifo(target: Target, name: str) -> None:
 
 @each("name", [MANIFEST, WEIGHTS, CONFIG, STATE])
 @each("make", [linked, fifo, endless])
+@pytest.mark.long
 def test_what_is_no_plain_file_of_the_folder_is_refused(
     sound: Path, tmp_path: Path, one_thread: None, make: Callable[[Target, str], None], name: str
 ) -> None:

@@ -94,9 +94,8 @@ def test_an_odd_corpus_trains_with_every_byte_accounted_for(
     files = ACCEPTED[name]
     corpus = put(tmp_path, files)
     code, out, err = carried_out(corpus, "data", "prepare")
-    named = [f"warning: data.training_corpus: not read in {corpus}: 1 file, 1 bytes: 1 .md (note.md)"] * (
-        "note.md" in files
-    )
+    unread = "2 files, 2 bytes: 1 .txt (.x.txt), 1 .md (note.md)"
+    named = [f"warning: data.training_corpus: not read in {corpus}: {unread}"] * ("note.md" in files)
     assert (code, err) == (0, named)
     rows = [line.replace(",", "").split() for line in out if line.startswith("bytes")]
     size, text, separators, skipped = (int(figure) for *_, figure in rows)

@@ -83,6 +83,7 @@ def refusal(model: Any, ids: torch.Tensor | None, **asked: Any) -> str:
 
 
 @each("name", MODELS)
+@pytest.mark.long
 def test_it_opens_in_another_dtype_and_is_saved_in_it(opened: Open, tmp_path: Path, name: str) -> None:
     exact = opened(name)(IDS, attention_mask=MASK).logits.detach()
     for dtype, error in ((torch.bfloat16, 0.03), (torch.float64, 1e-5)):
@@ -203,6 +204,7 @@ def test_a_pipeline_takes_what_any_tokenizer_returns(
 
 
 @each("name", MODELS)
+@pytest.mark.long
 def test_what_is_asked_for_is_given_or_refused(opened: Open, name: str) -> None:
     for asked, given in (("output_hidden_states", "hidden_states"), ("output_attentions", "attentions")):
         for model in both(opened, name):

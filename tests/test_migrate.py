@@ -355,9 +355,10 @@ def test_the_second_format_means_the_same_key_by_key(architecture: str, tmp_path
         *("training.checkpoints.steps", "training.precision", "training.compile"),
     }
     path = tmp_path / "old.yaml"
-    path.write_text(text)
-    assert main(["validate", str(path)]) == 2
-    assert capsys.readouterr().err.endswith(f": convert the file with: foundry migrate {path}\n")
+    for old_text in (text, text.replace("source_corpus: raw/, ", "")):
+        path.write_text(old_text)
+        assert main(["validate", str(path)]) == 2
+        assert capsys.readouterr().err.endswith(f": convert the file with: foundry migrate {path}\n")
 
 
 def test_accents_that_were_removed_are_told() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
-from foundry_core.errors import DataError
+from foundry_core.errors import CheckpointError, DataError
 from foundry_core.evaluation.minimal_pairs import Pair, read_pairs, score_pairs
 from foundry_core.evaluation.sentence_scores import id_scores, noise
 from tests.each import each
@@ -76,8 +76,15 @@ def test_a_difference_below_the_noise_is_a_tie_and_wrong(model, letters):
     pairs = [Pair("abc", "abd", "near", "x:1"), Pair("abd", "abc", "near", "x:2"), Pair("ab", "ab", "same", "x:3")]
     near, same = score_pairs(model("lstm", scale=1e-7), letters, pairs)
     assert (near.ties, near.accuracy, same.ties, same.accuracy) == (2, 0, 1, 0)
+    assert (type(near.ties), type(same.ties)) == (int, int)  # True would be printed as a word
     far, same = score_pairs(model("lstm"), letters, pairs)
     assert (far.ties, far.accuracy, same.ties) == (0, 0.5, 1)
+
+
+def test_scores_that_are_not_numbers_are_refused(model, letters):
+    for scale in (float("nan"), float("inf")):
+        with pytest.raises(CheckpointError, match="not finite"):
+            score_pairs(model("lstm", scale=scale), letters, [Pair("ab", "ac", "broken", "x:1")])
 
 
 def test_a_sentence_too_long_leaves_out_its_pair_alone(model, letters, capsys):

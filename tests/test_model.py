@@ -247,7 +247,7 @@ WAYS: dict[str, Callable[[Any, str], None]] = {
 def test_a_layer_or_tensor_cannot_have_a_name_of_core(way: str, build: Callable[..., BaseLanguageModel]) -> None:
     model = build("gpt2")
     of_core = ("output", "config", "context", "targets", "flops", "settings", "lm_output", "generate", "model_type")
-    for name in (*of_core, "head", "train", "forward"):
+    for name in (*of_core, "head", "train", "training", "forward"):
         with pytest.raises(PluginError, match=rf"^foundry_gpt2\.model\.GPT2LanguageModel .* called '{name}', which "):
             WAYS[way](model, name)
     WAYS[way](model, "flops_layer")

@@ -401,6 +401,7 @@ def losses(model: BaseLanguageModel, batches: Iterator[torch.Tensor]) -> list[fl
     return found
 
 
+@pytest.mark.long
 def test_it_learns_a_rule_and_on_noise_nothing(build: Build) -> None:
     def rule() -> Iterator[torch.Tensor]:
         for step in range(200):

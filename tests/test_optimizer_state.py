@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from foundry_core import ExperimentConfig, run
+from foundry_core.checkpoints.checkpoint import optimizer_file
 from foundry_core.checkpoints.optimizer_state import first_state, load_optimizer, optimizer_tensors, optimizer_values
 from foundry_core.config.sections import TrainingConfig
 from foundry_core.errors import CheckpointError, PluginError
-from foundry_core.models.folder import weights_file
+from foundry_core.models.tensor_file import weights_file
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.training.optimizers import build_optimizer
 from tests.each import each
@@ -83,7 +84,7 @@ def test_what_is_saved_and_put_back_goes_on_bit_for_bit(kind: str, tmp_path: Pat
     ]
     follow(whole, optimizers[0], range(6))
     follow(first, optimizers[1], range(3))
-    (tmp_path / "optimizer.safetensors").write_bytes(weights_file(optimizer_tensors(first, optimizers[1])))
+    (tmp_path / "optimizer.safetensors").write_bytes(b"".join(weights_file(optimizer_tensors(first, optimizers[1]))))
     values = json.loads(json.dumps(optimizer_values(first, optimizers[1])))
     second.load_state_dict(first.state_dict())
     load_optimizer(tmp_path / "optimizer.safetensors", values, second, optimizers[2], begun=True)
@@ -147,7 +148,7 @@ def test_what_an_optimizer_would_not_remember_is_not_put_into_it(
     tensors, values = optimizer_tensors(model, optimizer), optimizer_values(model, optimizer)
     damage(tensors, values)
     path = tmp_path / "optimizer.safetensors"
-    path.write_bytes(weights_file(tensors))
+    path.write_bytes(b"".join(weights_file(tensors)))
     with pytest.raises(CheckpointError) as raised:
         load_optimizer(path, values, fresh, Counting(fresh.parameters(), lr=0.1), begun=True)
     assert said in str(raised.value)
@@ -160,7 +161,7 @@ def test_a_parameter_without_a_gradient_has_no_state_to_restore(tmp_path: Path) 
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     path = tmp_path / "optimizer.safetensors"
-    path.write_bytes(weights_file(optimizer_tensors(model, optimizer)))
+    path.write_bytes(b"".join(weights_file(optimizer_tensors(model, optimizer))))
     other = KINDS["adamw"](fresh.parameters())
     load_optimizer(path, {}, fresh, other, begun=True)
     assert set(other.state) == set(fresh[1].parameters())
@@ -284,8 +285,8 @@ def test_a_run_whose_optimizer_keeps_numbers_resumes_exactly(
     longer = make("broken", lr_scheduler="constant")
     run(longer, resume=True, quiet=True, allowed_changes=["training.train_steps"])
     ends = [Path(config.training.output_dir) / "checkpoint-4" for config in (whole, longer)]
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes()
+    for first, second in ([end / "model.safetensors" for end in ends], [optimizer_file(end) for end in ends]):
+        assert first.read_bytes() == second.read_bytes()
     states = [json.loads((end / "trainer_state.json").read_bytes())["foundry"]["optimizer"] for end in ends]
     assert states[0] == states[1]
     assert states[0]["groups"][0] == {"taken": 4}

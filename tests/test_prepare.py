@@ -222,7 +222,7 @@ def test_a_text_without_anything_to_predict_has_no_score(experiment, tmp_path):
     tokenizer, _ = prepared(config)
     text = tmp_path / "unknown.txt"
     text.write_text("zygote zygote zygote\n")
-    with pytest.raises(DataError, match="nothing to predict: every token of it is special"):
+    with pytest.raises(DataError, match="nothing to predict: every token of it is special or unknown"):
         evaluate_corpus(create_model(config, tokenizer), tokenizer, Path(text))
 
 

@@ -87,6 +87,12 @@ MECHANISMS = [
         "test_damaged_checkpoints.py::test_resuming_falls_back_to_the_newest_whole_checkpoint",
     ),
     Without(
+        "R6",
+        "foundry_core.checkpoints.checkpoint:check_resumable",
+        mutants.nothing,
+        "test_keep_optimizer.py::test_a_damaged_state_is_passed_over_to_the_one_before",
+    ),
+    Without(
         "R7",
         "foundry_core.training.trainer:Trainer._stop",
         mutants.nothing,

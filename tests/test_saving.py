@@ -9,7 +9,7 @@ from safetensors.torch import load
 from torch import nn
 
 from foundry_core import BaseLanguageModel, ModelConfig, create_model, hookimpl, load_config, register_architecture, run
-from foundry_core.checkpoints.checkpoint import TensorBuffers, checkpoint_tensors, checkpoints
+from foundry_core.checkpoints.checkpoint import TensorBuffers, checkpoint_tensors, checkpoints, optimizer_file
 from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.devices import is_out_of_memory
 from foundry_core.errors import TrainingError
@@ -20,8 +20,6 @@ from foundry_core.storage.files import Disk, StorageError
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.optimizers import build_optimizer
 from foundry_core.training.trainer import Trainer
-
-WHAT_TRAINING_MAKES = ("model.safetensors", "optimizer.safetensors", "trainer_state.json")
 
 
 @pytest.fixture(autouse=True)
@@ -58,16 +56,20 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("architecture", ["lstm", "gpt2"])
-def test_saving_in_the_background_gives_the_same_checkpoints(experiment, tmp_path, architecture):
+@pytest.mark.parametrize(("architecture", "keep_optimizer"), [("lstm", "newest"), ("gpt2", "all")])
+def test_saving_in_the_background_gives_the_same_checkpoints(experiment, tmp_path, architecture, keep_optimizer):
     results = []
     for background in (False, True):
-        settings = {"train_steps": 6, "checkpoints": {"every_steps": 1, "keep": 3}}
+        settings = {"train_steps": 6, "checkpoints": {"every_steps": 1, "keep": 3, "keep_optimizer": keep_optimizer}}
         config = experiment(architecture, tmp_path / str(background), training=settings)
         trainer_of(config, background=background).train()
         folders = checkpoints(config.training.output_dir)
         assert [folder.name for folder in folders] == [f"checkpoint-{step}" for step in (0, 4, 5, 6)]
-        results.append([{name: (folder / name).read_bytes() for name in WHAT_TRAINING_MAKES} for folder in folders])
+        states = [folder.name for folder in sorted(tmp_path.glob(f"{background}/run/optimizer-*"))]
+        assert states == (["optimizer-5", "optimizer-6"] if keep_optimizer == "newest" else [])
+        files = [folder / name for folder in folders for name in ("model.safetensors", "trainer_state.json")]
+        files += [path for folder in folders if (path := optimizer_file(folder)).exists()]
+        results.append([path.read_bytes() for path in files])
     assert results[0] == results[1]
 
 

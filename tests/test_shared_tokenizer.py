@@ -15,6 +15,7 @@ from foundry_core.checkpoints.verification import verify_run
 from foundry_core.corpus.reader import Corpus
 from foundry_core.data.preparation import experiment_corpora, experiment_tokenizer
 from foundry_core.data.token_file import prepare_tokens
+from foundry_core.errors import UsageError
 from foundry_core.evaluation.generation import continuations
 from foundry_core.evaluation.sentence_scores import sentence_scores
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
@@ -107,6 +108,8 @@ def test_text_has_the_ids_of_training_in_scores_and_prompts(
             expected = log_p[:-1].gather(1, trained[1:, None]).sum()
             (text,) = continuations(model, tokenizer, LITERAL, tokens=1, temperature=0.0)
             assert text == tokenizer.decode([*trained.tolist(), int(log_p[-1].argmax())], skip_special_tokens=True)
+            with pytest.raises(UsageError, match="not nan"):
+                continuations(model, tokenizer, LITERAL, tokens=1, temperature=float("nan"))
         else:
             ends = tokenizer.cls_token_id, tokenizer.sep_token_id
             framed = torch.tensor([ends[0], *trained[1:].tolist(), ends[1]])

@@ -163,7 +163,7 @@ def test_a_sidecar_without_a_seal_is_built_anew(tmp_path: Path) -> None:
 
 
 def test_a_corpus_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"the cat\n" * 500_000 + b"\xff\n")
+    (tmp_path / "a.txt").write_bytes((b"the cat " * 4 + b"\n") * 140_000 + b"\xff\n")
     with pytest.raises(DataError, match="not UTF-8"):
         prepare_tokens(Corpus.open(tmp_path / "a.txt"), word_tokenizer(), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

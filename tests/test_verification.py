@@ -122,7 +122,9 @@ def test_a_checkpoint_after_a_foreign_one_is_noticed(train: Train) -> None:
     folder, other = train(**schedule), train(folder="b", learning_rate=0.5, **schedule)
     for name in ("checkpoint-2", "checkpoint-4"):
         shutil.rmtree(folder / name)
-    shutil.copytree(other / "checkpoint-4", folder / "checkpoint-4")
+    shutil.rmtree(folder / "optimizer-4")
+    for name in ("checkpoint-4", "optimizer-4"):
+        shutil.copytree(other / name, folder / name)
     _, problems = verify_run(folder)
     assert len(problems) == 1
     assert "checkpoint-6 does not follow from the checkpoint-4 next to it" in problems[0]

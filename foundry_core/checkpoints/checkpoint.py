@@ -1,12 +1,15 @@
 """Checkpoints: a transformers model folder with the optimizer, the position and a manifest in addition.
 
 No pickle, for reading or writing. A checkpoint is published whole or not at all (`storage`), loaded only when every
-file matches its manifest, and removed only when a newer one is known to be whole.
+file matches its manifest, and removed only when a newer one is known to be whole. The optimizer's state may be in a
+folder beside it, published before it and removed alone: a checkpoint stays as it was published.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +23,18 @@ from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_t
 from foundry_core.checkpoints.state import TrainState, parent_entry, read_state, unchecked_manifest
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.folder import load_weights, model_files, stored_tensors, weights_file
+from foundry_core.models.folder import load_weights, model_files, stored_tensors
 from foundry_core.models.interface import LanguageModel
-from foundry_core.run_folder import CHECKPOINT, OPTIMIZER, TRAINER_STATE, WEIGHTS, checkpoint_name
+from foundry_core.models.tensor_file import weights_file
+from foundry_core.run_folder import (
+    CHECKPOINT,
+    OPTIMIZER,
+    OPTIMIZER_FOLDER,
+    TRAINER_STATE,
+    WEIGHTS,
+    checkpoint_name,
+    optimizer_name,
+)
 from foundry_core.storage.files import StorageError, publish_folder, remove_set_aside, set_aside
 from foundry_core.storage.manifest import read_manifest
 from foundry_core.tokenization.encoding import as_trained
@@ -68,7 +80,13 @@ def fixed_files(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> dic
 
 
 def save_checkpoint(
-    output_dir: Path, fixed: Mapping[str, bytes], tensors: Tensors, state: TrainState, *, facts: Mapping[str, Any]
+    output_dir: Path,
+    fixed: Mapping[str, bytes],
+    tensors: Tensors,
+    state: TrainState,
+    *,
+    facts: Mapping[str, Any],
+    apart: bool = False,
 ) -> Path:
     """Publish `checkpoint-<step>`; returns its folder once it is safely on the disk.
 
@@ -77,9 +95,15 @@ def save_checkpoint(
         tensors: Those of `checkpoint_tensors`, or a copy of them.
         facts: Entries of the manifest besides step and files: ephemeral, environment, and as parent the name of the
             checkpoint that training continued from.
+        apart: Publish the optimizer's state first, as `optimizer-<step>`; the checkpoint's manifest records its sha256.
     """
     target, stored = output_dir / checkpoint_name(state.step), asdict(state)
     parent = parent_entry(output_dir, facts["parent"])
+    if apart:
+        beside, tensors = output_dir / optimizer_name(state.step), dict(tensors)
+        with publish_folder(beside, {"step": state.step}) as sink:
+            sink.write(OPTIMIZER, weights_file(tensors.pop(OPTIMIZER)))
+        facts = {**facts, "optimizer": unchecked_manifest(beside)["files"][OPTIMIZER]}
     with publish_folder(target, {"step": state.step, **facts, "parent": parent}) as sink:
         for name, content in fixed.items():
             sink.write(name, content)
@@ -115,21 +139,64 @@ def check_whole(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def newest_valid(output_dir: str | Path) -> tuple[Path, list[str]]:
+def optimizer_file(folder: Path) -> Path:
+    """Return where the optimizer's state of a checkpoint is, or was: in its folder or, kept apart, beside it."""
+    apart = unchecked_manifest(folder).get("optimizer") is not None
+    return (_beside(folder) if apart else folder) / OPTIMIZER
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(optimizer_name(checkpoint_step(folder)))
+
+
+class StateNotKeptError(CheckpointError):
+    """A checkpoint is whole, but training cannot go on from it: the optimizer's state was removed."""
+
+
+def check_resumable(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Check the optimizer's state of a checkpoint that is whole, if it is kept apart.
+
+    Raises:
+        StateNotKeptError: It was removed.
+        CheckpointError: It is damaged, or belongs to another checkpoint.
+    """
+    expected = manifest.get("optimizer")
+    if expected is None:
+        return
+    beside = _beside(folder)
+    if os.path.lexists(beside) and not stat.S_ISDIR(beside.lstat().st_mode):
+        raise CheckpointError(f"{beside} is not a folder of the run")
+    if not beside.is_dir():
+        raise StateNotKeptError(
+            f"{folder}: its optimizer state was not kept: training.checkpoints.keep_optimizer: all keeps it"
+        )
+    if read_manifest(beside)["files"].get(OPTIMIZER) != expected:
+        raise CheckpointError(f"{beside / OPTIMIZER} is not the state that {folder.name} was saved with")
+
+
+def newest_valid(output_dir: str | Path, *, to_resume: bool = False) -> tuple[Path, list[str]]:
     """Return the newest checkpoint whose every file matches its manifest, and a line for each newer one passed over.
+
+    to_resume: The optimizer's state is needed, too. Training does not begin again at step 0 because later states were
+    not kept.
 
     Raises:
         CheckpointError: There is none.
     """
-    passed_over = []
+    passed_over, none, kept = [], "it has no valid checkpoint", True
     for folder in reversed(checkpoints(output_dir)):
         try:
-            check_whole(folder)
+            manifest = check_whole(folder)
+            if to_resume:
+                check_resumable(folder, manifest)
         except CheckpointError as error:
             passed_over.append(f"{folder.name} is passed over: {error}")
+            kept = kept and not isinstance(error, StateNotKeptError)
         else:
-            return folder, passed_over
-    raise CheckpointError("; ".join([f"nothing to resume in {output_dir}: it has no valid checkpoint", *passed_over]))
+            if kept or checkpoint_step(folder) > 0:
+                return folder, passed_over
+            none = "only step 0 is left to begin again from, for which choose another training.output_dir"
+    raise CheckpointError("; ".join([f"nothing to resume in {output_dir}: {none}", *passed_over]))
 
 
 def load_checkpoint(
@@ -159,7 +226,7 @@ def load_checkpoint(
     load_weights(model, folder / WEIGHTS)
     # The state of one optimizer means nothing to another, which starts without one if the change was allowed.
     if "training.optimizer" not in differences:
-        load_optimizer(folder / OPTIMIZER, state.optimizer, model, optimizer, begun=state.step > 0)
+        load_optimizer(optimizer_file(folder), state.optimizer, model, optimizer, begun=state.step > 0)
     return state
 
 
@@ -172,15 +239,22 @@ def is_ephemeral(folder: Path) -> bool:
 
 
 def retire(
-    output_dir: Path, keep: int | None, newest: Path, *, ephemeral: Collection[Path], damaged: Collection[Path]
+    output_dir: Path,
+    keep: int | None,
+    newest: Path,
+    *,
+    ephemeral: Collection[Path],
+    damaged: Collection[Path],
+    states: int | None = None,
 ) -> list[str]:
     """Remove the ephemeral checkpoints before `newest`, and the permanent ones older than the last `keep` of them.
 
-    That of step 0 stays.
+    That of step 0 stays. States of the optimizer that are kept apart go with their checkpoint, or before it.
 
     Args:
         newest: Known to be whole, because it has just been published or loaded.
         damaged: Those that were passed over; they do not count among the last.
+        states: The number of newest checkpoints to keep the optimizer's state of; None for all.
 
     Returns:
         A line for each folder that could not be removed.
@@ -191,9 +265,23 @@ def retire(
     victims = [path for path in older if path in ephemeral]
     victims += permanent[: permanent.index(last[0])] if last else []
     problems = []
-    for victim in victims:
+    for victim in (*victims, *_states_to_retire(output_dir, newest, {*victims, *damaged}, states)):
         try:
             set_aside(victim)
         except StorageError as error:
             problems.append(str(error))
     return problems + remove_set_aside(output_dir)
+
+
+def _states_to_retire(output_dir: Path, newest: Path, gone: Collection[Path], states: int | None) -> list[Path]:
+    """Return the optimizer states beside the checkpoints before `newest` that are not needed, oldest first.
+
+    gone: the checkpoints that will not be resumed from.
+    """
+    found = [path for path in output_dir.glob("optimizer-*") if OPTIMIZER_FOLDER.match(path.name) and path.is_dir()]
+    apart = {int(path.name.partition("-")[2]): path for path in found}
+    there = [path for path in checkpoints(output_dir) if path not in gone]
+    steps = [step for path in there if (step := checkpoint_step(path)) in apart or (path / OPTIMIZER).exists()]
+    last = checkpoint_step(newest)
+    needed = [step for step in steps if step <= last][-states if states is not None else 0 :]
+    return [apart[step] for step in sorted(apart) if step < last and step not in needed]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
+from foundry_core.checkpoints.checkpoint import StateNotKeptError, check_resumable, check_whole, checkpoints
 from foundry_core.checkpoints.compatibility import differing, refused_differences
 from foundry_core.checkpoints.state import TrainState, parent_entry, read_state
 from foundry_core.config.sections import MOST_ROWS
@@ -32,7 +32,8 @@ _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
 @dataclass(frozen=True)
 class Verified:
     """A whole checkpoint. since: the origin that its position was derived from, or the reason why it was not derived.
-    changed: a phrase for each setting, plugin and corpus that differs from the checkpoint before.
+    changed: a phrase for each setting, plugin and corpus that differs from the checkpoint before. resumable: the
+    optimizer's state was kept.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Verified:
     description: dict[str, Any]
     since: str
     changed: list[str]
+    resumable: bool
 
     @property
     def text_seen(self) -> str:
@@ -101,7 +103,12 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
         stored, expected = getattr(state, wrong[0]), derived[wrong[0]]
         raise CheckpointError(f"{folder}: its {wrong[0]} is {stored}, derived from {since} it is {expected}")
     changes = differing(earlier[-1].description, earlier[-1].state, description, state) if earlier else {}
-    return Verified(folder, state, manifest, description, since, refused_differences(changes, ()))
+    try:
+        check_resumable(folder, manifest)
+        resumable = True
+    except StateNotKeptError:
+        resumable = False
+    return Verified(folder, state, manifest, description, since, refused_differences(changes, ()), resumable)
 
 
 def _derived(state: TrainState, start: TrainState, seed: int, per_step: int) -> dict[str, Any] | None:

@@ -50,6 +50,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         from foundry_core.models.cost import training_flops
         from foundry_core.registry.hooks import hook_manager
         from foundry_core.training.notifier import Notifier
+        from foundry_core.training.saving import KEPT_STATES
         from foundry_core.training.trainer import Trainer
 
     tokenizer, data = prepare_data(config)
@@ -61,8 +62,9 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     # What an optimizer remembers is found by asking it: that of a plugin may remember anything.
     remembered = sum(getattr(value, "nbytes", 0) for value in first_state(model, trainer.optimizer).values())
     checkpoint = footprint.parameters + footprint.buffers + remembered
-    keep = config.training.checkpoints.keep
-    kept = len(plan.checkpoint_steps) if keep is None else min(len(plan.checkpoint_steps), keep + 1)
+    schedule = config.training.checkpoints
+    kept = len(plan.checkpoint_steps) if schedule.keep is None else min(len(plan.checkpoint_steps), schedule.keep + 1)
+    states = min(kept, KEPT_STATES[schedule.keep_optimizer] or kept)
     activations = _activation_bytes(trainer)
     facts: dict[str, Any] = {
         "architecture": config.model.architecture,
@@ -90,7 +92,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "checkpoints": list(plan.checkpoint_steps),
         "checkpoints_beyond_the_end": list(plan.unreached_checkpoints),
         "bytes_of_a_checkpoint": checkpoint,
-        "disk_bytes": kept * checkpoint,
+        "disk_bytes": kept * (checkpoint - remembered) + states * remembered,
         "memory_bytes": checkpoint + footprint.gradients + activations,
         "of_which_activations": activations,
     }

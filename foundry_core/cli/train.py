@@ -8,6 +8,7 @@ unless tokenizer.output_dir is set.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from foundry_core.cli.common import add_config_arguments, large_imports, read_config, report
 from foundry_core.errors import UsageError
@@ -43,5 +44,5 @@ def execute(options: argparse.Namespace) -> None:
         state = run(config, resume=options.resume, allowed_changes=options.allow, quiet=options.quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("continue from the last checkpoint with --resume") from None
-    checkpoint = f"{config.training.output_dir}/checkpoint-{state.step}"
+    checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"
     report(f"trained {state.step} steps, {state.tokens_seen:,} tokens: {checkpoint}")

@@ -33,11 +33,14 @@ def execute(options: argparse.Namespace) -> None:
             f"{one.state.words_seen:,}",
             one.text_seen,
             one.since,
+            "kept" if one.resumable else "not kept",
         )
         for one in whole
     ]
     if rows:
-        print(table(("checkpoint", "files", "tokens seen", "words seen", "text seen", "follows from"), rows))
+        print(
+            table(("checkpoint", "files", "tokens seen", "words seen", "text seen", "follows from", "optimizer"), rows)
+        )
     for one in whole:
         if one.changed:
             print(f"{one.folder.name} continues with changes: {'; '.join(one.changed)}")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from foundry_core.config.experiment import ActivePlugins, Choices, ExperimentConfig, settled_capabilities
+from foundry_core.config.migration_keys import is_second_format
 from foundry_core.config.problems import findings
 from foundry_core.config.rules import Chosen, cross_section_problems
 from foundry_core.config.yaml_source import KeyPath, YamlSource, dotted
@@ -97,10 +98,9 @@ class _Check:
         if isinstance(model, dict) and "architecture" not in model and "layers" in model:
             message = f"written before model.architecture existed: convert it with: foundry migrate {path}"
             raise ConfigError([Problem(path, self.source.line_of(("model",)), "model", message)])
-        data, key = self.data.get("data"), ("data", "source_corpus")
-        if isinstance(data, dict) and "source_corpus" in data:
-            message = f"is a key of an older format: convert the file with: foundry migrate {path}"
-            raise ConfigError([Problem(path, self.source.line_of(key), dotted(key), message)])
+        if is_second_format(self.data):
+            message = f"has keys of an older format: convert the file with: foundry migrate {path}"
+            raise ConfigError([Problem(path, 1, "file", message)])
 
     def _architecture(self) -> Architecture | None:
         model = self.data.get("model")

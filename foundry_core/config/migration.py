@@ -23,6 +23,7 @@ from foundry_core.config.migration_keys import (
     REQUIRED,
     SECTIONS,
     SIZES,
+    flat,
 )
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError, Problem, UsageError, did_you_mean
@@ -45,22 +46,12 @@ class Migration(NamedTuple):
     changes: tuple[Change, ...]
 
 
-def _flat(name: str, content: Any, sections: tuple[str, ...]) -> dict[str, Any]:
-    """Return the settings of a section by their dotted keys; those of `model:` have sections inside."""
-    if name not in sections or not isinstance(content, dict):
-        return {name: content}
-    inner = tuple(f"model.{each}" for each in ("bert", *FAMILIES.values())) if name == "model" else ()
-    return {key: value for each in content for key, value in _flat(f"{name}.{each}", content[each], inner).items()}
-
-
 class _OldFile:
     """The settings of an old file by dotted key, and the new ones, each with the old key that decides it."""
 
     def __init__(self, source: YamlSource):
         self.source = source
-        self.values: dict[str, Any] = {}
-        for name, content in source.data.items():
-            self.values |= _flat(name, content, SECTIONS)
+        self.values = flat(source.data)
         self.second = "model.architecture" in self.values
         self.architecture = self.values.get("model.architecture", "gpt2")
         # Forward passes in one optimizer step; the old software may have counted them as steps.

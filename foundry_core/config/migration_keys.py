@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 SECTIONS = ("data", "tokenizer", "model", "training", "logging")
@@ -97,3 +98,24 @@ KNOWN = (*KEPT, *RENAMED, *DROPPED, "dataset_manipulation", *CONVERTED, *GENERAT
 _ALSO_NEW = _keys(training="train_steps warmup_steps warmup_ratio")
 OLD = {*DROPPED, *RENAMED, *CONVERTED, *GENERATED}.difference(_ALSO_NEW)
 """Keys that the present format does not have: a file with one of them is old."""
+
+
+def flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an old file by their dotted keys."""
+    return {key: value for name, content in data.items() for key, value in _flat(name, content, SECTIONS).items()}
+
+
+def is_second_format(data: Mapping[str, Any]) -> bool:
+    """Check whether a file was written for the second format: with keys that are gone, and none that came later."""
+    empty = {*SECTIONS, "model.bert", *(f"model.{family}" for family in FAMILIES.values())}
+    keys = flat(data).keys() - empty
+    gone = not OLD.isdisjoint(keys) and keys <= set(KNOWN)
+    return "model.architecture" in keys and (gone or "data.source_corpus" in keys)
+
+
+def _flat(name: str, content: Any, sections: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings of a section by their dotted keys; those of `model:` have sections inside."""
+    if name not in sections or not isinstance(content, dict):
+        return {name: content}
+    inner = tuple(f"model.{each}" for each in ("bert", *FAMILIES.values())) if name == "model" else ()
+    return {key: value for each in content for key, value in _flat(f"{name}.{each}", content[each], inner).items()}

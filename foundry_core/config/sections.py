@@ -96,6 +96,9 @@ class CheckpointConfig(_Counting):
     steps: Steps = Field((), description="save at these steps")
     milestones: Milestones = Field(Milestones(), description="save after these numbers of words or tokens")
     keep: int | None = Field(None, ge=1, description="keep the newest N checkpoints and step 0; null keeps all")
+    keep_optimizer: Literal["newest", "all"] = Field(
+        "newest", description="optimizer state, only needed to resume: of the newest two checkpoints, or of all"
+    )
     ephemeral_minutes: float | None = Field(
         None, gt=0, description="crash safety: save every N minutes, keep the newest"
     )

@@ -38,10 +38,10 @@ Codec = tuple[Callable[[], Any], type[Exception]]
 
 
 def _zstandard() -> Codec:
-    import zstandard
+    from zstandard import ZstdDecompressor, ZstdError  # a folder named zstandard has neither
 
     window = 1 << 31  # the largest that zstd --long=31 writes
-    return lambda: zstandard.ZstdDecompressor(max_window_size=window).decompressobj(), zstandard.ZstdError
+    return lambda: ZstdDecompressor(max_window_size=window).decompressobj(), ZstdError
 
 
 _CODECS: dict[str, tuple[str, Callable[[], Codec]]] = {
@@ -134,7 +134,7 @@ def file_blocks(path: Path, stamp: Stamp) -> Iterator[bytes]:
             for block in stored if codec is None else _decompressed(stored, *codec()):
                 position += len(block)
                 yield block
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         refuse(path, f"reading {path.suffix} files needs a package: pip install model-foundry[zst]", error)
     except _Damaged as error:
         start, problem = error.args

@@ -83,15 +83,19 @@ class Corpus:
             where += f", only {len(others)} other such as {shown(others[0])}" if others else ""
             chosen = f" that matches {pattern!r}" if pattern else ""
             advice = "" if pattern else ": rename or convert it"
+            if any(path.is_dir() for path in others):
+                advice = ": name a linked folder by itself, it is not entered"
+            elif any(map(kind_of, others)):
+                advice = ": rename or convert it, or choose another pattern" if pattern else ": rename it without a dot"
             kinds = f"{advice}. These can be read: {KINDS}" if others else ""
             raise DataError(f"{name}: no file{chosen} to read in {where}{kinds}.")
-        seen: set[str] = set()
-        for path in files:
-            absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
-            if absolute in seen:
-                refuse(path, "listed twice in one corpus; its text would count double. Name it once.")
-            seen.add(absolute)
         stamps = tuple(stamp_of(path) for path in files)
+        seen: dict[Path, Path] = {}
+        for path in files:
+            first = seen.setdefault(path.resolve(), path)
+            if first is not path:
+                also = "" if first == path else f", also as {shown(first)}"
+                refuse(path, f"listed twice in one corpus{also}; its text would count double. Name it once.")
         if not any(size for size, _ in stamps):
             more = "" if len(files) == 1 else f", as are the {len(files) - 1:,} others"
             raise DataError(f"{name}: {shown(files[0])} is empty{more}.")

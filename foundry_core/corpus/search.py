@@ -29,7 +29,7 @@ class Found:
 
     files: tuple[Path, ...]
     unread: tuple[Path, ...] = ()
-    """Visible files of other kinds, linked folders, and what the pattern leaves out."""
+    """Visible files of other kinds, linked folders, what the pattern leaves out, and hidden files of kinds to read."""
     fingerprints: tuple[tuple[Path, str], ...] = ()
     """Folders that the datasets library has saved, with its fingerprint of their content."""
 
@@ -89,7 +89,8 @@ def search(path: Path, name: str, pattern: str | None) -> Found:
             continue
         belongs = state is None or each.name in state["files"]
         chosen = pattern is None or _matches(each.relative_to(root), pattern)
-        (files if chosen and belongs and kind_of(each) else unread).append(each)
+        visible = not each.name.startswith(".")
+        (files if chosen and belongs and visible and kind_of(each) else unread).append(each)
     fingerprints = [(folder, state["fingerprint"]) for folder, state in datasets.items() if state]
     result = Found(tuple(files), tuple(unread), tuple(fingerprints))
     if files and pattern is None:
@@ -133,7 +134,10 @@ def _is_entered(path: Path) -> bool:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Return all visible files of a folder in sorted order; linked folders are listed, not entered."""
+    """Return the files of a folder in sorted order; linked folders are listed, not entered, and hidden ones skipped.
+
+    Of hidden files those are listed that would be read under another name.
+    """
 
     def stop(error: OSError) -> NoReturn:
         refuse(Path(error.filename), f"cannot be searched: {error.strerror}.", error)
@@ -142,7 +146,8 @@ def _walk(folder: Path) -> list[Path]:
     for parent, folders, names in os.walk(folder, onerror=stop):
         folders[:] = [one for one in folders if not one.startswith(".")]
         links = [one for one in folders if Path(parent, one).is_symlink()]
-        found += [Path(parent, one) for one in [*names, *links] if not one.startswith(".")]
+        listed = [Path(parent, one) for one in [*names, *links]]
+        found += [path for path in listed if not path.name.startswith(".") or kind_of(path)]
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 

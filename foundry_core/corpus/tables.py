@@ -20,7 +20,7 @@ def table_texts(path: Path, stamp: Stamp) -> Iterator[tuple[int, list[str]]]:
         DataError: pyarrow is not installed; the file is damaged, was changed, or has no column `text` of strings.
     """
     try:
-        import pyarrow as arrow
+        from pyarrow import ArrowException  # a folder named pyarrow has none
     except ImportError as error:
         refuse(path, f"reading {path.suffix} files needs a package: pip install model-foundry[parquet]", error)
     row, start = 1, b""
@@ -36,7 +36,7 @@ def table_texts(path: Path, stamp: Stamp) -> Iterator[tuple[int, list[str]]]:
                         refuse(path, f'row {row + texts.index(None)}: "text" is null, not a string.')
                     yield row, texts
                     row += len(texts)
-    except (arrow.ArrowException, OSError) as error:
+    except (ArrowException, OSError) as error:
         looks_like = disguised(start)
         own = not looks_like or path.suffix[1:].title() in looks_like
         cause = str(error).partition("\n")[0].rstrip(".") if own else f"it is {looks_like}"

@@ -52,7 +52,7 @@ def evaluate(
             total += float(output.loss)
             count += int(output.count)
     if not count:
-        raise DataError("the test corpus has nothing to predict: every token of it is special")
+        raise DataError("the text has nothing to predict: every token of it is special or unknown")
     loss = total / count
     whole = model.context.objective.causal and count == tokens.info.tokens - 1 and tokens.info.unknown == 0
     return EvaluationReport(

@@ -63,8 +63,11 @@ def continuations(
         temperature: 0 for greedy decoding.
 
     Raises:
+        UsageError: The temperature is negative or not finite.
         FoundryError: The model does not generate.
     """
+    if not 0 <= temperature < math.inf:
+        raise UsageError(f"a temperature is a number from 0 on, not {temperature}")
     start = separator_id(tokenizer)
     device = next(model.parameters()).device
     (prompt_ids,) = text_ids(tokenizer, [prompt])

@@ -136,7 +136,7 @@ def score_pairs(
             continue
         difference = scores[good] - scores[bad]
         tie = abs(difference) <= max(noise(scores[ids], len(ids)) for ids in (good, bad))
-        tally.update(pairs=1, ties=tie, right=difference > 0 and not tie)
+        tally.update(pairs=1, ties=int(tie), right=int(difference > 0 and not tie))
         tally.update(tokens=len(good + bad), unknown=(good + bad).count(tokenizer.unk_token_id))
     return [
         PairScores(

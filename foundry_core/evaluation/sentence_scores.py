@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from foundry_core.errors import CheckpointError
 from foundry_core.evaluation.inference import evaluating, to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED
@@ -36,6 +37,9 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
 
     Each distinct text is scored once, the shortest first, in batches that do not depend on the order of `texts`: equal
     texts get the same float. In another selection of texts its last digits may differ, by less than `noise`.
+
+    Raises:
+        CheckpointError: A score is infinite or not a number.
     """
     distinct = sorted(set(texts), key=lambda ids: (len(ids), ids))
     scores = np.zeros(len(distinct))
@@ -51,6 +55,8 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
             }
             output = model(**to_device(tensors, device), reduction="none", return_logits=False)
             np.subtract.at(scores, list(numbers), output.token_losses.double().sum(dim=1).cpu().numpy())
+    if not np.isfinite(scores).all():  # compared, such a score would count as wrong
+        raise CheckpointError("the model's scores are not finite: its weights or its sums have overflowed")
     found = dict(zip(distinct, scores.tolist(), strict=True))
     return [found[text] for text in texts]
 

@@ -11,8 +11,9 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.devices import model_memory_watched
 from foundry_core.errors import FoundryError
 from foundry_core.models.building import build, build_context
-from foundry_core.models.folder import load_model, model_files, stored_tensors, weights_file
+from foundry_core.models.folder import load_model, model_files, stored_tensors
 from foundry_core.models.interface import LanguageModel, Settings_co
+from foundry_core.models.tensor_file import weights_file
 from foundry_core.random_streams import derive, kept_generators
 from foundry_core.run_folder import WEIGHTS
 from foundry_core.storage.files import InPlaceFolder

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -59,13 +58,6 @@ def stored_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
     outer = model.to_transformers()
     tied = tied_names(outer)
     return {name: tensor.detach() for name, tensor in outer.state_dict().items() if name not in tied}
-
-
-def weights_file(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Return the content of a safetensors file of tensors on any device."""
-    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    content: bytes = to_safetensors(on_cpu, metadata={"format": "pt"})
-    return content
 
 
 def load_model(folder: str | Path) -> LanguageModel:

@@ -66,7 +66,8 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         bases = [base for base in cls.__mro__ if base.__module__.partition(".")[0] in ("foundry_core", "torch")]
-        cls._reserved = frozenset(name for base in bases for name in vars(base)) | {*_HELD, "output"}
+        names = (name for each in (*bases, nn.Module()) for name in vars(each))  # an instance adds `training`
+        cls._reserved = frozenset({*names, *_HELD, "output"})
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__()

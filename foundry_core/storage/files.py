@@ -7,18 +7,23 @@ hidden name before it is removed. `manifest` reads it again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 import stat
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from fcntl import F_GETFL, F_SETFL, fcntl
 from io import FileIO
+from mmap import mmap
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from foundry_core.errors import FoundryError
 from foundry_core.run_folder import MANIFEST
@@ -29,10 +34,19 @@ class StorageError(FoundryError, exit_code=8):
     """The disk is full, failing or not permitted. Names the path; what was there before stays."""
 
 
+Data: TypeAlias = bytes | memoryview
+Content: TypeAlias = bytes | Iterable[Data]
+"""The content of a file, whole or in pieces that do not change until it is written."""
+
+
+_BLOCK, _LARGE, _ROOM = 1 << 12, 1 << 20, 1 << 24
+"""Bytes of a page, of a piece that is written past the page cache, and of the pieces that others are gathered into."""
+
+
 class FileSink(Protocol):
     """A folder that files are written to, in place or to be published whole."""
 
-    def write(self, name: str, data: bytes) -> None: ...
+    def write(self, name: str, content: Content) -> None: ...
 
 
 class Disk:
@@ -49,8 +63,10 @@ class Disk:
         plain = os.O_NOFOLLOW | os.O_NONBLOCK
         return FileIO(path, "ab", opener=lambda name, flags: os.open(name, flags | plain, 0o666))
 
-    def write(self, file: FileIO, data: bytes) -> None:
+    def write(self, file: FileIO, data: Data) -> None:
         rest = memoryview(data)
+        if len(rest) >= _LARGE and sys.platform == "linux":
+            rest = rest[_written_directly(file, rest) :]
         while rest:
             rest = rest[file.write(rest) :]
 
@@ -75,6 +91,25 @@ class Disk:
 
     def remove_folder(self, path: Path) -> None:
         path.rmdir()
+
+
+def _written_directly(file: FileIO, data: memoryview) -> int:
+    """Write whole blocks past the page cache, as far as the file system does that; return the number of bytes.
+
+    Filling the page cache with pages that the kernel has to find first took three times as long as hashing.
+    """
+    done, whole = 0, len(data) // _BLOCK * _BLOCK
+    flags = fcntl(file, F_GETFL)
+    try:
+        fcntl(file, F_SETFL, flags | os.O_DIRECT)
+        while done < whole:
+            done += file.write(data[done:whole])
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # memory or position not in blocks, or not supported
+            raise
+    finally:
+        fcntl(file, F_SETFL, flags)
+    return done
 
 
 disk = Disk()
@@ -159,10 +194,28 @@ class Writer(AbstractContextManager["Writer"]):
         with reported(path):
             self._file = disk.create(path)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Data) -> None:
         with reported(self.path, len(data)):
             disk.write(self._file, data)
         self.size += len(data)
+
+    def write_whole(self, content: Content) -> None:
+        """Write the content of the file, gathered into few large pieces if it comes in many."""
+        if isinstance(content, bytes):
+            self.write(content)
+            return
+        room, used = memoryview(mmap(-1, _ROOM)), 0  # at the beginning of a page, as the disk wants it
+        for piece in content:
+            rest = memoryview(piece)
+            while rest:
+                taken = rest[: _ROOM - used]
+                room[used : used + len(taken)] = taken
+                used, rest = used + len(taken), rest[len(taken) :]
+                if used == _ROOM:
+                    self.write(room)
+                    used = 0
+        if used:
+            self.write(room[:used])
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         with reported(self.path, self.size):
@@ -202,8 +255,8 @@ class InPlaceFolder:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def write(self, name: str, data: bytes) -> None:
-        write_file(self.folder / name, data)
+    def write(self, name: str, content: Content) -> None:
+        write_file_with(self.folder / name, lambda file: file.write_whole(content))
 
 
 class _HiddenFolder:
@@ -211,10 +264,22 @@ class _HiddenFolder:
         self.folder = folder
         self.files: dict[str, dict[str, Any]] = {}
 
-    def write(self, name: str, data: bytes) -> None:
-        with Writer(self.folder / name) as file:
-            file.write(data)
-        self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    def write(self, name: str, content: Content) -> None:
+        digest = hashlib.sha256()
+        # Hashing takes about as long as writing, and a thread of its own does it meanwhile. One alone keeps the order.
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="foundry-sha256") as thread:
+            hashed = []
+
+            def pieces() -> Iterator[Data]:
+                for data in (content,) if isinstance(content, bytes) else content:
+                    hashed.append(thread.submit(digest.update, data))
+                    yield data
+
+            with Writer(self.folder / name) as file:
+                file.write_whole(pieces())
+            for each in hashed:
+                each.result()
+        self.files[name] = {"size": file.size, "sha256": digest.hexdigest()}
 
 
 class AppendedLines:

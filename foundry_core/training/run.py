@@ -91,7 +91,7 @@ def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> None:
             "another name, or choose another training.output_dir"
         )
     if resume:
-        newest_valid(output_dir)
+        newest_valid(output_dir, to_resume=True)
     Precision(config.training.precision, choose_device(config.training.device))
     for line in remove_leftovers(*own_folders(config)):
         warn(line)

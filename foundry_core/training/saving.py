@@ -31,6 +31,9 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.notifier import Notifier
 
+KEPT_STATES = {"newest": 2, "all": None}
+"""Number of newest checkpoints whose optimizer state stays. Two, so that one is left if the newest is damaged."""
+
 
 class CheckpointSaver:
     """Saves the checkpoints of one run and removes those that retention does not keep.
@@ -112,7 +115,9 @@ class CheckpointSaver:
             self._announce(under_way.result())
 
     def _publish(self, tensors: Tensors, state: TrainState, facts: dict[str, Any]) -> Path:
-        folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts)
+        # The checkpoint of step 0 stays as long as the run: nothing of it is removed.
+        apart = self._settings.keep_optimizer == "newest" and state.step > 0
+        folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts, apart=apart)
         self._damaged.discard(folder)
         (self._ephemeral.add if facts["ephemeral"] else self._ephemeral.discard)(folder)
         self._retire(folder)
@@ -120,8 +125,15 @@ class CheckpointSaver:
 
     def _retire(self, newest: Path) -> None:
         """Apply retention once `newest` is known to be whole."""
-        keep = self._settings.keep
-        self._report(retire(self.output_dir, keep, newest, ephemeral=self._ephemeral, damaged=self._damaged))
+        problems = retire(
+            self.output_dir,
+            self._settings.keep,
+            newest,
+            ephemeral=self._ephemeral,
+            damaged=self._damaged,
+            states=KEPT_STATES[self._settings.keep_optimizer],
+        )
+        self._report(problems)
 
     def _report(self, problems: Iterable[str]) -> None:
         """Print what could not be removed, once; removing it is tried again after each save."""

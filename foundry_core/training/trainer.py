@@ -117,7 +117,7 @@ class Trainer:
         Raises:
             CheckpointError: There is none, or it belongs to another experiment, or lies beyond the end of this one.
         """
-        folder, passed_over = newest_valid(self.output_dir)
+        folder, passed_over = newest_valid(self.output_dir, to_resume=True)
         for line in passed_over:
             warn(line)
         self.state = load_checkpoint(
@@ -385,4 +385,11 @@ class Trainer:
 
 
 def _first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    return next((name for name, tensor in tensors if not bool(tensor.isfinite().all())), None)
+    """Return the name of the first tensor with a number that is not finite."""
+    named = list(tensors)
+    # A sum is finite only if every number is. It takes no memory, where isfinite takes several times the tensor's; sums
+    # that overflow are no answer, and the numbers are asked one by one.
+    sums = [tensor.sum(dtype=torch.float32) for _, tensor in named]
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return None
+    return next((name for name, tensor in named if not bool(tensor.isfinite().all())), None)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from foundry_core import hookimpl, load_config, run
-from foundry_core.checkpoints.checkpoint import checkpoints
+from foundry_core.checkpoints.checkpoint import checkpoint_step, checkpoints, newest_valid
 from foundry_core.checkpoints.verification import verify_run
 from foundry_core.errors import CheckpointError
 from foundry_core.run_folder import MANIFEST
@@ -191,6 +191,9 @@ class Judge:
         newest = max((one.state.step for one in whole), default=-1)
         due = max((*scenario.safe, *saved), default=-1)
         lost = [f"acknowledged checkpoint-{due} is lost, the newest whole one is {newest}"] if newest < due else []
+        if due >= 0 and not lost:
+            to_resume = checkpoint_step(newest_valid(scenario.run_folder, to_resume=True)[0])
+            lost = [f"checkpoint-{due} lost its state, the newest with one is {to_resume}"] if to_resume < due else []
         return problems + lost
 
     def going_on(self) -> list[str]:

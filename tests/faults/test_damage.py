@@ -1,6 +1,6 @@
 """A checkpoint that is not what was written is refused, by the name of the file and what is wrong with it."""
 
-from foundry_core.checkpoints.checkpoint import checkpoints
+from foundry_core.checkpoints.checkpoint import check_resumable, checkpoints, optimizer_file
 from foundry_core.errors import CheckpointError
 from foundry_core.run_folder import MANIFEST
 from foundry_core.storage.manifest import read_manifest
@@ -20,20 +20,21 @@ def not_refused(judge):
 
     def look(tell):
         judge.scenario.mutate()
-        folder = checkpoints(judge.scenario.run_folder)[-1]
-        before = {path: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
+        newest = checkpoints(judge.scenario.run_folder)[-1]
+        folders = (newest, optimizer_file(newest).parent)
+        before = {path: path.read_bytes() for folder in folders for path in folder.iterdir() if path.name != MANIFEST}
         for path, content in before.items():
             for says, harm in DAMAGE.items():
                 harm(path)
                 try:
-                    read_manifest(folder)
+                    read_manifest(path.parent)
                     tell(("wrong", f"{path.name}: nobody says that it {says}"))
                 except CheckpointError as error:
                     if not str(error).startswith(str(path)) or says not in str(error):
                         tell(("wrong", str(error)))
                 path.write_bytes(content)
                 path.with_name(f"{path.name}.bak").unlink(missing_ok=True)
-        read_manifest(folder)
+        check_resumable(newest, read_manifest(newest))
         tell(("looked at", len(before)))
 
     judge.scenario.reset()

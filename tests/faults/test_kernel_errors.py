@@ -32,7 +32,7 @@ def test_a_limit_on_the_size_of_a_file(fresh):
 
     fresh.scenario.reset()
     ended = in_child(limited).of("run")[0]
-    line = r"cannot write \S+/\.checkpoint-1\S+/optimizer\.safetensors \([\d,]+ bytes\): File too large"
+    line = r"cannot write \S+/\.optimizer-1\S+/optimizer\.safetensors \([\d,]+ bytes\): File too large"
     assert wrong_after(ended, line, fresh) + fresh.going_on() == []
 
 
@@ -76,7 +76,7 @@ def test_a_disk_that_is_full(fresh):
         fresh.scenario.run_folder.mkdir()
         mount(fresh.scenario.run_folder, 0, "100k")
         ended = fresh.scenario.train()
-        line = r"cannot write \S+/\.checkpoint-\S+ \([\d,]+ bytes\): No space left on device"
+        line = r"cannot write \S+/\.(checkpoint|optimizer)-\S+ \([\d,]+ bytes\): No space left on device"
         wrong = wrong_after(ended, line, fresh)
         mount(fresh.scenario.run_folder, REMOUNT, "10m")
         return wrong + fresh.going_on()

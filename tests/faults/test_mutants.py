@@ -177,6 +177,9 @@ MUTANTS = {
     "the newest checkpoint is taken unseen": Mutant(
         "foundry_core.checkpoints.checkpoint:newest_valid", mutants.newest_unseen, going_on, "interrupted"
     ),
+    "a state is retired too early": Mutant(
+        "foundry_core.checkpoints.checkpoint:_states_to_retire", mutants.every_state, kills("run/")
+    ),
     "a sha256 is not compared": Mutant("foundry_core.storage.manifest:compare_digest", mutants.nothing, not_refused),
     "a size is not compared": Mutant("foundry_core.storage.manifest:compare_size", mutants.nothing, not_refused),
     "a missing file is not noticed": Mutant(

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from foundry_core.checkpoints.checkpoint import checkpoints
+from foundry_core.checkpoints.checkpoint import checkpoint_step, checkpoints
 from foundry_core.errors import CheckpointError
-from foundry_core.run_folder import MANIFEST
+from foundry_core.run_folder import MANIFEST, optimizer_name
 from foundry_core.storage.manifest import read_manifest
 from tests.faults.harness import shares
 from tests.faults.power import Model, put
@@ -23,7 +23,8 @@ def disk_states(scenario):
     promised = {f"checkpoint-{step}" for step in scenario.safe}
     for operation in operations:
         if operation.kind == "acknowledged":
-            promised.add(operation.path.name)
+            step = checkpoint_step(operation.path)
+            promised |= {operation.path.name, optimizer_name(step)} if step else {operation.path.name}
             continue
         if operation.kind == "rename":
             promised.discard(operation.path.name)  # retention begins
@@ -37,7 +38,7 @@ def found_in(judge, tree, promised):
     folder = judge.scenario.run_folder
     put(tree, folder)
     whole, wrong = set(), []
-    for checkpoint in checkpoints(folder):
+    for checkpoint in (*checkpoints(folder), *folder.glob("optimizer-*")):
         try:
             read_manifest(checkpoint)
             whole.add(checkpoint.name)

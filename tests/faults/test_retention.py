@@ -31,11 +31,11 @@ def without_removing(judge, kind):
     ended = judge.scenario.child(lambda tell: Stubborn(tell, kind)).wait()
     folder = judge.scenario.run_folder
     said = [line.partition("cannot remove ")[2] for line in ended.errors]
-    hidden = [path.name for path in folder.glob(".checkpoint-*.old")]
-    remaining = [path.name for path in checkpoints(folder)]
-    # Steps 1 and 3 are ephemeral, 2 is older than the last that is kept.
-    wrong = [] if len({*hidden, *remaining}) == 5 else [f"left {hidden} and {remaining}"]
-    if ended.code or len(said) != 3 or not all(": Permission denied; training goes on" in line for line in said):
+    hidden = [path.name for kind in ("checkpoint", "optimizer") for path in folder.glob(f".{kind}-*.old")]
+    remaining = [path.name for path in (*checkpoints(folder), *folder.glob("optimizer-*"))]
+    # Steps 1 and 3 are ephemeral, 2 is older than the last that is kept; with each goes its optimizer's state.
+    wrong = [] if len({*hidden, *remaining}) == 5 + 4 else [f"left {hidden} and {remaining}"]
+    if ended.code or len(said) != 6 or not all(": Permission denied; training goes on" in line for line in said):
         wrong.append(f"ended with {ended.code}, saying {ended.errors}")
     _, problems = verify_run(folder)
     return wrong + problems + judge.after(ended)
@@ -88,9 +88,11 @@ def whole(checkpoint):
 def test_an_older_checkpoint_goes_only_after_a_newer_whole_one(fresh):
     fresh.scenario.reset()
     ended = fresh.scenario.child(Gremlin).wait()
-    assert [name for name, _ in ended.of("victim")] == ["checkpoint-1", "checkpoint-3", "checkpoint-2"]
+    steps = [name.split("-") for name, _ in ended.of("victim")]
+    for kind, order in (("checkpoint", ["1", "3", "2"]), ("optimizer", ["1", "2", "3"])):
+        assert [step for name, step in steps if name == kind] == order
     for victim, left in ended.of("victim"):
-        assert left[-1] > victim
+        assert left[-1].split("-")[1] > victim.split("-")[1]
     assert fresh.after(ended) == []
 
 

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -28,6 +29,7 @@ from torch._C._distributed_c10d import FileStore
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from foundry_core.checkpoints.checkpoint import optimizer_file
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import plain_rows, saved_bytes
@@ -123,7 +125,7 @@ def _outcome(config: ExperimentConfig, *, resume: bool) -> bytes:
     state = json.loads((last / "trainer_state.json").read_bytes())
     outcome = {
         "weights": hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest(),
-        "optimizer states": hashlib.sha256((last / "optimizer.safetensors").read_bytes()).hexdigest(),
+        "optimizer states": hashlib.sha256(optimizer_file(last).read_bytes()).hexdigest(),
         "losses": state["log_history"],
         "rows read": state["foundry"]["ledger"],
     }
@@ -254,13 +256,20 @@ def compiled(suite: Suite) -> None:
 def _without_extras() -> Iterator[None]:
     """Leave out what torch does for other backends: a third of the time.
 
-    Removing common subexpressions imports the compiler, and the latency of guards is measured with a cold cache.
+    Removing common subexpressions imports the compiler, and the latency of guards is measured with a cold cache. The
+    garbage collector would visit everything that tracing allocates.
     """
-    with (
-        torch._functorch.config.patch(cse=False),
-        patch.object(torch._dynamo.guards, "profile_guard_manager", lambda *_: 0.0, create=True),
-    ):
-        yield
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with (
+            torch._functorch.config.patch(cse=False),
+            patch.object(torch._dynamo.guards, "profile_guard_manager", lambda *_: 0.0, create=True),
+        ):
+            yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @check(

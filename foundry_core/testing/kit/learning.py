@@ -28,12 +28,12 @@ from foundry_core.testing.kit.objective import loss_of
     "use core's loss. Otherwise it looks ahead: see causal-leak.",
 )
 def noise_floor(case: Case) -> None:
-    """In 120 steps on fresh random tokens, the loss stays above the lowest value a correct model can reach, minus 0.15
+    """In 60 steps on fresh random tokens, the loss stays above the lowest value a correct model can reach, minus 0.15
     nats.
     """
     config = case.config_with(training={"mlm_probability": 0.4})
     collate, length = get_data_collator(config, case.tokenizer), min(10, case.length)
-    batches = [collate(case.features(24, length, first=24 * step)) for step in range(120)]
+    batches = [collate(case.features(24, length, first=24 * step)) for step in range(60)]
     losses = trained(case.model(dropout=0.0), batches, rate=5e-3)
     reached, floor = sum(losses[-20:]) / 20, knowable(case, batches)
     require(reached > floor - 0.15, f"the loss on random tokens is {reached:.3f}, the lowest possible is {floor:.3f}")

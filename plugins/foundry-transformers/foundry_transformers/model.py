@@ -28,6 +28,8 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
+        # Asked in every forward pass: torch.compile cannot follow the catalogue, which reads files.
+        self._counts_from_padding = self.kind.counts_from_padding
         # A proof takes several times as long as building a small model, and its result does not depend on the seed.
         known = f"{self.model.config.to_json_string(use_diff=False)} {config.model} {context}"
         if next(self.parameters()).device.type != "meta" and (type(self.model), known) not in _proven:
@@ -66,7 +68,7 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
         Such a type would otherwise treat every token with that id as padding, whether it is masked or not.
         """
         positions = super().position_ids(input_ids, attention_mask, past)
-        if not self.kind.counts_from_padding:
+        if not self._counts_from_padding:
             return positions
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
