@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from foundry_core.models.adapter import auto_classes
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
     from foundry_core.models.loss import ModelOutput
+    from foundry_core.models.registration import register_auto_classes
     from foundry_core.models.wrapped import WrappedLanguageModel
     from foundry_core.registry.architecture import (
         Architecture,

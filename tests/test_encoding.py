@@ -60,7 +60,7 @@ def test_special_tokens_in_letters_alone_stay_text_inside_words(kind: str) -> No
 
 def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
     """A corpus of some windows, which is worth several processes."""
-    monkeypatch.setattr(processes, "_WORTH_IT", 0)
+    monkeypatch.setattr(processes, "WORTH_IT", 0)
     monkeypatch.setattr(DocumentEncoder, "WINDOW", 2000)
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         monkeypatch.setenv(name, "3")

@@ -275,7 +275,10 @@ WRITES_BY_ITSELF = {
     ("tokenization.trainers", "NamedTemporaryFile"): "scratch for a library that reads a path",
     ("tokenization.tokenizer_folder", "TemporaryDirectory"): "scratch for the next one",
     ("tokenization.tokenizer_folder", "save_pretrained"): "into a temporary folder, from which the files are read",
-    ("models.adapter", "save_pretrained"): "transformers' own, for those who call it; a run saves through `storage`",
+    (
+        "models.adapted_config",
+        "save_pretrained",
+    ): "transformers' own, for those who call it; a run saves through `storage`",
     ("testing.kit.reopened", "save_pretrained"): "our own, through `storage`: what is checked is that it can be opened",
     ("testing.kit.state", "save_pretrained"): "our own, through `storage`: what is checked is that ties survive it",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +16,18 @@ from foundry_core.models.interface import LanguageModel
 from foundry_core.registry.loading import shipped_by
 from foundry_core.run_folder import MODELING
 from foundry_core.storage.files import write_file
+
+
+@dataclass
+class _Registration:
+    """What `registration` has been asked for, and the adapter does."""
+
+    asked: dict[str, None] = field(default_factory=dict)
+    postponed: bool = False
+    adapter_is_imported: bool = False
+
+
+registration = _Registration()
 
 
 def class_names(architecture: str) -> tuple[str, str, str]:
@@ -74,8 +88,10 @@ class AdaptedConfig(PreTrainedConfig):  # type: ignore[misc]
 @cache
 def config_class_of(architecture: str) -> type[AdaptedConfig]:
     """Return the configuration class of an architecture; `adapter.auto_classes` registers it."""
-    name, place = class_names(architecture)[0], "foundry_core.models.adapter"
-    return type(name, (AdaptedConfig,), {"__module__": place, "model_type": f"foundry_{architecture}"})
+    attributes = {"__module__": __name__, "model_type": f"foundry_{architecture}"}
+    made = type(class_names(architecture)[0], (AdaptedConfig,), attributes)
+    setattr(sys.modules[__name__], made.__name__, made)  # so that it can be pickled by reference
+    return made
 
 
 def adapted_config(model: LanguageModel) -> AdaptedConfig:

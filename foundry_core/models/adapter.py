@@ -28,12 +28,12 @@ from foundry_core.models.adapted_config import (
     adapted_config,
     class_names,
     config_class_of,
+    registration,
     tied_names,
 )
 from foundry_core.models.building import read_description, rebuild
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.migrations import pending, present_names
-from foundry_core.models.registration import register_all
 from foundry_core.run_folder import WEIGHTS
 
 
@@ -217,4 +217,6 @@ def adapted(model: LanguageModel) -> PreTrainedModel:
     return chosen(adapted_config(model), model)
 
 
-register_all()
+registration.adapter_is_imported = True
+for _postponed in registration.asked:
+    auto_classes(_postponed)

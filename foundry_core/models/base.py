@@ -34,6 +34,10 @@ class BaseLanguageModel(LanguageModel[Settings_co]):
 
         return adapted(self)
 
+    @property
+    def is_adapted(self) -> bool:
+        return type(self).to_transformers is BaseLanguageModel.to_transformers
+
     @torch.no_grad()
     def generate(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """Continue prompts (B, T), padded on the left; takes the arguments of transformers' `generate`.

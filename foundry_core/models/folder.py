@@ -36,7 +36,7 @@ _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 def model_files(model: LanguageModel) -> dict[str, bytes]:
     """Return config.json and, if they apply, generation_config.json and the loading module."""
-    if _is_adapted(model):
+    if model.is_adapted:
         adapted = adapted_config(model)
         files, config, name = adapted.loading_module(), adapted.to_dict(), adapted.architectures[0]
     else:
@@ -59,16 +59,9 @@ def stored_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in state.items() if name not in tied}
 
 
-def _is_adapted(model: LanguageModel) -> bool:
-    """Return whether transformers opens a model through the adapter, which takes 2 s to import."""
-    from foundry_core.models.base import BaseLanguageModel
-
-    return type(model).to_transformers is BaseLanguageModel.to_transformers
-
-
 def _named_tensors(model: LanguageModel) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the tensors of a model under the names that transformers has for them, and `tied_names` of those."""
-    if not _is_adapted(model):
+    if not model.is_adapted:
         outer = model.to_transformers()
         return outer.state_dict(), tied_names(outer)
     tied = {f"model.{name}": f"model.{first}" for name, first in tied_names(model).items()}
@@ -163,7 +156,7 @@ def fitting(model: LanguageModel, path: Path, file: Any, steps: Sequence[Migrati
         CheckpointError: Names the first tensor that does not fit.
     """
     state, tied = _named_tensors(model)
-    stored = present_names(sorted(file.keys()), steps, adapted=_is_adapted(model))
+    stored = present_names(sorted(file.keys()), steps, adapted=model.is_adapted)
     missing = sorted(set(state) - set(stored) - set(tied))
     unknown = sorted(set(stored) - set(state))
     if missing or unknown:

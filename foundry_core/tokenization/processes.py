@@ -26,7 +26,7 @@ from foundry_core.tokenization.parts import Ids
 
 _MOST = 8
 """One process reads 40 MB/s of text, and another encodes 5 at least."""
-_WORTH_IT = 8 << 20
+WORTH_IT = 8 << 20
 """Bytes of a corpus; to start a process takes 10 to 30 ms, and each learns the words for itself."""
 _SIGNALS = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
@@ -39,7 +39,7 @@ def process_count(size: int) -> int:
 
     As many as there are cores for this process, or as OMP_NUM_THREADS or RAYON_NUM_THREADS allow.
     """
-    if size < _WORTH_IT or sys.platform != "linux" or multiprocessing.current_process().daemon:
+    if size < WORTH_IT or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 1
     limits = [os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")]
     return min(
