@@ -25,8 +25,8 @@ END = 0xFFFFFFFF
 Ids: TypeAlias = NDArray[np.uint32]
 
 _BLOCK = 6000  # characters
-_WORD = re.compile(" ?[A-Za-z]{1,99}")  # wordpiece cuts longer words
-_SPACE_IN_MODEL = {"bpe": "Ġ", "wordpiece": "", "sentencepiece": "▁", "word": ""}
+PLAIN_WORD = re.compile(" ?[A-Za-z]{1,99}")  # wordpiece cuts longer words
+SPACE_IN_MODEL = {"bpe": "Ġ", "wordpiece": "", "sentencepiece": "▁", "word": ""}
 """How the model of a type spells the space before a word of plain letters, which reaches it in one piece."""
 
 
@@ -82,7 +82,7 @@ class PartEncoder:
             self._blocks = _Blocks(state)
             # A special token in letters alone could be part of a word, where normalizers of some types look for it.
             if not any(token["content"].isalpha() for token in state["added_tokens"]):
-                self._space = _SPACE_IN_MODEL[kind]
+                self._space = SPACE_IN_MODEL[kind]
                 self._words = _Blocks(state | {"normalizer": None, "pre_tokenizer": None})
 
     def encode(self, parts: Collection[str]) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ class PartEncoder:
         found: dict[str, bytes] = {}
         rest = list(parts)
         if self._words is not None:
-            words = list(filter(_WORD.fullmatch, rest))
+            words = list(filter(PLAIN_WORD.fullmatch, rest))
             found.update(zip(words, self._words.encode(words, self._space), strict=True))
             rest = [part for part in rest if part not in found]
         if self._blocks is not None and MARK not in "".join(rest):
