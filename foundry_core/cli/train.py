@@ -39,7 +39,10 @@ def execute(options: argparse.Namespace) -> None:
     if options.profile:  # torch reads this when it is imported: its profiler prints lines of its own otherwise
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     with large_imports():
+        from foundry_core.models.registration import postpone_registration
         from foundry_core.training.run import run
+
+    postpone_registration()
 
     if options.allow and not options.resume:
         raise UsageError("--allow can only be used with --resume")
