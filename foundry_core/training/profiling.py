@@ -175,8 +175,7 @@ class _Profile:
         else:
             self.steps += 1
             self._whole = dict(self._seconds)
-        if self.steps < self._count:
-            self._profiler.step()
+        self._profiler.step()
         self._open("rest")
         return self.steps == self._count
 

@@ -85,7 +85,7 @@ class Stopwatch:
         if elapsed >= _JUDGED_SECONDS and waited > TOO_MUCH * elapsed:
             self._judged = None
             advice = bottleneck_advice(waited / elapsed, self._num_workers, len(os.sched_getaffinity(0)))
-            warn(f"waiting for batches took {waited / elapsed:.0%} of the time before step {step:,}: {advice}")
+            warn(f"waiting for batches took {waited / elapsed:.0%} of the time up to step {step:,}: {advice}")
 
 
 def bottleneck_advice(waiting: float, num_workers: int, cores: int) -> str:
