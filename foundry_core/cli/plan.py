@@ -7,7 +7,7 @@ no memory for them, it times parts of a step and estimates the rest.
 
 With --measure it prints a table instead: parameters, memory, the largest batch
 that fits and tokens/s of the YAML, or of architectures at their base size, from
-a few real steps of each on this machine. That takes about 20 seconds for each.
+a few real steps of each on this machine. Each takes about 20 seconds.
 """
 
 from __future__ import annotations
@@ -258,15 +258,16 @@ def _speed(trainer: Any, fits: int) -> tuple[float, int]:
         trainer.state = deepcopy(start)
         return _timed(trainer, list(Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)))
 
-    rows, most = 1, max(min(trainer.config.data.batch_size, trainer.plan.total_samples, fits), 1)
-    _, fastest = step(1), step(1)  # the first one sets up the optimizer
-    while rows < most and time.perf_counter() - begun + 4 * fastest < _ROW_SECONDS:
+    most = max(min(trainer.config.data.batch_size, trainer.plan.total_samples, fits), 1)
+    rows, fastest = 1, step(1)  # sets up the optimizer
+    # Of a single row the optimizer's part is too large, and a busy machine must not decide that by one slow step.
+    while rows < most and (rows == 1 or time.perf_counter() - begun + 4 * fastest < _ROW_SECONDS):
         rows = min(4 * rows, most)
         fastest = step(rows)
     for _ in range(_MOST_STEPS):
+        fastest = min(fastest, step(rows))
         if time.perf_counter() - begun + fastest > _ROW_SECONDS:
             break
-        fastest = min(fastest, step(rows))
     return rows * trainer.plan.tokens_per_row / fastest, rows
 
 

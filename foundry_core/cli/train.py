@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
     if options.profile:  # torch reads this when it is imported: its profiler prints lines of its own otherwise
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with large_imports():
         from foundry_core.models.registration import postpone_registration
         from foundry_core.training.run import run
