@@ -265,9 +265,9 @@ def _speed(trainer: Any, fits: int) -> tuple[float, int]:
         rows = min(4 * rows, most)
         fastest = step(rows)
     for _ in range(_MOST_STEPS):
-        fastest = min(fastest, step(rows))
         if time.perf_counter() - begun + fastest > _ROW_SECONDS:
             break
+        fastest = min(fastest, step(rows))
     return rows * trainer.plan.tokens_per_row / fastest, rows
 
 
