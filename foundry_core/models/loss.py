@@ -63,11 +63,6 @@ class LanguageModelLoss:
             chosen = chosen & attention_mask[:, -labels.shape[1] : -1].bool()
         return targets, chosen
 
-    def tokens_to_read(self, input_ids: torch.Tensor, labels: torch.Tensor | None, **asked: Any) -> int:
-        """Return how many tokens of each row a model has to read: in training, nothing is predicted from the last."""
-        whole = labels is None or asked.get("return_logits", True) or not self.training or self.kernels != "fast"
-        return input_ids.shape[1] - int(self.context.objective.causal and not whole)
-
     def _linear_end(self, head: Callable[[torch.Tensor], torch.Tensor]) -> nn.Linear | None:
         """Return the projection with which a head ends, if the loss can be computed a part of the logits at a time."""
         last = head[-1] if isinstance(head, nn.Sequential) else head

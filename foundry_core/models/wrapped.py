@@ -148,8 +148,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         return None
 
     def _fast(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, asked: Any) -> torch.Tensor | None:
-        mask_BT = None if attention_mask is None else attention_mask[:, : input_ids.shape[1]]
-        real_BT = self.real_tokens(input_ids, mask_BT)
+        real_BT = self.real_tokens(input_ids, attention_mask)
         positions = None if real_BT is None else self.position_ids(input_ids, real_BT, 0)
         given = {name: each for name, each in asked.items() if each is not None and each is not False}
         if "position_ids" in given:
@@ -190,8 +189,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
         if self.kernels == "fast" and state is None and not use_cache and not self._recomputes:
-            read = self.tokens_to_read(input_ids, labels, **kwargs)
-            hidden_BTD = self._fast(input_ids[:, :read], attention_mask, asked)
+            hidden_BTD = self._fast(input_ids, attention_mask, asked)
             if hidden_BTD is not None:
                 head = self.fast_head(hidden_BTD.shape[-1])
                 return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
