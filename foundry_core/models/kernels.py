@@ -187,7 +187,7 @@ class _TanhGELU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         derivative: torch.Tensor = ctx.saved_tensors[0]
-        return derivative * gradient
+        return derivative.mul_(gradient)
 
 
 _GELU_PART = 1 << 16
