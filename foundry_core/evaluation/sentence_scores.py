@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,15 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import CheckpointError
 from foundry_core.evaluation.inference import evaluating, to_device
+from foundry_core.evaluation.prefix_tree import Ids, prefix_trees
+from foundry_core.evaluation.token_losses import TokenLosses
+from foundry_core.evaluation.tree_reading import batches, read_tree, tensors
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.loss import IGNORED
 from foundry_core.tokenization.encoding import separator_id, text_ids
 
-Ids: TypeAlias = tuple[int, ...]
-_Row: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
-"""The number of a text, ids that the model reads, and the labels to predict."""
-
-_TOKENS_PER_BATCH = 4096  # with padding; the logits of 50,000 tokens take 0.8 GB
+_PREFIXES = 1 << 14  # that a tree of texts has; more would be shared in a larger one, which takes more memory
+_ROWS = 1 << 13  # texts with a token hidden that are compared with each other
 
 
 def sentence_scores(
@@ -41,20 +39,10 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
     Raises:
         CheckpointError: A score is infinite or not a number.
     """
-    distinct = sorted(set(texts), key=lambda ids: (len(ids), ids))
-    scores = np.zeros(len(distinct))
-    rows = _causal_rows if model.context.objective.causal else _masked_rows
-    device = next(model.parameters()).device
+    distinct = sorted(set(texts))
+    scored = _causal_scores if model.context.objective.causal else _masked_scores
     with evaluating(model):
-        for batch in _batches(rows(distinct, tokenizer)):
-            numbers, ids, labels = zip(*batch, strict=True)
-            tensors = {
-                "input_ids": _padded(ids, 0),
-                "attention_mask": _padded([[1] * len(row) for row in ids], 0),
-                "labels": _padded(labels, IGNORED),
-            }
-            output = model(**to_device(tensors, device), reduction="none", return_logits=False)
-            np.subtract.at(scores, list(numbers), output.token_losses.double().sum(dim=1).cpu().numpy())
+        scores = np.asarray(scored(model, tokenizer, distinct))
     if not np.isfinite(scores).all():  # compared, such a score would count as wrong
         raise CheckpointError("the model's scores are not finite: its weights or its sums have overflowed")
     found = dict(zip(distinct, scores.tolist(), strict=True))
@@ -82,37 +70,52 @@ def not_scorable(model: BaseLanguageModel, text: Ids) -> str | None:
     return None
 
 
-def _causal_rows(texts: Iterable[Ids], tokenizer: PreTrainedTokenizerFast) -> Iterator[_Row]:
-    start = separator_id(tokenizer)
-    for number, text in enumerate(texts):
-        row = (start, *text)
-        yield number, row, row
+def _causal_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
+    """Score distinct texts, sorted."""
+    scores: list[float] = []
+    for tree in prefix_trees(texts, separator_id(tokenizer), _PREFIXES):
+        losses = _token_losses(model, tree.places, tree.targets)
+        read_tree(model, tree, losses)
+        found = losses.losses()
+        scores += [-float(found[pairs].sum()) for pairs in tree.texts]
+    return scores
 
 
-def _masked_rows(texts: Iterable[Ids], tokenizer: PreTrainedTokenizerFast) -> Iterator[_Row]:
-    """Yield each text as often as it has tokens, another one of them hidden each time."""
-    for number, text in enumerate(texts):
+def _masked_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
+    """Score distinct texts: read each as often as it has tokens, another one of them hidden each time."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    scores, block, size = [0.0] * len(texts), [], 0
+    for number in order:
+        block.append(number)
+        size += len(texts[number])
+        if size >= _ROWS or number == order[-1]:
+            found = _hidden_scores(model, tokenizer, [texts[each] for each in block])
+            for each, score in zip(block, found, strict=True):
+                scores[each] = score
+            block, size = [], 0
+    return scores
+
+
+def _hidden_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
+    """Score texts together: those that differ in one token are the same row where it is hidden."""
+    rows: dict[tuple[int, Ids], int] = {}
+    numbers, targets = [], []
+    for text in texts:
         row = (tokenizer.cls_token_id, *text, tokenizer.sep_token_id)
         for place in range(1, len(row) - 1):
-            labels = [IGNORED] * len(row)
-            labels[place] = row[place]
-            yield number, (*row[:place], tokenizer.mask_token_id, *row[place + 1 :]), labels
+            hidden = (*row[:place], tokenizer.mask_token_id, *row[place + 1 :])
+            numbers.append(rows.setdefault((place, hidden), len(rows)))
+            targets.append(row[place])
+    losses = _token_losses(model, numbers, targets)
+    distinct, device = list(rows), next(model.parameters()).device
+    for batch in batches([len(row) for _, row in distinct]):
+        inputs = tensors([distinct[number][1] for number in batch])
+        places = np.array([distinct[number][0] for number in batch])
+        places += np.arange(len(batch)) * inputs["input_ids"].shape[1]
+        model(**to_device(inputs, device), read=losses.reading(np.array(batch), places))
+    ends = np.cumsum([0, *map(len, texts)])
+    return [-float(each.sum()) for each in np.split(losses.losses(), ends[1:-1])]
 
 
-def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    """Yield rows, which do not get shorter, in batches of a bounded size with padding."""
-    batch: list[_Row] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * len(row[1]) > _TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
-    ids = np.full((len(rows), len(rows[-1])), filler, dtype=np.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-    return torch.from_numpy(ids)
+def _token_losses(model: BaseLanguageModel, places: Sequence[int], targets: Sequence[int]) -> TokenLosses:
+    return TokenLosses(places, targets, model.context.vocab_size, next(model.parameters()).device)

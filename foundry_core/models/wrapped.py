@@ -13,7 +13,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Set as AbstractSet
 from copy import copy
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -71,6 +71,12 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     """Base for an architecture that transformers has: a plugin defines `inner_model`, which builds that model.
 
     `model` is what `inner_model` built, `arguments` its forward's parameter names; a carried `state` is its cache.
+    """
+
+    branches: ClassVar[bool] = False
+    """Whether nothing but an attention mask (B, 1, T, T) and `position_ids` tells what a token continues.
+
+    Then texts that begin alike can share a row.
     """
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):

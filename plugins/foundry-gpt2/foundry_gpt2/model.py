@@ -9,6 +9,8 @@ from foundry_gpt2 import GPT2ModelConfig
 class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
     """GPT-2 with the sizes in `model.transformer`. Its state is the key-value cache."""
 
+    branches = True
+
     def inner_model(self) -> GPT2LMHeadModel:
         """Build the GPT-2 of transformers."""
         settings, context = self.settings.transformer, self.context
