@@ -48,12 +48,15 @@ class PrefixTree:
 
 def prefix_trees(texts: Sequence[Ids], start: int, size: int) -> Iterator[PrefixTree]:
     """Yield trees over distinct texts, sorted, each text after `start`; none has many more than `size` prefixes."""
-    tree, previous, prefixes, pairs = PrefixTree(), (), [-1], []
+    tree = PrefixTree()
+    previous: Ids = ()
+    prefixes: list[int] = [-1]
+    pairs: list[int] = []
     for text in texts:
         if len(tree.ids) >= size:
             yield tree
             tree, previous, prefixes, pairs = PrefixTree(), (), [-1], []
-        common = _common(previous, text)
+        common = common_start(previous, text)
         del pairs[common:], prefixes[common + 2 :]
         for depth in range(len(prefixes) - 1, len(text)):
             tree.ids.append(text[depth - 1] if depth else start)
@@ -70,8 +73,8 @@ def prefix_trees(texts: Sequence[Ids], start: int, size: int) -> Iterator[Prefix
         yield tree
 
 
-def _common(one: Ids, other: Ids) -> int:
-    """Return how many tokens two texts begin with alike."""
+def common_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return with how many numbers two sequences begin alike."""
     for place, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return place

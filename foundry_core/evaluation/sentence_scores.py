@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import CheckpointError
 from foundry_core.evaluation.inference import evaluating, to_device
-from foundry_core.evaluation.prefix_tree import Ids, prefix_trees
+from foundry_core.evaluation.prefix_tree import Ids, PrefixTree, common_start, prefix_trees
 from foundry_core.evaluation.token_losses import TokenLosses
 from foundry_core.evaluation.tree_reading import batches, read_tree, tensors
 from foundry_core.models.base import BaseLanguageModel
@@ -42,11 +43,55 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
     distinct = sorted(set(texts))
     scored = _causal_scores if model.context.objective.causal else _masked_scores
     with evaluating(model):
-        scores = np.asarray(scored(model, tokenizer, distinct))
+        scores = scored(model, tokenizer, distinct)
+    _check_finite(scores)
+    found = dict(zip(distinct, scores, strict=True))
+    return [found[text] for text in texts]
+
+
+def id_differences(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[Ids, Ids]]
+) -> list[float]:
+    """Return how much higher the first text of each pair scores than the second, in nats.
+
+    With a causal model, the vocabulary is projected on only for tokens in which a pair differs: what both texts begin
+    with has the same log-probability in both. The differences are those of `id_scores`, within its `noise`.
+
+    Raises:
+        CheckpointError: A difference is infinite or not a number.
+    """
+    if not model.context.objective.causal:
+        scores = id_scores(model, tokenizer, [text for pair in pairs for text in pair])
+        return [good - bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
+    distinct = sorted({text for pair in pairs for text in pair})
+    number = {text: place for place, text in enumerate(distinct)}
+    partners: list[list[int]] = [[] for _ in distinct]
+    for one, other in pairs:
+        partners[number[one]].append(number[other])
+        partners[number[other]].append(number[one])
+    own: list[dict[int, float]] = [{} for _ in distinct]
+    first = 0
+    with evaluating(model):
+        for tree in prefix_trees(distinct, separator_id(tokenizer), _PREFIXES):
+            inside = range(first, first + len(tree.texts))
+            alone = {}
+            for text in inside:
+                for partner in partners[text]:
+                    predictions = tree.texts[text - first]
+                    others = tree.texts[partner - first] if partner in inside else []
+                    alone[text, partner] = predictions[common_start(predictions, others) :]
+            losses = _tree_losses(model, tree, sorted({each for asked in alone.values() for each in asked}))
+            for (text, partner), asked in alone.items():
+                own[text][partner] = -float(losses[asked].sum())
+            first = inside.stop
+    found = [own[number[one]][number[other]] - own[number[other]][number[one]] for one, other in pairs]
+    _check_finite(found)
+    return found
+
+
+def _check_finite(scores: Sequence[float]) -> None:
     if not np.isfinite(scores).all():  # compared, such a score would count as wrong
         raise CheckpointError("the model's scores are not finite: its weights or its sums have overflowed")
-    found = dict(zip(distinct, scores.tolist(), strict=True))
-    return [found[text] for text in texts]
 
 
 def noise(score: float, tokens: int) -> float:
@@ -74,11 +119,20 @@ def _causal_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast,
     """Score distinct texts, sorted."""
     scores: list[float] = []
     for tree in prefix_trees(texts, separator_id(tokenizer), _PREFIXES):
-        losses = _token_losses(model, tree.places, tree.targets)
-        read_tree(model, tree, losses)
-        found = losses.losses()
+        found = _tree_losses(model, tree, list(range(len(tree.places))))
         scores += [-float(found[pairs].sum()) for pairs in tree.texts]
     return scores
+
+
+def _tree_losses(model: BaseLanguageModel, tree: PrefixTree, asked: Sequence[int]) -> NDArray[np.float64]:
+    """Return the losses of the predictions asked for among those of a tree, and 0 for the others."""
+    found = np.zeros(len(tree.places))
+    if asked:
+        places, targets = ([numbers[each] for each in asked] for numbers in (tree.places, tree.targets))
+        losses = _token_losses(model, len(tree.ids), places, targets)
+        read_tree(model, tree, losses)
+        found[list(asked)] = losses.losses()
+    return found
 
 
 def _masked_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
@@ -106,7 +160,7 @@ def _hidden_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast,
             hidden = (*row[:place], tokenizer.mask_token_id, *row[place + 1 :])
             numbers.append(rows.setdefault((place, hidden), len(rows)))
             targets.append(row[place])
-    losses = _token_losses(model, numbers, targets)
+    losses = _token_losses(model, len(rows), numbers, targets)
     distinct, device = list(rows), next(model.parameters()).device
     for batch in batches([len(row) for _, row in distinct]):
         inputs = tensors([distinct[number][1] for number in batch])
@@ -117,5 +171,7 @@ def _hidden_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast,
     return [-float(each.sum()) for each in np.split(losses.losses(), ends[1:-1])]
 
 
-def _token_losses(model: BaseLanguageModel, places: Sequence[int], targets: Sequence[int]) -> TokenLosses:
-    return TokenLosses(places, targets, model.context.vocab_size, next(model.parameters()).device)
+def _token_losses(
+    model: BaseLanguageModel, positions: int, places: Sequence[int], targets: Sequence[int]
+) -> TokenLosses:
+    return TokenLosses(positions, places, targets, model.context.vocab_size, next(model.parameters()).device)

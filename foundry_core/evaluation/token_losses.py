@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foundry_core.errors import PluginError
 from foundry_core.evaluation.prefix_tree import Numbers
 
 Read: TypeAlias = Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], None]
@@ -23,15 +24,18 @@ class TokenLosses:
     """Collects hidden states of numbered positions, and computes the losses of the tokens asked for at each.
 
     Args:
-        places: The position that predicts each token.
+        positions: How many there are.
+        places: The position that predicts each token. One that predicts none is not projected.
         targets: The tokens.
     """
 
-    def __init__(self, places: Sequence[int], targets: Sequence[int], vocabulary: int, device: torch.device):
+    def __init__(
+        self, positions: int, places: Sequence[int], targets: Sequence[int], vocabulary: int, device: torch.device
+    ):
         places_M = np.asarray(places, dtype=np.int64)
         self._order = np.argsort(places_M, kind="stable")
         self._targets = np.asarray(targets, dtype=np.int64)
-        self._first = np.searchsorted(places_M[self._order], np.arange(places_M.max(initial=-1) + 2))
+        self._first = np.searchsorted(places_M[self._order], np.arange(positions + 1))
         self._rows = max(_ROWS, _LOGITS.get(device.type, _LOGITS["cuda"]) // vocabulary)
         self._waiting: list[tuple[Numbers, torch.Tensor]] = []
         self._found: list[tuple[Numbers, torch.Tensor]] = []
@@ -41,11 +45,10 @@ class TokenLosses:
         """Return what takes the hidden states of a batch, for `positions`, which are `at` these places of (B T)."""
 
         def read(hidden_BTD: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
-            hidden_ND = hidden_BTD.flatten(0, 1)
-            if len(at) != len(hidden_ND) or not np.array_equal(at, np.arange(len(at))):
-                hidden_ND = hidden_ND[torch.from_numpy(at).to(hidden_ND.device)]
-            self._waiting.append((positions, hidden_ND))
             self._head = head
+            asked = self._first[positions + 1] > self._first[positions]
+            chosen = torch.from_numpy(at[asked]).to(hidden_BTD.device)
+            self._waiting.append((positions[asked], hidden_BTD.flatten(0, 1)[chosen]))
             if sum(len(each) for each, _ in self._waiting) >= self._rows:
                 self._project(last=False)
 
@@ -53,6 +56,8 @@ class TokenLosses:
 
     def losses(self) -> NDArray[np.float64]:
         """Return the loss of each token, once all positions have been read."""
+        if self._head is None:
+            raise PluginError("the model's forward does not pass its keywords on to `self.lm_output`")
         self._project(last=True)
         losses_M = np.full(len(self._targets), np.nan)
         for numbers, found in self._found:
@@ -61,7 +66,7 @@ class TokenLosses:
 
     def _project(self, *, last: bool) -> None:
         """Compute the losses at the positions that wait, in whole chunks unless nothing comes after them."""
-        if not self._waiting or self._head is None:
+        if self._head is None or not self._waiting:
             return
         positions = np.concatenate([each for each, _ in self._waiting])
         hidden_ND = torch.cat([each for _, each in self._waiting])
