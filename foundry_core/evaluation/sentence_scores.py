@@ -34,8 +34,8 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
     Causal: each token given those before it, the first given the separator that opens a document in training.
     Masked: pseudo-log-likelihood, one token hidden at a time (Salazar et al. 2020).
 
-    Each distinct text is scored once, the shortest first, in batches that do not depend on the order of `texts`: equal
-    texts get the same float. In another selection of texts its last digits may differ, by less than `noise`.
+    Each distinct text is scored once, what several begin with too, in batches that do not depend on the order of
+    `texts`: equal texts get the same float. In another selection its last digits may differ, by less than `noise`.
 
     Raises:
         CheckpointError: A score is infinite or not a number.
