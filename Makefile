@@ -42,9 +42,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Against transformers, datasets, minicons and, where checkouts are named, nanoGPT and pytorch/examples: a quarter of an
+# hour. make bench NANOGPT=PATH EXAMPLES=PATH BENCH="train --rounds 3"
 bench: $(STAMP)
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/discovery.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks $(BENCH) $(NANOGPT:%=--nanogpt %) $(EXAMPLES:%=--examples %)
 
 clean:
 	rm -rf $(VENV) quickstart

@@ -50,7 +50,7 @@ def test_cuts_and_batch_sizes_do_not_change_the_samples() -> None:
 
 
 def test_the_batch_after_100_million_samples_costs_no_more() -> None:
-    """Rows read and positions computed are counted; benchmarks/seeking.py measures the time."""
+    """Rows read and positions computed are counted; `python -m benchmarks grow` measures the time."""
     read, asked = list[int](), list[int]()
 
     class CountedRows(Rows):

@@ -1,12 +1,15 @@
 """`training.compile`: a setting that does something, and leaves the losses where they were."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from foundry_core import run
+from foundry_core import create_model, run
+from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
+from foundry_core.training.choices import choose
 
 pytestmark = pytest.mark.slow
 
@@ -31,3 +34,14 @@ def test_compiled_training_has_the_losses_of_eager_training(architecture, experi
     compiled, frames = trained("compiled", True)
     assert frames > 0
     assert compiled == pytest.approx(eager, abs=1e-4)
+
+
+def test_a_long_run_compiles_only_if_a_trial_repays_it(experiment, tmp_path, one_thread):
+    config = experiment("lstm", tmp_path, training={"train_steps": 10**8})
+    corpora = experiment_corpora(config)
+    tokenizer = experiment_tokenizer(config, corpora.train)
+    data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
+    choices = choose(config, create_model(config, tokenizer), tokenizer, data)
+    took = re.search(r"a pass took (\S+) s compiled and (\S+) s otherwise", choices.reasons["compile"])
+    assert took
+    assert choices.compile == (float(took[1]) < 0.95 * float(took[2]))

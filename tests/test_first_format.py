@@ -66,7 +66,8 @@ def test_training_goes_on_from_an_old_checkpoint(
             run(load_config(f"{architecture}.yaml"), resume=True, quiet=True)
         shutil.rmtree(tmp_path / "runs" / architecture / "tokenizer")
     config = load_config(f"{architecture}.yaml", ["training.train_steps=5", *overrides])
-    assert run(config, resume=True, allowed_changes=["training.train_steps"], quiet=True).step == 5
+    state = run(config, resume=True, allowed_changes=["training.train_steps"], quiet=True)
+    assert (state.step, state.precision, state.compile, state.kernels) == (5, "fp32", False, "reference")
 
 
 APART = STORED.with_name("state_apart")

@@ -68,6 +68,7 @@ def losses(architecture: str, folder: Path) -> list[float]:
             "learning_rate": 3e-3,
             "warmup_ratio": 0.1,
             "device": "cpu",
+            "kernels": "reference",
         },
         "logging": {"log_every_steps": 1},
     }

@@ -109,8 +109,11 @@ def test_without_logits_the_loss_and_its_gradients_are_the_same(model: BaseLangu
     lean = model(**batch(), reduction=reduction, return_logits=False)
     assert "logits" not in lean
     torch.testing.assert_close(lean.loss, full.loss, rtol=1e-5, atol=0)
-    for ours, theirs in zip(gradients(model, lean.loss), gradients(model, full.loss), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1.0, float(theirs.abs().max())))
+    expected = gradients(model, full.loss)
+    # Of the whole model: rounding is all there is of the gradient of a key's bias, which changes no attention.
+    largest = max(float(each.abs().max()) for each in expected)
+    for ours, theirs in zip(gradients(model, lean.loss), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1.0, largest))
 
 
 def test_without_logits_only_predicted_positions_are_projected(model: BaseLanguageModel) -> None:

@@ -212,7 +212,7 @@ def load_checkpoint(
 
     Args:
         folder: Known to be whole, from `newest_valid`.
-        fresh: The state that a new run would begin with, for its data and its precision.
+        fresh: The state that a new run would begin with, for its data and its choices.
         allowed: Keys and sections of the configuration that may differ.
 
     Raises:
@@ -222,7 +222,8 @@ def load_checkpoint(
     check_allowed(allowed, config.resolved())
     state = read_state(folder)
     differences = accepted_differences(folder, state, config, fresh, allowed)
-    state.data, state.stream, state.precision = fresh.data, fresh.stream, fresh.precision
+    state.data, state.stream = fresh.data, fresh.stream
+    state.precision, state.compile, state.kernels = fresh.precision, fresh.compile, fresh.kernels
     load_weights(model, folder / WEIGHTS)
     # The state of one optimizer means nothing to another, which starts without one if the change was allowed.
     if "training.optimizer" not in differences:

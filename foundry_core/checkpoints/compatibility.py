@@ -123,8 +123,13 @@ def differing(
         phrase = f"data.tokens_per_row was {old.tokens_per_row}, is {new.tokens_per_row}"
         differences["data.tokens_per_row"] = phrase
     differences |= changed_plugins(before, after)
-    if was.precision != now.precision:
-        differences.setdefault("training.precision", f"training.precision was {was.precision}, is {now.precision}")
+    for name in ("precision", "compile", "kernels"):
+        # Compared by what was chosen: `auto` comes to another value on another machine, and takes that of the run here.
+        key, old_value, new_value = f"training.{name}", getattr(was, name), getattr(now, name)
+        if old_value == new_value:
+            differences.pop(key, None)
+        else:
+            differences.setdefault(key, f"{key} was {old_value}, is {new_value}")
     if changed := changed_data(was.data, now.data):
         differences["data"] = f"data: {' and '.join(changed)} changed since"
     return differences

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from foundry_core.data.order import StreamSizes
 from foundry_core.errors import CheckpointError
+from foundry_core.models.building import read_description
 from foundry_core.run_folder import MANIFEST, TRAINER_STATE, checkpoint_name
 from foundry_core.storage.manifest import parse_json, read_plain_file
 
@@ -42,7 +43,7 @@ class TrainState:
 
     samples: rows taken from the ordered stream since the start, which is the position in the data. ledger: running hash
     over their (epoch, row), the proof that none was lost or seen twice. log: the reports of each logged step and
-    evaluation.
+    evaluation. precision, compile, kernels: what the run computes with, whatever `auto` would choose elsewhere.
     """
 
     step: _Whole = 0
@@ -54,7 +55,9 @@ class TrainState:
     optimizer: OptimizerValues = field(default_factory=lambda: OptimizerValues())
     data: dict[str, str] = field(default_factory=dict)
     stream: StreamSizes | None = None
-    precision: str = ""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: Annotated[bool, Field(strict=True)] = False
+    kernels: Literal["fast", "reference"] = "fast"
     schedule: ScheduleState = field(default_factory=ScheduleState)
     scaler: dict[str, _Number] = field(default_factory=dict)
     wandb_run_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
@@ -70,6 +73,9 @@ def read_state(folder: Path) -> TrainState:
     stored = parse_json(path, read_plain_file(path))
     try:
         content = {**stored["foundry"], "log": stored["log_history"]}
+        if not {"compile", "kernels"} & content.keys():  # of a version that did not record them
+            compiled = read_description(folder)["experiment"]["training"]["compile"]
+            content |= {"compile": compiled, "kernels": "reference"}
         state = _STORED.validate_python(content)
         reasons = [f"{name} is missing or unknown" for name in {each.name for each in fields(state)} ^ content.keys()]
         reasons += [] if state.stream is not None else ["stream is missing"]

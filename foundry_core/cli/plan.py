@@ -39,7 +39,13 @@ def execute(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(facts, indent=1))
     else:
-        print(listing((name.replace("_", " "), _shown(name, value)) for name, value in facts.items()))
+        reasons = facts.pop("reasons")
+        print(
+            listing(
+                (name.replace("_", " "), _shown(name, value) + (f" ({reasons[name]})" if name in reasons else ""))
+                for name, value in facts.items()
+            )
+        )
 
 
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
@@ -49,6 +55,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         from foundry_core.models.base import create_model
         from foundry_core.models.cost import training_flops
         from foundry_core.registry.hooks import hook_manager
+        from foundry_core.training.choices import choose
         from foundry_core.training.notifier import Notifier
         from foundry_core.training.saving import KEPT_STATES
         from foundry_core.training.trainer import Trainer
@@ -57,7 +64,8 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     model = create_model(config, tokenizer)
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
     length = data.train_rows.length
-    trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])))
+    choices = choose(config, model, tokenizer, data, trial=False)
+    trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])), choices)
     plan = trainer.plan
     # What an optimizer remembers is found by asking it: that of a plugin may remember anything.
     remembered = sum(getattr(value, "nbytes", 0) for value in first_state(model, trainer.optimizer).values())
@@ -70,7 +78,8 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "architecture": config.model.architecture,
         "objective": config.training.objective,
         "device": str(trainer.device),
-        "precision": trainer.precision.name,
+        **choices.values,
+        "reasons": dict(choices.reasons),
         "vocabulary": len(tokenizer),
         "parameters": count.total,
         "of_which_embeddings": count.embeddings,
@@ -134,6 +143,8 @@ def _step_seconds(trainer: Any, activations: int, room: int) -> float:
 
     passes = trainer.config.training.gradient_accumulation_steps
     rows, length = trainer.config.data.batch_size, trainer.config.data.max_sequence_length
+    # Every part would be compiled by itself, which takes longer than all of them.
+    trainer.forward = trainer.model
     whole, seconds = max(training_flops(trainer.model, rows, length), 1), 0.0
     start = deepcopy(trainer.state)
     for part_rows, part_length in _parts(rows, length):
@@ -177,13 +188,15 @@ def _shown(name: str, value: Any) -> str:
 
     if name.startswith("unknown_share"):
         return "no test corpus" if value is None else share(value)
+    if name == "compile":
+        return "on" if value else "off"
     if name == "checkpoints":
         steps = ", ".join(map(str, value if len(value) <= 8 else [*value[:5], "...", *value[-2:]]))
         return f"{len(value)}, at steps {steps}"
     if name == "checkpoints_beyond_the_end":
         return ", ".join(value) or "none"
     if name == "seconds":
-        return f"{duration(value)} on this machine, without evaluations and saving"
+        return f"{duration(value)} on this machine, without compiling, evaluations and saving"
     if "bytes" in name or name == "of_which_activations":
         return f"{value / 1e6:,.1f} MB"
     if "flops" in name or name == "seconds_per_step":

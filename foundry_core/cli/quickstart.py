@@ -48,6 +48,8 @@ training:
   train_tokens: {tokens}
   warmup_ratio: 0.05
   lr_scheduler: linear
+  precision: fp32                              # the same for all models of the table, on any machine
+  compile: false
   checkpoints: {{every_steps: 500}}
 logging: {{log_every_steps: 20}}
 """

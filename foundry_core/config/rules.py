@@ -98,7 +98,7 @@ def _steps_fit(experiment: Any, chosen: Chosen) -> Found:
 
 def _switches_are_supported(experiment: Any, chosen: Chosen) -> Found:
     for key in ("gradient_checkpointing", "compile"):
-        if not getattr(chosen.capabilities, key) and getattr(experiment.training, key):
+        if not getattr(chosen.capabilities, key) and getattr(experiment.training, key) is True:
             yield ("training", key), f"{chosen.architecture} does not support it"
 
 

@@ -153,10 +153,17 @@ class TrainingConfig(_Counting):
     gradient_accumulation_steps: int = Field(1, ge=1, le=MOST_ROWS, description="forward passes in one optimizer step")
     max_grad_norm: float | None = Field(1.0, gt=0, description="scale gradients down to this norm; null: never")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on a GPU that supports it, else fp32; weights stay in fp32"
+        "auto", description="auto: bf16 where it is faster and proven for the architecture; weights stay in fp32"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
-    compile: bool = Field(False, description="torch.compile: takes 10 to 40 s once, worth it for minutes of training")
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="torch.compile, 10 to 40 s once; auto: in a long run, if a trial shows that it is repaid"
+    )
+    kernels: Literal["auto", "fast", "reference"] = Field(
+        "auto",
+        description="fast (auto): core's own formulation of attention, activations, dropout and the vocabulary "
+        "projection; reference: that of transformers and torch; they differ by rounding",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     evaluate_every_steps: int | None = Field(
         None, ge=1, description="evaluate on the test corpus every N steps, and at the end"

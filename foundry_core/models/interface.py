@@ -50,12 +50,15 @@ class MemoryFootprint(NamedTuple):
         return sum(self)
 
 
-_HELD: dict[str, type] = {"config": ExperimentConfig, "context": BuildContext}
+_HELD: dict[str, type] = {"config": ExperimentConfig, "context": BuildContext, "kernels": str}
 """Attributes of each model that core sets."""
 
 
 class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     """A model that core can train and evaluate."""
+
+    kernels: str = "fast"
+    """Formulation of what several can compute: `fast` or `reference`, see `training.kernels`."""
 
     _reserved: ClassVar[frozenset[str]]
     """Names that a layer or a tensor of the model cannot have: those that core and torch define for it.

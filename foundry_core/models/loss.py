@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import nn
 from transformers.utils import ModelOutput as _MappedOutput
 
 from foundry_core.errors import PluginError
+from foundry_core.models.kernels import summed_cross_entropy
 from foundry_core.registry.architecture import BuildContext
 
 IGNORED = -100
@@ -48,6 +49,7 @@ class LanguageModelLoss:
 
     context: BuildContext
     training: bool
+    kernels: str
 
     def targets(
         self, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -60,6 +62,18 @@ class LanguageModelLoss:
         if attention_mask is not None:
             chosen = chosen & attention_mask[:, -labels.shape[1] : -1].bool()
         return targets, chosen
+
+    def tokens_to_read(self, input_ids: torch.Tensor, labels: torch.Tensor | None, **asked: Any) -> int:
+        """Return how many tokens of each row a model has to read: in training, nothing is predicted from the last."""
+        whole = labels is None or asked.get("return_logits", True) or not self.training or self.kernels != "fast"
+        return input_ids.shape[1] - int(self.context.objective.causal and not whole)
+
+    def _linear_end(self, head: Callable[[torch.Tensor], torch.Tensor]) -> nn.Linear | None:
+        """Return the projection with which a head ends, if the loss can be computed a part of the logits at a time."""
+        last = head[-1] if isinstance(head, nn.Sequential) else head
+        # torch.compile fuses projection and loss on its own.
+        usable = self.kernels == "fast" and type(last) is nn.Linear and not torch.compiler.is_compiling()
+        return cast("nn.Linear", last) if usable else None
 
     def lm_output(
         self,
@@ -84,7 +98,8 @@ class LanguageModelLoss:
         left the loss and its gradients are 0.
 
         Args:
-            head: Projects hidden states onto the vocabulary, (..., D) -> (..., V).
+            head: Projects hidden states onto the vocabulary, (..., D) -> (..., V). With an `nn.Linear`, or an
+                `nn.Sequential` that ends with one, the loss never needs all logits at a time.
             return_logits: If False, only positions with a label are projected, so that a large vocabulary costs memory
                 only where a token is predicted.
             token_type_ids: Ignored, so that a model without segments takes all that a tokenizer returns.
@@ -108,15 +123,19 @@ class LanguageModelLoss:
             return output(logits=logits_BTV)
         source = hidden_BTD if logits_BTV is None else logits_BTV
         targets, chosen = self.targets(labels, attention_mask)
-        targets_N, source_N = targets[chosen], source[:, : targets.shape[1]][chosen]
-        logits_NV = (head(source_N) if logits_BTV is None else source_N).float()
+        targets_N, source_N = _chosen(targets, chosen), _chosen(source[:, : targets.shape[1]], chosen)
         token_losses = None
         if reduction == "none":
+            logits_NV = (head(source_N) if logits_BTV is None else source_N).float()
             losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
             token_losses = losses_N.new_zeros(targets.shape).masked_scatter(chosen, losses_N)
             token_losses = F.pad(token_losses, (labels.shape[1] - targets.shape[1], 0))
             loss = losses_N.sum()
+        elif logits_BTV is None and (linear := self._linear_end(head)) is not None:
+            source_N = head[:-1](source_N) if isinstance(head, nn.Sequential) else source_N
+            loss = summed_cross_entropy(source_N, linear, targets_N)
         else:
+            logits_NV = (head(source_N) if logits_BTV is None else source_N).float()
             loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
         predicted, without = targets_N.numel(), None
         if reduction != "sum":
@@ -133,6 +152,11 @@ class LanguageModelLoss:
             auxiliary=dict(auxiliary) if auxiliary else None,
             cross_entropy=without,
         )
+
+
+def _chosen(values: torch.Tensor, chosen_BT: torch.Tensor) -> torch.Tensor:
+    """Return the values (B, T, ...) at the chosen positions, (N, ...); without a gather where all are chosen."""
+    return values.flatten(0, 1) if bool(chosen_BT.all()) else values[chosen_BT]
 
 
 def _scalar(name: Any, term: Any) -> torch.Tensor:

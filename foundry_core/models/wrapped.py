@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from copy import copy
 from typing import Any, ClassVar, Self
@@ -24,6 +25,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.interface import Settings_co
+from foundry_core.models.kernels import replace_activations
 from foundry_core.models.loss import ModelOutput
 from foundry_core.registry.architecture import BuildContext
 
@@ -96,6 +98,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         # would keep a real token from learning: every row is trained.
         embeddings: Any = self.get_input_embeddings()
         embeddings.padding_idx = None
+        replace_activations(self, inner)
+        self._recomputes = False
         self._separate_head()
 
     @abstractmethod
@@ -114,6 +118,49 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         only_head = copy(self.model)
         only_head.__dict__["_modules"] = {**self.model._modules, **base}
         self._only_head = (only_head,)
+        self._projection: tuple[nn.Linear | None] | None = None
+
+    def fast_head(self, width: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the head as `lm_output` can compute it in parts: the output layer, if that is all the head does.
+
+        width: That of the hidden states.
+        """
+        if torch.compiler.is_compiling():
+            return self.head
+        if self._projection is None:  # in a tuple, so that it is not registered a second time
+            self._projection = (self._plain_projection(width),)
+        return self._projection[0] or self.head
+
+    def _plain_projection(self, width: int) -> nn.Linear | None:
+        last: Any = self.model.get_output_embeddings()
+        if type(last) is not nn.Linear or last.in_features != width:
+            return None
+        with torch.no_grad():
+            hidden = torch.linspace(-9, 9, width, dtype=last.weight.dtype, device=last.weight.device)[None]
+            return last if torch.equal(last(hidden), self.head(hidden)) else None
+
+    def fast_hidden_states(
+        self, input_ids: torch.Tensor, real: torch.Tensor | None, positions: torch.Tensor | None, **asked: Any
+    ) -> torch.Tensor | None:
+        """Return the last hidden states, (B, T, D), by a formulation of the plugin's own; None: by transformers'.
+
+        Equal to the base model's up to rounding, dropout apart. Called where nothing is carried over or cached.
+
+        Args:
+            real: True for real tokens, (B, T); None if all are.
+            positions: Those of the tokens, (B, T); None: counted from 0.
+            asked: What else a caller has given to the base model, such as token_type_ids.
+        """
+        return None
+
+    def _fast(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, asked: Any) -> torch.Tensor | None:
+        mask_BT = None if attention_mask is None else attention_mask[:, : input_ids.shape[1]]
+        real_BT = self.real_tokens(input_ids, mask_BT)
+        positions = None if real_BT is None else self.position_ids(input_ids, real_BT, 0)
+        given = {name: each for name, each in asked.items() if each is not None and each is not False}
+        if "position_ids" in given:
+            return None
+        return self.fast_hidden_states(input_ids, real_BT, positions, **given)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Project (..., D) -> (..., V), by the part of the inner model's own forward that follows its base model.
@@ -148,6 +195,12 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     ) -> ModelOutput:
         asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
+        if self.kernels == "fast" and state is None and not use_cache and not self._recomputes:
+            read = self.tokens_to_read(input_ids, labels, **kwargs)
+            hidden_BTD = self._fast(input_ids[:, :read], attention_mask, asked)
+            if hidden_BTD is not None:
+                head = self.fast_head(hidden_BTD.shape[-1])
+                return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
         if state is not None:
             state = _copied(state)
             if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
@@ -167,7 +220,9 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if self._state_name is not None:
             kwargs["state"] = inner.get(self._state_name)
         # What is left are keywords of core, which refuses any other.
-        return self.lm_output(inner.last_hidden_state, self.head, labels, attention_mask=attention_mask, **kwargs)
+        hidden_BTD = inner.last_hidden_state
+        head = self.fast_head(hidden_BTD.shape[-1]) if self.kernels == "fast" else self.head
+        return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
 
     def _past(self, state: Any, length: int) -> int:
         """Count the tokens that the state has read. Raises FoundryError if `length` more of them cannot follow."""
@@ -206,6 +261,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         name = "activation_checkpointing_enable"
         enable = getattr(self.model, name if hasattr(self.model, name) else "gradient_checkpointing_enable")
         enable({"use_reentrant": False})
+        self._recomputes = True
 
     def to_transformers(self) -> PreTrainedModel:
         return self.model

@@ -119,6 +119,8 @@ class Architecture:
         plugin_api_version: The version of core's plugin API that the plugin is written for, as a number. A package has
             to state it: core refuses another version before it uses anything of the descriptor.
         migrations: What versions of the plugin renamed, by version.
+        proven_precisions: Precisions besides fp32 in which it is known to learn as well: `precision: auto` takes
+            another one than fp32 on a CPU only if it is named here.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Architecture:
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugin_api_version: int | None = None
     migrations: Mapping[str, Migration] = field(default_factory=dict)
+    proven_precisions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.plugin_api_version not in (None, PLUGIN_API_VERSION):
@@ -140,6 +143,7 @@ class Architecture:
         is_section = isinstance(self.config_class, type) and issubclass(self.config_class, ModelConfig)
         check(is_section, f"{whose} config_class", self.config_class, "a subclass of ModelConfig")
         check(callable(self.capabilities), f"{whose} capabilities", self.capabilities, "a function of the section")
+        check_names(f"{whose} proven_precisions", self.proven_precisions)
         for version, migration in self.migrations.items():
             check(isinstance(migration, Migration), f"{whose} migrations[{version!r}]", migration, "a Migration")
         if not isinstance(self.model_class, type):

@@ -33,8 +33,8 @@ hookimpl = pluggy.HookimplMarker("foundry")
 class RunInfo:
     """A run at its start; `config` is the resolved configuration as plain data.
 
-    facts: parameters, device, precision, threads, compile, and unknown_share if tokens of the training corpus are
-    unknown. wandb_run_id: stays the same when the run is resumed.
+    facts: parameters, device, threads, precision, compile, kernels, and unknown_share if tokens of the training corpus
+    are unknown. wandb_run_id: stays the same when the run is resumed.
     """
 
     experiment_name: str

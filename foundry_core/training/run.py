@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
-from foundry_core.checkpoints.state import TrainState
+from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.preparation import (
     experiment_corpora,
@@ -24,6 +24,7 @@ from foundry_core.registry.hooks import observing
 from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import remove_leftovers
 from foundry_core.storage.lock import RunLock
+from foundry_core.training.choices import Choices, choose
 from foundry_core.training.console import reading
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.signals import StopRequest
@@ -58,21 +59,25 @@ def run(
     manager, watching = config.chosen.plugins.manager, [*sinks(config, quiet=quiet), *extra_observers]
     with StopRequest() as stop, RunLock(config.training.output_dir), observing(manager, watching):
         with stop.at_once():
-            check_before_preparing(config, resume=resume)
+            begun = check_before_preparing(config, resume=resume)
             corpora = experiment_corpora(config)
             tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
             with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
                 tokens = experiment_tokens(config, tokenizer, corpora, progress=progress)
             rows = experiment_rows(config, tokenizer, tokens, corpora)
             model = create_model(config, tokenizer)
-            trainer = Trainer(config, model, tokenizer, rows, Notifier(manager))
+            choices = choose(config, model, tokenizer, rows, begun=begun, quiet=quiet)
+            trainer = Trainer(config, model, tokenizer, rows, Notifier(manager), choices)
             if resume:
                 trainer.resume(allowed_changes)
         return trainer.train(stop)
 
 
-def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> None:
+def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> Choices | None:
     """Refuse what cannot go on before anything is prepared, which may take hours; remove what a killed run left.
+
+    Returns:
+        The choices that the run to resume began with; None for a new one.
 
     Raises:
         CheckpointError: The folder holds checkpoints and `resume` is not given, or it is and there is no valid one.
@@ -90,8 +95,10 @@ def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> None:
             f"{own} was not written by a run, and would be replaced by the resolved configuration: give it "
             "another name, or choose another training.output_dir"
         )
-    if resume:
-        newest_valid(output_dir, to_resume=True)
-    Precision(config.training.precision, choose_device(config.training.device))
+    begun = Choices.of(read_state(newest_valid(output_dir, to_resume=True)[0])) if resume else None
+    asked = config.training.precision
+    chosen = begun.precision if begun is not None else "fp32"
+    Precision(chosen if asked == "auto" else asked, choose_device(config.training.device))
     for line in remove_leftovers(*own_folders(config)):
         warn(line)
+    return begun

@@ -46,6 +46,7 @@ from foundry_core.random_streams import derive
 from foundry_core.registry.hookspecs import RunInfo, StepReport
 from foundry_core.run_folder import CONFIG, RECORD, checkpoint_name
 from foundry_core.storage.files import write_file
+from foundry_core.training.choices import Choices, choose
 from foundry_core.training.losses import objective_loss, summed_losses
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.optimizers import build_optimizer
@@ -67,6 +68,7 @@ class Trainer:
         tokenizer: The tokenizer that the data were encoded with.
         data: The token files and the rows cut from them.
         notifier: Calls the observers of the run.
+        choices: What to compute with; by default those of a new run.
         background: Save in a thread; by default where a device other than the CPU computes.
     """
 
@@ -77,6 +79,7 @@ class Trainer:
         tokenizer: PreTrainedTokenizerFast,
         data: ExperimentData,
         notifier: Notifier,
+        choices: Choices | None = None,
         *,
         background: bool | None = None,
     ):
@@ -85,13 +88,14 @@ class Trainer:
         self.output_dir = Path(settings.output_dir)
         self.plan = RunPlan.of(config, data)
         self.device = choose_device(settings.device)
-        self.precision = Precision(settings.precision, self.device)
+        self.choices = choices or choose(config, model, tokenizer, data)
+        self.precision, model.kernels = Precision(self.choices.precision, self.device), self.choices.kernels
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         with model_memory_watched():
             self.model = model.to(self.device).train()
             self.optimizer = build_optimizer(model, settings, config.optimizer)
-        self.forward: Callable[..., Any] = torch.compile(model) if settings.compile else model
+        self.forward: Callable[..., Any] = torch.compile(model) if self.choices.compile else model
         self.schedule = Schedule(settings, self.plan.total_steps)
         self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
         self.collate = get_data_collator(config, tokenizer)
@@ -99,7 +103,7 @@ class Trainer:
         self.state = TrainState(
             data=data_identity(data),
             stream=self.plan.stream,
-            precision=self.precision.name,
+            **self.choices.values,
             wandb_run_id=uuid.uuid4().hex if config.logging.use_wandb else None,
         )
         self.saver = CheckpointSaver(
@@ -236,18 +240,14 @@ class Trainer:
     def _begin(self) -> None:
         for checkpoint in self.plan.unreached_checkpoints:
             warn(f"no checkpoint at {checkpoint}: the run ends at step {self.plan.total_steps:,}")
-        facts = {
-            "parameters": self.model.get_parameter_count().total,
-            "device": str(self.device),
-            "precision": self.precision.name,
-            "threads": torch.get_num_threads(),
-            "compile": self.config.training.compile,
-        }
+        facts: dict[str, Any] = {"parameters": self.model.get_parameter_count().total, "device": str(self.device)}
+        facts |= {"threads": torch.get_num_threads(), **self.choices.values}
         if self.data.train.info.unknown:
             facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
         environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
         read = {"plan": asdict(self.plan), "corpora": dict(self.data.description)}
-        record = environment | read | {"started": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        begun = {"reasons": dict(self.choices.reasons), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        record = environment | read | begun
         write_file(self.output_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
         text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
         write_file(self.output_dir / CONFIG, text.encode())

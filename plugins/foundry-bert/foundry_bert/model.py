@@ -1,13 +1,20 @@
-"""BERT: wraps the model of transformers and uses core's loss."""
+"""BERT: wraps the model of transformers and uses core's loss.
+
+Shapes: B batch, T tokens, D width, H heads.
+"""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 from foundry_bert import BertModelConfig
 from foundry_core import WrappedLanguageModel
+from foundry_core.models import kernels
 
 
 class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
@@ -36,6 +43,49 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
             attn_implementation="sdpa",
         )
         return BertForMaskedLM(inner)
+
+    def fast_hidden_states(
+        self, input_ids: torch.Tensor, real: torch.Tensor | None, positions: torch.Tensor | None, **asked: Any
+    ) -> torch.Tensor | None:
+        """Compute the layers on (B T, D) matrices, with the weights of the inner model and no call for each layer."""
+        segments = asked.pop("token_type_ids", None)
+        if asked:
+            return None
+        base, config = self.model.bert, self.model.config
+        mask = None if real is None else kernels.attention_mask(real, causal=False)
+        batch, length = input_ids.shape
+        width, heads, training = config.hidden_size, config.num_attention_heads, self.training
+        share, of_attention = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+        of_attention = of_attention if training else 0.0
+
+        def added(norm: nn.LayerNorm, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return F.layer_norm(kernels.dropout(y, share, training) + x, (width,), norm.weight, norm.bias, norm.eps)
+
+        def split(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, layer.weight, layer.bias).view(batch, length, heads, -1).transpose(1, 2)
+
+        tables = base.embeddings
+        x = F.embedding(input_ids, tables.word_embeddings.weight)
+        of_segments = tables.token_type_embeddings.weight
+        x = x + (of_segments[0] if segments is None else F.embedding(segments, of_segments))
+        of_positions = tables.position_embeddings.weight
+        x = x + (of_positions[:length] if positions is None else F.embedding(positions, of_positions))
+        norm = tables.LayerNorm
+        x = F.layer_norm(x.view(-1, width), (width,), norm.weight, norm.bias, norm.eps)
+        x = kernels.dropout(x, share, training)
+        for layer in base.encoder.layer:
+            own, out = layer.attention.self, layer.attention.output
+            query, key, value = split(own.query, x), split(own.key, x), split(own.value, x)
+            y = kernels.attention(query, key, value, causal=False, mask=mask, share=of_attention)
+            x = added(out.LayerNorm, x, out.dense(y.transpose(1, 2).reshape(-1, width)))
+            y = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
+            x = added(layer.output.LayerNorm, x, layer.output.dense(y))
+        return x.view(batch, length, width)
+
+    def fast_head(self, width: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the transform and the projection of the inner model."""
+        last = self.model.cls.predictions
+        return nn.Sequential(last.transform, last.decoder)
 
     def sentence_representation(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any

@@ -78,7 +78,7 @@ def test_only_positions_with_a_label_pass_through_the_head(
     )
     labels = IDS.masked_fill(torch.arange(10) % 3 != 0, -100)
     model(IDS, labels=labels, return_logits=False)
-    assert seen == [(1, 8, 32)]
+    assert seen == [(8, 32)]
 
 
 def test_a_document_opens_with_cls_and_closes_with_sep(experiment: Experiment, letters: Any, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
+from foundry_core.models.kernels import dropout
 from foundry_rnn import RNNModelConfig
+from foundry_rnn.scan import recurrent_states
 
 _LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -75,18 +77,32 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         **kwargs: Any,
     ) -> ModelOutput:
         """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False."""
-        embedded_BTE = self.dropout(self.embedding(input_ids))
+        read = self.tokens_to_read(input_ids, labels, **kwargs)
         real_BT = self.real_tokens(input_ids, attention_mask)
-        if real_BT is None:
-            hidden_BTH, state = self.recurrent(embedded_BTE, state)
+        share = self.dropout.p if self.training else 0.0
+        fast = self.kernels == "fast" and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        if fast and real_BT is None and not self.recurrent.bidirectional:
+            embedded_TBE = dropout(self.embedding(input_ids[:, :read].t()), share, True)
+            hidden_TBH, state = recurrent_states(self.recurrent, embedded_TBE, state, share)
+            hidden_BTH = dropout(hidden_TBH, share, True).transpose(0, 1)
         else:
-            hidden_BTH, state = self._over_real_tokens(embedded_BTE, real_BT, state)
-        hidden_BTH = self.dropout(hidden_BTH)
+            read = input_ids.shape[1]
+            embedded_BTE = self.dropout(self.embedding(input_ids))
+            if real_BT is None:
+                hidden_BTH, state = self.recurrent(embedded_BTE, state)
+            else:
+                hidden_BTH, state = self._over_real_tokens(embedded_BTE, real_BT, state)
+            hidden_BTH = self.dropout(hidden_BTH)
         if self.projection is not None:
             hidden_BTH = self.projection(hidden_BTH)
-        carried = state if use_cache and not self.recurrent.bidirectional else None
+        carried = use_cache and not self.recurrent.bidirectional and read == input_ids.shape[1]
         return self.lm_output(
-            hidden_BTH, self.output_layer, labels, attention_mask=attention_mask, state=carried, **kwargs
+            hidden_BTH,
+            self.output_layer,
+            labels,
+            attention_mask=attention_mask,
+            state=state if carried else None,
+            **kwargs,
         )
 
     def _over_real_tokens(

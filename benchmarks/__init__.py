@@ -1,0 +1,1 @@
+"""Measurements of training, preparation, scoring, saving and starting, side by side with what people use instead."""
