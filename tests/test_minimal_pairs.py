@@ -97,9 +97,15 @@ def test_texts_that_begin_alike_score_as_each_does_alone(model, letters, one_thr
 
 @each("architecture", ARCHITECTURES)
 def test_no_prefix_is_read_or_projected_twice(model, letters, architecture):
-    read, projected = [], []
+    read: list[int] = []
+    projected: list[int] = []
+
+    def count(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        read.append((*positional, named.get("input_ids"))[0].numel())
+
     scored, texts = model(architecture), sorted(set(alike_texts(300)))
-    scored.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
+    id_scores(scored, letters, texts[:1])  # a wrapped model tries out its head once
+    scored.register_forward_pre_hook(count, with_kwargs=True)
     heads = {"gpt2": "model.lm_head", "lstm": "output_layer", "bert": "model.cls.predictions.decoder"}
     head = scored.get_submodule(heads[architecture])
     head.register_forward_hook(lambda _, inputs, __: projected.append(inputs[0].flatten(0, -2).shape[0]))
@@ -111,7 +117,8 @@ def test_no_prefix_is_read_or_projected_twice(model, letters, architecture):
         assert sum(read) < 1.2 * sum(len(row) + 2 for row in hidden)  # with little padding
         return
     # An LSTM tries out its state with five tokens; rows of GPT-2 share what their neighbours begin with.
-    assert sum(read) == len(prefixes) + 5 if architecture == "lstm" else sum(read) < 1.5 * len(prefixes)
+    most = len(prefixes) * (1 if architecture == "lstm" else 1.5) + 5
+    assert len(prefixes) <= sum(read) <= most
     projected.clear()
     id_differences(scored, letters, [((8, 9, 8, 9, 8), (8, 9, 8, 9, 9)), ((8, 9), (8, 9))])
     assert sum(projected) == 1

@@ -149,7 +149,12 @@ def attention(
 
 
 def attention_mask(real_BT: torch.Tensor, *, causal: bool) -> torch.Tensor:
-    """Return which keys each query may attend to, (B, 1, T, T): real tokens, and itself, so that none has nothing."""
+    """Return which keys each query may attend to, (B, 1, T, T): real tokens, and itself, so that none has nothing.
+
+    A mask of that shape is returned as it is.
+    """
+    if real_BT.ndim == 4:
+        return real_BT
     length = real_BT.shape[1]
     reachable = torch.ones(length, length, dtype=torch.bool, device=real_BT.device)
     allowed_BTT = real_BT[:, None, :] & (reachable.tril() if causal else reachable)

@@ -147,13 +147,15 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         Equal to the base model's up to rounding, dropout apart. Called where nothing is carried over or cached.
 
         Args:
-            real: True for real tokens, (B, T); None if all are.
+            real: True for real tokens, (B, T); None if all are. With `branches` perhaps a mask (B, 1, T, T).
             positions: Those of the tokens, (B, T); None: counted from 0.
             asked: What else a caller has given to the base model, such as token_type_ids.
         """
         return None
 
     def _fast(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, asked: Any) -> torch.Tensor | None:
+        if attention_mask is not None and attention_mask.ndim == 4:
+            return self._fast_branches(input_ids, attention_mask, **asked)
         mask_BT = None if attention_mask is None else attention_mask[:, : input_ids.shape[1]]
         real_BT = self.real_tokens(input_ids, mask_BT)
         positions = None if real_BT is None else self.position_ids(input_ids, real_BT, 0)
@@ -161,6 +163,11 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if "position_ids" in given:
             return None
         return self.fast_hidden_states(input_ids, real_BT, positions, **given)
+
+    def _fast_branches(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, *, position_ids: torch.Tensor | None = None, **asked: Any
+    ) -> torch.Tensor | None:
+        return self.fast_hidden_states(input_ids, mask, position_ids, **asked) if self.branches else None
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Project (..., D) -> (..., V), by the part of the inner model's own forward that follows its base model.
