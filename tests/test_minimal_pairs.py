@@ -14,6 +14,7 @@ import torch
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
 from foundry_core.errors import CheckpointError, DataError
+from foundry_core.evaluation import token_losses, tree_reading
 from foundry_core.evaluation.minimal_pairs import Pair, read_pairs, score_pairs
 from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise
 from tests.each import each
@@ -96,7 +97,10 @@ def test_texts_that_begin_alike_score_as_each_does_alone(model, letters, one_thr
 
 
 @each("architecture", ARCHITECTURES)
-def test_no_prefix_is_read_or_projected_twice(model, letters, architecture):
+def test_no_prefix_is_read_or_projected_twice(model, letters, monkeypatch, architecture):
+    """Not in several batches either, nor are there more logits at a time than 128 positions have."""
+    monkeypatch.setattr(tree_reading, "TOKENS_PER_BATCH", 256)
+    monkeypatch.setitem(token_losses.LOGITS, "cpu", 1)
     read: list[int] = []
     projected: list[int] = []
 
@@ -112,6 +116,7 @@ def test_no_prefix_is_read_or_projected_twice(model, letters, architecture):
     id_scores(scored, letters, texts)
     prefixes = {text[:length] for text in texts for length in range(len(text))}
     hidden = {(place, *text[:place], *text[place + 1 :]) for text in texts for place in range(len(text))}
+    assert max(projected) == 128
     assert sum(projected) == len(hidden if architecture == "bert" else prefixes)
     if architecture == "bert":
         assert sum(read) < 1.2 * sum(len(row) + 2 for row in hidden)  # with little padding

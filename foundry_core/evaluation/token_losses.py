@@ -15,7 +15,7 @@ from foundry_core.evaluation.prefix_tree import Numbers
 Read: TypeAlias = Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], None]
 """Takes hidden states (B, T, D) and the head that projects them, as `lm_output` has them."""
 
-_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
+LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
 """Logits that exist at a time: on a CPU 8 MB, which caches hold. All at once took 1.3 times as long."""
 _ROWS = 128  # fewer rows make the product slower than the cache makes the rest faster
 
@@ -36,7 +36,7 @@ class TokenLosses:
         self._order = np.argsort(places_M, kind="stable")
         self._targets = np.asarray(targets, dtype=np.int64)
         self._first = np.searchsorted(places_M[self._order], np.arange(positions + 1))
-        self._rows = max(_ROWS, _LOGITS.get(device.type, _LOGITS["cuda"]) // vocabulary)
+        self._rows = max(_ROWS, LOGITS.get(device.type, LOGITS["cuda"]) // vocabulary)
         self._waiting: list[tuple[Numbers, torch.Tensor]] = []
         self._found: list[tuple[Numbers, torch.Tensor]] = []
         self._head: Callable[[torch.Tensor], torch.Tensor] | None = None
