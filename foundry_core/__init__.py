@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from foundry_core.data.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
     from foundry_core.data.preparation import train_tokenizer_from_config
     from foundry_core.errors import FoundryError, did_you_mean
-    from foundry_core.models.adapter import auto_classes, register_auto_classes
+    from foundry_core.models.adapter import auto_classes
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
     from foundry_core.models.loss import ModelOutput
+    from foundry_core.models.registration import register_auto_classes
     from foundry_core.models.wrapped import WrappedLanguageModel
     from foundry_core.registry.architecture import (
         Architecture,
@@ -44,7 +45,8 @@ _NAMES = {
     "data.collators": "CausalLMDataCollator MaskedLMDataCollator get_data_collator",
     "data.preparation": "train_tokenizer_from_config",
     "errors": "FoundryError did_you_mean",
-    "models.adapter": "auto_classes register_auto_classes",
+    "models.adapter": "auto_classes",
+    "models.registration": "register_auto_classes",
     "models.base": "BaseLanguageModel create_model create_model_from_config",
     "models.loss": "ModelOutput",
     "models.wrapped": "WrappedLanguageModel",

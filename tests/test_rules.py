@@ -275,7 +275,10 @@ WRITES_BY_ITSELF = {
     ("tokenization.trainers", "NamedTemporaryFile"): "scratch for a library that reads a path",
     ("tokenization.tokenizer_folder", "TemporaryDirectory"): "scratch for the next one",
     ("tokenization.tokenizer_folder", "save_pretrained"): "into a temporary folder, from which the files are read",
-    ("models.adapter", "save_pretrained"): "transformers' own, for those who call it; a run saves through `storage`",
+    (
+        "models.adapted_config",
+        "save_pretrained",
+    ): "transformers' own, for those who call it; a run saves through `storage`",
     ("testing.kit.reopened", "save_pretrained"): "our own, through `storage`: what is checked is that it can be opened",
     ("testing.kit.state", "save_pretrained"): "our own, through `storage`: what is checked is that ties survive it",
 }
@@ -424,3 +427,53 @@ def test_the_readme_has_a_line_for_each_package() -> None:
         each for each in sorted(rooms - SHIMS - {"__init__"}) if not re.search(rf"^  {each}[/. ]", readme, flags=re.M)
     ]
     assert missing == []
+
+
+STOPPED_AT_FIRST_STEP = """
+import os, sys
+from foundry_core import hookimpl
+
+@hookimpl
+def foundry_step_ended(report):
+    os.write(1, " ".join(sys.modules).encode())
+    os._exit(0)
+"""
+
+NOT_FOR_A_FIRST_STEP = {
+    "accelerate",
+    "datasets",
+    "foundry_core.models.adapter",
+    "foundry_core.tokenization.trainers",
+    "rich.progress",
+    "sentencepiece",
+    "sympy",
+    "tensorboard",
+    "torch._dynamo",
+    "transformers.generation.utils",
+    "transformers.modeling_utils",
+    "transformers.models.gpt2.modeling_gpt2",
+    "wandb",
+}
+"""Modules that an LSTM does not need on prepared data, without compile and without a sink that is asked for."""
+
+
+@pytest.mark.long
+def test_the_first_step_loads_nothing_it_does_not_need(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("the cat sees the dog\n" * 200)
+    (tmp_path / "stop.py").write_text(STOPPED_AT_FIRST_STEP)
+    yaml = {
+        "experiment_name": "start",
+        "data": {"training_corpus": str(tmp_path / "corpus.txt"), "max_sequence_length": 16, "batch_size": 4},
+        "tokenizer": {"tokenizer_type": "word", "vocab_size": 20, "output_dir": str(tmp_path / "tokenizer")},
+        "model": {"architecture": "lstm", "rnn": {"embedding_size": 8, "hidden_size": 8, "num_layers": 1}},
+        "training": {"output_dir": str(tmp_path / "run"), "train_steps": 10, "device": "cpu"},
+        "plugins": ["stop"],
+    }
+    (tmp_path / "x.yaml").write_text(json.dumps(yaml))
+    command = [sys.executable, "-m", "foundry_core.cli"]
+    options = [str(tmp_path / "x.yaml"), "--plugin", str(tmp_path / "stop.py")]
+    subprocess.run([*command, "data", "prepare", *options], capture_output=True, cwd=ROOT, check=True)
+    done = subprocess.run([*command, "train", *options], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert loaded & NOT_FOR_A_FIRST_STEP == set()

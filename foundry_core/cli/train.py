@@ -33,7 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
     with large_imports():
+        from foundry_core.models.registration import postpone_registration
         from foundry_core.training.run import run
+
+    postpone_registration()
 
     if options.allow and not options.resume:
         raise UsageError("--allow can only be used with --resume")

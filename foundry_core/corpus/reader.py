@@ -28,6 +28,7 @@ DocumentUnit = Literal["line", "block", "file"] | DocumentDelimiter
 
 _NAMED_FILES = 5
 _BOM = b"\xef\xbb\xbf"
+_SCAN = json.JSONDecoder().raw_decode
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*+\n)+")
 
 
@@ -311,6 +312,7 @@ def _json_documents(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[
     number = 0
     for offset, piece in _texts(path, stamp, account):
         start = 0
+        documents: list[str] = []
         for line in piece.split("\n"):
             if line and not line.isspace():
                 try:
@@ -319,22 +321,33 @@ def _json_documents(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[
                     byte = offset + utf8_bytes(piece[:start])
                     refuse(Path(f"{path}:{number + 1}"), f"the line at byte {byte}: {error}.", error)
                 if text and not text.isspace():
-                    yield from _counted([text], account)
+                    documents.append(text)
                 else:
                     account.empty_documents += 1
             start += len(line) + 1
             number += 1
         number -= piece.endswith("\n")
+        yield from _counted(documents, account)
 
 
 def _json_text(line: str) -> str:
     """Return the value of "text". Raises ValueError with the problem, or RecursionError for too deep a nesting."""
     # The hook halves the speed of reading; the key may be spelt with escapes.
     twice = line.count('"text"') > 1 or "\\u00" in line
-    record = json.loads(line, object_pairs_hook=_object_with_one_text if twice else None)
+    record, end = (None, None) if twice else _quick_json(line)
+    if line[end:] not in ("", "\r"):
+        record = json.loads(line, object_pairs_hook=_object_with_one_text if twice else None)
     if not isinstance(record, dict):
         raise ValueError('not an object; each line must be {"text": "..."}')
     return plain_text(record, "text")
+
+
+def _quick_json(line: str) -> tuple[Any, int | None]:
+    """Return the value that a line begins with and where it ends: half of the time that `json.loads` takes."""
+    try:
+        return _SCAN(line)
+    except ValueError:  # white space, or an error that `json.loads` reports better
+        return None, None
 
 
 def plain_text(record: Mapping[str, object], key: str) -> str:
@@ -347,7 +360,7 @@ def plain_text(record: Mapping[str, object], key: str) -> str:
     if "\0" in text:
         raise ValueError(f'"{key}" has a NUL character at position {text.index(chr(0))}')
     try:
-        text.encode()
+        utf8_bytes(text)
     except UnicodeEncodeError as error:
         raise ValueError(f'"{key}" has a lone surrogate at position {error.start}, which is not a character') from None
     return text

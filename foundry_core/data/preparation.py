@@ -22,7 +22,6 @@ from foundry_core.run_folder import METRICS, TOKENIZER, TOKENIZER_LOCK, TOKENIZE
 from foundry_core.storage.files import write_file
 from foundry_core.storage.lock import RunLock
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest
-from foundry_core.tokenization.training import train_tokenizer
 
 TOKENIZER_DATA, TEST_DATA = "the tokenizer", "the test corpus"
 """Names of digests in `data_identity`."""
@@ -186,6 +185,10 @@ def _trained_tokenizer(
     config: ExperimentConfig, corpus: Corpus, folder: Path, inputs: dict[str, Any]
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer, save it, and return it as it is read back. The caller must hold the folder's lock."""
+    from foundry_core.tokenization.training import (
+        train_tokenizer,
+    )  # with sentencepiece, which prepared data do not need
+
     path = folder / TOKENIZER_ORIGIN
     size, special = config.tokenizer.vocab_size, inputs["special_tokens"]
     trained = train_tokenizer(config.tokenizer_type, corpus.documents, size, special)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -24,13 +24,14 @@ from foundry_core.errors import CheckpointError, DataError
 from foundry_core.storage import files as storage
 from foundry_core.storage import manifest
 from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
+from foundry_core.tokenization.parts import END
+from foundry_core.tokenization.processes import process_count, streams
 from foundry_core.tokenization.tokenizer_folder import tokenizer_digest
 
 Progress: TypeAlias = Callable[[int], None]
 """Called now and then with the bytes of the corpus (decompressed) that were read so far."""
 
 _FORMAT = 2
-_BATCH_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -150,21 +151,21 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None
 
     def fill(tokens_file: storage.Writer, documents_file: storage.Writer) -> None:
         tokens, documents, account = _Column(tokens_file, dtype), _Column(documents_file, "<i8"), ByteAccount()
-        end = np.array([separator_id(tokenizer)], dtype=np.uint32)
-        tokens.append(end)
-        unknown = 0
-        for batch in _batches(DocumentEncoder(tokenizer).encode(corpus.documents(account))):
-            ids = np.concatenate([part for document in batch for part in (document, end)])
-            assert int(ids.max()) < vocabulary, f"token id {int(ids.max())} in a vocabulary of {vocabulary}"
-            lengths = np.array([len(document) + 1 for document in batch])
-            documents.append(tokens.length + np.cumsum(lengths) - lengths)
-            tokens.append(ids)
+        end = separator_id(tokenizer)
+        tokens.append(np.array([end]))
+        documents.append(np.array([tokens.length]))
+        unknown, processes = 0, process_count(corpus.bytes)
+        for ids in streams(DocumentEncoder(tokenizer), corpus.documents(account), processes):
+            ends = ids == END
             if unknown_id is not None:
-                # A tokenizer of another origin may have one token for both: separators are not unknown text.
-                unknown += int((ids == unknown_id).sum()) - len(batch) * int(unknown_id == end[0])
+                # Before the separators are written: a tokenizer of another origin may have one token for both.
+                unknown += int(np.count_nonzero(ids == unknown_id))
+            ids = np.where(ends, np.uint32(end), ids)
+            assert int(ids.max()) < vocabulary, f"token id {int(ids.max())} in a vocabulary of {vocabulary}"
+            documents.append(tokens.length + np.flatnonzero(ends) + 1)
+            tokens.append(ids)
             if progress is not None:
                 progress(account.bytes_in)
-        documents.append(np.array([tokens.length]))
         assert documents.length == account.documents + 1, "the encoder lost or added a document"
         facts.update(dtype=dtype, tokens=tokens.length, documents=account.documents, words=account.words)
         facts.update(unknown=unknown)
@@ -178,16 +179,3 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None
         ),
     )
     return facts
-
-
-def _batches(encoded: Iterable[NDArray[np.uint32]]) -> Iterator[list[NDArray[np.uint32]]]:
-    """Yield documents in lists of about a million tokens."""
-    batch, size = list[NDArray[np.uint32]](), 0
-    for ids in encoded:
-        batch.append(ids)
-        size += len(ids) + 1
-        if size >= _BATCH_TOKENS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -12,7 +12,7 @@ import sys
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,62 +23,18 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from foundry_core.errors import CheckpointError, FoundryError
-from foundry_core.models.building import describe, read_description, rebuild
+from foundry_core.models.adapted_config import (
+    AdaptedConfig,
+    adapted_config,
+    class_names,
+    config_class_of,
+    registration,
+    tied_names,
+)
+from foundry_core.models.building import read_description, rebuild
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.migrations import pending, present_names
-from foundry_core.registry.loading import shipped_by
-from foundry_core.run_folder import MODELING, WEIGHTS
-from foundry_core.storage.files import write_file
-
-
-def tied_names(module: nn.Module) -> dict[str, str]:
-    """Return the names that share a parameter: each further name with the first."""
-    first: dict[int, str] = {}
-    named = module.named_parameters(remove_duplicate=False)
-    return {name: first[id(each)] for name, each in named if first.setdefault(id(each), name) != name}
-
-
-class AdaptedConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Base of the configuration class of each architecture."""
-
-    foundry: dict[str, Any] | None = None
-    vocab_size: int = 0
-    max_position_embeddings: int = 0
-    tie_word_embeddings: bool = False
-    # What transformers' Trainer leaves out when it collects predictions.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["state", "count", "token_losses"]
-
-    def loading_module(self) -> dict[str, bytes]:
-        """Return the module that opens the folder in a fresh process, under its name, and enter it in `auto_map`.
-
-        Empty for an architecture that no installed package ships.
-        """
-        architecture = self.model_type.removeprefix("foundry_")
-        point = shipped_by(architecture)
-        if point is None:
-            self.__dict__.pop("auto_map", None)
-            return {}
-        module, classes = MODELING.removesuffix(".py"), auto_classes(architecture)
-        names = [each.__name__ for each in classes]
-        auto = dict(zip(names, ("AutoConfig", "AutoModelForCausalLM", "AutoModelForMaskedLM"), strict=True))
-        saved = {names[0], *(self.architectures or ())}
-        self.auto_map = {auto[name]: f"{module}.{name}" for name in names if name in saved}
-        text = (
-            f"import {point.module.partition('.')[0]}  # pip install {point.distribution}\n"
-            f"from foundry_core import auto_classes\n\n"
-            f'{", ".join(names)} = auto_classes("{architecture}")\n'
-        )
-        return {MODELING: text.encode()}
-
-    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **keywords: Any) -> None:
-        """Save as transformers does, and the module that opens the folder with it."""
-        for name, content in self.loading_module().items():
-            write_file(Path(save_directory) / name, content)
-        super().save_pretrained(save_directory, *arguments, **keywords)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
-        """Do nothing: transformers would save this file, which does not name the architecture, as the module."""
+from foundry_core.run_folder import WEIGHTS
 
 
 class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
@@ -238,16 +194,14 @@ def auto_classes(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
 
     From then on `AutoConfig` has `foundry_<architecture>`, and the auto model classes open its folders.
     """
-    name = "".join(part.capitalize() for part in architecture.replace("-", "_").split("_"))
 
-    def defined(suffix: str, base: type[Any], **attributes: Any) -> Any:
-        made = type(f"Foundry{name}{suffix}", (base,), {"__module__": __name__, **attributes})
+    def defined(name: str, base: type[Any]) -> Any:
+        return type(name, (base,), {"__module__": __name__, "config_class": config_class})
+
+    config_class, names = config_class_of(architecture), class_names(architecture)
+    causal, masked = defined(names[1], AdaptedCausalModel), defined(names[2], AdaptedModel)
+    for made in (config_class, causal, masked):
         setattr(sys.modules[__name__], made.__name__, made)  # so that a model can be pickled by reference
-        return made
-
-    config_class = defined("Config", AdaptedConfig, model_type=f"foundry_{architecture}")
-    causal = defined("ForCausalLM", AdaptedCausalModel, config_class=config_class)
-    masked = defined("ForMaskedLM", AdaptedModel, config_class=config_class)
     AutoConfig.register(config_class.model_type, config_class)
     AutoModelForCausalLM.register(config_class, causal)
     AutoModelForMaskedLM.register(config_class, masked)
@@ -256,22 +210,13 @@ def auto_classes(architecture: str) -> tuple[type[Any], type[Any], type[Any]]:
     return config_class, causal, masked
 
 
-def register_auto_classes(*architectures: str) -> None:
-    """Register architectures with transformers' auto classes. Call this at the end of a plugin's model module."""
-    for name in architectures:
-        auto_classes(name)
-
-
 def adapted(model: LanguageModel) -> PreTrainedModel:
     """Return a transformers model around this one, sharing its weights."""
-    config_class, causal, masked = auto_classes(model.model_type)
+    _, causal, masked = auto_classes(model.model_type)
     chosen = causal if model.context.objective.causal else masked
-    config = config_class(
-        foundry=describe(model),
-        vocab_size=model.context.vocab_size,
-        max_position_embeddings=model.context.max_sequence_length,
-        tie_word_embeddings=bool(tied_names(model)),
-        architectures=[chosen.__name__],
-        **model.context.special_ids,
-    )
-    return chosen(config, model)
+    return chosen(adapted_config(model), model)
+
+
+registration.adapter_is_imported = True
+for _postponed in registration.asked:
+    auto_classes(_postponed)

@@ -10,7 +10,6 @@ import torch
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.devices import model_memory_watched
 from foundry_core.errors import FoundryError
-from foundry_core.models.adapter import adapted
 from foundry_core.models.building import build, build_context
 from foundry_core.models.folder import load_model, model_files, stored_tensors
 from foundry_core.models.interface import LanguageModel, Settings_co
@@ -31,7 +30,13 @@ class BaseLanguageModel(LanguageModel[Settings_co]):
 
     def to_transformers(self) -> PreTrainedModel:
         """Return this model as a transformers model that shares its weights."""
+        from foundry_core.models.adapter import adapted  # imports 2 s of transformers
+
         return adapted(self)
+
+    @property
+    def is_adapted(self) -> bool:
+        return type(self).to_transformers is BaseLanguageModel.to_transformers
 
     @torch.no_grad()
     def generate(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:

@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.adapter import AdaptedModel, tied_names
+from foundry_core.models.adapted_config import adapted_config, tied_names
 from foundry_core.models.building import build, describe, described, read_description
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.migrations import pending, present_names
@@ -36,10 +36,13 @@ _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 def model_files(model: LanguageModel) -> dict[str, bytes]:
     """Return config.json and, if they apply, generation_config.json and the loading module."""
-    outer = model.to_transformers()
-    files = outer.config.loading_module() if isinstance(outer, AdaptedModel) else {}
-    config = outer.config.to_dict()
-    config.update(model.context.special_ids, architectures=[type(outer).__name__], dtype="float32")
+    if model.is_adapted:
+        adapted = adapted_config(model)
+        files, config, name = adapted.loading_module(), adapted.to_dict(), adapted.architectures[0]
+    else:
+        outer = model.to_transformers()
+        files, config, name = {}, outer.config.to_dict(), type(outer).__name__
+    config.update(model.context.special_ids, architectures=[name], dtype="float32")
     config["foundry"] = describe(model)
     contents = {MODEL_CONFIG: config}
     if model.supports_generation:
@@ -52,9 +55,17 @@ def model_files(model: LanguageModel) -> dict[str, bytes]:
 
 def stored_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
     """Return the model's own tensors under their names in the file, each shared one once."""
-    outer = model.to_transformers()
-    tied = tied_names(outer)
-    return {name: tensor.detach() for name, tensor in outer.state_dict().items() if name not in tied}
+    state, tied = _named_tensors(model)
+    return {name: tensor.detach() for name, tensor in state.items() if name not in tied}
+
+
+def _named_tensors(model: LanguageModel) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the tensors of a model under the names that transformers has for them, and `tied_names` of those."""
+    if not model.is_adapted:
+        outer = model.to_transformers()
+        return outer.state_dict(), tied_names(outer)
+    tied = {f"model.{name}": f"model.{first}" for name, first in tied_names(model).items()}
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, tied
 
 
 def load_model(folder: str | Path) -> LanguageModel:
@@ -144,10 +155,9 @@ def fitting(model: LanguageModel, path: Path, file: Any, steps: Sequence[Migrati
     Raises:
         CheckpointError: Names the first tensor that does not fit.
     """
-    outer = model.to_transformers()
-    state = outer.state_dict()
-    stored = present_names(sorted(file.keys()), steps, adapted=isinstance(outer, AdaptedModel))
-    missing = sorted(set(state) - set(stored) - set(tied_names(outer)))
+    state, tied = _named_tensors(model)
+    stored = present_names(sorted(file.keys()), steps, adapted=model.is_adapted)
+    missing = sorted(set(state) - set(stored) - set(tied))
     unknown = sorted(set(stored) - set(state))
     if missing or unknown:
         what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model does not have"

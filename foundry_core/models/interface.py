@@ -163,6 +163,11 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     def to_transformers(self) -> PreTrainedModel:
         """Return this model as a transformers model that shares its weights."""
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether transformers opens the model through core's adapter, and not as a class of its own."""
+        return False
+
     def set_vocabulary_size(self, size: int) -> None:
         """Record a resized vocabulary; `resize_token_embeddings` ends with this, so that saving stores the new size."""
         self.context = replace(self.context, vocab_size=size)

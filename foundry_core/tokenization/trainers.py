@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from foundry_core.errors import TokenizerError
 from foundry_core.run_folder import SENTENCEPIECE_MODEL
 from foundry_core.storage.files import scratch_reported
+from foundry_core.tokenization.parts import PLAIN_WORD, SPACE_IN_MODEL
 from foundry_core.tokenization.text_counts import SPACE, UNIT, blocks, by_frequency, count, most_frequent, seeds
 from foundry_core.tokenization.tokenizer_folder import SPECIAL_TOKEN_ROLES
 
@@ -187,7 +188,13 @@ def build_bpe(request: Request) -> Tokenizer:
     backend = Tokenizer(models.BPE())
     backend.decoder = decoders.ByteLevel()
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    counts = count(request.pieces(), UNIT.findall, lambda text: [part for part, _ in splitter.pre_tokenize_str(text)])
+
+    def parts(text: str) -> list[str]:
+        if PLAIN_WORD.fullmatch(text):  # what the splitter returns, in a tenth of its time
+            return [text.replace(" ", SPACE_IN_MODEL["bpe"])]
+        return [part for part, _ in splitter.pre_tokenize_str(text)]
+
+    counts = count(request.pieces(), UNIT.findall, parts)
     trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, show_progress=False)
     _train(backend, trainer, most_frequent(counts, MOST))
     backend.pre_tokenizer = splitter
@@ -207,6 +214,8 @@ def build_wordpiece(request: Request) -> Tokenizer:
     splitter = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), long_words])
 
     def words(text: str) -> list[str]:
+        if PLAIN_WORD.fullmatch(text):
+            return [text]
         return [part for part, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
 
     counts = most_frequent(count(request.pieces(), _WORD.findall, words), MOST)

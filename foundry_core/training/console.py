@@ -111,12 +111,13 @@ class Console:
 def reading(label: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Show a progress bar over bytes on a terminal; yield the function to call with the bytes read so far."""
     from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = RichConsole(file=cast(IO[str], _Stderr()))
     if quiet or not console.is_terminal:
         yield lambda count: None
         return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     name, figures = TextColumn("{task.description}"), (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(name, BarColumn(), *figures, console=console, transient=True) as progress:
         task = progress.add_task(label, total=total)
