@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
-from transformers.activations import FastGELUActivation, NewGELUActivation
 
-_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 27}
-"""Logits that exist at a time. On a CPU 16 MiB, which caches hold: 1 MiB and 64 MiB were slower by 5 and 8 %."""
+LOGITS_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""By the type of the device. On a CPU 16 MiB, which caches hold: 1 MiB and 64 MiB were slower by 5 and 8 %."""
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -32,7 +31,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             torch.empty_like(each) if each is not None and wanted else None
             for each, wanted in zip((hidden_ND, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
         )
-        rows = max(1, _CHUNK.get(hidden_ND.device.type, _CHUNK["cuda"]) // len(weight_VD))
+        rows = max(1, LOGITS_AT_A_TIME.get(hidden_ND.device.type, LOGITS_AT_A_TIME["cuda"]) // len(weight_VD))
         chunks = [slice(first, first + rows) for first in range(0, len(hidden_ND), rows)]
         losses = []
         for chunk in chunks or [slice(0, 0)]:
@@ -150,7 +149,12 @@ def attention(
 
 
 def attention_mask(real_BT: torch.Tensor, *, causal: bool) -> torch.Tensor:
-    """Return which keys each query may attend to, (B, 1, T, T): real tokens, and itself, so that none has nothing."""
+    """Return which keys each query may attend to, (B, 1, T, T): real tokens, and itself, so that none has nothing.
+
+    A mask of that shape is returned as it is.
+    """
+    if real_BT.ndim == 4:
+        return real_BT
     length = real_BT.shape[1]
     reachable = torch.ones(length, length, dtype=torch.bool, device=real_BT.device)
     allowed_BTT = real_BT[:, None, :] & (reachable.tril() if causal else reachable)
@@ -199,28 +203,3 @@ def tanh_gelu(x: torch.Tensor) -> torch.Tensor:
     if not own:
         return F.gelu(x, approximate="tanh")
     return cast("torch.Tensor", _TanhGELU.apply(x))  # type: ignore[no-untyped-call]
-
-
-class TanhGELU(nn.Module):
-    """The tanh approximation of GELU, which transformers computes as a formula of eight kernels.
-
-    Args:
-        model: Has `kernels`, which may choose the formula. Not registered as a part.
-        formula: The activation of transformers.
-    """
-
-    def __init__(self, model: Any, formula: nn.Module):
-        super().__init__()
-        self.formula = formula
-        self.__dict__["model"] = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return tanh_gelu(x) if self.__dict__["model"].kernels == "fast" else self.formula(x)
-
-
-def replace_activations(model: Any, inner: nn.Module) -> None:
-    """Put `TanhGELU` in the place of each formula of transformers for it."""
-    for module in list(inner.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation | FastGELUActivation):
-                setattr(module, name, TanhGELU(model, child))

@@ -84,6 +84,7 @@ class LanguageModelLoss:
         state: Any = None,
         token_type_ids: torch.Tensor | None = None,
         auxiliary: Mapping[str, torch.Tensor] | None = None,
+        read: Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], None] | None = None,
     ) -> ModelOutput:
         """Return the language-model loss and the logits; every architecture's `forward` ends with this.
 
@@ -101,6 +102,7 @@ class LanguageModelLoss:
                 of experts. In training mode they are added to the mean loss; to a summed one, times the number of
                 predicted tokens, so that a step in micro-batches weighs them as it weighs tokens. Reported apart, and
                 never part of an evaluation.
+            read: Called with hidden states and head, for a caller that projects them on its own: nothing else is done.
 
         Raises:
             PluginError: An auxiliary term is not a scalar tensor, or its name is not an identifier.
@@ -108,6 +110,9 @@ class LanguageModelLoss:
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, must be 'mean', 'sum' or 'none'")
         output = partial(ModelOutput, hidden_states=hidden_states, attentions=attentions, state=state)
+        if read is not None:
+            read(hidden_BTD, head)
+            return output()
         logits_BTV = head(hidden_BTD) if return_logits or labels is None else None
         if labels is None:
             return output(logits=logits_BTV)

@@ -10,8 +10,14 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
-from foundry_core.models.kernels import dropout
+from foundry_core import (
+    BaseLanguageModel,
+    BuildContext,
+    ExperimentConfig,
+    ModelOutput,
+    dropout,
+    register_auto_classes,
+)
 from foundry_rnn import RNNModelConfig
 from foundry_rnn.scan import recurrent_states
 
