@@ -14,11 +14,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from copy import copy
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core.config.experiment import ExperimentConfig
@@ -153,6 +154,12 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         """
         return None
 
+    def recomputed(self, block: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
+        """Call a block of `fast_hidden_states`; under gradient checkpointing the backward pass computes it again."""
+        if not (self._recomputes and self.training):
+            return block(*given)
+        return cast("torch.Tensor", checkpoint(block, *given, use_reentrant=False))
+
     def _fast(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, asked: Any) -> torch.Tensor | None:
         if attention_mask is not None and attention_mask.ndim == 4:
             return self._fast_branches(input_ids, attention_mask, **asked)
@@ -201,7 +208,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     ) -> ModelOutput:
         asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
-        if self.kernels == "fast" and state is None and not use_cache and not self._recomputes:
+        if self.kernels == "fast" and state is None and not use_cache:
             hidden_BTD = self._fast(input_ids, attention_mask, asked)
             if hidden_BTD is not None:
                 head = self.fast_head(hidden_BTD.shape[-1])

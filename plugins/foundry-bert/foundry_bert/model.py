@@ -63,6 +63,14 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
         def split(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
             return F.linear(x, layer.weight, layer.bias).view(batch, length, heads, -1).transpose(1, 2)
 
+        def computed(layer: Any, x: torch.Tensor) -> torch.Tensor:
+            own, out = layer.attention.self, layer.attention.output
+            query, key, value = split(own.query, x), split(own.key, x), split(own.value, x)
+            y = attention(query, key, value, causal=False, mask=mask, share=of_attention)
+            x = added(out.LayerNorm, x, out.dense(y.transpose(1, 2).reshape(-1, width)))
+            y = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
+            return added(layer.output.LayerNorm, x, layer.output.dense(y))
+
         tables = base.embeddings
         x = F.embedding(input_ids, tables.word_embeddings.weight)
         of_segments = tables.token_type_embeddings.weight
@@ -73,12 +81,7 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
         x = F.layer_norm(x.view(-1, width), (width,), norm.weight, norm.bias, norm.eps)
         x = dropout(x, share, training)
         for layer in base.encoder.layer:
-            own, out = layer.attention.self, layer.attention.output
-            query, key, value = split(own.query, x), split(own.key, x), split(own.value, x)
-            y = attention(query, key, value, causal=False, mask=mask, share=of_attention)
-            x = added(out.LayerNorm, x, out.dense(y.transpose(1, 2).reshape(-1, width)))
-            y = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
-            x = added(layer.output.LayerNorm, x, layer.output.dense(y))
+            x = self.recomputed(computed, layer, x)
         return x.view(batch, length, width)
 
     def fast_head(self, width: int) -> Callable[[torch.Tensor], torch.Tensor]:

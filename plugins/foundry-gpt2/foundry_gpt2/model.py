@@ -52,7 +52,8 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
         x = F.embedding(input_ids, base.wte.weight)
         x = x + (base.wpe.weight[:length] if positions is None else F.embedding(positions, base.wpe.weight))
         x = dropout(x.view(-1, width), share, self.training)
-        for block in base.h:
+
+        def computed(block: Any, x: torch.Tensor) -> torch.Tensor:
             attn, mlp = block.attn, block.mlp
             y = F.layer_norm(x, (width,), block.ln_1.weight, block.ln_1.bias, epsilon)
             y = torch.addmm(attn.c_attn.bias, y, attn.c_attn.weight)
@@ -63,7 +64,10 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
             y = F.layer_norm(x, (width,), block.ln_2.weight, block.ln_2.bias, epsilon)
             y = mlp.act(torch.addmm(mlp.c_fc.bias, y, mlp.c_fc.weight))
             y = torch.addmm(mlp.c_proj.bias, y, mlp.c_proj.weight)
-            x = x + dropout(y, share, self.training)
+            return x + dropout(y, share, self.training)
+
+        for block in base.h:
+            x = self.recomputed(computed, block, x)
         x = F.layer_norm(x, (width,), base.ln_f.weight, base.ln_f.bias, epsilon)
         return x.view(batch, length, width)
 
