@@ -90,7 +90,7 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         share = self.dropout.p if self.training else 0.0
         fast = self.kernels == "fast" and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
         if fast and real_BT is None and not self.recurrent.bidirectional:
-            embedded_TBE = dropout(self.embedding(input_ids[:, :read].t()), share, True)
+            embedded_TBE = dropout(self.embedding(input_ids[:, :read]).transpose(0, 1), share, True)
             hidden_TBH, state = recurrent_states(self.recurrent, embedded_TBE, state, share)
             hidden_BTH = dropout(hidden_TBH, share, True).transpose(0, 1)
         else:
