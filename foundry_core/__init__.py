@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from foundry_core.errors import FoundryError, did_you_mean
     from foundry_core.models.adapter import auto_classes
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
+    from foundry_core.models.kernels import attention, attention_mask, dropout
     from foundry_core.models.loss import ModelOutput
     from foundry_core.models.registration import register_auto_classes
     from foundry_core.models.wrapped import WrappedLanguageModel
@@ -48,6 +49,7 @@ _NAMES = {
     "models.adapter": "auto_classes",
     "models.registration": "register_auto_classes",
     "models.base": "BaseLanguageModel create_model create_model_from_config",
+    "models.kernels": "attention attention_mask dropout",
     "models.loss": "ModelOutput",
     "models.wrapped": "WrappedLanguageModel",
     "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
@@ -87,10 +89,13 @@ __all__ = [
     "TransformerConfig",
     "WrappedLanguageModel",
     "__version__",
+    "attention",
+    "attention_mask",
     "auto_classes",
     "create_model",
     "create_model_from_config",
     "did_you_mean",
+    "dropout",
     "get_data_collator",
     "hookimpl",
     "load_config",

@@ -14,13 +14,15 @@ import torch
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
 from foundry_core.errors import CheckpointError, DataError
+from foundry_core.evaluation import token_losses, tree_reading
 from foundry_core.evaluation.minimal_pairs import Pair, read_pairs, score_pairs
-from foundry_core.evaluation.sentence_scores import id_scores, noise
+from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise
 from tests.each import each
 
 GOOD, BAD = "the cat sees the dog", "the cat see the dog"
 LINE = json.dumps({"sentence_good": GOOD, "sentence_bad": BAD})
 ARCHITECTURES = ("gpt2", "lstm", "bert")
+CLOSE = 2e-6  # nats for each token
 
 
 @pytest.fixture
@@ -63,6 +65,68 @@ def test_the_score_of_a_sentence_is_that_of_the_sentence_alone(model, letters, a
     for text, score in zip(texts, id_scores(scored, letters, texts), strict=True):
         (alone,) = id_scores(scored, letters, [text])
         assert abs(score - alone) <= noise(score, len(text))
+
+
+def alike_texts(count: int) -> list[tuple[int, ...]]:
+    """Return texts of few letters, many of which begin alike or are the beginning of another."""
+    chance = random.Random(0)
+    return [tuple(chance.choices((8, 9, 9), k=chance.randint(1, 12))) for _ in range(count)]
+
+
+def score_alone(scored: BaseLanguageModel, tokenizer: Any, text: tuple[int, ...]) -> float:
+    """Return the score of a text by the loss of the model, which reads nothing else."""
+    if scored.context.objective.causal:
+        ids = torch.tensor([[tokenizer.eos_token_id, *text]])
+        return -float(scored(ids, labels=ids, reduction="sum").loss)
+    labels = torch.tensor([[tokenizer.cls_token_id, *text, tokenizer.sep_token_id]]).repeat(len(text), 1)
+    hidden = torch.eye(*labels.shape, dtype=torch.bool).roll(1, dims=1)
+    ids = labels.masked_fill(hidden, tokenizer.mask_token_id)
+    return -float(scored(ids, labels=labels.masked_fill(~hidden, -100), reduction="sum").loss)
+
+
+@each("architecture", (*ARCHITECTURES, "gru", "mamba", "transformers"))
+def test_texts_that_begin_alike_score_as_each_does_alone(model, letters, one_thread, architecture):
+    texts, scored = alike_texts(300), model(architecture, scale=2.0).eval()
+    with torch.no_grad():
+        alone = {text: score_alone(scored, letters, text) for text in set(texts)}
+    for text, score in zip(texts, id_scores(scored, letters, texts), strict=True):
+        assert abs(score - alone[text]) < CLOSE * len(text)
+    pairs = list(zip(texts[::2], texts[1::2], strict=True))
+    for (good, bad), difference in zip(pairs, id_differences(scored, letters, pairs), strict=True):
+        assert abs(difference - (alone[good] - alone[bad])) < CLOSE * len(good + bad)
+
+
+@each("architecture", ARCHITECTURES)
+def test_no_prefix_is_read_or_projected_twice(model, letters, monkeypatch, architecture):
+    """Not in several batches either, nor are there more logits at a time than 128 positions have."""
+    monkeypatch.setattr(tree_reading, "TOKENS_PER_BATCH", 256)
+    monkeypatch.setitem(token_losses.LOGITS, "cpu", 1)
+    read: list[int] = []
+    projected: list[int] = []
+
+    def count(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        read.append((*positional, named.get("input_ids"))[0].numel())
+
+    scored, texts = model(architecture), sorted(set(alike_texts(300)))
+    id_scores(scored, letters, texts[:1])  # a wrapped model tries out its head once
+    scored.register_forward_pre_hook(count, with_kwargs=True)
+    heads = {"gpt2": "model.lm_head", "lstm": "output_layer", "bert": "model.cls.predictions.decoder"}
+    head = scored.get_submodule(heads[architecture])
+    head.register_forward_hook(lambda _, inputs, __: projected.append(inputs[0].flatten(0, -2).shape[0]))
+    id_scores(scored, letters, texts)
+    prefixes = {text[:length] for text in texts for length in range(len(text))}
+    hidden = {(place, *text[:place], *text[place + 1 :]) for text in texts for place in range(len(text))}
+    assert max(projected) == 128
+    assert sum(projected) == len(hidden if architecture == "bert" else prefixes)
+    if architecture == "bert":
+        assert sum(read) < 1.2 * sum(len(row) + 2 for row in hidden)  # with little padding
+        return
+    # An LSTM tries out its state with five tokens; rows of GPT-2 share what their neighbours begin with.
+    most = len(prefixes) * (1 if architecture == "lstm" else 1.5) + 5
+    assert len(prefixes) <= sum(read) <= most
+    projected.clear()
+    id_differences(scored, letters, [((8, 9, 8, 9, 8), (8, 9, 8, 9, 9)), ((8, 9), (8, 9))])
+    assert sum(projected) == 1
 
 
 def test_a_causal_score_is_the_loss_after_the_separator(model, letters):

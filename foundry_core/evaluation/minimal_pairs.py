@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.corpus.files import kind_of, refuse, shown
 from foundry_core.corpus.reader import Corpus, json_lines, plain_text
 from foundry_core.errors import DataError, warn
-from foundry_core.evaluation.sentence_scores import id_scores, noise, not_scorable
+from foundry_core.evaluation.prefix_tree import Ids
+from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise, not_scorable
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.tokenization.encoding import text_ids
 
 _FORMAT = 'one JSON object a line, {"sentence_good": "...", "sentence_bad": "..."}, in a .jsonl or .jsonl.gz file'
 _SUFFIXES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
+_STEEP = 100.0  # nats that a token costs at most, for a first look at what may be a tie
 _NAMED = 3  # pairs that are left out, each in a line of its own
 
 
@@ -126,16 +128,16 @@ def score_pairs(
         warn(f"left out: {line}")
     if len(left_out) > _NAMED:
         warn(f"left out: {len(left_out) - _NAMED:,} more pairs, for such reasons")
-    rows = [ids for both, problem in zip(encoded, problems, strict=True) if not problem for ids in both]
-    scores = dict(zip(rows, id_scores(model, tokenizer, rows), strict=True))
+    differences = _differences(
+        model, tokenizer, {pair for pair, problem in zip(encoded, problems, strict=True) if not problem}
+    )
     tallies: dict[str, Counter[str]] = {}
     for pair, (good, bad), problem in zip(pairs, encoded, problems, strict=True):
         tally = tallies.setdefault(pair.paradigm, Counter())
         if problem:
             tally.update(left_out=1)
             continue
-        difference = scores[good] - scores[bad]
-        tie = abs(difference) <= max(noise(scores[ids], len(ids)) for ids in (good, bad))
+        difference, tie = differences[good, bad]
         tally.update(pairs=1, ties=int(tie), right=int(difference > 0 and not tie))
         tally.update(tokens=len(good + bad), unknown=(good + bad).count(tokenizer.unk_token_id))
     return [
@@ -149,3 +151,22 @@ def score_pairs(
         )
         for name, tally in tallies.items()
     ]
+
+
+def _differences(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Ids, Ids]]
+) -> dict[tuple[Ids, Ids], tuple[float, bool]]:
+    """Return for each pair by how much the good sentence scores higher, and whether that is a tie.
+
+    What is close is decided by the scores of the whole sentences, on which the noise depends.
+    """
+    distinct = sorted(pairs)
+    found = dict(zip(distinct, id_differences(model, tokenizer, distinct), strict=True))
+    close = [pair for pair in distinct if abs(found[pair]) <= max(noise(_STEEP * len(ids), len(ids)) for ids in pair)]
+    texts = [ids for pair in close for ids in pair]
+    scores = dict(zip(texts, id_scores(model, tokenizer, texts), strict=True))
+    decided = {pair: (difference, False) for pair, difference in found.items()}
+    for good, bad in close:
+        difference = scores[good] - scores[bad]
+        decided[good, bad] = difference, abs(difference) <= max(noise(scores[ids], len(ids)) for ids in (good, bad))
+    return decided

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import CheckpointError
 from foundry_core.evaluation.inference import evaluating, to_device
+from foundry_core.evaluation.prefix_tree import Ids, PrefixTree, common_start, prefix_trees
+from foundry_core.evaluation.token_losses import TokenLosses
+from foundry_core.evaluation.tree_reading import batches, read_tree, tensors
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.loss import IGNORED
 from foundry_core.tokenization.encoding import separator_id, text_ids
 
-Ids: TypeAlias = tuple[int, ...]
-_Row: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
-"""The number of a text, ids that the model reads, and the labels to predict."""
-
-_TOKENS_PER_BATCH = 4096  # with padding; the logits of 50,000 tokens take 0.8 GB
+_PREFIXES = 1 << 14  # that a tree of texts has; more would be shared in a larger one, which takes more memory
+_ROWS = 1 << 13  # texts with a token hidden that are compared with each other
 
 
 def sentence_scores(
@@ -35,30 +34,64 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
     Causal: each token given those before it, the first given the separator that opens a document in training.
     Masked: pseudo-log-likelihood, one token hidden at a time (Salazar et al. 2020).
 
-    Each distinct text is scored once, the shortest first, in batches that do not depend on the order of `texts`: equal
-    texts get the same float. In another selection of texts its last digits may differ, by less than `noise`.
+    Each distinct text is scored once, what several begin with too, in batches that do not depend on the order of
+    `texts`: equal texts get the same float. In another selection its last digits may differ, by less than `noise`.
 
     Raises:
         CheckpointError: A score is infinite or not a number.
     """
-    distinct = sorted(set(texts), key=lambda ids: (len(ids), ids))
-    scores = np.zeros(len(distinct))
-    rows = _causal_rows if model.context.objective.causal else _masked_rows
-    device = next(model.parameters()).device
+    distinct = sorted(set(texts))
+    scored = _causal_scores if model.context.objective.causal else _masked_scores
     with evaluating(model):
-        for batch in _batches(rows(distinct, tokenizer)):
-            numbers, ids, labels = zip(*batch, strict=True)
-            tensors = {
-                "input_ids": _padded(ids, 0),
-                "attention_mask": _padded([[1] * len(row) for row in ids], 0),
-                "labels": _padded(labels, IGNORED),
-            }
-            output = model(**to_device(tensors, device), reduction="none", return_logits=False)
-            np.subtract.at(scores, list(numbers), output.token_losses.double().sum(dim=1).cpu().numpy())
+        scores = scored(model, tokenizer, distinct)
+    _check_finite(scores)
+    found = dict(zip(distinct, scores, strict=True))
+    return [found[text] for text in texts]
+
+
+def id_differences(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[Ids, Ids]]
+) -> list[float]:
+    """Return how much higher the first text of each pair scores than the second, in nats.
+
+    With a causal model, the vocabulary is projected on only for tokens in which a pair differs: what both texts begin
+    with has the same log-probability in both. The differences are those of `id_scores`, within its `noise`.
+
+    Raises:
+        CheckpointError: A difference is infinite or not a number.
+    """
+    if not model.context.objective.causal:
+        scores = id_scores(model, tokenizer, [text for pair in pairs for text in pair])
+        return [good - bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
+    distinct = sorted({text for pair in pairs for text in pair})
+    number = {text: place for place, text in enumerate(distinct)}
+    partners: list[list[int]] = [[] for _ in distinct]
+    for one, other in pairs:
+        partners[number[one]].append(number[other])
+        partners[number[other]].append(number[one])
+    own: list[dict[int, float]] = [{} for _ in distinct]
+    first = 0
+    with evaluating(model):
+        for tree in prefix_trees(distinct, separator_id(tokenizer), _PREFIXES):
+            inside = range(first, first + len(tree.texts))
+            alone = {}
+            for text in inside:
+                for partner in partners[text]:
+                    predictions = tree.texts[text - first]
+                    others = tree.texts[partner - first] if partner in inside else []
+                    alone[text, partner] = predictions[common_start(predictions, others) :]
+            losses = _tree_losses(model, tree, sorted({each for asked in alone.values() for each in asked}))
+            for (text, partner), asked in alone.items():
+                own[text][partner] = -float(losses[asked].sum())
+            first = inside.stop
+    found = [own[number[one]][number[other]] - own[number[other]][number[one]] for one, other in pairs]
+    _check_finite(found)
+    return found
+
+
+def _check_finite(scores: Sequence[float]) -> None:
     if not np.isfinite(scores).all():  # compared, such a score would count as wrong
         raise CheckpointError("the model's scores are not finite: its weights or its sums have overflowed")
-    found = dict(zip(distinct, scores.tolist(), strict=True))
-    return [found[text] for text in texts]
 
 
 def noise(score: float, tokens: int) -> float:
@@ -82,37 +115,63 @@ def not_scorable(model: BaseLanguageModel, text: Ids) -> str | None:
     return None
 
 
-def _causal_rows(texts: Iterable[Ids], tokenizer: PreTrainedTokenizerFast) -> Iterator[_Row]:
-    start = separator_id(tokenizer)
-    for number, text in enumerate(texts):
-        row = (start, *text)
-        yield number, row, row
+def _causal_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
+    """Score distinct texts, sorted."""
+    scores: list[float] = []
+    for tree in prefix_trees(texts, separator_id(tokenizer), _PREFIXES):
+        found = _tree_losses(model, tree, list(range(len(tree.places))))
+        scores += [-float(found[pairs].sum()) for pairs in tree.texts]
+    return scores
 
 
-def _masked_rows(texts: Iterable[Ids], tokenizer: PreTrainedTokenizerFast) -> Iterator[_Row]:
-    """Yield each text as often as it has tokens, another one of them hidden each time."""
-    for number, text in enumerate(texts):
+def _tree_losses(model: BaseLanguageModel, tree: PrefixTree, asked: Sequence[int]) -> NDArray[np.float64]:
+    """Return the losses of the predictions asked for among those of a tree, and 0 for the others."""
+    found = np.zeros(len(tree.places))
+    if asked:
+        places, targets = ([numbers[each] for each in asked] for numbers in (tree.places, tree.targets))
+        losses = _token_losses(model, len(tree.ids), places, targets)
+        read_tree(model, tree, losses)
+        found[list(asked)] = losses.losses()
+    return found
+
+
+def _masked_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
+    """Score distinct texts: read each as often as it has tokens, another one of them hidden each time."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    scores, block, size = [0.0] * len(texts), [], 0
+    for number in order:
+        block.append(number)
+        size += len(texts[number])
+        if size >= _ROWS or number == order[-1]:
+            found = _hidden_scores(model, tokenizer, [texts[each] for each in block])
+            for each, score in zip(block, found, strict=True):
+                scores[each] = score
+            block, size = [], 0
+    return scores
+
+
+def _hidden_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
+    """Score texts together: those that differ in one token are the same row where it is hidden."""
+    rows: dict[tuple[int, Ids], int] = {}
+    numbers, targets = [], []
+    for text in texts:
         row = (tokenizer.cls_token_id, *text, tokenizer.sep_token_id)
         for place in range(1, len(row) - 1):
-            labels = [IGNORED] * len(row)
-            labels[place] = row[place]
-            yield number, (*row[:place], tokenizer.mask_token_id, *row[place + 1 :]), labels
+            hidden = (*row[:place], tokenizer.mask_token_id, *row[place + 1 :])
+            numbers.append(rows.setdefault((place, hidden), len(rows)))
+            targets.append(row[place])
+    losses = _token_losses(model, len(rows), numbers, targets)
+    distinct, device = list(rows), next(model.parameters()).device
+    for batch in batches([len(row) for _, row in distinct]):
+        inputs = tensors([distinct[number][1] for number in batch])
+        places = np.array([distinct[number][0] for number in batch])
+        places += np.arange(len(batch)) * inputs["input_ids"].shape[1]
+        model(**to_device(inputs, device), read=losses.reading(np.array(batch), places))
+    ends = np.cumsum([0, *map(len, texts)])
+    return [-float(each.sum()) for each in np.split(losses.losses(), ends[1:-1])]
 
 
-def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    """Yield rows, which do not get shorter, in batches of a bounded size with padding."""
-    batch: list[_Row] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * len(row[1]) > _TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
-    ids = np.full((len(rows), len(rows[-1])), filler, dtype=np.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-    return torch.from_numpy(ids)
+def _token_losses(
+    model: BaseLanguageModel, positions: int, places: Sequence[int], targets: Sequence[int]
+) -> TokenLosses:
+    return TokenLosses(positions, places, targets, model.context.vocab_size, next(model.parameters()).device)

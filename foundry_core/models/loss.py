@@ -63,11 +63,6 @@ class LanguageModelLoss:
             chosen = chosen & attention_mask[:, -labels.shape[1] : -1].bool()
         return targets, chosen
 
-    def tokens_to_read(self, input_ids: torch.Tensor, labels: torch.Tensor | None, **asked: Any) -> int:
-        """Return how many tokens of each row a model has to read: in training, nothing is predicted from the last."""
-        whole = labels is None or asked.get("return_logits", True) or not self.training or self.kernels != "fast"
-        return input_ids.shape[1] - int(self.context.objective.causal and not whole)
-
     def _linear_end(self, head: Callable[[torch.Tensor], torch.Tensor]) -> nn.Linear | None:
         """Return the projection with which a head ends, if the loss can be computed a part of the logits at a time."""
         last = head[-1] if isinstance(head, nn.Sequential) else head
@@ -89,6 +84,7 @@ class LanguageModelLoss:
         state: Any = None,
         token_type_ids: torch.Tensor | None = None,
         auxiliary: Mapping[str, torch.Tensor] | None = None,
+        read: Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], None] | None = None,
     ) -> ModelOutput:
         """Return the language-model loss and the logits; every architecture's `forward` ends with this.
 
@@ -106,6 +102,7 @@ class LanguageModelLoss:
                 of experts. In training mode they are added to the mean loss; to a summed one, times the number of
                 predicted tokens, so that a step in micro-batches weighs them as it weighs tokens. Reported apart, and
                 never part of an evaluation.
+            read: Called with hidden states and head, for a caller that projects them on its own: nothing else is done.
 
         Raises:
             PluginError: An auxiliary term is not a scalar tensor, or its name is not an identifier.
@@ -113,6 +110,9 @@ class LanguageModelLoss:
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, must be 'mean', 'sum' or 'none'")
         output = partial(ModelOutput, hidden_states=hidden_states, attentions=attentions, state=state)
+        if read is not None:
+            read(hidden_BTD, head)
+            return output()
         logits_BTV = head(hidden_BTD) if return_logits or labels is None else None
         if labels is None:
             return output(logits=logits_BTV)

@@ -14,18 +14,19 @@ from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from copy import copy
-from typing import Any, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
+from foundry_core.models.activations import replace_activations
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.interface import Settings_co
-from foundry_core.models.kernels import replace_activations
 from foundry_core.models.loss import ModelOutput
 from foundry_core.registry.architecture import BuildContext
 
@@ -73,6 +74,12 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     """Base for an architecture that transformers has: a plugin defines `inner_model`, which builds that model.
 
     `model` is what `inner_model` built, `arguments` its forward's parameter names; a carried `state` is its cache.
+    """
+
+    branches: ClassVar[bool] = False
+    """Whether nothing but an attention mask (B, 1, T, T) and `position_ids` tells what a token continues.
+
+    Then texts that begin alike can share a row.
     """
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
@@ -141,20 +148,32 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         Equal to the base model's up to rounding, dropout apart. Called where nothing is carried over or cached.
 
         Args:
-            real: True for real tokens, (B, T); None if all are.
+            real: True for real tokens, (B, T); None if all are. With `branches` perhaps a mask (B, 1, T, T).
             positions: Those of the tokens, (B, T); None: counted from 0.
             asked: What else a caller has given to the base model, such as token_type_ids.
         """
         return None
 
+    def recomputed(self, block: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
+        """Call a block of `fast_hidden_states`; under gradient checkpointing the backward pass computes it again."""
+        if not (self._recomputes and self.training):
+            return block(*given)
+        return cast("torch.Tensor", checkpoint(block, *given, use_reentrant=False))
+
     def _fast(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, asked: Any) -> torch.Tensor | None:
-        mask_BT = None if attention_mask is None else attention_mask[:, : input_ids.shape[1]]
-        real_BT = self.real_tokens(input_ids, mask_BT)
+        if attention_mask is not None and attention_mask.ndim == 4:
+            return self._fast_branches(input_ids, attention_mask, **asked)
+        real_BT = self.real_tokens(input_ids, attention_mask)
         positions = None if real_BT is None else self.position_ids(input_ids, real_BT, 0)
         given = {name: each for name, each in asked.items() if each is not None and each is not False}
         if "position_ids" in given:
             return None
         return self.fast_hidden_states(input_ids, real_BT, positions, **given)
+
+    def _fast_branches(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, *, position_ids: torch.Tensor | None = None, **asked: Any
+    ) -> torch.Tensor | None:
+        return self.fast_hidden_states(input_ids, mask, position_ids, **asked) if self.branches else None
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Project (..., D) -> (..., V), by the part of the inner model's own forward that follows its base model.
@@ -189,9 +208,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     ) -> ModelOutput:
         asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
-        if self.kernels == "fast" and state is None and not use_cache and not self._recomputes:
-            read = self.tokens_to_read(input_ids, labels, **kwargs)
-            hidden_BTD = self._fast(input_ids[:, :read], attention_mask, asked)
+        if self.kernels == "fast" and state is None and not use_cache:
+            hidden_BTD = self._fast(input_ids, attention_mask, asked)
             if hidden_BTD is not None:
                 head = self.fast_head(hidden_BTD.shape[-1])
                 return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)

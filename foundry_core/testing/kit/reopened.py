@@ -20,6 +20,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import save
 
+from foundry_core.models import adapter as adapter  # what torch and transformers do when imported is not the plugin's
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.loading import shipped_by
 from foundry_core.storage.files import write_file

@@ -13,8 +13,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 from foundry_bert import BertModelConfig
-from foundry_core import WrappedLanguageModel
-from foundry_core.models import kernels
+from foundry_core import WrappedLanguageModel, attention, attention_mask, dropout
 
 
 class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
@@ -52,17 +51,25 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
         if asked:
             return None
         base, config = self.model.bert, self.model.config
-        mask = None if real is None else kernels.attention_mask(real, causal=False)
+        mask = None if real is None else attention_mask(real, causal=False)
         batch, length = input_ids.shape
         width, heads, training = config.hidden_size, config.num_attention_heads, self.training
         share, of_attention = config.hidden_dropout_prob, config.attention_probs_dropout_prob
         of_attention = of_attention if training else 0.0
 
         def added(norm: nn.LayerNorm, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return F.layer_norm(kernels.dropout(y, share, training) + x, (width,), norm.weight, norm.bias, norm.eps)
+            return F.layer_norm(dropout(y, share, training) + x, (width,), norm.weight, norm.bias, norm.eps)
 
         def split(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
             return F.linear(x, layer.weight, layer.bias).view(batch, length, heads, -1).transpose(1, 2)
+
+        def computed(layer: Any, x: torch.Tensor) -> torch.Tensor:
+            own, out = layer.attention.self, layer.attention.output
+            query, key, value = split(own.query, x), split(own.key, x), split(own.value, x)
+            y = attention(query, key, value, causal=False, mask=mask, share=of_attention)
+            x = added(out.LayerNorm, x, out.dense(y.transpose(1, 2).reshape(-1, width)))
+            y = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
+            return added(layer.output.LayerNorm, x, layer.output.dense(y))
 
         tables = base.embeddings
         x = F.embedding(input_ids, tables.word_embeddings.weight)
@@ -72,14 +79,9 @@ class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
         x = x + (of_positions[:length] if positions is None else F.embedding(positions, of_positions))
         norm = tables.LayerNorm
         x = F.layer_norm(x.view(-1, width), (width,), norm.weight, norm.bias, norm.eps)
-        x = kernels.dropout(x, share, training)
+        x = dropout(x, share, training)
         for layer in base.encoder.layer:
-            own, out = layer.attention.self, layer.attention.output
-            query, key, value = split(own.query, x), split(own.key, x), split(own.value, x)
-            y = kernels.attention(query, key, value, causal=False, mask=mask, share=of_attention)
-            x = added(out.LayerNorm, x, out.dense(y.transpose(1, 2).reshape(-1, width)))
-            y = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
-            x = added(layer.output.LayerNorm, x, layer.output.dense(y))
+            x = self.recomputed(computed, layer, x)
         return x.view(batch, length, width)
 
     def fast_head(self, width: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from foundry_core import WrappedLanguageModel
-from foundry_core.models import kernels
+from foundry_core import WrappedLanguageModel, attention, attention_mask, dropout
 from foundry_gpt2 import GPT2ModelConfig
 
 
 class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
     """GPT-2 with the sizes in `model.transformer`. Its state is the key-value cache."""
+
+    branches = True
 
     def inner_model(self) -> GPT2LMHeadModel:
         """Build the GPT-2 of transformers."""
@@ -44,25 +45,29 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
         if asked:
             return None
         base, config = self.model.transformer, self.model.config
-        mask = None if real is None else kernels.attention_mask(real, causal=True)
+        mask = None if real is None else attention_mask(real, causal=True)
         batch, length = input_ids.shape
         epsilon, width, heads = config.layer_norm_epsilon, config.n_embd, config.n_head
         share, of_attention = (config.resid_pdrop, config.attn_pdrop) if self.training else (0.0, 0.0)
         x = F.embedding(input_ids, base.wte.weight)
         x = x + (base.wpe.weight[:length] if positions is None else F.embedding(positions, base.wpe.weight))
-        x = kernels.dropout(x.view(-1, width), share, self.training)
-        for block in base.h:
+        x = dropout(x.view(-1, width), share, self.training)
+
+        def computed(block: Any, x: torch.Tensor) -> torch.Tensor:
             attn, mlp = block.attn, block.mlp
             y = F.layer_norm(x, (width,), block.ln_1.weight, block.ln_1.bias, epsilon)
             y = torch.addmm(attn.c_attn.bias, y, attn.c_attn.weight)
             query, key, value = y.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-            y = kernels.attention(query, key, value, causal=True, mask=mask, share=of_attention)
+            y = attention(query, key, value, causal=True, mask=mask, share=of_attention)
             y = torch.addmm(attn.c_proj.bias, y.transpose(1, 2).reshape(-1, width), attn.c_proj.weight)
-            x = x + kernels.dropout(y, share, self.training)
+            x = x + dropout(y, share, self.training)
             y = F.layer_norm(x, (width,), block.ln_2.weight, block.ln_2.bias, epsilon)
             y = mlp.act(torch.addmm(mlp.c_fc.bias, y, mlp.c_fc.weight))
             y = torch.addmm(mlp.c_proj.bias, y, mlp.c_proj.weight)
-            x = x + kernels.dropout(y, share, self.training)
+            return x + dropout(y, share, self.training)
+
+        for block in base.h:
+            x = self.recomputed(computed, block, x)
         x = F.layer_norm(x, (width,), base.ln_f.weight, base.ln_f.bias, epsilon)
         return x.view(batch, length, width)
 

@@ -10,8 +10,14 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from foundry_core import BaseLanguageModel, BuildContext, ExperimentConfig, ModelOutput, register_auto_classes
-from foundry_core.models.kernels import dropout
+from foundry_core import (
+    BaseLanguageModel,
+    BuildContext,
+    ExperimentConfig,
+    ModelOutput,
+    dropout,
+    register_auto_classes,
+)
 from foundry_rnn import RNNModelConfig
 from foundry_rnn.scan import recurrent_states
 
@@ -77,12 +83,14 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         **kwargs: Any,
     ) -> ModelOutput:
         """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False."""
-        read = self.tokens_to_read(input_ids, labels, **kwargs)
+        # In training nothing is predicted from the last token, and no state is needed after it.
+        needed = labels is None or not self.training or not self.context.objective.causal
+        read = input_ids.shape[1] - (0 if needed or kwargs.get("return_logits", True) else 1)
         real_BT = self.real_tokens(input_ids, attention_mask)
         share = self.dropout.p if self.training else 0.0
         fast = self.kernels == "fast" and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
         if fast and real_BT is None and not self.recurrent.bidirectional:
-            embedded_TBE = dropout(self.embedding(input_ids[:, :read].t()), share, True)
+            embedded_TBE = dropout(self.embedding(input_ids[:, :read]).transpose(0, 1), share, True)
             hidden_TBH, state = recurrent_states(self.recurrent, embedded_TBE, state, share)
             hidden_BTH = dropout(hidden_TBH, share, True).transpose(0, 1)
         else:

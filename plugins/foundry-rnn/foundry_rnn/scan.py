@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from foundry_core.models.kernels import dropout
+from foundry_core import dropout
 
 
 class _Layer(torch.autograd.Function):
