@@ -6,6 +6,9 @@
   metrics.jsonl               METRICS: one JSON object for each logged step and each evaluation
   .lock                       LOCK: held while a run writes to the folder
   tensorboard/                TENSORBOARD: event files, where logging.tensorboard is set
+  profile/                    PROFILE: of the newest run with --profile
+    trace.json                PROFILE_TRACE: the profiled steps, for a viewer of Chrome's trace format
+    table.txt                 PROFILE_TABLE: where their time went
   tokens/                     TOKENS: token files, if this user may not write to the folder of a shared tokenizer
   tokenizer/                  TOKENIZER: unless tokenizer.output_dir names another folder
     tokenizer.json            TOKENIZER_MODEL: vocabulary and rules, as the tokenizers library stores them
@@ -36,6 +39,10 @@ RECORD = "run.json"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
 TENSORBOARD = "tensorboard"
+
+PROFILE = "profile"
+PROFILE_TRACE = "trace.json"
+PROFILE_TABLE = "table.txt"
 
 TOKENIZER = "tokenizer"
 TOKENIZER_MODEL = "tokenizer.json"

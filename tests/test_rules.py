@@ -271,7 +271,9 @@ WRITING_CALLS = re.compile(
 WRITES_BY_ITSELF = {
     ("cli.common", "open"): "the null device, in place of a reader that has gone",
     ("evaluation.corpus_loss", "TemporaryDirectory"): "scratch: the tokens of a text that is only scored",
+    ("cli.plan", "TemporaryDirectory"): "scratch: the data of architectures that are only measured",
     ("cli.quickstart", "savefig"): "into memory; `storage` writes the picture",
+    ("training.profiling", "TemporaryDirectory"): "scratch for torch's profiler, which writes its trace to a path",
     ("tokenization.trainers", "NamedTemporaryFile"): "scratch for a library that reads a path",
     ("tokenization.tokenizer_folder", "TemporaryDirectory"): "scratch for the next one",
     ("tokenization.tokenizer_folder", "save_pretrained"): "into a temporary folder, from which the files are read",

@@ -94,13 +94,19 @@ seed_argument = number(int, 0, 2**63 - 1)
 """A random seed; its bounds are those of the seeds in a YAML."""
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the YAML, its overrides, and --plugin."""
     what = (
         "replaces a setting of the YAML; a key of text takes the value as it is typed, any other as YAML; null resets "
         "a key that is not required"
     )
-    parser.add_argument("config", metavar="YAML", type=path_argument, help="the configuration of the experiment")
+    parser.add_argument(
+        "config",
+        metavar="YAML",
+        type=path_argument,
+        nargs=None if required else "?",
+        help="the configuration of the experiment",
+    )
     # Without a default argparse reports them as required where the YAML is missing.
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=what)
     add_plugin_argument(parser)

@@ -4,38 +4,76 @@ Trains the tokenizer and encodes the corpora if needed (foundry train reuses
 both), builds the model, measures the memory of a few rows, and times three
 steps on a model that is then discarded. If these would take long, or there is
 no memory for them, it times parts of a step and estimates the rest.
+
+With --measure it prints a table instead: parameters, memory, the largest batch
+that fits and tokens/s of the YAML, or of architectures at their base size, from
+a few real steps of each on this machine. Each takes about 20 seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from itertools import islice
+from itertools import islice, product
+from pathlib import Path
 from typing import Any
 
-from foundry_core.cli.common import add_config_arguments, large_imports, listing, prepare_data, read_config
-from foundry_core.errors import warn
+from foundry_core.cli.common import (
+    add_config_arguments,
+    hanging,
+    large_imports,
+    listing,
+    load_plugins,
+    path_argument,
+    prepare_data,
+    read_config,
+    table,
+)
+from foundry_core.errors import UsageError, warn
 
-EXAMPLE = "examples:\n  foundry plan configs/gpt2.yaml\n  foundry plan configs/gpt2.yaml data.batch_size=64 --json"
+EXAMPLE = """\
+examples:
+  foundry plan configs/gpt2.yaml
+  foundry plan configs/gpt2.yaml data.batch_size=64 --json
+  foundry plan configs/gpt2.yaml --measure
+  foundry plan --measure
+  foundry plan --measure gpt2 lstm data.batch_size=4"""
 
 _TIMED_STEPS = 3
 _PROBED_ROWS = 64
 _PROBED_TOKENS = 2**20
 _MOST_SECONDS = 5.0
 
+_BASE_VOCABULARY, _BASE_LENGTH, _BASE_ROWS = 32_000, 128, 16
+_ROW_SECONDS, _MOST_STEPS = 12.0, 10
+# At its peak a step held 1.1 (LSTM), 1.6 (GPT-2) and 1.9 times (Mamba) the activations that it keeps.
+_USABLE, _PEAK = 0.9, 2
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser)
+    add_config_arguments(parser, required=False)
+    what = "measure the YAML; with names, or without a YAML, architectures at their base size (all that have one)"
+    parser.add_argument("--measure", nargs="*", metavar="ARCH", help=what)
     parser.add_argument("--no-timing", action="store_true", help="do not run steps to estimate the time")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def execute(options: argparse.Namespace) -> None:
-    config = read_config(options)
-    facts = _facts(config, timing=not options.no_timing)
+    names = [name for name in options.measure or () if "=" not in name]
+    options.overrides += [setting for setting in options.measure or () if "=" in setting]
+    # argparse leaves a YAML that follows an option to the overrides, as it need not be there.
+    if options.config is None and options.overrides and "=" not in options.overrides[0]:
+        options.config = path_argument(options.overrides.pop(0))
+    if options.measure is not None:
+        _print_measured(options, names)
+        return
+    if options.config is None:
+        raise UsageError("give a YAML, or --measure for architectures at their base size (see foundry plan --help)")
+    facts = _facts(read_config(options), timing=not options.no_timing)
     if options.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -49,6 +87,23 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
+    """Return what a run will be, with the time that it takes if that is asked for."""
+    facts, trainer = planned(config)
+    memory, needed, activations = facts.pop("memory"), facts["memory_bytes"], facts["of_which_activations"]
+    if needed > memory:
+        warn(
+            f"a step needs about {needed / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB: lower "
+            "data.batch_size and raise training.gradient_accumulation_steps by the same factor, or lower "
+            "data.max_sequence_length"
+        )
+    if timing:
+        seconds = _step_seconds(trainer, activations, memory - needed + activations)
+        facts |= {"seconds_per_step": seconds, "seconds": seconds * trainer.plan.total_steps}
+    return facts
+
+
+def planned(config: Any) -> tuple[dict[str, Any], Any]:
+    """Return what a run will be, with the `memory` of its device, and its trainer before the first step."""
     with large_imports():
         from foundry_core.checkpoints.optimizer_state import first_state
         from foundry_core.devices import memory_of
@@ -104,18 +159,141 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
         "disk_bytes": kept * (checkpoint - remembered) + states * remembered,
         "memory_bytes": checkpoint + footprint.gradients + activations,
         "of_which_activations": activations,
+        "memory": memory_of(trainer.device),
     }
-    memory = memory_of(trainer.device)
-    if facts["memory_bytes"] > memory:
-        warn(
-            f"a step needs about {facts['memory_bytes'] / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB: "
-            "lower data.batch_size and raise training.gradient_accumulation_steps by the same factor, or lower "
-            "data.max_sequence_length"
-        )
-    if timing:
-        seconds = _step_seconds(trainer, activations, memory - facts["memory_bytes"] + activations)
-        facts |= {"seconds_per_step": seconds, "seconds": seconds * plan.total_steps}
-    return facts
+    return facts, trainer
+
+
+def _print_measured(options: argparse.Namespace, names: list[str]) -> None:
+    from foundry_core.registry.loading import available_architectures, get_architecture
+
+    load_plugins(options)
+    if options.config is None and not names:
+        names = [name for name in available_architectures() if get_architecture(name).base]
+    for name in names:
+        if not (get_architecture(name).base or get_architecture(name).recipe.get("model")):
+            raise UsageError(f"{name} has neither a base size nor a recipe: measure it in a YAML")
+    with large_imports():
+        from foundry_core.storage.files import scratch_reported
+        from foundry_core.training.console import counting
+
+    rows: list[dict[str, Any]] = []
+    with counting("measuring", len(names) + bool(options.config)) as progress:
+        if options.config:
+            progress(options.config)
+            rows.append(_measured(read_config(options)))
+        with scratch_reported(), tempfile.TemporaryDirectory() as folder:
+            for name in names:
+                progress(name)
+                rows.append(_measured(_base_config(name, Path(folder), options.overrides)))
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    header = ("architecture", "parameters", "memory", "largest batch", "tokens/s", "measured")
+    print(table(header, [_measured_cells(row) for row in rows]))
+    print("\n" + hanging("", _measured_notes(rows)))
+
+
+def _base_config(name: str, folder: Path, overrides: list[str]) -> Any:
+    """Return an architecture at its base size, with a vocabulary and a corpus that serve for its speed only."""
+    from foundry_core.config.loading import load_config
+    from foundry_core.registry.loading import capabilities_of, get_architecture
+    from foundry_core.storage.files import write_file
+
+    architecture = get_architecture(name)
+    model = {"architecture": name, **(architecture.base or architecture.recipe["model"])}
+    objective = capabilities_of(architecture, architecture.config_class.model_validate(model)).objectives[0]
+    corpus = folder / "corpus.txt"
+    if not corpus.exists():
+        words = ["".join(letters) for letters in islice(product("abcdefghijklmnopqrst", repeat=4), _BASE_VOCABULARY)]
+        lines = [" ".join(words[start::1000]) for start in range(1000)]
+        write_file(corpus, "\n".join(lines * 2).encode())
+    content = {
+        "experiment_name": name,
+        "data": {"training_corpus": str(corpus), "max_sequence_length": _BASE_LENGTH, "batch_size": _BASE_ROWS},
+        "tokenizer": {
+            "tokenizer_type": "word",
+            "vocab_size": _BASE_VOCABULARY,
+            "output_dir": str(folder / f"tokenizer-{objective}"),
+        },
+        "model": model,
+        "training": {"output_dir": str(folder / name), "objective": objective, "train_steps": 1000},
+    }
+    return load_config(content, overrides)
+
+
+def _measured(config: Any) -> dict[str, Any]:
+    """Return a row of the table: what a run needs by estimate, and its speed in a few real steps."""
+    from foundry_core.devices import processor
+
+    facts, trainer = planned(config)
+    batch, activations = config.data.batch_size, max(facts["of_which_activations"], 1)
+    room = _USABLE * facts["memory"] - facts["memory_bytes"] + activations
+    fits = max(int(batch * room / (_PEAK * activations)), 0)
+    speed, rows = _speed(trainer, fits) if fits else (0.0, 0)
+    kept = ("architecture", "objective", "device", "precision", "vocabulary", "parameters", "memory_bytes")
+    return {name: facts[name] for name in kept} | {
+        "model": trainer.config.resolved()["model"],
+        "max_sequence_length": config.data.max_sequence_length,
+        "batch_size": batch,
+        "device_memory": facts["memory"],
+        "largest_batch_size": fits,
+        "tokens_per_second": round(speed, 1),
+        "measured_batch_size": rows,
+        "processor": processor(trainer.device),
+    }
+
+
+def _speed(trainer: Any, fits: int) -> tuple[float, int]:
+    """Return tokens per second in the fastest of a few real steps, and the rows of these steps.
+
+    They have as many rows as a micro-batch, or fewer where steps would take long.
+    """
+    from foundry_core.data.batches import Batches
+
+    trainer.forward = trainer.model  # compiling takes longer than the measurement
+    start, begun = trainer.state, time.perf_counter()
+
+    def step(rows: int) -> float:
+        trainer.state = deepcopy(start)
+        return _timed(trainer, list(Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)))
+
+    most = max(min(trainer.config.data.batch_size, trainer.plan.total_samples, fits), 1)
+    rows, fastest = 1, step(1)  # sets up the optimizer
+    # Of a single row the optimizer's part is too large, and a busy machine must not decide that by one slow step.
+    while rows < most and (rows == 1 or time.perf_counter() - begun + 4 * fastest < _ROW_SECONDS):
+        rows = min(4 * rows, most)
+        fastest = step(rows)
+    for _ in range(_MOST_STEPS):
+        if time.perf_counter() - begun + fastest > _ROW_SECONDS:
+            break
+        fastest = min(fastest, step(rows))
+    return rows * trainer.plan.tokens_per_row / fastest, rows
+
+
+def _measured_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["architecture"],
+        f"{row['parameters'] / 1e6:,.1f}M",
+        f"{row['memory_bytes'] / 1e9:,.2f} GB",
+        f"{row['largest_batch_size']:,}",
+        f"{row['tokens_per_second']:,.0f}",
+        f"{row['measured_batch_size']} x {row['max_sequence_length']}",
+    )
+
+
+def _measured_notes(rows: list[dict[str, Any]]) -> str:
+    first = rows[0]
+    batches = ", ".join(dict.fromkeys(str(row["batch_size"]) for row in rows))
+    vocabularies = ", ".join(dict.fromkeys(f"{row['vocabulary']:,}" for row in rows))
+    precisions = ", ".join(dict.fromkeys(row["precision"] for row in rows))
+    return (
+        f"{first['processor']}, {precisions}; vocabulary {vocabularies}. Memory of a step: weights, gradients, "
+        f"optimizer and the activations that {batches} rows keep. Largest batch: rows that fit in {_USABLE:.0%} of "
+        f"{first['device_memory'] / 1e9:,.1f} GB with twice their activations, as a backward pass peaks. Both are "
+        "estimates. Tokens/s: the fastest of a few steps, not compiled, of as many rows and tokens as the last column "
+        "names."
+    )
 
 
 def _activation_bytes(trainer: Any) -> int:

@@ -8,9 +8,10 @@ unless tokenizer.output_dir is set.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from foundry_core.cli.common import add_config_arguments, large_imports, read_config, report
+from foundry_core.cli.common import add_config_arguments, large_imports, number, read_config, report
 from foundry_core.errors import UsageError
 
 EXAMPLE = """\
@@ -18,6 +19,7 @@ examples:
   foundry train configs/gpt2.yaml
   foundry train configs/gpt2.yaml training.learning_rate=1e-3
   foundry train configs/gpt2.yaml --resume --allow training.learning_rate
+  foundry train configs/gpt2.yaml --profile 10
   foundry train my.yaml --plugin my_architecture.py"""
 
 
@@ -27,11 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow", action="append", default=[], metavar="KEY", help="let a key, a section or 'data' differ on --resume"
     )
+    what = "measure where the time of N steps goes, after a few that warm up: profile/ in output_dir"
+    parser.add_argument("--profile", type=number(int, 1, 1000), default=0, metavar="N", help=what)
     parser.add_argument("--quiet", action="store_true", help="print no progress")
 
 
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
+    if options.profile:  # torch reads this when it is imported: its profiler prints lines of its own otherwise
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with large_imports():
         from foundry_core.models.registration import postpone_registration
         from foundry_core.training.run import run
@@ -41,7 +47,13 @@ def execute(options: argparse.Namespace) -> None:
     if options.allow and not options.resume:
         raise UsageError("--allow can only be used with --resume")
     try:
-        state = run(config, resume=options.resume, allowed_changes=options.allow, quiet=options.quiet)
+        state = run(
+            config,
+            resume=options.resume,
+            allowed_changes=options.allow,
+            quiet=options.quiet,
+            profile=options.profile,
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("continue from the last checkpoint with --resume") from None
     checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"

@@ -121,6 +121,7 @@ class Architecture:
         migrations: What versions of the plugin renamed, by version.
         proven_precisions: Precisions besides fp32 in which it is known to learn as well: `precision: auto` takes
             another one than fp32 on a CPU only if it is named here.
+        base: The `model:` section (without `architecture`) of its usual base size, for `foundry plan --measure`.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Architecture:
     plugin_api_version: int | None = None
     migrations: Mapping[str, Migration] = field(default_factory=dict)
     proven_precisions: tuple[str, ...] = ()
+    base: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.plugin_api_version not in (None, PLUGIN_API_VERSION):

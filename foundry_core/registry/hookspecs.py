@@ -52,7 +52,8 @@ class StepReport:
 
     tokens_per_second: since the last report. *_seen: since the start of the experiment, without padding and overlap.
     seconds_left: at the present speed. auxiliary: the auxiliary terms of the model, by name. optimised_loss: what the
-    gradient is of, with these terms or by the objective's own loss; None where that is `loss`.
+    gradient is of, with these terms or by the objective's own loss; None where that is `loss`. data_wait: share of the
+    time since the last report that went into waiting for batches.
     """
 
     step: int
@@ -67,6 +68,7 @@ class StepReport:
     seconds_left: float
     auxiliary: Mapping[str, float] = field(default_factory=dict)
     optimised_loss: float | None = None
+    data_wait: float = 0.0
 
 
 @dataclass(frozen=True)

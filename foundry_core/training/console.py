@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from typing import IO, Any, cast
 
 from foundry_core.errors import tell
@@ -122,3 +123,19 @@ def reading(label: str, total: int, *, quiet: bool = False) -> Iterator[Callable
     with Progress(name, BarColumn(), *figures, console=console, transient=True) as progress:
         task = progress.add_task(label, total=total)
         yield lambda count: progress.update(task, completed=count)
+
+
+@contextmanager
+def counting(label: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Show a progress bar over things on a terminal; yield the function to call with the name of each as it begins."""
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = RichConsole(file=cast(IO[str], _Stderr()))
+    if not console.is_terminal:
+        yield lambda name: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task, begun = progress.add_task(label, total=total), count()
+        yield lambda name: progress.update(task, description=f"{label} {name}", completed=next(begun))

@@ -39,6 +39,7 @@ def run(
     allowed_changes: Iterable[str] = (),
     extra_observers: Sequence[Any] = (),
     quiet: bool = False,
+    profile: int = 0,
 ) -> TrainState:
     """Carry out an experiment, from the corpus to the last checkpoint.
 
@@ -49,6 +50,7 @@ def run(
         allowed_changes: Configuration keys that may differ from those of the checkpoint.
         extra_observers: Objects with hook implementations.
         quiet: Print nothing but warnings.
+        profile: Profile that many steps after a few that warm up, and write a trace and a table.
 
     Returns:
         Where training stands at the end.
@@ -67,10 +69,19 @@ def run(
             rows = experiment_rows(config, tokenizer, tokens, corpora)
             model = create_model(config, tokenizer)
             choices = choose(config, model, tokenizer, rows, begun=begun, quiet=quiet)
-            trainer = Trainer(config, model, tokenizer, rows, Notifier(manager), choices)
+            trainer = _trainer(profile, config, model, tokenizer, rows, Notifier(manager), choices)
             if resume:
                 trainer.resume(allowed_changes)
         return trainer.train(stop)
+
+
+def _trainer(profile: int, *arguments: Any) -> Trainer:
+    """Return a trainer: one that profiles only where steps are to be profiled."""
+    if not profile:
+        return Trainer(*arguments)
+    from foundry_core.training.profiling import ProfiledTrainer
+
+    return ProfiledTrainer(*arguments, profiled_steps=profile)
 
 
 def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> Choices | None:

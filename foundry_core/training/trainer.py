@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -178,12 +177,12 @@ class Trainer:
             if self.saver.parent is None:
                 self._save()
             self.saver.retire_again()
-            watch = Stopwatch(plan, state)
+            watch = Stopwatch(plan, state, settings.num_workers)
             while state.step < plan.total_steps:
                 if stop.requested:
                     self._stop(stop.requested)
                 with self._memory_watched(f"step {state.step + 1}"):
-                    report = self.take_step(list(islice(batches, settings.gradient_accumulation_steps)))
+                    report = self.take_step(watch.next_of(batches, settings.gradient_accumulation_steps))
                 if state.step == start + 1:
                     # An optimizer whose state cannot be saved is refused now, not at a checkpoint hours later.
                     optimizer_values(self.model, self.optimizer)

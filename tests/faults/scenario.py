@@ -28,7 +28,7 @@ from foundry_core.storage import files as storage
 from foundry_core.training.trainer import Trainer
 from tests.faults.harness import Child, Ended, Fault, ObservedDisk, Operation, Tell, in_child
 
-TIMES = ("tokens_per_second", "seconds_left")
+TIMES = ("tokens_per_second", "seconds_left", "data_wait")
 
 
 class _Told:

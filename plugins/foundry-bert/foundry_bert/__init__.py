@@ -71,4 +71,14 @@ bert = Architecture(
         # Masks 0.3 instead of Devlin et al.'s 0.15 of the tokens: the model learns more from each step.
         "training": {"learning_rate": 2e-3, "mlm_probability": 0.3},
     },
+    base={
+        "transformer": {
+            "layers": 12,
+            "embedding_size": 768,
+            "hidden_size": 768,
+            "intermediate_hidden_size": 3072,
+            "attention_heads": 12,
+            "activation_function": "gelu",
+        }
+    },
 )

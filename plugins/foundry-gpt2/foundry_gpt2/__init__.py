@@ -53,4 +53,14 @@ gpt2 = Architecture(
         },
         "training": {"learning_rate": 1e-3},
     },
+    base={
+        "transformer": {
+            "layers": 12,
+            "embedding_size": 768,
+            "hidden_size": 768,
+            "intermediate_hidden_size": 3072,
+            "attention_heads": 12,
+            "activation_function": "gelu_new",
+        }
+    },
 )

@@ -65,4 +65,5 @@ mamba = Architecture(
         "model": {"mamba": {"hidden_size": 128, "num_layers": 4, "state_size": 8}},
         "training": {"learning_rate": 3e-3},
     },
+    base={"mamba": {"hidden_size": 768, "num_layers": 24, "state_size": 16}},
 )

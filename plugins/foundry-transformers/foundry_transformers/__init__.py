@@ -251,4 +251,14 @@ transformers = Architecture(
         },
         "training": {"learning_rate": 2e-3},
     },
+    base={
+        "transformers": {
+            "model_type": "llama",
+            "hidden_size": 768,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "tie_word_embeddings": True,
+        }
+    },
 )
