@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foundry_core.errors import FoundryError, did_you_mean
     from foundry_core.models.adapter import auto_classes
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
-    from foundry_core.models.kernels import attention, attention_mask, dropout
+    from foundry_core.models.kernels import attention, attention_mask, dropout, projected_tanh_gelu
     from foundry_core.models.loss import ModelOutput
     from foundry_core.models.registration import register_auto_classes
     from foundry_core.models.wrapped import WrappedLanguageModel
@@ -49,7 +49,7 @@ _NAMES = {
     "models.adapter": "auto_classes",
     "models.registration": "register_auto_classes",
     "models.base": "BaseLanguageModel create_model create_model_from_config",
-    "models.kernels": "attention attention_mask dropout",
+    "models.kernels": "attention attention_mask dropout projected_tanh_gelu",
     "models.loss": "ModelOutput",
     "models.wrapped": "WrappedLanguageModel",
     "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
@@ -99,6 +99,7 @@ __all__ = [
     "get_data_collator",
     "hookimpl",
     "load_config",
+    "projected_tanh_gelu",
     "register_architecture",
     "register_auto_classes",
     "run",

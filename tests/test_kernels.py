@@ -134,6 +134,16 @@ def test_the_gelu_of_gpt2_has_the_values_of_the_formula(experiment: Experiment, 
         values = gelu(x)
         found[model.kernels] = values.detach(), *torch.autograd.grad(values.sum(), x)
     for ours, formula in zip(*found.values(), strict=True):
-        torch.testing.assert_close(ours, formula, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours, formula, atol=2e-6, rtol=1e-5)
     model.kernels = "fast"
     torch.testing.assert_close(gelu(x.detach()), found["fast"][0], atol=1e-6, rtol=1e-6)
+
+
+def test_a_projection_and_its_gelu_are_those_of_torch() -> None:
+    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((70, 9), (9, 1500), (1500,)))
+    found = kernels.projected_tanh_gelu(x, weight, bias)
+    expected = F.gelu(torch.addmm(bias, x, weight), approximate="tanh")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    change = torch.randn(70, 1500)
+    ours, theirs = (torch.autograd.grad(loss, (x, weight, bias), change) for loss in (found, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-5)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.activations import FastGELUActivation, NewGELUActivation
-
-from foundry_core.models.kernels import tanh_gelu
 
 
 class TanhGELU(nn.Module):
@@ -25,7 +24,7 @@ class TanhGELU(nn.Module):
         self.__dict__["model"] = model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return tanh_gelu(x) if self.__dict__["model"].kernels == "fast" else self.formula(x)
+        return F.gelu(x, approximate="tanh") if self.__dict__["model"].kernels == "fast" else self.formula(x)
 
 
 def replace_activations(model: Any, inner: nn.Module) -> None:

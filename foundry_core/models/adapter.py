@@ -217,6 +217,12 @@ def adapted(model: LanguageModel) -> PreTrainedModel:
     return chosen(adapted_config(model), model)
 
 
+# torch collects the functions that `torch.device` acts on at the first use of one. In transformers' from_pretrained some
+# are replaced by others, so that after a first use there, a model with `torch.linspace` cannot be built on torch's meta
+# device any more.
+with torch.device("meta"):
+    torch.empty(0)
+
 registration.adapter_is_imported = True
 for _postponed in registration.asked:
     auto_classes(_postponed)

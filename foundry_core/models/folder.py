@@ -25,6 +25,7 @@ from foundry_core.models.adapted_config import adapted_config, tied_names
 from foundry_core.models.building import build, describe, described, read_description
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.migrations import pending, present_names
+from foundry_core.models.registration import register_auto_classes
 from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext, Migration
 from foundry_core.registry.loading import blame
@@ -37,6 +38,7 @@ _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 def model_files(model: LanguageModel) -> dict[str, bytes]:
     """Return config.json and, if they apply, generation_config.json and the loading module."""
     if model.is_adapted:
+        register_auto_classes(model.model_type)
         adapted = adapted_config(model)
         files, config, name = adapted.loading_module(), adapted.to_dict(), adapted.architectures[0]
     else:

@@ -161,45 +161,53 @@ def attention_mask(real_BT: torch.Tensor, *, causal: bool) -> torch.Tensor:
     return (allowed_BTT | torch.eye(length, dtype=torch.bool, device=real_BT.device))[:, None]
 
 
-class _TanhGELU(torch.autograd.Function):
-    """The tanh approximation of GELU on a CPU, and in the same pass its derivative, by parts that caches hold.
+class _ProjectedTanhGELU(torch.autograd.Function):
+    """GELU with tanh of x @ weight + bias, and in the same pass its derivative, by parts that caches hold.
 
-    0.5 x (1 + tanh w) is x sigmoid(2 w), and torch's sigmoid takes a quarter of the time of its GELU with tanh. Both
-    passes together take 0.66 of the time of that at 768 x 512 elements, 0.74 at 2048 x 1536.
+    0.5 x (1 + tanh w) is x sigmoid(2 w), and torch's sigmoid takes a quarter of the time of its GELU with tanh. The
+    product is overwritten: memory that is not in a cache costs as much as the arithmetic. A step of a tiny GPT-2 takes
+    0.97, of a small one 0.98 of its time.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous()
-        result, derivative = torch.empty_like(x), torch.empty_like(x)
-        flat = (each.view(-1) for each in (x, result, derivative))
-        parts = zip(*(torch.split(each, _GELU_PART) for each in flat), strict=True)
-        room = x.new_empty(min(x.numel(), _GELU_PART))
-        slope, cubic = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
-        constant = x.new_tensor(slope)
-        for source, target, change in parts:
-            gate = room[: len(source)]
-            torch.mul(source, source, out=change)
-            torch.sub(constant, change, alpha=-cubic, out=gate).mul_(source).sigmoid_()
-            torch.mul(source, gate, out=target)
-            torch.sub(constant, change, alpha=-3 * cubic, out=change).mul_(target)
-            change.addcmul_(change, gate, value=-1).add_(gate)
-        ctx.save_for_backward(derivative)
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        derivative = x @ weight
+        result = _gelu_and_derivative(derivative, bias)
+        ctx.save_for_backward(x, weight, derivative)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        derivative: torch.Tensor = ctx.saved_tensors[0]
-        return derivative.mul_(gradient)
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x, weight, derivative = ctx.saved_tensors
+        of_product = derivative.mul_(gradient)
+        return of_product @ weight.t(), x.t() @ of_product, of_product.sum(dim=0)
+
+
+def _gelu_and_derivative(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return GELU with tanh of rows + bias, (N, D), and put its derivative in the place of the rows."""
+    result = torch.empty_like(rows)
+    height = max(1, _GELU_PART // rows.shape[-1])
+    square, gate = rows.new_empty(2, min(height, len(rows)), rows.shape[-1])
+    slope, cubic = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+    constant = rows.new_tensor(slope)
+    for source, target in zip(*(torch.split(each, height) for each in (rows, result)), strict=True):
+        source.add_(bias)
+        w, s = square[: len(source)], gate[: len(source)]
+        torch.mul(source, source, out=w)
+        torch.sub(constant, w, alpha=-cubic, out=s).mul_(source).sigmoid_()
+        torch.mul(source, s, out=target)
+        torch.sub(constant, w, alpha=-3 * cubic, out=w).mul_(target)
+        torch.addcmul(w, w, s, value=-1, out=source).add_(s)
+    return result
 
 
 _GELU_PART = 1 << 16
 
 
-def tanh_gelu(x: torch.Tensor) -> torch.Tensor:
-    """Return `F.gelu(x, approximate="tanh")`."""
-    own = x.device.type == "cpu" and x.dtype == torch.float32 and x.requires_grad and not torch.compiler.is_compiling()
-    if not own:
-        return F.gelu(x, approximate="tanh")
-    return cast("torch.Tensor", _TanhGELU.apply(x))  # type: ignore[no-untyped-call]
+def projected_tanh_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return `F.gelu(torch.addmm(bias, x, weight), approximate="tanh")`."""
+    full = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if not (full and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        return F.gelu(torch.addmm(bias, x, weight), approximate="tanh")
+    return cast("torch.Tensor", _ProjectedTanhGELU.apply(x, weight, bias))  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from foundry_core import WrappedLanguageModel, attention, attention_mask, dropout
+from foundry_core import WrappedLanguageModel, attention, attention_mask, dropout, projected_tanh_gelu
 from foundry_gpt2 import GPT2ModelConfig
 
 
@@ -53,6 +53,8 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
         x = x + (base.wpe.weight[:length] if positions is None else F.embedding(positions, base.wpe.weight))
         x = dropout(x.view(-1, width), share, self.training)
 
+        tanh = config.activation_function == "gelu_new"
+
         def computed(block: Any, x: torch.Tensor) -> torch.Tensor:
             attn, mlp = block.attn, block.mlp
             y = F.layer_norm(x, (width,), block.ln_1.weight, block.ln_1.bias, epsilon)
@@ -62,7 +64,10 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
             y = torch.addmm(attn.c_proj.bias, y.transpose(1, 2).reshape(-1, width), attn.c_proj.weight)
             x = x + dropout(y, share, self.training)
             y = F.layer_norm(x, (width,), block.ln_2.weight, block.ln_2.bias, epsilon)
-            y = mlp.act(torch.addmm(mlp.c_fc.bias, y, mlp.c_fc.weight))
+            if tanh:
+                y = projected_tanh_gelu(y, mlp.c_fc.weight, mlp.c_fc.bias)
+            else:
+                y = mlp.act(torch.addmm(mlp.c_fc.bias, y, mlp.c_fc.weight))
             y = torch.addmm(mlp.c_proj.bias, y, mlp.c_proj.weight)
             return x + dropout(y, share, self.training)
 
