@@ -217,9 +217,9 @@ def adapted(model: LanguageModel) -> PreTrainedModel:
     return chosen(adapted_config(model), model)
 
 
-# torch collects the functions that `torch.device` acts on at the first use of one. In transformers' from_pretrained some
-# are replaced by others, so that after a first use there, a model with `torch.linspace` cannot be built on torch's meta
-# device any more.
+# torch collects the functions that `torch.device` acts on at the first use of one. In from_pretrained of transformers
+# some are replaced by others: after a first use there, a model with `torch.linspace` could not be built on torch's
+# meta device any more.
 with torch.device("meta"):
     torch.empty(0)
 
