@@ -45,8 +45,7 @@ def run(
 
     Args:
         config: The experiment.
-        resume: Continue from the newest valid checkpoint of `training.output_dir`. Without it, a folder that holds
-            checkpoints is refused.
+        resume: Continue from the newest valid checkpoint; without it, a folder that holds any is refused.
         allowed_changes: Configuration keys that may differ from those of the checkpoint.
         extra_observers: Objects with hook implementations.
         quiet: Print nothing but warnings.
