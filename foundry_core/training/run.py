@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,8 @@ def run(
         config: The experiment.
         resume: Continue from the newest valid checkpoint; without it, a folder that holds any is refused.
         allowed_changes: Configuration keys that may differ from those of the checkpoint.
-        extra_observers: Objects with hook implementations.
-        quiet: Print nothing but warnings.
-        profile: Profile that many steps after a few that warm up, and write a trace and a table.
+        extra_observers: Objects with hook implementations. quiet: Print nothing but warnings.
+        profile: Profile that many steps, and write a trace and a table.
 
     Returns:
         Where training stands at the end.
@@ -68,19 +68,18 @@ def run(
             rows = experiment_rows(config, tokenizer, tokens, corpora)
             model = create_model(config, tokenizer)
             choices = choose(config, model, tokenizer, rows, begun=begun, quiet=quiet)
-            trainer = _trainer(profile, config, model, tokenizer, rows, Notifier(manager), choices)
+            made = _profiled(profile) if profile else Trainer
+            trainer = made(config, model, tokenizer, rows, Notifier(manager), choices)
             if resume:
                 trainer.resume(allowed_changes)
         return trainer.train(stop)
 
 
-def _trainer(profile: int, *arguments: Any) -> Trainer:
-    """Return a trainer: one that profiles only where steps are to be profiled."""
-    if not profile:
-        return Trainer(*arguments)
+def _profiled(steps: int) -> Callable[..., Trainer]:
+    """Return a maker of trainers that profile; imported only for that."""
     from foundry_core.training.profiling import ProfiledTrainer
 
-    return ProfiledTrainer(*arguments, profiled_steps=profile)
+    return partial(ProfiledTrainer, profiled_steps=steps)
 
 
 def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> Choices | None:
