@@ -151,7 +151,9 @@ class LanguageModelLoss:
 
 def _chosen(values: torch.Tensor, chosen_BT: torch.Tensor) -> torch.Tensor:
     """Return the values (B, T, ...) at the chosen positions, (N, ...); without a gather where all are chosen."""
-    return values.flatten(0, 1) if bool(chosen_BT.all()) else values[chosen_BT]
+    # To ask for a value of a tensor would break a graph that is compiled.
+    gather = torch.compiler.is_compiling() or not bool(chosen_BT.all())
+    return values[chosen_BT] if gather else values.flatten(0, 1)
 
 
 def _scalar(name: Any, term: Any) -> torch.Tensor:
