@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 LOGITS_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 27}
-"""By the type of the device. On a CPU 16 MiB, which caches hold: 1 MiB and 64 MiB were slower by 5 and 8 %."""
+"""By the type of the device. On a CPU 16 MiB: with 4 a step of a small GPT-2 takes 1.09 of its time, with 64 0.99."""
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -39,7 +39,6 @@ class _SummedCrossEntropy(torch.autograd.Function):
             chunk_losses, errors_NV = _cross_entropies(hidden, weight_VD, bias_V, targets)
             losses.append(chunk_losses.sum())
             errors_NV[torch.arange(len(targets), device=targets.device), targets] -= 1
-            errors_NV = errors_NV.to(hidden.dtype)
             earlier = 1 if chunk.start else 0
             if of_hidden is not None:
                 torch.mm(errors_NV, weight_VD, out=of_hidden[chunk])
@@ -60,9 +59,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
 def _cross_entropies(
     hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross-entropy of each token and the probabilities (N, V), both in fp32 or more."""
+    """Return the cross-entropy of each token and the probabilities (N, V)."""
     logits_NV = F.linear(hidden_ND, weight_VD, bias_V)
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     # Into its own input, softmax would copy that first: 10 % of the whole at 10,000 words.
     probabilities_NV = torch.softmax(logits_NV, dim=1)
     # The largest probability is at least 1 / V, so that its logarithm is exact where the target's would underflow.
@@ -73,16 +71,10 @@ def _cross_entropies(
 def summed_cross_entropy(hidden_ND: torch.Tensor, head: nn.Linear, targets_N: torch.Tensor) -> torch.Tensor:
     """Return the sum of the cross-entropies of a projection onto the vocabulary, without ever holding all logits.
 
-    A loss that is not finite and gradients are those of `F.cross_entropy(head(hidden).float(), targets)`.
+    Loss and gradients are those of `F.cross_entropy(head(hidden), targets, reduction="sum")`. For fp32 and more: in
+    half precision, gradients summed over parts would be rounded with each, and those in fp16 would not be scaled.
     """
-    weight: torch.Tensor = head.weight
-    bias: torch.Tensor | None = head.bias
-    device = hidden_ND.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden_ND, weight, bias = hidden_ND.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    with torch.autocast(device, enabled=False):
-        return cast("torch.Tensor", _SummedCrossEntropy.apply(hidden_ND, weight, bias, targets_N))  # type: ignore[no-untyped-call]
+    return cast("torch.Tensor", _SummedCrossEntropy.apply(hidden_ND, head.weight, head.bias, targets_N))  # type: ignore[no-untyped-call]
 
 
 class _Dropout(torch.autograd.Function):

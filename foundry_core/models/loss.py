@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +67,10 @@ class LanguageModelLoss:
         """Return the projection with which a head ends, if the loss can be computed a part of the logits at a time."""
         last = head[-1] if isinstance(head, nn.Sequential) else head
         # torch.compile fuses projection and loss on its own.
-        usable = self.kernels == "fast" and type(last) is nn.Linear and not torch.compiler.is_compiling()
-        return cast("nn.Linear", last) if usable else None
+        if self.kernels != "fast" or type(last) is not nn.Linear or torch.compiler.is_compiling():
+            return None
+        full = last.weight.dtype in (torch.float32, torch.float64)
+        return last if full and not torch.is_autocast_enabled(last.weight.device.type) else None
 
     def lm_output(
         self,
