@@ -134,12 +134,12 @@ class Size:
 
     @property
     def masked(self) -> bool:
-        """Whether the objective is masked_lm."""
+        """Check whether the objective is masked_lm."""
         return self.architecture == "bert"
 
     @property
     def recurrent(self) -> bool:
-        """Whether the model is a recurrent one."""
+        """Check whether the model is a recurrent one."""
         return "rnn" in self.model
 
     @property
@@ -149,12 +149,12 @@ class Size:
 
     @property
     def warm_up(self) -> int:
-        """How many steps are taken before anything is measured."""
+        """Return the number of steps that are taken before anything is measured."""
         return max(2, self.log_every)
 
     @property
     def tokens(self) -> int:
-        """How many tokens a step counts for: those that are predicted; of a masked model all."""
+        """Return the tokens that a step counts for: those that are predicted; of a masked model all."""
         return self.batch * (self.length if self.masked else self.length - 1)
 
     def shrunk(self) -> Size:

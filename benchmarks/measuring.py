@@ -31,7 +31,7 @@ class _OverError(KeyboardInterrupt):
 
 
 class Gate:
-    """What a contender passes between two rounds: it reports the round behind it and waits for its next turn."""
+    """Gate between two rounds: a contender reports the round behind it and waits for its next turn."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
@@ -227,7 +227,7 @@ class Row:
 
 
 Finding: TypeAlias = tuple[str, list[Row], Any]
-"""What a part yields as soon as it is measured: a name, rows of the table, and details for the JSON."""
+"""Result of a part, as soon as it is measured: a name, rows of the table, and details for the JSON."""
 
 
 def machine() -> dict[str, Any]:

@@ -87,7 +87,7 @@ def run_clm(gate: Gate, corpus: Path, folder: Path, processes: int) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What is prepared: megabytes of text, by which tokenizers."""
+    """Extent of the preparation: megabytes of text, and the tokenizers."""
 
     folder: Path
     rounds: int = 3

@@ -38,7 +38,7 @@ _MEMORY = {"gpt2 small": (0.62, 0.5), "gpt2 base": (0.62, 0.5)}
 
 @dataclass(frozen=True)
 class Options:
-    """What a measurement of training covers.
+    """Extent of a measurement of training.
 
     variants: further runs of ours, by name, with overrides of the configuration. peers: False leaves all peers out.
     """
