@@ -7,26 +7,21 @@ These depend only on seed and position, so saving and resuming do not change the
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.checkpoint import load_checkpoint, newest_valid
-from foundry_core.checkpoints.compatibility import environment_changes, versions
+from foundry_core.checkpoints.compatibility import environment_changes
 from foundry_core.checkpoints.optimizer_state import optimizer_values
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
@@ -37,25 +32,24 @@ from foundry_core.data.order import SampleOrder, extended_ledger
 from foundry_core.data.preparation import ExperimentData, data_identity
 from foundry_core.data.workers import Batch
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
-from foundry_core.errors import CheckpointError, StoppedError, TrainingError, warn
+from foundry_core.errors import CheckpointError, StoppedError, warn
 from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.random_streams import derive
-from foundry_core.registry.hookspecs import RunInfo, StepReport
-from foundry_core.run_folder import CONFIG, RECORD, checkpoint_name
-from foundry_core.storage.files import write_file
+from foundry_core.registry.hookspecs import StepReport
+from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.choices import Choices, choose
+from foundry_core.training.finite import check_weights, not_finite_update
 from foundry_core.training.losses import objective_loss, summed_losses
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.optimizers import build_optimizer
 from foundry_core.training.plan import RunPlan
+from foundry_core.training.record import run_info, write_record
 from foundry_core.training.saving import CheckpointSaver
 from foundry_core.training.schedule import Schedule
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.speed import Stopwatch
-
-_CALMER = "Lower training.learning_rate, lengthen the warm-up, or use fp32"
 
 
 class Trainer:
@@ -243,25 +237,8 @@ class Trainer:
         facts |= {"threads": torch.get_num_threads(), **self.choices.values}
         if self.data.train.info.unknown:
             facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
-        environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
-        read = {"plan": asdict(self.plan), "corpora": dict(self.data.description)}
-        begun = {"reasons": dict(self.choices.reasons), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        record = environment | read | begun
-        write_file(self.output_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
-        text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
-        write_file(self.output_dir / CONFIG, text.encode())
-        self.notifier.tell(
-            "foundry_run_started",
-            run=RunInfo(
-                experiment_name=self.config.experiment_name,
-                output_dir=self.output_dir,
-                config=self.config.resolved(),
-                total_steps=self.plan.total_steps,
-                first_step=self.state.step,
-                facts=facts,
-                wandb_run_id=self.state.wandb_run_id,
-            ),
-        )
+        write_record(self.config, facts, self.plan, self.data.description, self.choices.reasons)
+        self.notifier.tell("foundry_run_started", run=run_info(self.config, facts, self.plan, self.state))
 
     def batches(self) -> Iterator[Batch]:
         """Return the micro-batches from the present position to the end; the last step may be smaller."""
@@ -319,28 +296,19 @@ class Trainer:
         return int(chosen.sum())
 
     def _check_numbers(self, loss: float, norm: float) -> None:
-        """Raise TrainingError, before the update, when the loss or the gradient norm of a step is not finite."""
+        """Refuse the update of a step whose loss or gradient norm is not finite."""
         # With a gradient scaler an infinite norm only means that the scale was too large: it skips the update itself.
         if math.isfinite(loss) and (math.isfinite(norm) or self.precision.scaler.is_enabled()):
             return
         first = self.state.samples
-        culprit = _first_not_finite((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
-        where = f", first in the gradient of {culprit}" if culprit else ""
-        raise TrainingError(
-            f"stopped before the update of step {self.state.step + 1}: loss {loss}, gradient norm {norm}{where}; "
-            f"samples {first} to {first + self.plan.samples_per_step - 1}. {_CALMER}"
-        )
+        samples = range(first, first + self.plan.samples_per_step)
+        raise not_finite_update(self.model, self.state.step + 1, loss, norm, samples)
 
     def _check_weights(self, test_loss: float = 0.0) -> None:
         """Refuse weights that are not finite, which an update from finite numbers can cause: they are never saved."""
-        culprit = _first_not_finite((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-        if culprit is not None or not math.isfinite(test_loss):
-            found = f"{culprit} is not finite" if culprit is not None else f"the test loss is {test_loss}"
-            last = self.state.samples - 1
-            raise TrainingError(
-                f"stopped after the update of step {self.state.step}, which is not saved: {found}; samples "
-                f"{max(last - self.plan.samples_per_step + 1, 0)} to {last}. {_CALMER}"
-            )
+        end = self.state.samples
+        samples = range(max(end - self.plan.samples_per_step, 0), end)
+        check_weights(self.model, self.state.step, samples, test_loss)
 
     def _advance(self, samples: int) -> None:
         state = self.state
@@ -381,14 +349,3 @@ class Trainer:
         self.state.optimizer = optimizer_values(self.model, self.optimizer)
         self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
         self.saver.save(self.state, ephemeral=ephemeral)
-
-
-def _first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """Return the name of the first tensor with a number that is not finite."""
-    named = list(tensors)
-    # A sum is finite only if every number is. It takes no memory, where isfinite takes several times the tensor's; sums
-    # that overflow are no answer, and the numbers are asked one by one.
-    sums = [tensor.sum(dtype=torch.float32) for _, tensor in named]
-    if not sums or bool(torch.stack(sums).isfinite().all()):
-        return None
-    return next((name for name, tensor in named if not bool(tensor.isfinite().all())), None)

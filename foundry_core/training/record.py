@@ -1,0 +1,58 @@
+"""The record of a run at its start: run.json, config.yaml and the facts for observers."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foundry_core.checkpoints.compatibility import versions
+from foundry_core.checkpoints.state import TrainState
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.registry.hookspecs import RunInfo
+from foundry_core.run_folder import CONFIG, RECORD
+from foundry_core.storage.files import write_file
+from foundry_core.training.plan import RunPlan
+
+
+def write_record(
+    config: ExperimentConfig,
+    facts: Mapping[str, Any],
+    plan: RunPlan,
+    corpora: Mapping[str, Any],
+    reasons: Mapping[str, str],
+) -> None:
+    """Write run.json and the resolved configuration.
+
+    Args:
+        facts: What the run computes with, as in `RunInfo`.
+        corpora: Files that were read and those that were not.
+        reasons: Why the run computes with what it does.
+    """
+    folder = Path(config.training.output_dir)
+    environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
+    read = {"plan": asdict(plan), "corpora": dict(corpora)}
+    begun = {"reasons": dict(reasons), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
+    write_file(folder / RECORD, (json.dumps(environment | read | begun, indent=1) + "\n").encode())
+    text = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
+    write_file(folder / CONFIG, text.encode())
+
+
+def run_info(config: ExperimentConfig, facts: Mapping[str, Any], plan: RunPlan, state: TrainState) -> RunInfo:
+    """Return what observers learn about a run at its start."""
+    return RunInfo(
+        experiment_name=config.experiment_name,
+        output_dir=Path(config.training.output_dir),
+        config=config.resolved(),
+        total_steps=plan.total_steps,
+        first_step=state.step,
+        facts=facts,
+        wandb_run_id=state.wandb_run_id,
+    )
