@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Migration,
         register_architecture,
     )
+    from foundry_core.registry.data_order import DataOrder, OrderedRows
     from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
@@ -55,6 +56,7 @@ _NAMES = {
     "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
     "registry.hookspecs": "EvaluationReport RunInfo StepReport hookimpl",
     "registry.objective": "Objective",
+    "registry.data_order": "DataOrder OrderedRows",
     "registry.optimizer": "Optimizer",
     "registry.tokenizer_type": "TokenizerType",
     "schema": "ConfigSection Dropout Layers ModelConfig TransformerConfig",
@@ -70,6 +72,7 @@ __all__ = [
     "Capabilities",
     "CausalLMDataCollator",
     "ConfigSection",
+    "DataOrder",
     "Dropout",
     "EvaluationReport",
     "ExperimentConfig",
@@ -81,6 +84,7 @@ __all__ = [
     "ModelOutput",
     "Objective",
     "Optimizer",
+    "OrderedRows",
     "RunInfo",
     "StepReport",
     "TokenizerFactory",

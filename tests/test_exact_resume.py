@@ -48,6 +48,19 @@ KINDS = {
     "mamba": ("mamba", "causal_lm", {"mamba": {"hidden_size": 8, "num_layers": 1, "state_size": 2, "dropout": 0.2}}),
     "llama": ("transformers", "causal_lm", {"transformers": LLAMA}),
 }
+DOCUMENTS = {"batching": "documents"}
+MIXTURE = {"one": {"path": "train.txt", "share": 0.4}, "other": {"path": "other.txt", "share": 0.6}}
+# The keys of `data:`, and the budget that comes to 48 rows.
+BATCHINGS = {
+    "lstm-contiguous": ("lstm-causal", {"batching": "contiguous"}, {"epochs": 2}),
+    "mamba-contiguous": ("mamba", {"batching": "contiguous"}, {"epochs": 2}),
+    "gpt2-documents": ("gpt2", DOCUMENTS, {"epochs": 0.8}),
+    "bert-documents": ("bert", DOCUMENTS, {"epochs": 0.8}),
+    "gpt2-crops": ("gpt2", {"batching": "crops"}, {"epochs": 2}),
+    "bert-isolated": ("bert", {"isolate_documents": True}, {"epochs": 1.6}),
+    "lstm-sequential": ("lstm-causal", {"order": "sequential"}, {"epochs": 2}),
+    "lstm-mixture": ("lstm-causal", {"training_corpus": MIXTURE}, {"epochs": 1}),
+}
 # 24 rows, 4 in a batch, 2 batches in a step: 3 steps in an epoch. The forward pass before which the process dies:
 STOPS = {
     "after step 1": 3,
@@ -58,9 +71,10 @@ STOPS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, *BATCHINGS])
 def kind(request):
-    return KINDS[request.param]
+    base, data, budget = BATCHINGS.get(request.param, (request.param, {}, {"epochs": 2}))
+    return request.param, *KINDS[base], data, budget
 
 
 @pytest.fixture(scope="module")
@@ -70,29 +84,34 @@ def folder(tmp_path_factory):
     words = [f"w{number % 7}" for number in range(300)]
     sentences = [" ".join(words[start : start + 5]) for start in range(0, 300, 5)]
     (folder / "train.txt").write_text("\n".join(sentences) + "\n")
+    (folder / "other.txt").write_text("\n".join(" ".join(line.split()[::-1]) for line in sentences) + "\n")
     return folder
 
 
 def config_of(folder, kind, name, workers):
-    architecture, objective, model = kind
+    called, architecture, objective, model, data, budget = kind
+    corpora = {
+        key: {**each, "path": str(folder / each["path"])} for key, each in data.get("training_corpus", {}).items()
+    }
     return load_config(
         {
             "experiment_name": "exact",
             "data": {
-                "training_corpus": str(folder / "train.txt"),
                 "max_sequence_length": 17,  # 360 tokens after the first separator, 15 of them in a row
                 "batch_size": 4,
+                **data,
+                "training_corpus": corpora or str(folder / "train.txt"),
             },
             "tokenizer": {
                 "tokenizer_type": "word",
                 "vocab_size": 30,
-                "output_dir": str(folder / "tokenizer"),
+                "output_dir": str(folder / f"tokenizer-{len(corpora)}"),
             },
             "model": {"architecture": architecture, **model},
             "training": {
-                "output_dir": str(folder / f"{architecture}-{objective}-{len(str(model))}" / name),
+                "output_dir": str(folder / called / name),
                 "objective": objective,
-                "epochs": 2,
+                **budget,
                 "gradient_accumulation_steps": 2,
                 "learning_rate": 0.01,
                 "num_workers": workers,
@@ -115,6 +134,7 @@ def outcome(config):
         "optimizer": optimizer_file(last).read_bytes(),
         "log": log,
         "ledger": state["foundry"]["ledger"],
+        "tokens of each corpus": state["foundry"]["tokens_by_corpus"],
         "samples": state["foundry"]["samples"],
         "tokens": state["num_input_tokens_seen"],
     }

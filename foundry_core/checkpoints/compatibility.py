@@ -75,8 +75,13 @@ def accepted_differences(
     now = {"experiment": config.resolved(), **present_plugins(config)}
     chosen = flat(config.model_dump(mode="json", exclude_defaults=True))
     differences = differing(read_description(folder), state, now, fresh, chosen)
+    lanes = "contiguous" in (read_description(folder)["experiment"]["data"].get("batching"), config.data.batching)
+    fixed = ("data.batching", "data.batch_size") if lanes else ()
     barred = refused_differences(differences, allowed)
     advice = "Put them back, or allow a key by name: --allow KEY"
+    if moved := [phrase for key, phrase in differences.items() if covered(key, allowed) and key in fixed]:
+        barred += moved
+        advice = "The lanes of contiguous batching would move, which --allow does not cover: put them back"
     if another := other_tokenizer(folder, fresh):
         barred += another
         advice = (

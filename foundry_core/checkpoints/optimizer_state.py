@@ -19,6 +19,8 @@ from foundry_core.errors import CheckpointError, PluginError
 from foundry_core.models.folder import open_tensors
 
 _PLAIN = (bool, int, float, str, type(None))
+CARRIED = "carried/"
+"""Prefix of tensors in the same file that are not the optimizer's."""
 _SET_BY_CORE = ("params", "names", "role", "lr", "weight_decay")
 
 
@@ -88,8 +90,9 @@ def load_optimizer(path: Path, stored: OptimizerValues, model: nn.Module, optimi
     """
     expected, parameters = first_state(model, optimizer), dict(model.named_parameters())
     with open_tensors(path) as file:
+        own = [key for key in sorted(file.keys()) if not key.startswith(CARRIED)]
         # A copy: the file's tensors are a view of the file.
-        found = {**stored.get("values", {}), **{key: file.get_tensor(key).clone() for key in sorted(file.keys())}}
+        found = {**stored.get("values", {}), **{key: file.get_tensor(key).clone() for key in own}}
     if begun and expected and not found:
         raise CheckpointError(f"{path} is empty, and steps have been taken")
     begun_parameters = {key.partition("/")[2] for key in found}

@@ -44,6 +44,7 @@ class TrainState:
     samples: rows taken from the ordered stream since the start, which is the position in the data. ledger: running hash
     over their (epoch, row), the proof that none was lost or seen twice. log: the reports of each logged step and
     evaluation. precision, compile, kernels: what the run computes with, whatever `auto` would choose elsewhere.
+    carried: how its tensors make up the carried state. tokens_by_corpus: those seen of each of several corpora.
     """
 
     step: _Whole = 0
@@ -61,10 +62,14 @@ class TrainState:
     schedule: ScheduleState = field(default_factory=ScheduleState)
     scaler: dict[str, _Number] = field(default_factory=dict)
     wandb_run_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    carried: Any = None
+    tokens_by_corpus: dict[str, _Whole] = field(default_factory=dict)
     log: list[dict[str, _Number]] = field(default_factory=list)
 
 
 _STORED = TypeAdapter(TrainState)
+_LATER: dict[str, Any] = {"carried": None, "tokens_by_corpus": {}}
+"""What earlier versions did not store, as it was for them."""
 
 
 def read_state(folder: Path) -> TrainState:
@@ -76,6 +81,7 @@ def read_state(folder: Path) -> TrainState:
         if not {"compile", "kernels"} & content.keys():  # of a version that did not record them
             compiled = read_description(folder)["experiment"]["training"]["compile"]
             content |= {"compile": compiled, "kernels": "reference"}
+        content = _LATER | content
         state = _STORED.validate_python(content)
         reasons = [f"{name} is missing or unknown" for name in {each.name for each in fields(state)} ^ content.keys()]
         reasons += [] if state.stream is not None else ["stream is missing"]

@@ -18,8 +18,9 @@ from foundry_core.checkpoints.checkpoint import StateNotKeptError, check_resumab
 from foundry_core.checkpoints.compatibility import differing, refused_differences
 from foundry_core.checkpoints.state import TrainState, parent_entry, read_state
 from foundry_core.config.sections import MOST_ROWS
-from foundry_core.data.order import SampleOrder, extended_ledger
+from foundry_core.data.order import CropOrder, LaneOrder, Order, SampleOrder, extended_ledger
 from foundry_core.data.preparation import TEST_DATA
+from foundry_core.data.rows import CropRows, LaneRows, Rows
 from foundry_core.errors import CheckpointError
 from foundry_core.models.building import read_description
 from foundry_core.random_streams import derive
@@ -93,7 +94,7 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
     if parent is not None and earlier:
         base = there or earlier[-1]
         start, since = base.state, base.folder.name
-    derived = _derived(state, start, *_order(folder, description["experiment"]))
+    derived = _derived(state, start, *_order(folder, state, description["experiment"]))
     wrong = [key for key, value in (derived or {}).items() if getattr(state, key) != value]
     if derived is None:
         since = f"not derived: {state.samples - start.samples:,} rows since {since}"
@@ -111,30 +112,36 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
     return Verified(folder, state, manifest, description, since, refused_differences(changes, ()), resumable)
 
 
-def _derived(state: TrainState, start: TrainState, seed: int, per_step: int) -> dict[str, Any] | None:
-    """Return the values that a state must have when training has come to it from `start`; None if that takes long."""
-    sizes, steps, rows = state.stream, state.step - start.step, state.samples - start.samples
+def _derived(
+    state: TrainState, start: TrainState, rows: Rows | None, order: Order | None, per_step: int
+) -> dict[str, Any] | None:
+    """Return the values that a state must have when training has come to it from `start`.
+
+    None if that takes long, or the order depends on more than the sizes of the stream.
+    """
+    sizes, steps, taken_rows = state.stream, state.step - start.step, state.samples - start.samples
     assert sizes is not None
     # Only the last step of a budget may have fewer rows.
-    if not max(0, (steps - 1) * per_step + 1) <= rows <= steps * per_step:
+    if not max(0, (steps - 1) * per_step + 1) <= taken_rows <= steps * per_step:
         return {"samples": start.samples + steps * per_step}
-    if steps > _MOST_STEPS or rows > _MOST_DERIVED:
+    if steps > _MOST_STEPS or taken_rows > _MOST_DERIVED or rows is None or order is None:
         return None
-    order = SampleOrder(sizes.rows, seed)
     ledger, tokens = start.ledger, start.tokens_seen
     # The order of one step costs nearly as much as that of many small ones.
     group = per_step * max(1, (1 << 16) // per_step)
     for first in range(start.samples, state.samples, group):
         epochs, taken = order.at(np.arange(first, min(first + group, state.samples)))
-        tokens += int(np.minimum(sizes.tokens_per_row, sizes.tokens_per_epoch - taken * sizes.tokens_per_row).sum())
+        tokens += int(rows.stream_tokens(taken).sum())
         for at in range(0, len(taken), per_step):
             ledger = extended_ledger(ledger, epochs[at : at + per_step], taken[at : at + per_step])
     words = round(tokens * sizes.words_per_epoch / sizes.tokens_per_epoch)
     return {"ledger": ledger, "tokens_seen": tokens, "words_seen": words}
 
 
-def _order(folder: Path, settings: dict[str, Any]) -> tuple[int, int]:
-    """Return the seed of the data order, and the rows in a step."""
+def _order(folder: Path, state: TrainState, settings: dict[str, Any]) -> tuple[Rows | None, Order | None, int]:
+    """Return the rows and their order, if the sizes of the stream tell them, and the number of rows in a step."""
+    sizes = state.stream
+    assert sizes is not None
     try:
         seed = settings["seeds"]["data_order"]
         seed = settings["random_seed"] if seed is None else seed
@@ -144,4 +151,17 @@ def _order(folder: Path, settings: dict[str, Any]) -> tuple[int, int]:
             raise ValueError(f"seed {seed!r}, {rows!r} times {accumulated!r} rows in a step")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: its configuration is damaged: {error}") from error
-    return derive(seed, "data_order"), rows * accumulated
+    data, seed = settings["data"], derive(seed, "data_order")
+    batching, order = data.get("batching", "shuffled"), data.get("order", "shuffled")
+    tokens = np.broadcast_to(np.uint8(0), sizes.tokens_per_epoch + 1)
+    if batching == "contiguous":
+        lanes = LaneRows(tokens, "overlap", sizes.tokens_per_row, lanes=rows)
+        return lanes, LaneOrder(sizes.rows, rows), rows * accumulated
+    if batching == "crops":
+        crops = CropRows(tokens, "overlap", sizes.tokens_per_row)
+        return crops, CropOrder(sizes.rows, len(crops), seed), rows * accumulated
+    plain = batching == "shuffled" and order in ("shuffled", "sequential") and not data.get("isolate_documents")
+    if not plain or isinstance(data["training_corpus"], dict):
+        return None, None, rows * accumulated
+    shuffled = SampleOrder(sizes.rows, seed, shuffle=order == "shuffled")
+    return Rows(tokens, "overlap", sizes.tokens_per_row), shuffled, rows * accumulated

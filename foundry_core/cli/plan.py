@@ -150,6 +150,7 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
         "steps": plan.total_steps,
         "of_which_warm_up": plan.warmup_steps,
         "epochs": round(plan.total_samples / plan.rows, 3),
+        **({"passes": passes} if (passes := _passes(trainer)) else {}),
         "training_tokens": round(plan.total_samples * plan.tokens_per_epoch / plan.rows),
         "flops_per_step": training_flops(model, plan.samples_per_step, length),
         "training_flops": training_flops(model, plan.total_samples, length),
@@ -162,6 +163,13 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
         "memory": memory_of(trainer.device),
     }
     return facts, trainer
+
+
+def _passes(trainer: Any) -> dict[str, float]:
+    """Return how often each of several corpora is read."""
+    order, rows = trainer.data.order, trainer.data.train_rows
+    parts = enumerate(zip(getattr(rows, "names", ()), getattr(rows, "parts", ()), strict=True))
+    return {name: round(order.samples_of(at, trainer.plan.total_samples) / len(part), 3) for at, (name, part) in parts}
 
 
 def _print_measured(options: argparse.Namespace, names: list[str]) -> None:
@@ -256,7 +264,9 @@ def _speed(trainer: Any, fits: int) -> tuple[float, int]:
 
     def step(rows: int) -> float:
         trainer.state = deepcopy(start)
-        return _timed(trainer, list(Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)))
+        return _timed(
+            trainer, list(Batches(trainer.data.train_rows, trainer.data.order, trainer.collate, rows, 0, rows))
+        )
 
     most = max(min(trainer.config.data.batch_size, trainer.plan.total_samples, fits), 1)
     rows, fastest = 1, step(1)  # sets up the optimizer
@@ -304,7 +314,7 @@ def _activation_bytes(trainer: Any) -> int:
 
     data = trainer.config.data
     rows = max(1, min(_PROBED_ROWS, trainer.plan.total_samples, _PROBED_TOKENS // data.max_sequence_length))
-    (batch,) = Batches(trainer.data.train_rows, trainer.order, trainer.collate, rows, 0, rows)
+    (batch,) = Batches(trainer.data.train_rows, trainer.data.order, trainer.collate, rows, 0, rows)
     labelled = float((batch["labels"] != IGNORED).sum() / batch["attention_mask"].sum())
     sizes = (data.batch_size, trainer.data.train_rows.length)
     return activation_bytes(trainer.model, *sizes, labelled=labelled, autocast=trainer.precision.autocast)
@@ -373,6 +383,8 @@ def _shown(name: str, value: Any) -> str:
         return f"{len(value)}, at steps {steps}"
     if name == "checkpoints_beyond_the_end":
         return ", ".join(value) or "none"
+    if name == "passes":
+        return ", ".join(f"{passes:,} over {corpus}" for corpus, passes in value.items())
     if name == "seconds":
         return f"{duration(value)} on this machine, without compiling, evaluations and saving"
     if "bytes" in name or name == "of_which_activations":

@@ -12,6 +12,7 @@ from pydantic import Field, SerializeAsAny
 
 from foundry_core.config.sections import DataConfig, LoggingConfig, Seed, SeedsConfig, TokenizerConfig, TrainingConfig
 from foundry_core.registry.architecture import Architecture, Capabilities
+from foundry_core.registry.data_order import DataOrder
 from foundry_core.registry.hooks import Kind, Offers, hook_manager, offers
 from foundry_core.registry.loading import active_modules, blamed_on, capabilities_of, get_architecture, shipped_by
 from foundry_core.registry.objective import Objective
@@ -105,6 +106,11 @@ class ExperimentConfig(ConfigSection):
         return self.chosen.plugins.offers.optimizers[self.training.optimizer]
 
     @property
+    def data_order(self) -> DataOrder:
+        """Descriptor of `data.order`."""
+        return self.chosen.plugins.offers.orders[self.data.order]
+
+    @property
     def tokenizer_type(self) -> TokenizerType:
         """Descriptor of `tokenizer.tokenizer_type`."""
         return self.chosen.plugins.offers.tokenizer_types[self.tokenizer.tokenizer_type]
@@ -117,7 +123,7 @@ class ExperimentConfig(ConfigSection):
     @property
     def providers(self) -> dict[str, str]:
         """The distributions of objective, optimizer and tokenizer type, where they are not core's own."""
-        chosen: dict[Kind, str] = {**self._to_be_read, "optimizer": self.training.optimizer}
+        chosen: dict[Kind, str] = {**self._to_be_read, "optimizer": self.training.optimizer, "order": self.data.order}
         return {kind: provider.owner for kind, provider in self.chosen.plugins.offers.providers_of(chosen).items()}
 
     @property

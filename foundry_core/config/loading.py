@@ -16,6 +16,7 @@ from foundry_core.config.rules import Chosen, cross_section_problems
 from foundry_core.config.yaml_source import KeyPath, YamlSource, dotted
 from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean, traced
 from foundry_core.registry.architecture import Architecture, Capabilities
+from foundry_core.registry.data_order import DataOrder
 from foundry_core.registry.discovery import EXTENSIONS, installed
 from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import Objective
@@ -63,7 +64,7 @@ class _Check:
         self._refuse_old_format()
         model, capabilities, plugins = None, None, None
         objectives: Mapping[str, Objective] = {}
-        objective, tokenizer_type, optimizer = None, None, None
+        objective, tokenizer_type, optimizer, order = None, None, None, None
         architecture = self._architecture()
         if architecture is not None:
             needed = f"missing: architecture '{architecture.name}' requires it"
@@ -78,8 +79,10 @@ class _Check:
             objective = self._choice("training", "objective", objectives, others)
             tokenizer_type = self._choice("tokenizer", "tokenizer_type", plugins.offers.tokenizer_types, others)
             optimizer = self._choice("training", "optimizer", plugins.offers.optimizers, others)
-        self._settings("objective", objective)
-        self._settings("optimizer", optimizer)
+            order = self._choice("data", "order", plugins.offers.orders, others)
+        self._settings("training", "objective", objective)
+        self._settings("training", "optimizer", optimizer)
+        self._settings("data", "order", order)
         # A stand-in lets the problems of the other sections be found although `model:` has its own.
         data = {**self.data, "model": model or ModelConfig.model_construct(architecture="")}
         config = self._validated(ExperimentConfig, data)
@@ -149,17 +152,17 @@ class _Check:
             self._add((section, key), message + inactive)
         return offered.get(name)
 
-    def _settings(self, key: str, chosen: Objective | Optimizer | None) -> None:
-        """Replace `training.<key>_settings` by an instance of the settings class of the chosen plugin."""
-        training = self.data.get("training")
-        if not isinstance(training, dict):
+    def _settings(self, section: str, key: str, chosen: Objective | Optimizer | DataOrder | None) -> None:
+        """Replace `<section>.<key>_settings` by an instance of the settings class of the chosen plugin."""
+        around = self.data.get(section)
+        if not isinstance(around, dict):
             return
         name = f"{key}_settings"
-        given = training.pop(name, None)
+        given = around.pop(name, None)
         if chosen is not None and chosen.settings is not None:
-            training[name] = self._validated(chosen.settings, {} if given is None else given, ("training", name))
+            around[name] = self._validated(chosen.settings, {} if given is None else given, (section, name))
         elif chosen is not None and given is not None:
-            self._add(("training", name), f"{chosen.name} has none: remove this section")
+            self._add((section, name), f"{chosen.name} has none: remove this section")
 
     def _validated(
         self, section: type[Section], data: Any, place: KeyPath = (), *, missing: str = "missing"

@@ -18,7 +18,7 @@ def findings(error: ValidationError, section: type[BaseModel], prefix: KeyPath =
     words: set[KeyPath] = set()  # keys that are one of some words or else a section: one finding is enough
     for finding in error.errors(include_url=False):
         # Parts that pydantic adds for a wrapped value and for the key of a mapping name nothing in the file.
-        place = tuple(part for part in finding["loc"] if not str(part).startswith(("function-", "[key]", "literal[")))
+        place = tuple(part for part in finding["loc"] if not str(part).startswith(("function-", "[", "literal[")))
         if len(place) < len(finding["loc"]) and str(finding["loc"][-1]).startswith("literal["):
             if isinstance(finding["input"], Mapping):
                 continue

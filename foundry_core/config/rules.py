@@ -44,6 +44,7 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
     """Yield each problem between the sections of a file as (key, message)."""
     rules = (
         _corpora_differ,
+        _batches_are_possible,
         _test_corpus_is_given,
         _plateau_is_evaluated,
         _rows_fit,
@@ -57,9 +58,22 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
 
 
 def _corpora_differ(experiment: Any, chosen: Chosen) -> Found:
-    train, test = experiment.data.training_corpus, experiment.data.test_corpus
-    if test is not None and os.path.normpath(test) == os.path.normpath(train):
+    given, test = experiment.data.training_corpus, experiment.data.test_corpus
+    trained = [each.path for each in given.values()] if isinstance(given, Mapping) else [given]
+    if test is not None and os.path.normpath(test) in map(os.path.normpath, trained):
         yield ("data", "test_corpus"), "is the training corpus: its loss would not mean anything"
+
+
+def _batches_are_possible(experiment: Any, chosen: Chosen) -> Found:
+    if experiment.data.batching == "contiguous":
+        able = chosen.capabilities.stateful and chosen.capabilities.unbounded_length
+        if not able:
+            problem = f"contiguous needs a model whose state is carried from row to row: {chosen.architecture} has none"
+            yield ("data", "batching"), problem
+        if chosen.objective is not None and not chosen.objective.causal:
+            yield ("data", "batching"), f"contiguous needs a causal objective, not {chosen.objective.name}"
+    if experiment.data.isolate_documents and not chosen.capabilities.isolates_documents:
+        yield ("data", "isolate_documents"), f"{chosen.architecture} cannot keep documents apart"
 
 
 def _test_corpus_is_given(experiment: Any, chosen: Chosen) -> Found:

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag
 
 from foundry_core.registry.tokenizer_type import Role
 from foundry_core.schema import ConfigSection, PathText
@@ -19,6 +19,8 @@ MOST_ROWS = 2**20
 """Limit on the sequences in one forward pass, and in one optimizer step."""
 MOST_COUNT = 2**42
 """Limit on the steps, tokens or words of a budget or a milestone."""
+LEAST_SHARE = 10_000
+"""A corpus of a mixture has at least one of so many rows."""
 MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -42,8 +44,47 @@ class DocumentDelimiter(ConfigSection):
     delimiter: str = Field(min_length=1, description="text between two documents, such as <|endoftext|>")
 
 
+class CorpusShare(ConfigSection):
+    path: PathText = Field(description="file, folder or glob, as of training_corpus")
+    share: float = Field(ge=0, description="share of the tokens that are trained, in relation to those of the others")
+
+
+Mixture = Annotated[dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], CorpusShare], Field(min_length=1)]
+
+
+def _has_a_share(data: DataConfig) -> Iterator[str]:
+    shares = {name: each.share for name, each in (data.mixture or {}).items()}
+    total = sum(shares.values())
+    if shares and not total:
+        yield "training_corpus: the shares sum to zero: give one of them a positive share"
+    for name, share in shares.items():
+        if 0 < share < total / LEAST_SHARE:
+            yield f"training_corpus.{name}: its share is less than 1/{LEAST_SHARE:,} of all: leave it out or raise it"
+
+
+def _one_way_of_batching(data: DataConfig) -> Iterator[str]:
+    if data.isolate_documents and data.batching != "shuffled":
+        instead = ": documents are apart already" if data.batching == "documents" else ""
+        yield f"isolate_documents needs batching: shuffled, not {data.batching}{instead}"
+    if data.order != "shuffled" and data.batching in ("contiguous", "crops"):
+        yield f"order: {data.order} needs batching: shuffled or documents, not {data.batching}"
+    if data.mixture is not None and data.batching != "shuffled":
+        yield f"training_corpus: several corpora need batching: shuffled, not {data.batching}"
+    if data.mixture is not None and data.isolate_documents:
+        yield "training_corpus: several corpora cannot be trained with isolate_documents"
+    if data.mixture is not None and data.order != "shuffled":
+        yield f"training_corpus: several corpora need order: shuffled, not {data.order}"
+
+
 class DataConfig(ConfigSection):
-    training_corpus: PathText = Field(description="file, folder or glob; .txt or .jsonl (key text), also .gz; .parquet")
+    RULES = (_has_a_share, _one_way_of_batching)
+
+    training_corpus: Annotated[
+        Annotated[PathText, Tag("[path]")] | Annotated[Mixture, Tag("[mixture]")],
+        Discriminator(lambda given: "[mixture]" if isinstance(given, Mapping) else "[path]"),
+    ] = Field(
+        description="file, folder or glob; .txt or .jsonl (key text), also .gz; .parquet; or {name: {path, share}}"
+    )
     test_corpus: PathText | None = Field(None, description="text to evaluate on; never used in training")
     files: str | None = Field(
         None, min_length=1, description='files of a folder to read, such as "*.train"; null: all that can be read'
@@ -58,6 +99,21 @@ class DataConfig(ConfigSection):
         description="tokens of the text that a row consumes, under every objective; default: max_sequence_length - 2",
     )
     batch_size: int = Field(32, ge=1, le=MOST_ROWS, description="sequences per forward pass on one device")
+    batching: Literal["shuffled", "contiguous", "documents", "crops"] = Field(
+        "shuffled",
+        description="shuffled: the text cut into equal rows; contiguous: batch_size parallel lanes, the state carried "
+        "from row to row; documents: one document a row; crops: random windows with replacement",
+    )
+    isolate_documents: bool = Field(
+        False, description="attention, positions and recurrent states end with each document of a shuffled row"
+    )
+    order: str = Field("shuffled", description="order of the rows in an epoch: shuffled, sequential, or a plugin's")
+    order_settings: Settings = Field(None, description="settings of a plugin's order")
+
+    @property
+    def mixture(self) -> Mapping[str, CorpusShare] | None:
+        """The corpora of `training_corpus` by name, if it names several."""
+        return self.training_corpus if isinstance(self.training_corpus, Mapping) else None
 
     @property
     def consumed_per_row(self) -> int:

@@ -31,6 +31,8 @@ class ByteAccount:
     words: int = 0
     """Words of the documents, as `str.split()` separates them."""
     skipped: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Documents, words and bytes of text of each corpus by name, where there are several."""
 
 
 def utf8_bytes(text: str) -> int:

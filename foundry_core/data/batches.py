@@ -8,13 +8,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch.utils.data import Dataset
 
-from foundry_core.data.order import SampleOrder
-from foundry_core.data.rows import Rows
+from foundry_core.data.order import Order
+from foundry_core.data.rows import AnyRows
 from foundry_core.data.workers import Batch as Batch
 from foundry_core.data.workers import batches_from_workers
 
 Collator: TypeAlias = Callable[[Sequence[Any]], Batch]
-"""Makes a batch of rows, each `{"input_ids": int64 array, "epoch": int, "row": int}`."""
+"""Makes a batch of rows, each `{"input_ids": int64 array, "epoch": int, "row": int}`.
+
+With `data.isolate_documents` also `documents`: the number of the document of each token in its row, an int64 array.
+"""
 
 
 class Batches(Dataset[Batch]):
@@ -27,15 +30,15 @@ class Batches(Dataset[Batch]):
 
     def __init__(
         self,
-        rows: Rows,
-        order: SampleOrder,
+        rows: AnyRows,
+        order: Order,
         collate: Collator,
         batch_size: int,
         start: int,
         stop: int,
         num_workers: int = 0,
     ):
-        assert order.size == len(rows), (order.size, len(rows))
+        assert order.size == rows.per_epoch, (order.size, rows.per_epoch)
         self.rows, self.order, self.collate = rows, order, collate
         self.batch_size, self.start, self.stop, self.num_workers = batch_size, start, stop, num_workers
         self._group, self._epochs, self._rows = -1, list[int](), list[int]()
@@ -57,8 +60,10 @@ class Batches(Dataset[Batch]):
             self._group, self._epochs, self._rows = group, epochs.tolist(), rows.tolist()
         part = slice(within * self.batch_size, (within + 1) * self.batch_size)
         return self.collate(
-            [
-                {"input_ids": self.rows.row(row), "epoch": epoch, "row": row}
-                for epoch, row in zip(self._epochs[part], self._rows[part], strict=True)
-            ]
+            [self._sample(epoch, row) for epoch, row in zip(self._epochs[part], self._rows[part], strict=True)]
         )
+
+    def _sample(self, epoch: int, row: int) -> dict[str, Any]:
+        documents = self.rows.documents(row)
+        apart = {} if documents is None else {"documents": documents}
+        return {"input_ids": self.rows.row(row), "epoch": epoch, "row": row, **apart}

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _KEYS = ("input_ids", "attention_mask", "labels")
+_APART = "document_ids"
+"""Key of a batch whose documents are kept apart: the number of the document of each token, -1 at padding."""
 
 
 class _Padding:
@@ -75,7 +77,7 @@ class CausalLMDataCollator:
 
     def __call__(self, features: Sequence[Any]) -> Batch:
         ids, real = self._pad(features)
-        return _batch(ids, real, np.where(real, ids, IGNORED))
+        return _batch(ids, real, np.where(real, ids, IGNORED), features)
 
 
 class MaskedLMDataCollator:
@@ -105,11 +107,16 @@ class MaskedLMDataCollator:
     def __call__(self, features: Sequence[Any]) -> Batch:
         ids, real = self._pad(features)
         input_ids, labels = self._hide(ids, real, features)
-        return _batch(input_ids, real, labels)
+        return _batch(input_ids, real, labels, features)
 
 
-def _batch(ids: np.ndarray, real: np.ndarray, labels: np.ndarray) -> Batch:
-    return dict(zip(_KEYS, map(torch.from_numpy, (ids, real.astype(np.int64), labels)), strict=True))
+def _batch(ids: np.ndarray, real: np.ndarray, labels: np.ndarray, features: Sequence[Any]) -> Batch:
+    batch = dict(zip(_KEYS, map(torch.from_numpy, (ids, real.astype(np.int64), labels)), strict=True))
+    if isinstance(features[0], dict) and "documents" in features[0]:
+        documents = np.full(ids.shape, -1, dtype=np.int64)
+        documents[real] = np.concatenate([each["documents"] for each in features])
+        batch[_APART] = torch.from_numpy(documents)
+    return batch
 
 
 def causal_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> CausalLMDataCollator:
@@ -205,7 +212,7 @@ def _problem(batch: Any, rows: int, vocabulary: int) -> str | None:
     if len(set(shapes)) > 1:
         named = ", ".join(f"{name} {shape}" for name, shape in zip(_KEYS, shapes, strict=True))
         return f"a batch whose tensors differ in shape: {named}"
-    if extra := ", ".join(repr(name) for name in batch if name not in _KEYS):
+    if extra := ", ".join(repr(name) for name in batch if name not in (*_KEYS, _APART)):
         return f"a batch with {extra}, which a model does not take: it takes {', '.join(_KEYS)}"
     for name in ("input_ids", "labels"):
         if batch[name].dtype != torch.int64:

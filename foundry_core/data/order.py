@@ -1,23 +1,42 @@
 """The order of the rows: which row is trained at each position, a function of seed and position alone.
 
-Resuming therefore needs one integer and no replay, and no model, batch size or number of workers changes the order.
+Resuming therefore needs one integer and no replay, and no model or number of workers changes the order.
+
+SampleOrder   each row once in an epoch, shuffled or one after the other
+LaneOrder     one row of each lane in a batch, each lane from its beginning to its end
+LengthOrder   shuffled, with rows of like length in one step
+CropOrder     rows drawn with replacement
+MixedOrder    several corpora by their shares
+GivenOrder    the order of a plugin
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from foundry_core.random_streams import derive, mix64
+from foundry_core.random_streams import derive, mix64, uniform
 
 Ints: TypeAlias = NDArray[np.int64]
 Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+
+
+class Order(Protocol):
+    """Maps a position, counted in samples since the start of training, to the row that is trained there."""
+
+    @property
+    def size(self) -> int:
+        """Number of positions in an epoch."""
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """Return (epochs, rows) at these positions: int64, shaped like `positions`."""
 
 
 class Permutation:
@@ -76,6 +95,164 @@ class SampleOrder:
             for epoch in np.unique(epochs):
                 inside = epochs == epoch
                 rows[inside] = Permutation(self.size, self.seed, int(epoch))(rows[inside])
+        return epochs, rows
+
+
+@dataclass(frozen=True)
+class LaneOrder:
+    """Of `LaneRows`: position p is row p // lanes of lane p % lanes, epoch after epoch."""
+
+    size: int
+    lanes: int
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """Return (epochs, rows) at these positions."""
+        epochs, within = np.divmod(np.asarray(positions, dtype=np.int64), self.size)
+        step, lane = np.divmod(within, self.lanes)
+        return epochs, lane * (self.size // self.lanes) + step
+
+
+class LengthOrder:
+    """A shuffled order in which the rows of a step have like lengths, so that little is padded.
+
+    The shuffled rows of an epoch are taken `WINDOW` steps at a time, sorted by length, cut into steps, and these
+    shuffled. Steps are counted from the start of training, so that they are the trainer's also where the rows of an
+    epoch are not a multiple of them; the parts of a step at the ends of an epoch stay there.
+
+    Args:
+        lengths: The length of each row.
+        per_step: Rows of an optimizer step.
+    """
+
+    WINDOW = 64
+
+    def __init__(self, lengths: Ints, per_step: int, seed: int):
+        self.size, self.seed = len(lengths), seed
+        self._lengths, self._per_step = lengths, per_step
+        self._made: tuple[tuple[int, int], Ints] | None = None
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """Return (epochs, rows) at these positions."""
+        positions = np.asarray(positions, dtype=np.int64)
+        epochs, within = np.divmod(positions, self.size)
+        # Windows begin at multiples of their size since the start of training, and end with the epoch.
+        windows = positions // (self.WINDOW * self._per_step)
+        rows = np.empty_like(within)
+        for epoch, window in np.unique(np.stack([epochs, windows]).reshape(2, -1), axis=1).T.tolist():
+            chosen = (epochs == epoch) & (windows == window)
+            first, found = self._window(epoch, window)
+            rows[chosen] = found[positions[chosen] - first]
+        return epochs, rows
+
+    def _window(self, epoch: int, window: int) -> tuple[int, Ints]:
+        """Return the first position of a window in an epoch, and its rows in their order."""
+        size = self.WINDOW * self._per_step
+        first, end = max(window * size, epoch * self.size), min((window + 1) * size, (epoch + 1) * self.size)
+        if self._made is None or self._made[0] != (epoch, window):
+            rows = Permutation(self.size, self.seed, epoch)(np.arange(first, end) - epoch * self.size)
+            rows = rows[np.argsort(self._lengths[rows], kind="stable")]
+            head = min(-first % self._per_step, len(rows))
+            steps = (len(rows) - head) // self._per_step
+            # The longest rows are left for the incomplete steps at both ends.
+            whole = rows[: steps * self._per_step].reshape(steps, self._per_step)
+            rest = rows[steps * self._per_step :]
+            if steps:
+                whole = whole[Permutation(steps, derive(self.seed, "steps", epoch), window)(np.arange(steps))]
+            self._made = (epoch, window), np.concatenate([rest[:head], whole.reshape(-1), rest[head:]])
+        return first, self._made[1]
+
+
+@dataclass(frozen=True)
+class CropOrder:
+    """Rows drawn independently, with replacement: `size` of them in an epoch, out of `rows`."""
+
+    size: int
+    rows: int
+    seed: int
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """Return (epochs, rows) at these positions."""
+        positions = np.asarray(positions, dtype=np.int64)
+        key = np.uint64(derive(self.seed, "crops"))
+        bits = mix64(mix64(positions.astype(np.uint64) + key))
+        return positions // self.size, (uniform(bits) * self.rows).astype(np.int64)
+
+
+class MixedOrder:
+    """Several corpora by their shares: each is read without replacement until it is used up, and then once more.
+
+    Of `BLOCK` positions each corpus gets its share, rounded to a whole number, in a shuffled order.
+
+    Args:
+        sizes: Rows of each corpus; those of one are numbered after those of the one before.
+        shares: Share of each, adding up to 1.
+    """
+
+    BLOCK = 10_000
+
+    def __init__(self, sizes: Sequence[int], shares: Sequence[float], seed: int):
+        self.size, self._seed = sum(sizes), seed
+        exact = np.array(shares) * self.BLOCK
+        counts = np.floor(exact).astype(np.int64)
+        left = self.BLOCK - int(counts.sum())
+        counts[np.argsort(counts - exact, kind="stable")[:left]] += 1
+        self._counts, self._first = counts, np.concatenate([[0], np.cumsum(sizes)])[:-1]
+        self._orders = [SampleOrder(size, derive(seed, "mixture", number)) for number, size in enumerate(sizes)]
+        self._made: tuple[int, Ints, Ints] | None = None
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """Return (passes, rows) at these positions: how often the row's corpus has been used up before, and the row."""
+        positions = np.asarray(positions, dtype=np.int64)
+        passes, rows = np.empty_like(positions), np.empty_like(positions)
+        blocks, within = np.divmod(positions, self.BLOCK)
+        for block in np.unique(blocks).tolist():
+            inside = blocks == block
+            sources, numbers = self._block(block)
+            for source in np.unique(sources[within[inside]]).tolist():
+                chosen = inside.copy()
+                chosen[inside] = sources[within[inside]] == source
+                taken, found = self._orders[source].at(numbers[within[chosen]])
+                passes[chosen], rows[chosen] = taken, found + self._first[source]
+        return passes, rows
+
+    def samples_of(self, source: int, positions: int) -> int:
+        """Return how many of the first positions are of a corpus."""
+        block, within = divmod(positions, self.BLOCK)
+        begun = int((self._block(block)[0][:within] == source).sum()) if within else 0
+        return block * int(self._counts[source]) + begun
+
+    def _block(self, block: int) -> tuple[Ints, Ints]:
+        """Return the corpus of each position of a block, and the number of its sample in that corpus."""
+        if self._made is None or self._made[0] != block:
+            ranks = Permutation(self.BLOCK, self._seed, block)(np.arange(self.BLOCK))
+            sources = np.searchsorted(np.cumsum(self._counts), ranks, side="right")
+            numbers = np.empty_like(ranks)
+            for source, count in enumerate(self._counts):
+                numbers[sources == source] = block * count + np.arange(count)
+            self._made = block, sources, numbers
+        return self._made[1], self._made[2]
+
+
+class GivenOrder:
+    """The order of a plugin: a permutation of the rows for each epoch.
+
+    Args:
+        size: Number of rows.
+        permutation: A function of the epoch. Raises what it finds wrong.
+    """
+
+    def __init__(self, size: int, permutation: Callable[[int], Ints]):
+        self.size, self._permutation = size, permutation
+        self._made: tuple[int, Ints] | None = None
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """Return (epochs, rows) at these positions."""
+        epochs, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.size)
+        for epoch in np.unique(epochs).tolist():
+            if self._made is None or self._made[0] != epoch:
+                self._made = epoch, self._permutation(epoch)
+            inside = epochs == epoch
+            rows[inside] = self._made[1][rows[inside]]
         return epochs, rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
 from foundry_core.corpus.delimiters import stray_delimiter
 from foundry_core.corpus.files import shown
+from foundry_core.corpus.mixture import MixedCorpus
 from foundry_core.corpus.reader import Corpus
+from foundry_core.data.batching import cut_rows, training_order
+from foundry_core.data.given_order import row_scores
+from foundry_core.data.order import Order
 from foundry_core.data.overlap import Overlap, overlap
-from foundry_core.data.rows import Rows
+from foundry_core.data.rows import AnyRows
 from foundry_core.data.token_file import Progress, TokenFile, prepare_tokens
 from foundry_core.errors import DataError, TokenizerError, warn
 from foundry_core.run_folder import METRICS, TOKENIZER, TOKENIZER_LOCK, TOKENIZER_MODEL, TOKENIZER_ORIGIN, TOKENS
@@ -44,8 +49,16 @@ class Corpora:
 
 
 def _opened(config: ExperimentConfig, setting: str) -> Corpus:
+    """Open a corpus of `data:`, or several as one."""
+    name, given = f"data.{setting}", getattr(config.data, setting)
+    if not isinstance(given, Mapping):
+        return _opened_path(config, name, given)
+    parts = {each: _opened_path(config, f"{name}.{each}", part.path) for each, part in given.items()}
+    return MixedCorpus.of(parts, name)
+
+
+def _opened_path(config: ExperimentConfig, name: str, spec: str) -> Corpus:
     """Open a corpus. Refuse one that contains files of this run, because it would be another one the next time."""
-    name, spec = f"data.{setting}", getattr(config.data, setting)
     folder, output_dir = Path(spec).expanduser(), Path(config.training.output_dir)
     for key, own in (("training.output_dir", output_dir), ("tokenizer.output_dir", tokenizer_folder(config))):
         if folder.is_dir() and own.resolve().is_relative_to(folder.resolve()):
@@ -220,9 +233,11 @@ class ExperimentData:
     """The token files of an experiment and the rows they are cut into."""
 
     train: TokenFile
-    train_rows: Rows
+    train_rows: AnyRows
+    order: Order
+    """Which row is trained at which position."""
     test: TokenFile | None
-    test_rows: Rows | None
+    test_rows: AnyRows | None
     description: dict[str, Any] = field(default_factory=dict)
     """Files of the corpora that were read and those that were not, for the record of the run."""
 
@@ -251,14 +266,11 @@ def experiment_rows(
     train, test = tokens
     test_rows = cut_rows(test, config, tokenizer) if test is not None else None
     description = corpora.description() if corpora is not None else {}
-    return ExperimentData(train, cut_rows(train, config, tokenizer), test, test_rows, description)
-
-
-def cut_rows(tokens: TokenFile, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast) -> Rows:
-    """Cut a token file into rows that consume `data.tokens_per_row` tokens, in the layout of the objective."""
-    framed = config.objective.layout == "framed"
-    ids = {"start_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id} if framed else {}
-    return Rows(tokens.tokens, config.objective.layout, config.data.consumed_per_row, **ids)
+    rows, scores = cut_rows(train, config, tokenizer, training=True), None
+    if config.data_order.score is not None:
+        corpus = corpora.train if corpora is not None else _opened(config, "training_corpus")
+        scores = row_scores(config.data_order, corpus, train, rows)
+    return ExperimentData(train, rows, training_order(config, rows, scores), test, test_rows, description)
 
 
 def data_identity(data: ExperimentData) -> dict[str, str]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -70,6 +71,14 @@ class TokenFile:
     documents: np.memmap[Any, Any]
     """Index in `tokens` (int64) where each document starts, and at the end the length of the stream."""
     info: TokenInfo
+
+    def parts(self) -> list[NDArray[Any]]:
+        """Return the tokens of each of several corpora, each with a separator at both ends."""
+        counts = [each["documents"] for each in self.info.account["parts"].values()]
+        edges = np.concatenate([[0], np.cumsum(counts)])
+        tokens = np.asarray(self.tokens)
+        starts = [int(each) for each in self.documents[edges]]
+        return [tokens[first - 1 : end] for first, end in pairwise(starts)]
 
 
 def prepare_tokens(

@@ -15,14 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 from foundry_core.corpus.reader import Corpus
 from foundry_core.data.batches import Batches, Collator
+from foundry_core.data.batching import cut_rows, row_lengths
 from foundry_core.data.collators import get_data_collator
-from foundry_core.data.order import SampleOrder
-from foundry_core.data.preparation import cut_rows
-from foundry_core.data.rows import Rows
+from foundry_core.data.order import LaneOrder, Order, SampleOrder
+from foundry_core.data.rows import AnyRows, LaneRows
 from foundry_core.data.token_file import TokenFile, prepare_tokens
 from foundry_core.errors import DataError
 from foundry_core.evaluation.inference import evaluating, to_device
 from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.carried import CarriedState
 from foundry_core.registry.hookspecs import EvaluationReport
 from foundry_core.storage.files import scratch_reported
 
@@ -30,7 +31,7 @@ from foundry_core.storage.files import scratch_reported
 def evaluate(
     model: BaseLanguageModel,
     tokens: TokenFile,
-    rows: Rows,
+    rows: AnyRows,
     collate: Collator,
     *,
     batch_size: int,
@@ -39,16 +40,24 @@ def evaluate(
 ) -> EvaluationReport:
     """Compute loss, perplexity and bits per byte over every row of a token file, in order.
 
-    A causal loss covers each token but the stream's first separator once; the rows are scored independently. A masked
-    loss covers the tokens that the collator hides, the same ones at each evaluation. Bits per byte need the whole text:
+    A causal loss covers each token but the stream's first separator once. The rows are scored independently, in
+    contiguous batching each from the state after the row before. A masked loss covers the tokens that the collator
+    hides, the same ones at each evaluation. Bits per byte need the whole text:
     each of those tokens predicted, none of them unknown.
     """
     device = next(model.parameters()).device
-    order = SampleOrder(len(rows), 0, shuffle=False)
-    total, count = 0.0, 0
+    order: Order = SampleOrder(len(rows), 0, shuffle=False)
+    carried, total, count = None, 0.0, 0
+    if isinstance(rows, LaneRows):
+        order, batch_size, carried = LaneOrder(len(rows), rows.lanes), rows.lanes, CarriedState()
     with evaluating(model), autocast() if autocast is not None else torch.autocast(device.type, enabled=False):
-        for batch in Batches(rows, order, collate, batch_size, 0, len(rows)):
-            output = model(**to_device(batch, device), reduction="sum", return_logits=False)
+        for number, batch in enumerate(Batches(rows, order, collate, batch_size, 0, len(rows))):
+            given = to_device(batch, device)
+            if carried is not None:
+                given = carried.given(given, row_lengths(rows, order, number * batch_size, batch_size))
+            output = model(**given, reduction="sum", return_logits=False)
+            if carried is not None:
+                carried.replace(output.state)
             total += float(output.loss)
             count += int(output.count)
     if not count:

@@ -139,7 +139,8 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
         """Return loss and logits; the keywords of `lm_output` (reduction, return_logits) are passed on to it.
 
         All are (B, T). attention_mask is 1 for real tokens. labels are -100 where nothing is predicted; for a causal
-        objective they are the input ids, which `lm_output` shifts.
+        objective they are the input ids, which `lm_output` shifts. A model that declares `isolates_documents` takes
+        document_ids, too: the number of the document of each token, which nothing of another document may reach.
         """
 
     def real_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:

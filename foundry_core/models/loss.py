@@ -52,15 +52,19 @@ class LanguageModelLoss:
     kernels: str
 
     def targets(
-        self, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self, labels: torch.Tensor, attention_mask: torch.Tensor | None = None, length: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the target of each position and a mask of those that count: (B, T - 1) causal, (B, T) otherwise."""
+        """Return the target of each position and a mask of those that count: (B, T - 1) causal, (B, T) otherwise.
+
+        length: Number of positions. Causal labels may have one column more: then the last position has a target too.
+        """
         if not self.context.objective.causal:
             return labels, labels != IGNORED
         targets = labels[:, 1:]
         chosen = targets != IGNORED
         if attention_mask is not None:
-            chosen = chosen & attention_mask[:, -labels.shape[1] : -1].bool()
+            mask = attention_mask[:, -(length or labels.shape[1]) :]
+            chosen = chosen & mask[:, : targets.shape[1]].bool()
         return targets, chosen
 
     def _linear_end(self, head: Callable[[torch.Tensor], torch.Tensor]) -> nn.Linear | None:
@@ -91,8 +95,9 @@ class LanguageModelLoss:
         """Return the language-model loss and the logits; every architecture's `forward` ends with this.
 
         The loss is the cross-entropy in fp32 over the labels that are not -100. For a causal objective position t is
-        scored on label t + 1, unless attention_mask marks t as padding: nothing is predicted from there. With no label
-        left the loss and its gradients are 0.
+        scored on label t + 1, unless attention_mask marks t as padding: nothing is predicted from there. Labels may
+        have a column more than the positions, as where a state is carried from row to row. With no label left the loss
+        and its gradients are 0.
 
         Args:
             head: Projects hidden states onto the vocabulary, (..., D) -> (..., V). With an `nn.Linear`, or an
@@ -119,7 +124,7 @@ class LanguageModelLoss:
         if labels is None:
             return output(logits=logits_BTV)
         source = hidden_BTD if logits_BTV is None else logits_BTV
-        targets, chosen = self.targets(labels, attention_mask)
+        targets, chosen = self.targets(labels, attention_mask, source.shape[1])
         targets_N, source_N = _chosen(targets, chosen), _chosen(source[:, : targets.shape[1]], chosen)
         token_losses = None
         if reduction == "none":

@@ -27,6 +27,7 @@ from foundry_core.errors import FoundryError
 from foundry_core.models.activations import replace_activations
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.interface import Settings_co
+from foundry_core.models.isolation import document_mask, document_positions
 from foundry_core.models.loss import ModelOutput
 from foundry_core.registry.architecture import BuildContext
 
@@ -204,8 +205,13 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         labels: torch.Tensor | None = None,
         state: Any = None,
         use_cache: bool = False,
+        document_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
+        if document_ids is not None:
+            hidden_BTD = self._isolated(input_ids, attention_mask, document_ids)
+            head = self.fast_head(hidden_BTD.shape[-1]) if self.kernels == "fast" else self.head
+            return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
         asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
         if self.kernels == "fast" and state is None and not use_cache:
@@ -235,6 +241,25 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         hidden_BTD = inner.last_hidden_state
         head = self.fast_head(hidden_BTD.shape[-1]) if self.kernels == "fast" else self.head
         return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
+
+    def _isolated(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, document_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the last hidden states of tokens that attend to their own document, where positions begin anew."""
+        real_BT = self.real_tokens(input_ids, attention_mask)
+        mask = document_mask(document_ids, real_BT, causal=self.context.objective.causal)
+        positions = document_positions(document_ids)
+        hidden_BTD = self.fast_hidden_states(input_ids, mask, positions) if self.kernels == "fast" else None
+        if hidden_BTD is not None:
+            return hidden_BTD
+        dtype = next(self.model.parameters()).dtype
+        added = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        first = self.position_ids(input_ids[:, :1], None, 0)  # some types count from another number than 0
+        asked: dict[str, Any] = {"position_ids": positions + (0 if first is None else first)}
+        if "use_cache" in self.arguments:
+            asked["use_cache"] = False
+        inner = self.model.base_model(input_ids, attention_mask=added, return_dict=True, **asked)
+        return cast("torch.Tensor", inner.last_hidden_state)
 
     def _past(self, state: Any, length: int) -> int:
         """Count the tokens that the state has read. Raises FoundryError if `length` more of them cannot follow."""

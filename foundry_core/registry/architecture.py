@@ -60,6 +60,7 @@ class Capabilities:
         receptive_field: In tokens, the current one included (in each direction if bidirectional); None: all tokens.
         tied_embeddings: The weights of the output layer are the input embeddings.
         compile: `training.compile` does not change the losses.
+        isolates_documents: `forward` takes `document_ids` (B, T) and keeps tokens of different documents apart.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -73,6 +74,7 @@ class Capabilities:
     receptive_field: int | None = None
     tied_embeddings: bool = False
     compile: bool = True
+    isolates_documents: bool = False
 
     def __post_init__(self) -> None:
         check_names("Capabilities: objectives", self.objectives)

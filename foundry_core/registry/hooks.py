@@ -9,6 +9,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from foundry_core.errors import PluginError, did_you_mean
+from foundry_core.registry.data_order import CORE_ORDERS, DataOrder
 from foundry_core.registry.discovery import scan
 from foundry_core.registry.isolation import failing_as, isolated
 from foundry_core.registry.objective import CORE_OBJECTIVES, Objective
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import pluggy
 
 
-Kind = Literal["objective", "optimizer", "tokenizer type"]
+Kind = Literal["objective", "optimizer", "tokenizer type", "order"]
 """The kinds of things that a plugin may offer by name."""
 
 
@@ -110,6 +111,7 @@ class Offers:
     objectives: Mapping[str, Objective]
     optimizers: Mapping[str, Optimizer]
     tokenizer_types: Mapping[str, TokenizerType]
+    orders: Mapping[str, DataOrder]
     providers: Mapping[tuple[Kind, str], Provider]
 
     def providers_of(self, chosen: Mapping[Kind, str]) -> dict[Kind, Provider]:
@@ -137,6 +139,7 @@ def offers(manager: pluggy.PluginManager) -> Offers:
         objectives,
         _offered(manager, "optimizer", providers),
         _offered(manager, "tokenizer type", providers),
+        _offered(manager, "order", providers),
         providers,
     )
 
@@ -145,6 +148,7 @@ _KINDS: dict[Kind, tuple[str, type[Any], Mapping[str, Any]]] = {
     "objective": ("foundry_objectives", Objective, CORE_OBJECTIVES),
     "optimizer": ("foundry_optimizers", Optimizer, CORE_OPTIMIZERS),
     "tokenizer type": ("foundry_tokenizer_types", TokenizerType, CORE_TOKENIZER_TYPES),
+    "order": ("foundry_orders", DataOrder, CORE_ORDERS),
 }
 """For each kind: the hook that offers it, the class of its descriptors, core's own."""
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pluggy
 
+from foundry_core.registry.data_order import DataOrder
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.tokenizer_type import TokenizerType
@@ -53,7 +54,7 @@ class StepReport:
     tokens_per_second: since the last report. *_seen: since the start of the experiment, without padding and overlap.
     seconds_left: at the present speed. auxiliary: the auxiliary terms of the model, by name. optimised_loss: what the
     gradient is of, with these terms or by the objective's own loss; None where that is `loss`. data_wait: share of the
-    time since the last report that went into waiting for batches.
+    time since the last report that went into waiting for batches. tokens_by_corpus: where there are several.
     """
 
     step: int
@@ -69,6 +70,7 @@ class StepReport:
     auxiliary: Mapping[str, float] = field(default_factory=dict)
     optimised_loss: float | None = None
     data_wait: float = 0.0
+    tokens_by_corpus: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,52 @@ def foundry_tokenizer_types() -> list[TokenizerType]:  # type: ignore[empty-body
     # experiment.yaml
     tokenizer: {tokenizer_type: words_and_marks}
     plugins: [foundry_marks]
+    """
+
+
+@hookspec
+def foundry_orders() -> list[DataOrder]:  # type: ignore[empty-body]
+    """Offer further values of `data.order`.
+
+    # foundry_short_to_long/__init__.py
+    from pydantic import Field
+
+    from foundry_core import ConfigSection, DataOrder, hookimpl
+
+
+    class ShortToLongSettings(ConfigSection):
+        epochs: int = Field(1, ge=1, description="epochs from the shortest to the longest; shuffled after them")
+
+
+    @hookimpl
+    def foundry_orders():
+        return [
+            DataOrder(
+                name="short_to_long",
+                summary="documents with short words first",
+                order="foundry_short_to_long.order:order",
+                score="foundry_short_to_long.order:score",
+                settings=ShortToLongSettings,
+            )
+        ]
+
+    # foundry_short_to_long/order.py
+    import numpy as np
+
+
+    def score(text):
+        words = text.split()
+        return sum(map(len, words)) / len(words)
+
+
+    def order(rows, seed, epoch):
+        if epoch >= rows.settings.epochs:
+            return np.random.default_rng([seed, epoch]).permutation(len(rows.lengths))
+        return np.argsort(rows.scores, kind="stable")
+
+    # experiment.yaml
+    data: {order: short_to_long, batching: documents, order_settings: {epochs: 2}}
+    plugins: [foundry_short_to_long]
     """
 
 

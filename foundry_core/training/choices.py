@@ -22,7 +22,6 @@ from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.batches import Batches
 from foundry_core.data.collators import get_data_collator
-from foundry_core.data.order import SampleOrder
 from foundry_core.data.preparation import ExperimentData
 from foundry_core.data.workers import Batch
 from foundry_core.devices import Precision, bf16_gain, choose_device, computes_in_bf16, keep_freed_memory, memory_of
@@ -30,7 +29,7 @@ from foundry_core.errors import one_line, tell, warn
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel, create_model
 from foundry_core.models.cost import training_flops
-from foundry_core.random_streams import derive, kept_generators
+from foundry_core.random_streams import kept_generators
 from foundry_core.training.losses import TokenLoss, objective_loss, summed_losses
 from foundry_core.training.plan import RunPlan
 
@@ -278,9 +277,8 @@ class _Passes:
 
     def _batches(self, count: int) -> list[Batch]:
         config, rows = self.config, self.data.train_rows
-        order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
         collate = get_data_collator(config, self.tokenizer)
-        return list(islice(Batches(rows, order, collate, self.rows, 0, self.plan.total_samples), count))
+        return list(islice(Batches(rows, self.data.order, collate, self.rows, 0, self.plan.total_samples), count))
 
     def _take(self, forward: Callable[..., Any], batch: Batch) -> float:
         start = time.perf_counter()

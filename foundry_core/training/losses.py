@@ -14,6 +14,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.workers import Batch
 from foundry_core.errors import PluginError
 from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.carried import CarriedState
 from foundry_core.models.loss import language_loss, training_loss
 from foundry_core.registry.isolation import failing_as
 from foundry_core.registry.loading import import_string
@@ -53,23 +54,31 @@ def objective_loss(config: ExperimentConfig) -> TokenLoss | None:
 
 
 def summed_losses(
-    model: BaseLanguageModel, forward: Callable[..., Any], batch: Batch, own: TokenLoss | None
+    model: BaseLanguageModel,
+    forward: Callable[..., Any],
+    batch: Batch,
+    own: TokenLoss | None,
+    carried: tuple[CarriedState, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return what a micro-batch adds to a step, summed over its predicted tokens.
 
     Args:
         forward: The model, or what torch has compiled it to.
         own: The loss of the objective, which needs the logits of all positions; by default the cross-entropy.
+        carried: The state that rows continue from, and that is replaced by the one after them; and their lengths.
 
     Returns:
         The sum to differentiate, and the figures to report: `loss`, the cross-entropy; `optimised`, that sum, if it is
         another one; and the auxiliary terms by name.
     """
-    output = forward(**batch, reduction="sum", return_logits=own is not None)
+    given = batch if carried is None else carried[0].given(batch, carried[1])
+    output = forward(**given, reduction="sum", return_logits=own is not None)
+    if carried is not None:
+        carried[0].replace(output.state)
     optimised, loss = training_loss(model, output), language_loss(output)
     terms: dict[str, torch.Tensor] = getattr(output, "auxiliary", None) or {}
     if own is not None:
-        targets, chosen = model.targets(batch["labels"], batch.get("attention_mask"))
+        targets, chosen = model.targets(given["labels"], given.get("attention_mask"), given["input_ids"].shape[1])
         losses_N = own(output.logits[:, : targets.shape[1]][chosen].float(), targets[chosen], batch)
         optimised = losses_N.sum() + len(losses_N) * sum(terms.values())
     figures = {"loss": loss.detach()}

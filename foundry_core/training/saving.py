@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -92,10 +92,15 @@ class CheckpointSaver:
         minutes = self._settings.ephemeral_minutes
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
-    def save(self, state: TrainState, *, ephemeral: bool = False) -> None:
-        """Save a checkpoint, after the one before has been saved."""
+    def save(
+        self, state: TrainState, carried: Mapping[str, torch.Tensor] | None = None, *, ephemeral: bool = False
+    ) -> None:
+        """Save a checkpoint, after the one before has been saved.
+
+        carried: The tensors of the state that rows continue from, if one is carried.
+        """
         self.finish()
-        tensors = checkpoint_tensors(self._model, self._optimizer)
+        tensors = checkpoint_tensors(self._model, self._optimizer, carried or {})
         if self._buffers is not None:
             tensors, state = self._buffers.copy(tensors), deepcopy(state)
         device = next(self._model.parameters()).device

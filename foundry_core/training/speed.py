@@ -74,6 +74,7 @@ class Stopwatch:
             auxiliary={name[len(AUXILIARY) :]: term for name, term in losses.items() if name.startswith(AUXILIARY)},
             optimised_loss=losses.get("optimised"),
             data_wait=waited / elapsed,
+            tokens_by_corpus=dict(state.tokens_by_corpus),
         )
 
     def _judge(self, waited: float, elapsed: float, step: int) -> None:

@@ -20,22 +20,25 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.checkpoints.checkpoint import load_checkpoint, newest_valid
+from foundry_core.checkpoints.checkpoint import load_carried, load_checkpoint, newest_valid
 from foundry_core.checkpoints.compatibility import environment_changes
 from foundry_core.checkpoints.optimizer_state import optimizer_values
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.batches import Batches
+from foundry_core.data.batching import row_lengths
 from foundry_core.data.collators import get_data_collator
-from foundry_core.data.order import SampleOrder, extended_ledger
+from foundry_core.data.order import extended_ledger
 from foundry_core.data.preparation import ExperimentData, data_identity
+from foundry_core.data.rows import MixedRows
 from foundry_core.data.workers import Batch
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
 from foundry_core.errors import CheckpointError, StoppedError, warn
 from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.carried import CarriedState
 from foundry_core.random_streams import derive
 from foundry_core.registry.hookspecs import StepReport
 from foundry_core.run_folder import checkpoint_name
@@ -90,7 +93,7 @@ class Trainer:
             self.optimizer = build_optimizer(model, settings, config.optimizer)
         self.forward: Callable[..., Any] = torch.compile(model) if self.choices.compile else model
         self.schedule = Schedule(settings, self.plan.total_steps)
-        self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
+        self.carried = CarriedState() if config.data.batching == "contiguous" else None
         self.collate = get_data_collator(config, tokenizer)
         self.own_loss = objective_loss(config)
         self.state = TrainState(
@@ -125,6 +128,8 @@ class Trainer:
             fresh=self.state,
             allowed=allowed_changes,
         )
+        if self.carried is not None:
+            load_carried(folder, self.carried, self.state.carried, self.device)
         changes = environment_changes(folder, self.device)
         if changes:
             warn(f"the run continues, but not bit for bit as it would have: {'; '.join(changes)}")
@@ -224,6 +229,8 @@ class Trainer:
         size, accumulation = self.config.data.batch_size, self.config.training.gradient_accumulation_steps
         if size == 1:
             return f"{where}: give a smaller data.max_sequence_length, or training.gradient_checkpointing"
+        if self.carried is not None:
+            return f"{where}: begin a new run with a smaller data.batch_size, which is the number of lanes"
         # The largest part that leaves the step what it is: the same rows, summed in another grouping.
         fits = next(part for part in range(size // 2, 0, -1) if size % part == 0)
         changed = (f"data.batch_size={fits}", f"training.gradient_accumulation_steps={accumulation * size // fits}")
@@ -245,7 +252,7 @@ class Trainer:
         return iter(
             Batches(
                 self.data.train_rows,
-                self.order,
+                self.data.order,
                 self.collate,
                 self.config.data.batch_size,
                 self.state.samples,
@@ -265,9 +272,11 @@ class Trainer:
         # would weigh tokens unequally.
         count = max(sum(self._predictions(batch) for batch in micro_batches), 1)
         totals: dict[str, torch.Tensor] = {}
+        first = state.samples
         for batch in micro_batches:
-            for name, figure in self._add_gradient(batch, count).items():
+            for name, figure in self._add_gradient(batch, count, first).items():
                 totals[name] = totals.get(name, 0) + figure.double()
+            first += len(batch["input_ids"])
         scaler.unscale_(self.optimizer)
         limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
@@ -283,11 +292,19 @@ class Trainer:
         """Make what the next step draws a function of seed and step."""
         torch.manual_seed(derive(self.config.seed("dropout"), "dropout", self.state.step))
 
-    def _add_gradient(self, batch: Batch, count: int) -> dict[str, torch.Tensor]:
-        """Add the gradient of a micro-batch's summed loss over `count` to the parameters; return the sums to report."""
+    def _add_gradient(self, batch: Batch, count: int, first: int) -> dict[str, torch.Tensor]:
+        """Add the gradient of a micro-batch's summed loss over `count` to the parameters; return the sums to report.
+
+        first: The position of its first row.
+        """
+        carried = None
+        if self.carried is not None:
+            if first % self.data.order.size == 0:  # an epoch begins
+                self.carried.reset()
+            carried = self.carried, row_lengths(self.data.train_rows, self.data.order, first, len(batch["input_ids"]))
         with self.precision.autocast():
             batch = to_device(batch, self.device)
-            optimised, figures = summed_losses(self.model, self.forward, batch, self.own_loss)
+            optimised, figures = summed_losses(self.model, self.forward, batch, self.own_loss, carried)
         torch.autograd.backward(self.precision.scaler.scale(optimised / count))
         return figures
 
@@ -312,8 +329,15 @@ class Trainer:
 
     def _advance(self, samples: int) -> None:
         state = self.state
-        epochs, rows = self.order.at(np.arange(state.samples, state.samples + samples))
-        state.tokens_seen += int(self.data.train_rows.stream_tokens(rows).sum())
+        epochs, rows = self.data.order.at(np.arange(state.samples, state.samples + samples))
+        tokens = self.data.train_rows.stream_tokens(rows)
+        state.tokens_seen += int(tokens.sum())
+        if isinstance(self.data.train_rows, MixedRows):
+            sources = self.data.train_rows.sources(rows)
+            for number, name in enumerate(self.data.train_rows.names):
+                state.tokens_by_corpus[name] = state.tokens_by_corpus.get(name, 0) + int(
+                    tokens[sources == number].sum()
+                )
         state.ledger = extended_ledger(state.ledger, epochs, rows)
         state.samples += samples
         state.step += 1
@@ -348,4 +372,5 @@ class Trainer:
         self.state.schedule = self.schedule.state()
         self.state.optimizer = optimizer_values(self.model, self.optimizer)
         self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
-        self.saver.save(self.state, ephemeral=ephemeral)
+        self.state.carried = self.carried.layout() if self.carried is not None else None
+        self.saver.save(self.state, self.carried.tensors() if self.carried is not None else {}, ephemeral=ephemeral)

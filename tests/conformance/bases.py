@@ -228,6 +228,29 @@ class BidirectionalModel(AttentionModel):
     capabilities = Capabilities(objectives=("masked_lm",), generation=False, left_padding=True, bidirectional=True)
 
 
+class IsolatingModel(AttentionModel):
+    """Keeps the documents of a row apart."""
+
+    capabilities = replace(AttentionModel.capabilities, isolates_documents=True)
+    numbers: torch.Tensor | None = None
+
+    def forward(self, input_ids: torch.Tensor, *arguments: Any, **keywords: Any) -> ModelOutput:
+        self.__dict__["numbers"] = keywords.pop("document_ids", None)
+        return super().forward(input_ids, *arguments, **keywords)
+
+    def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        visible_BTS = super().visible(real_BS, tokens)
+        number = self.numbers
+        return visible_BTS if number is None else visible_BTS & (number[:, :, None] == number[:, None, :])
+
+    def places(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        places, number = super().places(real_BS, tokens), self.numbers
+        if number is None:
+            return places
+        same = number[:, :, None] == number[:, None, :]
+        return (same & torch.ones_like(same).tril(diagonal=-1)).sum(dim=-1)
+
+
 class RecurrentModel(SmallModel):
     """Gated recurrence over real tokens, a step at a time. State: the hidden state of each layer after the last one."""
 

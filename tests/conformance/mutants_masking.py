@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from foundry_core import Capabilities, ModelOutput
 
-from .bases import AttentionLayer, AttentionModel, BidirectionalModel, RecurrentModel
+from .bases import AttentionLayer, AttentionModel, BidirectionalModel, IsolatingModel, RecurrentModel
 from .mutants import Mutants
 
 MUTANTS = Mutants()
@@ -174,3 +174,21 @@ class ClampedBehindState(AttentionModel):
             return super().places(real_BS, tokens)
         longest = self.context.max_sequence_length
         return (real_BS.cumsum(dim=1) - 1).clamp(min=0, max=longest - 1)[:, -tokens:]
+
+
+@MUTANTS.plant("documents that see each other", caught_by="isolation")
+class DocumentsNotApart(IsolatingModel):
+    def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        return AttentionModel.visible(self, real_BS, tokens)
+
+
+@MUTANTS.plant("positions that go on over documents", caught_by="isolation")
+class PositionsGoOn(IsolatingModel):
+    def places(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        return AttentionModel.places(self, real_BS, tokens)
+
+
+@MUTANTS.plant("documents apart in evaluation only", caught_by="isolation")
+class ApartInEvaluationOnly(IsolatingModel):
+    def visible(self, real_BS: torch.Tensor, tokens: int) -> torch.Tensor:
+        return (AttentionModel if self.training else IsolatingModel).visible(self, real_BS, tokens)

@@ -280,6 +280,23 @@ class OneStateForAll(RecurrentModel):
         return super().forward(input_ids, *arguments, state=state, **keywords)  # type: ignore[misc]  # never positional
 
 
+@MUTANTS.plant("no state in training", caught_by="carried-rows")
+class NoStateInTraining(RecurrentModel):
+    def forward(self, input_ids: torch.Tensor, *arguments: Any, **keywords: Any) -> ModelOutput:
+        output = super().forward(input_ids, *arguments, **keywords)
+        output.state = None if self.training else output.state
+        return output
+
+
+@MUTANTS.plant("a state in training that is not the last", caught_by="carried-rows")
+class EarlierStateInTraining(RecurrentModel):
+    def recur(
+        self, cell: Any, x_BTD: torch.Tensor, real_BT: torch.Tensor, state_BD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        output_BTD, last_BD = super().recur(cell, x_BTD, real_BT, state_BD)
+        return output_BTD, output_BTD[:, -2] if self.training and x_BTD.shape[1] > 1 else last_BD
+
+
 # What it costs.
 
 

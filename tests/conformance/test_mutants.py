@@ -24,6 +24,7 @@ from .bases import (
     AttentionModel,
     BalancedModel,
     DroppingModel,
+    IsolatingModel,
     ParameterOfPositions,
     SmallModel,
     TableOfPositions,
@@ -53,6 +54,11 @@ def test_a_model_without_a_defect_passes_the_kit(base: type[SmallModel]) -> None
 def test_dropout_that_an_example_sets_disturbs_no_check() -> None:
     checks = whole_kit("")  # torch.compile is checked without dropout
     assert [f"{result.check.name}: {result.reason}" for result in failures(DroppingModel, *checks)] == []
+
+
+def test_a_model_that_keeps_documents_apart_passes_the_kit() -> None:
+    checks = ("objective", "masking", "state")
+    assert [f"{result.check.name}: {result.reason}" for result in failures(IsolatingModel, *checks)] == []
 
 
 def test_a_model_with_an_auxiliary_term_passes_the_kit() -> None:

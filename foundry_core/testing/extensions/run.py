@@ -15,6 +15,7 @@ from foundry_core.testing.extensions import (  # noqa: F401
     objectives,
     observers,
     optimizers,
+    orders,
     packages,
     tokenizers,
 )

@@ -15,8 +15,8 @@ from foundry_core.registry.hooks import Offers, hook_manager, hooks_in, offers, 
 from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import available_architectures, load_module, plugin_files
 
-KINDS = ("architecture", "objective", "optimizer", "tokenizer", "observer", "command")
-_OFFERING = ("foundry_objectives", "foundry_optimizers", "foundry_tokenizer_types")
+KINDS = ("architecture", "objective", "optimizer", "tokenizer", "order", "observer", "command")
+_OFFERING = ("foundry_objectives", "foundry_optimizers", "foundry_tokenizer_types", "foundry_orders")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +106,7 @@ def _offered(
         "objective": dict(found.objectives),
         "optimizer": dict(found.optimizers),
         "tokenizer": dict(found.tokenizer_types),
+        "order": dict(found.orders),
     }
     others = {(kind.partition(" ")[0], name) for kind, name in found.providers}
     for kind, by_name in descriptors.items():

@@ -40,6 +40,7 @@ bert = Architecture(
         gradient_checkpointing=True,
         bidirectional=True,
         tied_embeddings=True,
+        isolates_documents=True,
     ),
     default_tokenizer="wordpiece",
     examples={

@@ -24,6 +24,7 @@ gpt2 = Architecture(
         left_padding=True,
         gradient_checkpointing=True,
         tied_embeddings=True,
+        isolates_documents=True,
     ),
     default_tokenizer="sentencepiece",
     examples={

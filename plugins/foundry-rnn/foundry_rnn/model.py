@@ -84,7 +84,8 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
     ) -> ModelOutput:
         """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False."""
         # In training nothing is predicted from the last token, and no state is needed after it.
-        needed = labels is None or not self.training or not self.context.objective.causal
+        longer = labels is not None and labels.shape[1] > input_ids.shape[1]
+        needed = labels is None or longer or not self.training or not self.context.objective.causal
         read = input_ids.shape[1] - (0 if needed or kwargs.get("return_logits", True) else 1)
         real_BT = self.real_tokens(input_ids, attention_mask)
         share = self.dropout.p if self.training else 0.0

@@ -1,0 +1,70 @@
+"""From a token file to rows in their order, as `data.batching`, `data.order` and the other keys of `data:` ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.data.given_order import Scores, given_order
+from foundry_core.data.order import CropOrder, LaneOrder, LengthOrder, MixedOrder, Order, SampleOrder
+from foundry_core.data.rows import AnyRows, CropRows, DocumentRows, LaneRows, MixedRows, PackedRows, Rows
+from foundry_core.data.token_file import TokenFile
+from foundry_core.random_streams import derive
+
+
+def cut_rows(
+    tokens: TokenFile, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, *, training: bool = False
+) -> AnyRows:
+    """Cut a token file into rows that consume `data.tokens_per_row` tokens, in the layout of the objective.
+
+    training: For training; otherwise for an evaluation, in which each token counts once.
+    """
+    made: tuple[Any, ...] = (config.objective.layout, config.data.consumed_per_row)
+    ids: dict[str, Any] = {}
+    if config.objective.layout == "framed":
+        ids = {"start_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id}
+    stream, data = tokens.tokens, config.data
+    if data.isolate_documents or data.batching == "documents":
+        kind = PackedRows if data.isolate_documents else DocumentRows
+        return kind(stream, *made, documents=np.asarray(tokens.documents), **ids)
+    if data.batching == "contiguous":
+        # Of a short text for evaluation fewer lanes, each of one row at least.
+        most = data.batch_size if training else (len(stream) - 1) // data.consumed_per_row
+        return LaneRows(stream, *made, lanes=max(1, min(data.batch_size, most)), **ids)
+    if training and data.batching == "crops":
+        return CropRows(stream, *made, **ids)
+    if training and data.mixture:
+        return MixedRows([Rows(part, *made, **ids) for part in tokens.parts()], list(data.mixture))
+    return Rows(stream, *made, **ids)
+
+
+def row_lengths(rows: AnyRows, order: Order, first: int, count: int) -> torch.Tensor:
+    """Return how many tokens the rows at some positions have in the layout `overlap`, where one is carried over."""
+    _, found = order.at(np.arange(first, first + count))
+    return torch.from_numpy(rows.stream_tokens(found) + 1)
+
+
+def training_order(config: ExperimentConfig, rows: AnyRows, scores: Scores | None = None) -> Order:
+    """Return the order in which a run takes its rows, those of `cut_rows` for training.
+
+    Args:
+        scores: For an order of a plugin that asks for it, the score of each row.
+    """
+    data, seed = config.data, derive(config.seed("data_order"), "data_order")
+    if isinstance(rows, MixedRows):
+        assert data.mixture is not None
+        shares = np.array([each.share for each in data.mixture.values()])
+        return MixedOrder([len(part) for part in rows.parts], (shares / shares.sum()).tolist(), seed)
+    if isinstance(rows, LaneRows):
+        return LaneOrder(len(rows), rows.lanes)
+    if isinstance(rows, CropRows):
+        return CropOrder(rows.per_epoch, len(rows), seed)
+    if data.order not in ("shuffled", "sequential"):
+        return given_order(config, rows, scores)
+    if isinstance(rows, DocumentRows) and data.order == "shuffled":
+        return LengthOrder(rows.row_lengths, data.batch_size * config.training.gradient_accumulation_steps, seed)
+    return SampleOrder(len(rows), seed, shuffle=data.order == "shuffled")
