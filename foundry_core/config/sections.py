@@ -52,8 +52,12 @@ class CorpusShare(ConfigSection):
 Mixture = Annotated[dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], CorpusShare], Field(min_length=1)]
 
 
+def _mixture(data: DataConfig) -> Mapping[str, CorpusShare] | None:
+    return data.training_corpus if isinstance(data.training_corpus, Mapping) else None
+
+
 def _has_a_share(data: DataConfig) -> Iterator[str]:
-    shares = {name: each.share for name, each in (data.mixture or {}).items()}
+    shares = {name: each.share for name, each in (_mixture(data) or {}).items()}
     total = sum(shares.values())
     if shares and not total:
         yield "training_corpus: the shares sum to zero: give one of them a positive share"
@@ -64,20 +68,24 @@ def _has_a_share(data: DataConfig) -> Iterator[str]:
 
 def _one_way_of_batching(data: DataConfig) -> Iterator[str]:
     if data.isolate_documents and data.batching != "shuffled":
-        instead = ": documents are apart already" if data.batching == "documents" else ""
+        instead = ", in which they are apart" if data.batching == "documents" else ""
         yield f"isolate_documents needs batching: shuffled, not {data.batching}{instead}"
     if data.order != "shuffled" and data.batching in ("contiguous", "crops"):
         yield f"order: {data.order} needs batching: shuffled or documents, not {data.batching}"
-    if data.mixture is not None and data.batching != "shuffled":
-        yield f"training_corpus: several corpora need batching: shuffled, not {data.batching}"
-    if data.mixture is not None and data.isolate_documents:
+
+
+def _several_corpora_are_shuffled(data: DataConfig) -> Iterator[str]:
+    if _mixture(data) is None:
+        return
+    for key, value in (("batching", data.batching), ("order", data.order)):
+        if value != "shuffled":
+            yield f"training_corpus: several corpora need {key}: shuffled, not {value}"
+    if data.isolate_documents:
         yield "training_corpus: several corpora cannot be trained with isolate_documents"
-    if data.mixture is not None and data.order != "shuffled":
-        yield f"training_corpus: several corpora need order: shuffled, not {data.order}"
 
 
 class DataConfig(ConfigSection):
-    RULES = (_has_a_share, _one_way_of_batching)
+    RULES = (_has_a_share, _one_way_of_batching, _several_corpora_are_shuffled)
 
     training_corpus: Annotated[
         Annotated[PathText, Tag("[path]")] | Annotated[Mixture, Tag("[mixture]")],
@@ -113,7 +121,7 @@ class DataConfig(ConfigSection):
     @property
     def mixture(self) -> Mapping[str, CorpusShare] | None:
         """The corpora of `training_corpus` by name, if it names several."""
-        return self.training_corpus if isinstance(self.training_corpus, Mapping) else None
+        return _mixture(self)
 
     @property
     def consumed_per_row(self) -> int:
