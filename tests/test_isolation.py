@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def documents_of(batch: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor,
     ):
         length = int(mask.sum())
         edges = [0, *(np.flatnonzero(np.diff(numbers[:length])) + 1).tolist(), length]
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in pairwise(edges):
             yield ids[start:end][None], labels[start : min(end + 1, length)][None]
 
 

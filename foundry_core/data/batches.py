@@ -14,7 +14,7 @@ from foundry_core.data.workers import Batch as Batch
 from foundry_core.data.workers import batches_from_workers
 
 Collator: TypeAlias = Callable[[Sequence[Any]], Batch]
-"""Makes a batch of rows, each `{"input_ids": int64 array, "epoch": int, "row": int}`.
+"""Makes a batch of rows, each `{"input_ids": int64 array, "epoch": int, "row": int, "position": int}`.
 
 With `data.isolate_documents` also `documents`: the number of the document of each token in its row, an int64 array.
 """
@@ -60,10 +60,15 @@ class Batches(Dataset[Batch]):
             self._group, self._epochs, self._rows = group, epochs.tolist(), rows.tolist()
         part = slice(within * self.batch_size, (within + 1) * self.batch_size)
         return self.collate(
-            [self._sample(epoch, row) for epoch, row in zip(self._epochs[part], self._rows[part], strict=True)]
+            [
+                self._sample(position, epoch, row)
+                for position, (epoch, row) in enumerate(
+                    zip(self._epochs[part], self._rows[part], strict=True), self.start + index * self.batch_size
+                )
+            ]
         )
 
-    def _sample(self, epoch: int, row: int) -> dict[str, Any]:
+    def _sample(self, position: int, epoch: int, row: int) -> dict[str, Any]:
         documents = self.rows.documents(row)
         apart = {} if documents is None else {"documents": documents}
-        return {"input_ids": self.rows.row(row), "epoch": epoch, "row": row, **apart}
+        return {"input_ids": self.rows.row(row), "epoch": epoch, "row": row, "position": position, **apart}
