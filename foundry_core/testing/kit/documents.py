@@ -11,6 +11,7 @@ import torch
 
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.carried import CarriedState
+from foundry_core.models.loss import language_loss
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import check, declared, every, require, require_close
 from foundry_core.testing.kit.state import tensors_in
@@ -42,10 +43,11 @@ def carried_rows(case: Case) -> None:
         output = model(**carried.given(batch, lengths), reduction="sum", return_logits=False)
         require(output.state is not None, "in training no state is returned")
         carried.replace(output.state)
-        losses.append(output.loss)
+        losses.append(language_loss(output))
         require(int(output.count) == 3 * half, f"{int(output.count)} predictions of {3 * half}")
     require(int(whole.count) == 6 * half, f"{int(whole.count)} predictions of {6 * half}")
-    require_close(sum(losses), whole.loss, "loss of two rows with a carried state", rtol=1e-5)  # type: ignore[arg-type]
+    total = torch.stack(losses).sum()
+    require_close(total, language_loss(whole), "loss of two rows with a carried state", rtol=1e-5)
     require(bool(tensors_in(carried.state)), "the state has no tensor")
 
 
@@ -81,13 +83,14 @@ def isolation(case: Case) -> None:
         together = model(ids, **given)
         what = f"with {kernels} kernels{', in training' if training else ''}"
         for index, documents in enumerate(rows):
-            for number, alone in enumerate(_alone(model, documents)):
+            for number, expected in enumerate(_alone(model, documents)):
                 logits = together.logits[index][numbers[index] == number]
-                require_close(logits, alone, f"logits of document {number} of a row, {what}", atol=1e-5)
-        loss = sum(model(d[None], labels=d[None], reduction="sum").loss for row in rows for d in row)
-        require_close(together.loss, loss, f"loss of all documents, {what}", rtol=1e-5)  # type: ignore[arg-type]
-        lean = model(ids, **given, return_logits=False)
-        require_close(lean.loss, together.loss, f"loss without logits, {what}", rtol=1e-5)
+                require_close(logits, expected, f"logits of document {number} of a row, {what}", atol=1e-5)
+        alone = [model(each[None], labels=each[None], reduction="sum") for row in rows for each in row]
+        loss, found = torch.stack([language_loss(each) for each in alone]).sum(), language_loss(together)
+        require_close(found, loss, f"loss of all documents, {what}", rtol=1e-5)
+        lean = language_loss(model(ids, **given, return_logits=False))
+        require_close(lean, found, f"loss without logits, {what}", rtol=1e-5)
 
 
 def _documents(case: Case, seed: int, sizes: tuple[int, ...]) -> list[torch.Tensor]:

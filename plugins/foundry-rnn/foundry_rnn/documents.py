@@ -1,6 +1,6 @@
 """The documents of rows as rows of their own, so that a recurrence begins anew with each.
 
-Shapes: B batch, T tokens, S documents of like length, L tokens of the longest of them.
+Shapes: B batch, T tokens, S documents, L tokens of each.
 """
 
 from __future__ import annotations
@@ -9,18 +9,23 @@ from collections.abc import Iterator
 
 import torch
 
-_SHORTEST = 0.6
-"""Share of the longest document of a group that the shortest has: each group takes as many steps as its longest."""
+_LEFT = 0.5
+"""A part ends where so many of the documents in it, sorted by length, have ended but this share."""
 
 
-def groups_of_documents(
-    documents_BT: torch.Tensor, real_BT: torch.Tensor | None
+def parts_of_documents(
+    documents_BT: torch.Tensor, real_BT: torch.Tensor | None, *, whole: bool
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield for documents of like length the place of each token among all B T, (S, L), and which are real, (S, L).
+    """Yield the place of each token among all B T, (S, L), and which tokens are real, (S, L), of documents in parts.
+
+    The first part has the beginnings of all documents, the longest first; each further part has, in the same order,
+    what follows of those that go on. So a step is computed for few tokens that are not real, and there are no more
+    steps than the longest document has tokens.
 
     Args:
         documents_BT: The number of the document of each token; those of one document stand together.
         real_BT: True for real tokens; None if all are. Others are in no document.
+        whole: Yield groups of whole documents of like length instead.
     """
     length = documents_BT.shape[1]
     places = torch.arange(documents_BT.numel(), device=documents_BT.device)
@@ -34,11 +39,25 @@ def groups_of_documents(
     starts = begins.nonzero()[:, 0]
     sizes = torch.diff(starts, append=starts.new_tensor([len(places)]))
     sizes, order = sizes.sort(descending=True, stable=True)
-    starts = starts[order]
-    lengths, first = sizes.tolist(), 0
+    starts, lengths = starts[order], sizes.tolist()
+    for documents, columns in _groups(lengths) if whole else _chunks(lengths):
+        at_L = torch.arange(columns.start, columns.stop, device=places.device)
+        real_SL = at_L < sizes[documents, None]
+        yield places[torch.where(real_SL, starts[documents, None] + at_L, starts[documents, None])], real_SL
+
+
+def _groups(lengths: list[int]) -> Iterator[tuple[slice, range]]:
+    first = 0
     while first < len(lengths):
-        end = next((at for at in range(first, len(lengths)) if lengths[at] < _SHORTEST * lengths[first]), len(lengths))
-        columns = torch.arange(lengths[first], device=places.device)
-        real_SL = columns < sizes[first:end, None]
-        yield places[torch.where(real_SL, starts[first:end, None] + columns, starts[first:end, None])], real_SL
+        shortest = _LEFT * lengths[first]
+        end = next((at for at in range(first, len(lengths)) if lengths[at] < shortest), len(lengths))
+        yield slice(first, end), range(lengths[first])
         first = end
+
+
+def _chunks(lengths: list[int]) -> Iterator[tuple[slice, range]]:
+    there, begun = len(lengths), 0
+    while there:
+        end = lengths[int(_LEFT * there)]
+        yield slice(0, there), range(begun, end)
+        begun, there = end, next((at for at in range(there) if lengths[at] <= end), there)

@@ -21,7 +21,7 @@ from foundry_core import (
     register_auto_classes,
 )
 from foundry_rnn import RNNModelConfig
-from foundry_rnn.documents import groups_of_documents
+from foundry_rnn.documents import parts_of_documents
 from foundry_rnn.scan import Between, State, recurrent_states
 
 _LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -184,12 +184,15 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         settings, fast = self.settings.rnn, self._fast(input_ids)
         real_BT = self.real_tokens(input_ids, attention_mask)
         found, terms, tokens = [], list[tuple[int, dict[str, torch.Tensor]]](), []
-        for places_SL, real_SL in groups_of_documents(document_ids, real_BT):
+        # What both directions read, or is drawn or compared for a whole document, cannot be computed in parts of it.
+        whole, state = settings.bidirectional or settings.layer_by_layer, None
+        for places_SL, real_SL in parts_of_documents(document_ids, real_BT, whole=whole):
             ids_SL, shown = input_ids.flatten()[places_SL], None if bool(real_SL.all()) else real_SL
             # What stands after a document does not reach it, unless it is read from right to left.
             masked = shown if settings.bidirectional else None
             by_layer = (fast and masked is None) or settings.layer_by_layer
-            layers, dropped_SLH, _ = self._states(ids_SL, masked, None, fast=fast, by_layer=by_layer)
+            before = None if state is None or whole else _of_first_rows(state, len(ids_SL))
+            layers, dropped_SLH, state = self._states(ids_SL, masked, before, fast=fast, by_layer=by_layer)
             found.append(dropped_SLH[real_SL])
             tokens.append(places_SL[real_SL])
             if labels is not None and self.training:
@@ -367,6 +370,12 @@ def _mean_square(values_BTH: torch.Tensor, counted_BT: torch.Tensor | None) -> t
     if counted_BT is None:
         return squares.sum() / max(squares.numel(), 1)
     return (squares * counted_BT.unsqueeze(-1)).sum() / (counted_BT.sum() * squares.shape[-1]).clamp(min=1)
+
+
+def _of_first_rows(state: Any, rows: int) -> Any:
+    if isinstance(state, tuple):
+        return tuple(_of_first_rows(each, rows) for each in state)
+    return state[:, :rows].contiguous()
 
 
 def _where_read(read_B: torch.Tensor, after: Any, before: Any) -> Any:

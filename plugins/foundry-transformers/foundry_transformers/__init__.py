@@ -200,6 +200,8 @@ def _capabilities(config: TransformersModelConfig) -> Capabilities:
         unbounded_length=kind.positions is None,
         bidirectional=not causal,
         tied_embeddings=getattr(section, "tie_word_embeddings", True),
+        # DeBERTa does not take a mask of pairs of tokens.
+        isolates_documents=placed and "relative_attention" not in kind.settings,
     )
 
 

@@ -145,6 +145,12 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
             state = self.forward(few[:, :1], use_cache=True).state
             if not torch.allclose(self._logits(few[:, 1:], state=state), logits[:, 1:], rtol=0, atol=1e-4):
                 yield "its state does not carry over from one call to the next"
+        if self.config.data.isolate_documents:
+            half = few.shape[1] // 2
+            apart = self._logits(few, document_ids=(torch.arange(few.shape[1]) >= half).long()[None])
+            alone = [self._logits(each) for each in few.split([half, few.shape[1] - half], dim=1)]
+            if not torch.allclose(apart, torch.cat(alone, dim=1), rtol=0, atol=1e-4):
+                yield "it does not keep the documents of a row apart: unset data.isolate_documents"
 
     def _logits(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return the logits. Calls `forward` directly, so that hooks on the model see training only."""
