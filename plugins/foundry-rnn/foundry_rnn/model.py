@@ -3,10 +3,12 @@
 Shapes: B batch, T tokens, E embedding width, H state width (both directions together), V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -19,7 +21,7 @@ from foundry_core import (
     register_auto_classes,
 )
 from foundry_rnn import RNNModelConfig
-from foundry_rnn.scan import recurrent_states
+from foundry_rnn.scan import Between, State, recurrent_states
 
 _LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -30,26 +32,45 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
         settings = self.settings.rnn
-        width = settings.hidden_size * (2 if settings.bidirectional else 1)
-        self.embedding = nn.Embedding(context.vocab_size, settings.embedding_size)
-        self.dropout = nn.Dropout(settings.dropout)
-        self.recurrent = _LAYERS[self.model_type](
-            settings.embedding_size,
-            settings.hidden_size,
-            settings.num_layers,
-            batch_first=True,
-            dropout=settings.dropout if settings.num_layers > 1 else 0.0,
-            bidirectional=settings.bidirectional,
-        )
+        size, last = settings.hidden_size, settings.last_hidden_size
+        ways = 2 if settings.bidirectional else 1
+        width = ways * (last or size)
+        # Without an embedding, its rows are the input weights of the first layer, which one-hot vectors choose.
+        embedding = settings.embedding_size or ways * size * {"lstm": 4, "gru": 3, "rnn": 1}[self.model_type]
+        self.embedding = nn.Embedding(context.vocab_size, embedding)
+        first, between, before_output = settings.shares
+        self.dropout, self.output_dropout = nn.Dropout(first), nn.Dropout(before_output)
+        below = settings.num_layers - (1 if last else 0)
+        self.recurrent = self._layers(settings.embedding_size or context.vocab_size, size, below, between)
+        self.last_recurrent = self._layers(ways * size, last, 1, 0.0) if last else None
+        if settings.embedding_size is None:
+            for name in ("weight_ih_l0", "weight_ih_l0_reverse")[:ways]:
+                delattr(self.recurrent, name)
+            self.recurrent._init_flat_weights()
         tied = settings.tie_embeddings
-        self.projection = (
-            nn.Linear(width, settings.embedding_size) if tied and width != settings.embedding_size else None
-        )
-        self.output_layer = nn.Linear(settings.embedding_size if tied else width, context.vocab_size)
-        self._embedding_std = 0.1 if tied else 1.0
+        self.projection = nn.Linear(width, embedding) if tied and width != embedding else None
+        self.output_layer = nn.Linear(embedding if tied else width, context.vocab_size, bias=settings.bias)
         self._initialise()
         if tied:
             self.output_layer.weight = self.embedding.weight
+
+    def _layers(self, width: int, size: int, number: int, share: float) -> nn.RNNBase:
+        """Return torch's own stack of layers, as deep as it can be."""
+        settings = self.settings.rnn
+        kind = {"nonlinearity": settings.nonlinearity} if self.model_type == "rnn" else {}
+        return _LAYERS[self.model_type](
+            width,
+            size,
+            number,
+            bias=settings.bias,
+            batch_first=True,
+            dropout=share if number > 1 else 0.0,
+            bidirectional=settings.bidirectional,
+            **kind,
+        )
+
+    def _stack(self) -> list[nn.RNNBase]:
+        return [self.recurrent] if self.last_recurrent is None else [self.recurrent, self.last_recurrent]
 
     def _initialise(self) -> None:
         """Initialise so that the first loss is ln V, signals keep their size, and forget gates start open.
@@ -60,16 +81,49 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         embeddings are output weights too and must be small. The forget bias of 1 follows Jozefowicz, Zaremba and
         Sutskever (2015); of torch's two bias vectors, one contains it and the other is 0.
         """
-        nn.init.normal_(self.embedding.weight, std=self._embedding_std)
-        nn.init.normal_(self.output_layer.weight, std=0.02)
-        nn.init.zeros_(self.output_layer.bias)
-        size = self.recurrent.hidden_size
-        for name, parameter in self.recurrent.named_parameters():
-            if "bias" in name:
+        settings = self.settings.rnn
+        self._initialise_embedding(self.embedding)
+        self._initialise_output(self.output_layer)
+        for module in self._stack():
+            for name, parameter in module.named_parameters():
+                self._initialise_recurrent(name, parameter, module.hidden_size)
+        if settings.recurrent_init == "uniform" and self.projection is not None:
+            for parameter in self.projection.parameters():
+                _uniform(parameter, settings.init_range)
+
+    def _initialise_embedding(self, embedding: nn.Embedding) -> None:
+        settings = self.settings.rnn
+        if settings.embedding_size is None:
+            self._initialise_recurrent("weight_ih", embedding.weight.t(), settings.hidden_size)
+        elif settings.init_range is not None:
+            _uniform(embedding.weight, settings.init_range)
+        else:
+            nn.init.normal_(embedding.weight, std=0.1 if settings.tie_embeddings else 1.0)
+
+    def _initialise_output(self, output: nn.Linear) -> None:
+        settings = self.settings.rnn
+        if settings.init_range is None:
+            nn.init.normal_(output.weight, std=0.02)
+        else:
+            _uniform(output.weight, settings.init_range)
+        if output.bias is not None and settings.recurrent_init == "uniform":
+            _uniform(output.bias, settings.init_range)
+        elif output.bias is not None:
+            nn.init.zeros_(output.bias)
+
+    def _initialise_recurrent(self, name: str, parameter: torch.Tensor, size: int) -> None:
+        """Initialise a parameter (gates of `size`, ...) of a recurrent layer."""
+        settings = self.settings.rnn
+        orthogonal = settings.recurrent_init == "orthogonal"
+        if not orthogonal:
+            _uniform(parameter, settings.init_range if settings.recurrent_init == "uniform" else size**-0.5)
+        if "bias" in name:
+            forget = 1.0 if settings.forget_bias is None and orthogonal else settings.forget_bias
+            if orthogonal:
                 nn.init.zeros_(parameter)
-                if self.model_type == "lstm" and "bias_ih" in name:
-                    nn.init.ones_(parameter[size : 2 * size])
-                continue
+            if self.model_type == "lstm" and "bias_ih" in name and forget is not None:
+                nn.init.constant_(parameter[size : 2 * size], forget)
+        elif orthogonal:
             for gate_HI in torch.split(parameter, size):
                 (nn.init.orthogonal_ if "weight_hh" in name else nn.init.xavier_uniform_)(gate_HI)
 
@@ -80,57 +134,124 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         labels: torch.Tensor | None = None,
         state: Any = None,
         use_cache: bool = True,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False."""
-        # In training nothing is predicted from the last token, and no state is needed after it.
-        needed = labels is None or not self.training or not self.context.objective.causal
-        read = input_ids.shape[1] - (0 if needed or kwargs.get("return_logits", True) else 1)
+        """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False.
+
+        Args:
+            labels: Like the input, or one column longer: then every token predicts, the last one too.
+            output_hidden_states: Return what the first layer reads and the states of every layer, each (B, T, D).
+        """
+        length = input_ids.shape[1]
+        # In training on rows of their own nothing is predicted from the last token, and no state is needed after it.
+        all_predict = labels is None or not self.context.objective.causal or labels.shape[1] > length
+        predicting = length if all_predict else length - 1
+        needed = not self.training or kwargs.get("return_logits", True) or output_hidden_states
         real_BT = self.real_tokens(input_ids, attention_mask)
-        share = self.dropout.p if self.training else 0.0
-        fast = self.kernels == "fast" and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-        if fast and real_BT is None and not self.recurrent.bidirectional:
-            embedded_TBE = dropout(self.embedding(input_ids[:, :read]).transpose(0, 1), share, True)
-            hidden_TBH, state = recurrent_states(self.recurrent, embedded_TBE, state, share)
-            hidden_BTH = dropout(hidden_TBH, share, True).transpose(0, 1)
+        settings, fast = self.settings.rnn, self._fast(input_ids)
+        scanned = fast and real_BT is None and not settings.bidirectional
+        read = length if needed or not scanned else max(predicting, 1)
+        if scanned or settings.layer_by_layer or output_hidden_states:
+            layers, dropped_BTH, state = self._layer_by_layer(input_ids[:, :read], real_BT, state, fast=fast)
         else:
-            read = input_ids.shape[1]
-            embedded_BTE = self.dropout(self.embedding(input_ids))
+            embedded_BTE = self.dropout(self._embedded(input_ids))
             if real_BT is None:
                 hidden_BTH, state = self.recurrent(embedded_BTE, state)
             else:
                 hidden_BTH, state = self._over_real_tokens(embedded_BTE, real_BT, state)
-            hidden_BTH = self.dropout(hidden_BTH)
-        if self.projection is not None:
-            hidden_BTH = self.projection(hidden_BTH)
-        carried = use_cache and not self.recurrent.bidirectional and read == input_ids.shape[1]
+            layers, dropped_BTH = (hidden_BTH,), self.output_dropout(hidden_BTH)
+        if labels is not None and self.training:
+            kwargs["auxiliary"] = self._activation_terms(layers[-1], dropped_BTH, real_BT, predicting)
+        carried = use_cache and not settings.bidirectional and read == length
         return self.lm_output(
-            hidden_BTH,
+            dropped_BTH if self.projection is None else self.projection(dropped_BTH),
             self.output_layer,
             labels,
             attention_mask=attention_mask,
             state=state if carried else None,
+            hidden_states=layers if output_hidden_states else None,
             **kwargs,
         )
+
+    def _fast(self, input_ids: torch.Tensor) -> bool:
+        return self.kernels == "fast" and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def _embedded(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings (B, T, E) or one-hot vectors; in training those of a share of the words are 0."""
+        settings, weight = self.settings.rnn, self.embedding.weight
+        if settings.embedding_size is None:
+            embedded_BTE = F.one_hot(ids_BT, len(weight)).to(weight.dtype)
+        else:
+            embedded_BTE = self.embedding(ids_BT)
+        if not (self.training and settings.embedding_dropout):
+            return embedded_BTE
+        kept_V = F.dropout(torch.ones_like(weight[:, 0]), settings.embedding_dropout)
+        return embedded_BTE * kept_V[ids_BT].unsqueeze(-1)
+
+    def _dropped(self, x_TBE: torch.Tensor, share: float) -> torch.Tensor:
+        """Drop a share in training; with `locked_dropout` the same of each row for all its tokens."""
+        if not self.training or share == 0:
+            return x_TBE
+        if self.settings.rnn.locked_dropout:
+            return x_TBE * F.dropout(torch.ones_like(x_TBE[:1]), share)
+        return dropout(x_TBE, share, True) if self.kernels == "fast" else F.dropout(x_TBE, share)
+
+    def _layer_by_layer(
+        self, ids_BT: torch.Tensor, real_BT: torch.Tensor | None, state: Any, *, fast: bool
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Any]:
+        """Return what each layer returns after what the first one reads, the last after dropout, and the state."""
+        settings, one_hot = self.settings.rnn, self.settings.rnn.embedding_size is None
+        x_BTE, back, lengths_B = self._embedded(ids_BT), None, None
+        if real_BT is not None:
+            x_BTE, lengths_B, back = _real_tokens_first(x_BTE, real_BT)
+        x_TBE = self._dropped(x_BTE.transpose(0, 1), self.dropout.p)
+        between = Between(
+            partial(self._dropped, share=settings.shares[1]),
+            share=(settings.weight_drop or 0.0) if self.training else 0.0,
+            input_weights=tuple(self.embedding.weight.t().chunk(2 if settings.bidirectional else 1)) if one_hot else (),
+            fast=fast,
+        )
+        modules = self._stack()
+        before = _by_module(state, len(modules), lstm=self.model_type == "lstm")
+        layers, after = recurrent_states(modules, x_TBE, before, between, lengths_B)
+        given = [x_TBE, *layers, self._dropped(layers[-1], self.output_dropout.p)]
+        *found, dropped_BTH = (each.transpose(0, 1) for each in given)
+        last: Any = after[0] if len(after) == 1 else _together(after)
+        if real_BT is None or back is None or lengths_B is None:
+            return tuple(found), dropped_BTH, last
+        *found, dropped_BTH = (_put_back(each, back, real_BT) for each in (*found, dropped_BTH))
+        return tuple(found), dropped_BTH, _where_read(lengths_B > 0, last, state)
+
+    def _activation_terms(
+        self, states_BTH: torch.Tensor, dropped_BTH: torch.Tensor, real_BT: torch.Tensor | None, predicting: int
+    ) -> dict[str, torch.Tensor]:
+        """Return AR and TAR (Merity, McCann and Socher 2017) of the states that predict, each if it has a weight."""
+        terms, settings = {}, self.settings.rnn
+        real_BT = None if real_BT is None else real_BT[:, :predicting]
+        if weight := settings.activation_regularization:
+            terms["activation_regularization"] = weight * _mean_square(dropped_BTH[:, :predicting], real_BT)
+        if weight := settings.temporal_regularization:
+            change_BTH = states_BTH[:, :predicting].diff(dim=1)
+            both_BT = None if real_BT is None else real_BT[:, 1:] & real_BT[:, :-1]
+            terms["temporal_regularization"] = weight * _mean_square(change_BTH, both_BT)
+        return terms
 
     def _over_real_tokens(
         self, embedded_BTE: torch.Tensor, real_BT: torch.Tensor, state: Any
     ) -> tuple[torch.Tensor, Any]:
-        """Run the recurrence over the real tokens of each row; the output is zero elsewhere.
-
-        A stable sort moves the real tokens of a row to its front, so that padding on either side, or a masked token in
-        between, affects neither their outputs nor the final state.
-        """
-        order = torch.argsort((~real_BT).to(torch.int8), dim=1, stable=True)
-        lengths_B = real_BT.sum(dim=1)
-        front = embedded_BTE.gather(1, order.unsqueeze(-1).expand_as(embedded_BTE))
+        """Run the recurrence over the real tokens of each row; the output is zero elsewhere."""
+        front, lengths_B, back = _real_tokens_first(embedded_BTE, real_BT)
         # A row without any token still needs a length for packing; what is computed for it is replaced below.
         packed = pack_padded_sequence(front, lengths_B.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
         packed_output, after = self.recurrent(packed, state)
         output, _ = pad_packed_sequence(packed_output, batch_first=True, total_length=embedded_BTE.shape[1])
-        back = torch.argsort(order, dim=1)
-        output = output.gather(1, back.unsqueeze(-1).expand_as(output))
-        return output * real_BT.unsqueeze(-1), _where_read(lengths_B > 0, after, state)
+        return _put_back(output, back, real_BT), _where_read(lengths_B > 0, after, state)
+
+    def flops(self, batch: int, length: int) -> int:
+        """Count as core does; one-hot vectors are multiplied with the table that embeddings are looked up in."""
+        table = 0 if self.settings.rnn.embedding_size else self.embedding.weight.numel()
+        return super().flops(batch, length) + 2 * batch * length * table
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
@@ -139,27 +260,68 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         tied = self.output_layer.weight is self.embedding.weight
         old = self.embedding
         kept = min(old.num_embeddings, new_num_tokens)
-        embedding = nn.Embedding(new_num_tokens, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
-        nn.init.normal_(embedding.weight, std=self._embedding_std)
-        output = nn.Linear(
-            self.output_layer.in_features, new_num_tokens, device=old.weight.device, dtype=old.weight.dtype
-        )
-        nn.init.normal_(output.weight, std=0.02)
-        nn.init.zeros_(output.bias)
+        where: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
+        embedding = nn.Embedding(new_num_tokens, old.embedding_dim, **where)
+        bias = self.output_layer.bias is not None
+        output = nn.Linear(self.output_layer.in_features, new_num_tokens, bias=bias, **where)
+        self._initialise_embedding(embedding)
+        self._initialise_output(output)
         with torch.no_grad():
             embedding.weight[:kept] = old.weight[:kept]
             output.weight[:kept] = self.output_layer.weight[:kept]
-            output.bias[:kept] = self.output_layer.bias[:kept]
+            if bias:
+                output.bias[:kept] = self.output_layer.bias[:kept]
         self.embedding, self.output_layer = embedding, output
         if tied:
             self.output_layer.weight = self.embedding.weight
         self.set_vocabulary_size(new_num_tokens)
 
 
+def _uniform(parameter: torch.Tensor, bound: float | None) -> None:
+    assert bound is not None, "a rule of the section requires init_range"
+    nn.init.uniform_(parameter, -bound, bound)
+
+
+def _real_tokens_first(x_BTE: torch.Tensor, real_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the rows with their real tokens at the front, how many there are, and the order that restores them.
+
+    The sort is stable, so that padding on either side, or a masked token in between, affects neither the states of the
+    others nor the final one.
+    """
+    order = torch.argsort((~real_BT).to(torch.int8), dim=1, stable=True)
+    front = x_BTE.gather(1, order.unsqueeze(-1).expand_as(x_BTE))
+    return front, real_BT.sum(dim=1), torch.argsort(order, dim=1)
+
+
+def _put_back(x_BTH: torch.Tensor, back_BT: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
+    """Return what was computed for tokens at the front in their places; 0 where a token is not real."""
+    return x_BTH.gather(1, back_BT.unsqueeze(-1).expand_as(x_BTH)) * real_BT.unsqueeze(-1)
+
+
+def _by_module(state: Any, modules: int, *, lstm: bool) -> list[State | None]:
+    """Return the part of a state that belongs to each module: with several, hidden states come first, then cells."""
+    if state is None or modules == 1:
+        return [state] * modules
+    return [state[at::modules] if lstm else state[at] for at in range(modules)]
+
+
+def _together(states: Sequence[State]) -> tuple[torch.Tensor, ...]:
+    """Return one flat state of those of several modules."""
+    parts = [each if isinstance(each, tuple) else (each,) for each in states]
+    return tuple(each for group in zip(*parts, strict=True) for each in group)
+
+
+def _mean_square(values_BTH: torch.Tensor, counted_BT: torch.Tensor | None) -> torch.Tensor:
+    squares = values_BTH.to(torch.promote_types(values_BTH.dtype, torch.float32)).square()
+    if counted_BT is None:
+        return squares.sum() / max(squares.numel(), 1)
+    return (squares * counted_BT.unsqueeze(-1)).sum() / (counted_BT.sum() * squares.shape[-1]).clamp(min=1)
+
+
 def _where_read(read_B: torch.Tensor, after: Any, before: Any) -> Any:
     """Return the states of each row: those after it where it has real tokens, elsewhere those before, by default 0."""
-    if isinstance(after, tuple):  # of an LSTM, hidden and cell
-        return tuple(_where_read(read_B, *pair) for pair in zip(after, before or (None, None), strict=True))
+    if isinstance(after, tuple):  # hidden and cell of an LSTM, or those of several modules
+        return tuple(_where_read(read_B, *pair) for pair in zip(after, before or (None,) * len(after), strict=True))
     return torch.where(read_B[:, None], after, torch.zeros_like(after) if before is None else before)
 
 
