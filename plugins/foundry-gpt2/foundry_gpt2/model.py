@@ -34,9 +34,17 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
             attn_pdrop=settings.attention_dropout,
             # The library's default ids are those of the published tokenizer (50256), outside a small vocabulary.
             **context.special_ids,
+            tie_word_embeddings=self.settings.gpt2.tie_embeddings,
             attn_implementation="sdpa",
         )
-        return GPT2LMHeadModel(inner)
+        model = GPT2LMHeadModel(inner)
+        if not self.settings.gpt2.bias:
+            # The class has no switch for them: biases of 0 that nothing trains are as good as none, and any
+            # transformers opens the checkpoint.
+            for name, parameter in model.named_parameters():
+                if name.endswith(".bias"):
+                    parameter.requires_grad_(False)
+        return model
 
     def fast_hidden_states(
         self, input_ids: torch.Tensor, real: torch.Tensor | None, positions: torch.Tensor | None, **asked: Any

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
+from foundry_core.training.optimizers import build_optimizer
+from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
+IDS = torch.randint(0, 27, (3, 10), generator=torch.Generator().manual_seed(0))
 
 
 def test_its_ids_are_those_of_the_tokenizer_of_the_run(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
@@ -53,6 +60,78 @@ def test_positions_count_real_tokens_with_a_carried_state_too(
     assert not torch.allclose(given, alone, atol=1e-3)
 
 
-def test_the_output_layer_is_the_embedding(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
-    inner = create_model(experiment("gpt2", tmp_path), letters).to_transformers()
-    assert inner.lm_head.weight is inner.transformer.wte.weight
+@each("tied", [True, False])
+def test_the_output_layer_is_the_embedding_if_tied(
+    tied: bool, experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    config = experiment("gpt2", tmp_path, model={"gpt2": {"tie_embeddings": tied}})
+    inner = create_model(config, letters).to_transformers()
+    assert (inner.lm_head.weight is inner.transformer.wte.weight) == tied
+    assert inner.config.tie_word_embeddings == tied
+
+
+@each("gpt2", [{}, {"tie_embeddings": False}, {"bias": False}, {"tie_embeddings": False, "bias": False}])
+@each("activation", ["gelu", "gelu_new"])
+def test_a_trained_checkpoint_is_a_gpt2_of_transformers(
+    activation: str, gpt2: dict[str, bool], experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    """It opens there with equal logits; without biases those it stores are 0, after training too."""
+    sizes = {**experiment("gpt2", tmp_path).model.transformer.model_dump(), "activation_function": activation}
+    config = experiment("gpt2", tmp_path, model={"transformer": sizes, "gpt2": gpt2}, training={"weight_decay": 0.5})
+    model = create_model(config, letters).train()
+    before = [parameter.clone() for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(model, config.training)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(IDS, labels=IDS, return_logits=False).loss.backward()
+        optimizer.step()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert not any(map(torch.equal, before, trained))
+    model.save_pretrained(tmp_path / "saved")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert type(opened) is GPT2LMHeadModel
+    torch.testing.assert_close(opened(IDS).logits, model.eval()(IDS).logits, rtol=0, atol=1e-5)
+    biases = [bool(value.any()) for name, value in opened.named_parameters() if name.endswith(".bias")]
+    assert all(biases) if gpt2.get("bias", True) else not any(biases)
+    again = BaseLanguageModel.from_pretrained(tmp_path / "saved")
+    assert again.get_parameter_count() == model.get_parameter_count()
+
+
+def test_without_biases_there_are_the_parameters_of_nanogpt(
+    experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    """nanoGPT's own count of a model without biases: what is trained here."""
+    model = create_model(experiment("gpt2", tmp_path, model={"gpt2": {"bias": False}}), letters)
+    width, inner, layers = 32, 64, 2
+    expected = (32 + 24) * width + layers * (4 * width * width + 2 * width * inner + 2 * width) + width
+    assert model.get_parameter_count().trainable == expected
+
+
+def test_residual_projections_start_smaller(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
+    sizes = {**experiment("gpt2", tmp_path).model.transformer.model_dump(), "layers": 8}
+    blocks = create_model(experiment("gpt2", tmp_path, model={"transformer": sizes}), letters).model.transformer.h
+    for weights, std in (
+        ([layer.c_proj.weight for block in blocks for layer in (block.attn, block.mlp)], 0.02 / 16**0.5),
+        ([part for block in blocks for part in (block.attn.c_attn.weight, block.mlp.c_fc.weight)], 0.02),
+    ):
+        assert torch.cat([weight.flatten() for weight in weights]).std().item() == pytest.approx(std, rel=0.03)
+
+
+@each("activation, expected", [
+    ("gelu", F.gelu), ("gelu_new", partial(F.gelu, approximate="tanh")),
+])  # fmt: skip
+@each("kernels", ["fast", "reference"])
+def test_gelu_is_exact_and_gelu_new_the_tanh_approximation(
+    kernels: str, activation: str, expected: Any, experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    """Two blocks of the network, written down."""
+    sizes = {**experiment("gpt2", tmp_path).model.transformer.model_dump(), "activation_function": activation}
+    model = create_model(experiment("gpt2", tmp_path, model={"transformer": sizes}), letters).double().eval()
+    model.kernels = kernels
+    base = model.model.transformer
+    x = base.wte(IDS) + base.wpe.weight[: IDS.shape[1]]
+    for block in base.h:
+        x = x + block.attn(block.ln_1(x))[0]
+        y = block.ln_2(x) @ block.mlp.c_fc.weight + block.mlp.c_fc.bias
+        x = x + expected(y) @ block.mlp.c_proj.weight + block.mlp.c_proj.bias
+    torch.testing.assert_close(model(IDS).logits.double(), model.model.lm_head(base.ln_f(x)), rtol=0, atol=1e-7)
