@@ -19,6 +19,15 @@ from tests.each import each
 pytestmark = pytest.mark.long
 
 RNN = {"embedding_size": 8, "hidden_size": 8, "num_layers": 2, "dropout": 0.2}
+AWD = {
+    **RNN,
+    "embedding_dropout": 0.1,
+    "weight_drop": 0.3,
+    "locked_dropout": True,
+    "last_hidden_size": 6,
+    "activation_regularization": 2.0,
+    "temporal_regularization": 1.0,
+}
 TRANSFORMER = {
     "layers": 1,
     "embedding_size": 8,
@@ -39,6 +48,7 @@ KINDS = {
     "gpt2": ("gpt2", "causal_lm", {"transformer": TRANSFORMER}),
     "bert": ("bert", "masked_lm", {"transformer": TRANSFORMER}),
     "lstm-causal": ("lstm", "causal_lm", {"rnn": RNN}),
+    "lstm-awd": ("lstm", "causal_lm", {"rnn": AWD}),
     "lstm-masked": ("lstm", "masked_lm", {"rnn": RNN}),
     "lstm-both-ways": ("lstm", "masked_lm", {"rnn": {**RNN, "bidirectional": True}}),
     "gru-causal": ("gru", "causal_lm", {"rnn": RNN}),
@@ -75,6 +85,7 @@ def folder(tmp_path_factory):
 
 def config_of(folder, kind, name, workers):
     architecture, objective, model = kind
+    masking = {"mlm_probability": [0.5, 0.1], "masking": "whole_word"} if architecture == "bert" else {}
     return load_config(
         {
             "experiment_name": "exact",
@@ -98,6 +109,7 @@ def config_of(folder, kind, name, workers):
                 "num_workers": workers,
                 "device": "cpu",
                 "checkpoints": {"every_steps": 1},
+                **masking,
             },
             "logging": {"log_every_steps": 1},
         }

@@ -52,6 +52,7 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _switches_are_supported,
         _objective_is_accepted,
         _special_tokens_are_usable,
+        _something_is_masked,
     )
     return broken(rules, experiment, chosen)
 
@@ -128,3 +129,13 @@ def _special_tokens_are_usable(experiment: Any, chosen: Chosen) -> Found:
         named = concerned if concerned in changes else next(iter(clashing), None)
         text = f"{concerned} {problem}" if concerned is not None and named != concerned else problem
         yield (*place, *((named,) if named else ())), text
+
+
+def _something_is_masked(experiment: Any, chosen: Chosen) -> Found:
+    if chosen.objective is None or not chosen.objective.causal:
+        return
+    line = f"{chosen.objective.name} does not mask: only masked_lm does"
+    if experiment.training.masking != "token":
+        yield ("training", "masking"), line
+    if isinstance(experiment.training.mlm_probability, tuple):
+        yield ("training", "mlm_probability"), line

@@ -31,8 +31,28 @@ def count(value: Any) -> Any:
     return int(number) if number == int(number) else value
 
 
+def shares(value: Any) -> Any:
+    """Check a share, or the pair of those at the beginning and the end of a run.
+
+    One message for both: a union of types would report what is wrong with a value for each of them.
+    """
+    pair = list(value) if isinstance(value, list | tuple) else [value]
+    if isinstance(value, list | tuple) and len(pair) != 2:
+        raise ValueError(f"must be a share, or two: at the beginning and at the end; not {len(pair)}")
+    for share in pair:
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise ValueError(f"must be a number, or a list of two, not {share!r}")
+        if not share > 0:
+            raise ValueError(f"must be greater than 0, not {share!r}")
+        if not share < 1:
+            raise ValueError(f"must be less than 1, not {share!r}")
+    return tuple(map(float, pair)) if len(pair) == 2 else value
+
+
 Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=MOST_COUNT)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Shares = Annotated[Share | tuple[Share, Share], BeforeValidator(shares)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Settings = SerializeAsAny[ConfigSection] | None
@@ -127,7 +147,10 @@ class TrainingConfig(_Counting):
     output_dir: PathText = Field(description="the run's folder: checkpoints, metrics.jsonl, config.yaml")
     objective: str = Field("causal_lm", description="causal_lm, masked_lm, or a plugin's; default: the architecture's")
     objective_settings: Settings = Field(None, description="settings of a plugin's objective")
-    mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens masked under masked_lm")
+    mlm_probability: Shares = Field(
+        0.15, description="share of tokens masked under masked_lm, or two: at the beginning and at the end of the run"
+    )
+    masking: Literal["token", "whole_word"] = Field("token", description="what masked_lm masks: tokens, or whole words")
     learning_rate: float = Field(5e-4, gt=0, description="peak, after warm-up")
     epochs: float | None = Field(None, gt=0, le=1e9, description="budget: passes over the training corpus")
     train_steps: Count | None = Field(None, description="budget: optimizer steps")
@@ -170,6 +193,12 @@ class TrainingConfig(_Counting):
     )
     num_workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches; does not change the result")
     checkpoints: CheckpointConfig = Field(CheckpointConfig(), description="when to save, besides step 0 and the end")
+
+    @property
+    def masked_shares(self) -> tuple[float, float]:
+        """Shares of tokens masked at the beginning and at the end of the run; evaluations take the latter."""
+        given = self.mlm_probability
+        return given if isinstance(given, tuple) else (given, given)
 
 
 def _wandb_has_a_project(logging: LoggingConfig) -> Iterator[str]:

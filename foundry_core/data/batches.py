@@ -14,7 +14,7 @@ from foundry_core.data.workers import Batch as Batch
 from foundry_core.data.workers import batches_from_workers
 
 Collator: TypeAlias = Callable[[Sequence[Any]], Batch]
-"""Makes a batch of rows, each `{"input_ids": int64 array, "epoch": int, "row": int}`."""
+"""Makes a batch of rows, each `{"input_ids": int64 array, "epoch": int, "row": int, "position": int}`."""
 
 
 class Batches(Dataset[Batch]):
@@ -58,7 +58,9 @@ class Batches(Dataset[Batch]):
         part = slice(within * self.batch_size, (within + 1) * self.batch_size)
         return self.collate(
             [
-                {"input_ids": self.rows.row(row), "epoch": epoch, "row": row}
-                for epoch, row in zip(self._epochs[part], self._rows[part], strict=True)
+                {"input_ids": self.rows.row(row), "epoch": epoch, "row": row, "position": position}
+                for position, (epoch, row) in enumerate(
+                    zip(self._epochs[part], self._rows[part], strict=True), self.start + index * self.batch_size
+                )
             ]
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -85,22 +85,30 @@ class MaskedLMDataCollator:
     mask token, 10 % a random token that is not special, 10 % stay. Labels are the original ids there and -100
     elsewhere. The choice is a function of (seed, epoch, row) where the features have `epoch` and `row`, as the
     trainer's do; otherwise it follows torch's global generator.
+
+    Args:
+        mlm_probability: A share, or a pair: at the beginning and at the end of the run, linear in `position`.
+        masking: With `whole_word`, the tokens of a word are chosen together, as many tokens as otherwise on average.
+        samples: The number of positions of the run. Without it, as in an evaluation, the share is that at the end.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        mlm_probability: float = 0.15,
+        mlm_probability: float | tuple[float, float] = 0.15,
         pad_to_multiple_of: int | None = None,
         max_length: int | None = None,
         seed: int = 0,
         mlm: bool = True,
+        masking: Literal["token", "whole_word"] = "token",
+        samples: int | None = None,
     ):
         if not mlm:
             raise UsageError("MaskedLMDataCollator masks: use CausalLMDataCollator")
         self._pad = _Padding(tokenizer, pad_to_multiple_of, max_length)
-        self._hide = Masking(tokenizer, mlm_probability, seed)
+        pair = mlm_probability if isinstance(mlm_probability, tuple) else (mlm_probability, mlm_probability)
+        self._hide = Masking(tokenizer, pair, seed, whole_words=masking == "whole_word", samples=samples)
 
     def __call__(self, features: Sequence[Any]) -> Batch:
         ids, real = self._pad(features)
@@ -112,26 +120,41 @@ def _batch(ids: np.ndarray, real: np.ndarray, labels: np.ndarray) -> Batch:
     return dict(zip(_KEYS, map(torch.from_numpy, (ids, real.astype(np.int64), labels)), strict=True))
 
 
-def causal_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> CausalLMDataCollator:
+def causal_lm_collator(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, samples: int | None = None
+) -> CausalLMDataCollator:
     """Return the collator of `causal_lm` for an experiment."""
     return CausalLMDataCollator(tokenizer, max_length=config.data.max_sequence_length)
 
 
-def masked_lm_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> MaskedLMDataCollator:
-    """Return the collator of `masked_lm` for an experiment."""
-    share, longest = config.training.mlm_probability, config.data.max_sequence_length
-    return MaskedLMDataCollator(tokenizer, mlm_probability=share, max_length=longest, seed=config.seed("masking"))
+def masked_lm_collator(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, samples: int | None = None
+) -> MaskedLMDataCollator:
+    """Return the collator of `masked_lm` for an experiment; samples: the positions of its run, where it trains."""
+    return MaskedLMDataCollator(
+        tokenizer,
+        mlm_probability=config.training.mlm_probability,
+        max_length=config.data.max_sequence_length,
+        seed=config.seed("masking"),
+        masking=config.training.masking,
+        samples=samples,
+    )
 
 
-CORE_COLLATORS: dict[str, Callable[[ExperimentConfig, PreTrainedTokenizerBase], Collator]] = {
+CORE_COLLATORS: dict[str, Callable[[ExperimentConfig, PreTrainedTokenizerBase, int | None], Collator]] = {
     "causal_lm": causal_lm_collator,
     "masked_lm": masked_lm_collator,
 }
 """Core's own objectives; those of plugins name theirs in `Objective.collator`."""
 
 
-def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Collator:
+def get_data_collator(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, samples: int | None = None
+) -> Collator:
     """Return the collator that `training.objective` asks for; the first batch of a plugin's is checked.
+
+    Args:
+        samples: The number of positions of the run, for one that trains; without it, one that evaluates.
 
     Raises:
         TokenizerError: The tokenizer pads on a side that the architecture does not declare.
@@ -146,7 +169,7 @@ def get_data_collator(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
     objective, owner = config.objective, config.providers.get("objective")
     like = objective.name if owner is None else objective.same_interface_as
     if objective.collator is None and like in CORE_COLLATORS:
-        return CORE_COLLATORS[like](config, tokenizer)
+        return CORE_COLLATORS[like](config, tokenizer, samples)
     if objective.collator is None:
         raise PluginError(f"the objective {objective.name} of {owner} has no collator: give it an import string")
     what = f"the collator of the objective {objective.name}{f' of {owner}' if owner else ''}, {objective.collator},"

@@ -91,7 +91,8 @@ class Trainer:
         self.forward: Callable[..., Any] = torch.compile(model) if self.choices.compile else model
         self.schedule = Schedule(settings, self.plan.total_steps)
         self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
-        self.collate = get_data_collator(config, tokenizer)
+        self.collate = get_data_collator(config, tokenizer)  # of evaluations
+        self.training_collate = get_data_collator(config, tokenizer, self.plan.total_samples)
         self.own_loss = objective_loss(config)
         self.state = TrainState(
             data=data_identity(data),
@@ -246,7 +247,7 @@ class Trainer:
             Batches(
                 self.data.train_rows,
                 self.order,
-                self.collate,
+                self.training_collate,
                 self.config.data.batch_size,
                 self.state.samples,
                 self.plan.total_samples,

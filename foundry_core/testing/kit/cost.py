@@ -42,7 +42,7 @@ def flops(case: Case) -> None:
 def memory_estimate(case: Case) -> None:
     """The activation memory that is estimated from a few rows is within 15 % of what autograd stores for many."""
     model, rows = case.model(), 12
-    labelled = 1.0 if case.causal else case.config.training.mlm_probability
+    labelled = 1.0 if case.causal else case.config.training.masked_shares[1]
     kept = saved_bytes(model, plain_rows(model, rows, case.length, labelled))
     estimate = activation_bytes(model, rows, case.length, labelled=labelled)
     off = abs(estimate - kept) / max(kept, 1)
