@@ -180,7 +180,7 @@ MISTYPED = [
     wrong(
         "section of another architecture",
         edited(after("  architecture: gpt2", "  rnn: {num_layers: 2}")),
-        "13: model.rnn: unknown key. Known here: architecture, transformer.",
+        "13: model.rnn: unknown key. Known here: architecture, transformer, gpt2.",
     ),
     wrong("number as a key", VALID + "5: x\n", f"24: 5: unknown key. Known here: {TOP_KEYS}."),
     wrong("newline in a key", VALID + '"a\\nb": x\n', rf"24: a\nb: unknown key. Known here: {TOP_KEYS}."),

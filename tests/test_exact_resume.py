@@ -26,7 +26,7 @@ AWD = {
     "locked_dropout": True,
     "last_hidden_size": 6,
     "activation_regularization": 2.0,
-    "temporal_activation_regularization": 1.0,
+    "temporal_regularization": 1.0,
 }
 TRANSFORMER = {
     "layers": 1,

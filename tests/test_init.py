@@ -120,6 +120,7 @@ def test_what_people_set_is_written_out_and_the_rest_is_hidden() -> None:
                 "dropout": 0.1,
                 "attention_dropout": 0.1,
             },
+            "gpt2": {"tie_embeddings": True, "bias": True},
         },
         "training": {
             "output_dir": "runs/gpt2",

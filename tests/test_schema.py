@@ -82,6 +82,13 @@ def _holds(key: str, argument: Any, schema: dict[str, Any], value: Any, root: di
             return not isinstance(value, str) or re.search(argument, value) is not None
         case "items":
             return not isinstance(value, list) or all(accepts(argument, item, root) for item in value)
+        case "prefixItems":
+            pairs = zip(argument, value, strict=False) if isinstance(value, list) else ()
+            return all(accepts(each, item, root) for each, item in pairs)
+        case "minItems":
+            return not isinstance(value, list) or len(value) >= argument
+        case "maxItems":
+            return not isinstance(value, list) or len(value) <= argument
         case "required":
             return not isinstance(value, dict) or set(argument) <= set(value)
         case "properties":

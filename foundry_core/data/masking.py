@@ -110,7 +110,8 @@ def _chosen_words(
     left_W = wanted[rows_W] - before_W
     taken_W = np.empty(len(places_W), dtype=bool)
     taken_W[places_W] = (left_W > luck_W * sizes_W) | (before_W == 0)
-    return candidates & np.append(taken_W, False)[number]  # the last for tokens before any word
+    chosen: np.ndarray = candidates & np.append(taken_W, False)[number]  # the last for tokens before any word
+    return chosen
 
 
 class WordMarks:
@@ -145,7 +146,8 @@ class WordMarks:
         """Return which of the candidates begin a word (B, T): also those without a candidate directly before them."""
         cut = np.ones_like(candidates)
         cut[:, 1:] = ~candidates[:, :-1] | self._end[ids[:, :-1]]
-        return candidates & (cut | self._begin[ids])
+        found: np.ndarray = candidates & (cut | self._begin[ids])
+        return found
 
 
 _BYTE_LEVEL = str.maketrans("\u0109\u010a\u010d\u0120\u2581", "\t\n\r  ")

@@ -50,10 +50,7 @@ gpt2 = Architecture(
     default_tokenizer="sentencepiece",
     examples={
         "tiny": {"transformer": _TINY},
-        "tiny_untied": {
-            "transformer": {**_TINY, "activation_function": "gelu_new"},
-            "gpt2": {"tie_embeddings": False, "bias": False},
-        },
+        "tiny_untied": {"transformer": _TINY, "gpt2": {"tie_embeddings": False, "bias": False}},
     },
     recipe={
         "data": {"batch_size": 16},

@@ -107,9 +107,7 @@ def test_without_biases_there_are_the_parameters_of_nanogpt(
     assert model.get_parameter_count().trainable == expected
 
 
-def test_residual_projections_start_smaller_by_the_root_of_their_number(
-    experiment: Experiment, letters: Any, tmp_path: Path
-) -> None:
+def test_residual_projections_start_smaller(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     sizes = {**experiment("gpt2", tmp_path).model.transformer.model_dump(), "layers": 8}
     blocks = create_model(experiment("gpt2", tmp_path, model={"transformer": sizes}), letters).model.transformer.h
     for weights, std in (

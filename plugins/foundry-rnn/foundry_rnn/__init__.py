@@ -79,10 +79,10 @@ class RNNSection(ConfigSection):
         description="where the input biases of an LSTM's forget gates start; null: at 1 if orthogonal, else as drawn",
     )
     activation_regularization: float = Field(
-        0.0, ge=0, description="weight of the mean square of the last states after dropout in the loss (AR)"
+        0.0, ge=0, description="AR: weight of the mean square of the last layer's dropped states"
     )
-    temporal_activation_regularization: float = Field(
-        0.0, ge=0, description="weight of the mean square of the change of the last states in the loss (TAR)"
+    temporal_regularization: float = Field(
+        0.0, ge=0, description="TAR: weight of the mean square of its states' changes"
     )
 
     @property
@@ -140,20 +140,21 @@ def _capabilities(config: RNNModelConfig) -> Capabilities:
 def _examples(name: RNNType) -> Mapping[str, Mapping[str, Any]]:
     """Return examples in which each key has an effect: the simple ones, and the published training of each kind."""
     sizes: dict[str, Any] = {"embedding_size": 24, "hidden_size": 32, "num_layers": 2, "dropout": 0.0}
-    # Zaremba, Sutskever and Vinyals 2014, with a forget bias and without embeddings: Karpathy, Johnson and Li 2015.
-    uniform = {"embedding_size": None, "hidden_size": 24, "num_layers": 1, "init_range": 0.1}
-    uniform |= {"recurrent_init": "uniform", "input_dropout": 0.0, "output_dropout": 0.2}
-    uniform |= {"lstm": {"forget_bias": 1.0}, "gru": {"bias": False}, "rnn": {"nonlinearity": "relu"}}[name]
+    # Karpathy, Johnson and Li 2015. With weights from a small range, ReLU forgets within a few tokens.
+    one_hot: dict[str, Any] = {"embedding_size": None, "hidden_size": 24, "num_layers": 1, "init_range": 0.1}
+    one_hot |= {"input_dropout": 0.0, "output_dropout": 0.2, "bias": name != "gru"}
+    one_hot |= {"nonlinearity": "relu"} if name == "rnn" else {"recurrent_init": "uniform"}
+    one_hot |= {"forget_bias": 1.0} if name == "lstm" else {}
     # Merity, Keskar and Socher 2018.
     awd = {**sizes, "last_hidden_size": 24, "tie_embeddings": True, "init_range": 0.1, "recurrent_init": "torch"}
     awd |= {"input_dropout": 0.2, "hidden_dropout": 0.2, "output_dropout": 0.2, "embedding_dropout": 0.1}
     awd |= {"weight_drop": 0.3, "locked_dropout": True}
-    awd |= {"activation_regularization": 2.0, "temporal_activation_regularization": 1.0}
+    awd |= {"activation_regularization": 2.0, "temporal_regularization": 1.0}
     return {
         "tiny": {"rnn": sizes},
         "tiny_tied": {"rnn": {**sizes, "tie_embeddings": True}},
         "tiny_bidirectional": {"rnn": {**sizes, "bidirectional": True}},
-        "tiny_uniform": {"rnn": uniform},
+        "tiny_one_hot": {"rnn": one_hot},
         "tiny_awd": {"rnn": awd},
     }
 

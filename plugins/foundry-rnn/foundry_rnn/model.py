@@ -285,10 +285,10 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         real_BT = None if real_BT is None else real_BT[:, :predicting]
         if weight := settings.activation_regularization:
             terms["activation_regularization"] = weight * _mean_square(dropped_BTH[:, :predicting], real_BT)
-        if weight := settings.temporal_activation_regularization:
+        if weight := settings.temporal_regularization:
             change_BTH = states_BTH[:, :predicting].diff(dim=1)
             both_BT = None if real_BT is None else real_BT[:, 1:] & real_BT[:, :-1]
-            terms["temporal_activation_regularization"] = weight * _mean_square(change_BTH, both_BT)
+            terms["temporal_regularization"] = weight * _mean_square(change_BTH, both_BT)
         return terms
 
     def _over_real_tokens(
@@ -314,7 +314,7 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         tied = self.output_layer.weight is self.embedding.weight
         old = self.embedding
         kept = min(old.num_embeddings, new_num_tokens)
-        where = {"device": old.weight.device, "dtype": old.weight.dtype}
+        where: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
         embedding = nn.Embedding(new_num_tokens, old.embedding_dim, **where)
         bias = self.output_layer.bias is not None
         output = nn.Linear(self.output_layer.in_features, new_num_tokens, bias=bias, **where)

@@ -85,7 +85,12 @@ class _Layer(torch.autograd.Function):
         return of_input_TBG, carried, flat.t() @ states[:-1].flatten(0, 1), flat.sum(dim=0), None
 
 
-_COMPUTED = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
+_COMPUTED: dict[str, Callable[..., Any]] = {
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+}
 
 State: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
 """As torch's layers take and return it: hidden, and of an LSTM hidden and cell, each (layers, B, H)."""
@@ -172,6 +177,8 @@ def _layer(
         # A row without any token still needs a length; what is computed for it is not used.
         packed = pack_padded_sequence(x_TBE, lengths_B.clamp(min=1).cpu(), enforce_sorted=False)
         order, back = packed.sorted_indices, packed.unsorted_indices
+        assert order is not None, "rows of any length were sorted"
+        assert back is not None, "rows of any length were sorted"
         start = tuple(each.index_select(1, order) for each in before)
         data, *after = _COMPUTED[module.mode](packed.data, packed.batch_sizes, start if lstm else start[0], *settings)
         states, _ = pad_packed_sequence(PackedSequence(data, packed.batch_sizes, order, back), total_length=len(x_TBE))

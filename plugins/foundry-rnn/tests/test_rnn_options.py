@@ -91,12 +91,13 @@ def awd(model: Any, ids: torch.Tensor, shares: dict[str, float]) -> tuple[torch.
 
     words = F.dropout(torch.ones(len(model.embedding.weight), 1), shares["embedding_dropout"])
     x = locked(F.embedding(ids, model.embedding.weight * words), shares["input_dropout"])
-    for number, (source, layer) in enumerate([(model.recurrent, 0), (model.last_recurrent, 0)]):
+    for number, source in enumerate((model.recurrent, model.last_recurrent)):
         if number:
             x = locked(x, shares["hidden_dropout"])
-        alone = type(source)(x.shape[-1], source.hidden_size, batch_first=True)
+        with torch.random.fork_rng(devices=[]):  # what a layer draws for its initial values is not of the pass
+            alone = type(source)(x.shape[-1], source.hidden_size, batch_first=True)
         for weight in ("weight_ih_l", "weight_hh_l", "bias_ih_l", "bias_hh_l"):
-            value = getattr(source, f"{weight}{layer}").detach()
+            value = getattr(source, f"{weight}0").detach()
             dropped = F.dropout(value, shares["weight_drop"]) if weight == "weight_hh_l" else value
             getattr(alone, f"{weight}0").data.copy_(dropped)
         x, _ = alone(x)
@@ -111,7 +112,7 @@ def test_training_draws_and_computes_as_awd_lstm(
     """One mask for all time steps, whole words, recurrent weights; the same numbers drawn in the same order."""
     shares = {"embedding_dropout": 0.3, "input_dropout": 0.4, "hidden_dropout": 0.5, "output_dropout": 0.6}
     shares |= {"weight_drop": 0.7}
-    terms = {"activation_regularization": 2.0, "temporal_activation_regularization": 0.5}
+    terms = {"activation_regularization": 2.0, "temporal_regularization": 0.5}
     settings = {**shares, **terms, "locked_dropout": True, "last_hidden_size": 12, "tie_embeddings": True}
     model = built(experiment, letters, tmp_path, name, **settings).train()
     model.kernels = kernels
@@ -123,7 +124,7 @@ def test_training_draws_and_computes_as_awd_lstm(
     # Nothing is predicted from the last state here.
     expected = {
         "activation_regularization": 2.0 * dropped[:, :-1].square().mean(),
-        "temporal_activation_regularization": 0.5 * raw[:, :-1].diff(dim=1).square().mean(),
+        "temporal_regularization": 0.5 * raw[:, :-1].diff(dim=1).square().mean(),
     }
     torch.testing.assert_close(output.auxiliary, expected, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(output.loss, output.cross_entropy + sum(expected.values()), rtol=1e-5, atol=0)
@@ -277,7 +278,9 @@ def test_uniform_draws_everything_from_one_range(
     model.resize_token_embeddings(50)
     for _, parameter in model.named_parameters():
         assert parameter.abs().max() <= 0.04
-        assert parameter.std() == pytest.approx(0.04 / 3**0.5, rel=0.35)
+        assert len(parameter.unique()) > 10
+        if parameter.ndim == 2:
+            assert parameter.detach().std() == pytest.approx(0.04 / 3**0.5, rel=0.1)
 
 
 @each("name", CELLS)
