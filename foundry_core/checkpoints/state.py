@@ -63,6 +63,11 @@ class TrainState:
     wandb_run_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
     log: list[dict[str, _Number]] = field(default_factory=list)
 
+    @property
+    def bytes_seen(self) -> int:
+        """UTF-8 bytes of text seen so far, counted as the words are."""
+        return self.stream.bytes_after(self.tokens_seen) if self.stream is not None else 0
+
 
 _STORED = TypeAdapter(TrainState)
 

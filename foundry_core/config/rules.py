@@ -44,8 +44,8 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
     """Yield each problem between the sections of a file as (key, message)."""
     rules = (
         _corpora_differ,
-        _test_corpus_is_given,
-        _plateau_is_evaluated,
+        _held_out_text_is_given,
+        _there_is_something_to_go_by,
         _rows_fit,
         _rows_have_room,
         _steps_fit,
@@ -58,21 +58,36 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
 
 def _corpora_differ(experiment: Any, chosen: Chosen) -> Found:
     train, test = experiment.data.training_corpus, experiment.data.test_corpus
-    if test is not None and os.path.normpath(test) == os.path.normpath(train):
-        yield ("data", "test_corpus"), "is the training corpus: its loss would not mean anything"
+    validation = experiment.data.validation_corpus
+    for key, held_out in (("test_corpus", test), ("validation_corpus", validation)):
+        if held_out is not None and os.path.normpath(held_out) == os.path.normpath(train):
+            yield ("data", key), "is the training corpus: its loss would not mean anything"
+    if test is not None and validation is not None and os.path.normpath(test) == os.path.normpath(validation):
+        yield ("data", "validation_corpus"), "is the test corpus: what is chosen by it would be chosen by the test"
 
 
-def _test_corpus_is_given(experiment: Any, chosen: Chosen) -> Found:
-    if experiment.data.test_corpus is None:
-        if experiment.training.lr_scheduler == "plateau":
-            yield ("training", "lr_scheduler"), "needs data.test_corpus"
-        if experiment.training.evaluate_every_steps is not None:
-            yield ("training", "evaluate_every_steps"), "needs data.test_corpus"
+def _held_out_text_is_given(experiment: Any, chosen: Chosen) -> Found:
+    data, training = experiment.data, experiment.training
+    if data.test_corpus is None and data.validation_corpus is None:
+        if training.lr_scheduler == "plateau":
+            yield ("training", "lr_scheduler"), "needs data.validation_corpus or data.test_corpus"
+        for key in ("evaluate_every_steps", "evaluate_at"):
+            if getattr(training, key) is not None:
+                yield ("training", key), "needs data.validation_corpus or data.test_corpus"
+    if data.test_corpus is None and training.evaluate_test == "always":
+        yield ("training", "evaluate_test"), "needs data.test_corpus"
+    if data.validation_corpus is None and training.stop_after_stalled_evaluations is not None:
+        yield ("training", "stop_after_stalled_evaluations"), "needs data.validation_corpus"
 
 
-def _plateau_is_evaluated(experiment: Any, chosen: Chosen) -> Found:
-    if experiment.training.lr_scheduler == "plateau" and experiment.training.evaluate_every_steps is None:
-        yield ("training", "lr_scheduler"), "plateau needs training.evaluate_every_steps"
+def _there_is_something_to_go_by(experiment: Any, chosen: Chosen) -> Found:
+    """A loss that is computed only at the end decides nothing."""
+    training, schedules = experiment.training, "training.evaluate_every_steps or training.evaluate_at"
+    if training.evaluate_every_steps is None and training.evaluate_at is None:
+        if training.lr_scheduler == "plateau":
+            yield ("training", "lr_scheduler"), f"plateau needs {schedules}"
+        if training.stop_after_stalled_evaluations is not None:
+            yield ("training", "stop_after_stalled_evaluations"), f"needs {schedules}"
 
 
 def _rows_fit(experiment: Any, chosen: Chosen) -> Found:

@@ -74,6 +74,7 @@ class Stopwatch:
             auxiliary={name[len(AUXILIARY) :]: term for name, term in losses.items() if name.startswith(AUXILIARY)},
             optimised_loss=losses.get("optimised"),
             data_wait=waited / elapsed,
+            bytes_seen=state.bytes_seen,
         )
 
     def _judge(self, waited: float, elapsed: float, step: int) -> None:
