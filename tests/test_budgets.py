@@ -138,8 +138,8 @@ def test_no_budget_or_milestone_is_ever_exceeded() -> None:
             assert seen(plan, data, rows, each.unit, seed) <= each.amount
             # It is the last such step: with one more, rows in some order hold more.
             assert rows_within(plan, each.amount, each.unit) < rows + per_step
-    assert refused > 10
-    assert met > 500
+    assert refused > TRIALS // 30
+    assert met > TRIALS
 
 
 def test_rows_are_counted_down_to_the_last_token() -> None:

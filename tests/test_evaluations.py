@@ -21,7 +21,7 @@ from foundry_core.errors import CheckpointError, DataError
 from foundry_core.training.run import run
 
 Experiment = Callable[..., ExperimentConfig]
-ROUGH = {"learning_rate": 0.3, "optimizer": "sgd", "lr_scheduler": "constant", "max_grad_norm": None}
+ROUGH = {"learning_rate": 0.3, "lr_scheduler": "constant"}
 """Training whose validation loss soon goes up and down."""
 
 
@@ -222,7 +222,10 @@ def test_a_validation_corpus_of_other_texts_is_refused(
         (test, r"has the content of .*test\.txt, which is in data\.test_corpus"),
         (reordered, "every one of its .* documents also stands in data.test_corpus"),
         (training, r"has the content of .*train\.txt, which is in data\.training_corpus"),
-        (training[: len(training) // 2], "every one of its .* documents also stands in data.training_corpus"),
+        (
+            training[: training.index("\n", len(training) // 2)],
+            "every one of its .* documents also stands in data.training_corpus",
+        ),
     ):
         (tmp_path / "validation.txt").write_text(content)
         data = texts | {"validation_corpus": str(tmp_path / "validation.txt")}
@@ -249,6 +252,23 @@ def test_the_validation_text_belongs_to_the_run(experiment: Experiment, texts: d
     shutil.copy(texts["test_corpus"], validation)
     with pytest.raises(CheckpointError, match="the validation corpus changed since"):
         run(load_config(config.resolved(), ["training.train_steps=2"]), resume=True, quiet=True)
+
+
+def test_checkpoints_that_are_evaluated_keep_their_schedule(
+    experiment: Experiment, texts: dict[str, str], tmp_path: Path
+) -> None:
+    """Evaluations decide, and so their schedule is no longer free on resuming; how many checkpoints are kept is."""
+    settings = {"train_steps": 4, "checkpoints": {"every_steps": 2}, "evaluate_at": "checkpoints"}
+    config = experiment("lstm", tmp_path, data=texts, training=settings)
+    run(config, quiet=True)
+    other = load_config(config.resolved(), ["training.checkpoints={every_steps: 3, keep: 1}"])
+    with pytest.raises(
+        CheckpointError, match=r"evaluate_at is checkpoints, and training\.checkpoints\.every_steps was 2"
+    ):
+        run(other, resume=True, quiet=True)
+    assert run(other, resume=True, quiet=True, allowed_changes=["training.evaluate_at"]).step == 4
+    kept = load_config(config.resolved(), ["training.checkpoints.keep=1"])
+    assert run(kept, resume=True, quiet=True).step == 4
 
 
 def test_prepare_and_plan_show_the_validation_corpus(

@@ -24,7 +24,7 @@ from foundry_core.data.preparation import TEST_DATA, VALIDATION_DATA
 from foundry_core.errors import CheckpointError
 from foundry_core.models.building import read_description
 from foundry_core.random_streams import derive
-from foundry_core.run_folder import MANIFEST, milestone_words
+from foundry_core.run_folder import CHECKPOINT, MANIFEST, milestone_words
 
 _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
 """Steps and rows from one checkpoint to the next that are derived: some minutes of work."""
@@ -76,7 +76,7 @@ def _wrong_names(output_dir: Path, whole: list[Verified]) -> list[str]:
     """Return a line for each name of a milestone whose checkpoint is gone, or has seen more words than it promises."""
     seen, problems = {each.folder.name: each.state.words_seen for each in whole}, []
     for link, target in named_checkpoints(output_dir).items():
-        if not (output_dir / target / MANIFEST).is_file():
+        if not (CHECKPOINT.match(target) and (output_dir / target / MANIFEST).is_file()):
             problems.append(f"{link} leads to {target}, which is not a checkpoint of this run")
         elif seen.get(target, 0) > (milestone_words(link.name) or 0):
             problems.append(f"{link} leads to {target}, which has seen {seen[target]:,} words")

@@ -200,7 +200,7 @@ class TrainingConfig(_Counting):
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     evaluate_every_steps: int | None = Field(
-        None, ge=1, description="evaluate on the test corpus every N steps, and at the end"
+        None, ge=1, description="evaluate on the validation or test corpus every N steps, and at the end"
     )
     evaluate_at: Literal["checkpoints"] | StepSchedule | None = Field(
         None,

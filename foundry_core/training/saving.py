@@ -130,7 +130,12 @@ class CheckpointSaver:
 
     def _tidy(self, newest: Path) -> None:
         """Apply names and retention once `newest` is known to be whole."""
-        problems = name_checkpoints(self.output_dir, self.names)
+        lasting = {
+            name: step
+            for name, step in self.names.items()
+            if step <= checkpoint_step(newest) and self.output_dir / checkpoint_name(step) not in self._ephemeral
+        }
+        problems = name_checkpoints(self.output_dir, lasting)
         problems += retire(
             self.output_dir,
             self._settings.keep,
