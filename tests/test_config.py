@@ -385,25 +385,25 @@ CONTRADICTORY = [
     wrong(
         "two schedules of evaluations",
         edited(after(STEPS, "  evaluate_at: {every_steps: 5}", "  evaluate_every_steps: 5")),
-        "20: training: give evaluate_every_steps or evaluate_at, not both; evaluate_at takes every_steps too",
+        "18: training: give evaluate_every_steps or evaluate_at, not both; evaluate_at takes every_steps too",
     ),
     wrong(
         "unknown key of a schedule of evaluations",
         edited(after(STEPS, "  evaluate_at: {keep: 5}")),
-        "22: training.evaluate_at.keep: unknown key. Known here: every_steps, log_base, steps, milestones.",
+        "22: training.evaluate_at.keep: unknown key. It belongs under training.checkpoints.",
     ),
     wrong(
         "early stopping by the test corpus",
-        edited(after(STEPS, "  evaluate_every_steps: 5", "  stop_after_stalled_evaluations: 2")),
-        "23: training.stop_after_stalled_evaluations: needs data.validation_corpus",
+        edited(after(STEPS, "  evaluate_every_steps: 5", "  early_stopping_patience: 2")),
+        "23: training.early_stopping_patience: needs data.validation_corpus",
     ),
     wrong(
         "early stopping by a loss computed once",
         edited(
             ("  test_corpus: corpora/dev.txt", "  validation_corpus: corpora/dev.txt"),
-            after(STEPS, "  stop_after_stalled_evaluations: 2", "  evaluate_test: always"),
+            after(STEPS, "  early_stopping_patience: 2", "  evaluate_test: always"),
         ),
-        "22: training.stop_after_stalled_evaluations: needs training.evaluate_every_steps or training.evaluate_at",
+        "22: training.early_stopping_patience: needs training.evaluate_every_steps or training.evaluate_at",
         "23: training.evaluate_test: needs data.test_corpus",
     ),
     wrong(
@@ -815,7 +815,7 @@ COUNTED = (
     "training.warmup_steps",
     "training.plateau_patience",
     "training.evaluate_every_steps",
-    "training.stop_after_stalled_evaluations",
+    "training.early_stopping_patience",
     "training.checkpoints.every_steps",
     "training.checkpoints.keep",
     "logging.log_every_steps",

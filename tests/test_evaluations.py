@@ -91,7 +91,7 @@ def stalling(experiment: Experiment, texts: dict[str, str], tmp_path: Path) -> C
     """A run that would take 40 steps and ends after three evaluations in a row that bring nothing."""
 
     def make(name: str, **training: Any) -> ExperimentConfig:
-        schedule = {"train_steps": 40, "evaluate_every_steps": 2, "stop_after_stalled_evaluations": 3, **ROUGH}
+        schedule = {"train_steps": 40, "evaluate_every_steps": 2, "early_stopping_patience": 3, **ROUGH}
         logging = {"log_every_steps": 3}
         return experiment("lstm", tmp_path / name, data=texts, training={**schedule, **training}, logging=logging)
 

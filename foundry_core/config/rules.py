@@ -76,8 +76,8 @@ def _held_out_text_is_given(experiment: Any, chosen: Chosen) -> Found:
                 yield ("training", key), "needs data.validation_corpus or data.test_corpus"
     if data.test_corpus is None and training.evaluate_test == "always":
         yield ("training", "evaluate_test"), "needs data.test_corpus"
-    if data.validation_corpus is None and training.stop_after_stalled_evaluations is not None:
-        yield ("training", "stop_after_stalled_evaluations"), "needs data.validation_corpus"
+    if data.validation_corpus is None and training.early_stopping_patience is not None:
+        yield ("training", "early_stopping_patience"), "needs data.validation_corpus"
 
 
 def _there_is_something_to_go_by(experiment: Any, chosen: Chosen) -> Found:
@@ -86,8 +86,8 @@ def _there_is_something_to_go_by(experiment: Any, chosen: Chosen) -> Found:
     if training.evaluate_every_steps is None and training.evaluate_at is None:
         if training.lr_scheduler == "plateau":
             yield ("training", "lr_scheduler"), f"plateau needs {schedules}"
-        if training.stop_after_stalled_evaluations is not None:
-            yield ("training", "stop_after_stalled_evaluations"), f"needs {schedules}"
+        if training.early_stopping_patience is not None:
+            yield ("training", "early_stopping_patience"), f"needs {schedules}"
 
 
 def _rows_fit(experiment: Any, chosen: Chosen) -> Found:

@@ -210,7 +210,7 @@ class TrainingConfig(_Counting):
     evaluate_test: Literal["end", "always"] = Field(
         "end", description="with a validation corpus: evaluate on the test corpus at the end, or each time"
     )
-    stop_after_stalled_evaluations: int | None = Field(
+    early_stopping_patience: int | None = Field(
         None, ge=1, description="end the run after N evaluations in a row without a better validation loss"
     )
     num_workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches; does not change the result")

@@ -33,7 +33,7 @@ class Evaluations:
         self.decisive: HeldOut = "test" if data.validation is None else "validation"
         self._plan, self._there = plan, [corpus for corpus in LOG_KEYS if getattr(data, corpus) is not None]
         self._always = data.validation is None or config.training.evaluate_test == "always"
-        self._patience = config.training.stop_after_stalled_evaluations
+        self._patience = config.training.early_stopping_patience
         self._best, self._stalled = math.inf, 0
         for entry in log:
             if LOG_KEYS[self.decisive] in entry:
@@ -54,7 +54,7 @@ class Evaluations:
             if self.stalled and step < self._plan.total_steps:
                 steps = f"step {step:,} of {self._plan.total_steps:,}"
                 found = f"no better loss than {self._best:.4f} in {self._stalled:,} evaluations"
-                warn(f"stopped after {steps}: {found} (training.stop_after_stalled_evaluations)")
+                warn(f"stopped after {steps}: {found} (training.early_stopping_patience)")
 
     def _follow(self, loss: float) -> None:
         self._best, self._stalled = (loss, 0) if loss < self._best else (self._best, self._stalled + 1)
