@@ -28,6 +28,8 @@
     MANIFEST.json             MANIFEST: size and sha256 of every file, itself included
     tokenizer.json, tokenizer_config.json, sentencepiece.model: the tokenizer as above
   optimizer-<step>/           optimizer_name(step): OPTIMIZER of the checkpoint of that step, and a MANIFEST of its own
+  chck_<words>                milestone_name(words): where training.checkpoints.names is set, a relative link to the
+                              checkpoint of that milestone; made after it, and again by every run that goes on
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ MANIFEST = "MANIFEST.json"
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
 OPTIMIZER_FOLDER = re.compile(r"optimizer-(\d+)\Z")
+MILESTONE = re.compile(r"chck_(\d+)([KM]?)\Z")
+_SIZES = {"M": 10**6, "K": 10**3, "": 1}
 
 
 def checkpoint_name(step: int) -> str:
@@ -72,3 +76,15 @@ def checkpoint_name(step: int) -> str:
 def optimizer_name(step: int) -> str:
     """Return the name of the folder of an optimizer's state that is kept apart from its checkpoint."""
     return f"optimizer-{step}"
+
+
+def milestone_name(words: int) -> str:
+    """Return the name of the checkpoint after so many words, as BabyLM writes it: `chck_10M`."""
+    suffix, size = next((suffix, size) for suffix, size in _SIZES.items() if words % size == 0)
+    return f"chck_{words // size}{suffix}"
+
+
+def milestone_words(name: str) -> int | None:
+    """Return the words that a name of `milestone_name` is about; None for any other name."""
+    match = MILESTONE.match(name)
+    return int(match.group(1)) * _SIZES[match.group(2)] if match is not None else None

@@ -60,8 +60,10 @@ model: {layers: 12, embedding_size: 768, hidden_size: 768, attention_heads: 12}
 training: {output_dir: models/exp0/, epochs: 20}
 """
 TOP_KEYS = "experiment_name, random_seed, data, tokenizer, model, training, logging, seeds, plugins"
-DATA_KEYS = "training_corpus, test_corpus, files, documents, max_sequence_length, tokens_per_row, batch_size"
-BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words"
+DATA_KEYS = (
+    "training_corpus, test_corpus, validation_corpus, files, documents, max_sequence_length, tokens_per_row, batch_size"
+)
+BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words, train_bytes"
 END_NOT_LEARNED = (
     "padding is not learned, so the end of a text would never be learned; use another token, such as '<pad>'"
 )
@@ -367,13 +369,62 @@ CONTRADICTORY = [
             ("  test_corpus: corpora/dev.txt\n", ""),
             after(STEPS, "  lr_scheduler: plateau", "  evaluate_every_steps: 5"),
         ),
-        "21: training.lr_scheduler: needs data.test_corpus",
-        "22: training.evaluate_every_steps: needs data.test_corpus",
+        "21: training.lr_scheduler: needs data.validation_corpus or data.test_corpus",
+        "22: training.evaluate_every_steps: needs data.validation_corpus or data.test_corpus",
     ),
     wrong(
         "plateau of a loss computed once",
         edited(after(STEPS, "  lr_scheduler: plateau")),
-        "22: training.lr_scheduler: plateau needs training.evaluate_every_steps",
+        "22: training.lr_scheduler: plateau needs training.evaluate_every_steps or training.evaluate_at",
+    ),
+    wrong(
+        "schedule of evaluations without a text",
+        edited(("  test_corpus: corpora/dev.txt\n", ""), after(STEPS, "  evaluate_at: {log_base: 2}")),
+        "21: training.evaluate_at: needs data.validation_corpus or data.test_corpus",
+    ),
+    wrong(
+        "two schedules of evaluations",
+        edited(after(STEPS, "  evaluate_at: {every_steps: 5}", "  evaluate_every_steps: 5")),
+        "18: training: give evaluate_every_steps or evaluate_at, not both; evaluate_at takes every_steps too",
+    ),
+    wrong(
+        "unknown key of a schedule of evaluations",
+        edited(after(STEPS, "  evaluate_at: {keep: 5}")),
+        "22: training.evaluate_at.keep: unknown key. It belongs under training.checkpoints.",
+    ),
+    wrong(
+        "early stopping by the test corpus",
+        edited(after(STEPS, "  evaluate_every_steps: 5", "  early_stopping_patience: 2")),
+        "23: training.early_stopping_patience: needs data.validation_corpus",
+    ),
+    wrong(
+        "early stopping by a loss computed once",
+        edited(
+            ("  test_corpus: corpora/dev.txt", "  validation_corpus: corpora/dev.txt"),
+            after(STEPS, "  early_stopping_patience: 2", "  evaluate_test: always"),
+        ),
+        "22: training.early_stopping_patience: needs training.evaluate_every_steps or training.evaluate_at",
+        "23: training.evaluate_test: needs data.test_corpus",
+    ),
+    wrong(
+        "validation by the test corpus",
+        edited(after("  test_corpus: corpora/dev.txt", "  validation_corpus: corpora//dev.txt")),
+        "6: data.validation_corpus: is the test corpus: what is chosen by it would be chosen by the test",
+    ),
+    wrong(
+        "validation by what is trained on",
+        edited(after("  test_corpus: corpora/dev.txt", "  validation_corpus: corpora/train.txt")),
+        "6: data.validation_corpus: is the training corpus: its loss would not mean anything",
+    ),
+    wrong(
+        "names of milestones in another unit",
+        edited(after(STEPS, "  checkpoints: {names: babylm, milestones: {tokens: [1M]}}")),
+        "22: training.checkpoints: names: babylm needs milestones.words, which it names",
+    ),
+    wrong(
+        "milestone after nothing",
+        edited(after(STEPS, "  checkpoints: {milestones: {epochs: [0.5, 0]}}")),
+        "22: training.checkpoints.milestones.epochs.1: must be greater than 0, not 0",
     ),
     wrong(
         "test corpus that is trained on",
@@ -764,6 +815,7 @@ COUNTED = (
     "training.warmup_steps",
     "training.plateau_patience",
     "training.evaluate_every_steps",
+    "training.early_stopping_patience",
     "training.checkpoints.every_steps",
     "training.checkpoints.keep",
     "logging.log_every_steps",
@@ -783,6 +835,7 @@ COUNTED = (
         "model.transformer.layers=1000000",
         "data.training_corpus=~nosuchuser/x",
         "data.test_corpus=~nosuchuser/x",
+        "data.validation_corpus=~nosuchuser/x",
         "training.output_dir=~nosuchuser/x",
         "tokenizer.output_dir=~nosuchuser/x",
         'training={train_steps: 1, output_dir: "a\\0b"}',
@@ -1177,7 +1230,7 @@ def test_every_key_of_the_design_is_accepted() -> None:
     assert config.tokenizer.special_tokens["mask_token"] == "[MASK]"
     assert config.training.checkpoints.milestones.words == (1_000_000, 10_000_000)
     assert config.training.adam_beta2 == 0.98
-    for budget in ("train_steps: 100", "train_tokens: 1M", "train_words: 1M"):
+    for budget in ("train_steps: 100", "train_tokens: 1M", "train_words: 1M", "train_bytes: 5M"):
         load_config(YamlSource.parse(EVERY_KEY.replace("epochs: 10", budget), "design").data)
     load_config(YamlSource.parse(EVERY_KEY.replace("warmup_ratio: 0.1", "warmup_steps: 10"), "design").data)
 

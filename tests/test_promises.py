@@ -230,6 +230,12 @@ MECHANISMS = [
         mutants.damaged_ones_count,
         "faults/test_retention.py::test_a_damaged_checkpoint_does_not_count_as_kept",
     ),
+    Without(
+        "R19",
+        "foundry_core.checkpoints.checkpoint:retire",
+        mutants.milestones_are_like_any_other,
+        "test_milestones.py::test_keep_leaves_milestones_and_listed_steps",
+    ),
 ]
 
 

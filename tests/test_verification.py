@@ -94,10 +94,10 @@ def test_a_batch_size_that_changed_in_between_raises_no_alarm(train: Train) -> N
 
 def test_a_budget_resumed_after_a_short_step_raises_no_alarm(train: Train) -> None:
     schedule = {"checkpoints": {"keep": 1, "every_steps": 1}}
-    folder = train(epochs=0.03, **schedule)
+    folder = train(epochs=0.04, **schedule)
     (one,) = [each for each in verify_run(folder)[0] if each.state.step]
     assert one.state.samples % 4
-    train("training.epochs", epochs=0.06, **schedule)
+    train("training.epochs", epochs=0.08, **schedule)
     beginning, end = since(folder).values()
     assert (beginning, end.startswith("not derivable: ")) == ("the beginning", True)
 

@@ -266,6 +266,7 @@ def retire(
     ephemeral: Collection[Path],
     damaged: Collection[Path],
     states: int | None = None,
+    kept_steps: Collection[int] = (),
 ) -> list[str]:
     """Remove the ephemeral checkpoints before `newest`, and the permanent ones older than the last `keep` of them.
 
@@ -275,6 +276,7 @@ def retire(
         newest: Known to be whole, because it has just been published or loaded.
         damaged: Those that were passed over; they do not count among the last.
         states: The number of newest checkpoints to keep the optimizer's state of; None for all.
+        kept_steps: The steps of permanent checkpoints that stay, however old they are.
 
     Returns:
         A line for each folder that could not be removed.
@@ -283,7 +285,8 @@ def retire(
     permanent = [path for path in (*older, newest) if path not in ephemeral and checkpoint_step(path) > 0]
     last = [path for path in permanent if path not in damaged][-keep:] if keep is not None else permanent
     victims = [path for path in older if path in ephemeral]
-    victims += permanent[: permanent.index(last[0])] if last else []
+    older_ones = permanent[: permanent.index(last[0])] if last else []
+    victims += [path for path in older_ones if checkpoint_step(path) not in kept_steps]
     problems = []
     for victim in (*victims, *_states_to_retire(output_dir, newest, {*victims, *damaged}, states)):
         try:

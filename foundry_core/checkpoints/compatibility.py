@@ -24,6 +24,8 @@ FREE = ("logging", "plugins", "training.output_dir", "training.checkpoints", "tr
 """Settings that may differ, because they change no weight: where and how often a run reports and saves, and the modules
 of observers. The packages that ship what is trained with are compared by themselves.
 """
+SCHEDULE = tuple(f"training.checkpoints.{key}" for key in ("every_steps", "log_base", "steps", "milestones"))
+"""Those of them that are not free where `training.evaluate_at` follows the checkpoints: evaluations decide."""
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +129,9 @@ def differing(
     if old and new and old.tokens_per_row != new.tokens_per_row and "data.max_sequence_length" not in differences:
         phrase = f"data.tokens_per_row was {old.tokens_per_row}, is {new.tokens_per_row}"
         differences["data.tokens_per_row"] = phrase
+    moved = [phrase for key, phrase in differences.items() if covered(key, SCHEDULE)]
+    if moved and after["experiment"]["training"].get("evaluate_at") == "checkpoints":
+        differences.setdefault("training.evaluate_at", f"training.evaluate_at is checkpoints, and {'; '.join(moved)}")
     differences |= changed_plugins(before, after)
     for name in ("precision", "compile", "kernels"):
         # Compared by what was chosen: `auto` comes to another value on another machine, and takes that of the run here.

@@ -66,6 +66,11 @@ class TrainState:
     tokens_by_corpus: dict[str, _Whole] = field(default_factory=dict)
     log: list[dict[str, _Number]] = field(default_factory=list)
 
+    @property
+    def bytes_seen(self) -> int:
+        """UTF-8 bytes of text seen so far, counted as the words are."""
+        return self.stream.bytes_after(self.tokens_seen) if self.stream is not None else 0
+
 
 _STORED = TypeAdapter(TrainState)
 _LATER: dict[str, Any] = {"carried": None, "tokens_by_corpus": {}}

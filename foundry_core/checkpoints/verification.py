@@ -16,15 +16,16 @@ import numpy as np
 
 from foundry_core.checkpoints.checkpoint import StateNotKeptError, check_resumable, check_whole, checkpoints
 from foundry_core.checkpoints.compatibility import differing, refused_differences
+from foundry_core.checkpoints.names import named_checkpoints
 from foundry_core.checkpoints.state import TrainState, parent_entry, read_state
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.order import CropOrder, LaneOrder, Order, SampleOrder, extended_ledger
-from foundry_core.data.preparation import TEST_DATA
+from foundry_core.data.preparation import TEST_DATA, VALIDATION_DATA
 from foundry_core.data.rows import CropRows, LaneRows, Rows
 from foundry_core.errors import CheckpointError
 from foundry_core.models.building import read_description
 from foundry_core.random_streams import derive
-from foundry_core.run_folder import MANIFEST
+from foundry_core.run_folder import CHECKPOINT, MANIFEST, milestone_words
 
 _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
 """Steps and rows from one checkpoint to the next that are derived: some minutes of work."""
@@ -48,8 +49,8 @@ class Verified:
     @property
     def text_seen(self) -> str:
         """A digest of what was trained on, in its order: equal for two runs that have seen the same tokens so far."""
-        state = self.state
-        trained_on = {name: digest for name, digest in state.data.items() if name != TEST_DATA}
+        state, held_out = self.state, (TEST_DATA, VALIDATION_DATA)
+        trained_on = {name: digest for name, digest in state.data.items() if name not in held_out}
         cut = state.stream and state.stream.tokens_per_row
         return hashlib.sha256(json.dumps([state.ledger, trained_on, cut], sort_keys=True).encode()).hexdigest()[:12]
 
@@ -69,7 +70,18 @@ def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
             whole.append(_verified(folder, whole))
         except CheckpointError as error:
             problems.append(str(error))
-    return whole, problems
+    return whole, problems + _wrong_names(Path(output_dir), whole)
+
+
+def _wrong_names(output_dir: Path, whole: list[Verified]) -> list[str]:
+    """Return a line for each name of a milestone whose checkpoint is gone, or has seen more words than it promises."""
+    seen, problems = {each.folder.name: each.state.words_seen for each in whole}, []
+    for link, target in named_checkpoints(output_dir).items():
+        if not (CHECKPOINT.match(target) and (output_dir / target / MANIFEST).is_file()):
+            problems.append(f"{link} leads to {target}, which is not a checkpoint of this run")
+        elif seen.get(target, 0) > (milestone_words(link.name) or 0):
+            problems.append(f"{link} leads to {target}, which has seen {seen[target]:,} words")
+    return problems
 
 
 def _verified(folder: Path, earlier: list[Verified]) -> Verified:

@@ -26,7 +26,12 @@ def execute(options: argparse.Namespace) -> None:
     from foundry_core.training.console import share
 
     columns = {}
-    for name, tokens, rows in (("training", data.train, data.train_rows), ("test", data.test, data.test_rows)):
+    corpora = (
+        ("training", data.train, data.train_rows),
+        ("validation", data.validation, data.validation_rows),
+        ("test", data.test, data.test_rows),
+    )
+    for name, tokens, rows in corpora:
         if tokens is not None and rows is not None:
             info = tokens.info
             counted = {

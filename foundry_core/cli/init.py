@@ -47,7 +47,7 @@ _WRITTEN_OUT = {
 
 # What two keys have to do with each other, which the description of a single field does not mention.
 _NOTES = {
-    "training.epochs": "; one of four, the others stay null",
+    "training.epochs": "; one of five, the others stay null",
     "training.warmup_ratio": "; with warmup_steps null",
 }
 

@@ -126,7 +126,8 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
     remembered = sum(getattr(value, "nbytes", 0) for value in first_state(model, trainer.optimizer).values())
     checkpoint = footprint.parameters + footprint.buffers + remembered
     schedule = config.training.checkpoints
-    kept = len(plan.checkpoint_steps) if schedule.keep is None else min(len(plan.checkpoint_steps), schedule.keep + 1)
+    last = plan.checkpoint_steps if schedule.keep is None else plan.checkpoint_steps[-schedule.keep :]
+    kept = len({0, *last, *plan.kept_steps})
     states = min(kept, KEPT_STATES[schedule.keep_optimizer] or kept)
     activations = _activation_bytes(trainer)
     facts: dict[str, Any] = {
@@ -140,7 +141,9 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
         "of_which_embeddings": count.embeddings,
         "corpus_words": plan.words_per_epoch,
         "corpus_tokens": plan.tokens_per_epoch,
+        "corpus_bytes": plan.bytes_per_epoch,
         "unknown_share": data.train.info.unknown_share,
+        "unknown_share_of_validation": data.validation.info.unknown_share if data.validation is not None else None,
         "unknown_share_of_test": data.test.info.unknown_share if data.test is not None else None,
         "corpus_digest": data.train.info.corpus_digest,
         "tokenizer_digest": data.train.info.tokenizer_digest,
@@ -149,13 +152,18 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
         "tokens_per_step": round(plan.samples_per_step * plan.tokens_per_epoch / plan.rows),
         "steps": plan.total_steps,
         "of_which_warm_up": plan.warmup_steps,
-        "epochs": round(plan.total_samples / plan.rows, 3),
+        "epochs": round(plan.budget["epochs"], 3),
         **({"passes": passes} if (passes := _passes(trainer)) else {}),
-        "training_tokens": round(plan.total_samples * plan.tokens_per_epoch / plan.rows),
+        "training_tokens": plan.budget["tokens"],
+        "training_words": plan.budget["words"],
+        "training_bytes": plan.budget["bytes"],
         "flops_per_step": training_flops(model, plan.samples_per_step, length),
         "training_flops": training_flops(model, plan.total_samples, length),
         "checkpoints": list(plan.checkpoint_steps),
         "checkpoints_beyond_the_end": list(plan.unreached_checkpoints),
+        "milestones": {str(each): each.step for each in plan.milestones if each.step is not None},
+        "evaluations": list(plan.evaluation_steps),
+        "evaluations_beyond_the_end": list(plan.unreached_evaluations),
         "bytes_of_a_checkpoint": checkpoint,
         "disk_bytes": kept * (checkpoint - remembered) + states * remembered,
         "memory_bytes": checkpoint + footprint.gradients + activations,
@@ -375,16 +383,20 @@ def _shown(name: str, value: Any) -> str:
     from foundry_core.training.console import duration, share
 
     if name.startswith("unknown_share"):
-        return "no test corpus" if value is None else share(value)
+        return f"no {name.rpartition('_')[2]} corpus" if value is None else share(value)
     if name == "compile":
         return "on" if value else "off"
-    if name == "checkpoints":
+    if name in ("checkpoints", "evaluations"):
+        if not value:
+            return "none"
         steps = ", ".join(map(str, value if len(value) <= 8 else [*value[:5], "...", *value[-2:]]))
         return f"{len(value)}, at steps {steps}"
-    if name == "checkpoints_beyond_the_end":
+    if name.endswith("_beyond_the_end"):
         return ", ".join(value) or "none"
     if name == "passes":
         return ", ".join(f"{passes:,} over {corpus}" for corpus, passes in value.items())
+    if name == "milestones":
+        return ", ".join(f"{amount} at {step:,}" for amount, step in value.items()) or "none"
     if name == "seconds":
         return f"{duration(value)} on this machine, without compiling, evaluations and saving"
     if "bytes" in name or name == "of_which_activations":

@@ -40,6 +40,7 @@ def execute(options: argparse.Namespace) -> None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with large_imports():
         from foundry_core.models.registration import postpone_registration
+        from foundry_core.training.console import amounts
         from foundry_core.training.run import run
 
     postpone_registration()
@@ -57,4 +58,5 @@ def execute(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("continue from the last checkpoint with --resume") from None
     checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"
-    report(f"trained {state.step} steps, {state.tokens_seen:,} tokens: {checkpoint}")
+    seen = amounts(state.epoch, state.tokens_seen, state.words_seen, state.bytes_seen)
+    report(f"trained {state.step} steps, {seen}: {checkpoint}")

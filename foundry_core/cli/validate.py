@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from foundry_core.cli.common import add_config_arguments, read_config
+from foundry_core.config.sections import BUDGETS
 
 EXAMPLE = "example:\n  foundry validate configs/gpt2.yaml training.epochs=3"
 
@@ -20,6 +21,5 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
     training = config.training
-    budgets = ("epochs", "train_steps", "train_tokens", "train_words")
-    budget = next(f"{key} {value}" for key in budgets if (value := getattr(training, key)) is not None)
+    budget = next(f"{key} {value}" for key in BUDGETS if (value := getattr(training, key)) is not None)
     print(f"{options.config}: valid; {config.model.architecture}, {training.objective}, {budget}")

@@ -10,6 +10,7 @@ with code 6. Neither the corpus nor the plugin is needed. Two runs with the same
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from foundry_core.cli.common import path_argument, table
 from foundry_core.errors import CheckpointError
@@ -22,12 +23,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
+    from foundry_core.checkpoints.names import named_checkpoints
     from foundry_core.checkpoints.verification import verify_run
 
     whole, problems = verify_run(options.run)
+    names = [(path.name, target) for path, target in named_checkpoints(Path(options.run)).items()]
     rows = [
         (
-            one.folder.name,
+            " = ".join([one.folder.name, *(name for name, target in names if target == one.folder.name)]),
             str(len(one.manifest["files"])),
             f"{one.state.tokens_seen:,}",
             f"{one.state.words_seen:,}",

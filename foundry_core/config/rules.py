@@ -45,8 +45,8 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
     rules = (
         _corpora_differ,
         _batches_are_possible,
-        _test_corpus_is_given,
-        _plateau_is_evaluated,
+        _held_out_text_is_given,
+        _there_is_something_to_go_by,
         _rows_fit,
         _rows_have_room,
         _steps_fit,
@@ -59,10 +59,15 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
 
 
 def _corpora_differ(experiment: Any, chosen: Chosen) -> Found:
-    given, test = experiment.data.training_corpus, experiment.data.test_corpus
+    given, test, validation = (
+        getattr(experiment.data, f"{kind}_corpus") for kind in ("training", "test", "validation")
+    )
     trained = [each.path for each in given.values()] if isinstance(given, Mapping) else [given]
-    if test is not None and os.path.normpath(test) in map(os.path.normpath, trained):
-        yield ("data", "test_corpus"), "is the training corpus: its loss would not mean anything"
+    for key, held_out in (("test_corpus", test), ("validation_corpus", validation)):
+        if held_out is not None and os.path.normpath(held_out) in map(os.path.normpath, trained):
+            yield ("data", key), "is the training corpus: its loss would not mean anything"
+    if test is not None and validation is not None and os.path.normpath(test) == os.path.normpath(validation):
+        yield ("data", "validation_corpus"), "is the test corpus: what is chosen by it would be chosen by the test"
 
 
 def _batches_are_possible(experiment: Any, chosen: Chosen) -> Found:
@@ -77,17 +82,28 @@ def _batches_are_possible(experiment: Any, chosen: Chosen) -> Found:
         yield ("data", "isolate_documents"), f"{chosen.architecture} cannot keep documents apart"
 
 
-def _test_corpus_is_given(experiment: Any, chosen: Chosen) -> Found:
-    if experiment.data.test_corpus is None:
-        if experiment.training.lr_scheduler == "plateau":
-            yield ("training", "lr_scheduler"), "needs data.test_corpus"
-        if experiment.training.evaluate_every_steps is not None:
-            yield ("training", "evaluate_every_steps"), "needs data.test_corpus"
+def _held_out_text_is_given(experiment: Any, chosen: Chosen) -> Found:
+    data, training = experiment.data, experiment.training
+    if data.test_corpus is None and data.validation_corpus is None:
+        if training.lr_scheduler == "plateau":
+            yield ("training", "lr_scheduler"), "needs data.validation_corpus or data.test_corpus"
+        for key in ("evaluate_every_steps", "evaluate_at"):
+            if getattr(training, key) is not None:
+                yield ("training", key), "needs data.validation_corpus or data.test_corpus"
+    if data.test_corpus is None and training.evaluate_test == "always":
+        yield ("training", "evaluate_test"), "needs data.test_corpus"
+    if data.validation_corpus is None and training.early_stopping_patience is not None:
+        yield ("training", "early_stopping_patience"), "needs data.validation_corpus"
 
 
-def _plateau_is_evaluated(experiment: Any, chosen: Chosen) -> Found:
-    if experiment.training.lr_scheduler == "plateau" and experiment.training.evaluate_every_steps is None:
-        yield ("training", "lr_scheduler"), "plateau needs training.evaluate_every_steps"
+def _there_is_something_to_go_by(experiment: Any, chosen: Chosen) -> Found:
+    """A loss that is computed only at the end decides nothing."""
+    training, schedules = experiment.training, "training.evaluate_every_steps or training.evaluate_at"
+    if training.evaluate_every_steps is None and training.evaluate_at is None:
+        if training.lr_scheduler == "plateau":
+            yield ("training", "lr_scheduler"), f"plateau needs {schedules}"
+        if training.early_stopping_patience is not None:
+            yield ("training", "early_stopping_patience"), f"needs {schedules}"
 
 
 def _rows_fit(experiment: Any, chosen: Chosen) -> Found:

@@ -18,7 +18,10 @@ from foundry_core.schema import ConfigSection, PathText
 MOST_ROWS = 2**20
 """Limit on the sequences in one forward pass, and in one optimizer step."""
 MOST_COUNT = 2**42
-"""Limit on the steps, tokens or words of a budget or a milestone."""
+"""Limit on the steps, tokens, words or bytes of a budget or a milestone."""
+MOST_EPOCHS = 1e9
+BUDGETS = ("epochs", "train_steps", "train_tokens", "train_words", "train_bytes")
+"""The keys of `training` of which exactly one is given."""
 LEAST_SHARE = 10_000
 """A corpus of a mixture has at least one of so many rows."""
 MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
@@ -55,6 +58,7 @@ Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=MOST_COUNT)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Shares = Annotated[Share | tuple[Share, Share], BeforeValidator(shares)]
+Epochs = Annotated[tuple[Annotated[float, Field(gt=0, le=MOST_EPOCHS)], ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Settings = SerializeAsAny[ConfigSection] | None
@@ -114,6 +118,10 @@ class DataConfig(ConfigSection):
         description="file, folder or glob; .txt or .jsonl (key text), also .gz; .parquet; or {name: {path, share}}"
     )
     test_corpus: PathText | None = Field(None, description="text to evaluate on; never used in training")
+    validation_corpus: PathText | None = Field(
+        None,
+        description="text that plateau and early stopping look at instead of the test corpus, which is for the end",
+    )
     files: str | None = Field(
         None, min_length=1, description='files of a folder to read, such as "*.train"; null: all that can be read'
     )
@@ -170,29 +178,49 @@ class _Counting(ConfigSection):
 
 
 class Milestones(_Counting):
-    words: Counts = Field((), description="save after these numbers of words")
-    tokens: Counts = Field((), description="save after these numbers of tokens")
+    """Amounts of the training text. Each is met at the last step at which no more than that has been seen."""
+
+    words: Counts = Field((), description="after these numbers of words")
+    tokens: Counts = Field((), description="after these numbers of tokens")
+    bytes: Counts = Field((), description="after these numbers of UTF-8 bytes of the text")
+    epochs: Epochs = Field((), description="after these numbers of epochs, such as 0.5")
 
 
-class CheckpointConfig(_Counting):
-    every_steps: int | None = Field(None, ge=1, description="save every N optimizer steps")
-    log_base: float | None = Field(None, ge=1.01, description="save at steps 1, b, b^2, b^3, ...")
-    steps: Steps = Field((), description="save at these steps")
-    milestones: Milestones = Field(Milestones(), description="save after these numbers of words or tokens")
-    keep: int | None = Field(None, ge=1, description="keep the newest N checkpoints and step 0; null keeps all")
+class StepSchedule(_Counting):
+    """Steps at which something is due, besides step 0 and the end; `training.plan.due_steps` computes them."""
+
+    every_steps: int | None = Field(None, ge=1, description="every N optimizer steps")
+    log_base: float | None = Field(None, ge=1.01, description="at steps 1, b, b^2, b^3, ...")
+    steps: Steps = Field((), description="at these steps")
+    milestones: Milestones = Field(Milestones(), description="at the last step within each of these amounts of text")
+
+
+def _names_have_words(checkpoints: CheckpointConfig) -> Iterator[str]:
+    if checkpoints.names is not None and not checkpoints.milestones.words:
+        yield f"names: {checkpoints.names} needs milestones.words, which it names"
+
+
+class CheckpointConfig(StepSchedule):
+    RULES = (_names_have_words,)
+
+    keep: int | None = Field(
+        None, ge=1, description="keep the newest N, step 0, listed steps and milestones; null keeps all"
+    )
     keep_optimizer: Literal["newest", "all"] = Field(
         "newest", description="optimizer state, only needed to resume: of the newest two checkpoints, or of all"
     )
     ephemeral_minutes: float | None = Field(
         None, gt=0, description="crash safety: save every N minutes, keep the newest"
     )
+    names: Literal["babylm"] | None = Field(
+        None, description="links to the milestones in words; babylm: chck_1M, chck_10M, ..."
+    )
 
 
 def _one_budget(training: TrainingConfig) -> Iterator[str]:
-    keys = ("epochs", "train_steps", "train_tokens", "train_words")
-    given = [key for key in keys if getattr(training, key) is not None]
+    given = [key for key in BUDGETS if getattr(training, key) is not None]
     if len(given) != 1:
-        yield f"give exactly one of {', '.join(keys)}: found {' and '.join(given) or 'none'}"
+        yield f"give exactly one of {', '.join(BUDGETS)}: found {' and '.join(given) or 'none'}"
 
 
 def _one_warm_up(training: TrainingConfig) -> Iterator[str]:
@@ -205,8 +233,13 @@ def _warm_up_within_the_budget(training: TrainingConfig) -> Iterator[str]:
         yield f"warmup_steps ({training.warmup_steps}) exceeds train_steps ({training.train_steps})"
 
 
+def _one_evaluation_schedule(training: TrainingConfig) -> Iterator[str]:
+    if training.evaluate_every_steps is not None and training.evaluate_at is not None:
+        yield "give evaluate_every_steps or evaluate_at, not both; evaluate_at takes every_steps too"
+
+
 class TrainingConfig(_Counting):
-    RULES = (_one_budget, _one_warm_up, _warm_up_within_the_budget)
+    RULES = (_one_budget, _one_warm_up, _warm_up_within_the_budget, _one_evaluation_schedule)
 
     output_dir: PathText = Field(description="the run's folder: checkpoints, metrics.jsonl, config.yaml")
     objective: str = Field("causal_lm", description="causal_lm, masked_lm, or a plugin's; default: the architecture's")
@@ -216,10 +249,11 @@ class TrainingConfig(_Counting):
     )
     masking: Literal["token", "whole_word"] = Field("token", description="what masked_lm masks: tokens, or whole words")
     learning_rate: float = Field(5e-4, gt=0, description="peak, after warm-up")
-    epochs: float | None = Field(None, gt=0, le=1e9, description="budget: passes over the training corpus")
+    epochs: float | None = Field(None, gt=0, le=MOST_EPOCHS, description="budget: passes over the training corpus")
     train_steps: Count | None = Field(None, description="budget: optimizer steps")
     train_tokens: Count | None = Field(None, description="budget: tokens of the corpus without padding, such as 10M")
     train_words: Count | None = Field(None, description="budget: words between white space, such as 10M")
+    train_bytes: Count | None = Field(None, description="budget: UTF-8 bytes of the documents' text, such as 50M")
     optimizer: str = Field("adamw", description="adamw, sgd, or a plugin's")
     optimizer_settings: Settings = Field(None, description="settings of a plugin's optimizer")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
@@ -253,7 +287,18 @@ class TrainingConfig(_Counting):
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     evaluate_every_steps: int | None = Field(
-        None, ge=1, description="evaluate on the test corpus every N steps, and at the end"
+        None, ge=1, description="evaluate on the validation or test corpus every N steps, and at the end"
+    )
+    evaluate_at: Literal["checkpoints"] | StepSchedule | None = Field(
+        None,
+        description="instead: evaluate at step 0, the end and by a schedule with the keys of that of the checkpoints "
+        "(every_steps, log_base, steps, milestones), or at the checkpoints",
+    )
+    evaluate_test: Literal["end", "always"] = Field(
+        "end", description="with a validation corpus: evaluate on the test corpus at the end, or each time"
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="end the run after N evaluations in a row without a better validation loss"
     )
     num_workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches; does not change the result")
     checkpoints: CheckpointConfig = Field(CheckpointConfig(), description="when to save, besides step 0 and the end")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.given_order import Scores, given_order
-from foundry_core.data.order import CropOrder, LaneOrder, LengthOrder, MixedOrder, Order, SampleOrder
+from foundry_core.data.order import CropOrder, Ints, LaneOrder, LengthOrder, MixedOrder, Order, SampleOrder
 from foundry_core.data.rows import AnyRows, CropRows, DocumentRows, LaneRows, MixedRows, PackedRows, Rows
 from foundry_core.data.token_file import TokenFile
 from foundry_core.random_streams import derive
@@ -68,3 +68,47 @@ def training_order(config: ExperimentConfig, rows: AnyRows, scores: Scores | Non
     if isinstance(rows, DocumentRows) and data.order == "shuffled":
         return LengthOrder(rows.row_lengths, data.batch_size * config.training.gradient_accumulation_steps, seed)
     return SampleOrder(len(rows), seed, shuffle=data.order == "shuffled")
+
+
+class TokensInOrder:
+    """How many tokens the rows of a run hold from its beginning, where they are not as many in each row.
+
+    Args:
+        order: The order of the rows.
+        rows: Those that it takes.
+    """
+
+    def __init__(self, order: Order, rows: AnyRows):
+        self._order, self._rows = order, rows
+        self._made: tuple[int, Ints] | None = None
+
+    def within(self, tokens: int) -> int:
+        """Return how many rows hold no more than so many tokens."""
+        epoch = tokens // int(self._epoch(0)[-1]) if self._alike else 0
+        tokens -= epoch * int(self._epoch(0)[-1])
+        while (left := tokens - int(self._epoch(epoch)[-1])) >= 0:
+            epoch, tokens = epoch + 1, left
+        return epoch * self._order.size + int(np.searchsorted(self._epoch(epoch), tokens, side="right"))
+
+    def of(self, count: int) -> int:
+        """Return how many tokens the first rows of a run hold."""
+        epochs, rest = divmod(count, self._order.size)
+        whole = epochs * int(self._epoch(0)[-1]) if self._alike else sum(int(self._epoch(e)[-1]) for e in range(epochs))
+        return whole + (int(self._epoch(epochs)[rest - 1]) if rest else 0)
+
+    @property
+    def _alike(self) -> bool:
+        """Whether each epoch has the same rows."""
+        return not isinstance(self._rows, MixedRows)
+
+    def _epoch(self, epoch: int) -> Ints:
+        if self._made is None or self._made[0] != epoch:
+            first = epoch * self._order.size
+            _, rows = self._order.at(np.arange(first, first + self._order.size))
+            self._made = epoch, self._rows.stream_tokens(rows).cumsum()
+        return self._made[1]
+
+
+def tokens_in_order(order: Order, rows: AnyRows) -> TokensInOrder | None:
+    """Return the tokens of rows in their order; None where all rows but the last have as many."""
+    return None if type(rows) is Rows else TokensInOrder(order, rows)

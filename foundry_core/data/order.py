@@ -273,3 +273,13 @@ class StreamSizes:
     tokens_per_row: Positive
     tokens_per_epoch: Positive
     words_per_epoch: Positive
+    bytes_per_epoch: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
+    """UTF-8 bytes of the documents' text; 0 in a checkpoint of a version that did not count them."""
+
+    def words_after(self, tokens_seen: int) -> int:
+        """Return how many white-space separated words so many tokens of the corpus are."""
+        return round(tokens_seen * self.words_per_epoch / self.tokens_per_epoch)
+
+    def bytes_after(self, tokens_seen: int) -> int:
+        """Return how many bytes of text so many tokens of the corpus are."""
+        return round(tokens_seen * self.bytes_per_epoch / self.tokens_per_epoch)

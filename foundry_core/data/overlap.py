@@ -1,4 +1,4 @@
-"""How much of the test corpus also stands in the training corpus."""
+"""How much of a corpus that is held out also stands in another one, such as the training corpus."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GROUP = 1 << 16
 
 @dataclass(frozen=True)
 class Overlap:
-    """Counts of the documents of the test corpus, and of those that also stand in the training corpus.
+    """Counts of the documents of a corpus, and of those that also stand in another one.
 
     Documents are compared without their line ends and the white space around them.
     """
@@ -32,15 +32,14 @@ class Overlap:
     bytes: int
     shared_bytes: int
 
-    @property
-    def line(self) -> str:
-        """The counts in words."""
+    def line(self, other: str) -> str:
+        """Return the counts in words; `other`: the name of the other corpus."""
         texts = f"{self.shared / self.documents:.1%} of the documents ({self.shared:,} of {self.documents:,})"
-        return f"{texts} and {self.shared_bytes / self.bytes:.1%} of the text also stand in data.training_corpus"
+        return f"{texts} and {self.shared_bytes / self.bytes:.1%} of the text also stand in {other}"
 
 
 def overlap(train: Corpus, test: Corpus, folder: Path) -> Overlap:
-    """Return the overlap of two corpora, or what `folder` stores of it: the training corpus is read only once.
+    """Return the overlap of two corpora, or what `folder` stores of it: the first one is read only once.
 
     Raises:
         DataError: A corpus cannot be read.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from transformers import PreTrainedTokenizerFast
 
@@ -28,24 +28,33 @@ from foundry_core.storage.files import write_file
 from foundry_core.storage.lock import RunLock
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest
 
-TOKENIZER_DATA, TEST_DATA = "the tokenizer", "the test corpus"
+TOKENIZER_DATA, TEST_DATA, VALIDATION_DATA = "the tokenizer", "the test corpus", "the validation corpus"
 """Names of digests in `data_identity`."""
+HeldOut: TypeAlias = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
 class Corpora:
-    """The documents a model is trained on, and those it is evaluated on, if any."""
+    """The documents a model is trained on, and those it is evaluated on, if any.
+
+    overlap, validation_overlap: of the test and of the validation corpus with the training corpus.
+    """
 
     train: Corpus
     test: Corpus | None
     overlap: Overlap | None = None
+    validation: Corpus | None = None
+    validation_overlap: Overlap | None = None
 
     def description(self) -> dict[str, Any]:
         """Return what was read, as plain data for the record of the run."""
-        if self.test is None:
-            return {"training_corpus": self.train.description}
-        shared = {} if self.overlap is None else {"also_in_training": asdict(self.overlap)}
-        return {"training_corpus": self.train.description, "test_corpus": self.test.description | shared}
+        found = {"training_corpus": self.train.description}
+        held_out = (("test", self.test, self.overlap), ("validation", self.validation, self.validation_overlap))
+        for name, corpus, shared in held_out:
+            if corpus is not None:
+                seen = {} if shared is None else {"also_in_training": asdict(shared)}
+                found[f"{name}_corpus"] = corpus.description | seen
+        return found
 
 
 def _opened(config: ExperimentConfig, setting: str) -> Corpus:
@@ -80,33 +89,46 @@ def _opened_path(config: ExperimentConfig, name: str, spec: str) -> Corpus:
 
 
 def experiment_corpora(config: ExperimentConfig) -> Corpora:
-    """Open both corpora, and report how many documents of the test corpus also stand in the training corpus.
+    """Open the corpora, and report how many documents of those held out also stand in the training corpus.
 
     Raises:
-        DataError: A test file is also trained on, whatever its name there, or every test document is.
+        DataError: A file that is held out is also trained on, whatever its name there, or every document of it is; or
+            the validation corpus is the test corpus in the same way.
     """
     train = _opened(config, "training_corpus")
-    if config.data.test_corpus is None:
-        return Corpora(train, None)
-    test = _opened(config, "test_corpus")
-    trained = dict(zip(train.file_digests, train.files, strict=True))
-    for path, digest, (size, _) in zip(test.files, test.file_digests, test.stamps, strict=True):
-        if size and digest in trained:
-            other = trained[digest]
-            same = f"{path} is also" if path == other else f"{path} has the content of {other}, which is"
-            raise DataError(
-                f"data.test_corpus: {same} in data.training_corpus: its loss would mean nothing. Take it out of one "
-                "of them."
+    test, shared = _held_out(config, "test_corpus", train)
+    validation, shared_validation = _held_out(config, "validation_corpus", train)
+    if test is not None and validation is not None:
+        _unseen(config, "data.validation_corpus", validation, "data.test_corpus", test)
+    return Corpora(train, test, shared, validation, shared_validation)
+
+
+def _held_out(config: ExperimentConfig, setting: str, train: Corpus) -> tuple[Corpus | None, Overlap | None]:
+    """Open a corpus that is not trained on, if there is one, and compare it with the training corpus."""
+    if getattr(config.data, setting) is None:
+        return None, None
+    corpus = _opened(config, setting)
+    return corpus, _unseen(config, f"data.{setting}", corpus, "data.training_corpus", train)
+
+
+def _unseen(config: ExperimentConfig, name: str, corpus: Corpus, other_name: str, other: Corpus) -> Overlap:
+    """Report how much of a corpus also stands in another one. Raises DataError if a whole file or everything does."""
+    there = dict(zip(other.file_digests, other.files, strict=True))
+    for path, digest, (size, _) in zip(corpus.files, corpus.file_digests, corpus.stamps, strict=True):
+        if size and digest in there:
+            same = (
+                f"{path} is also" if path == there[digest] else f"{path} has the content of {there[digest]}, which is"
             )
-    shared = overlap(train, test, tokenizer_folder(config) / TOKENS)
+            raise DataError(f"{name}: {same} in {other_name}: its loss would mean nothing. Take it out of one of them.")
+    shared = overlap(other, corpus, tokenizer_folder(config) / TOKENS)
     if shared.shared == shared.documents:
         raise DataError(
-            f"data.test_corpus: every one of its {shared.documents:,} documents also stands in data.training_corpus: "
-            "its loss would mean nothing. Take them out of one of the two."
+            f"{name}: every one of its {shared.documents:,} documents also stands in {other_name}: its loss would mean "
+            "nothing. Take them out of one of the two."
         )
     if shared.shared:
-        warn(f"data.test_corpus: {shared.line}")
-    return Corpora(train, test, shared)
+        warn(f"{name}: {shared.line(other_name)}")
+    return shared
 
 
 def tokenizer_folder(config: ExperimentConfig) -> Path:
@@ -240,41 +262,65 @@ class ExperimentData:
     test_rows: AnyRows | None
     description: dict[str, Any] = field(default_factory=dict)
     """Files of the corpora that were read and those that were not, for the record of the run."""
+    validation: TokenFile | None = None
+    validation_rows: AnyRows | None = None
+
+    def held_out(self, corpus: HeldOut) -> tuple[TokenFile, AnyRows]:
+        """Return the tokens and the rows of a text that is not trained on."""
+        tokens, rows = (
+            (self.validation, self.validation_rows) if corpus == "validation" else (self.test, self.test_rows)
+        )
+        assert tokens is not None, f"there is no {corpus} corpus"
+        assert rows is not None, f"the {corpus} corpus has no rows"
+        return tokens, rows
+
+
+class TokenFiles(NamedTuple):
+    """The token files of an experiment's corpora."""
+
+    train: TokenFile
+    test: TokenFile | None = None
+    validation: TokenFile | None = None
 
 
 def experiment_tokens(
     config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, corpora: Corpora, *, progress: Progress | None = None
-) -> tuple[TokenFile, TokenFile | None]:
-    """Encode the training and the test corpus, or reuse their token files."""
+) -> TokenFiles:
+    """Encode the corpora, or reuse their token files."""
     folder, own = tokenizer_folder(config) / TOKENS, Path(config.training.output_dir) / TOKENS
-    train = prepare_tokens(corpora.train, tokenizer, folder, progress=progress, own=own)
-    if corpora.test is None:
-        return train, None
-    return train, prepare_tokens(corpora.test, tokenizer, folder, progress=progress, own=own)
+
+    def encoded(corpus: Corpus) -> TokenFile:
+        return prepare_tokens(corpus, tokenizer, folder, progress=progress, own=own)
+
+    held_out = (None if corpus is None else encoded(corpus) for corpus in (corpora.test, corpora.validation))
+    return TokenFiles(encoded(corpora.train), *held_out)
 
 
 def experiment_rows(
     config: ExperimentConfig,
     tokenizer: PreTrainedTokenizerFast,
-    tokens: tuple[TokenFile, TokenFile | None],
+    tokens: TokenFiles,
     corpora: Corpora | None = None,
 ) -> ExperimentData:
-    """Cut the token files of the training and the test corpus into rows, as the objective requires.
+    """Cut the token files of the corpora into rows, as the objective requires.
 
     `corpora`, where the tokens come from, is described in the record of the run.
     """
-    train, test = tokens
+    train, test, validation = tokens
     test_rows = cut_rows(test, config, tokenizer) if test is not None else None
+    validation_rows = cut_rows(validation, config, tokenizer) if validation is not None else None
     description = corpora.description() if corpora is not None else {}
     rows, scores = cut_rows(train, config, tokenizer, training=True), None
     if config.data_order.score is not None:
         corpus = corpora.train if corpora is not None else _opened(config, "training_corpus")
         scores = row_scores(config.data_order, corpus, train, rows)
-    return ExperimentData(train, rows, training_order(config, rows, scores), test, test_rows, description)
+    order = training_order(config, rows, scores)
+    return ExperimentData(train, rows, order, test, test_rows, description, validation, validation_rows)
 
 
 def data_identity(data: ExperimentData) -> dict[str, str]:
     """Return the digests of all that a run reads, each under its name in messages."""
-    train, test = data.train.info, data.test and data.test.info
+    train = data.train.info
     found = {"the training corpus": train.corpus_digest, TOKENIZER_DATA: train.tokenizer_digest}
-    return found | ({TEST_DATA: test.corpus_digest} if test else {})
+    held_out = ((TEST_DATA, data.test), (VALIDATION_DATA, data.validation))
+    return found | {name: tokens.info.corpus_digest for name, tokens in held_out if tokens is not None}

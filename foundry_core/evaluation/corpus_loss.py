@@ -79,7 +79,8 @@ def evaluate_corpus(
 ) -> EvaluationReport:
     """Score a saved model on any text; nothing is kept on the disk."""
     config = model.config
-    pattern = config.data.files if str(corpus) == config.data.test_corpus else None
+    held_out = (config.data.test_corpus, config.data.validation_corpus)
+    pattern = config.data.files if str(corpus) in held_out else None
     documents = Corpus.open(corpus, unit=config.data.documents, name="corpus", pattern=pattern)
     with scratch_reported(), tempfile.TemporaryDirectory() as folder:
         tokens = prepare_tokens(documents, tokenizer, Path(folder))

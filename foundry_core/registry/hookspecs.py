@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pluggy
 
@@ -35,7 +35,8 @@ class RunInfo:
     """A run at its start; `config` is the resolved configuration as plain data.
 
     facts: parameters, device, threads, precision, compile, kernels, and unknown_share if tokens of the training corpus
-    are unknown. wandb_run_id: stays the same when the run is resumed.
+    are unknown. wandb_run_id: stays the same when the run is resumed. budget: the whole run in epochs, steps, tokens,
+    words and bytes; of the last three it sees no more than these.
     """
 
     experiment_name: str
@@ -45,6 +46,7 @@ class RunInfo:
     first_step: int
     facts: Mapping[str, Any] = field(default_factory=dict)
     wandb_run_id: str | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,19 @@ class StepReport:
     optimised_loss: float | None = None
     data_wait: float = 0.0
     tokens_by_corpus: Mapping[str, int] = field(default_factory=dict)
+    bytes_seen: int = 0
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Scores on the test corpus. loss: nats per predicted token; perplexity: its exponential.
+    """Scores on the validation or the test corpus. loss: nats per predicted token; perplexity: its exponential.
 
     bits_per_byte: all nats over the UTF-8 bytes of the documents, in bits. None where they are not the probability of
     that text: of a masked model, of an objective that leaves labels out, and where unknown tokens hide text.
 
     tokens: number of predictions. unknown_share: unknown tokens among those of the documents.
+
+    corpus: what was scored. *_seen: how much of the training text the model has seen; 0 for a model that was opened.
     """
 
     step: int
@@ -89,6 +94,10 @@ class EvaluationReport:
     bits_per_byte: float | None
     tokens: int
     unknown_share: float = 0.0
+    corpus: Literal["validation", "test"] = "test"
+    tokens_seen: int = 0
+    words_seen: int = 0
+    bytes_seen: int = 0
 
 
 @hookspec
@@ -296,7 +305,7 @@ def foundry_step_ended(report: StepReport) -> None:
 
 @hookspec
 def foundry_evaluated(report: EvaluationReport) -> None:
-    """Observe an evaluation on the test corpus."""
+    """Observe an evaluation on the validation or the test corpus, as `report.corpus` says."""
 
 
 @hookspec

@@ -86,6 +86,9 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    def link(self, path: Path, target: str) -> None:
+        path.symlink_to(target)
+
     def remove_file(self, path: Path) -> None:
         path.unlink()
 
@@ -98,8 +101,7 @@ def _written_directly(file: FileIO, data: memoryview) -> int:
 
     Filling the page cache with pages that the kernel has to find first took three times as long as hashing.
     """
-    done, whole = 0, len(data) // _BLOCK * _BLOCK
-    flags = fcntl(file, F_GETFL)
+    done, whole, flags = 0, len(data) // _BLOCK * _BLOCK, fcntl(file, F_GETFL)
     try:
         fcntl(file, F_SETFL, flags | os.O_DIRECT)
         while done < whole:
@@ -142,10 +144,10 @@ def scratch_reported() -> Iterator[None]:
 
 
 _HIDDEN = re.compile(r"\..+\.foundry-[0-9a-f]{16}\.(tmp|old)")
-"""The names that `_hidden` returns; only files with such a name are ever removed as leftovers."""
+"""The names that `hidden_name` returns; only files with such a name are ever removed as leftovers."""
 
 
-def _hidden(path: Path, kind: str) -> Path:
+def hidden_name(path: Path, kind: str) -> Path:
     """Return an unused name in the folder of `path`, by chance since two containers may have the same process id.
 
     kind: "tmp" for a file being written, "old" for one being removed.
@@ -180,10 +182,9 @@ def _remove(path: Path) -> None:
 
 def remove_tree(path: str | Path) -> None:
     """Remove a file, or a folder with its content, if it exists."""
-    path = Path(path)
-    with reported(path, failed="remove"):
-        if path.exists():
-            _remove(path)
+    with reported(Path(path), failed="remove"):
+        if Path(path).exists():
+            _remove(Path(path))
 
 
 class Writer(AbstractContextManager["Writer"]):
@@ -235,7 +236,7 @@ def write_file_with(path: str | Path, fill: Callable[[Writer], Any]) -> None:
     """Replace a file by the content that `fill` streams into it, which may be larger than memory."""
     path = Path(path)
     # Of two processes that write the same file, the last rename wins with a whole file.
-    temporary = _hidden(path, "tmp")
+    temporary = hidden_name(path, "tmp")
     make_folders(path.parent)
     try:
         with Writer(temporary) as file:
@@ -331,7 +332,7 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
     Raises StorageError, and removes the unfinished folder.
     """
     target = Path(target)
-    hidden = _hidden(target, "tmp")
+    hidden = hidden_name(target, "tmp")
     make_folders(target.parent)
     with reported(target):
         disk.make_folder(hidden)
@@ -345,7 +346,7 @@ def publish_folder(target: str | Path, facts: Mapping[str, Any]) -> Iterator[Fil
         with reported(target):
             disk.sync_folder(hidden)
             if target.exists():
-                disk.rename(target, _hidden(target, "old"))
+                disk.rename(target, hidden_name(target, "old"))
             disk.rename(hidden, target)
             disk.sync_folder(target.parent)
     except BaseException:
@@ -358,7 +359,7 @@ def set_aside(folder: str | Path) -> None:
     """Hide a published folder until `remove_set_aside`, so that it is never half removed under its name."""
     folder = Path(folder)
     with reported(folder, failed="remove"):
-        disk.rename(folder, _hidden(folder, "old"))
+        disk.rename(folder, hidden_name(folder, "old"))
 
 
 def remove_set_aside(parent: str | Path) -> list[str]:

@@ -27,6 +27,11 @@ def compact(number: float) -> str:
     return f"{number:.3g}"
 
 
+def amounts(epochs: float, tokens: float, words: float, text_bytes: float) -> str:
+    """Return an amount of the training text in each unit."""
+    return f"{round(epochs, 3):,} epochs, {tokens:,} tokens, {words:,} words, {text_bytes:,} bytes"
+
+
 def share(part: float) -> str:
     """Return a share as a percentage, `3.10%`; only 0 itself is shown as 0."""
     return f"{max(part, 0.0001) if part else 0:.2%}"
@@ -72,7 +77,9 @@ class Console:
     def foundry_run_started(self, run: RunInfo) -> None:
         start = f"from step {run.first_step}, " if run.first_step else ""
         facts = ", ".join(f"{key} {value}" for key, value in run.facts.items())
-        self._console.print(f"{run.experiment_name}: {start}{run.total_steps} steps; {facts}", markup=False)
+        units = [run.budget[unit] for unit in ("epochs", "tokens", "words", "bytes") if unit in run.budget]
+        budget = f"{run.total_steps} steps" + (f", {amounts(*units)}" if len(units) == 4 else "")
+        self._console.print(f"{run.experiment_name}: {start}{budget}; {facts}", markup=False)
         if not self._console.is_terminal:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -99,8 +106,9 @@ class Console:
     def foundry_evaluated(self, report: EvaluationReport) -> None:
         bits = f"  bits per byte {report.bits_per_byte:.4f}" if report.bits_per_byte is not None else ""
         unknown = f"  unknown tokens {share(report.unknown_share)}" if report.unknown_share else ""
-        line = f"step {report.step}  test loss {report.loss:.4f}  perplexity {report.perplexity:.2f}{bits}{unknown}"
-        self._console.print(line, markup=False)
+        scores = f"{report.corpus} loss {report.loss:.4f}  perplexity {report.perplexity:.2f}{bits}{unknown}"
+        seen = f"after {compact(report.words_seen)} words, {compact(report.tokens_seen)} tokens"
+        self._console.print(f"step {report.step}  {scores}  {seen}", markup=False)
 
     @hookimpl
     def foundry_run_ended(self, step: int) -> None:

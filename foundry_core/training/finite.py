@@ -27,7 +27,7 @@ def check_weights(model: nn.Module, step: int, samples: range, test_loss: float 
     """Raise TrainingError when weights, or a test loss, are not finite after the update of a step."""
     culprit = _first_not_finite((name, p) for name, p in model.named_parameters() if p.requires_grad)
     if culprit is not None or not math.isfinite(test_loss):
-        found = f"{culprit} is not finite" if culprit is not None else f"the test loss is {test_loss}"
+        found = f"{culprit} is not finite" if culprit is not None else f"the loss of its evaluation is {test_loss}"
         raise TrainingError(
             f"stopped after the update of step {step}, which is not saved: {found}; samples {samples.start} "
             f"to {samples.stop - 1}. {_CALMER}"

@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def write_record(
     """
     folder = Path(config.training.output_dir)
     environment = {"host": platform.node(), "pid": os.getpid(), "versions": dict(versions()), **facts}
-    read = {"plan": asdict(plan), "corpora": dict(corpora)}
+    read = {"plan": plan.described, "corpora": dict(corpora)}
     begun = {"reasons": dict(reasons), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
     write_file(folder / RECORD, (json.dumps(environment | read | begun, indent=1) + "\n").encode())
     text = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
@@ -55,4 +54,5 @@ def run_info(config: ExperimentConfig, facts: Mapping[str, Any], plan: RunPlan, 
         first_step=state.step,
         facts=facts,
         wandb_run_id=state.wandb_run_id,
+        budget=plan.budget,
     )

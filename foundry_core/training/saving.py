@@ -1,9 +1,9 @@
-"""Saving during a run: when an ephemeral checkpoint is due, saving in the background, and retention."""
+"""Saving during a run: when an ephemeral checkpoint is due, saving in the background, retention, and names."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -24,6 +24,7 @@ from foundry_core.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from foundry_core.checkpoints.compatibility import environment
+from foundry_core.checkpoints.names import name_checkpoints
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import warn
@@ -63,6 +64,10 @@ class CheckpointSaver:
         self.output_dir = Path(config.training.output_dir)
         self.parent: str | None = None
         """The checkpoint that training went on from or saved last; None before the first."""
+        self.kept_steps: Collection[int] = ()
+        """Steps whose checkpoints retention never removes."""
+        self.names: Mapping[str, int] = {}
+        """Steps of the checkpoints that get a name."""
         self._settings = config.training.checkpoints
         self._model, self._optimizer, self._notifier = model, optimizer, notifier
         self._fixed_files = fixed_files(model, tokenizer)
@@ -82,10 +87,10 @@ class CheckpointSaver:
         self._damaged = set(there[there.index(folder) + 1 :])
         self._ephemeral = {path for path in there if is_ephemeral(path)}
 
-    def retire_again(self) -> None:
-        """Apply the retention that an earlier process may not have come to after its last save."""
+    def tidy_again(self) -> None:
+        """Apply names and retention, which an earlier process may not have come to after its last save."""
         if self.parent is not None:
-            self._retire(self.output_dir / self.parent)
+            self._tidy(self.output_dir / self.parent)
 
     def overdue(self) -> bool:
         """Check whether `checkpoints.ephemeral_minutes` have passed since the last save."""
@@ -125,23 +130,30 @@ class CheckpointSaver:
         folder = save_checkpoint(self.output_dir, self._fixed_files, tensors, state, facts=facts, apart=apart)
         self._damaged.discard(folder)
         (self._ephemeral.add if facts["ephemeral"] else self._ephemeral.discard)(folder)
-        self._retire(folder)
+        self._tidy(folder)
         return folder
 
-    def _retire(self, newest: Path) -> None:
-        """Apply retention once `newest` is known to be whole."""
-        problems = retire(
+    def _tidy(self, newest: Path) -> None:
+        """Apply names and retention once `newest` is known to be whole."""
+        lasting = {
+            name: step
+            for name, step in self.names.items()
+            if step <= checkpoint_step(newest) and self.output_dir / checkpoint_name(step) not in self._ephemeral
+        }
+        problems = name_checkpoints(self.output_dir, lasting)
+        problems += retire(
             self.output_dir,
             self._settings.keep,
             newest,
             ephemeral=self._ephemeral,
             damaged=self._damaged,
             states=KEPT_STATES[self._settings.keep_optimizer],
+            kept_steps=self.kept_steps,
         )
         self._report(problems)
 
     def _report(self, problems: Iterable[str]) -> None:
-        """Print what could not be removed, once; removing it is tried again after each save."""
+        """Print what could not be named or removed, once; it is tried again after each save."""
         for line in sorted({*problems} - self.reported):
             warn(f"{line}; training goes on")
         self.reported.update(problems)

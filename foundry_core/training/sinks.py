@@ -67,6 +67,15 @@ def reports_up_to(line: bytes, step: float) -> bool:
         return False
 
 
+_GROUPS = {"validation": "validation", "test": "eval"}
+"""The first part of the names of an evaluation's curves, by its corpus."""
+
+
+def _seen(group: str, report: StepReport | EvaluationReport) -> dict[str, float]:
+    """Return how much text had been seen: an x axis on which runs with other tokenizers or batches can be compared."""
+    return {f"{group}/{unit}_seen": getattr(report, f"{unit}_seen") for unit in ("tokens", "words", "bytes")}
+
+
 class _Curves:
     """Sends each logged step and each evaluation as named numbers; the x axis is the optimizer step."""
 
@@ -79,11 +88,14 @@ class _Curves:
         numbers = {f"train/{name}": getattr(report, name) for name in names}
         if report.optimised_loss is not None:
             numbers["train/optimised_loss"] = report.optimised_loss
-        self.send(numbers | {AUXILIARY + name: term for name, term in report.auxiliary.items()}, report.step)
+        numbers |= {AUXILIARY + name: term for name, term in report.auxiliary.items()}
+        self.send(numbers | _seen("train", report), report.step)
 
     @hookimpl
     def foundry_evaluated(self, report: EvaluationReport) -> None:
-        self.send({"eval/loss": report.loss, "eval/perplexity": report.perplexity}, report.step)
+        group = _GROUPS[report.corpus]
+        numbers = {f"{group}/loss": report.loss, f"{group}/perplexity": report.perplexity}
+        self.send(numbers | _seen(group, report), report.step)
 
 
 def _not_installed(key: str, package: str) -> FoundryError:

@@ -75,6 +75,7 @@ class Stopwatch:
             optimised_loss=losses.get("optimised"),
             data_wait=waited / elapsed,
             tokens_by_corpus=dict(state.tokens_by_corpus),
+            bytes_seen=state.bytes_seen,
         )
 
     def _judge(self, waited: float, elapsed: float, step: int) -> None:

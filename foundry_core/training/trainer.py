@@ -43,6 +43,7 @@ from foundry_core.random_streams import derive
 from foundry_core.registry.hookspecs import StepReport
 from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.choices import Choices, choose
+from foundry_core.training.evaluations import LOG_KEYS, Evaluations
 from foundry_core.training.finite import check_weights, not_finite_update
 from foundry_core.training.losses import objective_loss, summed_losses
 from foundry_core.training.notifier import Notifier
@@ -157,12 +158,13 @@ class Trainer:
             )
         left = plan.total_steps - state.step
         if by_steps:
-            self.plan = replace(plan, total_samples=state.samples + left * plan.samples_per_step)
+            plan = replace(plan, total_samples=state.samples + left * plan.samples_per_step)
         elif left and plan.total_samples - state.samples <= (left - 1) * plan.samples_per_step:
             raise CheckpointError(
                 f"{folder} leaves {plan.total_samples - state.samples:,} rows for {left:,} steps of "
                 f"{plan.samples_per_step:,}: a step was larger before. Give the budget as training.train_steps"
             )
+        self.plan = plan.scheduled(self.config, state.step, state.samples)
 
     def train(self, stop: StopRequest | None = None) -> TrainState:
         """Run the plan to its end, starting from the current state.
@@ -172,13 +174,18 @@ class Trainer:
         """
         state, plan, settings = self.state, self.plan, self.config.training
         start = state.step
+        self.evaluations = Evaluations(self.config, self.data, plan, state.log)
+        self.saver.kept_steps = plan.kept_steps
+        self.saver.names = plan.names if settings.checkpoints.names is not None else {}
         batches = self.batches()
         with nullcontext(stop) if stop is not None else StopRequest() as stop, self._observed():
             if self.saver.parent is None:
+                with self._memory_watched("the evaluation before the first step"):
+                    self._evaluate()
                 self._save()
-            self.saver.retire_again()
+            self.saver.tidy_again()
             watch = Stopwatch(plan, state, settings.num_workers)
-            while state.step < plan.total_steps:
+            while not self.evaluations.ended(state.step):
                 if stop.requested:
                     self._stop(stop.requested)
                 with self._memory_watched(f"step {state.step + 1}"):
@@ -186,15 +193,16 @@ class Trainer:
                 if state.step == start + 1:
                     # An optimizer whose state cannot be saved is refused now, not at a checkpoint hours later.
                     optimizer_values(self.model, self.optimizer)
-                last = state.step == plan.total_steps
-                if last or state.step % self.config.logging.log_every_steps == 0:
+                logged = state.step == plan.total_steps or state.step % self.config.logging.log_every_steps == 0
+                if logged:
                     self._log_step(watch.report(state, *report))
-                if self.data.test_rows is not None and (
-                    last or (settings.evaluate_every_steps and state.step % settings.evaluate_every_steps == 0)
-                ):
+                if plan.evaluation_due(state.step):
                     with watch, self._memory_watched(f"the evaluation after step {state.step}"):
                         self._evaluate()
-                due = plan.checkpoint_due(state.step)
+                last = self.evaluations.ended(state.step)
+                if last and not logged:
+                    self._log_step(watch.report(state, *report))
+                due = last or plan.checkpoint_due(state.step)
                 if due or self.saver.overdue():
                     with watch:
                         self._save(ephemeral=not due)
@@ -239,8 +247,13 @@ class Trainer:
         return f"{where}: a batch of {fits} is expected to fit, go on with --resume {' '.join(changed)} {allowed}"
 
     def _begin(self) -> None:
-        for checkpoint in self.plan.unreached_checkpoints:
-            warn(f"no checkpoint at {checkpoint}: the run ends at step {self.plan.total_steps:,}")
+        plan = self.plan
+        for what, unreached in (("checkpoint", plan.unreached_checkpoints), ("evaluation", plan.unreached_evaluations)):
+            for each in unreached:
+                warn(f"no {what} at {each}: the run ends at step {plan.total_steps:,}")
+        for milestone in plan.milestones:
+            if milestone.step == 0 and milestone.unit != "steps":
+                warn(f"the checkpoint at {milestone} is that of step 0: one step sees more")
         facts: dict[str, Any] = {"parameters": self.model.get_parameter_count().total, "device": str(self.device)}
         facts |= {"threads": torch.get_num_threads(), **self.choices.values}
         if self.data.train.info.unknown:
@@ -350,21 +363,24 @@ class Trainer:
         self.notifier.tell("foundry_step_ended", report=report)
 
     def _evaluate(self) -> None:
-        assert self.data.test is not None
-        assert self.data.test_rows is not None
-        report = evaluate(
-            self.model,
-            self.data.test,
-            self.data.test_rows,
-            self.collate,
-            batch_size=self.config.data.batch_size,
-            step=self.state.step,
-            autocast=self.precision.autocast,
-        )
-        self._check_weights(report.loss)
-        self.schedule.observe(report.loss)
-        self.state.log.append({"step": report.step, "eval_loss": report.loss})
-        self.notifier.tell("foundry_evaluated", report=report)
+        """Evaluate on the texts that are due at the present step."""
+        state = self.state
+        seen = {"tokens_seen": state.tokens_seen, "words_seen": state.words_seen, "bytes_seen": state.bytes_seen}
+        for corpus in self.evaluations.due(state.step):
+            report = evaluate(
+                self.model,
+                *self.data.held_out(corpus),
+                self.collate,
+                batch_size=self.config.data.batch_size,
+                step=state.step,
+                autocast=self.precision.autocast,
+            )
+            self._check_weights(report.loss)
+            if corpus == self.evaluations.decisive:
+                self.schedule.observe(report.loss)
+            self.state.log.append({"step": report.step, LOG_KEYS[corpus]: report.loss})
+            self.notifier.tell("foundry_evaluated", report=replace(report, corpus=corpus, **seen))
+            self.evaluations.observe(corpus, report.step, report.loss)
 
     def _save(self, *, ephemeral: bool = False) -> None:
         """Save a checkpoint of the present state, unless its weights are not finite."""
