@@ -44,9 +44,11 @@ Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
 """The tensors of a checkpoint: for each of its two files, by their names in it."""
 
 
-def checkpoint_tensors(model: LanguageModel, optimizer: torch.optim.Optimizer) -> Tensors:
-    """Return the living tensors of a checkpoint, which further training changes."""
-    return {WEIGHTS: stored_tensors(model), OPTIMIZER: optimizer_tensors(model, optimizer)}
+def checkpoint_tensors(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, kept: Mapping[str, torch.Tensor] | None = None
+) -> Tensors:
+    """Return the living tensors of a checkpoint, which further training changes; `kept` as of `kept_entries`."""
+    return {WEIGHTS: stored_tensors(model), OPTIMIZER: optimizer_tensors(model, optimizer) | dict(kept or {})}
 
 
 class TensorBuffers:

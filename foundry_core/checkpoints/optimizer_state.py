@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from foundry_core.checkpoints.kept_weights import is_kept
 from foundry_core.checkpoints.state import OptimizerValues
 from foundry_core.errors import CheckpointError, PluginError
 from foundry_core.models.folder import open_tensors
@@ -89,7 +90,8 @@ def load_optimizer(path: Path, stored: OptimizerValues, model: nn.Module, optimi
     expected, parameters = first_state(model, optimizer), dict(model.named_parameters())
     with open_tensors(path) as file:
         # A copy: the file's tensors are a view of the file.
-        found = {**stored.get("values", {}), **{key: file.get_tensor(key).clone() for key in sorted(file.keys())}}
+        own = [key for key in sorted(file.keys()) if not is_kept(key)]
+        found = {**stored.get("values", {}), **{key: file.get_tensor(key).clone() for key in own}}
     if begun and expected and not found:
         raise CheckpointError(f"{path} is empty, and steps have been taken")
     begun_parameters = {key.partition("/")[2] for key in found}

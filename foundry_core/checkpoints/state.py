@@ -38,12 +38,26 @@ class ScheduleState:
 
 
 @dataclass
+class WeightsState:
+    """What decides which weights are evaluated, saved and kept.
+
+    losses: of all evaluations, if averaging waits for them. averaged: number of steps in the average; 0 before it
+    begins. best_step: step of the best weights; None as long as none are kept.
+    """
+
+    losses: list[_Real] = field(default_factory=list)
+    averaged: _Whole = 0
+    best_step: _Whole | None = None
+
+
+@dataclass
 class TrainState:
     """The state of training. The bounds hold for states that are read from a checkpoint.
 
     samples: rows taken from the ordered stream since the start, which is the position in the data. ledger: running hash
     over their (epoch, row), the proof that none was lost or seen twice. log: the reports of each logged step and
     evaluation. precision, compile, kernels: what the run computes with, whatever `auto` would choose elsewhere.
+    started_from: name, step and sha256 of the checkpoint of `training.start_from`.
     """
 
     step: _Whole = 0
@@ -59,6 +73,8 @@ class TrainState:
     compile: Annotated[bool, Field(strict=True)] = False
     kernels: Literal["fast", "reference"] = "fast"
     schedule: ScheduleState = field(default_factory=ScheduleState)
+    weights: WeightsState = field(default_factory=WeightsState)
+    started_from: dict[str, str | _Whole] | None = None
     scaler: dict[str, _Number] = field(default_factory=dict)
     wandb_run_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
     log: list[dict[str, _Number]] = field(default_factory=list)
@@ -76,6 +92,7 @@ def read_state(folder: Path) -> TrainState:
         if not {"compile", "kernels"} & content.keys():  # of a version that did not record them
             compiled = read_description(folder)["experiment"]["training"]["compile"]
             content |= {"compile": compiled, "kernels": "reference"}
+        content = {"weights": {}, "started_from": None} | content  # of a version without them
         state = _STORED.validate_python(content)
         reasons = [f"{name} is missing or unknown" for name in {each.name for each in fields(state)} ^ content.keys()]
         reasons += [] if state.stream is not None else ["stream is missing"]

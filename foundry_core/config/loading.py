@@ -20,6 +20,7 @@ from foundry_core.registry.discovery import EXTENSIONS, installed
 from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
+from foundry_core.registry.schedule import LearningRateSchedule
 from foundry_core.schema import ConfigSection, ModelConfig, NotValid, NotYaml, Values, with_overrides
 
 Found = TypeVar("Found")
@@ -63,7 +64,7 @@ class _Check:
         self._refuse_old_format()
         model, capabilities, plugins = None, None, None
         objectives: Mapping[str, Objective] = {}
-        objective, tokenizer_type, optimizer = None, None, None
+        objective, tokenizer_type, optimizer, schedule = None, None, None, None
         architecture = self._architecture()
         if architecture is not None:
             needed = f"missing: architecture '{architecture.name}' requires it"
@@ -78,8 +79,10 @@ class _Check:
             objective = self._choice("training", "objective", objectives, others)
             tokenizer_type = self._choice("tokenizer", "tokenizer_type", plugins.offers.tokenizer_types, others)
             optimizer = self._choice("training", "optimizer", plugins.offers.optimizers, others)
+            schedule = self._choice("training", "lr_scheduler", plugins.offers.schedules, others)
         self._settings("objective", objective)
         self._settings("optimizer", optimizer)
+        self._settings("schedule", schedule)
         # A stand-in lets the problems of the other sections be found although `model:` has its own.
         data = {**self.data, "model": model or ModelConfig.model_construct(architecture="")}
         config = self._validated(ExperimentConfig, data)
@@ -149,7 +152,7 @@ class _Check:
             self._add((section, key), message + inactive)
         return offered.get(name)
 
-    def _settings(self, key: str, chosen: Objective | Optimizer | None) -> None:
+    def _settings(self, key: str, chosen: Objective | Optimizer | LearningRateSchedule | None) -> None:
         """Replace `training.<key>_settings` by an instance of the settings class of the chosen plugin."""
         training = self.data.get("training")
         if not isinstance(training, dict):

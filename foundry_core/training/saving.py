@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -92,15 +92,22 @@ class CheckpointSaver:
         minutes = self._settings.ephemeral_minutes
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
-    def save(self, state: TrainState, *, ephemeral: bool = False) -> None:
-        """Save a checkpoint, after the one before has been saved."""
+    def save(
+        self, state: TrainState, *, ephemeral: bool = False, kept: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Save a checkpoint, after the one before has been saved.
+
+        kept: Copies of weights that only a resumed run needs, as `kept_entries` names them.
+        """
         self.finish()
-        tensors = checkpoint_tensors(self._model, self._optimizer)
+        tensors = checkpoint_tensors(self._model, self._optimizer, kept)
         if self._buffers is not None:
             tensors, state = self._buffers.copy(tensors), deepcopy(state)
         device = next(self._model.parameters()).device
         facts: dict[str, Any] = {"parent": self.parent, "ephemeral": ephemeral}
         facts["environment"] = environment(device)
+        if state.started_from is not None:
+            facts["started_from"] = state.started_from
         self.parent = checkpoint_name(state.step)
         if self._buffers is not None:
             self._under_way = self._thread.submit(self._publish, tensors, state, facts)

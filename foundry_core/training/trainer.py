@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.checkpoints.checkpoint import load_checkpoint, newest_valid
+from foundry_core.checkpoints.checkpoint import load_checkpoint, newest_valid, optimizer_file
 from foundry_core.checkpoints.compatibility import environment_changes
 from foundry_core.checkpoints.optimizer_state import optimizer_values
 from foundry_core.checkpoints.state import TrainState
@@ -39,6 +39,8 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.random_streams import derive
 from foundry_core.registry.hookspecs import StepReport
 from foundry_core.run_folder import checkpoint_name
+from foundry_core.training.averaging import Averaging
+from foundry_core.training.best_weights import BestWeights
 from foundry_core.training.choices import Choices, choose
 from foundry_core.training.finite import check_weights, not_finite_update
 from foundry_core.training.losses import objective_loss, summed_losses
@@ -50,6 +52,7 @@ from foundry_core.training.saving import CheckpointSaver
 from foundry_core.training.schedule import Schedule
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.speed import Stopwatch
+from foundry_core.training.warm_start import load_start
 
 
 class Trainer:
@@ -89,7 +92,7 @@ class Trainer:
             self.model = model.to(self.device).train()
             self.optimizer = build_optimizer(model, settings, config.optimizer)
         self.forward: Callable[..., Any] = torch.compile(model) if self.choices.compile else model
-        self.schedule = Schedule(settings, self.plan.total_steps)
+        self.schedule = Schedule(settings, self.plan.total_steps, config.schedule)
         self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
         self.collate = get_data_collator(config, tokenizer)
         self.own_loss = objective_loss(config)
@@ -99,6 +102,8 @@ class Trainer:
             **self.choices.values,
             wandb_run_id=uuid.uuid4().hex if config.logging.use_wandb else None,
         )
+        self.averaging = Averaging(settings, model, self.state.weights)
+        self.best = BestWeights(settings, model, self.state.weights)
         self.saver = CheckpointSaver(
             config,
             model,
@@ -107,6 +112,10 @@ class Trainer:
             notifier=notifier,
             background=self.device.type != "cpu" if background is None else background,
         )
+
+    def begin(self, allowed_changes: Iterable[str] = ()) -> None:
+        """Begin a new run, with the weights of `training.start_from` if it is given."""
+        self.state.started_from = load_start(self.config, self.model, allowed_changes)
 
     def resume(self, allowed_changes: Iterable[str] = ()) -> None:
         """Continue from the newest valid checkpoint of the run.
@@ -129,6 +138,8 @@ class Trainer:
         if changes:
             warn(f"the run continues, but not bit for bit as it would have: {'; '.join(changes)}")
         self.schedule.load(self.state.schedule)
+        for kept in (self.averaging, self.best):
+            kept.load(optimizer_file(folder), self.state.weights)
         if self.state.scaler:
             try:
                 self.precision.scaler.load_state_dict(self.state.scaler)
@@ -187,7 +198,10 @@ class Trainer:
                     last or (settings.evaluate_every_steps and state.step % settings.evaluate_every_steps == 0)
                 ):
                     with watch, self._memory_watched(f"the evaluation after step {state.step}"):
-                        self._evaluate()
+                        self._observe(self._evaluate())
+                        if last and self.best.restore(state.step):
+                            self.averaging.stop()
+                            self._evaluate()
                 due = plan.checkpoint_due(state.step)
                 if due or self.saver.overdue():
                     with watch:
@@ -235,6 +249,8 @@ class Trainer:
             warn(f"no checkpoint at {checkpoint}: the run ends at step {self.plan.total_steps:,}")
         facts: dict[str, Any] = {"parameters": self.model.get_parameter_count().total, "device": str(self.device)}
         facts |= {"threads": torch.get_num_threads(), **self.choices.values}
+        if self.state.started_from is not None:
+            facts["started_from"] = self.state.started_from
         if self.data.train.info.unknown:
             facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
         write_record(self.config, facts, self.plan, self.data.description, self.choices.reasons)
@@ -258,15 +274,17 @@ class Trainer:
         """Take one optimizer step and advance the state. Return its losses, learning rate and gradient norm."""
         state, settings, scaler = self.state, self.config.training, self.precision.scaler
         self._seed_dropout()
-        rate = self.schedule.rate(state.step + 1)
+        rate = self.schedule.rate(state.step + 1, state.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # The number of predictions is needed before the first backward pass: dividing each micro-batch by its own count
         # would weigh tokens unequally.
         count = max(sum(self._predictions(batch) for batch in micro_batches), 1)
+        rows = sum(len(batch["input_ids"]) for batch in micro_batches)
+        divisor = count if settings.loss_sum_over == "tokens" else rows
         totals: dict[str, torch.Tensor] = {}
         for batch in micro_batches:
-            for name, figure in self._add_gradient(batch, count).items():
+            for name, figure in self._add_gradient(batch, divisor).items():
                 totals[name] = totals.get(name, 0) + figure.double()
         scaler.unscale_(self.optimizer)
         limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
@@ -276,19 +294,20 @@ class Trainer:
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._advance(sum(len(batch["input_ids"]) for batch in micro_batches))
+        self.averaging.step_taken()
+        self._advance(rows)
         return figures, rate, norm
 
     def _seed_dropout(self) -> None:
         """Make what the next step draws a function of seed and step."""
         torch.manual_seed(derive(self.config.seed("dropout"), "dropout", self.state.step))
 
-    def _add_gradient(self, batch: Batch, count: int) -> dict[str, torch.Tensor]:
-        """Add the gradient of a micro-batch's summed loss over `count` to the parameters; return the sums to report."""
+    def _add_gradient(self, batch: Batch, divisor: int) -> dict[str, torch.Tensor]:
+        """Add the gradient of a micro-batch's summed loss over `divisor`; return the sums to report."""
         with self.precision.autocast():
             batch = to_device(batch, self.device)
             optimised, figures = summed_losses(self.model, self.forward, batch, self.own_loss)
-        torch.autograd.backward(self.precision.scaler.scale(optimised / count))
+        torch.autograd.backward(self.precision.scaler.scale(optimised / divisor))
         return figures
 
     def _predictions(self, batch: Batch) -> int:
@@ -324,22 +343,30 @@ class Trainer:
         self.state.log.append({"step": report.step, "loss": report.loss, "learning_rate": report.learning_rate})
         self.notifier.tell("foundry_step_ended", report=report)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float:
+        """Evaluate the weights, or their average, and report; return the loss."""
         assert self.data.test is not None
         assert self.data.test_rows is not None
-        report = evaluate(
-            self.model,
-            self.data.test,
-            self.data.test_rows,
-            self.collate,
-            batch_size=self.config.data.batch_size,
-            step=self.state.step,
-            autocast=self.precision.autocast,
-        )
-        self._check_weights(report.loss)
-        self.schedule.observe(report.loss)
+        with self.averaging.applied():
+            report = evaluate(
+                self.model,
+                self.data.test,
+                self.data.test_rows,
+                self.collate,
+                batch_size=self.config.data.batch_size,
+                step=self.state.step,
+                autocast=self.precision.autocast,
+            )
+            self._check_weights(report.loss)
         self.state.log.append({"step": report.step, "eval_loss": report.loss})
         self.notifier.tell("foundry_evaluated", report=report)
+        return report.loss
+
+    def _observe(self, loss: float) -> None:
+        """Act on an evaluation: learning rate, best weights, beginning of the average."""
+        with self.averaging.applied():
+            self.best.observe(self.schedule.observe(loss), self.state.step)
+        self.averaging.observe(loss)
 
     def _save(self, *, ephemeral: bool = False) -> None:
         """Save a checkpoint of the present state, unless its weights are not finite."""
@@ -348,4 +375,5 @@ class Trainer:
         self.state.schedule = self.schedule.state()
         self.state.optimizer = optimizer_values(self.model, self.optimizer)
         self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
-        self.saver.save(self.state, ephemeral=ephemeral)
+        with self.averaging.applied():
+            self.saver.save(self.state, ephemeral=ephemeral, kept=self.averaging.kept() | self.best.kept())

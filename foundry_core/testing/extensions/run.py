@@ -16,6 +16,7 @@ from foundry_core.testing.extensions import (  # noqa: F401
     observers,
     optimizers,
     packages,
+    schedules,
     tokenizers,
 )
 from foundry_core.testing.extensions.check import BENCHES, CHECKS, described
