@@ -66,7 +66,9 @@ def diary(distribution: Callable[..., Path]) -> None:
 def test_what_core_offers_passes_every_check(kind: str, name: str) -> None:
     results = list(run(find(name, kind)))
     assert [f"{result.check.name}: {result.reason}" for result in results if not result.good] == []
-    assert [result.check.group for result in results if result.outcome == "passed"].count(kind) >= 5
+    assert [result.check.group for result in results if result.outcome == "passed"].count(kind) >= (
+        3 if kind == "schedule" else 5
+    )
 
 
 @pytest.mark.usefixtures("diary")

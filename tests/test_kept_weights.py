@@ -57,8 +57,14 @@ def make(experiment: Experiment, corpus: Any, tmp_path: Path) -> Callable[..., E
     return made
 
 
+def section(**settings: Any) -> TrainingConfig:
+    return TrainingConfig(**{"output_dir": "run", "train_steps": 30, **settings})
+
+
 def saved(config: ExperimentConfig, step: int) -> Tensors:
-    return load((Path(config.training.output_dir) / f"checkpoint-{step}" / "model.safetensors").read_bytes())
+    path = Path(config.training.output_dir) / f"checkpoint-{step}" / "model.safetensors"
+    tensors: Tensors = load(path.read_bytes())
+    return tensors
 
 
 def beside(config: ExperimentConfig, step: int, kind: str) -> Tensors:
@@ -115,8 +121,7 @@ def test_the_average_begins_as_that_of_awd_lstm(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     losses = (torch.rand(30, generator=generator) - torch.arange(30) / 40).tolist()
     interval, model, state = 1 + seed % 6, torch.nn.Linear(2, 2), WeightsState()
-    settings = {"optimizer": "asgd", "asgd_nonmonotonic_interval": interval}
-    averaging = Averaging(TrainingConfig(output_dir="run", train_steps=30, **settings), model, state)
+    averaging = Averaging(section(optimizer="asgd", asgd_nonmonotonic_interval=interval), model, state)
     begun = None
     for number, loss in enumerate(losses):
         averaging.step_taken()
@@ -129,7 +134,7 @@ def test_the_average_begins_as_that_of_awd_lstm(seed: int) -> None:
 
 def test_the_model_is_the_same_after_an_average_was_applied() -> None:
     model, state = torch.nn.Linear(2, 2), WeightsState()
-    averaging = Averaging(TrainingConfig(output_dir="run", train_steps=3, optimizer="asgd"), model, state)
+    averaging = Averaging(section(optimizer="asgd"), model, state)
     averaging.step_taken()
     first = model.weight.detach().clone()
     with torch.no_grad():
@@ -186,7 +191,7 @@ def test_without_an_evaluation_that_is_worse_nothing_goes_back(make: Callable[..
 
 def test_the_best_weights_are_those_of_the_average() -> None:
     model, state = torch.nn.Linear(2, 2), WeightsState()
-    settings = TrainingConfig(output_dir="run", train_steps=3, optimizer="asgd", restore_best="at_end")
+    settings = section(optimizer="asgd", restore_best="at_end")
     averaging, best = Averaging(settings, model, state), BestWeights(settings, model, state)
     averaging.step_taken()
     first = model.weight.detach().clone()
@@ -205,7 +210,7 @@ def test_the_best_weights_are_those_of_the_average() -> None:
 
 def test_over_rows_the_gradient_is_as_large_as_a_row_is_long(make: Callable[..., ExperimentConfig]) -> None:
     """Zaremba et al. (2014) sum over time; split into micro-batches it is the same gradient."""
-    once = {"train_steps": 1, "learning_rate": 1e-3}
+    once = {"train_steps": 1, "weight_decay": 0.0}
     tokens, rows = make("tokens", **once), make("rows", loss_sum_over="rows", **once)
     split = make("split", loss_sum_over="rows", gradient_accumulation_steps=2, **once)
     reports = []
@@ -221,7 +226,7 @@ def test_over_rows_the_gradient_is_as_large_as_a_row_is_long(make: Callable[...,
     assert reports[2]["grad_norm"] == pytest.approx(longer * reports[0]["grad_norm"], rel=0.5)
     for name, start in saved(tokens, 0).items():
         moved = saved(rows, 1)[name] - start
-        torch.testing.assert_close(moved, longer * (saved(tokens, 1)[name] - start), rtol=0.05, atol=1e-6)
+        torch.testing.assert_close(moved, longer * (saved(tokens, 1)[name] - start), rtol=1e-3, atol=1e-5)
 
 
 # Interrupted equals uninterrupted.
@@ -298,14 +303,10 @@ def test_a_checkpoint_without_its_copies_is_refused(make: Callable[..., Experime
     """The state records an average or a best step that the optimizer's file does not contain."""
     config = make("run", train_steps=1)
     run(config, quiet=True)
-    file = optimizer_file(Path(config.training.output_dir) / "checkpoint-1")
-    model = torch.nn.Linear(2, 2)
-    for settings, state in (
-        ({"optimizer": "asgd"}, WeightsState(averaged=3)),
-        ({"restore_best": "at_end"}, WeightsState(best_step=1)),
-    ):
-        section = TrainingConfig(output_dir="run", train_steps=3, **settings)
-        for kept in (Averaging(section, model, WeightsState()), BestWeights(section, model, WeightsState())):
-            if (state.averaged and isinstance(kept, Averaging)) or (state.best_step and isinstance(kept, BestWeights)):
-                with pytest.raises(CheckpointError, match="lacks weights:"):
-                    kept.load(file, state)
+    file, model = optimizer_file(Path(config.training.output_dir) / "checkpoint-1"), torch.nn.Linear(2, 2)
+    averaging = Averaging(section(optimizer="asgd"), model, WeightsState())
+    best = BestWeights(section(restore_best="at_end"), model, WeightsState())
+    with pytest.raises(CheckpointError, match="lacks weights:raw/weight$"):
+        averaging.load(file, WeightsState(averaged=3))
+    with pytest.raises(CheckpointError, match="lacks weights:best/weight$"):
+        best.load(file, WeightsState(best_step=1))

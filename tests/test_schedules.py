@@ -103,7 +103,7 @@ def test_the_cosine_of_nanogpt_can_be_written(warmup: int, decay: int, steps: in
         decay_steps=decay - warmup,
         min_learning_rate_ratio=0.1,
     )
-    recipe = {"warmup_iters": warmup, "lr_decay_iters": decay, "learning_rate": 1e-3, "min_lr": 1e-4}
+    recipe: dict[str, Any] = {"warmup_iters": warmup, "lr_decay_iters": decay, "learning_rate": 1e-3, "min_lr": 1e-4}
     assert found == pytest.approx([nanogpt(it, **recipe) for it in range(steps)], rel=1e-12)
 
 

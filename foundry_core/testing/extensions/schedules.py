@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,11 @@ from foundry_core.testing.kit.processes import forked
 from foundry_core.training.schedule import Schedule
 
 _TOTALS = (1, 2, 7, 100, 1000)
-_EXAMPLES = {"wsd": {"decay_ratio": 0.2}, "step": {"step_after_epochs": 1}, "plateau": {"evaluate_every_steps": 1}}
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "wsd": {"decay_ratio": 0.2},
+    "step": {"step_after_epochs": 1},
+    "plateau": {"evaluate_every_steps": 1},
+}
 """Keys that core's own schedules need."""
 
 
