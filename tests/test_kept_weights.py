@@ -157,8 +157,10 @@ WORSE = {"lr_scheduler": "plateau", "plateau_factor": 0.5, "plateau_patience": 0
 """Steps so long that evaluations get worse again and again."""
 
 
-def test_the_last_checkpoint_has_the_best_weights(make: Callable[..., ExperimentConfig]) -> None:
-    plain, restored = make("plain", **WORSE), make("restored", restore_best="at_end", **WORSE)
+@each("optimizer", ["sgd", "asgd"])
+def test_the_last_checkpoint_has_the_best_weights(optimizer: str, make: Callable[..., ExperimentConfig]) -> None:
+    settings = {**WORSE, "optimizer": optimizer}
+    plain, restored = make(f"plain {optimizer}", **settings), make(optimizer, restore_best="at_end", **settings)
     run(plain, quiet=True)
     run(restored, quiet=True)
     best, loss = min(evaluations(plain), key=lambda pair: pair[1])
@@ -227,6 +229,17 @@ def test_over_rows_the_gradient_is_as_large_as_a_row_is_long(make: Callable[...,
     for name, start in saved(tokens, 0).items():
         moved = saved(rows, 1)[name] - start
         torch.testing.assert_close(moved, longer * (saved(tokens, 1)[name] - start), rtol=1e-3, atol=1e-5)
+
+
+def test_a_schedule_of_epochs_follows_those_of_the_run(make: Callable[..., ExperimentConfig]) -> None:
+    schedule = {"lr_scheduler": "step", "step_after_epochs": 1}
+    config = make("run", train_steps=None, epochs=3.3, gradient_accumulation_steps=13, **schedule)
+    run(config, quiet=True)
+    lines = (Path(config.training.output_dir) / "metrics.jsonl").read_text().splitlines()
+    steps = [each for each in map(json.loads, lines) if each["kind"] == "train"]
+    before = [0.0, *(each["epoch"] for each in steps[:-1])]
+    assert [each["learning_rate"] for each in steps] == [0.5 ** int(epoch) for epoch in before]
+    assert {each["learning_rate"] for each in steps} == {1.0, 0.5, 0.25, 0.125}
 
 
 # Interrupted equals uninterrupted.
