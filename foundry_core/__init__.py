@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
+    from foundry_core.registry.schedule import LearningRateSchedule
     from foundry_core.registry.tokenizer_type import TokenizerType
     from foundry_core.schema import ConfigSection, Dropout, Layers, ModelConfig, TransformerConfig
     from foundry_core.tokenization.training import TokenizerFactory
@@ -58,6 +59,7 @@ _NAMES = {
     "registry.objective": "Objective",
     "registry.data_order": "DataOrder OrderedRows",
     "registry.optimizer": "Optimizer",
+    "registry.schedule": "LearningRateSchedule",
     "registry.tokenizer_type": "TokenizerType",
     "schema": "ConfigSection Dropout Layers ModelConfig TransformerConfig",
     "tokenization.training": "TokenizerFactory",
@@ -78,6 +80,7 @@ __all__ = [
     "ExperimentConfig",
     "FoundryError",
     "Layers",
+    "LearningRateSchedule",
     "MaskedLMDataCollator",
     "Migration",
     "ModelConfig",

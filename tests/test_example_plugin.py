@@ -130,7 +130,7 @@ def test_its_names_and_settings_are_checked_without_torch(written: Callable[...,
     [
         (
             ["training.optimizer=lyon"],
-            "optimizer: unknown optimizer 'lyon'. Did you mean 'lion'? Available: adamw, lion, muon, sgd",
+            "optimizer: unknown optimizer 'lyon'. Did you mean 'lion'? Available: adamw, asgd, lion, muon, sgd",
         ),
         (
             ["training.objective=span_corrupton"],

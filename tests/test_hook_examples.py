@@ -55,6 +55,7 @@ def trained(
 OFFERED = {
     "foundry_objectives": ("objective", "second_half"),
     "foundry_optimizers": ("optimizer", "rmsprop"),
+    "foundry_schedules": ("schedule", "restarts"),
     "foundry_tokenizer_types": ("tokenizer type", "words_and_marks"),
 }
 
@@ -67,7 +68,9 @@ def test_an_example_trains_with_what_it_offers(
     kind, name = OFFERED[hook]
     assert capsys.readouterr().err == ""
     assert config.providers == {kind: f"{config.plugins[0].replace('_', '-')} 1.0"}
-    assert name in (config.training.objective, config.training.optimizer, config.tokenizer.tokenizer_type)
+    training = config.training
+    named = (training.objective, training.optimizer, training.lr_scheduler, config.tokenizer.tokenizer_type)
+    assert name in named
 
 
 def test_labels_that_are_left_out_leave_no_bits_per_byte(

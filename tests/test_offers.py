@@ -28,6 +28,7 @@ from foundry_core import (
 from foundry_core.cli import VERBS, main
 from foundry_core.errors import ConfigError, FoundryError, PluginError
 from foundry_core.registry.hooks import hook_manager, offers
+from foundry_core.registry.schedule import CORE_SCHEDULES, LearningRateSchedule
 from foundry_core.tokenization.training import train_tokenizer
 from tests.each import each
 
@@ -96,6 +97,12 @@ OFFERS: dict[str, tuple[str, Callable[..., Any], Callable[..., dict[str, Any]], 
         lambda name: Optimizer(name, "of a test", "no:where"),
         attrgetter("optimizers"),
         "sgd",
+    ),
+    "schedule": (
+        "foundry_schedules",
+        lambda name: LearningRateSchedule(name, "of a test", "no:where"),
+        attrgetter("schedules"),
+        "cosine",
     ),
     "tokenizer type": (
         "foundry_tokenizer_types",
@@ -747,7 +754,7 @@ def test_a_command_can_be_switched_off_and_shown(
 
 RICH = """\
 from pydantic import Field
-from foundry_core import ConfigSection, Objective, Optimizer, TokenizerType, hookimpl
+from foundry_core import ConfigSection, LearningRateSchedule, Objective, Optimizer, TokenizerType, hookimpl
 
 class Speed(ConfigSection):
     factor: int = Field(1, ge=1, description="how fast")
@@ -760,6 +767,10 @@ def foundry_objectives():
 @hookimpl
 def foundry_optimizers():
     return [Optimizer("rich", "of a test", "no:where", settings=Speed)]
+
+@hookimpl
+def foundry_schedules():
+    return [LearningRateSchedule("rich_rate", "of a test", "no:where", settings=Speed)]
 
 @hookimpl
 def foundry_tokenizer_types():
@@ -777,7 +788,9 @@ def test_the_schema_has_what_packages_offer_without_broken_ones(
     schema = json.loads(printed)
     training = schema["$defs"]["TrainingConfig"]["properties"]
     assert training["objective"]["enum"] == ["causal_lm", "masked_lm", "rich_lm", None]
-    assert training["optimizer"]["enum"] == ["adamw", "rich", "sgd"]
+    assert training["optimizer"]["enum"] == ["adamw", "asgd", "rich", "sgd"]
+    assert training["lr_scheduler"]["enum"] == sorted([*CORE_SCHEDULES, "rich_rate"])
+    assert training["schedule_settings"]["anyOf"] == training["optimizer_settings"]["anyOf"]
     assert "rich_type" in schema["$defs"]["TokenizerConfig"]["properties"]["tokenizer_type"]["enum"]
     (speed, null) = training["optimizer_settings"]["anyOf"]
     assert null == {"type": "null"}

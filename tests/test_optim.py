@@ -155,6 +155,19 @@ def test_biases_norms_embeddings_and_tied_outputs_do_not_decay(
     assert sum(len(group["params"]) for group in groups) == len(together)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_two_dimensional_decays_what_nanogpt_does(
+    name: str, experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    """Of configure_optimizers in nanoGPT's model.py: parameters of two dimensions or more, and no others."""
+    architecture, example = MODELS[name]
+    model = create_model(experiment(architecture, tmp_path, example=example), letters)
+    groups = parameter_groups(model, training(weight_decay=0.1, weight_decay_on="two_dimensional"))
+    decaying = {id(each) for group in groups if group["weight_decay"] for each in group["params"]}
+    assert decaying == {id(parameter) for parameter in model.parameters() if parameter.dim() >= 2}
+    assert len(decaying) < sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
 class Table(torch.nn.Module):
     """A layer and parameters as research code writes them."""
 

@@ -56,11 +56,17 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize(("architecture", "keep_optimizer"), [("lstm", "newest"), ("gpt2", "all")])
-def test_saving_in_the_background_gives_the_same_checkpoints(experiment, tmp_path, architecture, keep_optimizer):
+@pytest.mark.parametrize(
+    ("architecture", "keep_optimizer", "optimizer"),
+    [("lstm", "newest", "adamw"), ("gpt2", "all", "adamw"), ("lstm", "newest", "asgd")],
+)
+def test_saving_in_the_background_gives_the_same_checkpoints(
+    experiment, tmp_path, architecture, keep_optimizer, optimizer
+):
     results = []
     for background in (False, True):
         settings = {"train_steps": 6, "checkpoints": {"every_steps": 1, "keep": 3, "keep_optimizer": keep_optimizer}}
+        settings["optimizer"] = optimizer
         config = experiment(architecture, tmp_path / str(background), training=settings)
         trainer_of(config, background=background).train()
         folders = checkpoints(config.training.output_dir)

@@ -19,12 +19,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.compatibility import accepted_differences, check_allowed
-from foundry_core.checkpoints.optimizer_state import CARRIED, load_optimizer, optimizer_tensors
+from foundry_core.checkpoints.optimizer_state import load_optimizer, optimizer_tensors
 from foundry_core.checkpoints.state import TrainState, parent_entry, read_state, unchecked_manifest
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import CheckpointError
-from foundry_core.models.carried import CarriedState
-from foundry_core.models.folder import load_weights, model_files, open_tensors, stored_tensors
+from foundry_core.models.folder import load_weights, model_files, stored_tensors
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.tensor_file import weights_file
 from foundry_core.run_folder import (
@@ -46,14 +45,10 @@ Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
 
 
 def checkpoint_tensors(
-    model: LanguageModel, optimizer: torch.optim.Optimizer, carried: Mapping[str, torch.Tensor] | None = None
+    model: LanguageModel, optimizer: torch.optim.Optimizer, kept: Mapping[str, torch.Tensor] | None = None
 ) -> Tensors:
-    """Return the living tensors of a checkpoint, which further training changes.
-
-    carried: Those of `CarriedState`, which are needed where the optimizer's are, to resume.
-    """
-    beside = {f"{CARRIED}{name}": tensor for name, tensor in (carried or {}).items()}
-    return {WEIGHTS: stored_tensors(model), OPTIMIZER: optimizer_tensors(model, optimizer) | beside}
+    """Return the living tensors of a checkpoint, which further training changes; `kept` as of `kept_entries`."""
+    return {WEIGHTS: stored_tensors(model), OPTIMIZER: optimizer_tensors(model, optimizer) | dict(kept or {})}
 
 
 class TensorBuffers:
@@ -236,18 +231,6 @@ def load_checkpoint(
     if "training.optimizer" not in differences:
         load_optimizer(optimizer_file(folder), state.optimizer, model, optimizer, begun=state.step > 0)
     return state
-
-
-def load_carried(folder: Path, carried: CarriedState, layout: Any, device: torch.device) -> None:
-    """Put the carried state of a checkpoint in place. Raises CheckpointError if it is damaged."""
-    path = optimizer_file(folder)
-    with open_tensors(path) as file:
-        names = [name for name in sorted(file.keys()) if name.startswith(CARRIED)]
-        tensors = {name.removeprefix(CARRIED): file.get_tensor(name).clone() for name in names}
-    try:
-        carried.load(layout, tensors, device)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def is_ephemeral(folder: Path) -> bool:

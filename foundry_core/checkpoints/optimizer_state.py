@@ -14,13 +14,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from foundry_core.checkpoints.kept_weights import is_kept
 from foundry_core.checkpoints.state import OptimizerValues
 from foundry_core.errors import CheckpointError, PluginError
 from foundry_core.models.folder import open_tensors
 
 _PLAIN = (bool, int, float, str, type(None))
-CARRIED = "carried/"
-"""Prefix of tensors in the same file that are not the optimizer's."""
 _SET_BY_CORE = ("params", "names", "role", "lr", "weight_decay")
 
 
@@ -90,7 +89,7 @@ def load_optimizer(path: Path, stored: OptimizerValues, model: nn.Module, optimi
     """
     expected, parameters = first_state(model, optimizer), dict(model.named_parameters())
     with open_tensors(path) as file:
-        own = [key for key in sorted(file.keys()) if not key.startswith(CARRIED)]
+        own = [key for key in sorted(file.keys()) if not is_kept(key)]
         # A copy: the file's tensors are a view of the file.
         found = {**stored.get("values", {}), **{key: file.get_tensor(key).clone() for key in own}}
     if begun and expected and not found:

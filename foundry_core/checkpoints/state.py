@@ -38,6 +38,19 @@ class ScheduleState:
 
 
 @dataclass
+class WeightsState:
+    """What decides which weights are evaluated, saved and kept.
+
+    losses: of all evaluations, if averaging waits for them. averaged: number of steps in the average; 0 before it
+    begins. best_step: step of the best weights; None as long as none are kept.
+    """
+
+    losses: list[_Real] = field(default_factory=list)
+    averaged: _Whole = 0
+    best_step: _Whole | None = None
+
+
+@dataclass
 class TrainState:
     """The state of training. The bounds hold for states that are read from a checkpoint.
 
@@ -45,6 +58,7 @@ class TrainState:
     over their (epoch, row), the proof that none was lost or seen twice. log: the reports of each logged step and
     evaluation. precision, compile, kernels: what the run computes with, whatever `auto` would choose elsewhere.
     carried: how its tensors make up the carried state. tokens_by_corpus: those seen of each of several corpora.
+    started_from: name, step and sha256 of the checkpoint of `training.start_from`.
     """
 
     step: _Whole = 0
@@ -60,6 +74,8 @@ class TrainState:
     compile: Annotated[bool, Field(strict=True)] = False
     kernels: Literal["fast", "reference"] = "fast"
     schedule: ScheduleState = field(default_factory=ScheduleState)
+    weights: WeightsState = field(default_factory=WeightsState)
+    started_from: dict[str, str | _Whole] | None = None
     scaler: dict[str, _Number] = field(default_factory=dict)
     wandb_run_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
     carried: Any = None
@@ -73,7 +89,7 @@ class TrainState:
 
 
 _STORED = TypeAdapter(TrainState)
-_LATER: dict[str, Any] = {"carried": None, "tokens_by_corpus": {}}
+_LATER: dict[str, Any] = {"carried": None, "tokens_by_corpus": {}, "weights": {}, "started_from": None}
 """What earlier versions did not store, as it was for them."""
 
 

@@ -103,6 +103,8 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: its parent is damaged: {parent!r}") from error
     start, since = TrainState(), "the beginning"
+    if parent is None and state.started_from is not None:
+        since = f"{state.started_from.get('checkpoint')}"
     if parent is not None and earlier:
         base = there or earlier[-1]
         start, since = base.state, base.folder.name

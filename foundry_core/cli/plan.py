@@ -124,6 +124,8 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
     plan = trainer.plan
     # What an optimizer remembers is found by asking it: that of a plugin may remember anything.
     remembered = sum(getattr(value, "nbytes", 0) for value in first_state(model, trainer.optimizer).values())
+    copies = (config.training.optimizer == "asgd") + (config.training.restore_best != "never")
+    remembered += copies * (footprint.parameters + footprint.buffers)
     checkpoint = footprint.parameters + footprint.buffers + remembered
     schedule = config.training.checkpoints
     last = plan.checkpoint_steps if schedule.keep is None else plan.checkpoint_steps[-schedule.keep :]

@@ -1,6 +1,6 @@
 """Print the JSON schema (draft 2020-12) of the YAML. Editors use it for
-completion and help. It covers the architectures, objectives, optimizers and
-tokenizer types that are installed.
+completion and help. It covers the architectures, objectives, optimizers,
+schedules and tokenizer types that are installed.
 
 Editors that support the YAML language server read the name of the schema from
 the first line of the YAML:
@@ -76,7 +76,7 @@ def _offered(modules: list[ModuleType]) -> Offered:
     """Return the descriptors of core and of modules, by the key that names them and by their name."""
     from foundry_core.registry import hooks
 
-    found: Offered = {"objective": {}, "optimizer": {}, "tokenizer_type": {}}
+    found: Offered = {"objective": {}, "optimizer": {}, "schedule": {}, "tokenizer_type": {}}
     for module in [None, *dict.fromkeys(modules)]:
         with _left_out():
             offers = hooks.offers(hooks.hook_manager([] if module is None else [module]))
@@ -90,7 +90,7 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
 
     Args:
         architectures: Descriptors, each with a variant of `model:`.
-        offered: Objectives, optimizers and tokenizer types by name; core's by default.
+        offered: Objectives, optimizers, schedules and tokenizer types by name; core's by default.
     """
     from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
     from pydantic_core import to_jsonable_python
@@ -116,7 +116,7 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
     offered = _offered([]) if offered is None else offered
     settings = {
         f"{key}_settings": list(dict.fromkeys(each.settings for each in offered[key].values() if each.settings))
-        for key in ("objective", "optimizer")
+        for key in ("objective", "optimizer", "schedule")
     }
     sections = [each.config_class for each in architectures]
     classes = dict.fromkeys([ExperimentConfig, *sections, *chain(*settings.values())])
@@ -135,6 +135,7 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         if name != "optimizer":  # null leaves it to the architecture
             keys[name]["enum"].append(None)
             del keys[name]["type"]
+    training["lr_scheduler"]["enum"] = sorted(offered["schedule"])
     for name, models in settings.items():
         training[name]["anyOf"] = [*map(reference, models), {"type": "null"}]
     whole = definition(ExperimentConfig)

@@ -27,7 +27,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint of output_dir")
     parser.add_argument(
-        "--allow", action="append", default=[], metavar="KEY", help="let a key, a section or 'data' differ on --resume"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="let a key, a section or 'data' differ from the checkpoint",
     )
     what = "measure where the time of N steps goes, after a few that warm up: profile/ in output_dir"
     parser.add_argument("--profile", type=number(int, 1, 1000), default=0, metavar="N", help=what)
@@ -45,8 +49,8 @@ def execute(options: argparse.Namespace) -> None:
 
     postpone_registration()
 
-    if options.allow and not options.resume:
-        raise UsageError("--allow can only be used with --resume")
+    if options.allow and not options.resume and config.training.start_from is None:
+        raise UsageError("--allow can only be used with --resume, or with training.start_from")
     try:
         state = run(
             config,

@@ -17,6 +17,7 @@ from foundry_core.registry.hooks import Kind, Offers, hook_manager, offers
 from foundry_core.registry.loading import active_modules, blamed_on, capabilities_of, get_architecture, shipped_by
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
+from foundry_core.registry.schedule import LearningRateSchedule
 from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.schema import ConfigSection, ModelConfig
 
@@ -111,6 +112,11 @@ class ExperimentConfig(ConfigSection):
         return self.chosen.plugins.offers.orders[self.data.order]
 
     @property
+    def schedule(self) -> LearningRateSchedule:
+        """Descriptor of `training.lr_scheduler`."""
+        return self.chosen.plugins.offers.schedules[self.training.lr_scheduler]
+
+    @property
     def tokenizer_type(self) -> TokenizerType:
         """Descriptor of `tokenizer.tokenizer_type`."""
         return self.chosen.plugins.offers.tokenizer_types[self.tokenizer.tokenizer_type]
@@ -122,8 +128,9 @@ class ExperimentConfig(ConfigSection):
 
     @property
     def providers(self) -> dict[str, str]:
-        """The distributions of objective, optimizer and tokenizer type, where they are not core's own."""
-        chosen: dict[Kind, str] = {**self._to_be_read, "optimizer": self.training.optimizer, "order": self.data.order}
+        """The distributions of what the names in the file lead to, by kind, where they are not core's own."""
+        only_training: dict[Kind, str] = {"optimizer": self.training.optimizer, "schedule": self.training.lr_scheduler}
+        chosen = {**self._to_be_read, **only_training, "order": self.data.order}
         return {kind: provider.owner for kind, provider in self.chosen.plugins.offers.providers_of(chosen).items()}
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
@@ -21,10 +21,12 @@ from foundry_core.registry.discovery import EXTENSIONS, installed
 from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
+from foundry_core.registry.schedule import LearningRateSchedule
 from foundry_core.schema import ConfigSection, ModelConfig, NotValid, NotYaml, Values, with_overrides
 
 Found = TypeVar("Found")
 Section = TypeVar("Section", bound=ConfigSection)
+Chooseable: TypeAlias = Objective | Optimizer | LearningRateSchedule | DataOrder
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -64,7 +66,7 @@ class _Check:
         self._refuse_old_format()
         model, capabilities, plugins = None, None, None
         objectives: Mapping[str, Objective] = {}
-        objective, tokenizer_type, optimizer, order = None, None, None, None
+        objective, tokenizer_type, optimizer, schedule, order = None, None, None, None, None
         architecture = self._architecture()
         if architecture is not None:
             needed = f"missing: architecture '{architecture.name}' requires it"
@@ -79,9 +81,11 @@ class _Check:
             objective = self._choice("training", "objective", objectives, others)
             tokenizer_type = self._choice("tokenizer", "tokenizer_type", plugins.offers.tokenizer_types, others)
             optimizer = self._choice("training", "optimizer", plugins.offers.optimizers, others)
+            schedule = self._choice("training", "lr_scheduler", plugins.offers.schedules, others)
             order = self._choice("data", "order", plugins.offers.orders, others)
         self._settings("training", "objective", objective)
         self._settings("training", "optimizer", optimizer)
+        self._settings("training", "schedule", schedule)
         self._settings("data", "order", order)
         # A stand-in lets the problems of the other sections be found although `model:` has its own.
         data = {**self.data, "model": model or ModelConfig.model_construct(architecture="")}
@@ -152,7 +156,7 @@ class _Check:
             self._add((section, key), message + inactive)
         return offered.get(name)
 
-    def _settings(self, section: str, key: str, chosen: Objective | Optimizer | DataOrder | None) -> None:
+    def _settings(self, section: str, key: str, chosen: Chooseable | None) -> None:
         """Replace `<section>.<key>_settings` by an instance of the settings class of the chosen plugin."""
         around = self.data.get(section)
         if not isinstance(around, dict):

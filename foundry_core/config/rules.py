@@ -14,6 +14,7 @@ from foundry_core.config.sections import MOST_ROWS
 from foundry_core.config.yaml_source import KeyPath
 from foundry_core.registry.architecture import Capabilities
 from foundry_core.registry.objective import Objective
+from foundry_core.registry.schedule import CORE_SCHEDULES, FALLING
 from foundry_core.registry.tokenizer_type import TokenizerType, special_token_problems
 from foundry_core.schema import NotValid, broken
 
@@ -47,6 +48,9 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _batches_are_possible,
         _held_out_text_is_given,
         _there_is_something_to_go_by,
+        _schedule_takes_its_settings,
+        _evaluations_are_acted_on,
+        _start_is_elsewhere,
         _rows_fit,
         _rows_have_room,
         _steps_fit,
@@ -104,6 +108,44 @@ def _there_is_something_to_go_by(experiment: Any, chosen: Chosen) -> Found:
             yield ("training", "lr_scheduler"), f"plateau needs {schedules}"
         if training.early_stopping_patience is not None:
             yield ("training", "early_stopping_patience"), f"needs {schedules}"
+
+
+def _schedule_takes_its_settings(experiment: Any, chosen: Chosen) -> Found:
+    training, name = experiment.training, experiment.training.lr_scheduler
+    decays = [key for key in ("decay_steps", "decay_ratio") if getattr(training, key) is not None]
+    if name not in FALLING:
+        for key in decays:
+            yield ("training", key), f"has no meaning for {name}: it is for {', '.join(FALLING)}"
+    elif name == "wsd" and not decays:
+        yield ("training", "lr_scheduler"), "wsd needs training.decay_steps or training.decay_ratio"
+    if training.min_learning_rate_ratio and (name not in CORE_SCHEDULES or name == "constant"):
+        yield ("training", "min_learning_rate_ratio"), f"has no meaning for {name}"
+    if (name == "step") != (training.step_after_epochs is not None):
+        problem = "is for lr_scheduler: step" if name != "step" else "missing: lr_scheduler: step needs it"
+        yield ("training", "step_after_epochs"), problem
+
+
+def _evaluations_are_acted_on(experiment: Any, chosen: Chosen) -> Found:
+    training = experiment.training
+    if training.restore_best == "when_lowered" and training.lr_scheduler != "plateau":
+        yield ("training", "restore_best"), "when_lowered needs lr_scheduler: plateau, which lowers the learning rate"
+    elif training.restore_best == "when_lowered" and training.optimizer == "asgd":
+        yield ("training", "restore_best"), "when_lowered cannot be used with asgd, whose average would be lost: at_end"
+    if training.asgd_nonmonotonic_interval is not None and training.optimizer != "asgd":
+        yield ("training", "asgd_nonmonotonic_interval"), "is for optimizer: asgd"
+    held_out = experiment.data.validation_corpus is not None or experiment.data.test_corpus is not None
+    if not held_out or (training.evaluate_every_steps is None and training.evaluate_at is None):
+        needed = "needs data.validation_corpus or data.test_corpus, and training.evaluate_every_steps or evaluate_at"
+        if training.restore_best != "never":
+            yield ("training", "restore_best"), needed
+        if training.asgd_nonmonotonic_interval is not None:
+            yield ("training", "asgd_nonmonotonic_interval"), needed
+
+
+def _start_is_elsewhere(experiment: Any, chosen: Chosen) -> Found:
+    start, output_dir = experiment.training.start_from, os.path.abspath(experiment.training.output_dir)  # noqa: PTH100
+    if start is not None and os.path.abspath(start).startswith(output_dir + os.sep):  # noqa: PTH100
+        yield ("training", "start_from"), "is in training.output_dir: continue that run with --resume, or name another"
 
 
 def _rows_fit(experiment: Any, chosen: Chosen) -> Found:

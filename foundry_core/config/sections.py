@@ -228,6 +228,11 @@ def _one_warm_up(training: TrainingConfig) -> Iterator[str]:
         yield "give warmup_steps or warmup_ratio, not both"
 
 
+def _one_decay(training: TrainingConfig) -> Iterator[str]:
+    if training.decay_steps is not None and training.decay_ratio is not None:
+        yield "give decay_steps or decay_ratio, not both"
+
+
 def _warm_up_within_the_budget(training: TrainingConfig) -> Iterator[str]:
     if training.train_steps is not None and (training.warmup_steps or 0) > training.train_steps:
         yield f"warmup_steps ({training.warmup_steps}) exceeds train_steps ({training.train_steps})"
@@ -239,7 +244,7 @@ def _one_evaluation_schedule(training: TrainingConfig) -> Iterator[str]:
 
 
 class TrainingConfig(_Counting):
-    RULES = (_one_budget, _one_warm_up, _warm_up_within_the_budget, _one_evaluation_schedule)
+    RULES = (_one_budget, _one_warm_up, _one_decay, _warm_up_within_the_budget, _one_evaluation_schedule)
 
     output_dir: PathText = Field(description="the run's folder: checkpoints, metrics.jsonl, config.yaml")
     objective: str = Field("causal_lm", description="causal_lm, masked_lm, or a plugin's; default: the architecture's")
@@ -254,23 +259,53 @@ class TrainingConfig(_Counting):
     train_tokens: Count | None = Field(None, description="budget: tokens of the corpus without padding, such as 10M")
     train_words: Count | None = Field(None, description="budget: words between white space, such as 10M")
     train_bytes: Count | None = Field(None, description="budget: UTF-8 bytes of the documents' text, such as 50M")
-    optimizer: str = Field("adamw", description="adamw, sgd, or a plugin's")
+    optimizer: str = Field("adamw", description="adamw, sgd, asgd (sgd with averaged weights), or a plugin's")
     optimizer_settings: Settings = Field(None, description="settings of a plugin's optimizer")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradient's average")
     adam_epsilon: float = Field(1e-8, gt=0, description="added to the denominator of the update")
-    sgd_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for sgd")
-    weight_decay_on: Literal["matrices", "all"] = Field(
-        "matrices", description="matrices: not on biases, norms, rates and embeddings; all: on every parameter"
+    sgd_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd and asgd")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for sgd and asgd")
+    weight_decay_on: Literal["matrices", "two_dimensional", "all"] = Field(
+        "matrices",
+        description="matrices: not on biases, norms, rates and embeddings; two_dimensional: on every parameter of two "
+        "or more dimensions, embeddings too; all: on every parameter",
     )
-    lr_scheduler: Literal["linear", "cosine", "constant", "plateau"] = Field(
-        "linear", description="after warm-up: linear or cosine to 0, constant, or plateau: lower if test loss stalls"
+    asgd_nonmonotonic_interval: int | None = Field(
+        None, ge=1, description="asgd: average from when an evaluation misses the best but the last N; null: at once"
     )
+    lr_scheduler: str = Field(
+        "linear",
+        description="after warm-up: linear, cosine, wsd, inverse_sqrt, step, constant, plateau (lower if evaluations "
+        "stall), or a plugin's",
+    )
+    schedule_settings: Settings = Field(None, description="settings of a plugin's schedule")
+    min_learning_rate_ratio: float = Field(
+        0.0, ge=0, le=1, description="floor of the learning rate, as a share of the peak"
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="steps of the decay: after warm-up (linear, cosine; null: all), or the last (wsd)"
+    )
+    decay_ratio: float | None = Field(None, gt=0, le=1, description="the decay as a share of all steps")
+    step_factor: float = Field(0.5, gt=0, lt=1, description="step: multiply the learning rate by this in each epoch")
+    step_after_epochs: int | None = Field(None, ge=0, description="step: epochs at the peak before that")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: multiply the learning rate by this")
     plateau_patience: int = Field(1, ge=0, description="plateau: evaluations without improvement before lowering")
     warmup_steps: int | None = Field(None, ge=0, description="optimizer steps of linear warm-up")
     warmup_ratio: float | None = Field(None, ge=0, le=1, description="warm-up as a share of all steps")
+    warmup_end: Literal["peak", "below_peak"] = Field(
+        "peak", description="last step of N of warm-up: at the peak, or one part in N + 1 below it, as in nanoGPT"
+    )
+    restore_best: Literal["never", "at_end", "when_lowered"] = Field(
+        "never",
+        description="go back to the weights of the best evaluation: at the end, or also when plateau lowers the rate",
+    )
+    loss_sum_over: Literal["tokens", "rows"] = Field(
+        "tokens", description="a step's gradient is of its summed loss over the number of tokens, or of rows"
+    )
+    start_from: PathText | None = Field(
+        None, description="checkpoint whose weights training starts from, with the same tokenizer"
+    )
     gradient_accumulation_steps: int = Field(1, ge=1, le=MOST_ROWS, description="forward passes in one optimizer step")
     max_grad_norm: float | None = Field(1.0, gt=0, description="scale gradients down to this norm; null: never")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PARTS = {"experiment": dict, "context": dict, "providers": dict, "needs": list}
+_ONLY_TRAINING = {
+    "optimizer": ("optimizer", "optimizer_settings"),
+    "schedule": ("lr_scheduler", "schedule_settings"),
+}
+"""Kinds of providers that a trained model does not need, and the keys of `training:` that they are chosen by."""
 
 
 def build_context(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> BuildContext:
@@ -142,21 +147,21 @@ def described(description: dict[str, Any]) -> tuple[ExperimentConfig, BuildConte
 
 def _made_with(description: dict[str, Any]) -> list[str]:
     """Return the packages that are needed to read a model, each with its version."""
-    needed = [str(owner) for kind, owner in description["providers"].items() if kind != "optimizer"]
+    needed = [str(owner) for kind, owner in description["providers"].items() if kind not in _ONLY_TRAINING]
     return list(dict.fromkeys([release(description.get("plugin")), *needed]))
 
 
 def _without_training(description: dict[str, Any]) -> dict[str, Any]:
-    """Return the experiment without what only training needs: observers, and the optimizer of another package.
+    """Return the experiment without what only training needs: observers, optimizer and schedule of other packages.
 
     Keys of `model:` that the plugin has renamed since have their present names.
     """
     experiment = dict(description["experiment"])
     experiment["model"] = migrated(experiment["model"], pending(description))
     experiment["plugins"] = [module for module in experiment["plugins"] if module in description["needs"]]
-    if "optimizer" in description["providers"]:
-        optimizer = ("optimizer", "optimizer_settings")
-        experiment["training"] = {key: value for key, value in experiment["training"].items() if key not in optimizer}
+    left_out = [key for kind in _ONLY_TRAINING if kind in description["providers"] for key in _ONLY_TRAINING[kind]]
+    if left_out:
+        experiment["training"] = {key: value for key, value in experiment["training"].items() if key not in left_out}
     return experiment
 
 

@@ -122,7 +122,8 @@ def _hooks(module: ModuleType) -> list[str]:
 def _check_offers(module: ModuleType) -> Collection[str]:
     """Check what a plugin offers; return the tokenizer types that are available where it is active."""
     found = offers(hook_manager([module]))
-    parts = {"objective": "collator", "optimizer": "builder", "tokenizer type": "trainer", "order": "order"}
+    parts = {"objective": "collator", "optimizer": "builder", "schedule": "function"}
+    parts |= {"tokenizer type": "trainer", "order": "order"}
     for kind, descriptor in _descriptors(found):
         part = parts[kind]
         lent = getattr(descriptor, "same_interface_as", None) in CORE_OBJECTIVES
@@ -138,6 +139,7 @@ def _descriptors(found: Offers) -> Iterator[tuple[str, Any]]:
     offered: dict[str, Mapping[str, Any]] = {
         "objective": found.objectives,
         "optimizer": found.optimizers,
+        "schedule": found.schedules,
         "tokenizer type": found.tokenizer_types,
         "order": found.orders,
     }

@@ -14,13 +14,14 @@ from foundry_core.registry.discovery import scan
 from foundry_core.registry.isolation import failing_as, isolated
 from foundry_core.registry.objective import CORE_OBJECTIVES, Objective
 from foundry_core.registry.optimizer import CORE_OPTIMIZERS, Optimizer
+from foundry_core.registry.schedule import CORE_SCHEDULES, LearningRateSchedule
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType
 
 if TYPE_CHECKING:
     import pluggy
 
 
-Kind = Literal["objective", "optimizer", "tokenizer type", "order"]
+Kind = Literal["objective", "optimizer", "schedule", "tokenizer type", "order"]
 """The kinds of things that a plugin may offer by name."""
 
 
@@ -110,6 +111,7 @@ class Offers:
 
     objectives: Mapping[str, Objective]
     optimizers: Mapping[str, Optimizer]
+    schedules: Mapping[str, LearningRateSchedule]
     tokenizer_types: Mapping[str, TokenizerType]
     orders: Mapping[str, DataOrder]
     providers: Mapping[tuple[Kind, str], Provider]
@@ -138,6 +140,7 @@ def offers(manager: pluggy.PluginManager) -> Offers:
     return Offers(
         objectives,
         _offered(manager, "optimizer", providers),
+        _offered(manager, "schedule", providers),
         _offered(manager, "tokenizer type", providers),
         _offered(manager, "order", providers),
         providers,
@@ -147,6 +150,7 @@ def offers(manager: pluggy.PluginManager) -> Offers:
 _KINDS: dict[Kind, tuple[str, type[Any], Mapping[str, Any]]] = {
     "objective": ("foundry_objectives", Objective, CORE_OBJECTIVES),
     "optimizer": ("foundry_optimizers", Optimizer, CORE_OPTIMIZERS),
+    "schedule": ("foundry_schedules", LearningRateSchedule, CORE_SCHEDULES),
     "tokenizer type": ("foundry_tokenizer_types", TokenizerType, CORE_TOKENIZER_TYPES),
     "order": ("foundry_orders", DataOrder, CORE_ORDERS),
 }

@@ -24,6 +24,7 @@ import pluggy
 from foundry_core.registry.data_order import DataOrder
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
+from foundry_core.registry.schedule import LearningRateSchedule
 from foundry_core.registry.tokenizer_type import TokenizerType
 
 hookspec = pluggy.HookspecMarker("foundry")
@@ -35,8 +36,8 @@ class RunInfo:
     """A run at its start; `config` is the resolved configuration as plain data.
 
     facts: parameters, device, threads, precision, compile, kernels, and unknown_share if tokens of the training corpus
-    are unknown. wandb_run_id: stays the same when the run is resumed. budget: the whole run in epochs, steps, tokens,
-    words and bytes; of the last three it sees no more than these.
+    are unknown, started_from with training.start_from. wandb_run_id: stays the same when the run is resumed. budget:
+    the whole run in epochs, steps, tokens, words and bytes; of the last three it sees no more than these.
     """
 
     experiment_name: str
@@ -178,6 +179,47 @@ def foundry_optimizers() -> list[Optimizer]:  # type: ignore[empty-body]
     # experiment.yaml
     training: {optimizer: rmsprop, optimizer_settings: {smoothing: 0.95}}
     plugins: [foundry_rmsprop]
+    """
+
+
+@hookspec
+def foundry_schedules() -> list[LearningRateSchedule]:  # type: ignore[empty-body]
+    """Offer further values of `training.lr_scheduler`.
+
+    # foundry_restarts/__init__.py
+    from pydantic import Field
+
+    from foundry_core import ConfigSection, LearningRateSchedule, hookimpl
+
+
+    class RestartSettings(ConfigSection):
+        cycles: int = Field(4, ge=1, description="number of times that the learning rate falls from the peak")
+
+
+    @hookimpl
+    def foundry_schedules():
+        return [
+            LearningRateSchedule(
+                name="restarts",
+                summary="half a cosine several times in a row (Loshchilov and Hutter 2017)",
+                function="foundry_restarts.schedule:restarts",
+                settings=RestartSettings,
+            )
+        ]
+
+    # foundry_restarts/schedule.py
+    import math
+
+
+    def restarts(step, total, training):
+        # Steps are counted from 1 after the warm-up; the peak is multiplied by what is returned.
+        cycles = training.schedule_settings.cycles
+        share = (step - 1) * cycles / total % 1
+        return 0.5 * (1 + math.cos(math.pi * share))
+
+    # experiment.yaml
+    training: {lr_scheduler: restarts, schedule_settings: {cycles: 2}}
+    plugins: [foundry_restarts]
     """
 
 

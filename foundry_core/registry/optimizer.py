@@ -1,4 +1,4 @@
-"""Descriptors of optimizers: core's `adamw` and `sgd`, and those of the hook `foundry_optimizers`. Light."""
+"""Descriptors of optimizers: core's `adamw`, `sgd` and `asgd`, and those of the hook `foundry_optimizers`. Light."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Optimizer:
     Attributes:
         name: The value of `training.optimizer`.
         builder: Import string of a function `f(parameter_groups, training)` that returns a `torch.optim.Optimizer`.
-            There is a group for each role of the model's parameters (`BaseLanguageModel.parameter_roles`), with
-            `params`, their `names`, `role` and `weight_decay`. Core sets `lr` of each group before each step;
-            `training` is the section of the configuration, and its learning_rate the peak. None: core's own.
+            There is a group for each role of the model's parameters (`BaseLanguageModel.parameter_roles`), or two if
+            only a part of them decays, with `params`, their `names`, `role` and `weight_decay`. Core sets `lr` of each
+            group before each step; `training` is the section of the configuration, and its learning_rate the peak.
+            None: core's own.
         settings: Schema of `training.optimizer_settings`, for settings that `training:` has no key for; the builder
             finds an instance there. None: it takes none.
     """
@@ -42,4 +43,6 @@ class Optimizer:
 ADAMW = Optimizer("adamw", "Adam with decoupled weight decay (Loshchilov and Hutter 2019)")
 SGD = Optimizer("sgd", "stochastic gradient descent, with momentum if sgd_momentum is set")
 
-CORE_OPTIMIZERS = {optimizer.name: optimizer for optimizer in (ADAMW, SGD)}
+ASGD = Optimizer("asgd", "sgd whose averaged weights are evaluated and saved (Merity et al. 2018)")
+
+CORE_OPTIMIZERS = {optimizer.name: optimizer for optimizer in (ADAMW, SGD, ASGD)}

@@ -11,7 +11,7 @@ from torch import nn
 from foundry_core.config.sections import TrainingConfig
 from foundry_core.errors import PluginError
 from foundry_core.models.interface import LanguageModel
-from foundry_core.models.roles import DECAYED, ROLES, derived_roles
+from foundry_core.models.roles import DECAYED, ROLES, Role, derived_roles
 from foundry_core.registry.isolation import failing_as
 from foundry_core.registry.loading import import_string
 from foundry_core.registry.optimizer import CORE_OPTIMIZERS, Optimizer
@@ -22,7 +22,8 @@ ParameterGroups = list[dict[str, Any]]
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> ParameterGroups:
     """Return a group for each role of `parameter_roles` that trainable parameters of the model have.
 
-    A group contains `params`, their `names`, the `role` and its `weight_decay`.
+    A group contains `params`, their `names`, the `role` and its `weight_decay`. Under `weight_decay_on:
+    two_dimensional` a role whose parameters decay in part has two groups.
 
     Raises:
         PluginError: The model names a role or a parameter that there is not.
@@ -37,12 +38,19 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> ParameterGroup
             )
     groups: ParameterGroups = []
     for role in ROLES:
-        names = [name for name, each in parameters.items() if each.requires_grad and roles.get(name, "other") == role]
-        decays = config.weight_decay_on == "all" or role in DECAYED
-        group = {"params": [parameters[name] for name in names], "names": names, "role": role}
-        if names:
-            groups.append({**group, "weight_decay": config.weight_decay if decays else 0.0})
+        of_role = [name for name, each in parameters.items() if each.requires_grad and roles.get(name, "other") == role]
+        decaying = [name for name in of_role if _decays(role, parameters[name], config)]
+        for names, decay in ((decaying, config.weight_decay), ([n for n in of_role if n not in decaying], 0.0)):
+            group = {"params": [parameters[name] for name in names], "names": names, "role": role}
+            if names:
+                groups.append({**group, "weight_decay": decay})
     return groups
+
+
+def _decays(role: Role, parameter: nn.Parameter, config: TrainingConfig) -> bool:
+    if config.weight_decay_on == "two_dimensional":
+        return parameter.ndim >= 2
+    return config.weight_decay_on == "all" or role in DECAYED
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig, kind: Optimizer | None = None) -> torch.optim.Optimizer:
@@ -109,5 +117,5 @@ def sgd(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Optimi
     return SGD(groups, lr=training.learning_rate, momentum=training.sgd_momentum, fused=True)
 
 
-CORE_BUILDERS = {"adamw": adamw, "sgd": sgd}
+CORE_BUILDERS = {"adamw": adamw, "sgd": sgd, "asgd": sgd}
 """Builders of core's own optimizers; a plugin names its builder in `Optimizer.builder`."""

@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.config.sections import BUDGETS, StepSchedule, TrainingConfig
+from foundry_core.config.sections import BUDGETS, MOST_ROWS, StepSchedule, TrainingConfig
 from foundry_core.data.batching import TokensInOrder, tokens_in_order
 from foundry_core.data.order import StreamSizes
 from foundry_core.data.preparation import ExperimentData
-from foundry_core.errors import UsageError
+from foundry_core.errors import CheckpointError, UsageError
 from foundry_core.run_folder import milestone_name
 from foundry_core.training.schedule import warmup_steps
 
@@ -120,6 +122,31 @@ class RunPlan(StreamSizes):
             unreached_checkpoints=tuple(str(each) for each in named if each.step is None),
             unreached_evaluations=tuple(str(each) for each in asked if each.step is None),
         )
+
+    def continued(self, config: ExperimentConfig, state: TrainState, folder: Path) -> RunPlan:
+        """Return the plan of a run that continues from a state, which a checkpoint stores.
+
+        Raises:
+            CheckpointError: The state lies beyond the end, or too few rows are left for the steps that are left.
+        """
+        by_steps = config.training.train_steps is not None
+        # With a budget in steps, an earlier step may have taken more rows than this batch size takes.
+        most = state.step * MOST_ROWS if by_steps else self.total_samples
+        if state.step > self.total_steps or state.samples > most:
+            raise CheckpointError(
+                f"{folder} lies beyond the end of this run: {state.step:,} steps and {state.samples:,} rows "
+                f"of {self.total_steps:,} and {self.total_samples:,}. Give it a longer budget, or start in "
+                "another training.output_dir"
+            )
+        plan, left = self, self.total_steps - state.step
+        if by_steps:
+            plan = replace(self, total_samples=state.samples + left * self.samples_per_step)
+        elif left and self.total_samples - state.samples <= (left - 1) * self.samples_per_step:
+            raise CheckpointError(
+                f"{folder} leaves {self.total_samples - state.samples:,} rows for {left:,} steps of "
+                f"{self.samples_per_step:,}: a step was larger before. Give the budget as training.train_steps"
+            )
+        return plan.scheduled(config, state.step, state.samples)
 
     @property
     def stream(self) -> StreamSizes:

@@ -31,6 +31,7 @@ from foundry_core.training.notifier import Notifier
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.sinks import sinks
 from foundry_core.training.trainer import Trainer
+from foundry_core.training.warm_start import check_start, check_start_tokenizer
 
 
 def run(
@@ -47,7 +48,7 @@ def run(
     Args:
         config: The experiment.
         resume: Continue from the newest valid checkpoint; without it, a folder that holds any is refused.
-        allowed_changes: Configuration keys that may differ from those of the checkpoint.
+        allowed_changes: Configuration keys that may differ from those of the checkpoint, also of `training.start_from`.
         extra_observers: Objects with hook implementations. quiet: Print nothing but warnings.
         profile: Profile that many steps, and write a trace and a table.
 
@@ -60,9 +61,10 @@ def run(
     manager, watching = config.chosen.plugins.manager, [*sinks(config, quiet=quiet), *extra_observers]
     with StopRequest() as stop, RunLock(config.training.output_dir), observing(manager, watching):
         with stop.at_once():
-            begun = check_before_preparing(config, resume=resume)
+            begun = check_before_preparing(config, resume=resume, allowed_changes=allowed_changes)
             corpora = experiment_corpora(config)
             tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
+            check_start_tokenizer(config, tokenizer, resume=resume)
             with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
                 tokens = experiment_tokens(config, tokenizer, corpora, progress=progress)
             rows = experiment_rows(config, tokenizer, tokens, corpora)
@@ -70,8 +72,7 @@ def run(
             choices = choose(config, model, tokenizer, rows, begun=begun, quiet=quiet)
             made = _profiled(profile) if profile else Trainer
             trainer = made(config, model, tokenizer, rows, Notifier(manager), choices)
-            if resume:
-                trainer.resume(allowed_changes)
+            (trainer.resume if resume else trainer.begin)(allowed_changes)
         return trainer.train(stop)
 
 
@@ -82,14 +83,17 @@ def _profiled(steps: int) -> Callable[..., Trainer]:
     return partial(ProfiledTrainer, profiled_steps=steps)
 
 
-def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> Choices | None:
+def check_before_preparing(
+    config: ExperimentConfig, *, resume: bool, allowed_changes: Iterable[str] = ()
+) -> Choices | None:
     """Refuse what cannot go on before anything is prepared, which may take hours; remove what a killed run left.
 
     Returns:
         The choices that the run to resume began with; None for a new one.
 
     Raises:
-        CheckpointError: The folder holds checkpoints and `resume` is not given, or it is and there is no valid one.
+        CheckpointError: The folder holds checkpoints and `resume` is not given, or it is and there is no valid one; or
+            a new run cannot start from `training.start_from`.
         UsageError: The folder holds a configuration of the user's own, or the machine cannot compute as asked.
     """
     output_dir = Path(config.training.output_dir)
@@ -98,6 +102,8 @@ def check_before_preparing(config: ExperimentConfig, *, resume: bool) -> Choices
             f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "
             "choose another training.output_dir"
         )
+    if not resume:
+        check_start(config, allowed_changes)
     own = output_dir / CONFIG
     if os.path.lexists(own) and not (output_dir / RECORD).exists():
         raise UsageError(

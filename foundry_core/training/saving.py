@@ -98,19 +98,21 @@ class CheckpointSaver:
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
     def save(
-        self, state: TrainState, carried: Mapping[str, torch.Tensor] | None = None, *, ephemeral: bool = False
+        self, state: TrainState, *, ephemeral: bool = False, kept: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         """Save a checkpoint, after the one before has been saved.
 
-        carried: The tensors of the state that rows continue from, if one is carried.
+        kept: What only a resumed run needs, under its names in the optimizer's file.
         """
         self.finish()
-        tensors = checkpoint_tensors(self._model, self._optimizer, carried or {})
+        tensors = checkpoint_tensors(self._model, self._optimizer, kept)
         if self._buffers is not None:
             tensors, state = self._buffers.copy(tensors), deepcopy(state)
         device = next(self._model.parameters()).device
         facts: dict[str, Any] = {"parent": self.parent, "ephemeral": ephemeral}
         facts["environment"] = environment(device)
+        if state.started_from is not None:
+            facts["started_from"] = state.started_from
         self.parent = checkpoint_name(state.step)
         if self._buffers is not None:
             self._under_way = self._thread.submit(self._publish, tensors, state, facts)

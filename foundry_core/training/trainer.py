@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.checkpoints.checkpoint import load_carried, load_checkpoint, newest_valid
+from foundry_core.checkpoints.checkpoint import load_checkpoint, newest_valid, optimizer_file
 from foundry_core.checkpoints.compatibility import environment_changes
+from foundry_core.checkpoints.kept_weights import carried_entries, load_carried
 from foundry_core.checkpoints.optimizer_state import optimizer_values
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.batches import Batches
 from foundry_core.data.batching import row_lengths
 from foundry_core.data.collators import get_data_collator
 from foundry_core.data.order import extended_ledger
-from foundry_core.data.preparation import ExperimentData, data_identity
+from foundry_core.data.preparation import ExperimentData, HeldOut, data_identity
 from foundry_core.data.rows import MixedRows
 from foundry_core.data.workers import Batch
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
@@ -42,6 +42,8 @@ from foundry_core.models.carried import CarriedState
 from foundry_core.random_streams import derive
 from foundry_core.registry.hookspecs import StepReport
 from foundry_core.run_folder import checkpoint_name
+from foundry_core.training.averaging import Averaging
+from foundry_core.training.best_weights import BestWeights
 from foundry_core.training.choices import Choices, choose
 from foundry_core.training.evaluations import LOG_KEYS, Evaluations
 from foundry_core.training.finite import check_weights, not_finite_update
@@ -54,6 +56,7 @@ from foundry_core.training.saving import CheckpointSaver
 from foundry_core.training.schedule import Schedule
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.speed import Stopwatch
+from foundry_core.training.warm_start import load_start
 
 
 class Trainer:
@@ -93,7 +96,7 @@ class Trainer:
             self.model = model.to(self.device).train()
             self.optimizer = build_optimizer(model, settings, config.optimizer)
         self.forward: Callable[..., Any] = torch.compile(model) if self.choices.compile else model
-        self.schedule = Schedule(settings, self.plan.total_steps)
+        self.schedule = Schedule(settings, self.plan.total_steps, config.schedule)
         self.carried = CarriedState() if config.data.batching == "contiguous" else None
         self.collate = get_data_collator(config, tokenizer)  # of evaluations
         self.training_collate = get_data_collator(config, tokenizer, self.plan.total_samples)
@@ -104,6 +107,8 @@ class Trainer:
             **self.choices.values,
             wandb_run_id=uuid.uuid4().hex if config.logging.use_wandb else None,
         )
+        self.averaging = Averaging(settings, model, self.state.weights)
+        self.best = BestWeights(settings, model, self.state.weights)
         self.saver = CheckpointSaver(
             config,
             model,
@@ -112,6 +117,10 @@ class Trainer:
             notifier=notifier,
             background=self.device.type != "cpu" if background is None else background,
         )
+
+    def begin(self, allowed_changes: Iterable[str] = ()) -> None:
+        """Begin a new run, with the weights of `training.start_from` if it is given."""
+        self.state.started_from = load_start(self.config, self.model, allowed_changes)
 
     def resume(self, allowed_changes: Iterable[str] = ()) -> None:
         """Continue from the newest valid checkpoint of the run.
@@ -131,40 +140,20 @@ class Trainer:
             allowed=allowed_changes,
         )
         if self.carried is not None:
-            load_carried(folder, self.carried, self.state.carried, self.device)
+            load_carried(optimizer_file(folder), self.carried, self.state.carried, self.device)
         changes = environment_changes(folder, self.device)
         if changes:
             warn(f"the run continues, but not bit for bit as it would have: {'; '.join(changes)}")
         self.schedule.load(self.state.schedule)
+        for kept in (self.averaging, self.best):
+            kept.load(optimizer_file(folder), self.state.weights)
         if self.state.scaler:
             try:
                 self.precision.scaler.load_state_dict(self.state.scaler)
             except (KeyError, RuntimeError) as error:
                 raise CheckpointError(f"{folder}: its gradient scaler is damaged: {error}") from error
-        self._check_budget(folder)
+        self.plan = self.plan.continued(self.config, self.state, folder)
         self.saver.go_on_from(folder)
-
-    def _check_budget(self, folder: Path) -> None:
-        """Refuse a position beyond the end, and rows that do not suffice for the steps that are left."""
-        state, plan = self.state, self.plan
-        by_steps = self.config.training.train_steps is not None
-        # With a budget in steps, an earlier step may have taken more rows than this batch size takes.
-        most = state.step * MOST_ROWS if by_steps else plan.total_samples
-        if state.step > plan.total_steps or state.samples > most:
-            raise CheckpointError(
-                f"{folder} lies beyond the end of this run: {state.step:,} steps and {state.samples:,} rows "
-                f"of {plan.total_steps:,} and {plan.total_samples:,}. Give it a longer budget, or start in "
-                "another training.output_dir"
-            )
-        left = plan.total_steps - state.step
-        if by_steps:
-            plan = replace(plan, total_samples=state.samples + left * plan.samples_per_step)
-        elif left and plan.total_samples - state.samples <= (left - 1) * plan.samples_per_step:
-            raise CheckpointError(
-                f"{folder} leaves {plan.total_samples - state.samples:,} rows for {left:,} steps of "
-                f"{plan.samples_per_step:,}: a step was larger before. Give the budget as training.train_steps"
-            )
-        self.plan = plan.scheduled(self.config, state.step, state.samples)
 
     def train(self, stop: StopRequest | None = None) -> TrainState:
         """Run the plan to its end, starting from the current state.
@@ -256,6 +245,8 @@ class Trainer:
                 warn(f"the checkpoint at {milestone} is that of step 0: one step sees more")
         facts: dict[str, Any] = {"parameters": self.model.get_parameter_count().total, "device": str(self.device)}
         facts |= {"threads": torch.get_num_threads(), **self.choices.values}
+        if self.state.started_from is not None:
+            facts["started_from"] = self.state.started_from
         if self.data.train.info.unknown:
             facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
         write_record(self.config, facts, self.plan, self.data.description, self.choices.reasons)
@@ -279,16 +270,18 @@ class Trainer:
         """Take one optimizer step and advance the state. Return its losses, learning rate and gradient norm."""
         state, settings, scaler = self.state, self.config.training, self.precision.scaler
         self._seed_dropout()
-        rate = self.schedule.rate(state.step + 1)
+        rate = self.schedule.rate(state.step + 1, state.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # The number of predictions is needed before the first backward pass: dividing each micro-batch by its own count
         # would weigh tokens unequally.
         count = max(sum(self._predictions(batch) for batch in micro_batches), 1)
+        rows = sum(len(batch["input_ids"]) for batch in micro_batches)
+        divisor = count if settings.loss_sum_over == "tokens" else rows
         totals: dict[str, torch.Tensor] = {}
         first = state.samples
         for batch in micro_batches:
-            for name, figure in self._add_gradient(batch, count, first).items():
+            for name, figure in self._add_gradient(batch, divisor, first).items():
                 totals[name] = totals.get(name, 0) + figure.double()
             first += len(batch["input_ids"])
         scaler.unscale_(self.optimizer)
@@ -299,15 +292,16 @@ class Trainer:
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._advance(sum(len(batch["input_ids"]) for batch in micro_batches))
+        self.averaging.step_taken()
+        self._advance(rows)
         return figures, rate, norm
 
     def _seed_dropout(self) -> None:
         """Make what the next step draws a function of seed and step."""
         torch.manual_seed(derive(self.config.seed("dropout"), "dropout", self.state.step))
 
-    def _add_gradient(self, batch: Batch, count: int, first: int) -> dict[str, torch.Tensor]:
-        """Add the gradient of a micro-batch's summed loss over `count` to the parameters; return the sums to report.
+    def _add_gradient(self, batch: Batch, divisor: int, first: int) -> dict[str, torch.Tensor]:
+        """Add the gradient of a micro-batch's summed loss over `divisor`; return the sums to report.
 
         first: The position of its first row.
         """
@@ -319,7 +313,7 @@ class Trainer:
         with self.precision.autocast():
             batch = to_device(batch, self.device)
             optimised, figures = summed_losses(self.model, self.forward, batch, self.own_loss, carried)
-        torch.autograd.backward(self.precision.scaler.scale(optimised / count))
+        torch.autograd.backward(self.precision.scaler.scale(optimised / divisor))
         return figures
 
     def _predictions(self, batch: Batch) -> int:
@@ -363,10 +357,24 @@ class Trainer:
         self.notifier.tell("foundry_step_ended", report=report)
 
     def _evaluate(self) -> None:
-        """Evaluate on the texts that are due at the present step."""
+        """Evaluate on the texts that are due at the present step, and act on the loss that decides."""
+        step = self.state.step
+        for corpus in self.evaluations.due(step):
+            loss = self._evaluate_on(corpus)
+            if corpus == self.evaluations.decisive:
+                with self.averaging.applied():
+                    self.best.observe(self.schedule.observe(loss), step)
+                self.averaging.observe(loss)
+            self.evaluations.observe(corpus, step, loss)
+            if corpus == self.evaluations.decisive and self.evaluations.ended(step) and self.best.restore(step):
+                self.averaging.stop()
+                self._evaluate_on(corpus)
+
+    def _evaluate_on(self, corpus: HeldOut) -> float:
+        """Evaluate the weights, or their average, and report; return the loss."""
         state = self.state
         seen = {"tokens_seen": state.tokens_seen, "words_seen": state.words_seen, "bytes_seen": state.bytes_seen}
-        for corpus in self.evaluations.due(state.step):
+        with self.averaging.applied():
             report = evaluate(
                 self.model,
                 *self.data.held_out(corpus),
@@ -376,11 +384,9 @@ class Trainer:
                 autocast=self.precision.autocast,
             )
             self._check_weights(report.loss)
-            if corpus == self.evaluations.decisive:
-                self.schedule.observe(report.loss)
-            self.state.log.append({"step": report.step, LOG_KEYS[corpus]: report.loss})
-            self.notifier.tell("foundry_evaluated", report=replace(report, corpus=corpus, **seen))
-            self.evaluations.observe(corpus, report.step, report.loss)
+        self.state.log.append({"step": report.step, LOG_KEYS[corpus]: report.loss})
+        self.notifier.tell("foundry_evaluated", report=replace(report, corpus=corpus, **seen))
+        return report.loss
 
     def _save(self, *, ephemeral: bool = False) -> None:
         """Save a checkpoint of the present state, unless its weights are not finite."""
@@ -390,4 +396,7 @@ class Trainer:
         self.state.optimizer = optimizer_values(self.model, self.optimizer)
         self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
         self.state.carried = self.carried.layout() if self.carried is not None else None
-        self.saver.save(self.state, self.carried.tensors() if self.carried is not None else {}, ephemeral=ephemeral)
+        carried = carried_entries(self.carried) if self.carried is not None else {}
+        with self.averaging.applied():
+            kept = self.averaging.kept() | self.best.kept() | carried
+            self.saver.save(self.state, ephemeral=ephemeral, kept=kept)

@@ -72,7 +72,7 @@ def failures(kind: str, site: Path, planted: Planted | None = None, *, without: 
         return [result for result in run(find(NAME, kind), names) if not result.good]
 
 
-COLLATOR, OPTIMIZER, TOKENIZER = "collator", "optimizer", "tokenizer"
+COLLATOR, OPTIMIZER, SCHEDULE, TOKENIZER = "collator", "optimizer", "schedule", "tokenizer"
 DRAW = 'np.random.default_rng([self.seed, row["epoch"], row["row"]])'
 GUARD = "                if weight.grad is None:\n                    continue\n"
 STEP = "    def step(self, closure: None = None) -> None:  # type: ignore[override]\n"
@@ -228,6 +228,11 @@ PLANTED = [
     ),
     Planted("optimizer", "learning-rate", "no schedule", OPTIMIZER, 'alpha=-group["lr"]', 'alpha=-self.defaults["lr"]'),
     Planted("optimizer", "learns", "up the gradient", OPTIMIZER, MOVE, MOVE.replace("-group", "group")),
+    # Schedules.
+    Planted("schedule", "runs", "no run of one step", SCHEDULE, "/ total % 1", "/ (total - 1) % 1"),
+    Planted("schedule", "runs", "below 0", SCHEDULE, "return 1 -", "return 0.5 -"),
+    Planted("schedule", "function", "a draw", SCHEDULE, "return 1 -", "__import__('random').random(); return 1 -"),
+    Planted("schedule", "resume", "the process", SCHEDULE, "return 1 -", "return __import__('os').getpid() -"),
     # Tokenizer types.
     Planted(
         "tokenizer",

@@ -15,7 +15,7 @@ from tests.each import each
 
 from .extensions import PLANTED, Planted, failures, own_loss
 
-KINDS = ("objective", "optimizer", "tokenizer", "observer", "command")
+KINDS = ("objective", "optimizer", "schedule", "tokenizer", "observer", "command")
 STARTING_PYTHON = {"light-import", "same-bytes", "help", "bad-input"}
 
 each_defect = pytest.mark.parametrize("planted", PLANTED, ids=str)

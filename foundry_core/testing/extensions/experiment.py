@@ -74,7 +74,7 @@ class SmallModel(BaseLanguageModel[ModelConfig]):
 
 
 def experiment(subject: Subject, *, seed: int = 0, **sections: Mapping[str, Any]) -> ExperimentConfig:
-    """Return an experiment with the small model that uses the subject, if it is an objective or an optimizer.
+    """Return an experiment with the small model that uses the subject, if it can be chosen in `training:`.
 
     Raises:
         PluginError: The subject cannot be used in an experiment, or its settings are wrong.
@@ -82,8 +82,8 @@ def experiment(subject: Subject, *, seed: int = 0, **sections: Mapping[str, Any]
     training: dict[str, Any] = {"output_dir": "runs/check", "train_steps": 10, "device": "cpu", "precision": "fp32"}
     objective = "causal_lm"
     overrides = []
-    if subject.kind in ("objective", "optimizer"):
-        training[subject.kind] = subject.name
+    if subject.kind in ("objective", "optimizer", "schedule"):
+        training["lr_scheduler" if subject.kind == "schedule" else subject.kind] = subject.name
         overrides = [f"training.{subject.kind}_settings.{setting}" for setting in subject.settings]
         objective = subject.name if subject.kind == "objective" else objective
     content: dict[str, Any] = {

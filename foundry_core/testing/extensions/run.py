@@ -17,6 +17,7 @@ from foundry_core.testing.extensions import (  # noqa: F401
     optimizers,
     orders,
     packages,
+    schedules,
     tokenizers,
 )
 from foundry_core.testing.extensions.check import BENCHES, CHECKS, described

@@ -15,8 +15,14 @@ from foundry_core.registry.hooks import Offers, hook_manager, hooks_in, offers, 
 from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import available_architectures, load_module, plugin_files
 
-KINDS = ("architecture", "objective", "optimizer", "tokenizer", "order", "observer", "command")
-_OFFERING = ("foundry_objectives", "foundry_optimizers", "foundry_tokenizer_types", "foundry_orders")
+KINDS = ("architecture", "objective", "optimizer", "schedule", "tokenizer", "order", "observer", "command")
+_OFFERING = (
+    "foundry_objectives",
+    "foundry_optimizers",
+    "foundry_schedules",
+    "foundry_tokenizer_types",
+    "foundry_orders",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +30,7 @@ class Subject:
     """An architecture or an extension.
 
     Attributes:
-        descriptor: That of an objective, an optimizer or a tokenizer type; None for other kinds.
+        descriptor: That of an objective, an optimizer, a schedule or a tokenizer type; None for other kinds.
         module: The module whose hooks provide it; None for core's own, a command or an architecture.
         point: Its entry point; None for core's own and for files.
         settings: Values for its settings, such as `beta=0.9`.
@@ -105,6 +111,7 @@ def _offered(
     descriptors: dict[str, dict[str, Any]] = {
         "objective": dict(found.objectives),
         "optimizer": dict(found.optimizers),
+        "schedule": dict(found.schedules),
         "tokenizer": dict(found.tokenizer_types),
         "order": dict(found.orders),
     }

@@ -1,0 +1,92 @@
+"""What only a resumed run needs besides the optimizer's state, in the optimizer's file of a checkpoint.
+
+A kind of copies, such as the best weights, has the parameters and buffers of the model under their names in it. In the
+optimizer's file they stand as `weights:<kind>/<name>`. The tensors of a state that rows continue from stand as
+`carried:<name>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundry_core.errors import CheckpointError
+from foundry_core.models.carried import CarriedState
+from foundry_core.models.folder import open_tensors
+
+_MARK, _CARRIED = "weights:", "carried:"
+
+Weights = dict[str, torch.Tensor]
+"""Tensors of a model by name, each shared one once."""
+
+
+def living_weights(model: nn.Module) -> Weights:
+    """Return the parameters and saved buffers of a model themselves, which training changes in place.
+
+    Not detached: a parameter can get another storage, as those of a recurrent layer do on a GPU.
+    """
+    saved, tensors = model.state_dict().keys(), chain(model.named_parameters(), model.named_buffers())
+    return {name: tensor for name, tensor in tensors if name in saved and tensor.is_floating_point()}
+
+
+def copied(weights: Mapping[str, torch.Tensor]) -> Weights:
+    """Return copies that training does not change."""
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+
+def put_back(copies: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy copies into the weights that they are of, bit for bit."""
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            tensor.copy_(copies[name])
+
+
+def kept_entries(kind: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return copies of a kind under their names in the optimizer's file."""
+    return {f"{_MARK}{kind}/{name}": tensor for name, tensor in weights.items()}
+
+
+def is_kept(key: str) -> bool:
+    """Check whether a tensor of the optimizer's file is not of the optimizer's state."""
+    return key.startswith((_MARK, _CARRIED))
+
+
+def carried_entries(carried: CarriedState) -> dict[str, torch.Tensor]:
+    """Return the tensors of a carried state under their names in the optimizer's file."""
+    return {f"{_CARRIED}{name}": tensor for name, tensor in carried.tensors().items()}
+
+
+def load_carried(path: Path, carried: CarriedState, layout: Any, device: torch.device) -> None:
+    """Take up a carried state. Raises CheckpointError if its tensors are not those of its layout."""
+    with open_tensors(path) as file:
+        names = [name for name in sorted(file.keys()) if name.startswith(_CARRIED)]
+        tensors = {name.removeprefix(_CARRIED): file.get_tensor(name).clone() for name in names}
+    try:
+        carried.load(layout, tensors, device)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_kept(path: Path, kind: str, like: Mapping[str, torch.Tensor]) -> Weights:
+    """Return the copies of a kind, on the devices of the weights that they are copies of.
+
+    Raises:
+        CheckpointError: One is missing, or has another shape or type.
+    """
+    found = {}
+    with open_tensors(path) as file:
+        there = set(file.keys())
+        for name, expected in like.items():
+            key = f"{_MARK}{kind}/{name}"
+            if key not in there:
+                raise CheckpointError(f"{path} lacks {key}")
+            tensor = file.get_tensor(key)
+            if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+                raise CheckpointError(f"{path}: {key} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+            found[name] = tensor.to(expected.device, copy=True)
+    return found
