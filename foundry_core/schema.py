@@ -59,8 +59,12 @@ class Override:
     value: Callable[[], Any]
 
     def read(self, kind: Any, may_be_null: bool) -> Any:
-        """Return the text unchanged for a key that takes text, and otherwise its YAML."""
-        if not _is_text(kind):
+        """Return the text unchanged for a key that takes text, and otherwise its YAML.
+
+        A key that takes text or a mapping takes what looks like a mapping as YAML: `{name: ...`.
+        """
+        looks_like_one = self.text.lstrip().startswith("{") and ": " in self.text
+        if not _is_text(kind) or (looks_like_one and any(map(_has_keys, _members(kind)))):
             return self.value()
         return None if self.text == "null" and may_be_null else self.text
 
@@ -75,8 +79,8 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def _is_text(kind: Any) -> bool:
-    """Check whether a type accepts text, or null, and nothing else."""
-    members = [each for each in _members(kind) if each is not NoneType]
+    """Check whether a type accepts any text, or null, and nothing else but mappings."""
+    members = [each for each in _members(kind) if each is not NoneType and not _has_keys(each)]
     return bool(members) and all(
         all(isinstance(value, str | None) for value in get_args(each))
         if get_origin(each) is Literal
