@@ -52,6 +52,8 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _switches_are_supported,
         _objective_is_accepted,
         _special_tokens_are_usable,
+        _pretokenized_text_is_read_by_words,
+        _blank_lines_are_documents,
     )
     return broken(rules, experiment, chosen)
 
@@ -128,3 +130,14 @@ def _special_tokens_are_usable(experiment: Any, chosen: Chosen) -> Found:
         named = concerned if concerned in changes else next(iter(clashing), None)
         text = f"{concerned} {problem}" if concerned is not None and named != concerned else problem
         yield (*place, *((named,) if named else ())), text
+
+
+def _pretokenized_text_is_read_by_words(experiment: Any, chosen: Chosen) -> Found:
+    tokenizer = experiment.tokenizer
+    if tokenizer.pretokenized and tokenizer.path is None and tokenizer.tokenizer_type != "word":
+        yield ("tokenizer", "pretokenized"), "needs tokenizer_type: word: the words of the text are its tokens"
+
+
+def _blank_lines_are_documents(experiment: Any, chosen: Chosen) -> Found:
+    if experiment.data.blank_lines == "keep" and experiment.data.documents != "line":
+        yield ("data", "blank_lines"), "keep needs documents: line, of which each blank line is an empty document"

@@ -79,6 +79,10 @@ class EvaluationReport:
     that text: of a masked model, of an objective that leaves labels out, and where unknown tokens hide text.
 
     tokens: number of predictions. unknown_share: unknown tokens among those of the documents.
+
+    perplexity_per_word: the exponential of all nats over the words of the documents and the predicted ends of lines,
+    which makes tokenizers comparable. None where bits_per_byte is, except that unknown tokens of a pretokenized text
+    are words of it.
     """
 
     step: int
@@ -87,6 +91,7 @@ class EvaluationReport:
     bits_per_byte: float | None
     tokens: int
     unknown_share: float = 0.0
+    perplexity_per_word: float | None = None
 
 
 @hookspec

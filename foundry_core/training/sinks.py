@@ -83,7 +83,9 @@ class _Curves:
 
     @hookimpl
     def foundry_evaluated(self, report: EvaluationReport) -> None:
-        self.send({"eval/loss": report.loss, "eval/perplexity": report.perplexity}, report.step)
+        per_word = report.perplexity_per_word
+        numbers = {} if per_word is None else {"eval/perplexity_per_word": per_word}
+        self.send({"eval/loss": report.loss, "eval/perplexity": report.perplexity, **numbers}, report.step)
 
 
 def _not_installed(key: str, package: str) -> FoundryError:
