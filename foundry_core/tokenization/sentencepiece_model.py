@@ -7,7 +7,7 @@ transformers; `differences` compares the two.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,9 +164,9 @@ def convert(content: bytes) -> tuple[Tokenizer, dict[str, str]]:
     if model.algorithm == _UNIGRAM:
         scored = list(zip(names, _scores(model, pieces), strict=True))
         backend = Tokenizer(models.Unigram(scored, unknown, byte_fallback=model.byte_fallback))
-        # The model would find "</s>" in the text like any other piece: such text is cut after its first character.
+        # The model would find "</s>" in the text like any other piece: such text is cut in two.
         not_text = [name for name, kind in zip(names, model.kinds, strict=True) if kind in (_UNKNOWN, _CONTROL)]
-        starts = [f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in not_text if len(name) > 1]
+        starts = [_first_part(name, set(names)) for name in not_text if len(name) > 1]
         starts += ["<(?=0x[0-9A-F]{2}>)"] * (_BYTE in model.kinds)
         if starts:
             backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(starts)), "merged_with_previous")
@@ -181,6 +181,13 @@ def convert(content: bytes) -> tuple[Tokenizer, dict[str, str]]:
     ids = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "pad_token": pieces.pad_id()}
     ids["unk_token"] = unknown
     return backend, {role: names[number] for role, number in ids.items() if number >= 0}
+
+
+def _first_part(name: str, pieces: Container[str]) -> str:
+    """Return a pattern of the start of a name where it is in the text. Unknown characters that meet are one token."""
+    known = (cut for cut in range(1, len(name)) if name[cut - 1] in pieces or name[cut] in pieces)
+    cut = next(known, 1)
+    return f"{re.escape(name[:cut])}(?={re.escape(name[cut:])})"
 
 
 def _scores(model: _Model, pieces: Any) -> list[float]:
