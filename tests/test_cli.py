@@ -512,6 +512,7 @@ def test_tensorboard_gets_the_names_people_expect(trained, tmp_path):
         "train/grad_norm",
         "eval/loss",
         "eval/perplexity",
+        "eval/perplexity_per_word",
     }
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
 

@@ -170,7 +170,7 @@ def test_nothing_in_the_folder_is_run_and_no_role_is_lost(tmp_path):
     assert tokenizer.padding_side == "right"
 
 
-def test_missing_special_tokens_are_refused_with_the_way_to_name_them(experiment, tmp_path, capsys):
+def test_a_missing_special_token_is_refused_with_a_way_to_name_it(experiment, tmp_path, capsys):
     path = trained(tmp_path / "bpe") / "tokenizer.json"
     with pytest.raises(TokenizerError) as causal:
         given_tokenizer(str(path), {}, CAUSAL)
@@ -277,11 +277,12 @@ def test_identity_models_convert_exactly_on_odd_text(tmp_path):
 
 def test_what_cannot_be_converted_exactly_is_refused(experiment, tmp_path, monkeypatch):
     special = {"pad_token": "<pad>"}
-    for settings, problem in [
-        ({"model_type": "char"}, "neither a unigram nor a bpe model"),
-        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
-        ({"model_type": "bpe", "user_defined_symbols": ["<tag>"]}, "user-defined symbols"),
-    ]:
+    refused: dict[str, dict[str, Any]] = {
+        "neither a unigram nor a bpe model": {"model_type": "char"},
+        "treat_whitespace_as_suffix": {"treat_whitespace_as_suffix": True},
+        "user-defined symbols": {"model_type": "bpe", "user_defined_symbols": ["<tag>"]},
+    }
+    for problem, settings in refused.items():
         path = pieces(tmp_path / "spm.model", **settings)
         with pytest.raises(TokenizerError, match=problem):
             given_tokenizer(str(path), special, CAUSAL)
@@ -366,6 +367,8 @@ def test_kept_blank_lines_are_another_corpus_and_no_overlap(experiment, corpus, 
     data = {"training_corpus": str(tmp_path / "train.txt"), "test_corpus": str(tmp_path / "test.txt")}
     dropped = experiment_corpora(experiment("lstm", tmp_path, data=data))
     kept = experiment_corpora(experiment("lstm", tmp_path, data=data | {"blank_lines": "keep"}))
+    assert kept.test is not None
+    assert kept.overlap is not None
     assert list(kept.test.documents()) == ["", "", "e f", ""]
     assert kept.train.digest != dropped.train.digest
     assert (kept.overlap.shared, kept.overlap.documents) == (0, 1)

@@ -153,12 +153,13 @@ def _read(path: Path) -> tuple[Tokenizer, dict[str, str], str | None, dict[str, 
             f"of {slow} alone, transformers' AutoTokenizer and save_pretrained make one" if slow else "name another"
         )
         raise TokenizerError(f"it has no {TOKENIZER_MODEL}: {advice}")
-    stored = {}
+    stored: dict[str, Any] = {}
     for name in (_ROLES_FILE, TOKENIZER_CONFIG):
         if (path / name).is_file():
             found = parse_json(path / name, read_plain_file(path / name))
             stored |= found if isinstance(found, dict) else {}
-    roles = {role: name for role in SPECIAL_TOKEN_ROLES if (name := _name(role, stored.get(role))) is not None}
+    found_roles = {role: _name(role, stored.get(role)) for role in SPECIAL_TOKEN_ROLES}
+    roles = {role: name for role, name in found_roles.items() if name is not None}
     kind, model = stored.get(KIND_KEY), path / SENTENCEPIECE_MODEL
     kind = kind if kind in (*CORE_TOKENIZER_TYPES, SENTENCEPIECE_KIND) else None
     files = {SENTENCEPIECE_MODEL: read_plain_file(model)} if kind is not None and model.is_file() else {}
