@@ -186,7 +186,12 @@ def test_a_missing_special_token_is_refused_with_a_way_to_name_it(experiment, tm
     assert len(tokenizer) == size + len(added)
     special = {"eos_token": "</s>", "pad_token": "<fill>"}
     prepared(given(experiment, tmp_path, path, tokenizer={"special_tokens": special}))
-    assert f"adds '<fill>' to the {size} tokens of {path}: {size + 1} now" in capsys.readouterr().err
+    assert f"'<fill>' added to the {size} tokens of {path}: {size + 1} now" in capsys.readouterr().err
+    every = {"special_tokens": {"eos_token": "</s>", **roles}}
+    run(given(experiment, tmp_path, path, "bert", architecture="bert", tokenizer=every), quiet=True)
+    saved = AutoTokenizer.from_pretrained(tmp_path / "bert" / "checkpoint-4")
+    tokens = saved.convert_ids_to_tokens(saved("the cat")["input_ids"])
+    assert (tokens[0], tokens[-1]) == (roles["cls_token"], roles["sep_token"])
     word = trained(tmp_path / "word", "word", 60)
     for changes, problem in {
         ("pad_token", "</s>"): "equals the eos_token",
@@ -223,6 +228,9 @@ def test_what_loses_text_or_draws_is_refused(tmp_path):
     words = {"<unk>": 0, "a": 1}
     known = given_tokenizer(saved(models.WordLevel(words, unk_token="<unk>"), **spaces), roles, CAUSAL)
     assert (known.unk_token, text_ids(known, ["a z a"])) == ("<unk>", [[1, 0, 1]])
+    model = models.BPE(alphabet, [], unk_token="<unk>")
+    assert given_tokenizer(saved(model, **level), roles, CAUSAL).unk_token is None
+    saved(models.WordLevel(words, unk_token="<unk>"), **spaces)
     with pytest.raises(TokenizerError, match="no other token can be its unk_token"):
         given_tokenizer(str(tmp_path / "tokenizer.json"), roles | {"unk_token": "a"}, CAUSAL)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -468,14 +476,14 @@ def test_keys_that_contradict_are_refused_in_place(tmp_path, section, key, probl
     assert re.fullmatch(rf".*x\.yaml:{line}: {key}: .*{problem}.*", str(refused.value))
 
 
-def test_the_resolved_configuration_loads_again(experiment, tmp_path):
-    config = given(experiment, tmp_path, tmp_path)
+def test_the_resolved_configuration_loads_again(tmp_path):
+    config = load_config({**yaml.safe_load(BASE), "tokenizer": {"path": str(tmp_path)}})
     assert load_config(config.resolved()).resolved() == config.resolved()
     assert (config.tokenizer.tokenizer_type, config.tokenizer.vocab_size) == (None, None)
     assert config.providers == {}
 
 
-def test_the_examples_of_the_documentation_are_valid(experiment, tmp_path):
+def test_the_examples_of_the_documentation_are_valid():
     text = (Path(__file__).parents[1] / "docs" / "training" / "given.md").read_text()
     examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert len(examples) >= 4

@@ -121,7 +121,10 @@ class _Check:
         if self._tokenizer_is_given():
             for key in ("tokenizer_type", "vocab_size"):
                 if tokenizer.get(key) is not None:
-                    self._add(("tokenizer", key), "a tokenizer of tokenizer.path is not trained: remove this key")
+                    self._add(
+                        ("tokenizer", key),
+                        "a tokenizer of tokenizer.path is not trained: remove this key, or set it to null",
+                    )
                 tokenizer[key] = None
         elif isinstance(tokenizer, dict):
             if tokenizer.get("tokenizer_type") is None:

@@ -170,7 +170,7 @@ def _copied(config: ExperimentConfig, corpus: Corpus) -> tuple[dict[str, Any], C
 
     def make() -> PreTrainedTokenizerFast:
         check_conversion(path, given, corpus.documents)
-        warn_of_additions(path, given, changes)
+        warn_of_additions(path, given)
         return given
 
     return {_GIVEN: tokenizer_digest(given)}, make

@@ -64,7 +64,7 @@ def given_tokenizer(
     path = Path(spec)
     what = f"tokenizer.path: {path}"
     if not path.exists():
-        raise TokenizerError(f"{what} does not exist")
+        raise TokenizerError(f"{what} does not exist: name a folder or a file, nothing is downloaded")
     try:
         backend, roles, kind, files = _read(path)
     except (KeyboardInterrupt, SystemExit):
@@ -102,13 +102,13 @@ def given_tokenizer(
     return tokenizer
 
 
-def warn_of_additions(spec: str, tokenizer: PreTrainedTokenizerFast, changes: Mapping[Any, str | None]) -> None:
-    """Report the tokens of `tokenizer.special_tokens` that the vocabulary did not contain."""
+def warn_of_additions(spec: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Report the special tokens that the vocabulary of the files does not contain."""
     known = _read(Path(spec))[0].get_vocab()
-    added = [name for name in dict.fromkeys(changes.values()) if name is not None and name not in known]
+    added = sorted({str(name) for name in tokenizer.special_tokens_map.values()} - known.keys())
     if added:
         names = ", ".join(map(repr, added))
-        warn(f"tokenizer.special_tokens adds {names} to the {len(known):,} tokens of {spec}: {len(tokenizer):,} now")
+        warn(f"tokenizer.path: {names} added to the {len(known):,} tokens of {spec}: {len(tokenizer):,} now")
 
 
 def check_conversion(spec: str, tokenizer: PreTrainedTokenizerFast, documents: Callable[[], Iterable[str]]) -> None:
@@ -175,11 +175,12 @@ def _name(role: str, stored: Any) -> str | None:
 
 
 def _unknown(state: Mapping[str, Any]) -> str | None:
-    """Return the token that unknown text becomes."""
+    """Return the token of the vocabulary that unknown text becomes."""
     model = state["model"]
     if model["type"] == "Unigram":
         return None if model["unk_id"] is None else str(model["vocab"][model["unk_id"]][0])
-    return model.get("unk_token") or None
+    name = model.get("unk_token")
+    return str(name) if name in model["vocab"] else None
 
 
 def _loses_text(state: Mapping[str, Any], kind: str | None) -> str | None:
@@ -188,8 +189,7 @@ def _loses_text(state: Mapping[str, Any], kind: str | None) -> str | None:
     if model.get("dropout"):
         return "its model draws merges at random (dropout)"
     names = {name for name, _ in model["vocab"]} if model["type"] == "Unigram" else set(model["vocab"])
-    unknown = _unknown(state)
-    if unknown in names or kind == SENTENCEPIECE_KIND:
+    if _unknown(state) is not None or kind == SENTENCEPIECE_KIND:
         return None
     all_bytes = names.issuperset(f"<0x{byte:02X}>" for byte in range(256))
     if model.get("byte_fallback") and all_bytes:
