@@ -170,7 +170,7 @@ def test_nothing_in_the_folder_is_run_and_no_role_is_lost(tmp_path):
     assert tokenizer.padding_side == "right"
 
 
-def test_a_missing_special_token_is_refused_with_a_way_to_name_it(experiment, tmp_path, capsys):
+def test_a_missing_special_token_is_refused_with_a_way_out(experiment, tmp_path, capsys):
     path = trained(tmp_path / "bpe") / "tokenizer.json"
     with pytest.raises(TokenizerError) as causal:
         given_tokenizer(str(path), {}, CAUSAL)
