@@ -242,6 +242,22 @@ def test_what_loses_text_or_draws_is_refused(tmp_path):
         given_tokenizer(str(tmp_path), roles, CAUSAL)
 
 
+@each("kind", ["sentencepiece", "wordpiece", "bpe", "character", "word"])
+def test_a_changed_tokenizer_of_core_encodes_as_its_file_does(tmp_path, kind):
+    path = trained(tmp_path / "changed", kind, {"character": 60, "word": 60}.get(kind, 300))
+    for lowercase in (False, True):
+        state = json.loads((path / "tokenizer.json").read_text())
+        if lowercase:
+            former = [state["normalizer"]] if state["normalizer"] else []
+            state["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *former]}
+            (path / "tokenizer.json").write_text(json.dumps(state))
+        tokenizer = given_tokenizer(str(path), {}, CAUSAL)
+        texts = ["The CAT sees", "the  cat\nRuns", *lines(4, 20)]
+        whole = Tokenizer.from_file(str(path / "tokenizer.json"))
+        assert text_ids(tokenizer, texts) == [whole.encode(text, add_special_tokens=False).ids for text in texts]
+        assert "foundry_tokenizer_type" in tokenizer.init_kwargs or lowercase
+
+
 # A sentencepiece model
 
 

@@ -20,6 +20,8 @@ from foundry_core.registry.objective import Objective
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES, GIVEN_TOKENIZER, special_token_problems
 from foundry_core.run_folder import SENTENCEPIECE_MODEL, TOKENIZER_CONFIG, TOKENIZER_MODEL
 from foundry_core.storage.manifest import parse_json, read_plain_file
+from foundry_core.tokenization.encoding import text_ids
+from foundry_core.tokenization.parts import plain_backend
 from foundry_core.tokenization.sentencepiece_model import ODD, PLAIN, convert, differences
 from foundry_core.tokenization.tokenizer_folder import (
     KIND_KEY,
@@ -41,6 +43,7 @@ _USUAL = {
     "sep_token": ("[SEP]", "<sep>", "</s>"),
 }
 """Spellings of special tokens that an error suggests."""
+_VOCABULARY = 1000  # tokens that a tokenizer which claims to be core's is tried on
 _SAMPLE, _LONGEST = 500, 2000  # documents of the corpus that a conversion is tried on, and characters of each
 _SHARE = 0.01
 """Of them, how many may differ. With equal scores the sums of two libraries may round to different sides."""
@@ -87,19 +90,36 @@ def given_tokenizer(
         roles["unk_token"] = own
     named = GIVEN_TOKENIZER.tokens_by_role({**roles, **changes})
     _check_roles(what, backend, named, changes, objective)
-    settings: dict[str, Any] = {} if kind is None else {KIND_KEY: kind}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        clean_up_tokenization_spaces=False,
-        model_input_names=list(MODEL_INPUTS),
-        **{role: named[role] for role in SPECIAL_TOKEN_ROLES if role in named},
-        **settings,
-    )
-    tokenizer.foundry_files = files
+    tokenizer = _built(backend, named, kind, files)
+    if kind in CORE_TOKENIZER_TYPES and not _encodes_as_whole(tokenizer):
+        tokenizer = _built(backend, named, None, files)
     if max(tokenizer.get_vocab().values()) >= len(tokenizer):
         raise TokenizerError(f"{what} cannot be used: its token ids are not the numbers from 0 on")
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def _built(
+    backend: Tokenizer, roles: Mapping[str, str], kind: str | None, files: Mapping[str, bytes]
+) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        model_input_names=list(MODEL_INPUTS),
+        **{role: roles[role] for role in SPECIAL_TOKEN_ROLES if role in roles},
+        **({} if kind is None else {KIND_KEY: kind}),
+    )
+    tokenizer.foundry_files = dict(files) if kind is not None else {}
+    return tokenizer
+
+
+def _encodes_as_whole(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Check that text may be encoded in parts, as that of a tokenizer that core has trained and nobody has changed."""
+    known = " ".join(sorted(tokenizer.get_vocab())[:_VOCABULARY])
+    texts = [*PLAIN, *ODD, known, known.upper(), known.lower(), known.replace(" ", "\n")]
+    whole = plain_backend(json.loads(tokenizer.backend_tokenizer.to_str()))
+    found = whole.encode_batch(texts, add_special_tokens=False)
+    return text_ids(tokenizer, texts) == [encoding.ids for encoding in found]
 
 
 def warn_of_additions(spec: str, tokenizer: PreTrainedTokenizerFast) -> None:
