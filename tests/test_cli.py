@@ -513,6 +513,7 @@ def test_tensorboard_gets_the_names_people_expect(trained, tmp_path):
         "eval/loss",
         "eval/perplexity",
         *(f"{group}/{unit}_seen" for group in ("train", "eval") for unit in ("tokens", "words", "bytes")),
+        "eval/perplexity_per_word",
     }
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
 

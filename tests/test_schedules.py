@@ -198,7 +198,10 @@ training:
         ),
         ("lr_scheduler: linaer", "11: training.lr_scheduler: unknown lr scheduler 'linaer'. Did you mean 'linear'?"),
         ("schedule_settings: {cycles: 3}", "11: training.schedule_settings: linear has none: remove this section"),
-        ("restore_best: at_end", "11: training.restore_best: needs data.validation_corpus or data.test_corpus, and training.evaluate_every_steps"),
+        (
+            "restore_best: at_end",
+            "11: training.restore_best: needs data.validation_corpus or data.test_corpus, and training.evaluate_every_steps",
+        ),
         (
             "restore_best: when_lowered\n  evaluate_every_steps: 5",
             "11: training.restore_best: when_lowered needs lr_sched",
@@ -213,7 +216,7 @@ training:
         ),
         (
             "asgd_nonmonotonic_interval: 5\n  optimizer: asgd",
-            "11: training.asgd_nonmonotonic_interval: needs data.test_c",
+            "11: training.asgd_nonmonotonic_interval: needs data.validation_c",
         ),
         ("start_from: runs/base/checkpoint-3", "11: training.start_from: is in training.output_dir: continue that run"),
     ],

@@ -20,9 +20,12 @@ from foundry_core.models.building import installed_plugin, read_description, rel
 from foundry_core.run_folder import MANIFEST
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
 
-FREE = ("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device")
+FREE = (
+    *("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device"),
+    *("tokenizer.path", "tokenizer.pretokenized"),
+)
 """Settings that may differ, because they change no weight: where and how often a run reports and saves, and the modules
-of observers. The packages that ship what is trained with are compared by themselves.
+of observers. The packages that ship what is trained with are compared by themselves, and so is the tokenizer.
 """
 SCHEDULE = tuple(f"training.checkpoints.{key}" for key in ("every_steps", "log_base", "steps", "milestones"))
 """Those of them that are not free where `training.evaluate_at` follows the checkpoints: evaluations decide."""

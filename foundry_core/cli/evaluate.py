@@ -1,8 +1,9 @@
 """Score a checkpoint: loss, perplexity and bits per byte on a text, or accuracy on
 minimal pairs. Without --corpus and --pairs it uses the test corpus of its YAML.
 
-Bits per byte are given if every token of the text is predicted and none is
-unknown: an unknown token hides what the text was.
+Bits per byte and perplexity per word are given if every token of the text is
+predicted and none is unknown: an unknown token hides what the text was (in a
+pretokenized text it is a word). Words are counted with the ends of lines.
 
 Minimal pairs are in the format of BLiMP; a pair without a UID belongs to its
 file. The score of a sentence is its log-probability after the start of a
@@ -67,7 +68,7 @@ def execute(options: argparse.Namespace) -> None:
     facts = {"checkpoint": str(folder)}
     if corpus is not None:
         report = evaluate_corpus(model, tokenizer, corpus)
-        keys = ("loss", "perplexity", "bits_per_byte", "tokens", "unknown_share")
+        keys = ("loss", "perplexity", "perplexity_per_word", "bits_per_byte", "tokens", "unknown_share")
         results["corpus"] = {"path": corpus} | {key: getattr(report, key) for key in keys}
         facts |= {"corpus": corpus} | _shown(report, causal=model.context.objective.causal)
     if pairs:
@@ -85,6 +86,8 @@ def _shown(report: EvaluationReport, *, causal: bool) -> dict[str, str]:
     from foundry_core.training.console import share
 
     facts = {"loss": f"{report.loss:.4f}", "perplexity": f"{report.perplexity:.2f}"}
+    if report.perplexity_per_word is not None:
+        facts["perplexity per word"] = f"{report.perplexity_per_word:.2f}"
     if report.bits_per_byte is not None:
         facts["bits per byte"] = f"{report.bits_per_byte:.4f}"
     elif causal and report.unknown_share:

@@ -134,7 +134,8 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         keys[name]["enum"] = sorted(offered[name])
         if name != "optimizer":  # null leaves it to the architecture
             keys[name]["enum"].append(None)
-            del keys[name]["type"]
+            for kind in ("type", "anyOf"):
+                keys[name].pop(kind, None)
     training["lr_scheduler"]["enum"] = sorted(offered["schedule"])
     for name, models in settings.items():
         training[name]["anyOf"] = [*map(reference, models), {"type": "null"}]

@@ -29,7 +29,7 @@ def execute(options: argparse.Namespace) -> None:
     from foundry_core.data.preparation import tokenizer_folder, train_tokenizer_from_config
 
     tokenizer = train_tokenizer_from_config(config, force=options.force)
-    kind = config.tokenizer.tokenizer_type
+    kind = config.tokenizer_type.name
     report(f"{kind} tokenizer with {len(tokenizer)} tokens in {tokenizer_folder(config)}")
     words = "The researcher, in 1998, wrote: naïve learners generalise."
     report(f"for example: {' '.join(tokenizer.convert_ids_to_tokens(tokenizer(words)['input_ids']))}")

@@ -18,7 +18,7 @@ from foundry_core.registry.loading import active_modules, blamed_on, capabilitie
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.schedule import LearningRateSchedule
-from foundry_core.registry.tokenizer_type import TokenizerType
+from foundry_core.registry.tokenizer_type import GIVEN_TOKENIZER, TokenizerType
 from foundry_core.schema import ConfigSection, ModelConfig
 
 if TYPE_CHECKING:
@@ -118,12 +118,14 @@ class ExperimentConfig(ConfigSection):
 
     @property
     def tokenizer_type(self) -> TokenizerType:
-        """Descriptor of `tokenizer.tokenizer_type`."""
+        """Descriptor of `tokenizer.tokenizer_type`, or GIVEN_TOKENIZER with `tokenizer.path`."""
+        if self.tokenizer.tokenizer_type is None:
+            return GIVEN_TOKENIZER
         return self.chosen.plugins.offers.tokenizer_types[self.tokenizer.tokenizer_type]
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """The special tokens of the tokenizer, by role."""
+        """The special tokens of the tokenizer, by role; of a given one, those that the YAML adds or changes."""
         return self.tokenizer_type.tokens_by_role(self.tokenizer.special_tokens)
 
     @property
@@ -141,7 +143,10 @@ class ExperimentConfig(ConfigSection):
 
     @property
     def _to_be_read(self) -> dict[Kind, str]:
-        return {"objective": self.training.objective, "tokenizer type": self.tokenizer.tokenizer_type}
+        read: dict[Kind, str] = {"objective": self.training.objective}
+        if self.tokenizer.tokenizer_type is not None:
+            read["tokenizer type"] = self.tokenizer.tokenizer_type
+        return read
 
     def seed(self, stream: Literal["initialisation", "data_order", "masking", "dropout"]) -> int:
         """Return the seed of a named random stream."""

@@ -79,7 +79,8 @@ class _Check:
             objectives = plugins.offers.objectives
             others = _inactive(plugins)
             objective = self._choice("training", "objective", objectives, others)
-            tokenizer_type = self._choice("tokenizer", "tokenizer_type", plugins.offers.tokenizer_types, others)
+            if not self._tokenizer_is_given():
+                tokenizer_type = self._choice("tokenizer", "tokenizer_type", plugins.offers.tokenizer_types, others)
             optimizer = self._choice("training", "optimizer", plugins.offers.optimizers, others)
             schedule = self._choice("training", "lr_scheduler", plugins.offers.schedules, others)
             order = self._choice("data", "order", plugins.offers.orders, others)
@@ -124,10 +125,25 @@ class _Check:
     def _fill_defaults(self, architecture: Architecture, capabilities: Capabilities | None) -> None:
         """Set the tokenizer type and the objective, unless the YAML does, to those of the architecture."""
         tokenizer, training = self.data.setdefault("tokenizer", {}), self.data.get("training")
-        if isinstance(tokenizer, dict) and tokenizer.get("tokenizer_type") is None:
-            tokenizer["tokenizer_type"] = architecture.default_tokenizer
+        if self._tokenizer_is_given():
+            for key in ("tokenizer_type", "vocab_size"):
+                if tokenizer.get(key) is not None:
+                    self._add(
+                        ("tokenizer", key),
+                        "a tokenizer of tokenizer.path is not trained: remove this key, or set it to null",
+                    )
+                tokenizer[key] = None
+        elif isinstance(tokenizer, dict):
+            if tokenizer.get("tokenizer_type") is None:
+                tokenizer["tokenizer_type"] = architecture.default_tokenizer
+            if tokenizer.get("vocab_size") is None:
+                tokenizer.pop("vocab_size", None)
         if isinstance(training, dict) and capabilities is not None and training.get("objective") is None:
             training["objective"] = next(iter(capabilities.objectives), "causal_lm")
+
+    def _tokenizer_is_given(self) -> bool:
+        tokenizer = self.data.get("tokenizer")
+        return isinstance(tokenizer, dict) and tokenizer.get("path") is not None
 
     def _plugins(self, architecture: Architecture) -> ActivePlugins | None:
         """Activate the plugins of the run. Returns None if `plugins:` is wrong or one cannot be used."""

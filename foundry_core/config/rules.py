@@ -58,6 +58,8 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _objective_is_accepted,
         _special_tokens_are_usable,
         _something_is_masked,
+        _pretokenized_text_is_read_by_words,
+        _blank_lines_are_documents,
     )
     return broken(rules, experiment, chosen)
 
@@ -211,3 +213,14 @@ def _something_is_masked(experiment: Any, chosen: Chosen) -> Found:
         yield ("training", "masking"), line
     if isinstance(experiment.training.mlm_probability, tuple):
         yield ("training", "mlm_probability"), line
+
+
+def _pretokenized_text_is_read_by_words(experiment: Any, chosen: Chosen) -> Found:
+    tokenizer = experiment.tokenizer
+    if tokenizer.pretokenized and tokenizer.path is None and tokenizer.tokenizer_type != "word":
+        yield ("tokenizer", "pretokenized"), "needs tokenizer_type: word: the words of the text are its tokens"
+
+
+def _blank_lines_are_documents(experiment: Any, chosen: Chosen) -> Found:
+    if experiment.data.blank_lines == "keep" and experiment.data.documents != "line":
+        yield ("data", "blank_lines"), "keep needs documents: line, of which each blank line is an empty document"

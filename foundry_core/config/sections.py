@@ -128,6 +128,9 @@ class DataConfig(ConfigSection):
     documents: Literal["line", "block", "file"] | DocumentDelimiter = Field(
         "line", description="one document of a .txt file: line, block (between blank lines), file, or {delimiter: ...}"
     )
+    blank_lines: Literal["drop", "keep"] = Field(
+        "drop", description="of documents: line; keep: a blank line of a .txt file is an empty document, one separator"
+    )
     max_sequence_length: int = Field(128, ge=4, le=2**24, description="tokens in a row, special tokens included")
     tokens_per_row: int | None = Field(
         None,
@@ -158,12 +161,19 @@ class DataConfig(ConfigSection):
 
 
 class TokenizerConfig(ConfigSection):
-    tokenizer_type: str = Field(
+    path: PathText | None = Field(
+        None,
+        description="a tokenizer to use as it is: a folder with tokenizer.json, that file, or a sentencepiece .model",
+    )
+    tokenizer_type: str | None = Field(
         "sentencepiece",
         description="sentencepiece, wordpiece, bpe, character, word, or a plugin's; default: the architecture's",
     )
-    vocab_size: int = Field(
+    vocab_size: int | None = Field(
         8000, ge=8, le=2**24, description="size with special tokens; for character and word a limit"
+    )
+    pretokenized: bool = Field(
+        False, description="the words of the text are its tokens, <unk> among them, as in Penn Treebank and WikiText"
     )
     output_dir: PathText | None = Field(
         None, description="its folder, reused while its inputs are unchanged; default: in the run's folder"

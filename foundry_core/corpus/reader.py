@@ -49,6 +49,8 @@ class Corpus:
     """Size in bytes and modification time in nanoseconds of each file, at opening."""
     found: tuple[Found, ...] = field(default=(), repr=False)
     """Files of each path, folder or glob: those that are read and those that are not."""
+    keep_blank_lines: bool = False
+    """Whether a blank line of a text file is an empty document, where documents are lines."""
 
     @classmethod
     def open(
@@ -58,6 +60,7 @@ class Corpus:
         unit: DocumentUnit = "line",
         name: str = "corpus",
         pattern: str | None = None,
+        keep_blank_lines: bool = False,
     ) -> Corpus:
         """Find the files that a path, a folder, a glob or a sequence of those describes. Nothing is read yet.
 
@@ -68,6 +71,7 @@ class Corpus:
             unit: What a document of a text file is.
             name: The name of the corpus in messages.
             pattern: Restricts folders to files whose name or path in the folder matches, as `*.train`.
+            keep_blank_lines: Whether a blank line of a text file is an empty document, where documents are lines.
 
         Raises:
             DataError: A path does not exist, is not a regular file, is of an unknown kind, or is listed twice; there
@@ -99,7 +103,7 @@ class Corpus:
         if not any(size for size, _ in stamps):
             more = "" if len(files) == 1 else f", as are the {len(files) - 1:,} others"
             raise DataError(f"{name}: {shown(files[0])} is empty{more}.")
-        return cls(tuple(files), unit, name, stamps, found)
+        return cls(tuple(files), unit, name, stamps, found, keep_blank_lines)
 
     @property
     def bytes(self) -> int:
@@ -113,6 +117,7 @@ class Corpus:
         A corpus that was moved, renamed or compressed is the same corpus.
         """
         unit = self.unit if isinstance(self.unit, str) else f"delimiter {json.dumps(self.unit.delimiter)}"
+        unit += ", blank ones too" * self.keep_blank_lines
         total = hashlib.sha256(f"foundry corpus 1\n{unit}\n".encode())
         for path, content in zip(self.files, self.file_digests, strict=True):
             total.update(f"{kind_of(path)} {content}\n".encode())
@@ -166,7 +171,7 @@ class Corpus:
                 case "jsonl", _:
                     yield from _json_documents(path, stamp, account)
                 case _, "line":
-                    yield from _lines(path, stamp, account)
+                    yield from _lines(path, stamp, account, self.keep_blank_lines)
                 case _, "block":
                     yield from _text_blocks(path, stamp, account)
                 case _, "file":
@@ -238,11 +243,13 @@ def _counted(documents: list[str], account: ByteAccount) -> list[str]:
     return documents
 
 
-def _lines(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[str]:
-    """Yield each line that is not blank."""
+def _lines(path: Path, stamp: Stamp, account: ByteAccount, keep_blank: bool) -> Iterator[str]:
+    """Yield each line that is not blank; with `keep_blank`, the others too, as empty texts."""
     for _, piece in _texts(path, stamp, account):
         lines = piece.replace("\r\n", "\n").removesuffix("\n").split("\n")
         documents = [line for line in lines if line and not line.isspace()]
+        if keep_blank:
+            documents = ["" if line.isspace() else line for line in lines]
         account.empty_documents += len(lines) - len(documents)
         yield from _counted(documents, account)
 

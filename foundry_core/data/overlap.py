@@ -75,6 +75,8 @@ def _compared(train: Corpus, test: Corpus) -> Overlap:
 def _texts(corpus: Corpus) -> Iterator[str]:
     """Yield the documents without what line ends, white space around them and byte-order marks can differ in."""
     for document in corpus.documents():
+        if not document:
+            continue
         if "\r" not in document:
             yield document.strip()
         elif corpus.unit == "line" and "\n" not in document:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -22,7 +22,7 @@ from foundry_core.data.order import Order
 from foundry_core.data.overlap import Overlap, overlap
 from foundry_core.data.rows import AnyRows
 from foundry_core.data.token_file import Progress, TokenFile, prepare_tokens
-from foundry_core.errors import DataError, TokenizerError, warn
+from foundry_core.errors import DataError, TokenizerError, UsageError, warn
 from foundry_core.run_folder import METRICS, TOKENIZER, TOKENIZER_LOCK, TOKENIZER_MODEL, TOKENIZER_ORIGIN, TOKENS
 from foundry_core.storage.files import write_file
 from foundry_core.storage.lock import RunLock
@@ -31,6 +31,8 @@ from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_toke
 TOKENIZER_DATA, TEST_DATA, VALIDATION_DATA = "the tokenizer", "the test corpus", "the validation corpus"
 """Names of digests in `data_identity`."""
 HeldOut: TypeAlias = Literal["validation", "test"]
+_GIVEN = "given_tokenizer"
+"""In the sidecar of a tokenizer that was not trained: its digest."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,13 @@ def _opened_path(config: ExperimentConfig, name: str, spec: str) -> Corpus:
                     f"{name}: {shown(folder)} contains {key} ({own}), whose files would join the corpus: name a folder "
                     f"with nothing but the text, or another {key}"
                 )
-    corpus = Corpus.open(spec, unit=config.data.documents, name=name, pattern=config.data.files)
+    corpus = Corpus.open(
+        spec,
+        unit=config.data.documents,
+        name=name,
+        pattern=config.data.files,
+        keep_blank_lines=config.data.blank_lines == "keep",
+    )
     if (output_dir / METRICS).resolve() in (path.resolve() for path in corpus.files):
         raise DataError(f"{name}: {output_dir / METRICS} is written by the run itself: leave training.output_dir out")
     roles = ("eos_token", "sep_token", "bos_token", "cls_token")
@@ -149,19 +157,15 @@ def experiment_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train the tokenizer of an experiment on the training corpus, or reuse it when its inputs are unchanged.
 
-    A run that is resumed keeps its tokenizer, with a warning, when the corpus has changed since.
+    A run that is resumed keeps its tokenizer, with a warning, when the corpus has changed since. One that is given is
+    copied, whatever the corpus; it is the same as long as it has the same digest.
 
     Raises:
         TokenizerError: The folder contains a tokenizer made from other inputs and `force` is False. Replacing it would
             invalidate existing checkpoints.
     """
     folder = tokenizer_folder(config)
-    inputs = {
-        "tokenizer_type": config.tokenizer.tokenizer_type,
-        "vocab_size": config.tokenizer.vocab_size,
-        "special_tokens": dict(sorted(config.special_tokens.items())),
-        "training_corpus": corpus.digest,
-    }
+    inputs, make = _copied(config, corpus) if config.tokenizer.path is not None else _trained(config, corpus)
     tokenizer = None if force else _stored_tokenizer(folder, inputs, resume)
     if tokenizer is None:
         # Of two runs at once the second waits, and finds what the first has trained, or is refused.
@@ -169,15 +173,49 @@ def experiment_tokenizer(
         with RunLock(folder, TOKENIZER_LOCK, waiting=lambda owner: warn(f"{line}: {owner}")):
             tokenizer = None if force else _stored_tokenizer(folder, inputs, resume)
             if tokenizer is None:
-                tokenizer = _trained_tokenizer(config, corpus, folder, inputs)
+                tokenizer = _kept_tokenizer(folder, inputs, make())
     tokenizer.model_max_length = config.data.max_sequence_length
     return tokenizer
+
+
+def _trained(config: ExperimentConfig, corpus: Corpus) -> tuple[dict[str, Any], Callable[[], PreTrainedTokenizerFast]]:
+    """Return what the tokenizer is made from, and what trains it."""
+    special, size = dict(sorted(config.special_tokens.items())), config.tokenizer.vocab_size
+
+    def make() -> PreTrainedTokenizerFast:
+        # Imported here with sentencepiece, which prepared data do not need.
+        from foundry_core.tokenization.training import train_tokenizer
+
+        trained = train_tokenizer(config.tokenizer_type, corpus.documents, size, special)
+        if config.tokenizer.pretokenized and len(trained) == size:
+            warn(f"tokenizer.vocab_size: {size:,} leaves no room for further words of the text, which are unknown")
+        return trained
+
+    types = {"tokenizer_type": config.tokenizer.tokenizer_type, "vocab_size": size}
+    return types | {"special_tokens": special, "training_corpus": corpus.digest}, make
+
+
+def _copied(config: ExperimentConfig, corpus: Corpus) -> tuple[dict[str, Any], Callable[[], PreTrainedTokenizerFast]]:
+    """Return the identity of a given tokenizer, and what returns it, with a report of what is done to it."""
+    from foundry_core.tokenization.given import check_conversion, given_tokenizer, warn_of_additions
+
+    path, changes = str(config.tokenizer.path), config.tokenizer.special_tokens or {}
+    given = given_tokenizer(path, changes, config.objective, pretokenized=config.tokenizer.pretokenized)
+
+    def make() -> PreTrainedTokenizerFast:
+        check_conversion(path, given, corpus.documents)
+        warn_of_additions(path, given)
+        return given
+
+    return {_GIVEN: tokenizer_digest(given)}, make
 
 
 def _stored_tokenizer(folder: Path, inputs: dict[str, Any], resume: bool) -> PreTrainedTokenizerFast | None:
     """Return the tokenizer that was made from these inputs; None when there is none yet, or an unfinished one."""
 
     def refused(problem: str, instead: str = "name another tokenizer.output_dir") -> TokenizerError:
+        if _GIVEN in inputs:
+            return TokenizerError(f"{folder} {problem}: {instead}")
         again = "train it again with: foundry tokenizer train YAML --force"
         others = "a run that was begun with another tokenizer cannot go on with it"
         return TokenizerError(f"{folder} {problem}: {instead}, or {again} ({others})")
@@ -201,37 +239,32 @@ def _stored_tokenizer(folder: Path, inputs: dict[str, Any], resume: bool) -> Pre
         for key, value in inputs.items()
         if stored.get(key) != value
     }
+    if changed and _GIVEN in {*stored, *inputs}:
+        changed = {_GIVEN: "tokenizer.path names another one" if _GIVEN in inputs else "it was given, not trained"}
+    made = "given" if _GIVEN in stored else "trained"
     if resume and changed.keys() == {"training_corpus"}:
         warn(
             f"the tokenizer in {folder} was trained on another corpus than this one, and is kept: its ids are the run's"
         )
     elif changed:
-        other = f"was trained from other inputs ({'; '.join(changed.values())})"
+        other = f"contains a tokenizer {made} from other inputs ({'; '.join(changed.values())})"
         if resume:
             raise TokenizerError(f"{folder} {other}: put them back, or begin a new run in another training.output_dir")
         raise refused(other)
     tokenizer = load_tokenizer(folder)
     if tokenizer_digest(tokenizer) != stored["tokenizer"]:
-        raise refused("was changed after it was trained, or trained by an earlier version", "put its files back")
+        raise refused(f"was changed after it was {made}, or {made} by an earlier version", "put its files back")
     return tokenizer
 
 
-def _trained_tokenizer(
-    config: ExperimentConfig, corpus: Corpus, folder: Path, inputs: dict[str, Any]
-) -> PreTrainedTokenizerFast:
-    """Train a tokenizer, save it, and return it as it is read back. The caller must hold the folder's lock."""
-    from foundry_core.tokenization.training import (
-        train_tokenizer,
-    )  # with sentencepiece, which prepared data do not need
-
+def _kept_tokenizer(folder: Path, inputs: dict[str, Any], made: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Save a tokenizer, and return it as it is read back. The caller must hold the folder's lock."""
     path = folder / TOKENIZER_ORIGIN
-    size, special = config.tokenizer.vocab_size, inputs["special_tokens"]
-    trained = train_tokenizer(config.tokenizer_type, corpus.documents, size, special)
     # Written before the files without a digest and after them with it: one that was interrupted is trained again.
     _write_sidecar(path, inputs, None)
-    save_tokenizer(trained, folder)
+    save_tokenizer(made, folder)
     tokenizer = load_tokenizer(folder)
-    if tokenizer_digest(tokenizer) != tokenizer_digest(trained):
+    if tokenizer_digest(tokenizer) != tokenizer_digest(made):
         problem = "does not hold the tokenizer that was just saved there: something else writes to it"
         raise TokenizerError(f"{folder} {problem}, name another tokenizer.output_dir")
     _write_sidecar(path, inputs, tokenizer_digest(tokenizer))
@@ -247,6 +280,10 @@ def train_tokenizer_from_config(
 ) -> PreTrainedTokenizerFast:
     """Train, or reuse, the tokenizer that a configuration describes; the test corpus is never read."""
     loaded = config if isinstance(config, ExperimentConfig) else load_config(config)
+    if loaded.tokenizer.path is not None:
+        raise UsageError(
+            f"tokenizer.path names {loaded.tokenizer.path}: given tokenizers are not trained; foundry train copies it"
+        )
     return experiment_tokenizer(loaded, _opened(loaded, "training_corpus"), force=force)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from foundry_core.corpus.reader import Corpus
 from foundry_core.errors import CheckpointError, DataError
 from foundry_core.storage import files as storage
 from foundry_core.storage import manifest
-from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
+from foundry_core.tokenization.encoding import DocumentEncoder, newline_is_predicted, separator_id
 from foundry_core.tokenization.parts import END
 from foundry_core.tokenization.processes import process_count, streams
 from foundry_core.tokenization.tokenizer_folder import tokenizer_digest
@@ -52,6 +52,8 @@ class TokenInfo:
     unknown: int
     """Number of tokens of the documents that are the tokenizer's unk_token, which hides what the text was."""
     words: int
+    line_ends: int
+    """Ends of lines that the stream predicts: those of the documents, and newlines inside them that are tokens."""
     text_bytes: int
     account: dict[str, Any]
     tokens_sha256: str
@@ -163,8 +165,15 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None
         end = separator_id(tokenizer)
         tokens.append(np.array([end]))
         documents.append(np.array([tokens.length]))
-        unknown, processes = 0, process_count(corpus.bytes)
-        for ids in streams(DocumentEncoder(tokenizer), corpus.documents(account), processes):
+        unknown, newlines, processes = 0, 0, process_count(corpus.bytes)
+
+        def documents_read() -> Iterator[str]:
+            nonlocal newlines
+            for document in corpus.documents(account):
+                newlines += document.count("\n")
+                yield document
+
+        for ids in streams(DocumentEncoder(tokenizer), documents_read(), processes):
             ends = ids == END
             if unknown_id is not None:
                 # Before the separators are written: a tokenizer of another origin may have one token for both.
@@ -177,7 +186,7 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None
                 progress(account.bytes_in)
         assert documents.length == account.documents + 1, "the encoder lost or added a document"
         facts.update(dtype=dtype, tokens=tokens.length, documents=account.documents, words=account.words)
-        facts.update(unknown=unknown)
+        facts.update(unknown=unknown, line_ends=account.documents + newlines * newline_is_predicted(tokenizer))
         facts.update(text_bytes=account.bytes_text, account=asdict(account))
         facts.update(tokens_sha256=tokens.sha256.hexdigest(), documents_sha256=documents.sha256.hexdigest())
 

@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of a model on a corpus.
+"""Loss, perplexity, bits per byte and perplexity per word of a model on a corpus.
 
 Evaluation draws no random number, leaves the model in the mode it was in, and gives the same figure twice.
 """
@@ -38,12 +38,12 @@ def evaluate(
     step: int = 0,
     autocast: Any = None,
 ) -> EvaluationReport:
-    """Compute loss, perplexity and bits per byte over every row of a token file, in order.
+    """Compute the scores of an `EvaluationReport` over every row of a token file, in order.
 
     A causal loss covers each token but the stream's first separator once. The rows are scored independently, in
     contiguous batching each from the state after the row before. A masked loss covers the tokens that the collator
-    hides, the same ones at each evaluation. Bits per byte need the whole text:
-    each of those tokens predicted, none of them unknown.
+    hides, the same ones at each evaluation. Bits per byte need the whole text: each of those tokens predicted, none of
+    them unknown. So does perplexity per word, where the unknown token is a word if the text is pretokenized.
     """
     device = next(model.parameters()).device
     order: Order = SampleOrder(len(rows), 0, shuffle=False)
@@ -63,14 +63,18 @@ def evaluate(
     if not count:
         raise DataError("the text has nothing to predict: every token of it is special or unknown")
     loss = total / count
-    whole = model.context.objective.causal and count == tokens.info.tokens - 1 and tokens.info.unknown == 0
+    info = tokens.info
+    every = model.context.objective.causal and count == info.tokens - 1
+    whole = every and info.unknown == 0
+    by_words = whole or (every and model.config.tokenizer.pretokenized)
     return EvaluationReport(
         step=step,
         loss=loss,
         perplexity=math.exp(min(loss, 700)),
-        bits_per_byte=total / math.log(2) / tokens.info.text_bytes if whole else None,
+        bits_per_byte=total / math.log(2) / info.text_bytes if whole else None,
         tokens=count,
-        unknown_share=tokens.info.unknown_share,
+        unknown_share=info.unknown_share,
+        perplexity_per_word=math.exp(min(total / (info.words + info.line_ends), 700)) if by_words else None,
     )
 
 
@@ -81,7 +85,9 @@ def evaluate_corpus(
     config = model.config
     held_out = (config.data.test_corpus, config.data.validation_corpus)
     pattern = config.data.files if str(corpus) in held_out else None
-    documents = Corpus.open(corpus, unit=config.data.documents, name="corpus", pattern=pattern)
+    keep = config.data.blank_lines == "keep"
+    unit = config.data.documents
+    documents = Corpus.open(corpus, unit=unit, name="corpus", pattern=pattern, keep_blank_lines=keep)
     with scratch_reported(), tempfile.TemporaryDirectory() as folder:
         tokens = prepare_tokens(documents, tokenizer, Path(folder))
         rows = cut_rows(tokens, config, tokenizer)

@@ -40,13 +40,23 @@ def build_context(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase |
     """Return sizes and ids from the tokenizer that exists; without one, the configured vocabulary size."""
     length, objective = config.data.max_sequence_length, config.objective
     if tokenizer is None:
-        return BuildContext(config.tokenizer.vocab_size, length, objective)
+        return BuildContext(_vocabulary(config), length, objective)
     for role in objective.required_tokens:
         if getattr(tokenizer, role) is None:
             raise TokenizerError(f"{objective.name} needs a tokenizer with a {role}: see tokenizer.special_tokens")
     ids = {f"{role}_id": getattr(tokenizer, f"{role}_id") for role in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
     known = {key: value for key, value in ids.items() if key in BuildContext.__dataclass_fields__}
     return BuildContext(len(tokenizer), length, objective, **known)
+
+
+def _vocabulary(config: ExperimentConfig) -> int:
+    """Return the size that a configuration asks for, or that of the tokenizer that it names."""
+    if config.tokenizer.path is None:
+        assert config.tokenizer.vocab_size is not None, "load_config sets it"
+        return config.tokenizer.vocab_size
+    from foundry_core.tokenization.given import given_tokenizer
+
+    return len(given_tokenizer(config.tokenizer.path, config.tokenizer.special_tokens or {}, config.objective))
 
 
 def build(config: ExperimentConfig, context: BuildContext) -> LanguageModel:

@@ -87,6 +87,10 @@ class EvaluationReport:
     tokens: number of predictions. unknown_share: unknown tokens among those of the documents.
 
     corpus: what was scored. *_seen: how much of the training text the model has seen; 0 for a model that was opened.
+
+    perplexity_per_word: the exponential of all nats over the words of the documents and the predicted ends of lines,
+    which makes tokenizers comparable. None where bits_per_byte is, except that unknown tokens of a pretokenized text
+    are words of it.
     """
 
     step: int
@@ -99,6 +103,7 @@ class EvaluationReport:
     tokens_seen: int = 0
     words_seen: int = 0
     bytes_seen: int = 0
+    perplexity_per_word: float | None = None
 
 
 @hookspec

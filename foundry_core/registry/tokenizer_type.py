@@ -121,3 +121,6 @@ CHARACTER = TokenizerType("character", "one token for each character", required_
 WORD = TokenizerType("word", "one token for each frequent word, split at white space", required_tokens=("unk_token",))
 
 CORE_TOKENIZER_TYPES = {kind.name: kind for kind in (SENTENCEPIECE, WORDPIECE, BPE, CHARACTER, WORD)}
+
+GIVEN_TOKENIZER = TokenizerType("given", "a tokenizer of tokenizer.path, which is not trained", special_tokens={})
+"""What `tokenizer.path` stands for; not a value of `tokenizer.tokenizer_type`. Its special tokens are its own."""

@@ -9,9 +9,9 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from itertools import compress
+from itertools import chain, compress
 from operator import not_
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from foundry_core.errors import TokenizerError
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES
 from foundry_core.tokenization.parts import END, MARK, Ids, PartEncoder, joined_ids, plain_backend
 from foundry_core.tokenization.text_counts import UNIT, blocks
-from foundry_core.tokenization.tokenizer_folder import KIND_KEY, MODEL_INPUTS
+from foundry_core.tokenization.tokenizer_folder import KIND_KEY, MODEL_INPUTS, SENTENCEPIECE_KIND
 
 Window: TypeAlias = tuple[list[str], bool]
 """Texts of about a megabyte together, and whether the last of them ends a document, as all others do."""
@@ -67,12 +67,19 @@ def text_ids(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[l
     return [ids.tolist() for ids in DocumentEncoder(tokenizer).encode(texts)]
 
 
+def newline_is_predicted(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Check whether a newline inside a document leaves a trace in its ids, as it does not where white space is lost."""
+    newline, space = text_ids(tokenizer, ["a\na", "a a"])
+    return newline != space
+
+
 class DocumentEncoder:
     """Encodes as `tokenizer(document, add_special_tokens=False)` does, but special tokens in the text stay text.
 
     A document is cut before every space or newline that follows a non-space. In core's five types no token reaches over
     such a cut, so each distinct part is encoded once and looked up afterwards; a character is looked up in a table. A
-    tokenizer of another origin, or one with tokens added later, gets whole documents.
+    tokenizer of another origin, or one with tokens added later, gets whole documents. One that was given as a
+    sentencepiece model is encoded by that library itself.
     """
 
     WINDOW = 1 << 20  # characters of text taken at a time, however long a document is
@@ -81,6 +88,11 @@ class DocumentEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         kind = tokenizer.init_kwargs.get(KIND_KEY)
+        self._pieces: Any = None
+        if kind == SENTENCEPIECE_KIND:
+            from foundry_core.tokenization.sentencepiece_model import processor  # with the library, only where needed
+
+            self._pieces = processor(tokenizer)
         # An added token that is not special is found in the text, and may contain a space.
         self._cuts = kind in CORE_TOKENIZER_TYPES and all(token["special"] for token in state["added_tokens"])
         self.lead = ""
@@ -135,6 +147,9 @@ class DocumentEncoder:
             ids = self._looked_up("".join(texts))
             ends = np.cumsum([len(text) for text in texts])
             return np.insert(ids, ends if ended else ends[:-1], END)
+        if self._pieces is not None:
+            lists = self._pieces.encode(texts, out_type=int, num_threads=1)
+            return np.fromiter(chain.from_iterable((*ids, END) for ids in lists), np.uint32)
         if self._parts is None:
             return joined_ids(self._backend, texts, END)
         found = self._plain_parts(texts)

@@ -25,6 +25,8 @@ them to its embeddings. To distinguish two texts, ask for them with `return_toke
 """
 KIND_KEY = "foundry_tokenizer_type"
 """The setting that names the type of a tokenizer that core has trained."""
+SENTENCEPIECE_KIND = "sentencepiece_model"
+"""Its value for a tokenizer that was given as a sentencepiece model, which that library itself encodes with."""
 
 _SETTINGS = (
     *SPECIAL_TOKEN_ROLES,
@@ -68,12 +70,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not path.is_file():
         raise TokenizerError(f"{folder} contains no tokenizer.json: name the folder that a tokenizer was saved in")
     try:
-        raw = read_plain_file(path)
-        _check_bounds(parse_json(path, raw))
-        backend = Tokenizer.from_str(raw.decode())
-        # A file may ask for 10^12 tokens of padding.
-        backend.no_padding()
-        backend.no_truncation()
+        backend = read_backend(path)
         path = folder / TOKENIZER_CONFIG
         stored = parse_json(path, read_plain_file(path))
         settings = {name: stored[name] for name in _SETTINGS if stored.get(name) is not None}
@@ -91,6 +88,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def read_backend(path: Path) -> Tokenizer:
+    """Read a tokenizer.json, which may be a stranger's. May raise anything, as the parser of `tokenizers` does."""
+    raw = read_plain_file(path)
+    _check_bounds(parse_json(path, raw))
+    backend = Tokenizer.from_str(raw.decode())
+    # A file may ask for 10^12 tokens of padding.
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the sha256 (hex) of all that training reads of a tokenizer: how text is encoded, and the special tokens.
 
@@ -101,6 +109,9 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     shape = {key: value for key, value in state.items() if key not in ("padding", "truncation", "post_processor")}
     roles = {role: str(name) for role, name in tokenizer.special_tokens_map.items() if role != "bos_token"}
     roles.setdefault("eos_token", str(tokenizer.sep_token))
+    if tokenizer.init_kwargs.get(KIND_KEY) == SENTENCEPIECE_KIND:
+        model = getattr(tokenizer, "foundry_files", {}).get(SENTENCEPIECE_MODEL, b"")
+        shape[SENTENCEPIECE_MODEL] = hashlib.sha256(model).hexdigest()
     return hashlib.sha256(json.dumps([shape, roles], sort_keys=True).encode()).hexdigest()
 
 

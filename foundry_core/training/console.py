@@ -105,6 +105,8 @@ class Console:
     @hookimpl
     def foundry_evaluated(self, report: EvaluationReport) -> None:
         bits = f"  bits per byte {report.bits_per_byte:.4f}" if report.bits_per_byte is not None else ""
+        if report.perplexity_per_word is not None:
+            bits = f"  per word {report.perplexity_per_word:.2f}{bits}"
         unknown = f"  unknown tokens {share(report.unknown_share)}" if report.unknown_share else ""
         scores = f"{report.corpus} loss {report.loss:.4f}  perplexity {report.perplexity:.2f}{bits}{unknown}"
         seen = f"after {compact(report.words_seen)} words, {compact(report.tokens_seen)} tokens"

@@ -93,8 +93,9 @@ class _Curves:
 
     @hookimpl
     def foundry_evaluated(self, report: EvaluationReport) -> None:
-        group = _GROUPS[report.corpus]
+        group, per_word = _GROUPS[report.corpus], report.perplexity_per_word
         numbers = {f"{group}/loss": report.loss, f"{group}/perplexity": report.perplexity}
+        numbers |= {} if per_word is None else {f"{group}/perplexity_per_word": per_word}
         self.send(numbers | _seen(group, report), report.step)
 
 
