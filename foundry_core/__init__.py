@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Migration,
         register_architecture,
     )
+    from foundry_core.registry.corpus_step import CorpusStep, DroppingSettings
     from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
@@ -53,6 +54,7 @@ _NAMES = {
     "models.loss": "ModelOutput",
     "models.wrapped": "WrappedLanguageModel",
     "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
+    "registry.corpus_step": "CorpusStep DroppingSettings",
     "registry.hookspecs": "EvaluationReport RunInfo StepReport hookimpl",
     "registry.objective": "Objective",
     "registry.optimizer": "Optimizer",
@@ -70,7 +72,9 @@ __all__ = [
     "Capabilities",
     "CausalLMDataCollator",
     "ConfigSection",
+    "CorpusStep",
     "Dropout",
+    "DroppingSettings",
     "EvaluationReport",
     "ExperimentConfig",
     "FoundryError",

@@ -60,7 +60,7 @@ model: {layers: 12, embedding_size: 768, hidden_size: 768, attention_heads: 12}
 training: {output_dir: models/exp0/, epochs: 20}
 """
 TOP_KEYS = "experiment_name, random_seed, data, tokenizer, model, training, logging, seeds, plugins"
-DATA_KEYS = "training_corpus, test_corpus, files, documents, max_sequence_length, tokens_per_row, batch_size"
+DATA_KEYS = "training_corpus, test_corpus, files, documents, max_sequence_length, tokens_per_row, batch_size, steps"
 BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words"
 END_NOT_LEARNED = (
     "padding is not learned, so the end of a text would never be learned; use another token, such as '<pad>'"

@@ -56,6 +56,7 @@ OFFERED = {
     "foundry_objectives": ("objective", "second_half"),
     "foundry_optimizers": ("optimizer", "rmsprop"),
     "foundry_tokenizer_types": ("tokenizer type", "words_and_marks"),
+    "foundry_corpus_steps": ("corpus step", "long_enough"),
 }
 
 
@@ -67,7 +68,8 @@ def test_an_example_trains_with_what_it_offers(
     kind, name = OFFERED[hook]
     assert capsys.readouterr().err == ""
     assert config.providers == {kind: f"{config.plugins[0].replace('_', '-')} 1.0"}
-    assert name in (config.training.objective, config.training.optimizer, config.tokenizer.tokenizer_type)
+    steps = [key for step in config.data.steps for key in step]
+    assert name in (config.training.objective, config.training.optimizer, config.tokenizer.tokenizer_type, *steps)
 
 
 def test_labels_that_are_left_out_leave_no_bits_per_byte(

@@ -1,6 +1,6 @@
 """Run the conformance kit on an architecture, or the checks of an objective, an
-optimizer, a tokenizer type, an observer or a command: one line for each check,
-and how to fix those that fail.
+optimizer, a tokenizer type, a corpus step, an observer or a command: one line
+for each check, and how to fix those that fail.
 
 NAME is that of an architecture or of a command, the value that a YAML would
 name, or the module of an observer; with --plugin also one of a single file.
@@ -23,7 +23,7 @@ examples:
   foundry check my_arch --plugin my_arch.py --json   a class in a single file
   foundry check lion --settings beta1=0.95           an optimizer of a package"""
 
-_KINDS = ("architecture", "objective", "optimizer", "tokenizer", "observer", "command")
+_KINDS = ("architecture", "objective", "optimizer", "tokenizer", "step", "observer", "command")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=_KINDS, metavar="KIND", help=f"what NAME is: {', '.join(_KINDS)}")
     parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help="run only these checks or groups")
     parser.add_argument("--expect", nargs="+", default=(), metavar="CHECK", help="checks that should fail")
-    settings = "settings of an objective or optimizer; default: its own defaults"
+    settings = "settings of an objective, optimizer or step; default: its own defaults"
     parser.add_argument("--settings", nargs="+", default=(), metavar="KEY=VALUE", help=settings)
     parser.add_argument("--write-keys", action="store_true", help="only write the weights' names to state_keys.txt")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -46,8 +46,10 @@ def execute(options: argparse.Namespace) -> None:
     subject = find(options.name, options.kind, options.settings)
     if subject.kind != "architecture" and options.write_keys:
         raise UsageError(f"--write-keys is for architectures: '{subject.name}' is of kind {subject.kind}")
-    if subject.kind not in ("objective", "optimizer") and options.settings:
-        raise UsageError(f"--settings is for objectives and optimizers: '{subject.name}' is of kind {subject.kind}")
+    if subject.kind not in ("objective", "optimizer", "step") and options.settings:
+        raise UsageError(
+            f"--settings is for objectives, optimizers and steps: '{subject.name}' is of kind {subject.kind}"
+        )
     with large_imports():
         from foundry_core.registry.loading import shipped_by
         from foundry_core.testing.extensions.run import run

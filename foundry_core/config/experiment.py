@@ -12,7 +12,8 @@ from pydantic import Field, SerializeAsAny
 
 from foundry_core.config.sections import DataConfig, LoggingConfig, Seed, SeedsConfig, TokenizerConfig, TrainingConfig
 from foundry_core.registry.architecture import Architecture, Capabilities
-from foundry_core.registry.hooks import Kind, Offers, hook_manager, offers
+from foundry_core.registry.corpus_step import flat_steps
+from foundry_core.registry.hooks import Kind, Offers, hook_manager, offers, owner_of
 from foundry_core.registry.loading import active_modules, blamed_on, capabilities_of, get_architecture, shipped_by
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
@@ -116,9 +117,22 @@ class ExperimentConfig(ConfigSection):
 
     @property
     def providers(self) -> dict[str, str]:
-        """The distributions of objective, optimizer and tokenizer type, where they are not core's own."""
+        """The distributions of objective, optimizer, tokenizer type and corpus steps, where they are not core's own."""
         chosen: dict[Kind, str] = {**self._to_be_read, "optimizer": self.training.optimizer}
-        return {kind: provider.owner for kind, provider in self.chosen.plugins.offers.providers_of(chosen).items()}
+        found: dict[str, str] = {
+            kind: provider.owner for kind, provider in self.chosen.plugins.offers.providers_of(chosen).items()
+        }
+        owners = {self.step_owner(name, settings) for name, settings in flat_steps(self.data.steps)} - {None}
+        return found | ({"corpus step": " and ".join(sorted(map(str, owners)))} if owners else {})
+
+    def step_owner(self, name: str, settings: ConfigSection) -> str | None:
+        """Return the distribution behind a step of `data.steps`, or behind its function; None for core alone."""
+        provider = self.chosen.plugins.offers.providers_of({"corpus step": name}).get("corpus step")
+        if provider is not None:
+            return provider.owner
+        package = str(getattr(settings, "function", None) or "").partition(":")[0].partition(".")[0]
+        modules = (each for each in self.chosen.plugins.modules if each.__name__.partition(".")[0] == package)
+        return next(map(owner_of, modules), None)
 
     @property
     def needed_to_read(self) -> list[str]:

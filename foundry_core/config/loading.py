@@ -44,14 +44,14 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     yaml_source.require_sections("see foundry init")
     for override in overrides:
         yaml_source.override(override)
-    return _Check(yaml_source).config()
+    return _Check(yaml_source, from_file=not isinstance(source, Mapping)).config()
 
 
 class _Check:
     """One pass over one file: gathers problems, then returns the configuration or raises them all."""
 
-    def __init__(self, source: YamlSource):
-        self.source = source
+    def __init__(self, source: YamlSource, *, from_file: bool):
+        self.source, self.from_file = source, from_file
         try:
             # Before anything else looks at the names in it; the plugins' own sections are not known yet.
             self.data: dict[str, Any] = with_overrides(ExperimentConfig, source.data)
@@ -80,11 +80,13 @@ class _Check:
             optimizer = self._choice("training", "optimizer", plugins.offers.optimizers, others)
         self._settings("objective", objective)
         self._settings("optimizer", optimizer)
+        self._steps(plugins)
         # A stand-in lets the problems of the other sections be found although `model:` has its own.
         data = {**self.data, "model": model or ModelConfig.model_construct(architecture="")}
         config = self._validated(ExperimentConfig, data)
         name = architecture.name if architecture is not None else ""
-        chosen = Chosen(name, capabilities, objectives, objective, tokenizer_type)
+        steps = plugins.offers.corpus_steps if plugins is not None else {}
+        chosen = Chosen(name, capabilities, objectives, objective, tokenizer_type, steps)
         for key, message in cross_section_problems(config or Values(ExperimentConfig, data), chosen):
             self._add(key, message)
         if self.problems or config is None or architecture is None or capabilities is None or plugins is None:
@@ -143,10 +145,7 @@ class _Check:
         except NotValid:
             return None
         if name not in offered:
-            message = f"unknown {key.replace('_', ' ')} '{name}'.{did_you_mean(name, offered)}"
-            message += f" Available: {', '.join(sorted(offered))}"
-            inactive = f". Installed, but not named under plugins: {', '.join(others)}" if others else ""
-            self._add((section, key), message + inactive)
+            self._add((section, key), _unknown(key.replace("_", " "), name, offered, others))
         return offered.get(name)
 
     def _settings(self, key: str, chosen: Objective | Optimizer | None) -> None:
@@ -160,6 +159,47 @@ class _Check:
             training[name] = self._validated(chosen.settings, {} if given is None else given, ("training", name))
         elif chosen is not None and given is not None:
             self._add(("training", name), f"{chosen.name} has none: remove this section")
+
+    def _steps(self, plugins: ActivePlugins | None) -> None:
+        """Replace the settings of each step of `data.steps` by an instance of their class."""
+        data, place = self.data.get("data"), ("data", "steps")
+        steps = data.get("steps") if isinstance(data, dict) else None
+        if steps is None:
+            return
+        read: list[dict[str, ConfigSection]] = []
+        if not isinstance(steps, list | tuple):
+            self._add(place, "must be a list of steps, such as [{drop: {matching: never}}]")
+        elif plugins is not None:
+            found = [self._step(step, (*place, number), plugins) for number, step in enumerate(steps)]
+            read = [step for step in found if step is not None]
+            read = read if len(read) == len(steps) else []  # rules name a step by its number
+        self.data["data"] = {**self.data["data"], "steps": read}
+
+    def _step(self, step: Any, place: KeyPath, plugins: ActivePlugins) -> dict[str, ConfigSection] | None:
+        """Return a step with an instance of its settings; None if something is wrong with it."""
+        if not isinstance(step, dict) or len(step) != 1:
+            self._add(place, "must be one step with its settings, such as {drop: {matching: never}}")
+            return None
+        ((name, settings),) = step.items()
+        known = plugins.offers.corpus_steps
+        if name not in known:
+            self._add((*place, name), _unknown("corpus step", name, known, _inactive(plugins)))
+            return None
+        kind = known[name]
+        if settings is None:
+            self._add((*place, name), "is empty: give it its settings, or {} if it needs none")
+            return None
+        if isinstance(settings, Mapping) and "of" in settings and "of" in kind.schema.model_fields:
+            inner = self._step(settings["of"], (*place, name, "of"), plugins)
+            if inner is None:
+                return None
+            settings = {**settings, "of": inner}
+        section = self._validated(kind.schema, settings, (*place, name))
+        for key in kind.files if section is not None and self.from_file else ():
+            path = getattr(section, key)
+            if isinstance(path, str) and not Path(path).is_file():
+                self._add((*place, name, key), f"there is no file {path}, relative to {Path.cwd()}")
+        return None if section is None else {name: section}
 
     def _validated(
         self, section: type[Section], data: Any, place: KeyPath = (), *, missing: str = "missing"
@@ -186,6 +226,11 @@ class _Check:
         self.problems.append(
             Problem(COMMAND_LINE if from_command_line else self.source.path, line, dotted(key), message)
         )
+
+
+def _unknown(kind: str, name: str, offered: Mapping[str, Any], others: Sequence[str]) -> str:
+    message = f"unknown {kind} '{name}'.{did_you_mean(name, offered)} Available: {', '.join(sorted(offered))}"
+    return message + (f". Installed, but not named under plugins: {', '.join(others)}" if others else "")
 
 
 def _inactive(plugins: ActivePlugins) -> list[str]:

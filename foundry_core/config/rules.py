@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.config.yaml_source import KeyPath
 from foundry_core.registry.architecture import Capabilities
+from foundry_core.registry.corpus_step import CorpusStep, flat_steps
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.tokenizer_type import TokenizerType, special_token_problems
 from foundry_core.schema import NotValid, broken
@@ -32,6 +33,7 @@ class Chosen:
     objectives: Mapping[str, Objective]
     objective: Objective | None
     tokenizer_type: TokenizerType | None
+    corpus_steps: Mapping[str, CorpusStep] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -52,6 +54,9 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _switches_are_supported,
         _objective_is_accepted,
         _special_tokens_are_usable,
+        _functions_are_of_plugins,
+        _holes_can_be_left,
+        _controls_can_count,
     )
     return broken(rules, experiment, chosen)
 
@@ -128,3 +133,48 @@ def _special_tokens_are_usable(experiment: Any, chosen: Chosen) -> Found:
         named = concerned if concerned in changes else next(iter(clashing), None)
         text = f"{concerned} {problem}" if concerned is not None and named != concerned else problem
         yield (*place, *((named,) if named else ())), text
+
+
+def _functions_are_of_plugins(experiment: Any, chosen: Chosen) -> Found:
+    """A YAML imports only the installed plugins it names."""
+    packages = {module.partition(".")[0] for module in experiment.plugins}
+    for number, step in enumerate(experiment.data.steps):
+        for name, settings in flat_steps([step]):
+            function = getattr(settings, "function", None) if name in chosen.corpus_steps else None
+            package = str(function or "").partition(":")[0].partition(".")[0]
+            if function is not None and package not in packages:
+                yield ("data", "steps", number, next(iter(step))), f"{function} is not of a package under plugins"
+
+
+def _holes_can_be_left(experiment: Any, chosen: Chosen) -> Found:
+    began = False
+    for number, step in enumerate(experiment.data.steps):
+        ((name, settings),) = step.items()
+        place = ("data", "steps", number, name)
+        if getattr(settings, "in_place", False):
+            began = True
+            of = getattr(settings, "of", None) or step
+            if any(getattr(each, "unit", "") == "line" for each in of.values()) and experiment.data.documents != "line":
+                yield (*place, "in_place"), "leaves holes for whole documents, not for lines of them"
+            if not chosen.capabilities.left_padding:
+                yield (*place, "in_place"), f"{chosen.architecture} does not take padding before text"
+        elif began:
+            yield place, "stands behind a step that is in_place: such steps come last, as what they drop is left alone"
+
+
+def _controls_can_count(experiment: Any, chosen: Chosen) -> Found:
+    for number, step in enumerate(experiment.data.steps):
+        if "control" not in step:
+            continue
+        settings, place = step["control"], ("data", "steps", number, "control")
+        ((name, inner),) = settings.of.items()
+        if name == "control" or not chosen.corpus_steps[name].drops:
+            yield (*place, "of"), f"{name} drops nothing to count" if name != "control" else "is a control itself"
+            continue
+        if inner.in_place:
+            yield (*place, "of", name, "in_place"), "give it to the control: nothing is dropped by the step inside it"
+        lines = inner.unit == "line" or experiment.data.documents == "line"
+        if settings.as_many == "lines" and not lines:
+            yield (*place, "as_many"), f"{name} drops documents: write documents"
+        if settings.as_many == "documents" and inner.unit == "line" and experiment.data.documents != "line":
+            yield (*place, "as_many"), f"{name} drops lines of documents: write lines"

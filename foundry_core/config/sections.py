@@ -36,6 +36,8 @@ Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Settings = SerializeAsAny[ConfigSection] | None
+CorpusSteps = Annotated[tuple[dict[str, SerializeAsAny[ConfigSection]], ...], Field(strict=False)]
+"""Steps of one name each, with the settings that the descriptor of that name asks for."""
 
 
 class DocumentDelimiter(ConfigSection):
@@ -58,6 +60,9 @@ class DataConfig(ConfigSection):
         description="tokens of the text that a row consumes, under every objective; default: max_sequence_length - 2",
     )
     batch_size: int = Field(32, ge=1, le=MOST_ROWS, description="sequences per forward pass on one device")
+    steps: CorpusSteps = Field(
+        (), description="changes to the training text, in this order: drop, keep, replace, sample, deduplicate, ..."
+    )
 
     @property
     def consumed_per_row(self) -> int:

@@ -14,6 +14,7 @@ import torch
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.batches import Collator
+from foundry_core.data.holes import HOLE
 from foundry_core.data.masking import Masking
 from foundry_core.data.workers import Batch
 from foundry_core.errors import PluginError, TokenizerError, UsageError
@@ -28,15 +29,28 @@ _KEYS = ("input_ids", "attention_mask", "labels")
 
 
 class _Padding:
-    """Pads rows of unequal length to two arrays (B, T): ids, and a mask that is True for real tokens."""
+    """Pads rows of unequal length to three arrays (B, T): ids, which of them are of a row, which of those are real.
+
+    The others of a row are in holes of the text.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None, max_length: int | None):
         self.pad_id = tokenizer.pad_token_id
+        # A special token, so that it is never masked.
+        self.empty_id = self.pad_id if self.pad_id is not None else next(iter(tokenizer.all_special_ids), 0)
         self.left = tokenizer.padding_side == "left"
         self.multiple = pad_to_multiple_of or 1
         self.longest = tokenizer.model_max_length if max_length is None else max_length  # 10**30 for no limit
 
-    def __call__(self, features: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, features: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids, inside = self._padded(features)
+        holes = ids == HOLE
+        if not holes.any():
+            return ids, inside, inside
+        ids[holes] = self.empty_id
+        return ids, inside, inside & ~holes
+
+    def _padded(self, features: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         rows = [np.asarray(f["input_ids"] if isinstance(f, dict) or hasattr(f, "keys") else f) for f in features]
         lengths = np.array([len(row) for row in rows])
         widest = int(lengths.max())
@@ -74,7 +88,7 @@ class CausalLMDataCollator:
         self._pad = _Padding(tokenizer, pad_to_multiple_of, max_length)
 
     def __call__(self, features: Sequence[Any]) -> Batch:
-        ids, real = self._pad(features)
+        ids, _, real = self._pad(features)
         return _batch(ids, real, np.where(real, ids, IGNORED))
 
 
@@ -103,8 +117,9 @@ class MaskedLMDataCollator:
         self._hide = Masking(tokenizer, mlm_probability, seed)
 
     def __call__(self, features: Sequence[Any]) -> Batch:
-        ids, real = self._pad(features)
-        input_ids, labels = self._hide(ids, real, features)
+        ids, inside, real = self._pad(features)
+        # Holes count as places, so that the other tokens of the row draw what they would draw without holes.
+        input_ids, labels = self._hide(ids, inside, features)
         return _batch(input_ids, real, labels)
 
 

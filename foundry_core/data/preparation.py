@@ -14,6 +14,7 @@ from foundry_core.config.loading import load_config
 from foundry_core.corpus.delimiters import stray_delimiter
 from foundry_core.corpus.files import shown
 from foundry_core.corpus.reader import Corpus
+from foundry_core.corpus.steps import Steps
 from foundry_core.data.overlap import Overlap, overlap
 from foundry_core.data.rows import Rows
 from foundry_core.data.token_file import Progress, TokenFile, prepare_tokens
@@ -66,13 +67,18 @@ def _opened(config: ExperimentConfig, setting: str) -> Corpus:
     return corpus
 
 
+def training_text(config: ExperimentConfig) -> Corpus:
+    """Open the training corpus with the steps of `data.steps`."""
+    return _opened(config, "training_corpus").changed_by(Steps.of(config))
+
+
 def experiment_corpora(config: ExperimentConfig) -> Corpora:
     """Open both corpora, and report how many documents of the test corpus also stand in the training corpus.
 
     Raises:
         DataError: A test file is also trained on, whatever its name there, or every test document is.
     """
-    train = _opened(config, "training_corpus")
+    train = training_text(config)
     if config.data.test_corpus is None:
         return Corpora(train, None)
     test = _opened(config, "test_corpus")
@@ -120,6 +126,7 @@ def experiment_tokenizer(
         TokenizerError: The folder contains a tokenizer made from other inputs and `force` is False. Replacing it would
             invalidate existing checkpoints.
     """
+    corpus = corpus.without_holes  # that of the run without them, which has the same tokenizer
     folder = tokenizer_folder(config)
     inputs = {
         "tokenizer_type": config.tokenizer.tokenizer_type,
@@ -212,7 +219,7 @@ def train_tokenizer_from_config(
 ) -> PreTrainedTokenizerFast:
     """Train, or reuse, the tokenizer that a configuration describes; the test corpus is never read."""
     loaded = config if isinstance(config, ExperimentConfig) else load_config(config)
-    return experiment_tokenizer(loaded, _opened(loaded, "training_corpus"), force=force)
+    return experiment_tokenizer(loaded, training_text(loaded), force=force)
 
 
 @dataclass(frozen=True)
@@ -251,6 +258,8 @@ def experiment_rows(
     train, test = tokens
     test_rows = cut_rows(test, config, tokenizer) if test is not None else None
     description = corpora.description() if corpora is not None else {}
+    if description and "steps" in train.info.account:
+        description["training_corpus"]["counts_of_steps"] = train.info.account["steps"]
     return ExperimentData(train, cut_rows(train, config, tokenizer), test, test_rows, description)
 
 
@@ -258,7 +267,7 @@ def cut_rows(tokens: TokenFile, config: ExperimentConfig, tokenizer: PreTrainedT
     """Cut a token file into rows that consume `data.tokens_per_row` tokens, in the layout of the objective."""
     framed = config.objective.layout == "framed"
     ids = {"start_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id} if framed else {}
-    return Rows(tokens.tokens, config.objective.layout, config.data.consumed_per_row, **ids)
+    return Rows(tokens.tokens, config.objective.layout, config.data.consumed_per_row, holes=tokens.holes, **ids)
 
 
 def data_identity(data: ExperimentData) -> dict[str, str]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PARTS = {"experiment": dict, "context": dict, "providers": dict, "needs": list}
+_ONLY_TRAINED = ("optimizer", "corpus step")
+"""Kinds of what a plugin offers that a model can be read without."""
 
 
 def build_context(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> BuildContext:
@@ -142,12 +144,12 @@ def described(description: dict[str, Any]) -> tuple[ExperimentConfig, BuildConte
 
 def _made_with(description: dict[str, Any]) -> list[str]:
     """Return the packages that are needed to read a model, each with its version."""
-    needed = [str(owner) for kind, owner in description["providers"].items() if kind != "optimizer"]
+    needed = [str(owner) for kind, owner in description["providers"].items() if kind not in _ONLY_TRAINED]
     return list(dict.fromkeys([release(description.get("plugin")), *needed]))
 
 
 def _without_training(description: dict[str, Any]) -> dict[str, Any]:
-    """Return the experiment without what only training needs: observers, and the optimizer of another package.
+    """Return the experiment without what only training needs: observers, optimizer and corpus steps of other packages.
 
     Keys of `model:` that the plugin has renamed since have their present names.
     """
@@ -157,6 +159,8 @@ def _without_training(description: dict[str, Any]) -> dict[str, Any]:
     if "optimizer" in description["providers"]:
         optimizer = ("optimizer", "optimizer_settings")
         experiment["training"] = {key: value for key, value in experiment["training"].items() if key not in optimizer}
+    if "corpus step" in description["providers"]:
+        experiment["data"] = {key: value for key, value in experiment["data"].items() if key != "steps"}
     return experiment
 
 

@@ -122,7 +122,12 @@ def _hooks(module: ModuleType) -> list[str]:
 def _check_offers(module: ModuleType) -> Collection[str]:
     """Check what a plugin offers; return the tokenizer types that are available where it is active."""
     found = offers(hook_manager([module]))
-    parts = {"objective": "collator", "optimizer": "builder", "tokenizer type": "trainer"}
+    parts = {
+        "objective": "collator",
+        "optimizer": "builder",
+        "tokenizer type": "trainer",
+        "corpus step": "function",
+    }
     for kind, descriptor in _descriptors(found):
         part = parts[kind]
         lent = getattr(descriptor, "same_interface_as", None) in CORE_OBJECTIVES
@@ -139,6 +144,7 @@ def _descriptors(found: Offers) -> Iterator[tuple[str, Any]]:
         "objective": found.objectives,
         "optimizer": found.optimizers,
         "tokenizer type": found.tokenizer_types,
+        "corpus step": found.corpus_steps,
     }
     for kind, name in found.providers:
         yield kind, offered[kind][name]

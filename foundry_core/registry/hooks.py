@@ -9,6 +9,8 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from foundry_core.errors import PluginError, did_you_mean
+from foundry_core.registry.core_steps import CORE_CORPUS_STEPS
+from foundry_core.registry.corpus_step import CorpusStep
 from foundry_core.registry.discovery import scan
 from foundry_core.registry.isolation import failing_as, isolated
 from foundry_core.registry.objective import CORE_OBJECTIVES, Objective
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import pluggy
 
 
-Kind = Literal["objective", "optimizer", "tokenizer type"]
+Kind = Literal["objective", "optimizer", "tokenizer type", "corpus step"]
 """The kinds of things that a plugin may offer by name."""
 
 
@@ -110,6 +112,7 @@ class Offers:
     objectives: Mapping[str, Objective]
     optimizers: Mapping[str, Optimizer]
     tokenizer_types: Mapping[str, TokenizerType]
+    corpus_steps: Mapping[str, CorpusStep]
     providers: Mapping[tuple[Kind, str], Provider]
 
     def providers_of(self, chosen: Mapping[Kind, str]) -> dict[Kind, Provider]:
@@ -137,6 +140,7 @@ def offers(manager: pluggy.PluginManager) -> Offers:
         objectives,
         _offered(manager, "optimizer", providers),
         _offered(manager, "tokenizer type", providers),
+        _offered(manager, "corpus step", providers),
         providers,
     )
 
@@ -145,6 +149,7 @@ _KINDS: dict[Kind, tuple[str, type[Any], Mapping[str, Any]]] = {
     "objective": ("foundry_objectives", Objective, CORE_OBJECTIVES),
     "optimizer": ("foundry_optimizers", Optimizer, CORE_OPTIMIZERS),
     "tokenizer type": ("foundry_tokenizer_types", TokenizerType, CORE_TOKENIZER_TYPES),
+    "corpus step": ("foundry_corpus_steps", CorpusStep, CORE_CORPUS_STEPS),
 }
 """For each kind: the hook that offers it, the class of its descriptors, core's own."""
 

@@ -41,7 +41,7 @@ class RunPlan(StreamSizes):
             UsageError: The warm-up is longer than the whole budget.
         """
         rows = data.train_rows
-        stream = StreamSizes(len(rows), int(rows.stream_tokens(0)), rows.total_tokens, data.train.info.words)
+        stream = StreamSizes(len(rows), rows.tokens_per_row, rows.total_tokens, data.train.info.words)
         per_step = config.data.batch_size * config.training.gradient_accumulation_steps
         samples = _samples_of_budget(config.training, stream, per_step)
         steps = math.ceil(samples / per_step)

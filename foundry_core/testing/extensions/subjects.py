@@ -15,8 +15,9 @@ from foundry_core.registry.hooks import Offers, hook_manager, hooks_in, offers, 
 from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import available_architectures, load_module, plugin_files
 
-KINDS = ("architecture", "objective", "optimizer", "tokenizer", "observer", "command")
-_OFFERING = ("foundry_objectives", "foundry_optimizers", "foundry_tokenizer_types")
+KINDS = ("architecture", "objective", "optimizer", "tokenizer", "step", "observer", "command")
+_OFFERING = ("foundry_objectives", "foundry_optimizers", "foundry_tokenizer_types", "foundry_corpus_steps")
+_SHORT = {"tokenizer type": "tokenizer", "corpus step": "step"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Subject:
     """An architecture or an extension.
 
     Attributes:
-        descriptor: That of an objective, an optimizer or a tokenizer type; None for other kinds.
+        descriptor: That of an objective, an optimizer, a tokenizer type or a corpus step; None for other kinds.
         module: The module whose hooks provide it; None for core's own, a command or an architecture.
         point: Its entry point; None for core's own and for files.
         settings: Values for its settings, such as `beta=0.9`.
@@ -106,8 +107,9 @@ def _offered(
         "objective": dict(found.objectives),
         "optimizer": dict(found.optimizers),
         "tokenizer": dict(found.tokenizer_types),
+        "step": dict(found.corpus_steps),
     }
-    others = {(kind.partition(" ")[0], name) for kind, name in found.providers}
+    others = {(_SHORT.get(kind, kind), name) for kind, name in found.providers}
     for kind, by_name in descriptors.items():
         for name, descriptor in by_name.items():
             if ((kind, name) in others) == (module is not None):
