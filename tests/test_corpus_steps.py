@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 
 from foundry_core import load_config
 from foundry_core.cli import main
+from foundry_core.config.yaml_source import YamlSource
 from foundry_core.corpus.account import ByteAccount, StepCount
 from foundry_core.corpus.difference import training_text
 from foundry_core.corpus.reader import Corpus
 from foundry_core.errors import ConfigError, DataError, PluginError
 from foundry_core.registry.core_steps import CORE_CORPUS_STEPS
+from foundry_core.registry.corpus_step import flat_steps
 from tests.each import each
 
 SMALL = {"architecture": "lstm", "rnn": {"embedding_size": 8, "hidden_size": 8, "num_layers": 1}}
@@ -333,6 +336,25 @@ def test_every_core_step_is_in_the_schema_and_only_those(capsys: pytest.CaptureF
     assert main(["schema"]) == 0
     printed = capsys.readouterr().out
     assert all(f'"{name}"' in printed for name in CORE_CORPUS_STEPS)
+
+
+DOCUMENTATION = (Path(__file__).parents[1] / "docs" / "training" / "steps.md").read_text(encoding="utf-8")
+
+
+def test_every_example_of_the_documentation_is_valid(package: Callable[..., None], tmp_path: Path) -> None:
+    package()
+    named = set[str]()
+    for text in re.findall(r"(?s)```yaml\n(.*?)```", DOCUMENTATION):
+        example = YamlSource.parse(text, "steps.md").data
+        content = {
+            "experiment_name": "trial",
+            "model": SMALL,
+            **example,
+            "data": {"training_corpus": "train.txt", **example["data"]},
+            "training": {"output_dir": str(tmp_path / "run"), "train_steps": 1, **example.get("training", {})},
+        }
+        named |= {name for name, _ in flat_steps(load_config(content).data.steps)}
+    assert named == set(CORE_CORPUS_STEPS)
 
 
 # Packages.
