@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from foundry_core import load_config
+from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, load_config
 from foundry_core.cli import main
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.corpus.account import ByteAccount, StepCount
@@ -446,6 +447,34 @@ def test_a_step_of_a_package_that_fails_is_its_error(
         with pytest.raises(PluginError) as raised:
             list(corpus.documents())
         assert f"data.steps.0.wrong: the corpus step wrong of foundry-mine 1.0 {problem}" in str(raised.value)
+
+
+def test_a_model_is_read_without_the_package_of_its_steps(
+    package: Callable[..., None],
+    experiment: Callable[..., ExperimentConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package()
+    steps = [{"odd": {}}, {"replace": {"function": "foundry_mine.work:reversed_text"}}]
+    config = experiment("lstm", tmp_path, data={"steps": steps}, plugins=["foundry_mine"])
+    assert config.providers == {"corpus step": "foundry-mine 1.0"}
+    model = create_model(config)
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "foundry-mine")
+    opened = BaseLanguageModel.from_pretrained(tmp_path / "model")
+    assert opened.config.data.steps == ()
+    assert torch.equal(opened.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_another_release_of_a_package_is_another_corpus(
+    package: Callable[..., None], changed: Callable[..., Corpus]
+) -> None:
+    digests = []
+    for version in ("1.0", "1.1"):
+        package(version)
+        digests.append(changed("a\nb", {"odd": {}}, plugins=("foundry_mine",)).digest)
+    assert len(set(digests)) == 2
 
 
 def test_steps_are_counted_as_plain_data() -> None:
