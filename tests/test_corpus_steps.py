@@ -218,7 +218,7 @@ def test_the_digest_follows_from_all_that_steps_do(changed: Callable[..., Corpus
     one, other = tmp_path / "one.txt", tmp_path / "other.txt"
     one.write_text("cat\ndog\n")
     other.write_text("cat\ndog\n")
-    variants = [
+    variants: list[list[dict[str, Any]]] = [
         [],
         [{"drop": {"matching": "x"}}],
         [{"keep": {"matching": "x"}}],
@@ -245,11 +245,11 @@ def test_word_lists_and_tables_can_be_files(changed: Callable[..., Corpus], tmp_
     assert list(changed("a cat\nit\nI can't", {"drop": {"words": str(words)}}).documents()) == ["it"]
     assert list(changed("a cat is", {"relabel": {"table": str(table)}}).documents()) == ["a dog the same as"]
     for content, problem in {
-        "two words\n": "words.txt:1: 'two words' is not one word",
-        "\n": "has no words",
+        b"two words\n": "words.txt:1: 'two words' is not one word",
+        b"\n": "has no words",
         b"\xff": "is not UTF-8",
     }.items():
-        words.write_bytes(content if isinstance(content, bytes) else content.encode())
+        words.write_bytes(content)
         with pytest.raises(DataError, match=problem):
             list(changed("a", {"drop": {"words": str(words)}}).documents())
     for text, problem in {"cat\n": "needs two columns", "cat\ta\ncat\tb\n": "stands there twice"}.items():
@@ -464,7 +464,8 @@ def test_a_model_is_read_without_the_package_of_its_steps(
     monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "foundry-mine")
     opened = BaseLanguageModel.from_pretrained(tmp_path / "model")
     assert opened.config.data.steps == ()
-    assert torch.equal(opened.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    for weight, same in zip(opened.parameters(), model.parameters(), strict=True):
+        assert torch.equal(weight, same)
 
 
 def test_another_release_of_a_package_is_another_corpus(

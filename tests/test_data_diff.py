@@ -101,9 +101,9 @@ def test_the_counts_are_those_of_the_multisets(written: Callable[..., str], tmp_
 
 def test_a_long_run_of_other_documents_is_counted_whole(written: Callable[..., str]) -> None:
     """More documents than are looked at for changed ones at a time."""
-    written("one", ["begin", *(f"{number} one" for number in range(900)), "end"])
-    written("two", ["begin", "end"])
+    written("one", ["begin", *(f"{number} one" for number in range(900)), "end", "a b c d", "last"])
+    written("two", ["begin", "end", "a b c X", "last"])
     found = difference(Corpus.open("one.txt"), Corpus.open("two.txt"), 0)
     assert [size.documents for size in found.only] == [900, 0]
-    assert found.same.documents == 2
+    assert (found.same.documents, found.changed[0].documents) == (3, 1)
     assert found.examples == {"first": [], "second": [], "changed": []}

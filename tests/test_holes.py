@@ -144,6 +144,7 @@ def test_what_was_seen_counts_without_holes(ablated: Callable[..., Any]) -> None
     rows = data.train_rows
     seen = rows.stream_tokens(np.arange(len(rows)))
     assert seen.tolist() == [int((rows.row(row)[1:] != HOLE).sum()) for row in range(len(rows))]
+    assert info.holes is not None
     assert seen.sum() == rows.total_tokens == info.tokens - 1 - info.holes["tokens"]
     assert RunPlan.of(config, data).tokens_per_row == config.data.consumed_per_row
     state = run(config, quiet=True)
@@ -233,7 +234,7 @@ def test_holes_are_found_in_a_stream_of_many_windows(ablated: Callable[..., Any]
 def test_a_damaged_file_of_holes_is_made_again(ablated: Callable[..., Any]) -> None:
     config = ablated("lstm", ABLATION)
     _, data = prepared(config)
-    (path,) = Path(data.train.tokens.filename).parent.glob("*.holes")
+    (path,) = Path(str(data.train.tokens.filename)).parent.glob("*.holes")
     whole = path.read_bytes()
     path.write_bytes(whole[:-16])
     _, again = prepared(config)
@@ -243,7 +244,7 @@ def test_a_damaged_file_of_holes_is_made_again(ablated: Callable[..., Any]) -> N
 
 def test_without_holes_nothing_is_written_about_them(ablated: Callable[..., Any]) -> None:
     _, data = prepared(ablated("lstm", {"drop": {"matching": "man"}}))
-    folder = Path(data.train.tokens.filename).parent
+    folder = Path(str(data.train.tokens.filename)).parent
     assert list(folder.glob("*.holes")) == []
     assert all("holes" not in json.loads(each.read_text()) for each in folder.glob("*.json"))
     _, nothing_dropped = prepared(ablated("lstm", {"drop": {"matching": "zebra", "in_place": True}}))
