@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from foundry_core import Architecture, Capabilities, Objective
+from foundry_core import Architecture, Capabilities, CorpusStep, Objective
 from foundry_core.registry import hookspecs
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.tokenizer_type import TokenizerType
@@ -106,6 +106,7 @@ def test_the_example_of_a_hook_runs_with_the_specifications() -> None:
         ("objective", "An objective"),
         ("optimizer", "An optimizer"),
         ("tokenizer", "A tokenizer type"),
+        ("step", "A corpus step"),
         ("observer", "An observer"),
         ("command", "A command"),
     ],
@@ -117,7 +118,7 @@ def test_every_check_of_a_kind_is_in_its_section(kind: str, title: str) -> None:
         assert f"`{one.name}`" in (shared if one.group == "packaging" else section), one.name
 
 
-@pytest.mark.parametrize("kind", [Architecture, Capabilities, Objective, Optimizer, TokenizerType])
+@pytest.mark.parametrize("kind", [Architecture, Capabilities, Objective, Optimizer, TokenizerType, CorpusStep])
 def test_every_field_of_a_descriptor_is_in_it(kind: type) -> None:
     section = GUIDE.partition(f"### Fields of `{kind.__name__}`\n")[2].partition("\n#")[0]
     listed = [

@@ -325,6 +325,7 @@ def test_an_ablation_with_its_control_needs_yaml_alone(
         "ablation": f"drop: {{{drop}}}",
         "control": f"control: {{of: {{drop: {{{drop}}}}}, as_many: lines, seed: 1}}",
         "holes": f"drop: {{{drop}, in_place: true}}",
+        "control_holes": f"control: {{of: {{drop: {{{drop}}}}}, as_many: lines, seed: 1, in_place: true}}",
     }
     paths = {name: tmp_path / f"{name}.yaml" for name in steps}
     for name, path in paths.items():
@@ -338,20 +339,21 @@ def test_an_ablation_with_its_control_needs_yaml_alone(
         total = account["bytes_text"] + account["bytes_separators"] + account["bytes_skipped"]
         assert account["bytes_in"] == total
         assert data.train.info.documents == len(text.splitlines()) - (0 if name == "base" else many)
-    assert accounts["holes"] | {"skipped": 0, "steps": 0} == accounts["ablation"] | {"skipped": 0, "steps": 0}
+    for name, moved in {"holes": "ablation", "control_holes": "control"}.items():
+        assert accounts[name] | {"skipped": 0, "steps": 0} == accounts[moved] | {"skipped": 0, "steps": 0}
     capsys.readouterr()
 
     def compared(name: str) -> dict[str, Any]:
         assert main(["data", "diff", str(paths["base"]), str(paths[name]), "--json", "--examples", "5"]) == 0
         return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
-    for name in ("ablation", "holes", "control"):
+    for name in ("ablation", "holes", "control", "control_holes"):
         found = compared(name)
         assert found["only"][0]["documents"] == many
         assert found["only"][1] == found["changed"][0] == {"documents": 0, "words": 0, "bytes": 0}
         assert found["same"]["documents"] == len(text.splitlines()) - many
         assert len(found["examples"]["first"]) == 5
-        assert all(("man" in line.split()) == (name != "control") for line in found["examples"]["first"])
+        assert all(("man" in line.split()) == ("control" not in name) for line in found["examples"]["first"])
     assert main(["data", "diff", str(paths["base"]), str(paths["holes"])]) == 0
     printed = capsys.readouterr().out
     assert f"only in {paths['base']}" in printed

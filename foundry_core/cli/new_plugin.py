@@ -71,6 +71,7 @@ KINDS = {
     "objective": _Kind("The objective $name for foundry: rows predicted from a beginning.", ("collator.py",)),
     "optimizer": _Kind("The optimizer $name for foundry: the sign of a running mean.", ("optimizer.py",)),
     "tokenizer": _Kind("The tokenizer type $name for foundry: characters and bytes.", ("tokenizer.py",)),
+    "step": _Kind("The corpus step $name for foundry: texts of few words are left out.", ("step.py",)),
     "observer": _Kind("An observer for foundry: losses in a CSV file."),
     "command": _Kind("The command foundry $name: the lowest test loss of a run.", group=COMMANDS),
 }
