@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -56,10 +57,10 @@ def batches(config: ExperimentConfig, tokenizer: Any, data: ExperimentData, epoc
 def ablated(experiment: Callable[..., ExperimentConfig], tmp_path: Path) -> Callable[..., Any]:
     """`ablated(architecture, *steps, **training)`: an experiment in a folder named by the number of its steps."""
 
-    def make(architecture: str, *steps: dict[str, Any], **training: Any) -> ExperimentConfig:
+    def make(architecture: str, *steps: dict[str, Any], example: str = "tiny", **training: Any) -> ExperimentConfig:
         folder = tmp_path / f"{architecture} {len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        return experiment(architecture, folder, data={"steps": list(steps)}, training=training)
+        return experiment(architecture, folder, example=example, data={"steps": list(steps)}, training=training)
 
     return make
 
@@ -271,6 +272,23 @@ def test_an_architecture_without_padding_before_text_is_refused(experiment: Call
         experiment("right_only", Path("unused"), data={"steps": [ABLATION]})
 
 
+@each(
+    ("architecture", "example"),
+    [(name, "tiny") for name in ("lstm", "gpt2", "bert", "mamba", "transformers")] + [("transformers", "tiny_roberta")],
+)
+def test_rows_and_steps_without_any_text_are_taken(
+    architecture: str, example: str, ablated: Callable[..., Any]
+) -> None:
+    rare = {"keep": {"matching": "^every key", "in_place": True}}
+    config = ablated(architecture, rare, example=example, train_steps=None, epochs=1, objective=None)
+    _, data = prepared(config)
+    empty = sum((data.train_rows.row(row)[1:-1] == HOLE).all() for row in range(len(data.train_rows)))
+    assert empty > len(data.train_rows) / 2
+    state = run(config, quiet=True)
+    assert state.tokens_seen == data.train_rows.total_tokens < 300
+    assert all(np.isfinite(entry["loss"]) for entry in state.log)
+
+
 @each("architecture", ["lstm", "gpt2"])
 def test_a_run_with_holes_resumes_exactly(architecture: str, ablated: Callable[..., Any]) -> None:
     settings = {"checkpoints": {"steps": [4]}, "lr_scheduler": "constant"}
@@ -355,6 +373,9 @@ def test_an_ablation_with_its_control_needs_yaml_alone(
         assert len(found["examples"]["first"]) == 5
         assert all(("man" in line.split()) == ("control" not in name) for line in found["examples"]["first"])
     assert main(["data", "diff", str(paths["base"]), str(paths["holes"])]) == 0
+    assert f"only in {paths['base']}" in capsys.readouterr().out
+    assert main(["data", "prepare", str(paths["holes"])]) == 0
     printed = capsys.readouterr().out
-    assert f"only in {paths['base']}" in printed
-    assert "1 drop {in_place: true, matching: \\bman\\b}" in printed
+    assert re.search(r"tokens in holes +[1-9]", printed)
+    (row,) = [line for line in printed.splitlines() if line.startswith("1 drop {in_place: true, matching: \\bman\\b}")]
+    assert row.split()[-4:-2] == [f"-{many}", "0"]

@@ -130,6 +130,7 @@ class ExperimentConfig(ConfigSection):
         provider = self.chosen.plugins.offers.providers_of({"corpus step": name}).get("corpus step")
         if provider is not None:
             return provider.owner
+        # Of core's steps some take a function of a package.
         package = str(getattr(settings, "function", None) or "").partition(":")[0].partition(".")[0]
         modules = (each for each in self.chosen.plugins.modules if each.__name__.partition(".")[0] == package)
         return next(map(owner_of, modules), None)

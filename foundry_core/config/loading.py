@@ -16,6 +16,7 @@ from foundry_core.config.rules import Chosen, cross_section_problems
 from foundry_core.config.yaml_source import KeyPath, YamlSource, dotted
 from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean, traced
 from foundry_core.registry.architecture import Architecture, Capabilities
+from foundry_core.registry.corpus_step import CONTROL
 from foundry_core.registry.discovery import EXTENSIONS, installed
 from foundry_core.registry.loading import get_architecture
 from foundry_core.registry.objective import Objective
@@ -189,7 +190,7 @@ class _Check:
         if settings is None:
             self._add((*place, name), "is empty: give it its settings, or {} if it needs none")
             return None
-        if isinstance(settings, Mapping) and "of" in settings and "of" in kind.schema.model_fields:
+        if name == CONTROL and isinstance(settings, Mapping) and "of" in settings:
             inner = self._step(settings["of"], (*place, name, "of"), plugins)
             if inner is None:
                 return None

@@ -13,7 +13,8 @@ from typing import Any
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.config.yaml_source import KeyPath
 from foundry_core.registry.architecture import Capabilities
-from foundry_core.registry.corpus_step import CorpusStep, flat_steps
+from foundry_core.registry.core_steps import CORE_CORPUS_STEPS
+from foundry_core.registry.corpus_step import CONTROL, CorpusStep, flat_steps
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.tokenizer_type import TokenizerType, special_token_problems
 from foundry_core.schema import NotValid, broken
@@ -140,7 +141,7 @@ def _functions_are_of_plugins(experiment: Any, chosen: Chosen) -> Found:
     packages = {module.partition(".")[0] for module in experiment.plugins}
     for number, step in enumerate(experiment.data.steps):
         for name, settings in flat_steps([step]):
-            function = getattr(settings, "function", None) if name in chosen.corpus_steps else None
+            function = getattr(settings, "function", None) if name in CORE_CORPUS_STEPS else None
             package = str(function or "").partition(":")[0].partition(".")[0]
             if function is not None and package not in packages:
                 yield ("data", "steps", number, next(iter(step))), f"{function} is not of a package under plugins"
@@ -153,7 +154,7 @@ def _holes_can_be_left(experiment: Any, chosen: Chosen) -> Found:
         place = ("data", "steps", number, name)
         if getattr(settings, "in_place", False):
             began = True
-            of = getattr(settings, "of", None) or step
+            of = settings.of if name == CONTROL else step
             if any(getattr(each, "unit", "") == "line" for each in of.values()) and experiment.data.documents != "line":
                 yield (*place, "in_place"), "leaves holes for whole documents, not for lines of them"
             if not chosen.capabilities.left_padding:
@@ -164,12 +165,12 @@ def _holes_can_be_left(experiment: Any, chosen: Chosen) -> Found:
 
 def _controls_can_count(experiment: Any, chosen: Chosen) -> Found:
     for number, step in enumerate(experiment.data.steps):
-        if "control" not in step:
+        if CONTROL not in step:
             continue
-        settings, place = step["control"], ("data", "steps", number, "control")
+        settings, place = step[CONTROL], ("data", "steps", number, CONTROL)
         ((name, inner),) = settings.of.items()
-        if name == "control" or not chosen.corpus_steps[name].drops:
-            yield (*place, "of"), f"{name} drops nothing to count" if name != "control" else "is a control itself"
+        if name == CONTROL or not chosen.corpus_steps[name].drops:
+            yield (*place, "of"), f"{name} drops nothing to count" if name != CONTROL else "is a control itself"
             continue
         if inner.in_place:
             yield (*place, "of", name, "in_place"), "give it to the control: nothing is dropped by the step inside it"

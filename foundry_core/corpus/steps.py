@@ -19,7 +19,7 @@ from foundry_core.corpus.account import ByteAccount, StepCount
 from foundry_core.corpus.core_steps import Change, Totals, control, core_change
 from foundry_core.corpus.files import shown
 from foundry_core.errors import DataError, FoundryError, PluginError, one_line
-from foundry_core.registry.corpus_step import CorpusStep
+from foundry_core.registry.corpus_step import CONTROL, CorpusStep
 from foundry_core.registry.isolation import cause, failing_as
 from foundry_core.registry.loading import import_string
 
@@ -54,8 +54,7 @@ class Step:
     def of(cls, config: ExperimentConfig, step: Mapping[str, Any], place: str) -> Step:
         """Return the step that a mapping of `data.steps` describes."""
         ((name, settings),) = step.items()
-        inside = getattr(settings, "of", None) if name == "control" else None
-        inner = None if inside is None else cls.of(config, inside, f"{place}.control.of")
+        inner = cls.of(config, settings.of, f"{place}.{name}.of") if name == CONTROL else None
         kind = config.chosen.plugins.offers.corpus_steps[name]
         return cls(name, settings, kind, config.step_owner(name, settings), f"{place}.{name}", inner)
 

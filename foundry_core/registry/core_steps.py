@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from foundry_core.errors import PluginError
 from foundry_core.registry.checks import check_import_string
-from foundry_core.registry.corpus_step import CorpusStep, DroppingSettings
+from foundry_core.registry.corpus_step import CONTROL, CorpusStep, DroppingSettings
 from foundry_core.schema import ConfigSection, expand_home
 
 WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
@@ -182,6 +182,6 @@ CORE_CORPUS_STEPS = {
         CorpusStep("sample", "keep a random share", None, SampleSettings, True),
         CorpusStep("deduplicate", "keep the first of equal texts", None, DeduplicateSettings, True),
         CorpusStep("relabel", "write other words for words", None, RelabelSettings, False, ("table",)),
-        CorpusStep("control", "leave out as much as another step, at random", None, ControlSettings, True),
+        CorpusStep(CONTROL, "leave out as much as another step, at random", None, ControlSettings, True),
     )
 }

@@ -11,6 +11,9 @@ from pydantic import Field
 from foundry_core.registry.checks import check, check_import_string, check_name, check_names
 from foundry_core.schema import ConfigSection
 
+CONTROL = "control"
+"""The name of core's step that has another step in its settings, under `of`."""
+
 
 class DroppingSettings(ConfigSection):
     """Settings of every step that leaves text out; those of a plugin's are a subclass."""
@@ -74,6 +77,5 @@ def flat_steps(steps: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
     for step in steps:
         for name, settings in step.items():
             yield name, settings
-            inner = getattr(settings, "of", None)
-            if isinstance(inner, Mapping):
-                yield from flat_steps([inner])
+            if name == CONTROL:
+                yield from flat_steps([settings.of])
