@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Migration,
         register_architecture,
     )
+    from foundry_core.registry.corpus_step import CorpusStep, DroppingSettings
     from foundry_core.registry.data_order import DataOrder, OrderedRows
     from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
     from foundry_core.registry.objective import Objective
@@ -55,6 +56,7 @@ _NAMES = {
     "models.loss": "ModelOutput",
     "models.wrapped": "WrappedLanguageModel",
     "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
+    "registry.corpus_step": "CorpusStep DroppingSettings",
     "registry.hookspecs": "EvaluationReport RunInfo StepReport hookimpl",
     "registry.objective": "Objective",
     "registry.data_order": "DataOrder OrderedRows",
@@ -74,8 +76,10 @@ __all__ = [
     "Capabilities",
     "CausalLMDataCollator",
     "ConfigSection",
+    "CorpusStep",
     "DataOrder",
     "Dropout",
+    "DroppingSettings",
     "EvaluationReport",
     "ExperimentConfig",
     "FoundryError",

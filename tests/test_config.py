@@ -61,8 +61,8 @@ training: {output_dir: models/exp0/, epochs: 20}
 """
 TOP_KEYS = "experiment_name, random_seed, data, tokenizer, model, training, logging, seeds, plugins"
 DATA_KEYS = (
-    "training_corpus, test_corpus, validation_corpus, files, documents, blank_lines, max_sequence_length, tokens_per_row, "
-    "batch_size, batching, isolate_documents, order, order_settings"
+    "training_corpus, test_corpus, validation_corpus, files, documents, blank_lines, max_sequence_length, "
+    "tokens_per_row, batch_size, batching, isolate_documents, order, order_settings, steps"
 )
 BUDGETS = "give exactly one of epochs, train_steps, train_tokens, train_words, train_bytes"
 END_NOT_LEARNED = (

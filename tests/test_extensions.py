@@ -135,7 +135,7 @@ def test_a_check_prints_what_it_measured(capsys: pytest.CaptureFixture[str]) -> 
         (
             ["lstm", "--settings", "a=1"],
             2,
-            "--settings is for objectives, optimizers and schedules: 'lstm' is of kind architecture",
+            "--settings is for objectives, optimizers, schedules, orders and steps: 'lstm' is of kind architecture",
         ),
     ],
 )

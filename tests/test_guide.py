@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from foundry_core import Architecture, Capabilities, Objective
+from foundry_core import Architecture, Capabilities, CorpusStep, DataOrder, Objective
 from foundry_core.registry import hookspecs
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.schedule import LearningRateSchedule
@@ -108,6 +108,8 @@ def test_the_example_of_a_hook_runs_with_the_specifications() -> None:
         ("optimizer", "An optimizer"),
         ("schedule", "A schedule"),
         ("tokenizer", "A tokenizer type"),
+        ("order", "An order"),
+        ("step", "A corpus step"),
         ("observer", "An observer"),
         ("command", "A command"),
     ],
@@ -120,7 +122,8 @@ def test_every_check_of_a_kind_is_in_its_section(kind: str, title: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Architecture, Capabilities, Objective, Optimizer, LearningRateSchedule, TokenizerType]
+    "kind",
+    [Architecture, Capabilities, Objective, Optimizer, LearningRateSchedule, TokenizerType, DataOrder, CorpusStep],
 )
 def test_every_field_of_a_descriptor_is_in_it(kind: type) -> None:
     section = GUIDE.partition(f"### Fields of `{kind.__name__}`\n")[2].partition("\n#")[0]

@@ -57,6 +57,8 @@ OFFERED = {
     "foundry_optimizers": ("optimizer", "rmsprop"),
     "foundry_schedules": ("schedule", "restarts"),
     "foundry_tokenizer_types": ("tokenizer type", "words_and_marks"),
+    "foundry_orders": ("order", "short_to_long"),
+    "foundry_corpus_steps": ("corpus step", "long_enough"),
 }
 
 
@@ -68,9 +70,9 @@ def test_an_example_trains_with_what_it_offers(
     kind, name = OFFERED[hook]
     assert capsys.readouterr().err == ""
     assert config.providers == {kind: f"{config.plugins[0].replace('_', '-')} 1.0"}
-    training = config.training
+    training, steps = config.training, [key for step in config.data.steps for key in step]
     named = (training.objective, training.optimizer, training.lr_scheduler, config.tokenizer.tokenizer_type)
-    assert name in named
+    assert name in (*named, config.data.order, *steps)
 
 
 def test_labels_that_are_left_out_leave_no_bits_per_byte(

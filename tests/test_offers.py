@@ -16,6 +16,7 @@ import pytest
 
 from foundry_core import (
     Capabilities,
+    CorpusStep,
     ExperimentConfig,
     Objective,
     Optimizer,
@@ -109,6 +110,12 @@ OFFERS: dict[str, tuple[str, Callable[..., Any], Callable[..., dict[str, Any]], 
         lambda name: TokenizerType(name, "of a test", "no:where"),
         attrgetter("tokenizer_types"),
         "bpe",
+    ),
+    "corpus step": (
+        "foundry_corpus_steps",
+        lambda name: CorpusStep(name, "of a test", "no:where"),
+        attrgetter("corpus_steps"),
+        "drop",
     ),
 }
 

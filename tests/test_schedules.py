@@ -200,7 +200,7 @@ training:
         ("schedule_settings: {cycles: 3}", "11: training.schedule_settings: linear has none: remove this section"),
         (
             "restore_best: at_end",
-            "11: training.restore_best: needs data.validation_corpus or data.test_corpus, and training.evaluate_every_steps",
+            "11: training.restore_best: needs data.validation_corpus or data.test_corpus, and training.evaluate",
         ),
         (
             "restore_best: when_lowered\n  evaluate_every_steps: 5",

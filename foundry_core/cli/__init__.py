@@ -38,7 +38,7 @@ VERBS = {
     "validate": "check a YAML without training anything",
     "plan": "estimate parameters, steps, disk, memory and time",
     "tokenizer": "train the tokenizer of a YAML",
-    "data": "encode the corpora of a YAML",
+    "data": "encode the corpora of a YAML, or compare two",
     "train": "train the model that a YAML describes",
     "evaluate": "score a checkpoint on a text or on minimal pairs",
     "verify": "check the files and the history of a run",

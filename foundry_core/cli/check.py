@@ -1,6 +1,6 @@
 """Run the conformance kit on an architecture, or the checks of an objective, an
-optimizer, a schedule, a tokenizer type, an observer or a command: one line for
-each check, and how to fix those that fail.
+optimizer, a schedule, a tokenizer type, an order, a corpus step, an observer or a
+command: one line for each check, and how to fix those that fail.
 
 NAME is that of an architecture or of a command, the value that a YAML would
 name, or the module of an observer; with --plugin also one of a single file.
@@ -23,8 +23,8 @@ examples:
   foundry check my_arch --plugin my_arch.py --json   a class in a single file
   foundry check lion --settings beta1=0.95           an optimizer of a package"""
 
-_KINDS = ("architecture", "objective", "optimizer", "schedule", "tokenizer", "observer", "command")
-_WITH_SETTINGS = ("objective", "optimizer", "schedule")
+_KINDS = ("architecture", "objective", "optimizer", "schedule", "tokenizer", "order", "step", "observer", "command")
+_WITH_SETTINGS = ("objective", "optimizer", "schedule", "order", "step")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=_KINDS, metavar="KIND", help=f"what NAME is: {', '.join(_KINDS)}")
     parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help="run only these checks or groups")
     parser.add_argument("--expect", nargs="+", default=(), metavar="CHECK", help="checks that should fail")
-    settings = "settings of an objective, optimizer or schedule; default: its own defaults"
+    settings = "settings of an objective, optimizer, schedule, order or step; default: its own defaults"
     parser.add_argument("--settings", nargs="+", default=(), metavar="KEY=VALUE", help=settings)
     parser.add_argument("--write-keys", action="store_true", help="only write the weights' names to state_keys.txt")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -48,7 +48,7 @@ def execute(options: argparse.Namespace) -> None:
     if subject.kind != "architecture" and options.write_keys:
         raise UsageError(f"--write-keys is for architectures: '{subject.name}' is of kind {subject.kind}")
     if subject.kind not in _WITH_SETTINGS and options.settings:
-        kinds = "objectives, optimizers and schedules"
+        kinds = "objectives, optimizers, schedules, orders and steps"
         raise UsageError(f"--settings is for {kinds}: '{subject.name}' is of kind {subject.kind}")
     with large_imports():
         from foundry_core.registry.loading import shipped_by

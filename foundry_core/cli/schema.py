@@ -76,13 +76,17 @@ def _offered(modules: list[ModuleType]) -> Offered:
     """Return the descriptors of core and of modules, by the key that names them and by their name."""
     from foundry_core.registry import hooks
 
-    found: Offered = {"objective": {}, "optimizer": {}, "schedule": {}, "tokenizer_type": {}}
+    found: Offered = {"objective": {}, "optimizer": {}, "schedule": {}, "tokenizer_type": {}, "corpus_step": {}}
     for module in [None, *dict.fromkeys(modules)]:
         with _left_out():
             offers = hooks.offers(hooks.hook_manager([] if module is None else [module]))
             for key, descriptors in found.items():
                 found[key] = {**getattr(offers, f"{key}s"), **descriptors}  # of two with one name, the first
     return found
+
+
+def _one_key(name: str, value: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
 
 
 def schema_of(architectures: list[Architecture], offered: Offered | None = None) -> dict[str, Any]:
@@ -119,7 +123,8 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
         for key in ("objective", "optimizer", "schedule")
     }
     sections = [each.config_class for each in architectures]
-    classes = dict.fromkeys([ExperimentConfig, *sections, *chain(*settings.values())])
+    steps = {name: each.schema for name, each in offered["corpus_step"].items()}
+    classes = dict.fromkeys([ExperimentConfig, *sections, *chain(*settings.values()), *steps.values()])
     references, document = models_json_schema([(each, "validation") for each in classes], schema_generator=Generator)
     definitions: dict[str, Any] = document["$defs"]
 
@@ -139,6 +144,13 @@ def schema_of(architectures: list[Architecture], offered: Offered | None = None)
     training["lr_scheduler"]["enum"] = sorted(offered["schedule"])
     for name, models in settings.items():
         training[name]["anyOf"] = [*map(reference, models), {"type": "null"}]
+    one_of_them = {"$ref": "#/$defs/CorpusStep"}
+    definitions["CorpusStep"] = {
+        "anyOf": [_one_key(name, reference(section)) for name, section in sorted(steps.items())]
+    }
+    definitions["DataConfig"]["properties"]["steps"]["items"] = one_of_them
+    controlled = definitions["ControlSettings"]["properties"]["of"]
+    definitions["ControlSettings"]["properties"]["of"] = {"description": controlled["description"], **one_of_them}
     whole = definition(ExperimentConfig)
     if architectures:
         variants = []

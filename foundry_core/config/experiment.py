@@ -12,8 +12,9 @@ from pydantic import Field, SerializeAsAny
 
 from foundry_core.config.sections import DataConfig, LoggingConfig, Seed, SeedsConfig, TokenizerConfig, TrainingConfig
 from foundry_core.registry.architecture import Architecture, Capabilities
+from foundry_core.registry.corpus_step import flat_steps
 from foundry_core.registry.data_order import DataOrder
-from foundry_core.registry.hooks import Kind, Offers, hook_manager, offers
+from foundry_core.registry.hooks import Kind, Offers, hook_manager, offers, owner_of
 from foundry_core.registry.loading import active_modules, blamed_on, capabilities_of, get_architecture, shipped_by
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
@@ -133,7 +134,21 @@ class ExperimentConfig(ConfigSection):
         """The distributions of what the names in the file lead to, by kind, where they are not core's own."""
         only_training: dict[Kind, str] = {"optimizer": self.training.optimizer, "schedule": self.training.lr_scheduler}
         chosen = {**self._to_be_read, **only_training, "order": self.data.order}
-        return {kind: provider.owner for kind, provider in self.chosen.plugins.offers.providers_of(chosen).items()}
+        found: dict[str, str] = {
+            kind: provider.owner for kind, provider in self.chosen.plugins.offers.providers_of(chosen).items()
+        }
+        owners = {self.step_owner(name, settings) for name, settings in flat_steps(self.data.steps)} - {None}
+        return found | ({"corpus step": " and ".join(sorted(map(str, owners)))} if owners else {})
+
+    def step_owner(self, name: str, settings: ConfigSection) -> str | None:
+        """Return the distribution behind a step of `data.steps`, or behind its function; None for core alone."""
+        provider = self.chosen.plugins.offers.providers_of({"corpus step": name}).get("corpus step")
+        if provider is not None:
+            return provider.owner
+        # Of core's steps some take a function of a package.
+        package = str(getattr(settings, "function", None) or "").partition(":")[0].partition(".")[0]
+        modules = (each for each in self.chosen.plugins.modules if each.__name__.partition(".")[0] == package)
+        return next(map(owner_of, modules), None)
 
     @property
     def needed_to_read(self) -> list[str]:

@@ -16,6 +16,7 @@ from foundry_core.config.rules import Chosen, cross_section_problems
 from foundry_core.config.yaml_source import KeyPath, YamlSource, dotted
 from foundry_core.errors import COMMAND_LINE, ConfigError, PluginError, Problem, did_you_mean, traced
 from foundry_core.registry.architecture import Architecture, Capabilities
+from foundry_core.registry.corpus_step import CONTROL
 from foundry_core.registry.data_order import DataOrder
 from foundry_core.registry.discovery import EXTENSIONS, installed
 from foundry_core.registry.loading import get_architecture
@@ -47,14 +48,14 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     yaml_source.require_sections("see foundry init")
     for override in overrides:
         yaml_source.override(override)
-    return _Check(yaml_source).config()
+    return _Check(yaml_source, from_file=not isinstance(source, Mapping)).config()
 
 
 class _Check:
     """One pass over one file: gathers problems, then returns the configuration or raises them all."""
 
-    def __init__(self, source: YamlSource):
-        self.source = source
+    def __init__(self, source: YamlSource, *, from_file: bool):
+        self.source, self.from_file = source, from_file
         try:
             # Before anything else looks at the names in it; the plugins' own sections are not known yet.
             self.data: dict[str, Any] = with_overrides(ExperimentConfig, source.data)
@@ -88,11 +89,13 @@ class _Check:
         self._settings("training", "optimizer", optimizer)
         self._settings("training", "schedule", schedule)
         self._settings("data", "order", order)
+        self._steps(plugins)
         # A stand-in lets the problems of the other sections be found although `model:` has its own.
         data = {**self.data, "model": model or ModelConfig.model_construct(architecture="")}
         config = self._validated(ExperimentConfig, data)
         name = architecture.name if architecture is not None else ""
-        chosen = Chosen(name, capabilities, objectives, objective, tokenizer_type)
+        steps = plugins.offers.corpus_steps if plugins is not None else {}
+        chosen = Chosen(name, capabilities, objectives, objective, tokenizer_type, steps)
         for key, message in cross_section_problems(config or Values(ExperimentConfig, data), chosen):
             self._add(key, message)
         if self.problems or config is None or architecture is None or capabilities is None or plugins is None:
@@ -166,10 +169,7 @@ class _Check:
         except NotValid:
             return None
         if name not in offered:
-            message = f"unknown {key.replace('_', ' ')} '{name}'.{did_you_mean(name, offered)}"
-            message += f" Available: {', '.join(sorted(offered))}"
-            inactive = f". Installed, but not named under plugins: {', '.join(others)}" if others else ""
-            self._add((section, key), message + inactive)
+            self._add((section, key), _unknown(key.replace("_", " "), name, offered, others))
         return offered.get(name)
 
     def _settings(self, section: str, key: str, chosen: Chooseable | None) -> None:
@@ -183,6 +183,47 @@ class _Check:
             around[name] = self._validated(chosen.settings, {} if given is None else given, (section, name))
         elif chosen is not None and given is not None:
             self._add((section, name), f"{chosen.name} has none: remove this section")
+
+    def _steps(self, plugins: ActivePlugins | None) -> None:
+        """Replace the settings of each step of `data.steps` by an instance of their class."""
+        data, place = self.data.get("data"), ("data", "steps")
+        steps = data.get("steps") if isinstance(data, dict) else None
+        if steps is None:
+            return
+        read: list[dict[str, ConfigSection]] = []
+        if not isinstance(steps, list | tuple):
+            self._add(place, "must be a list of steps, such as [{drop: {matching: never}}]")
+        elif plugins is not None:
+            found = [self._step(step, (*place, number), plugins) for number, step in enumerate(steps)]
+            read = [step for step in found if step is not None]
+            read = read if len(read) == len(steps) else []  # rules name a step by its number
+        self.data["data"] = {**self.data["data"], "steps": read}
+
+    def _step(self, step: Any, place: KeyPath, plugins: ActivePlugins) -> dict[str, ConfigSection] | None:
+        """Return a step with an instance of its settings; None if something is wrong with it."""
+        if not isinstance(step, dict) or len(step) != 1:
+            self._add(place, "must be one step with its settings, such as {drop: {matching: never}}")
+            return None
+        ((name, settings),) = step.items()
+        known = plugins.offers.corpus_steps
+        if name not in known:
+            self._add((*place, name), _unknown("corpus step", name, known, _inactive(plugins)))
+            return None
+        kind = known[name]
+        if settings is None:
+            self._add((*place, name), "is empty: give it its settings, or {} if it needs none")
+            return None
+        if name == CONTROL and isinstance(settings, Mapping) and "of" in settings:
+            inner = self._step(settings["of"], (*place, name, "of"), plugins)
+            if inner is None:
+                return None
+            settings = {**settings, "of": inner}
+        section = self._validated(kind.schema, settings, (*place, name))
+        for key in kind.files if section is not None and self.from_file else ():
+            path = getattr(section, key)
+            if isinstance(path, str) and not Path(path).is_file():
+                self._add((*place, name, key), f"there is no file {path}, relative to {Path.cwd()}")
+        return None if section is None else {name: section}
 
     def _validated(
         self, section: type[Section], data: Any, place: KeyPath = (), *, missing: str = "missing"
@@ -209,6 +250,11 @@ class _Check:
         self.problems.append(
             Problem(COMMAND_LINE if from_command_line else self.source.path, line, dotted(key), message)
         )
+
+
+def _unknown(kind: str, name: str, offered: Mapping[str, Any], others: Sequence[str]) -> str:
+    message = f"unknown {kind} '{name}'.{did_you_mean(name, offered)} Available: {', '.join(sorted(offered))}"
+    return message + (f". Installed, but not named under plugins: {', '.join(others)}" if others else "")
 
 
 def _inactive(plugins: ActivePlugins) -> list[str]:

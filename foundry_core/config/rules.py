@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.config.yaml_source import KeyPath
 from foundry_core.registry.architecture import Capabilities
+from foundry_core.registry.core_steps import CORE_CORPUS_STEPS
+from foundry_core.registry.corpus_step import CONTROL, CorpusStep, flat_steps
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.schedule import CORE_SCHEDULES, FALLING
 from foundry_core.registry.tokenizer_type import TokenizerType, special_token_problems
@@ -33,6 +35,7 @@ class Chosen:
     objectives: Mapping[str, Objective]
     objective: Objective | None
     tokenizer_type: TokenizerType | None
+    corpus_steps: Mapping[str, CorpusStep] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -60,6 +63,9 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _something_is_masked,
         _pretokenized_text_is_read_by_words,
         _blank_lines_are_documents,
+        _functions_are_of_plugins,
+        _holes_can_be_left,
+        _controls_can_count,
     )
     return broken(rules, experiment, chosen)
 
@@ -224,3 +230,50 @@ def _pretokenized_text_is_read_by_words(experiment: Any, chosen: Chosen) -> Foun
 def _blank_lines_are_documents(experiment: Any, chosen: Chosen) -> Found:
     if experiment.data.blank_lines == "keep" and experiment.data.documents != "line":
         yield ("data", "blank_lines"), "keep needs documents: line, of which each blank line is an empty document"
+
+
+def _functions_are_of_plugins(experiment: Any, chosen: Chosen) -> Found:
+    """A YAML imports only the installed plugins it names."""
+    packages = {module.partition(".")[0] for module in experiment.plugins}
+    for number, step in enumerate(experiment.data.steps):
+        for name, settings in flat_steps([step]):
+            function = getattr(settings, "function", None) if name in CORE_CORPUS_STEPS else None
+            package = str(function or "").partition(":")[0].partition(".")[0]
+            if function is not None and package not in packages:
+                yield ("data", "steps", number, next(iter(step))), f"{function} is not of a package under plugins"
+
+
+def _holes_can_be_left(experiment: Any, chosen: Chosen) -> Found:
+    began = False
+    for number, step in enumerate(experiment.data.steps):
+        ((name, settings),) = step.items()
+        place = ("data", "steps", number, name)
+        if getattr(settings, "in_place", False):
+            began = True
+            of = settings.of if name == CONTROL else step
+            if any(getattr(each, "unit", "") == "line" for each in of.values()) and experiment.data.documents != "line":
+                yield (*place, "in_place"), "leaves holes for whole documents, not for lines of them"
+            if not chosen.capabilities.left_padding:
+                yield (*place, "in_place"), f"{chosen.architecture} does not take padding before text"
+            if isinstance(experiment.data.training_corpus, Mapping):
+                yield (*place, "in_place"), "leaves holes in one corpus, and training_corpus names several"
+        elif began:
+            yield place, "stands behind a step that is in_place: such steps come last, as what they drop is left alone"
+
+
+def _controls_can_count(experiment: Any, chosen: Chosen) -> Found:
+    for number, step in enumerate(experiment.data.steps):
+        if CONTROL not in step:
+            continue
+        settings, place = step[CONTROL], ("data", "steps", number, CONTROL)
+        ((name, inner),) = settings.of.items()
+        if name == CONTROL or not chosen.corpus_steps[name].drops:
+            yield (*place, "of"), f"{name} drops nothing to count" if name != CONTROL else "is a control itself"
+            continue
+        if inner.in_place:
+            yield (*place, "of", name, "in_place"), "give it to the control: nothing is dropped by the step inside it"
+        lines = inner.unit == "line" or experiment.data.documents == "line"
+        if settings.as_many == "lines" and not lines:
+            yield (*place, "as_many"), f"{name} drops documents: write documents"
+        if settings.as_many == "documents" and inner.unit == "line" and experiment.data.documents != "line":
+            yield (*place, "as_many"), f"{name} drops lines of documents: write lines"

@@ -62,6 +62,8 @@ Epochs = Annotated[tuple[Annotated[float, Field(gt=0, le=MOST_EPOCHS)], ...], Fi
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Settings = SerializeAsAny[ConfigSection] | None
+CorpusSteps = Annotated[tuple[dict[str, SerializeAsAny[ConfigSection]], ...], Field(strict=False)]
+"""Steps of one name each, with the settings that the descriptor of that name asks for."""
 
 
 class DocumentDelimiter(ConfigSection):
@@ -148,6 +150,9 @@ class DataConfig(ConfigSection):
     )
     order: str = Field("shuffled", description="order of the rows in an epoch: shuffled, sequential, or a plugin's")
     order_settings: Settings = Field(None, description="settings of a plugin's order")
+    steps: CorpusSteps = Field(
+        (), description="changes to the training text, in this order: drop, keep, replace, sample, deduplicate, ..."
+    )
 
     @property
     def mixture(self) -> Mapping[str, CorpusShare] | None:

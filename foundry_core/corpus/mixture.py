@@ -10,6 +10,7 @@ from typing import Any
 
 from foundry_core.corpus.account import ByteAccount
 from foundry_core.corpus.reader import Corpus
+from foundry_core.corpus.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class MixedCorpus(Corpus):
     def description(self) -> dict[str, Any]:
         return super().description | {"corpora": {name: corpus.description for name, corpus in self.parts.items()}}
 
-    def documents(self, account: ByteAccount | None = None) -> Iterator[str]:
+    def changed_by(self, steps: Steps | None) -> MixedCorpus:
+        """Return the same corpora, each with these steps."""
+        return self.of({name: corpus.changed_by(steps) for name, corpus in self.parts.items()}, self.name)
+
+    def _documents_as_read(self, account: ByteAccount | None) -> Iterator[str]:
         """Yield every document of every corpus in order, and add to `account`, also the counts of each corpus."""
         account = account or ByteAccount()
         for name, corpus in self.parts.items():

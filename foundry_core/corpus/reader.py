@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,9 @@ from typing import Any, Literal
 from foundry_core.config.sections import DocumentDelimiter
 from foundry_core.corpus.account import ByteAccount, utf8_bytes, word_count
 from foundry_core.corpus.files import KINDS, Stamp, disguised, file_blocks, kind_of, refuse, shown, stamp_of
+from foundry_core.corpus.json_texts import json_text
 from foundry_core.corpus.search import Found, search
+from foundry_core.corpus.steps import Steps
 from foundry_core.corpus.tables import table_texts
 from foundry_core.errors import DataError
 
@@ -28,7 +30,6 @@ DocumentUnit = Literal["line", "block", "file"] | DocumentDelimiter
 
 _NAMED_FILES = 5
 _BOM = b"\xef\xbb\xbf"
-_SCAN = json.JSONDecoder().raw_decode
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*+\n)+")
 
 
@@ -51,6 +52,8 @@ class Corpus:
     """Files of each path, folder or glob: those that are read and those that are not."""
     keep_blank_lines: bool = False
     """Whether a blank line of a text file is an empty document, where documents are lines."""
+    steps: Steps | None = field(default=None, repr=False)
+    """What changes the text; None: nothing."""
 
     @classmethod
     def open(
@@ -112,10 +115,13 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 (hex) over the unit and, for each file in order, its kind and its content after decompression.
+        """The sha256 (hex) over the unit, for each file in order its kind and decompressed content, and the steps.
 
         A corpus that was moved, renamed or compressed is the same corpus.
         """
+        if self.steps is not None:
+            changed = f"foundry changed corpus 1\n{self.as_read.digest}\n{self.steps.digest}\n"
+            return hashlib.sha256(changed.encode()).hexdigest()
         unit = self.unit if isinstance(self.unit, str) else f"delimiter {json.dumps(self.unit.delimiter)}"
         unit += ", blank ones too" * self.keep_blank_lines
         total = hashlib.sha256(f"foundry corpus 1\n{unit}\n".encode())
@@ -152,16 +158,55 @@ class Corpus:
                 if each.unread
                 for examples in [{suffix: names[:3] for suffix, names in each.unread_by_suffix().items()}]
             ]
+        if self.steps is not None:
+            facts["steps"] = self.steps.plain
         datasets = {shown(folder): mark for each in self.found for folder, mark in each.fingerprints}
         return facts | ({"datasets": datasets} if datasets else {})
 
     def documents(self, account: ByteAccount | None = None) -> Iterator[str]:
-        """Yield every document in order, and add to `account`.
+        """Yield every document in order, as the steps leave it, and add to `account`.
 
         Raises:
             DataError: There are bytes that are not UTF-8, NUL bytes, a damaged gzip file, a jsonl line without a text,
-                a file that cannot be read or has changed since the corpus was opened, or no document at all.
+                a file that cannot be read or has changed since the corpus was opened, or no document at all; or the
+                steps leave none.
         """
+        if self.steps is None:
+            return self._documents_as_read(account)
+        return (text for text, kept in self.stream(account) if kept)
+
+    def stream(self, account: ByteAccount | None = None) -> Iterator[tuple[str, bool]]:
+        """Yield the documents of the token stream, and of each whether it is text: False for what is to be a hole."""
+        if self.steps is None:
+            return ((text, True) for text in self._documents_as_read(account))
+        return ((text, kept) for _, text, kept in self.numbered(account))
+
+    def numbered(self, account: ByteAccount | None = None) -> Iterator[tuple[int, str, bool]]:
+        """Yield the documents of `stream`, each after its number in the files."""
+        if self.steps is None:
+            return ((number, text, True) for number, text in enumerate(self._documents_as_read(account)))
+        return self.steps.applied(self.as_read, account or ByteAccount())
+
+    def changed_by(self, steps: Steps | None) -> Corpus:
+        """Return the same files with other steps."""
+        return replace(self, steps=steps)
+
+    @property
+    def leaves_holes(self) -> bool:
+        """Whether documents of the token stream are to be holes."""
+        return self.steps is not None and self.steps.leave_holes
+
+    @property
+    def as_read(self) -> Corpus:
+        """The same files without any step."""
+        return self.changed_by(None)
+
+    @property
+    def without_holes(self) -> Corpus:
+        """The corpus without the steps that leave holes, with the text that they drop."""
+        return self if self.steps is None else self.changed_by(self.steps.moving)
+
+    def _documents_as_read(self, account: ByteAccount | None) -> Iterator[str]:
         account = account or ByteAccount()
         documents_before, delimiters = account.documents, 0
         for path, stamp in zip(self.files, self.stamps, strict=True):
@@ -323,7 +368,7 @@ def _json_documents(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[
         for line in piece.split("\n"):
             if line and not line.isspace():
                 try:
-                    text = _json_text(line)
+                    text = json_text(line)
                 except (ValueError, RecursionError) as error:
                     byte = offset + utf8_bytes(piece[:start])
                     refuse(Path(f"{path}:{number + 1}"), f"the line at byte {byte}: {error}.", error)
@@ -335,49 +380,6 @@ def _json_documents(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[
             number += 1
         number -= piece.endswith("\n")
         yield from _counted(documents, account)
-
-
-def _json_text(line: str) -> str:
-    """Return the value of "text". Raises ValueError with the problem, or RecursionError for too deep a nesting."""
-    # The hook halves the speed of reading; the key may be spelt with escapes.
-    twice = line.count('"text"') > 1 or "\\u00" in line
-    record, end = (None, None) if twice else _quick_json(line)
-    if line[end:] not in ("", "\r"):
-        record = json.loads(line, object_pairs_hook=_object_with_one_text if twice else None)
-    if not isinstance(record, dict):
-        raise ValueError('not an object; each line must be {"text": "..."}')
-    return plain_text(record, "text")
-
-
-def _quick_json(line: str) -> tuple[Any, int | None]:
-    """Return the value that a line begins with and where it ends: half of the time that `json.loads` takes."""
-    try:
-        return _SCAN(line)
-    except ValueError:  # white space, or an error that `json.loads` reports better
-        return None, None
-
-
-def plain_text(record: Mapping[str, object], key: str) -> str:
-    """Return a value of a JSON object that has to be text. Raises ValueError with the problem."""
-    if key not in record:
-        raise ValueError(f'no key "{key}"; its keys are {", ".join(map(ascii, list(record)[:5])) or "none"}')
-    text = record[key]
-    if not isinstance(text, str):
-        raise ValueError(f'"{key}" is {type(text).__name__}, not a string')
-    if "\0" in text:
-        raise ValueError(f'"{key}" has a NUL character at position {text.index(chr(0))}')
-    try:
-        utf8_bytes(text)
-    except UnicodeEncodeError as error:
-        raise ValueError(f'"{key}" has a lone surrogate at position {error.start}, which is not a character') from None
-    return text
-
-
-def _object_with_one_text(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build a JSON object. Of two equal keys, which are legal JSON, Python would silently keep the last."""
-    if [key for key, _ in pairs].count("text") > 1:
-        raise ValueError('the key "text" occurs twice in one object')
-    return dict(pairs)
 
 
 def json_lines(path: Path, stamp: tuple[int, int]) -> Iterator[tuple[Path, str]]:

@@ -24,9 +24,9 @@ def cut_rows(
     training: For training; otherwise for an evaluation, in which each token counts once.
     """
     made: tuple[Any, ...] = (config.objective.layout, config.data.consumed_per_row)
-    ids: dict[str, Any] = {}
+    ids: dict[str, Any] = {"holes": tokens.holes}
     if config.objective.layout == "framed":
-        ids = {"start_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id}
+        ids |= {"start_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id}
     stream, data = tokens.tokens, config.data
     if data.isolate_documents or data.batching == "documents":
         kind = PackedRows if data.isolate_documents else DocumentRows
@@ -45,7 +45,8 @@ def cut_rows(
 def row_lengths(rows: AnyRows, order: Order, first: int, count: int) -> torch.Tensor:
     """Return how many tokens the rows at some positions have in the layout `overlap`, where one is carried over."""
     _, found = order.at(np.arange(first, first + count))
-    return torch.from_numpy(rows.stream_tokens(found) + 1)
+    assert isinstance(rows, Rows)
+    return torch.from_numpy(rows.consumed(found) + 1)
 
 
 def training_order(config: ExperimentConfig, rows: AnyRows, scores: Scores | None = None) -> Order:

@@ -14,6 +14,7 @@ import torch
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.batches import Collator
+from foundry_core.data.holes import HOLE
 from foundry_core.data.masking import Masking
 from foundry_core.data.workers import Batch
 from foundry_core.errors import PluginError, TokenizerError, UsageError
@@ -30,15 +31,28 @@ _APART = "document_ids"
 
 
 class _Padding:
-    """Pads rows of unequal length to two arrays (B, T): ids, and a mask that is True for real tokens."""
+    """Pads rows of unequal length to three arrays (B, T): ids, which of them are of a row, which of those are real.
+
+    The others of a row are in holes of the text.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None, max_length: int | None):
         self.pad_id = tokenizer.pad_token_id
+        # A special token, so that it is never masked.
+        self.empty_id = self.pad_id if self.pad_id is not None else next(iter(tokenizer.all_special_ids), 0)
         self.left = tokenizer.padding_side == "left"
         self.multiple = pad_to_multiple_of or 1
         self.longest = tokenizer.model_max_length if max_length is None else max_length  # 10**30 for no limit
 
-    def __call__(self, features: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, features: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids, inside = self._padded(features)
+        holes = ids == HOLE
+        if not holes.any():
+            return ids, inside, inside
+        ids[holes] = self.empty_id
+        return ids, inside, inside & ~holes
+
+    def _padded(self, features: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         rows = [np.asarray(f["input_ids"] if isinstance(f, dict) or hasattr(f, "keys") else f) for f in features]
         lengths = np.array([len(row) for row in rows])
         widest = int(lengths.max())
@@ -76,8 +90,8 @@ class CausalLMDataCollator:
         self._pad = _Padding(tokenizer, pad_to_multiple_of, max_length)
 
     def __call__(self, features: Sequence[Any]) -> Batch:
-        ids, real = self._pad(features)
-        return _batch(ids, real, np.where(real, ids, IGNORED), features)
+        ids, inside, real = self._pad(features)
+        return _batch(ids, real, np.where(real, ids, IGNORED), features, inside)
 
 
 class MaskedLMDataCollator:
@@ -113,16 +127,17 @@ class MaskedLMDataCollator:
         self._hide = Masking(tokenizer, pair, seed, whole_words=masking == "whole_word", samples=samples)
 
     def __call__(self, features: Sequence[Any]) -> Batch:
-        ids, real = self._pad(features)
-        input_ids, labels = self._hide(ids, real, features)
-        return _batch(input_ids, real, labels, features)
+        ids, inside, real = self._pad(features)
+        # Holes count as places, so that the other tokens of the row draw what they would draw without holes.
+        input_ids, labels = self._hide(ids, inside, features)
+        return _batch(input_ids, real, labels, features, inside)
 
 
-def _batch(ids: np.ndarray, real: np.ndarray, labels: np.ndarray, features: Sequence[Any]) -> Batch:
+def _batch(ids: np.ndarray, real: np.ndarray, labels: np.ndarray, features: Sequence[Any], inside: np.ndarray) -> Batch:
     batch = dict(zip(_KEYS, map(torch.from_numpy, (ids, real.astype(np.int64), labels)), strict=True))
     if isinstance(features[0], dict) and "documents" in features[0]:
         documents = np.full(ids.shape, -1, dtype=np.int64)
-        documents[real] = np.concatenate([each["documents"] for each in features])
+        documents[inside] = np.concatenate([each["documents"] for each in features])
         batch[_APART] = torch.from_numpy(documents)
     return batch
 

@@ -16,6 +16,7 @@ from foundry_core.corpus.delimiters import stray_delimiter
 from foundry_core.corpus.files import shown
 from foundry_core.corpus.mixture import MixedCorpus
 from foundry_core.corpus.reader import Corpus
+from foundry_core.corpus.steps import Steps
 from foundry_core.data.batching import cut_rows, training_order
 from foundry_core.data.given_order import row_scores
 from foundry_core.data.order import Order
@@ -96,6 +97,11 @@ def _opened_path(config: ExperimentConfig, name: str, spec: str) -> Corpus:
     return corpus
 
 
+def training_text(config: ExperimentConfig) -> Corpus:
+    """Open the training corpus with the steps of `data.steps`."""
+    return _opened(config, "training_corpus").changed_by(Steps.of(config))
+
+
 def experiment_corpora(config: ExperimentConfig) -> Corpora:
     """Open the corpora, and report how many documents of those held out also stand in the training corpus.
 
@@ -103,7 +109,7 @@ def experiment_corpora(config: ExperimentConfig) -> Corpora:
         DataError: A file that is held out is also trained on, whatever its name there, or every document of it is; or
             the validation corpus is the test corpus in the same way.
     """
-    train = _opened(config, "training_corpus")
+    train = training_text(config)
     test, shared = _held_out(config, "test_corpus", train)
     validation, shared_validation = _held_out(config, "validation_corpus", train)
     if test is not None and validation is not None:
@@ -164,6 +170,7 @@ def experiment_tokenizer(
         TokenizerError: The folder contains a tokenizer made from other inputs and `force` is False. Replacing it would
             invalidate existing checkpoints.
     """
+    corpus = corpus.without_holes  # that of the run without them, which has the same tokenizer
     folder = tokenizer_folder(config)
     inputs, make = _copied(config, corpus) if config.tokenizer.path is not None else _trained(config, corpus)
     tokenizer = None if force else _stored_tokenizer(folder, inputs, resume)
@@ -284,7 +291,7 @@ def train_tokenizer_from_config(
         raise UsageError(
             f"tokenizer.path names {loaded.tokenizer.path}: given tokenizers are not trained; foundry train copies it"
         )
-    return experiment_tokenizer(loaded, _opened(loaded, "training_corpus"), force=force)
+    return experiment_tokenizer(loaded, training_text(loaded), force=force)
 
 
 @dataclass(frozen=True)
@@ -347,9 +354,11 @@ def experiment_rows(
     test_rows = cut_rows(test, config, tokenizer) if test is not None else None
     validation_rows = cut_rows(validation, config, tokenizer) if validation is not None else None
     description = corpora.description() if corpora is not None else {}
+    if description and "steps" in train.info.account:
+        description["training_corpus"]["counts_of_steps"] = train.info.account["steps"]
     rows, scores = cut_rows(train, config, tokenizer, training=True), None
     if config.data_order.score is not None:
-        corpus = corpora.train if corpora is not None else _opened(config, "training_corpus")
+        corpus = corpora.train if corpora is not None else training_text(config)
         scores = row_scores(config.data_order, corpus, train, rows)
     order = training_order(config, rows, scores)
     return ExperimentData(train, rows, order, test, test_rows, description, validation, validation_rows)

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from foundry_core.data.holes import Holes
 from foundry_core.data.order import Ints
 from foundry_core.errors import DataError
 
@@ -46,6 +47,7 @@ class Rows:
         *,
         start_id: int | None = None,
         end_id: int | None = None,
+        holes: Holes | None = None,
     ):
         assert tokens_per_row >= 1, tokens_per_row
         self._frame: tuple[int, int] | None = None
@@ -55,10 +57,12 @@ class Rows:
             self._frame = (start_id, end_id)
         self._new = tokens_per_row
         self._tokens = np.asarray(tokens)  # slicing a np.memmap itself costs several times as much
-        self.total_tokens = len(tokens) - 1
-        if self.total_tokens < 1:
+        self._stream = len(tokens) - 1
+        self._holes = holes or Holes()
+        self.total_tokens = self._stream - self._holes.total
+        if self._stream < 1:
             raise DataError(f"the corpus has {len(tokens)} tokens, too few for one row; add text.")
-        self.length = min(tokens_per_row, self.total_tokens) + (2 if self._frame else 1)
+        self.length = min(tokens_per_row, self._stream) + (2 if self._frame else 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the tokens of a token file: a worker that is spawned maps it again."""
@@ -76,8 +80,8 @@ class Rows:
 
     @property
     def tokens_per_row(self) -> int:
-        """Number of tokens of the text that a row consumes at most."""
-        return min(self._new, self.total_tokens)
+        """Number of tokens of the text that a row consumes at most, holes included."""
+        return min(self._new, self._stream)
 
     @property
     def per_epoch(self) -> int:
@@ -85,7 +89,7 @@ class Rows:
         return len(self)
 
     def __len__(self) -> int:
-        return -(-self.total_tokens // self._new)
+        return -(-self._stream // self._new)
 
     def _span(self, index: Any) -> tuple[Any, Any]:
         """Return how many tokens of the stream lie before rows, and how many up to their ends; both without its first.
@@ -93,15 +97,20 @@ class Rows:
         index: a row, or an array of rows.
         """
         start = index * self._new
-        return start, np.minimum(start + self._new, self.total_tokens)
+        return start, np.minimum(start + self._new, self._stream)
 
     def row(self, index: int) -> Ints:
-        """Return the token ids of one row: int64, a copy."""
+        """Return the token ids of one row: int64, a copy; HOLE in the place of each token in a hole."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         start, stop = map(int, self._span(index))
-        chunk = self._tokens[start : stop + 1].astype(np.int64)
+        chunk = self._read(start, stop)
         return chunk if self._frame is None else self._framed(chunk, stop)
+
+    def _read(self, start: int, stop: int) -> Ints:
+        chunk = self._tokens[start : stop + 1].astype(np.int64)
+        self._holes.cut_out(chunk, start)
+        return chunk
 
     def _framed(self, chunk: Ints, stop: int) -> Ints:
         assert self._frame is not None
@@ -114,7 +123,12 @@ class Rows:
         return None
 
     def stream_tokens(self, index: int | Ints) -> Ints:
-        """Return how many tokens of the stream a row consumes; summed over an epoch this is `total_tokens`."""
+        """Return how many tokens of the text a row consumes, without holes; over an epoch this is `total_tokens`."""
+        start, stop = self._span(np.asarray(index))
+        return self.consumed(index) - self._holes.between(start + 1, stop + 1)
+
+    def consumed(self, index: int | Ints) -> Ints:
+        """Return how many tokens of the stream a row consumes, holes included."""
         start, stop = self._span(np.asarray(index))
         tokens: Ints = stop - start
         return tokens
@@ -133,25 +147,25 @@ class LaneRows(Rows):
     def __init__(self, tokens: NDArray[Any], layout: Layout, tokens_per_row: int, *, lanes: int, **ids: Any):
         super().__init__(tokens, layout, tokens_per_row, **ids)
         self.lanes = lanes
-        longest = -(-self.total_tokens // lanes)
+        longest = -(-self._stream // lanes)
         self.steps = -(-longest // tokens_per_row)
-        if self.total_tokens < lanes * self.steps:
+        if self._stream < lanes * self.steps:
             raise DataError(
-                f"the corpus has {self.total_tokens:,} tokens, too few for {lanes} lanes in rows of {tokens_per_row}; "
+                f"the corpus has {self._stream:,} tokens, too few for {lanes} lanes in rows of {tokens_per_row}; "
                 "add text, or lower data.batch_size."
             )
         self.length = min(tokens_per_row, longest) + (2 if self._frame else 1)
 
     @property
     def tokens_per_row(self) -> int:
-        return min(self._new, -(-self.total_tokens // self.lanes))
+        return min(self._new, -(-self._stream // self.lanes))
 
     def __len__(self) -> int:
         return self.lanes * self.steps
 
     def _span(self, index: Any) -> tuple[Any, Any]:
         lane, step = np.divmod(index, self.steps)
-        first, end = lane * self.total_tokens // self.lanes, (lane + 1) * self.total_tokens // self.lanes
+        first, end = lane * self._stream // self.lanes, (lane + 1) * self._stream // self.lanes
 
         def edge(step: Any) -> Any:
             return first + np.minimum(step * self._new, end - first - (self.steps - step))
@@ -253,7 +267,7 @@ class PackedRows(_CutRows):
         if self._frame is None:
             return super().row(index)
         start, stop, ends = self._cuts(index)
-        chunk = self._tokens[start + 1 : stop + 1].astype(np.int64)
+        chunk = self._read(start + 1, stop)
         begin, end = self._frame
         whole = len(ends) and ends[-1] == stop - start
         parts = np.split(np.delete(chunk, ends - 1), (ends - np.arange(1, len(ends) + 1))[: -1 if whole else None])
@@ -282,10 +296,10 @@ class CropRows(Rows):
 
     @property
     def per_epoch(self) -> int:
-        return -(-self.total_tokens // self._new)
+        return -(-self._stream // self._new)
 
     def __len__(self) -> int:
-        return self.total_tokens - self._new + 1
+        return self._stream - self._new + 1
 
     def _span(self, index: Any) -> tuple[Any, Any]:
         return index, index + self._new

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from foundry_core.corpus.account import ByteAccount
 from foundry_core.corpus.reader import Corpus
+from foundry_core.data.holes import HoleFinder, Holes
 from foundry_core.errors import CheckpointError, DataError
 from foundry_core.storage import files as storage
 from foundry_core.storage import manifest
@@ -49,6 +50,7 @@ class TokenInfo:
     tokens: int
     """Length of the stream, separators included: 1 + the sum of (tokens + 1) over the documents."""
     documents: int
+    """Number of documents that are text: those in holes do not count, here, in words or in bytes."""
     unknown: int
     """Number of tokens of the documents that are the tokenizer's unk_token, which hides what the text was."""
     words: int
@@ -58,11 +60,15 @@ class TokenInfo:
     account: dict[str, Any]
     tokens_sha256: str
     documents_sha256: str
+    holes: dict[str, Any] | None = None
+    """Of a corpus whose steps leave holes: their `number`, the `tokens` in them, the `sha256` of the file of them."""
 
     @property
     def unknown_share(self) -> float:
         """Share of the unknown tokens among the tokens of the documents, without separators."""
-        return self.unknown / max(self.tokens - 1 - self.documents, 1)
+        # Behind each hole the separator of its last document stays.
+        in_holes = self.holes["tokens"] + self.holes["number"] if self.holes else 0
+        return self.unknown / max(self.tokens - 1 - self.documents - in_holes, 1)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class TokenFile:
     documents: np.memmap[Any, Any]
     """Index in `tokens` (int64) where each document starts, and at the end the length of the stream."""
     info: TokenInfo
+    holes: Holes = field(default_factory=Holes)
 
     def parts(self) -> list[NDArray[Any]]:
         """Return the tokens of each of several corpora, each with a separator at both ends."""
@@ -88,7 +95,8 @@ def prepare_tokens(
 ) -> TokenFile:
     """Return the token file of a corpus: the one in `folder` if it was made from the same inputs and is undamaged.
 
-    Otherwise it is built: `<digest>.tokens`, `<digest>.documents` and, last, the sidecar `<digest>.json`. The content
+    Otherwise it is built: `<digest>.tokens`, `<digest>.documents`, for a corpus whose steps leave holes
+    `<digest>.holes`, where each begins and ends (int64), and, last, the sidecar `<digest>.json`. The content
     is a function of the inputs, so two processes may build it at once. Memory does not grow with the corpus.
 
     Args:
@@ -116,12 +124,17 @@ def prepare_tokens(
             return prepare_tokens(corpus, tokenizer, own, progress=progress)
         if info.tokens == info.documents + 1:  # separators only
             raise DataError(f"{corpus.name}: its tokenizer leaves nothing of the text: it drops every character of it.")
-        storage.write_file(stem.with_suffix(".json"), manifest.sealed(asdict(info)))
+        storage.write_file(stem.with_suffix(".json"), manifest.sealed(_plain(info)))
     return TokenFile(
         tokens=np.memmap(stem.with_suffix(".tokens"), dtype=info.dtype, mode="r"),
         documents=np.memmap(stem.with_suffix(".documents"), dtype="<i8", mode="r"),
         info=info,
+        holes=Holes(np.fromfile(stem.with_suffix(".holes"), "<i8")) if info.holes else Holes(),
     )
+
+
+def _plain(info: TokenInfo) -> dict[str, Any]:
+    return {name: value for name, value in asdict(info).items() if value is not None}
 
 
 def _undamaged(stem: Path, digest: str) -> TokenInfo | None:
@@ -133,6 +146,7 @@ def _undamaged(stem: Path, digest: str) -> TokenInfo | None:
             info.digest == digest
             and info.tokens_sha256 == manifest.file_digest(stem.with_suffix(".tokens"))
             and info.documents_sha256 == manifest.file_digest(stem.with_suffix(".documents"))
+            and (info.holes is None or info.holes["sha256"] == manifest.file_digest(stem.with_suffix(".holes")))
         )
     except (FileNotFoundError, CheckpointError, TypeError):
         return None
@@ -160,40 +174,56 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None
     vocabulary, unknown_id = len(tokenizer), tokenizer.unk_token_id
     dtype = "<u2" if vocabulary <= 1 << 16 else "<u4"
 
-    def fill(tokens_file: storage.Writer, documents_file: storage.Writer) -> None:
+    def fill(tokens_file: storage.Writer, documents_file: storage.Writer, holes_file: storage.Writer | None) -> None:
+        holes = _Column(holes_file, "<i8") if holes_file is not None else None
+        finder = HoleFinder(holes.append) if holes is not None else None
         tokens, documents, account = _Column(tokens_file, dtype), _Column(documents_file, "<i8"), ByteAccount()
         end = separator_id(tokenizer)
         tokens.append(np.array([end]))
         documents.append(np.array([tokens.length]))
         unknown, newlines, processes = 0, 0, process_count(corpus.bytes)
 
-        def documents_read() -> Iterator[str]:
+        def counted() -> Iterator[tuple[str, bool]]:
             nonlocal newlines
-            for document in corpus.documents(account):
-                newlines += document.count("\n")
-                yield document
+            for document, kept in corpus.stream(account):
+                newlines += document.count("\n") if kept else 0
+                yield document, kept
 
-        for ids in streams(DocumentEncoder(tokenizer), documents_read(), processes):
+        texts = (text for text, _ in counted()) if finder is None else finder.texts(counted())
+        for ids in streams(DocumentEncoder(tokenizer), texts, processes):
             ends = ids == END
+            dropped = None if finder is None else finder.window(ends, tokens.length)
             if unknown_id is not None:
                 # Before the separators are written: a tokenizer of another origin may have one token for both.
-                unknown += int(np.count_nonzero(ids == unknown_id))
+                found = ids == unknown_id
+                unknown += int(np.count_nonzero(found if dropped is None else found & ~dropped))
             ids = np.where(ends, np.uint32(end), ids)
             assert int(ids.max()) < vocabulary, f"token id {int(ids.max())} in a vocabulary of {vocabulary}"
             documents.append(tokens.length + np.flatnonzero(ends) + 1)
             tokens.append(ids)
             if progress is not None:
                 progress(account.bytes_in)
-        assert documents.length == account.documents + 1, "the encoder lost or added a document"
+        in_stream = account.documents
+        if finder is not None and holes is not None:
+            finder.close()
+            facts["holes"] = {"number": finder.number, "tokens": finder.tokens, "sha256": holes.sha256.hexdigest()}
+            in_stream += finder.documents
+        assert documents.length == in_stream + 1, "the encoder lost or added a document"
         facts.update(dtype=dtype, tokens=tokens.length, documents=account.documents, words=account.words)
         facts.update(unknown=unknown, line_ends=account.documents + newlines * newline_is_predicted(tokenizer))
-        facts.update(text_bytes=account.bytes_text, account=asdict(account))
+        facts.update(text_bytes=account.bytes_text, account=account.plain())
         facts.update(tokens_sha256=tokens.sha256.hexdigest(), documents_sha256=documents.sha256.hexdigest())
+
+    def fill_with_holes(tokens: storage.Writer, documents: storage.Writer) -> None:
+        if corpus.leaves_holes:
+            storage.write_file_with(stem.with_suffix(".holes"), lambda holes: fill(tokens, documents, holes))
+        else:
+            fill(tokens, documents, None)
 
     storage.write_file_with(
         stem.with_suffix(".tokens"),
         lambda tokens: storage.write_file_with(
-            stem.with_suffix(".documents"), lambda documents: fill(tokens, documents)
+            stem.with_suffix(".documents"), lambda documents: fill_with_holes(tokens, documents)
         ),
     )
     return facts

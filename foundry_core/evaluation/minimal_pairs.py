@@ -14,7 +14,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.corpus.files import kind_of, refuse, shown
-from foundry_core.corpus.reader import Corpus, json_lines, plain_text
+from foundry_core.corpus.json_texts import plain_text
+from foundry_core.corpus.reader import Corpus, json_lines
 from foundry_core.errors import DataError, warn
 from foundry_core.evaluation.prefix_tree import Ids
 from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise, not_scorable

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 _PARTS = {"experiment": dict, "context": dict, "providers": dict, "needs": list}
 _ONLY_TRAINING = {
-    "optimizer": ("optimizer", "optimizer_settings"),
-    "schedule": ("lr_scheduler", "schedule_settings"),
+    "optimizer": ("training", ("optimizer", "optimizer_settings")),
+    "schedule": ("training", ("lr_scheduler", "schedule_settings")),
+    "order": ("data", ("order", "order_settings")),
+    "corpus step": ("data", ("steps",)),
 }
-"""Kinds of providers that a trained model does not need, and the keys of `training:` that they are chosen by."""
+"""Kinds of providers that a trained model does not need: section and keys of the experiment that choose them."""
 
 
 def build_context(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> BuildContext:
@@ -162,16 +164,16 @@ def _made_with(description: dict[str, Any]) -> list[str]:
 
 
 def _without_training(description: dict[str, Any]) -> dict[str, Any]:
-    """Return the experiment without what only training needs: observers, optimizer and schedule of other packages.
+    """Return the experiment without what only training needs of other packages: observers, optimizer, schedule, ...
 
     Keys of `model:` that the plugin has renamed since have their present names.
     """
     experiment = dict(description["experiment"])
     experiment["model"] = migrated(experiment["model"], pending(description))
     experiment["plugins"] = [module for module in experiment["plugins"] if module in description["needs"]]
-    left_out = [key for kind in _ONLY_TRAINING if kind in description["providers"] for key in _ONLY_TRAINING[kind]]
-    if left_out:
-        experiment["training"] = {key: value for key, value in experiment["training"].items() if key not in left_out}
+    for kind, (section, keys) in _ONLY_TRAINING.items():
+        if kind in description["providers"]:
+            experiment[section] = {key: value for key, value in experiment[section].items() if key not in keys}
     return experiment
 
 

@@ -34,7 +34,8 @@ class CarriedState:
         """
         read = {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask") if name in batch}
         mask, width = batch.get("attention_mask"), read["input_ids"].shape[1]
-        if mask is not None and bool(mask[:, 0].all()):  # padded on the right, if at all
+        padded_BT = torch.arange(width + 1) >= lengths_B[:, None]
+        if mask is not None and not bool(mask[padded_BT.to(mask.device)].any()):  # on the right, if at all
             last_B1 = lengths_B.to(mask.device)[:, None] - 1
             read["attention_mask"] = read["attention_mask"] * (torch.arange(width, device=mask.device) < last_B1)
         return {**batch, **read, "state": self.state, "use_cache": True}

@@ -9,6 +9,8 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from foundry_core.errors import PluginError, did_you_mean
+from foundry_core.registry.core_steps import CORE_CORPUS_STEPS
+from foundry_core.registry.corpus_step import CorpusStep
 from foundry_core.registry.data_order import CORE_ORDERS, DataOrder
 from foundry_core.registry.discovery import scan
 from foundry_core.registry.isolation import failing_as, isolated
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     import pluggy
 
 
-Kind = Literal["objective", "optimizer", "schedule", "tokenizer type", "order"]
+Kind = Literal["objective", "optimizer", "schedule", "tokenizer type", "order", "corpus step"]
 """The kinds of things that a plugin may offer by name."""
 
 
@@ -114,6 +116,7 @@ class Offers:
     schedules: Mapping[str, LearningRateSchedule]
     tokenizer_types: Mapping[str, TokenizerType]
     orders: Mapping[str, DataOrder]
+    corpus_steps: Mapping[str, CorpusStep]
     providers: Mapping[tuple[Kind, str], Provider]
 
     def providers_of(self, chosen: Mapping[Kind, str]) -> dict[Kind, Provider]:
@@ -143,6 +146,7 @@ def offers(manager: pluggy.PluginManager) -> Offers:
         _offered(manager, "schedule", providers),
         _offered(manager, "tokenizer type", providers),
         _offered(manager, "order", providers),
+        _offered(manager, "corpus step", providers),
         providers,
     )
 
@@ -153,6 +157,7 @@ _KINDS: dict[Kind, tuple[str, type[Any], Mapping[str, Any]]] = {
     "schedule": ("foundry_schedules", LearningRateSchedule, CORE_SCHEDULES),
     "tokenizer type": ("foundry_tokenizer_types", TokenizerType, CORE_TOKENIZER_TYPES),
     "order": ("foundry_orders", DataOrder, CORE_ORDERS),
+    "corpus step": ("foundry_corpus_steps", CorpusStep, CORE_CORPUS_STEPS),
 }
 """For each kind: the hook that offers it, the class of its descriptors, core's own."""
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import pluggy
 
+from foundry_core.registry.corpus_step import CorpusStep
 from foundry_core.registry.data_order import DataOrder
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
@@ -307,6 +308,45 @@ def foundry_orders() -> list[DataOrder]:  # type: ignore[empty-body]
     # experiment.yaml
     data: {order: short_to_long, batching: documents, order_settings: {epochs: 2}}
     plugins: [foundry_short_to_long]
+    """
+
+
+@hookspec
+def foundry_corpus_steps() -> list[CorpusStep]:  # type: ignore[empty-body]
+    """Offer further steps of `data.steps`.
+
+    # foundry_lengths/__init__.py
+    from pydantic import Field
+
+    from foundry_core import CorpusStep, DroppingSettings, hookimpl
+
+
+    class LengthSettings(DroppingSettings):
+        at_least: int = Field(2, ge=1, description="words of the shortest text that is kept")
+
+
+    @hookimpl
+    def foundry_corpus_steps():
+        return [
+            CorpusStep(
+                name="long_enough",
+                summary="keep texts of so many words",
+                function="foundry_lengths.steps:long_enough",
+                settings=LengthSettings,
+                drops=True,
+            )
+        ]
+
+    # foundry_lengths/steps.py
+    def long_enough(settings):
+        def change(text, number):
+            return text if len(text.split()) >= settings.at_least else None
+
+        return change
+
+    # experiment.yaml
+    data: {steps: [{long_enough: {at_least: 6}}]}
+    plugins: [foundry_lengths]
     """
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
+from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import ConfigError, PluginError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import ModelOutput
@@ -74,7 +75,7 @@ class SmallModel(BaseLanguageModel[ModelConfig]):
 
 
 def experiment(subject: Subject, *, seed: int = 0, **sections: Mapping[str, Any]) -> ExperimentConfig:
-    """Return an experiment with the small model that uses the subject, if it can be chosen in `training:`.
+    """Return an experiment with the small model that uses the subject, if it can be chosen in `training:` or `data:`.
 
     Raises:
         PluginError: The subject cannot be used in an experiment, or its settings are wrong.
@@ -95,6 +96,10 @@ def experiment(subject: Subject, *, seed: int = 0, **sections: Mapping[str, Any]
         "training": {**training, "objective": objective},
         "plugins": [] if subject.module is None else [subject.module.__name__],
     }
+    if subject.kind == "step":
+        given = "\n".join(f"{key}: {value}" for key, _, value in (each.partition("=") for each in subject.settings))
+        settings = YamlSource.parse(given, "--settings").data if given else {}
+        content["data"]["steps"] = [{subject.name: settings}]
     for name, section in sections.items():
         content[name] = {**content.get(name, {}), **section}
     with _registered(objective):
@@ -102,7 +107,8 @@ def experiment(subject: Subject, *, seed: int = 0, **sections: Mapping[str, Any]
             return load_config(content, overrides)
         except ConfigError as error:
             lines = "; ".join(f"{problem.key}: {problem.message}" for problem in error.problems)
-            hint = ": pass values with --settings KEY=VALUE" if "_settings" in lines else ""
+            lacking = "_settings" in lines or subject.kind == "step"
+            hint = ": pass values with --settings KEY=VALUE" if lacking else ""
             raise PluginError(f"the {subject.kind} '{subject.name}' cannot be used: {lines}{hint}") from error
 
 

@@ -16,7 +16,7 @@ from foundry_core.testing.extensions.subjects import Subject
 from foundry_core.testing.kit.check import NotApplicableError, listed, require
 from foundry_core.testing.kit.processes import fresh
 
-_OFFERS = ("objective", "optimizer", "schedule", "tokenizer")
+_OFFERS = ("objective", "optimizer", "schedule", "tokenizer", "order", "step")
 _HOOKED = (*_OFFERS, "observer")
 _HEAVY = ("torch", "transformers", "numpy")
 _LONGEST_IMPORT = 0.25
@@ -100,7 +100,7 @@ def hooks(subject: Subject) -> None:
 @check(
     "packaging",
     "settings",
-    kinds=("objective", "optimizer", "schedule"),
+    kinds=("objective", "optimizer", "schedule", "order", "step"),
     fix="Derive the class of the settings from ConfigSection, and declare every key as Field(default, "
     "description=...) of a plain type: `foundry schema` and users' YAML show the description.",
 )

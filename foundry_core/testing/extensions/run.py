@@ -12,6 +12,7 @@ from foundry_core.errors import UsageError, did_you_mean
 # Each registers its checks when it is imported.
 from foundry_core.testing.extensions import (  # noqa: F401
     commands,
+    corpus_steps,
     objectives,
     observers,
     optimizers,

@@ -15,14 +15,16 @@ from foundry_core.registry.hooks import Offers, hook_manager, hooks_in, offers, 
 from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import available_architectures, load_module, plugin_files
 
-KINDS = ("architecture", "objective", "optimizer", "schedule", "tokenizer", "order", "observer", "command")
+KINDS = ("architecture", "objective", "optimizer", "schedule", "tokenizer", "order", "step", "observer", "command")
 _OFFERING = (
     "foundry_objectives",
     "foundry_optimizers",
     "foundry_schedules",
     "foundry_tokenizer_types",
     "foundry_orders",
+    "foundry_corpus_steps",
 )
+_SHORT = {"tokenizer type": "tokenizer", "corpus step": "step"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Subject:
     """An architecture or an extension.
 
     Attributes:
-        descriptor: That of an objective, an optimizer, a schedule or a tokenizer type; None for other kinds.
+        descriptor: That of what a plugin offers by name; None for other kinds.
         module: The module whose hooks provide it; None for core's own, a command or an architecture.
         point: Its entry point; None for core's own and for files.
         settings: Values for its settings, such as `beta=0.9`.
@@ -114,8 +116,9 @@ def _offered(
         "schedule": dict(found.schedules),
         "tokenizer": dict(found.tokenizer_types),
         "order": dict(found.orders),
+        "step": dict(found.corpus_steps),
     }
-    others = {(kind.partition(" ")[0], name) for kind, name in found.providers}
+    others = {(_SHORT.get(kind, kind), name) for kind, name in found.providers}
     for kind, by_name in descriptors.items():
         for name, descriptor in by_name.items():
             if ((kind, name) in others) == (module is not None):
