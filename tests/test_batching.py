@@ -28,7 +28,7 @@ def stream(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_lengths(seed: int, count: int = 40, longest: int = 30) -> list[int]:
-    return np.random.default_rng(seed).integers(1, longest, count).tolist()
+    return list(map(int, np.random.default_rng(seed).integers(1, longest, count)))
 
 
 def new_tokens(rows: Rows, layout: str, index: int) -> list[int]:

@@ -44,6 +44,7 @@ def data_of(tokens: int, per_row: int, words: int, text_bytes: int) -> Experimen
         unknown=0,
         words=words,
         text_bytes=text_bytes,
+        line_ends=1,
         account={},
         tokens_sha256="",
         documents_sha256="",

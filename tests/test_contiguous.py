@@ -85,11 +85,12 @@ def test_training_follows_a_plain_loop_that_carries_its_state(text: Path) -> Non
     lanes = [stream[lane * (len(stream) - 1) // LANES :] for lane in range(LANES)]
     steps = steps_of(stream)
     assert 2 * steps < 30
-    losses, state = [], None
+    losses: list[float] = []
+    state: Any = None
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for step in range(30):
         at = step % steps * LENGTH
-        state = None if at == 0 else tuple(each.detach() for each in state)  # type: ignore[attr-defined]
+        state = None if at == 0 else tuple(each.detach() for each in state)
         ends = [
             min(at + LENGTH, (lane + 1) * (len(stream) - 1) // LANES - lane * (len(stream) - 1) // LANES)
             for lane in range(LANES)
@@ -112,8 +113,13 @@ def test_training_follows_a_plain_loop_that_carries_its_state(text: Path) -> Non
 
 
 def test_the_state_matters_and_each_epoch_begins_without_one(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reset = []
-    monkeypatch.setattr(CarriedState, "reset", lambda self: reset.append(self.state) or setattr(self, "state", None))
+    reset: list[Any] = []
+
+    def noted(self: CarriedState) -> None:
+        reset.append(self.state)
+        self.state = None
+
+    monkeypatch.setattr(CarriedState, "reset", noted)
     run(config(text), quiet=True)
     settings = config(text)
     _, stream = stream_of(settings)
@@ -136,7 +142,7 @@ def test_an_evaluation_reads_each_lane_through(text: Path) -> None:
     size, total = len(stream) - 1, 0.0
     for lane in range(LANES):
         whole = stream[lane * size // LANES : (lane + 1) * size // LANES + 1][None]
-        total += float(model(whole, labels=whole, reduction="sum").loss)
+        total += float(model(whole, labels=whole, reduction="sum").loss.detach())
     assert report.tokens == size
     assert report.loss == pytest.approx(total / size, rel=1e-5)
 

@@ -60,7 +60,7 @@ def gradients(model: torch.nn.Module) -> torch.Tensor:
 
 def test_terms_are_added_to_the_loss_of_training_alone(balanced: Any, letters: Any) -> None:
     model, rows = create_model(balanced(), letters), batch(4, 9)
-    for reduction, times in (("mean", 1), ("none", 1), ("sum", int(model.targets(**labelled(rows))[1].sum()))):
+    for reduction, times in (("mean", 1), ("none", 1), ("sum", int(model.targets(*labelled(rows))[1].sum()))):
         alone, together = model.eval()(**rows, reduction=reduction), model.train()(**rows, reduction=reduction)
         term = together.auxiliary["size"]
         assert term.item() > 0.001
@@ -76,8 +76,8 @@ def test_terms_are_added_to_the_loss_of_training_alone(balanced: Any, letters: A
     assert "auxiliary" not in model(rows["input_ids"])
 
 
-def labelled(rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: rows[name] for name in ("labels", "attention_mask")}
+def labelled(rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return rows["labels"], rows["attention_mask"]
 
 
 @each(
@@ -99,7 +99,7 @@ def test_a_term_is_a_scalar_tensor_with_a_name(auxiliary: Any, problem: str, bal
 def test_a_term_weighs_as_the_predictions_of_its_micro_batch(balanced: Any, letters: Any) -> None:
     model = create_model(balanced(), letters).train()
     parts = [batch(1, 6, seed=1), batch(5, 9, seed=2)]
-    counts = [int(model.targets(**labelled(part))[1].sum()) for part in parts]
+    counts = [int(model.targets(*labelled(part))[1].sum()) for part in parts]
     assert counts[0] != counts[1]
     for part, count in zip(parts, counts, strict=True):
         (model(**part).loss * (count / sum(counts))).backward()

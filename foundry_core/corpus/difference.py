@@ -18,6 +18,7 @@ import numpy as np
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.corpus.account import ByteAccount, utf8_bytes, word_count
+from foundry_core.corpus.mixture import one_or_several
 from foundry_core.corpus.reader import Corpus
 from foundry_core.corpus.steps import Steps
 
@@ -84,10 +85,12 @@ class Difference:
 
 def training_text(config: ExperimentConfig) -> Corpus:
     """Open the training corpus of an experiment, with its steps."""
-    data = config.data
-    name, steps = "data.training_corpus", Steps.of(config)
-    corpus = Corpus.open(data.training_corpus, unit=data.documents, name=name, pattern=data.files)
-    return corpus.changed_by(steps)
+    data, keep = config.data, config.data.blank_lines == "keep"
+
+    def opened(path: str, name: str) -> Corpus:
+        return Corpus.open(path, unit=data.documents, name=name, pattern=data.files, keep_blank_lines=keep)
+
+    return one_or_several(data.training_corpus, "data.training_corpus", opened).changed_by(Steps.of(config))
 
 
 def difference(first: Corpus, second: Corpus, examples: int) -> Difference:

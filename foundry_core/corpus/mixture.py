@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from foundry_core.config.sections import CorpusShare
 from foundry_core.corpus.account import ByteAccount
 from foundry_core.corpus.reader import Corpus
 from foundry_core.corpus.steps import Steps
+
+
+def one_or_several(given: str | Mapping[str, CorpusShare], name: str, opened: Callable[[str, str], Corpus]) -> Corpus:
+    """Open what `data.training_corpus` names: one corpus, or several as one.
+
+    opened: Opens a path under a name for messages.
+    """
+    if isinstance(given, str):
+        return opened(given, name)
+    return MixedCorpus.of({each: opened(part.path, f"{name}.{each}") for each, part in given.items()}, name)
 
 
 @dataclass(frozen=True)

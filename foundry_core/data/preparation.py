@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -14,7 +15,7 @@ from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.config.loading import load_config
 from foundry_core.corpus.delimiters import stray_delimiter
 from foundry_core.corpus.files import shown
-from foundry_core.corpus.mixture import MixedCorpus
+from foundry_core.corpus.mixture import one_or_several
 from foundry_core.corpus.reader import Corpus
 from foundry_core.corpus.steps import Steps
 from foundry_core.data.batching import cut_rows, training_order
@@ -62,14 +63,10 @@ class Corpora:
 
 def _opened(config: ExperimentConfig, setting: str) -> Corpus:
     """Open a corpus of `data:`, or several as one."""
-    name, given = f"data.{setting}", getattr(config.data, setting)
-    if not isinstance(given, Mapping):
-        return _opened_path(config, name, given)
-    parts = {each: _opened_path(config, f"{name}.{each}", part.path) for each, part in given.items()}
-    return MixedCorpus.of(parts, name)
+    return one_or_several(getattr(config.data, setting), f"data.{setting}", partial(_opened_path, config))
 
 
-def _opened_path(config: ExperimentConfig, name: str, spec: str) -> Corpus:
+def _opened_path(config: ExperimentConfig, spec: str, name: str) -> Corpus:
     """Open a corpus. Refuse one that contains files of this run, because it would be another one the next time."""
     folder, output_dir = Path(spec).expanduser(), Path(config.training.output_dir)
     for key, own in (("training.output_dir", output_dir), ("tokenizer.output_dir", tokenizer_folder(config))):

@@ -32,7 +32,7 @@ class CarriedState:
 
         lengths_B: The number of tokens of each row, without padding.
         """
-        read = {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask") if name in batch}
+        read: Batch = {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask") if name in batch}
         mask, width = batch.get("attention_mask"), read["input_ids"].shape[1]
         padded_BT = torch.arange(width + 1) >= lengths_B[:, None]
         if mask is not None and not bool(mask[padded_BT.to(mask.device)].any()):  # on the right, if at all

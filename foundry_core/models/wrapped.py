@@ -209,9 +209,9 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         **kwargs: Any,
     ) -> ModelOutput:
         if document_ids is not None:
-            hidden_BTD = self._isolated(input_ids, attention_mask, document_ids)
-            head = self.fast_head(hidden_BTD.shape[-1]) if self.kernels == "fast" else self.head
-            return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
+            isolated_BTD = self._isolated(input_ids, attention_mask, document_ids)
+            head = self.fast_head(isolated_BTD.shape[-1]) if self.kernels == "fast" else self.head
+            return self.lm_output(isolated_BTD, head, labels, attention_mask=attention_mask, **kwargs)
         asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
         if self.kernels == "fast" and state is None and not use_cache:

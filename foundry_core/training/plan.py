@@ -92,8 +92,14 @@ class RunPlan(StreamSizes):
                 f"training.warmup_steps ({warmup}) exceeds the {steps} steps that the budget comes to: lower it, or "
                 "give warmup_ratio"
             )
-        sizes = {"samples_per_step": per_step, "total_samples": samples, "total_steps": steps, "warmup_steps": warmup}
-        plan = cls(**asdict(stream), **sizes, varied=varied)
+        plan = cls(
+            **asdict(stream),
+            samples_per_step=per_step,
+            total_samples=samples,
+            total_steps=steps,
+            warmup_steps=warmup,
+            varied=varied,
+        )
         return plan.scheduled(config)
 
     def scheduled(self, config: ExperimentConfig, step: int = 0, samples: int = 0) -> RunPlan:

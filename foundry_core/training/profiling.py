@@ -95,8 +95,8 @@ class ProfiledTrainer(Trainer):
             self._end_profile()
         return taken
 
-    def _add_gradient(self, batch: Batch, divisor: int) -> dict[str, torch.Tensor]:
-        figures = super()._add_gradient(batch, divisor)
+    def _add_gradient(self, batch: Batch, divisor: int, first: int) -> dict[str, torch.Tensor]:
+        figures = super()._add_gradient(batch, divisor, first)
         if self._profile is not None:
             self._profile.enter("optimizer")
         return figures
@@ -109,9 +109,9 @@ class ProfiledTrainer(Trainer):
         with self._part("logging"):
             super()._log_step(report)
 
-    def _evaluate(self) -> float:
+    def _evaluate(self) -> None:
         with self._part("evaluation"):
-            return super()._evaluate()
+            super()._evaluate()
 
     def _save(self, *, ephemeral: bool = False) -> None:
         with self._part("saving"):

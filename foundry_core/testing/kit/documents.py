@@ -94,7 +94,7 @@ def isolation(case: Case) -> None:
 
 
 def _documents(case: Case, seed: int, sizes: tuple[int, ...]) -> list[torch.Tensor]:
-    return list(case.ids(sum(sizes), seed=seed).split(sizes))
+    return list(torch.split(case.ids(sum(sizes), seed=seed), list(sizes)))
 
 
 def _alone(model: BaseLanguageModel, documents: list[torch.Tensor]) -> Iterator[torch.Tensor]:

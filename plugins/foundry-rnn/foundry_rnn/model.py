@@ -185,7 +185,8 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         real_BT = self.real_tokens(input_ids, attention_mask)
         found, terms, tokens = [], list[tuple[int, dict[str, torch.Tensor]]](), []
         # What both directions read, or is drawn or compared for a whole document, cannot be computed in parts of it.
-        whole, state = settings.bidirectional or settings.layer_by_layer, None
+        whole = settings.bidirectional or settings.layer_by_layer
+        state: Any = None
         for places_SL, real_SL in parts_of_documents(document_ids, real_BT, whole=whole):
             ids_SL, shown = input_ids.flatten()[places_SL], None if bool(real_SL.all()) else real_SL
             # What stands after a document does not reach it, unless it is read from right to left.
