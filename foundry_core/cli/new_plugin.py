@@ -72,6 +72,7 @@ KINDS = {
     "optimizer": _Kind("The optimizer $name for foundry: the sign of a running mean.", ("optimizer.py",)),
     "schedule": _Kind("The learning-rate schedule $name for foundry: several falls in a row.", ("schedule.py",)),
     "tokenizer": _Kind("The tokenizer type $name for foundry: characters and bytes.", ("tokenizer.py",)),
+    "order": _Kind("The order $name for foundry: the rows with few tokens first.", ("order.py",)),
     "step": _Kind("The corpus step $name for foundry: texts of few words are left out.", ("step.py",)),
     "observer": _Kind("An observer for foundry: losses in a CSV file."),
     "command": _Kind("The command foundry $name: the lowest test loss of a run.", group=COMMANDS),

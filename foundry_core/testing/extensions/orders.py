@@ -80,7 +80,7 @@ def pure(bench: OrderBench) -> None:
     require(not changed, "the function changes the rows that it is given")
 
 
-@check("order", "score", fix="Return a finite number for any document that is not blank.")
+@check("order", "score", fix="Return a finite number for any document that is not blank: it may have one word.")
 def score(bench: OrderBench) -> None:
     """The score of a document is a finite number, and the same for the same text."""
     if bench.kind.score is None:
