@@ -279,10 +279,11 @@ def signal_only_noted(original: Any, self: Any, number: int, frame: Any) -> None
 # Computing
 
 
-def micro_batch_divided_by_its_own_count(original: Any, self: Any, batch: Any, divisor: int) -> Any:
+def micro_batch_divided_by_its_own_count(original: Any, self: Any, batch: Any, divisor: int, first: int) -> Any:
     """Take the mean of the micro-batches' means."""
     _, chosen = self.model.targets(batch["labels"], batch["attention_mask"])
-    return original(self, batch, max(int(chosen.sum()), 1) * self.config.training.gradient_accumulation_steps)
+    own = max(int(chosen.sum()), 1) * self.config.training.gradient_accumulation_steps
+    return original(self, batch, own, first)
 
 
 def evaluation_leaves_its_mode(original: Any, model: Any, *arguments: Any, **keywords: Any) -> Any:

@@ -158,14 +158,16 @@ def test_check_prints_a_line_per_check_and_how_to_fix_failures(
     masking = [check.name for check in CHECKS.values() if check.group == "masking"]
     unseen = "  not looked at: a model with one layer: no key of the first example has the type Layers of foundry_core"
     assert lines.pop(1) == unseen
+    assert lines.pop(-1) == "  isolates_documents is not declared"
     rows = [line.split() for line in lines]
     assert [row[1] for row in rows] == ["runs", "raw-logits", *masking]
     assert {row[1]: row[2] for row in rows} == dict.fromkeys(["runs", "raw-logits", *masking], "passed") | {
-        "attention-mask": "failed"
+        "attention-mask": "failed",
+        "isolation": "skipped",
     }
     assert CHECKS["attention-mask"].fix in failed
     assert counts.startswith(
-        f"bag_table ({path})\n{len(masking) + 1} passed, 1 failed, 0 expected, 0 skipped, 0 not looked at in "
+        f"bag_table ({path})\n{len(masking)} passed, 1 failed, 0 expected, 1 skipped, 0 not looked at in "
     )
     assert error == "error: bag_table does not conform: attention-mask\n"
 
@@ -216,7 +218,9 @@ def test_a_model_that_does_not_run_is_reported_once(
     assert printed.count(f"AttributeError: 'Bag' object has no attribute 'hiden' ({path}:{line})") == 1
     assert CHECKS["runs"].fix in printed
     carried_out = {check.name for check in CHECKS.values() if check.group in ("objective", "masking")}
-    others = len(carried_out - {"runs", "word-order"})  # the latter is for models of both directions
+    others = len(
+        carried_out - {"runs", "word-order", "isolation"}
+    )  # for models of both directions, and those that declare it
     assert error == f"error: bag_broken does not conform: runs and {others} that fail with it\n"
     assert main(["check", "bag_broken", *only, "--debug"]) == 9
     assert f'File "{path}", line {line}, in forward' in capsys.readouterr().err

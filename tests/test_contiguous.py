@@ -168,14 +168,14 @@ def test_a_budget_in_tokens_ends_with_a_whole_batch(text: Path) -> None:
 def test_a_state_that_cannot_be_saved_is_refused() -> None:
     carried = CarriedState()
     with pytest.raises(PluginError, match="the model returned no state in training"):
-        carried.replace(None)
+        carried.advance(None)
     with pytest.raises(PluginError, match="the model's state has a SimpleNamespace"):
-        carried.replace((torch.zeros(1), __import__("types").SimpleNamespace()))
+        carried.advance((torch.zeros(1), __import__("types").SimpleNamespace()))
 
 
 def test_a_carried_state_is_the_same_after_saving() -> None:
     carried, again = CarriedState(), CarriedState()
-    carried.replace(({"b": torch.arange(3.0), "a": [torch.ones(2), None]}, torch.zeros(1)))
+    carried.advance(({"b": torch.arange(3.0), "a": [torch.ones(2), None]}, torch.zeros(1)))
     layout = json.loads(json.dumps(carried.layout()))
     again.load(layout, carried.tensors(), torch.device("cpu"))
     assert str(again.state) == str(carried.state)

@@ -548,6 +548,7 @@ def test_everything_known_of_a_plugin_is_shown(zebra: Install, tmp_path: Path, c
         "  receptive field         no limit",
         "  tied embeddings         no",
         "  compile                 yes",
+        "  isolates documents      no",
         "",
         "model:",
         "  architecture: zebra                   # name of an installed architecture: see `foundry plugins list`",

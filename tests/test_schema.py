@@ -62,6 +62,8 @@ def _holds(key: str, argument: Any, schema: dict[str, Any], value: Any, root: di
             return True  # looked at with its "if"
         case "anyOf":
             return any(accepts(each, value, root) for each in argument)
+        case "oneOf":
+            return sum(accepts(each, value, root) for each in argument) == 1
         case "const":
             return bool(value == argument)
         case "enum":
@@ -89,11 +91,17 @@ def _holds(key: str, argument: Any, schema: dict[str, Any], value: Any, root: di
             return not isinstance(value, list) or len(value) >= argument
         case "maxItems":
             return not isinstance(value, list) or len(value) <= argument
+        case "minProperties":
+            return not isinstance(value, dict) or len(value) >= argument
         case "required":
             return not isinstance(value, dict) or set(argument) <= set(value)
         case "properties":
             items = value.items() if isinstance(value, dict) else ()
             return all(accepts(argument[name], item, root) for name, item in items if name in argument)
+        case "patternProperties":
+            items = value.items() if isinstance(value, dict) else ()
+            pairs = [(each, item) for name, item in items for at, each in argument.items() if re.search(at, name)]
+            return all(accepts(each, item, root) for each, item in pairs)
         case "propertyNames":
             return not isinstance(value, dict) or all(accepts(argument, name, root) for name in value)
         case "additionalProperties":

@@ -1,6 +1,6 @@
 """Run the conformance kit on an architecture, or the checks of an objective, an
-optimizer, a schedule, a tokenizer type, an order, a corpus step, an observer or a
-command: one line for each check, and how to fix those that fail.
+optimizer, a schedule, a tokenizer type, an order, a corpus step, an observer
+or a command: one line for each check, and how to fix those that fail.
 
 NAME is that of an architecture or of a command, the value that a YAML would
 name, or the module of an observer; with --plugin also one of a single file.

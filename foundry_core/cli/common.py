@@ -318,3 +318,31 @@ def yaml_scalar(value: Any) -> str:
     if re.fullmatch(r"[\w./][\w./-]*", value) and YamlSource.parse(f"x: {value}", "").data == {"x": value}:
         return value
     return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")
+
+
+def shown_fact(name: str, value: Any) -> str:
+    """Return a fact of a planned run, by its name in the JSON of `foundry plan`, as a person reads it."""
+    from foundry_core.training.console import duration, share
+
+    if name.startswith("unknown_share"):
+        return f"no {name.rpartition('_')[2]} corpus" if value is None else share(value)
+    if name == "compile":
+        return "on" if value else "off"
+    if name in ("checkpoints", "evaluations"):
+        if not value:
+            return "none"
+        steps = ", ".join(map(str, value if len(value) <= 8 else [*value[:5], "...", *value[-2:]]))
+        return f"{len(value)}, at steps {steps}"
+    if name.endswith("_beyond_the_end"):
+        return ", ".join(value) or "none"
+    if name == "passes":
+        return ", ".join(f"{passes:,} over {corpus}" for corpus, passes in value.items())
+    if name == "milestones":
+        return ", ".join(f"{amount} at {step:,}" for amount, step in value.items()) or "none"
+    if name == "seconds":
+        return f"{duration(value)} on this machine, without compiling, evaluations and saving"
+    if "bytes" in name or name == "of_which_activations":
+        return f"{value / 1e6:,.1f} MB"
+    if "flops" in name or name == "seconds_per_step":
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -31,6 +31,7 @@ from foundry_core.cli.common import (
     path_argument,
     prepare_data,
     read_config,
+    shown_fact,
     table,
 )
 from foundry_core.errors import UsageError, warn
@@ -80,7 +81,7 @@ def execute(options: argparse.Namespace) -> None:
         reasons = facts.pop("reasons")
         print(
             listing(
-                (name.replace("_", " "), _shown(name, value) + (f" ({reasons[name]})" if name in reasons else ""))
+                (name.replace("_", " "), shown_fact(name, value) + (f" ({reasons[name]})" if name in reasons else ""))
                 for name, value in facts.items()
             )
         )
@@ -379,30 +380,3 @@ def _timed(trainer: Any, micro_batches: list[Any]) -> float:
     start = time.perf_counter()
     trainer.take_step(micro_batches)
     return time.perf_counter() - start
-
-
-def _shown(name: str, value: Any) -> str:
-    from foundry_core.training.console import duration, share
-
-    if name.startswith("unknown_share"):
-        return f"no {name.rpartition('_')[2]} corpus" if value is None else share(value)
-    if name == "compile":
-        return "on" if value else "off"
-    if name in ("checkpoints", "evaluations"):
-        if not value:
-            return "none"
-        steps = ", ".join(map(str, value if len(value) <= 8 else [*value[:5], "...", *value[-2:]]))
-        return f"{len(value)}, at steps {steps}"
-    if name.endswith("_beyond_the_end"):
-        return ", ".join(value) or "none"
-    if name == "passes":
-        return ", ".join(f"{passes:,} over {corpus}" for corpus, passes in value.items())
-    if name == "milestones":
-        return ", ".join(f"{amount} at {step:,}" for amount, step in value.items()) or "none"
-    if name == "seconds":
-        return f"{duration(value)} on this machine, without compiling, evaluations and saving"
-    if "bytes" in name or name == "of_which_activations":
-        return f"{value / 1e6:,.1f} MB"
-    if "flops" in name or name == "seconds_per_step":
-        return f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

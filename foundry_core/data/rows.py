@@ -127,6 +127,10 @@ class Rows:
         start, stop = self._span(np.asarray(index))
         return self.consumed(index) - self._holes.between(start + 1, stop + 1)
 
+    def tokens_by_corpus(self, index: Ints) -> dict[str, int]:
+        """Return how many tokens rows consume of each of several corpora; nothing of a single one."""
+        return {}
+
     def consumed(self, index: int | Ints) -> Ints:
         """Return how many tokens of the stream a row consumes, holes included."""
         start, stop = self._span(np.asarray(index))
@@ -362,6 +366,11 @@ class MixedRows:
             first = int(self._ends[source - 1]) if source else 0
             tokens[chosen] = self.parts[source].stream_tokens(index[chosen] - first)
         return tokens
+
+    def tokens_by_corpus(self, index: Ints) -> dict[str, int]:
+        """Return how many tokens rows consume of each corpus, by name."""
+        sources, tokens = self.sources(index), self.stream_tokens(index)
+        return {name: int(tokens[sources == number].sum()) for number, name in enumerate(self.names)}
 
 
 AnyRows: TypeAlias = Rows | MixedRows

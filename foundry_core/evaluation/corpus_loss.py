@@ -57,7 +57,7 @@ def evaluate(
                 given = carried.given(given, row_lengths(rows, order, number * batch_size, batch_size))
             output = model(**given, reduction="sum", return_logits=False)
             if carried is not None:
-                carried.replace(output.state)
+                carried.advance(output.state)
             total += float(output.loss)
             count += int(output.count)
     if not count:

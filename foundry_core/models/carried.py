@@ -40,8 +40,8 @@ class CarriedState:
             read["attention_mask"] = read["attention_mask"] * (torch.arange(width, device=mask.device) < last_B1)
         return {**batch, **read, "state": self.state, "use_cache": True}
 
-    def replace(self, state: Any) -> None:
-        """Take the state after a batch. Raises PluginError if the model returned none, or one that cannot be saved."""
+    def advance(self, state: Any) -> None:
+        """Go on to the state after a batch. Raises PluginError if there is none, or it cannot be saved."""
         if state is None:
             raise PluginError("the model returned no state in training, though it is declared stateful")
         self.state = _mapped(state, torch.Tensor.detach)

@@ -274,10 +274,8 @@ def foundry_orders() -> list[DataOrder]:  # type: ignore[empty-body]
 
     from foundry_core import ConfigSection, DataOrder, hookimpl
 
-
     class ShortToLongSettings(ConfigSection):
-        epochs: int = Field(1, ge=1, description="epochs from the shortest to the longest; shuffled after them")
-
+        epochs: int = Field(1, ge=1, description="epochs from short to long; shuffled after them")
 
     @hookimpl
     def foundry_orders():
@@ -294,16 +292,13 @@ def foundry_orders() -> list[DataOrder]:  # type: ignore[empty-body]
     # foundry_short_to_long/order.py
     import numpy as np
 
-
     def score(text):
-        words = text.split()
-        return sum(map(len, words)) / len(words)
-
+        return len(text) / len(text.split())
 
     def order(rows, seed, epoch):
-        if epoch >= rows.settings.epochs:
-            return np.random.default_rng([seed, epoch]).permutation(len(rows.lengths))
-        return np.argsort(rows.scores, kind="stable")
+        if epoch < rows.settings.epochs:
+            return np.argsort(rows.scores, kind="stable")
+        return np.random.default_rng([seed, epoch]).permutation(len(rows.lengths))
 
     # experiment.yaml
     data: {order: short_to_long, batching: documents, order_settings: {epochs: 2}}

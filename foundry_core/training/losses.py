@@ -74,7 +74,7 @@ def summed_losses(
     given = batch if carried is None else carried[0].given(batch, carried[1])
     output = forward(**given, reduction="sum", return_logits=own is not None)
     if carried is not None:
-        carried[0].replace(output.state)
+        carried[0].advance(output.state)
     optimised, loss = training_loss(model, output), language_loss(output)
     terms: dict[str, torch.Tensor] = getattr(output, "auxiliary", None) or {}
     if own is not None:

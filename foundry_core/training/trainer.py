@@ -31,7 +31,6 @@ from foundry_core.data.batching import row_lengths
 from foundry_core.data.collators import get_data_collator
 from foundry_core.data.order import extended_ledger
 from foundry_core.data.preparation import ExperimentData, HeldOut, data_identity
-from foundry_core.data.rows import MixedRows
 from foundry_core.data.workers import Batch
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
 from foundry_core.errors import CheckpointError, StoppedError, warn
@@ -338,14 +337,9 @@ class Trainer:
     def _advance(self, samples: int) -> None:
         state = self.state
         epochs, rows = self.data.order.at(np.arange(state.samples, state.samples + samples))
-        tokens = self.data.train_rows.stream_tokens(rows)
-        state.tokens_seen += int(tokens.sum())
-        if isinstance(self.data.train_rows, MixedRows):
-            sources = self.data.train_rows.sources(rows)
-            for number, name in enumerate(self.data.train_rows.names):
-                state.tokens_by_corpus[name] = state.tokens_by_corpus.get(name, 0) + int(
-                    tokens[sources == number].sum()
-                )
+        state.tokens_seen += int(self.data.train_rows.stream_tokens(rows).sum())
+        for name, count in self.data.train_rows.tokens_by_corpus(rows).items():
+            state.tokens_by_corpus[name] = state.tokens_by_corpus.get(name, 0) + count
         state.ledger = extended_ledger(state.ledger, epochs, rows)
         state.samples += samples
         state.step += 1

@@ -42,7 +42,7 @@ def carried_rows(case: Case) -> None:
         lengths = torch.full((3,), row.shape[1])
         output = model(**carried.given(batch, lengths), reduction="sum", return_logits=False)
         require(output.state is not None, "in training no state is returned")
-        carried.replace(output.state)
+        carried.advance(output.state)
         losses.append(language_loss(output))
         require(int(output.count) == 3 * half, f"{int(output.count)} predictions of {3 * half}")
     require(int(whole.count) == 6 * half, f"{int(whole.count)} predictions of {6 * half}")
