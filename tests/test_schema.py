@@ -100,8 +100,8 @@ def _holds(key: str, argument: Any, schema: dict[str, Any], value: Any, root: di
             return all(accepts(argument[name], item, root) for name, item in items if name in argument)
         case "patternProperties":
             items = value.items() if isinstance(value, dict) else ()
-            pairs = [(each, item) for name, item in items for at, each in argument.items() if re.search(at, name)]
-            return all(accepts(each, item, root) for each, item in pairs)
+            matching = [(each, item) for name, item in items for at, each in argument.items() if re.search(at, name)]
+            return all(accepts(each, item, root) for each, item in matching)
         case "propertyNames":
             return not isinstance(value, dict) or all(accepts(argument, name, root) for name in value)
         case "additionalProperties":
