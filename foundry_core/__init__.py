@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from foundry_core.errors import FoundryError, did_you_mean
     from foundry_core.models.adapter import auto_classes
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
-    from foundry_core.models.kernels import attention, attention_mask, dropout, projected_tanh_gelu
+    from foundry_core.models.kernels import attention, attention_mask, dropout, projected, projected_tanh_gelu
     from foundry_core.models.loss import ModelOutput
     from foundry_core.models.registration import register_auto_classes
-    from foundry_core.models.wrapped import WrappedLanguageModel
+    from foundry_core.models.wrapped import Skeleton, WrappedLanguageModel
     from foundry_core.registry.architecture import (
         Architecture,
         BuildContext,
@@ -52,9 +52,9 @@ _NAMES = {
     "models.adapter": "auto_classes",
     "models.registration": "register_auto_classes",
     "models.base": "BaseLanguageModel create_model create_model_from_config",
-    "models.kernels": "attention attention_mask dropout projected_tanh_gelu",
+    "models.kernels": "attention attention_mask dropout projected projected_tanh_gelu",
     "models.loss": "ModelOutput",
-    "models.wrapped": "WrappedLanguageModel",
+    "models.wrapped": "Skeleton WrappedLanguageModel",
     "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
     "registry.corpus_step": "CorpusStep DroppingSettings",
     "registry.hookspecs": "EvaluationReport RunInfo StepReport hookimpl",
@@ -93,6 +93,7 @@ __all__ = [
     "Optimizer",
     "OrderedRows",
     "RunInfo",
+    "Skeleton",
     "StepReport",
     "TokenizerFactory",
     "TokenizerType",
@@ -110,6 +111,7 @@ __all__ = [
     "get_data_collator",
     "hookimpl",
     "load_config",
+    "projected",
     "projected_tanh_gelu",
     "register_architecture",
     "register_auto_classes",

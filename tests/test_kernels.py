@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
-from foundry_core.models import kernels
+from foundry_core.models import kernels, wrapped
 from foundry_core.registry.loading import get_architecture
 from tests.each import each
 
@@ -78,10 +78,21 @@ def test_attention_with_dropout_attends_as_without(monkeypatch: pytest.MonkeyPat
 SUBJECTS = [("gpt2", "gelu_new"), ("gpt2", "gelu"), ("bert", "gelu"), ("lstm", ""), ("gru", ""), ("rnn", "")]
 
 
+@each("saving", [False, True])
 @each("architecture,activation", SUBJECTS)
 def test_a_model_computes_the_same_with_either_kernels(
-    architecture: str, activation: str, experiment: Experiment, letters: Any, tmp_path: Path
+    architecture: str,
+    activation: str,
+    saving: bool,
+    experiment: Experiment,
+    letters: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """saving: by the formulations that need less memory, as larger tensors are."""
+    if saving:
+        monkeypatch.setattr(kernels, "WORTH_SAVING", 1)
+        monkeypatch.setattr(wrapped, "WORTH_SAVING", 1)
     model = create_model(experiment(architecture, tmp_path, **_with(architecture, activation)), letters)
     ids = torch.randint(5, 27, (4, 12), generator=torch.Generator().manual_seed(1))
     padded = torch.ones_like(ids)
@@ -139,11 +150,32 @@ def test_the_gelu_of_gpt2_has_the_values_of_the_formula(experiment: Experiment, 
     torch.testing.assert_close(gelu(x.detach()), found["fast"][0], atol=1e-6, rtol=1e-6)
 
 
-def test_a_projection_and_its_gelu_are_those_of_torch() -> None:
-    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((70, 9), (9, 1500), (1500,)))
-    found = kernels.projected_tanh_gelu(x, weight, bias)
-    expected = F.gelu(torch.addmm(bias, x, weight), approximate="tanh")
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+@each("normed", [False, True])
+def test_a_projection_and_its_gelu_are_those_of_torch(normed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "WORTH_SAVING", 1)
+    shapes = ((70, 9), (9, 1500), (1500,), (9,), (9,))[: 5 if normed else 3]
+    x, weight, bias, *norm = tensors = [torch.randn(*shape, requires_grad=True) for shape in shapes]
+    given = (norm[0], norm[1], 1e-5) if norm else None
     change = torch.randn(70, 1500)
-    ours, theirs = (torch.autograd.grad(loss, (x, weight, bias), change) for loss in (found, expected))
-    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-5)
+    usual = torch.addmm(bias, F.layer_norm(x, (9,), *given) if given else x, weight)
+    for found, expected in (
+        (kernels.projected(x, weight, bias, given), usual),
+        (kernels.projected_tanh_gelu(x, weight, bias, given), F.gelu(usual, approximate="tanh")),
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        ours, theirs = (torch.autograd.grad(each, tensors, change, retain_graph=True) for each in (found, expected))
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-5)
+
+
+@each("parts", ["rows", "table", "both"])
+def test_a_shared_table_has_the_gradient_of_both_its_uses(parts: str) -> None:
+    table, ids = torch.randn(11, 4, requires_grad=True), torch.tensor([[3, 3, 0], [5, 3, 10]])
+    change = torch.randn(11, 4)
+
+    def gradient(rows: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        terms = {"rows": (rows.sin() * 2).sum(), "table": (whole * change).sum()}
+        loss = sum(term for name, term in terms.items() if parts in (name, "both"))
+        (found,) = torch.autograd.grad(torch.as_tensor(loss), table)
+        return found
+
+    torch.testing.assert_close(gradient(*kernels.tied_rows(ids, table)), gradient(F.embedding(ids, table), table))

@@ -42,8 +42,8 @@ def model_files(model: LanguageModel) -> dict[str, bytes]:
         adapted = adapted_config(model)
         files, config, name = adapted.loading_module(), adapted.to_dict(), adapted.architectures[0]
     else:
-        outer = model.to_transformers()
-        files, config, name = {}, outer.config.to_dict(), type(outer).__name__
+        _, name, config = model.transformers_form()
+        files = {}
     config.update(model.context.special_ids, architectures=[name], dtype="float32")
     config["foundry"] = describe(model)
     contents = {MODEL_CONFIG: config}
@@ -64,8 +64,8 @@ def stored_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
 def _named_tensors(model: LanguageModel) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the tensors of a model under the names that transformers has for them, and `tied_names` of those."""
     if not model.is_adapted:
-        outer = model.to_transformers()
-        return outer.state_dict(), tied_names(outer)
+        weights = model.transformers_form().weights
+        return weights.state_dict(), tied_names(weights)
     tied = {f"model.{name}": f"model.{first}" for name, first in tied_names(model).items()}
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, tied
 

@@ -36,6 +36,14 @@ class ParameterCount(NamedTuple):
     embeddings: int
 
 
+class TransformersForm(NamedTuple):
+    """What a folder says of a transformers model: weights under its names, its class, and its configuration."""
+
+    weights: nn.Module
+    class_name: str
+    config: dict[str, Any]
+
+
 class MemoryFootprint(NamedTuple):
     """Bytes that training needs for the model, without activations; `optimizer` is AdamW's two moments in fp32."""
 
@@ -163,6 +171,11 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     @abstractmethod
     def to_transformers(self) -> PreTrainedModel:
         """Return this model as a transformers model that shares its weights."""
+
+    def transformers_form(self) -> TransformersForm:
+        """Return what saving needs to know of `to_transformers`, for which a model need not have been built."""
+        outer = self.to_transformers()
+        return TransformersForm(outer, type(outer).__name__, outer.config.to_dict())
 
     @property
     def is_adapted(self) -> bool:

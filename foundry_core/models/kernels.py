@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, H heads, N predicted tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,11 @@ from torch.autograd.function import once_differentiable
 
 LOGITS_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 27}
 """By the type of the device. On a CPU 16 MiB: with 4 a step of a small GPT-2 takes 1.09 of its time, with 64 0.99."""
+
+
+WORTH_SAVING = 1 << 18
+"""Numbers in a tensor from which memory is saved at the cost of a pass over it: 1 MiB. It takes 0.006 of a step of a
+small GPT-2, and would take 0.03 of one of a tiny one."""
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -46,6 +51,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 of_weight.addmm_(errors_NV.t(), hidden, beta=earlier)
             if of_bias is not None:
                 torch.sum(errors_NV, dim=0, out=of_bias) if not earlier else of_bias.add_(errors_NV.sum(dim=0))
+            del errors_NV  # before those of the next chunk
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
         return torch.stack(losses).sum()
 
@@ -75,6 +81,37 @@ def summed_cross_entropy(hidden_ND: torch.Tensor, head: nn.Linear, targets_N: to
     half precision, gradients summed over parts would be rounded with each, and those in fp16 would not be scaled.
     """
     return cast("torch.Tensor", _SummedCrossEntropy.apply(hidden_ND, head.weight, head.bias, targets_N))  # type: ignore[no-untyped-call]
+
+
+class _TiedRows(torch.autograd.Function):
+    """Rows of a table, and the table itself for the output layer, so that both gradients meet in one place."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(ids)
+        ctx.set_materialize_grads(False)
+        ctx.size = table.shape
+        return F.embedding(ids, table), table.view_as(table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_rows: torch.Tensor | None, of_table: torch.Tensor | None
+    ) -> tuple[None, torch.Tensor | None]:
+        if of_rows is None:
+            return None, of_table
+        if of_table is None:
+            of_table = of_rows.new_zeros(ctx.size)
+        # In place: a gradient of the table's size, made by the output layer, is nobody else's.
+        return None, of_table.index_add_(0, ctx.saved_tensors[0].flatten(), of_rows.flatten(0, -2))
+
+
+def tied_rows(ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `F.embedding(ids, table)`, and the table as the weight of an output layer that shares it.
+
+    The gradient of the rows is added to that of the output layer, where it would be a second one of the table's size.
+    """
+    return cast("tuple[torch.Tensor, torch.Tensor]", _TiedRows.apply(ids, table))  # type: ignore[no-untyped-call]
 
 
 class _Dropout(torch.autograd.Function):
@@ -153,32 +190,63 @@ def attention_mask(real_BT: torch.Tensor, *, causal: bool) -> torch.Tensor:
     return (allowed_BTT | torch.eye(length, dtype=torch.bool, device=real_BT.device))[:, None]
 
 
-class _ProjectedTanhGELU(torch.autograd.Function):
-    """GELU with tanh of x @ weight + bias, and in the same pass its derivative, by parts that caches hold.
+Norm: TypeAlias = tuple[torch.Tensor, torch.Tensor, float]
+"""Scale, shift and epsilon of a layer norm."""
 
-    0.5 x (1 + tanh w) is x sigmoid(2 w), and torch's sigmoid takes a quarter of the time of its GELU with tanh. The
-    product is overwritten: memory that is not in a cache costs as much as the arithmetic. A step of a tiny GPT-2 takes
-    0.97, of a small one 0.98 of its time.
+
+class _Projected(torch.autograd.Function):
+    """(x @ weight + bias) of normalised x. The backward pass normalises x again, rather than keeping both.
+
+    With `gelu` of GELU with tanh, and in the same pass its derivative, by parts that caches hold. 0.5 x (1 + tanh w) is
+    x sigmoid(2 w), and torch's sigmoid takes a quarter of the time of its GELU with tanh. The product is overwritten:
+    memory that is not in a cache costs as much as the arithmetic. A step of a tiny GPT-2 takes 0.97, of a small one
+    0.98 of its time.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        derivative = x @ weight
-        result = _gelu_and_derivative(derivative, bias)
-        ctx.save_for_backward(x, weight, derivative)
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        scale: torch.Tensor | None,
+        shift: torch.Tensor | None,
+        epsilon: float,
+        gelu: bool,
+    ) -> torch.Tensor:
+        mean = deviation = derivative = None
+        normed, ctx.epsilon = x, epsilon
+        if scale is not None:
+            normed, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], scale, shift, epsilon)
+        if gelu:
+            # One block: freed together, it has room for a gradient of the weights.
+            derivative, result = x.new_empty(2, len(x), weight.shape[1]).unbind()
+            torch.mm(normed, weight, out=derivative)
+            _gelu_and_derivative(derivative, bias, result)
+        else:
+            result = torch.addmm(bias, normed, weight)
+        ctx.save_for_backward(x, weight, scale, shift, mean, deviation, derivative)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        x, weight, derivative = ctx.saved_tensors
-        of_product = derivative.mul_(gradient)
-        return of_product @ weight.t(), x.t() @ of_product, of_product.sum(dim=0)
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, scale, shift, mean, deviation, derivative = ctx.saved_tensors
+        of_product = gradient if derivative is None else derivative.mul_(gradient)
+        of_x, of_bias = of_product @ weight.t(), of_product.sum(dim=0)
+        if scale is None:
+            return of_x, x.t() @ of_product, of_bias, None, None, None, None
+        width, of_norm = x.shape[-1:], [True] * 3
+        normed = torch.native_layer_norm(x, width, scale, shift, ctx.epsilon)[0]
+        of_weight = normed.t() @ of_product
+        of_x, of_scale, of_shift = torch.ops.aten.native_layer_norm_backward(
+            of_x, x, width, mean, deviation, scale, shift, of_norm
+        )
+        return of_x, of_weight, of_bias, of_scale, of_shift, None, None
 
 
-def _gelu_and_derivative(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Return GELU with tanh of rows + bias, (N, D), and put its derivative in the place of the rows."""
-    result = torch.empty_like(rows)
+def _gelu_and_derivative(rows: torch.Tensor, bias: torch.Tensor, result: torch.Tensor) -> None:
+    """Write GELU with tanh of rows + bias, (N, D), to result, and put its derivative in the place of the rows."""
     height = max(1, _GELU_PART // rows.shape[-1])
     square, gate = rows.new_empty(2, min(height, len(rows)), rows.shape[-1])
     slope, cubic = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
@@ -191,15 +259,35 @@ def _gelu_and_derivative(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor
         torch.mul(source, s, out=target)
         torch.sub(constant, w, alpha=-3 * cubic, out=w).mul_(target)
         torch.addcmul(w, w, s, value=-1, out=source).add_(s)
-    return result
 
 
 _GELU_PART = 1 << 16
 
 
-def projected_tanh_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Return `F.gelu(torch.addmm(bias, x, weight), approximate="tanh")`."""
+def projected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+    """Return `torch.addmm(bias, x, weight)`, of x (N, D) normalised if a norm is given."""
+    if norm is None or x.numel() < WORTH_SAVING or not _in_full(x):
+        return torch.addmm(bias, _normed(x, norm), weight)
+    return cast("torch.Tensor", _Projected.apply(x, weight, bias, *norm, False))  # type: ignore[no-untyped-call]
+
+
+def projected_tanh_gelu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, norm: Norm | None = None
+) -> torch.Tensor:
+    """Return `F.gelu(projected(x, weight, bias, norm), approximate="tanh")`."""
+    if not _in_full(x):
+        return F.gelu(torch.addmm(bias, _normed(x, norm), weight), approximate="tanh")
+    if norm is not None and x.numel() < WORTH_SAVING:
+        x, norm = _normed(x, norm), None
+    scale, shift, epsilon = norm or (None, None, 0.0)
+    return cast("torch.Tensor", _Projected.apply(x, weight, bias, scale, shift, epsilon, True))  # type: ignore[no-untyped-call]
+
+
+def _normed(x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
+
+
+def _in_full(x: torch.Tensor) -> bool:
+    """Check whether gradients are wanted in full precision on a CPU, outside torch.compile."""
     full = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    if not (full and torch.is_grad_enabled()) or torch.compiler.is_compiling():
-        return F.gelu(torch.addmm(bias, x, weight), approximate="tanh")
-    return cast("torch.Tensor", _ProjectedTanhGELU.apply(x, weight, bias))  # type: ignore[no-untyped-call]
+    return full and torch.is_grad_enabled() and not torch.compiler.is_compiling()

@@ -14,22 +14,25 @@ from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from copy import copy
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_utils import PreTrainedModel
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
-from foundry_core.models.activations import replace_activations
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.interface import Settings_co
+from foundry_core.models.interface import Settings_co, TransformersForm
 from foundry_core.models.isolation import document_mask, document_positions
+from foundry_core.models.kernels import WORTH_SAVING, tied_rows
 from foundry_core.models.loss import ModelOutput
+from foundry_core.models.wrapped_parts import GivenHiddenStates, copied_cache
 from foundry_core.registry.architecture import BuildContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # The name of a state in transformers: since 5.24, before that, and before that in recurrent models.
 _STATE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -37,38 +40,24 @@ _STATE_NAMES = ("cache", "past_key_values", "cache_params")
 # What a caller may ask of a base model, and the name of the answer.
 _ASKED = {"output_hidden_states": "hidden_states", "output_attentions": "attentions"}
 
+# Keywords of `lm_output` that no base model has.
+_OF_THE_LOSS = {"reduction", "return_logits", "auxiliary", "read"}
 
-class _Answer(tuple[torch.Tensor]):
-    """The output of a base model: hidden states, and None for everything else that a head might pass on."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self[0] if name == "last_hidden_state" else None
+# What there is of a wrapped model only when its inner model has been built.
+_OF_INNER = {"model", "arguments", "_base_arguments", "_state_name", "_only_head", "_projection"}
 
 
-class _GivenHiddenStates(nn.Module):
-    """Takes the place of a base model and returns the hidden states that it is given as `inputs_embeds`."""
+class Skeleton(NamedTuple):
+    """The parameters of an inner model that is not built yet.
 
-    def __init__(self, base: nn.Module):
-        super().__init__()
-        for name, child in base.named_children():
-            # Some heads ask the base model's decoder instead of the whole, or take its embedding as their weights.
-            self.__dict__[name] = self if isinstance(child, PreTrainedModel) else child
+    weights: a module with `get_input_embeddings` and `get_output_embeddings`, whose parameters have names, ties and
+    initial values of those of the inner model. The output embeddings are all that its head does. config and
+    class_name: those of the inner model.
+    """
 
-    def forward(self, *_: Any, inputs_embeds: torch.Tensor | None = None, **__: Any) -> _Answer:
-        if inputs_embeds is None:
-            raise TypeError("its forward does not pass inputs_embeds to its base model")
-        return _Answer((inputs_embeds,))
-
-
-def _copied(cache: Any) -> Any:
-    """Return a copy of a cache: transformers writes into the one that it is given, and a state may be used again."""
-    copied = copy(cache)
-    copied.layers = [copy(layer) for layer in cache.layers]
-    for layer in copied.layers:
-        layer.__dict__ = tree_map_only(torch.Tensor, torch.Tensor.clone, layer.__dict__)
-    return copied
+    weights: nn.Module
+    config: PreTrainedConfig
+    class_name: str
 
 
 class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
@@ -83,13 +72,27 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     Then texts that begin alike can share a row.
     """
 
+    model: Any
+    arguments: AbstractSet[str]
+
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
-        inner = self.inner_model()
+        self._recomputes = False
+        self._shared_table: torch.Tensor | None = None
+        self._postponed = _skeleton_of(self)
+        if self._postponed is None:
+            self._take(self.inner_model())
+        else:
+            self.model = self._postponed.weights
+
+    def _take(self, inner: PreTrainedModel) -> None:
+        """Make a transformers model the inner one, and ask it what its forward takes."""
+        from foundry_core.models.activations import replace_activations
+
         if inner.base_model is inner:
             raise FoundryError(f"{type(inner).__name__} cannot be trained here: it has no base model besides a head")
         self.model = inner
-        self.arguments: AbstractSet[str] = frozenset(inspect.signature(inner.forward).parameters)
+        self.arguments = frozenset(inspect.signature(inner.forward).parameters)
         # A base model accepts any keyword and ignores those it does not name. Without segments of its own, GPT-2 adds
         # the embedding of token 0 or 1 for `token_type_ids`.
         segments = {"token_type_ids"} if getattr(inner.config, "type_vocab_size", 0) else set()
@@ -101,8 +104,35 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         embeddings: Any = self.get_input_embeddings()
         embeddings.padding_idx = None
         replace_activations(self, inner)
-        self._recomputes = False
         self._separate_head()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_INNER and self.__dict__.get("_postponed") is not None:
+            self._build_inner()
+            return getattr(self, name)
+        return super().__getattr__(name)
+
+    def _build_inner(self) -> None:
+        """Build the inner model around the parameters of its skeleton, which stay the same objects."""
+        weights, own = self.weights, dict(self.weights.named_parameters(remove_duplicate=False))
+        with torch.device("meta"):
+            inner = self.inner_model()
+        for name, _ in list(inner.named_parameters(remove_duplicate=False)):
+            place, _, key = name.rpartition(".")
+            inner.get_submodule(place)._parameters[key] = own.pop(name)
+        assert not own
+        assert not list(inner.buffers())
+        self._postponed = None
+        self._take(inner.train(weights.training))
+        if self._recomputes:
+            self._let_inner_recompute()
+
+    @property
+    def weights(self) -> nn.Module:
+        """The inner model, or its skeleton as long as that is enough."""
+        weights = self._modules["model"]
+        assert weights is not None
+        return weights
 
     @abstractmethod
     def inner_model(self) -> PreTrainedModel:
@@ -111,12 +141,21 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         A model whose head is not separate from its base model is refused with a FoundryError.
         """
 
+    def skeleton(self) -> Skeleton | None:
+        """Return the parameters that `inner_model` would have; None: build it at once.
+
+        For an architecture with `fast_hidden_states`, which then reads them from `self.weights`: to import and build
+        the model of transformers takes 2 s of processor time and 100 MB, and most runs never call it. It is built as
+        soon as anything asks for `self.model`.
+        """
+        return None
+
     def _separate_head(self) -> None:
         """Keep a copy of the inner model without its base: same class, same head, hidden states as its input.
 
         Not registered as a module: its parameters are the inner model's, and are counted and saved there.
         """
-        base = {self.model.base_model_prefix: _GivenHiddenStates(self.model.base_model)}
+        base = {self.model.base_model_prefix: GivenHiddenStates(self.model.base_model)}
         only_head = copy(self.model)
         only_head.__dict__["_modules"] = {**self.model._modules, **base}
         self._only_head = (only_head,)
@@ -127,6 +166,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
 
         width: That of the hidden states.
         """
+        if self._postponed is not None:
+            return cast("nn.Linear", cast("Any", self.weights).get_output_embeddings())
         if torch.compiler.is_compiling():
             return self.head
         if self._projection is None:  # in a tuple, so that it is not registered a second time
@@ -160,6 +201,29 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if not (self._recomputes and self.training):
             return block(*given)
         return cast("torch.Tensor", checkpoint(block, *given, use_reentrant=False))
+
+    def looked_up(self, input_ids: torch.Tensor, embeddings: nn.Module) -> torch.Tensor:
+        """Return the rows of the embeddings for `fast_hidden_states`; if the output layer shares them, for less memory.
+
+        Then their gradient is added to that of the output layer in its place.
+        """
+        table = cast("torch.Tensor", embeddings.weight)
+        shared = table.requires_grad and table.device.type == "cpu" and torch.is_grad_enabled()
+        if table.numel() < WORTH_SAVING or torch.compiler.is_compiling() or not shared:
+            return F.embedding(input_ids, table)
+        rows, self._shared_table = tied_rows(input_ids, table)
+        return rows
+
+    def _with_shared_table(
+        self, head: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a head, an `nn.Linear` with the table that `looked_up` has given it, if it has."""
+        table, self._shared_table = self._shared_table, None
+        if table is None or type(head) is not nn.Linear or table.data_ptr() != head.weight.data_ptr():
+            return head
+        shared = copy(head)
+        shared.__dict__["_parameters"] = {**head._parameters, "weight": table}
+        return shared
 
     def _fast(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, asked: Any) -> torch.Tensor | None:
         if attention_mask is not None and attention_mask.ndim == 4:
@@ -210,17 +274,20 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     ) -> ModelOutput:
         if document_ids is not None:
             isolated_BTD = self._isolated(input_ids, attention_mask, document_ids)
-            head = self.fast_head(isolated_BTD.shape[-1]) if self.kernels == "fast" else self.head
+            head = self._head_of(isolated_BTD)
             return self.lm_output(isolated_BTD, head, labels, attention_mask=attention_mask, **kwargs)
-        asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
+        asked: dict[str, Any] = {}
+        if kwargs.keys() - _OF_THE_LOSS:
+            asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
         past = self._past(state, input_ids.shape[1])
         if self.kernels == "fast" and state is None and not use_cache:
             hidden_BTD = self._fast(input_ids, attention_mask, asked)
             if hidden_BTD is not None:
-                head = self.fast_head(hidden_BTD.shape[-1])
-                return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
+                return self.lm_output(
+                    hidden_BTD, self._head_of(hidden_BTD), labels, attention_mask=attention_mask, **kwargs
+                )
         if state is not None:
-            state = _copied(state)
+            state = copied_cache(state)
             if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
                 # transformers takes a mask that covers what the state has read, too.
                 attention_mask = nn.functional.pad(attention_mask, (int(state.get_seq_length()), 0), value=1)
@@ -239,8 +306,13 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
             kwargs["state"] = inner.get(self._state_name)
         # What is left are keywords of core, which refuses any other.
         hidden_BTD = inner.last_hidden_state
-        head = self.fast_head(hidden_BTD.shape[-1]) if self.kernels == "fast" else self.head
+        head = self._head_of(hidden_BTD)
         return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
+
+    def _head_of(self, hidden_BTD: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        if self.kernels != "fast":
+            return self.head
+        return self._with_shared_table(self.fast_head(hidden_BTD.shape[-1]))
 
     def _isolated(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, document_ids: torch.Tensor
@@ -280,12 +352,12 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self._only_head[0].training = mode
+        if self._postponed is None:
+            self._only_head[0].training = mode
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        embeddings: nn.Module = self.model.get_input_embeddings()
-        return embeddings
+        return cast("nn.Module", cast("Any", self.weights).get_input_embeddings())
 
     def resize_token_embeddings(self, new_num_tokens: int) -> None:
         # mean_resizing draws new rows from the old ones' distribution, at the cost of a covariance matrix.
@@ -294,11 +366,27 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         self.set_vocabulary_size(new_num_tokens)
 
     def gradient_checkpointing_enable(self) -> None:
+        self._recomputes = True
+        if self._postponed is None:
+            self._let_inner_recompute()
+
+    def _let_inner_recompute(self) -> None:
         # The name since transformers 5.24, and the one before it.
         name = "activation_checkpointing_enable"
         enable = getattr(self.model, name if hasattr(self.model, name) else "gradient_checkpointing_enable")
         enable({"use_reentrant": False})
-        self._recomputes = True
 
     def to_transformers(self) -> PreTrainedModel:
-        return self.model
+        inner: PreTrainedModel = self.model
+        return inner
+
+    def transformers_form(self) -> TransformersForm:
+        if self._postponed is None:
+            return super().transformers_form()
+        return TransformersForm(self.weights, self._postponed.class_name, self._postponed.config.to_dict())
+
+
+def _skeleton_of(model: WrappedLanguageModel[Any]) -> Skeleton | None:
+    """Return the skeleton of a model, unless a subclass builds another inner model than the one it is a skeleton of."""
+    owners = [next(base for base in type(model).__mro__ if name in vars(base)) for name in ("skeleton", "inner_model")]
+    return model.skeleton() if owners[0] is owners[1] else None

@@ -6,6 +6,7 @@ its checkpoint records, whatever the machine would choose now.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -114,6 +115,7 @@ def choose(
         runs = _Passes(config, tokenizer, data, device, made["precision"][0], made["kernels"][0], quiet)
         able = (runs.obstacle(model), runs.count, runs.rough_seconds(model))
         made["compile"] = compile_of(*able, *((runs.seconds, runs.trial) if trial else ()))
+        runs.discard()
     reasons = {name: reason for name, (_, reason) in made.items()}
     return Choices(**{name: value for name, (value, _) in made.items()}, reasons=reasons)
 
@@ -207,6 +209,7 @@ class _Passes:
         self.count = -(-self.plan.total_samples // self.rows)
         self.precision = Precision(precision, device)
         self.model: Any = None
+        self.tried = False
         self.own_loss: TokenLoss | None = None
 
     def obstacle(self, model: BaseLanguageModel) -> str:
@@ -252,6 +255,12 @@ class _Passes:
             self.model = None
             _dynamo.reset()  # what the run compiles is what it would have compiled without a trial
 
+    def discard(self) -> None:
+        """Free the model that was tried, which refers to itself, before training needs its memory."""
+        if self.tried:
+            self.model = None
+            gc.collect()
+
     def _compared(self) -> Trial:
         model = self._built()
         forward = torch.compile(model)
@@ -268,6 +277,7 @@ class _Passes:
 
     def _built(self) -> Any:
         if self.model is None:
+            self.tried = True
             model = create_model(self.config, self.tokenizer)
             model.kernels = self.kernels
             if self.config.training.gradient_checkpointing:

@@ -87,13 +87,43 @@ def _decay_by_parameter(groups: ParameterGroups) -> list[tuple[int, float | None
     return sorted(decays, key=lambda pair: pair[0])
 
 
+_LINE = 16
+"""Numbers of fp32 in a line of the cache."""
+
+_adamw_step = inspect.unwrap(torch.optim.AdamW.step)
+
+
 class AdamW(torch.optim.AdamW):
     """Torch's own, without the decorators that keep torch.compile out of it, which is not applied to it here.
 
     They import torch._dynamo and sympy, 1.4 s of processor time, when an optimizer is made.
     """
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step, as torch does."""
+        self._make_moments()
+        return _adamw_step(self, closure)
+
+    def _make_moments(self) -> None:
+        """Make the moments of parameters that have none, in one block of memory.
+
+        Made one by one they would lie between what the first backward pass has left, and keep its room apart: 0.3 GB of
+        the 2.7 GB that a GPT-2 of 124M parameters takes.
+        """
+        every = [each for group in self.param_groups for each in group["params"]]
+        new = [each for each in every if each.grad is not None and not self.state.get(each)]
+        if any(each.device.type != "cpu" or each.dtype != torch.float32 for each in new):
+            return
+        sizes = [-(-each.numel() // _LINE) * _LINE for each in new]
+        moments = torch.split(torch.zeros(2 * sum(sizes)), 2 * sizes)
+        for parameter, first, second in zip(new, moments[: len(new)], moments[len(new) :], strict=True):
+            self.state[parameter] = {
+                "step": torch.zeros(()),
+                "exp_avg": first[: parameter.numel()].view(parameter.shape),
+                "exp_avg_sq": second[: parameter.numel()].view(parameter.shape),
+            }
+
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)

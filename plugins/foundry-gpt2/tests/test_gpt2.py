@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from subprocess import run
 from typing import Any
 
 import pytest
@@ -13,11 +15,26 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
+from foundry_core.models.folder import model_files
+from foundry_core.random_streams import derive
 from foundry_core.training.optimizers import build_optimizer
 from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
 IDS = torch.randint(0, 27, (3, 10), generator=torch.Generator().manual_seed(0))
+
+SIZES: dict[str, Any] = {
+    "model": {
+        "transformer": {
+            "layers": 2,
+            "embedding_size": 24,
+            "hidden_size": 24,
+            "intermediate_hidden_size": 48,
+            "attention_heads": 2,
+            "activation_function": "gelu_new",
+        }
+    }
+}
 
 
 def test_its_ids_are_those_of_the_tokenizer_of_the_run(experiment: Experiment, letters: Any, tmp_path: Path) -> None:
@@ -135,3 +152,52 @@ def test_gelu_is_exact_and_gelu_new_the_tanh_approximation(
         y = block.ln_2(x) @ block.mlp.c_fc.weight + block.mlp.c_fc.bias
         x = x + expected(y) @ block.mlp.c_proj.weight + block.mlp.c_proj.bias
     torch.testing.assert_close(model(IDS).logits.double(), model.model.lm_head(base.ln_f(x)), rtol=0, atol=1e-7)
+
+
+def test_it_begins_with_the_weights_that_transformers_would_draw(
+    experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    config = experiment("gpt2", tmp_path, **SIZES)
+    model = create_model(config, letters)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    saved, inner = model_files(model), model.to_transformers()
+    assert type(inner) is GPT2LMHeadModel
+    torch.manual_seed(derive(config.seed("initialisation"), "initialisation"))
+    theirs = {f"model.{name}": each for name, each in GPT2LMHeadModel(inner.config).named_parameters()}
+    assert list(theirs) == [name for name, _ in model.named_parameters()]
+    assert all(torch.equal(own[name], each) for name, each in theirs.items())
+    assert all(each is own[name] for name, each in model.named_parameters(remove_duplicate=False))
+    assert model_files(model) == saved
+
+
+def test_what_has_been_set_before_its_inner_model_is_built_holds(
+    experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    model = create_model(experiment("gpt2", tmp_path, **SIZES), letters)
+    model.gradient_checkpointing_enable()
+    next(model.parameters()).requires_grad_(False)
+    roles, flops = model.eval().parameter_roles(), model.flops(2, 9)
+    inner = model.to_transformers()
+    assert not inner.training
+    assert inner.transformer.h[0].gradient_checkpointing
+    assert not inner.transformer.wte.weight.requires_grad
+    assert (model.parameter_roles(), model.flops(2, 9)) == (roles, flops)
+
+
+@pytest.mark.long
+def test_training_does_not_import_the_models_of_transformers(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("the keys to the cabinet are here .\n" * 40)
+    settings: dict[str, Any] = {
+        "experiment_name": "light",
+        "data": {"training_corpus": "corpus.txt", "max_sequence_length": 12, "batch_size": 4},
+        "tokenizer": {"tokenizer_type": "word", "vocab_size": 20},
+        "model": {"architecture": "gpt2", **SIZES["model"]},
+        "training": {"output_dir": "run", "train_steps": 2},
+    }
+    heavy = {"transformers.modeling_utils", "transformers.generation.utils", "sympy"}
+    program = (
+        "import sys; from foundry_core import load_config, run\n"
+        f"run(load_config({settings}), quiet=True); sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    )
+    done = run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
