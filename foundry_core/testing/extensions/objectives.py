@@ -208,8 +208,15 @@ class _Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def per_epoch(self) -> int:
+        return len(self)
+
     def row(self, index: int) -> Any:
         return self._rows[index]["input_ids"].copy()
+
+    def documents(self, index: int) -> None:
+        return None
 
 
 @check(
