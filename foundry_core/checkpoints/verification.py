@@ -138,9 +138,11 @@ def _derived(
     # Only the last step of a budget may have fewer rows.
     if not max(0, (steps - 1) * per_step + 1) <= taken_rows <= steps * per_step:
         return {"samples": start.samples + steps * per_step}
+    ledger, tokens = start.ledger, start.tokens_seen
+    if not taken_rows:
+        return {"ledger": ledger, "tokens_seen": tokens, "words_seen": start.words_seen}
     if steps > _MOST_STEPS or taken_rows > _MOST_DERIVED or rows is None or order is None:
         return None
-    ledger, tokens = start.ledger, start.tokens_seen
     # The order of one step costs nearly as much as that of many small ones.
     group = per_step * max(1, (1 << 16) // per_step)
     for first in range(start.samples, state.samples, group):

@@ -96,6 +96,9 @@ def experiment(subject: Subject, *, seed: int = 0, **sections: Mapping[str, Any]
         "training": {**training, "objective": objective},
         "plugins": [] if subject.module is None else [subject.module.__name__],
     }
+    if subject.kind == "order":
+        content["data"]["order"] = subject.name
+        overrides = [f"data.order_settings.{setting}" for setting in subject.settings]
     if subject.kind == "step":
         given = "\n".join(f"{key}: {value}" for key, _, value in (each.partition("=") for each in subject.settings))
         settings = YamlSource.parse(given, "--settings").data if given else {}
