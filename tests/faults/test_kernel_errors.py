@@ -27,7 +27,7 @@ def wrong_after(ended: Ended, line: str, judge):
 
 def test_a_limit_on_the_size_of_a_file(fresh):
     def limited(tell):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
         tell(("run", fresh.scenario.train()))
 
     fresh.scenario.reset()
