@@ -26,8 +26,13 @@ def wrong_after(ended: Ended, line: str, judge):
 
 
 def test_a_limit_on_the_size_of_a_file(fresh):
+    fresh.scenario.alone()
+    sizes = sorted((each.stat().st_size, each.name) for each in fresh.scenario.run_folder.rglob("*") if each.is_file())
+    (largest, name) = sizes[-1]
+    assert name == "optimizer.safetensors"
+
     def limited(tell):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
         tell(("run", fresh.scenario.train()))
 
     fresh.scenario.reset()
