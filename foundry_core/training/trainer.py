@@ -39,7 +39,7 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.random_streams import derive
 from foundry_core.registry.hookspecs import StepReport
 from foundry_core.run_folder import checkpoint_name
-from foundry_core.training.choices import Choices, choose
+from foundry_core.training.choices import Choices, choose, compiled_forward
 from foundry_core.training.finite import check_weights, not_finite_update
 from foundry_core.training.losses import objective_loss, summed_losses
 from foundry_core.training.notifier import Notifier
@@ -88,7 +88,7 @@ class Trainer:
         with model_memory_watched():
             self.model = model.to(self.device).train()
             self.optimizer = build_optimizer(model, settings, config.optimizer)
-        self.forward: Callable[..., Any] = torch.compile(model) if self.choices.compile else model
+        self.forward: Callable[..., Any] = compiled_forward(model, self.precision) if self.choices.compile else model
         self.schedule = Schedule(settings, self.plan.total_steps)
         self.order = SampleOrder(self.plan.rows, derive(config.seed("data_order"), "data_order"))
         self.collate = get_data_collator(config, tokenizer)
