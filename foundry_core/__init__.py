@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from foundry_core.errors import FoundryError, did_you_mean
     from foundry_core.models.adapter import auto_classes
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
+    from foundry_core.models.inner import Skeleton
     from foundry_core.models.kernels import attention, attention_mask, dropout, projected, projected_tanh_gelu
     from foundry_core.models.loss import ModelOutput
     from foundry_core.models.registration import register_auto_classes
-    from foundry_core.models.wrapped import Skeleton, WrappedLanguageModel
+    from foundry_core.models.wrapped import WrappedLanguageModel
     from foundry_core.registry.architecture import (
         Architecture,
         BuildContext,
@@ -52,9 +53,10 @@ _NAMES = {
     "models.adapter": "auto_classes",
     "models.registration": "register_auto_classes",
     "models.base": "BaseLanguageModel create_model create_model_from_config",
+    "models.inner": "Skeleton",
     "models.kernels": "attention attention_mask dropout projected projected_tanh_gelu",
     "models.loss": "ModelOutput",
-    "models.wrapped": "Skeleton WrappedLanguageModel",
+    "models.wrapped": "WrappedLanguageModel",
     "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
     "registry.corpus_step": "CorpusStep DroppingSettings",
     "registry.hookspecs": "EvaluationReport RunInfo StepReport hookimpl",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, cast
 
@@ -171,6 +172,10 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     @abstractmethod
     def to_transformers(self) -> PreTrainedModel:
         """Return this model as a transformers model that shares its weights."""
+
+    def with_compiled_layers(self) -> Callable[..., ModelOutput] | None:
+        """Return a forward pass with compiled layers and a loss as it is; None: the whole is better compiled."""
+        return None
 
     def transformers_form(self) -> TransformersForm:
         """Return what saving needs to know of `to_transformers`, for which a model need not have been built."""

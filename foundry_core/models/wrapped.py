@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from copy import copy
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +24,15 @@ from torch.utils.checkpoint import checkpoint
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
 from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.inner import GivenHiddenStates, Skeleton, copied_cache
 from foundry_core.models.interface import Settings_co, TransformersForm
 from foundry_core.models.isolation import document_mask, document_positions
 from foundry_core.models.kernels import WORTH_SAVING, tied_rows
 from foundry_core.models.loss import ModelOutput
-from foundry_core.models.wrapped_parts import GivenHiddenStates, copied_cache
 from foundry_core.registry.architecture import BuildContext
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 # The name of a state in transformers: since 5.24, before that, and before that in recurrent models.
 _STATE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -45,19 +45,6 @@ _OF_THE_LOSS = {"reduction", "return_logits", "auxiliary", "read"}
 
 # What there is of a wrapped model only when its inner model has been built.
 _OF_INNER = {"model", "arguments", "_base_arguments", "_state_name", "_only_head", "_projection"}
-
-
-class Skeleton(NamedTuple):
-    """The parameters of an inner model that is not built yet.
-
-    weights: a module with `get_input_embeddings` and `get_output_embeddings`, whose parameters have names, ties and
-    initial values of those of the inner model. The output embeddings are all that its head does. config and
-    class_name: those of the inner model.
-    """
-
-    weights: nn.Module
-    config: PreTrainedConfig
-    class_name: str
 
 
 class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
@@ -79,6 +66,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         super().__init__(config, context)
         self._recomputes = False
         self._shared_table: torch.Tensor | None = None
+        self._layers: Callable[..., torch.Tensor | None] | None = None
         self._postponed = _skeleton_of(self)
         if self._postponed is None:
             self._take(self.inner_model())
@@ -228,12 +216,33 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     def _fast(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, asked: Any) -> torch.Tensor | None:
         if attention_mask is not None and attention_mask.ndim == 4:
             return self._fast_branches(input_ids, attention_mask, **asked)
+        layers = self._layers or self.fast_hidden_states
         real_BT = self.real_tokens(input_ids, attention_mask)
         positions = None if real_BT is None else self.position_ids(input_ids, real_BT, 0)
         given = {name: each for name, each in asked.items() if each is not None and each is not False}
         if "position_ids" in given:
             return None
-        return self.fast_hidden_states(input_ids, real_BT, positions, **given)
+        return layers(input_ids, real_BT, positions, **given)
+
+    def with_compiled_layers(self) -> Callable[..., ModelOutput] | None:
+        """Return a forward pass whose `fast_hidden_states` is compiled, and the loss is not; None if there is none.
+
+        Compiled, the loss has all logits: 0.2 GB of the 1.1 GB that a small GPT-2 takes.
+        """
+        own = type(self).fast_hidden_states is not WrappedLanguageModel.fast_hidden_states
+        if self.kernels != "fast" or not own:
+            return None
+        layers = torch.compile(self.fast_hidden_states)
+
+        def forward(*arguments: Any, **keywords: Any) -> ModelOutput:
+            self._layers = layers
+            try:
+                output: ModelOutput = self(*arguments, **keywords)
+            finally:
+                self._layers = None
+            return output
+
+        return forward
 
     def _fast_branches(
         self, input_ids: torch.Tensor, mask: torch.Tensor, *, position_ids: torch.Tensor | None = None, **asked: Any

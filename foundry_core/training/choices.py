@@ -25,7 +25,15 @@ from foundry_core.data.batches import Batches
 from foundry_core.data.collators import get_data_collator
 from foundry_core.data.preparation import ExperimentData
 from foundry_core.data.workers import Batch
-from foundry_core.devices import Precision, bf16_gain, choose_device, computes_in_bf16, keep_freed_memory, memory_of
+from foundry_core.devices import (
+    Precision,
+    bf16_gain,
+    choose_device,
+    computes_in_bf16,
+    keep_freed_memory,
+    memory_of,
+    return_freed_memory,
+)
 from foundry_core.errors import one_line, tell, warn
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel, create_model
@@ -185,6 +193,12 @@ def _product(model: BaseLanguageModel, tokens: int) -> tuple[int, int, int]:
     return tokens, outputs, inputs
 
 
+def compiled_forward(model: BaseLanguageModel, precision: Precision) -> Callable[..., Any]:
+    """Compile the forward pass of a model; in fp32 without the loss, which then never needs all logits."""
+    layers = model.with_compiled_layers() if precision.name == "fp32" else None
+    return layers or torch.compile(model)
+
+
 class _Passes:
     """Passes of a run, forward and backward, by a model of their own that is then discarded.
 
@@ -260,10 +274,11 @@ class _Passes:
         if self.tried:
             self.model = None
             gc.collect()
+            return_freed_memory()
 
     def _compared(self) -> Trial:
         model = self._built()
-        forward = torch.compile(model)
+        forward = compiled_forward(model, self.precision)
         # The second and third batch may compile again, for sizes that differ from one to the next.
         batches = list(self._batches(3 + _ROUNDS))
         first = sum(self._take(forward, batch) for batch in batches[:3])

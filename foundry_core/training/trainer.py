@@ -43,7 +43,7 @@ from foundry_core.registry.hookspecs import StepReport
 from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.averaging import Averaging
 from foundry_core.training.best_weights import BestWeights
-from foundry_core.training.choices import Choices, choose
+from foundry_core.training.choices import Choices, choose, compiled_forward
 from foundry_core.training.evaluations import LOG_KEYS, Evaluations
 from foundry_core.training.finite import check_weights, not_finite_update
 from foundry_core.training.losses import objective_loss, summed_losses
@@ -94,7 +94,7 @@ class Trainer:
         with model_memory_watched():
             self.model = model.to(self.device).train()
             self.optimizer = build_optimizer(model, settings, config.optimizer)
-        self.forward: Callable[..., Any] = torch.compile(model) if self.choices.compile else model
+        self.forward: Callable[..., Any] = compiled_forward(model, self.precision) if self.choices.compile else model
         self.schedule = Schedule(settings, self.plan.total_steps, config.schedule)
         self.carried = CarriedState() if config.data.batching == "contiguous" else None
         self.collate = get_data_collator(config, tokenizer)  # of evaluations

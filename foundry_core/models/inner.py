@@ -1,13 +1,29 @@
-"""Parts of a wrapped transformers model: what stands in for its base model, and its cache."""
+"""Parts of the transformers models that `WrappedLanguageModel` wraps: a skeleton, a head without a base, a cache."""
 
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+class Skeleton(NamedTuple):
+    """The parameters of an inner model that is not built yet.
+
+    weights: a module with `get_input_embeddings` and `get_output_embeddings`, whose parameters have names, ties and
+    initial values of those of the inner model. The output embeddings are all that its head does. config and
+    class_name: those of the inner model.
+    """
+
+    weights: nn.Module
+    config: PreTrainedConfig
+    class_name: str
 
 
 class _Answer(tuple[torch.Tensor]):
