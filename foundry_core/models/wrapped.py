@@ -282,9 +282,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         **kwargs: Any,
     ) -> ModelOutput:
         if document_ids is not None:
-            isolated_BTD = self._isolated(input_ids, attention_mask, document_ids)
-            head = self._head_of(isolated_BTD)
-            return self.lm_output(isolated_BTD, head, labels, attention_mask=attention_mask, **kwargs)
+            apart_BTD = self._isolated(input_ids, attention_mask, document_ids)
+            return self.lm_output(apart_BTD, self._head_of(apart_BTD), labels, attention_mask=attention_mask, **kwargs)
         asked: dict[str, Any] = {}
         if kwargs.keys() - _OF_THE_LOSS:
             asked = {name: kwargs.pop(name) for name in self._base_arguments & kwargs.keys()}
@@ -292,9 +291,8 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if self.kernels == "fast" and state is None and not use_cache:
             hidden_BTD = self._fast(input_ids, attention_mask, asked)
             if hidden_BTD is not None:
-                return self.lm_output(
-                    hidden_BTD, self._head_of(hidden_BTD), labels, attention_mask=attention_mask, **kwargs
-                )
+                head = self._head_of(hidden_BTD)
+                return self.lm_output(hidden_BTD, head, labels, attention_mask=attention_mask, **kwargs)
         if state is not None:
             state = copied_cache(state)
             if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
