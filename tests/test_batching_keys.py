@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from foundry_core import load_config, run
 from foundry_core.cli import main
@@ -110,3 +112,13 @@ def test_the_rows_of_a_mixture_are_those_of_its_corpora(corpora: Path) -> None:
         text = tokenizer.decode([token for index in range(len(part)) for token in part.row(index)[1:].tolist()])
         assert {word[0] for word in text.split() if word[0] in "ab"} == {name}
         assert part.total_tokens == (len((corpora / f"{name}.txt").read_text().split()) * 8) // 7
+
+
+def test_each_example_of_the_guide_is_valid(experiment: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+    guide = Path(__file__).parents[1] / "docs" / "training" / "batching.md"
+    blocks = re.findall(r"^```yaml\n(.+?)^```", guide.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 6
+    for block in blocks:
+        sections = yaml.safe_load(block)
+        architecture = sections.get("model", {}).pop("architecture", "gpt2")
+        experiment(architecture, tmp_path, **sections)
