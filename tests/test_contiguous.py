@@ -154,8 +154,19 @@ def test_a_run_is_verified_and_its_lanes_are_not_moved(text: Path) -> None:
     assert problems == []
     assert [each.since for each in whole[1:]] == [each.folder.name for each in whole[:-1]]
     other = config(text, data={"batch_size": 2}, training={"train_steps": 32})
-    with pytest.raises(CheckpointError, match=r"data.batch_size was 4, is 2.*lanes of contiguous batching would move"):
+    with pytest.raises(CheckpointError, match=r"data.batch_size was 4, is 2.*The rows of its epoch would move"):
         run(other, resume=True, quiet=True, allowed_changes=["data.batch_size", "training.train_steps"])
+
+
+def test_the_rows_of_a_step_of_documents_stay_together(text: Path) -> None:
+    settings = config(text, data={"batching": "documents"}, training={"train_steps": 3})
+    run(settings, quiet=True)
+    allowed = ["data.batch_size", "training.gradient_accumulation_steps", "training.train_steps"]
+    smaller = {"batching": "documents", "batch_size": LANES // 2}
+    with pytest.raises(CheckpointError, match=r"data.batch_size was 4, is 2.*The rows of its epoch would move"):
+        run(config(text, data=smaller, training={"train_steps": 6}), resume=True, quiet=True, allowed_changes=allowed)
+    same = config(text, data=smaller, training={"train_steps": 6, "gradient_accumulation_steps": 2})
+    assert run(same, resume=True, quiet=True, allowed_changes=allowed).step == 6
 
 
 def test_a_budget_in_tokens_ends_with_a_whole_batch(text: Path) -> None:

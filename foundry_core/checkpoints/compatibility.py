@@ -80,13 +80,12 @@ def accepted_differences(
     now = {"experiment": config.resolved(), **present_plugins(config)}
     chosen = flat(config.model_dump(mode="json", exclude_defaults=True))
     differences = differing(read_description(folder), state, now, fresh, chosen)
-    lanes = "contiguous" in (read_description(folder)["experiment"]["data"].get("batching"), config.data.batching)
-    fixed = ("data.batching", "data.batch_size") if lanes else ()
+    fixed = _fixed_by_batching(read_description(folder)["experiment"], config)
     barred = refused_differences(differences, allowed)
     advice = "Put them back, or allow a key by name: --allow KEY"
     if moved := [phrase for key, phrase in differences.items() if covered(key, allowed) and key in fixed]:
         barred += moved
-        advice = "The lanes of contiguous batching would move, which --allow does not cover: put them back"
+        advice = "The rows of its epoch would move, which --allow does not cover: put them back"
     if another := other_tokenizer(folder, fresh):
         barred += another
         advice = (
@@ -96,6 +95,18 @@ def accepted_differences(
     if barred:
         raise CheckpointError(f"{folder} was trained with other settings: {'; '.join(barred)}. {advice}")
     return set(differences)
+
+
+def _fixed_by_batching(before: Mapping[str, Any], config: ExperimentConfig) -> tuple[str, ...]:
+    """Return the keys that decide which row is trained at which position, and so cannot change within a run."""
+    was, accumulated = before["data"], before["training"].get("gradient_accumulation_steps", 1)
+    kinds = (was.get("batching", "shuffled"), config.data.batching)
+    if "contiguous" in kinds:
+        return ("data.batching", "data.batch_size")
+    per_step = config.data.batch_size * config.training.gradient_accumulation_steps
+    if "documents" in kinds and (kinds[0] != kinds[1] or was["batch_size"] * accumulated != per_step):
+        return ("data.batching", "data.batch_size", "training.gradient_accumulation_steps")
+    return ()
 
 
 def changed_plugins(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
