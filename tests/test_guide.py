@@ -27,6 +27,8 @@ from tests.each import each
 GUIDE = (Path(__file__).parents[1] / "plugins" / "README.md").read_text(encoding="utf-8")
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("foundry_")}
 NOT_APPLICABLE = (
+    "isolation",
+    "carried-rows",
     "word-order",
     "auxiliary",
     "dropout",
