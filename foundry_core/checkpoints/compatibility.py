@@ -28,7 +28,7 @@ FREE = (
 of observers. The packages that ship what is trained with are compared by themselves, and so is the tokenizer.
 """
 SCHEDULE = tuple(f"training.checkpoints.{key}" for key in ("every_steps", "log_base", "steps", "milestones"))
-"""Those of them that are not free where `training.evaluate_at` follows the checkpoints: evaluations decide."""
+"""Settings among them that are not free where `training.evaluate_at` follows the checkpoints: evaluations decide."""
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:

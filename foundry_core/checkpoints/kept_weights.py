@@ -1,4 +1,4 @@
-"""What only a resumed run needs besides the optimizer's state, in the optimizer's file of a checkpoint.
+"""Tensors that only a resumed run needs besides the optimizer's state, in its file of a checkpoint.
 
 A kind of copies, such as the best weights, has the parameters and buffers of the model under their names in it. In the
 optimizer's file they stand as `weights:<kind>/<name>`. The tensors of a state that rows continue from stand as

@@ -39,7 +39,7 @@ class ScheduleState:
 
 @dataclass
 class WeightsState:
-    """What decides which weights are evaluated, saved and kept.
+    """State that decides which weights are evaluated, saved and kept.
 
     losses: of all evaluations, if averaging waits for them. averaged: number of steps in the average; 0 before it
     begins. best_step: step of the best weights; None as long as none are kept.
@@ -90,7 +90,7 @@ class TrainState:
 
 _STORED = TypeAdapter(TrainState)
 _LATER: dict[str, Any] = {"carried": None, "tokens_by_corpus": {}, "weights": {}, "started_from": None}
-"""What earlier versions did not store, as it was for them."""
+"""Values of what earlier versions did not store, as it was for them."""
 
 
 def read_state(folder: Path) -> TrainState:

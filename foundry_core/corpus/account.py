@@ -49,16 +49,16 @@ class ByteAccount:
 
 @dataclass
 class StepCount:
-    """What one step did to the documents that reached it."""
+    """Counts of what one step did to the documents that reached it."""
 
     step: str
     documents_dropped: int = 0
     documents_changed: int = 0
     lines_dropped: int = 0
-    """Of steps whose unit is a line, also those of documents that were dropped with them."""
+    """Count, for steps whose unit is a line; also those of documents that were dropped with them."""
     words_removed: int = 0
     words_added: int = 0
-    """Of a changed document the difference counts, on either side."""
+    """Words that a changed document has more or less; the difference counts, on either side."""
     bytes_removed: int = 0
     bytes_added: int = 0
 

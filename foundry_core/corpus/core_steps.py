@@ -1,4 +1,4 @@
-"""What core's own steps do to a text: drop, keep, replace, sample, deduplicate, relabel, control."""
+"""Core's own steps, and what they do to a text: drop, keep, replace, sample, deduplicate, relabel, control."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class LaneOrder:
-    """Of `LaneRows`: position p is row p // lanes of lane p % lanes, epoch after epoch."""
+    """Order of `LaneRows`: position p is row p // lanes of lane p % lanes, epoch after epoch."""
 
     size: int
     lanes: int
