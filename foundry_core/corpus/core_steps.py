@@ -133,7 +133,7 @@ def _bytes(number: int) -> bytes:
 
 @dataclass
 class Totals:
-    """What a control has to drop, and what it may drop of: texts and words."""
+    """Amounts that a control has to drop, and that it may drop of: texts and words."""
 
     texts: int = 0
     words: int = 0

@@ -1,4 +1,4 @@
-"""What differs between the training texts of two experiments, without holding either in memory.
+"""Differences between the training texts of two experiments, without holding either in memory.
 
 Where both read the same files, documents are compared by their number, after the steps of each. Other corpora are
 compared by text: a document is in both if it occurs in both, in any order, and what stands at the same place between

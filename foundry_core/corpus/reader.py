@@ -51,9 +51,9 @@ class Corpus:
     found: tuple[Found, ...] = field(default=(), repr=False)
     """Files of each path, folder or glob: those that are read and those that are not."""
     keep_blank_lines: bool = False
-    """Whether a blank line of a text file is an empty document, where documents are lines."""
+    """Makes a blank line of a text file an empty document, where documents are lines."""
     steps: Steps | None = field(default=None, repr=False)
-    """What changes the text; None: nothing."""
+    """Changes to the text; None: no change."""
 
     @classmethod
     def open(
@@ -193,7 +193,7 @@ class Corpus:
 
     @property
     def leaves_holes(self) -> bool:
-        """Whether documents of the token stream are to be holes."""
+        """Check whether documents of the token stream are to be holes."""
         return self.steps is not None and self.steps.leave_holes
 
     @property

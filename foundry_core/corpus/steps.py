@@ -60,12 +60,12 @@ class Step:
 
     @property
     def in_place(self) -> bool:
-        """Whether it leaves holes."""
+        """Check whether it leaves holes."""
         return bool(getattr(self.settings, "in_place", False))
 
     @property
     def unit(self) -> str:
-        """What it looks at: document or line."""
+        """Unit that it looks at: document or line."""
         return str(getattr((self.inner or self).settings, "unit", "document"))
 
     @property
@@ -185,7 +185,7 @@ class Steps:
 
     steps: tuple[Step, ...]
     counted: dict[tuple[str, int], Totals] = field(default_factory=dict, compare=False, repr=False)
-    """What each control has to drop, by the digest of the corpus and the place of the control."""
+    """Amounts that each control has to drop, by the digest of the corpus and the place of the control."""
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> Steps | None:
