@@ -206,7 +206,7 @@ class Steps:
 
     @property
     def leave_holes(self) -> bool:
-        """Whether there is a step that leaves holes."""
+        """Check whether there is a step that leaves holes."""
         return any(step.in_place for step in self.steps)
 
     @property

@@ -72,7 +72,7 @@ def training_order(config: ExperimentConfig, rows: AnyRows, scores: Scores | Non
 
 
 class TokensInOrder:
-    """How many tokens the rows of a run hold from its beginning, where they are not as many in each row.
+    """Counts the tokens of rows from the beginning of a run, where they are not as many in each row.
 
     Args:
         order: The order of the rows.
@@ -99,7 +99,7 @@ class TokensInOrder:
 
     @property
     def _alike(self) -> bool:
-        """Whether each epoch has the same rows."""
+        """Check whether each epoch has the same rows."""
         return not isinstance(self._rows, MixedRows)
 
     def _epoch(self, epoch: int) -> Ints:

@@ -115,7 +115,7 @@ def _chosen_words(
 
 
 class WordMarks:
-    """Where the words of a row begin, by the marks that its tokenizer has for white space.
+    """Finds where the words of a row begin, by the marks that its tokenizer has for white space.
 
     Where pieces that continue a word have a prefix (`##`), all others begin one; each token of a tokenizer of words is
     one. Elsewhere a token begins a word if white space is at its beginning or directly before it: as it is

@@ -298,7 +298,7 @@ class ExperimentData:
     train: TokenFile
     train_rows: AnyRows
     order: Order
-    """Which row is trained at which position."""
+    """Maps a position to the row that is trained there."""
     test: TokenFile | None
     test_rows: AnyRows | None
     description: dict[str, Any] = field(default_factory=dict)

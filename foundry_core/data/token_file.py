@@ -61,7 +61,7 @@ class TokenInfo:
     tokens_sha256: str
     documents_sha256: str
     holes: dict[str, Any] | None = None
-    """Of a corpus whose steps leave holes: their `number`, the `tokens` in them, the `sha256` of the file of them."""
+    """Holes that the steps of a corpus leave: their `number`, the `tokens` in them, the `sha256` of their file."""
 
     @property
     def unknown_share(self) -> float:

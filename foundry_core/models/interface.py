@@ -38,7 +38,7 @@ class ParameterCount(NamedTuple):
 
 
 class TransformersForm(NamedTuple):
-    """What a folder says of a transformers model: weights under its names, its class, and its configuration."""
+    """Content of the folder of a transformers model: weights under its names, its class, and its configuration."""
 
     weights: nn.Module
     class_name: str
