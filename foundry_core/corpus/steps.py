@@ -211,7 +211,7 @@ class Steps:
 
     @property
     def moving(self) -> Steps | None:
-        """The steps that leave no holes, which stand before those that do; None if there are none."""
+        """Return the steps that leave no holes, which stand before those that do; None without any."""
         steps = tuple(step for step in self.steps if not step.in_place)
         return Steps(steps, self.counted) if steps else None
 

@@ -184,7 +184,7 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
 
     @property
     def is_adapted(self) -> bool:
-        """Whether transformers opens the model through core's adapter, and not as a class of its own."""
+        """Check whether transformers opens the model through core's adapter, and not as a class of its own."""
         return False
 
     def set_vocabulary_size(self, size: int) -> None:
