@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     )
     from foundry_core.registry.corpus_step import CorpusStep, DroppingSettings
     from foundry_core.registry.data_order import DataOrder, OrderedRows
-    from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
+    from foundry_core.registry.hookspecs import hookimpl
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
+    from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
     from foundry_core.registry.schedule import LearningRateSchedule
     from foundry_core.registry.tokenizer_type import TokenizerType
     from foundry_core.schema import ConfigSection, Dropout, Layers, ModelConfig, TransformerConfig
@@ -59,10 +60,11 @@ _NAMES = {
     "models.wrapped": "WrappedLanguageModel",
     "registry.architecture": "Architecture BuildContext Capabilities Migration register_architecture",
     "registry.corpus_step": "CorpusStep DroppingSettings",
-    "registry.hookspecs": "EvaluationReport RunInfo StepReport hookimpl",
+    "registry.hookspecs": "hookimpl",
     "registry.objective": "Objective",
     "registry.data_order": "DataOrder OrderedRows",
     "registry.optimizer": "Optimizer",
+    "registry.reports": "EvaluationReport RunInfo StepReport",
     "registry.schedule": "LearningRateSchedule",
     "registry.tokenizer_type": "TokenizerType",
     "schema": "ConfigSection Dropout Layers ModelConfig TransformerConfig",

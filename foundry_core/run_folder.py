@@ -9,6 +9,9 @@
   profile/                    PROFILE: of the newest run with --profile
     trace.json                PROFILE_TRACE: the profiled steps, for a viewer of Chrome's trace format
     table.txt                 PROFILE_TABLE: where their time went
+  scores/                     SCORES: results of suites
+    <checkpoint>/<suite>.json   accuracies by paradigm and phenomenon, with the digests of checkpoint and suite
+    <checkpoint>/<suite>.tsv    the same items one by one
   tokens/                     TOKENS: token files, if this user may not write to the folder of a shared tokenizer
   tokenizer/                  TOKENIZER: unless tokenizer.output_dir names another folder
     tokenizer.json            TOKENIZER_MODEL: vocabulary and rules, as the tokenizers library stores them
@@ -45,6 +48,8 @@ TENSORBOARD = "tensorboard"
 PROFILE = "profile"
 PROFILE_TRACE = "trace.json"
 PROFILE_TABLE = "table.txt"
+
+SCORES = "scores"
 
 TOKENIZER = "tokenizer"
 TOKENIZER_MODEL = "tokenizer.json"

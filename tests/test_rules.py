@@ -30,7 +30,7 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 
 LAYERS = (
     "errors random_streams run_folder < storage < schema devices < registry < config < corpus < tokenization < models "
-    "< data < checkpoints < evaluation < training < testing < cli"
+    "< data < checkpoints < evaluation < training < analysis < study < testing < cli"
 )
 """A module imports from its own package and from what stands to its left."""
 

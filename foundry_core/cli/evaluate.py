@@ -34,7 +34,7 @@ from foundry_core.errors import UsageError
 
 if TYPE_CHECKING:
     from foundry_core.evaluation.minimal_pairs import PairScores
-    from foundry_core.registry.hookspecs import EvaluationReport
+    from foundry_core.registry.reports import EvaluationReport
 
 EXAMPLE = """\
 examples:

@@ -24,7 +24,7 @@ from foundry_core.errors import DataError
 from foundry_core.evaluation.inference import evaluating, to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.carried import CarriedState
-from foundry_core.registry.hookspecs import EvaluationReport
+from foundry_core.registry.reports import EvaluationReport
 from foundry_core.storage.files import scratch_reported
 
 

@@ -9,7 +9,8 @@ from itertools import count
 from typing import IO, Any, cast
 
 from foundry_core.errors import tell
-from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
+from foundry_core.registry.hookspecs import hookimpl
+from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
 
 
 def duration(seconds: float) -> str:

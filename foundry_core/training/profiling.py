@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.data.workers import Batch
 from foundry_core.errors import tell, warn
-from foundry_core.registry.hookspecs import StepReport
+from foundry_core.registry.reports import StepReport
 from foundry_core.run_folder import PROFILE, PROFILE_TABLE, PROFILE_TRACE
 from foundry_core.storage.files import StorageError, scratch_reported, write_file
 from foundry_core.training.signals import StopRequest

@@ -15,7 +15,7 @@ import yaml
 from foundry_core.checkpoints.compatibility import versions
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.registry.hookspecs import RunInfo
+from foundry_core.registry.reports import RunInfo
 from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import write_file
 from foundry_core.training.plan import RunPlan

@@ -15,7 +15,8 @@ from typing import Any
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
-from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport, hookimpl
+from foundry_core.registry.hookspecs import hookimpl
+from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
 from foundry_core.run_folder import METRICS, TENSORBOARD
 from foundry_core.storage.files import AppendedLines, read_appended, write_file
 from foundry_core.training.console import Console

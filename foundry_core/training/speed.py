@@ -11,7 +11,7 @@ from itertools import islice
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.data.workers import Batch
 from foundry_core.errors import warn
-from foundry_core.registry.hookspecs import StepReport
+from foundry_core.registry.reports import StepReport
 from foundry_core.training.losses import AUXILIARY
 from foundry_core.training.plan import RunPlan
 

@@ -39,7 +39,7 @@ from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.carried import CarriedState
 from foundry_core.random_streams import derive
-from foundry_core.registry.hookspecs import StepReport
+from foundry_core.registry.reports import StepReport
 from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.averaging import Averaging
 from foundry_core.training.best_weights import BestWeights

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from foundry_core.registry.hooks import hook_manager
-from foundry_core.registry.hookspecs import EvaluationReport, RunInfo, StepReport
+from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
 from foundry_core.run_folder import MODEL_CONFIG, WEIGHTS
 from foundry_core.storage.files import write_file
 from foundry_core.testing.extensions.check import Function, bench, check, described

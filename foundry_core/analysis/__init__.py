@@ -1,0 +1,1 @@
+"""What has been trained, looked at: runs as tables, comparisons, what a run has seen."""

@@ -1,0 +1,1 @@
+"""Evaluation suites: items of sentences and what is predicted of their scores, read from files and scored."""

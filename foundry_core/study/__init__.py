@@ -1,0 +1,1 @@
+"""Studies: many runs that differ in a grid of settings, their conditions checked."""
