@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from foundry_core.data.order import CropOrder, LaneOrder, LengthOrder, MixedOrder
-from foundry_core.data.rows import CropRows, DocumentRows, LaneRows, MixedRows, PackedRows, Rows
+from foundry_core.data.packed_rows import PackedRows
+from foundry_core.data.rows import CropRows, DocumentRows, LaneRows, MixedRows, Rows
 from foundry_core.errors import DataError
 
 SEPARATOR, BEGIN, END = 0, 1, 2
@@ -41,10 +43,11 @@ def new_tokens(rows: Rows, layout: str, index: int) -> list[int]:
 @pytest.mark.parametrize("seed", range(5))
 def test_documents_and_packed_rows_lose_nothing_and_cut_little(layout: Any, seed: int) -> None:
     tokens, documents = stream(random_lengths(seed))
-    for kind in (DocumentRows, PackedRows):
+    for kind in (DocumentRows, partial(PackedRows, in_order=True), PackedRows):
         rows = kind(tokens, layout, 12, documents=documents, **LAYOUTS[layout])
         seen = [token for index in range(len(rows)) for token in new_tokens(rows, layout, index)]
-        assert seen == [token for token in tokens.tolist() if token > END]
+        text = [token for token in tokens.tolist() if token > END]
+        assert sorted(seen) == sorted(text) if kind is PackedRows else seen == text
         assert rows.stream_tokens(np.arange(len(rows))).sum() == len(tokens) - 1
         widths = [len(rows.row(index)) for index in range(len(rows))]
         assert max(widths) == rows.length <= 14
@@ -84,6 +87,25 @@ def test_packed_rows_number_the_document_of_each_token(layout: Any, seed: int) -
         opening = SEPARATOR if layout == "overlap" else BEGIN
         begins = np.flatnonzero(np.diff(numbers, prepend=-1))
         assert (row[begins[1:]] == opening).all()
+
+
+def test_packed_rows_leave_hardly_any_room() -> None:
+    lengths = np.random.default_rng(1).integers(2, 60, 2000)
+    tokens, documents = stream([int(length) for length in lengths])
+    for in_order, least in ((True, 0.75), (False, 0.99)):
+        rows = PackedRows(tokens, "framed", 126, documents=documents, in_order=in_order, **LAYOUTS["framed"])
+        assert least < (lengths + 2).sum() / (len(rows) * 128) <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_packed_row_continues_one_document_at_most(seed: int) -> None:
+    """A piece of a cut document is predicted from the token before it, the others from a separator."""
+    tokens, documents = stream(random_lengths(seed))
+    rows = PackedRows(tokens, "overlap", 12, documents=documents)
+    for index in range(len(rows)):
+        row = rows.row(index).tolist()
+        for before, after in pairwise(row):
+            assert before == SEPARATOR or after == SEPARATOR or after == before + 1
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.given_order import Scores, given_order
 from foundry_core.data.order import CropOrder, Ints, LaneOrder, LengthOrder, MixedOrder, Order, SampleOrder
-from foundry_core.data.rows import AnyRows, CropRows, DocumentRows, LaneRows, MixedRows, PackedRows, Rows
+from foundry_core.data.packed_rows import PackedRows
+from foundry_core.data.rows import AnyRows, CropRows, DocumentRows, LaneRows, MixedRows, Rows
 from foundry_core.data.token_file import TokenFile
 from foundry_core.random_streams import derive
 
@@ -28,9 +29,11 @@ def cut_rows(
     if config.objective.layout == "framed":
         ids |= {"start_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id}
     stream, data = tokens.tokens, config.data
-    if data.isolate_documents or data.batching == "documents":
-        kind = PackedRows if data.isolate_documents else DocumentRows
-        return kind(stream, *made, documents=np.asarray(tokens.documents), **ids)
+    if data.isolate_documents:
+        in_order = data.order != "shuffled"
+        return PackedRows(stream, *made, documents=np.asarray(tokens.documents), in_order=in_order, **ids)
+    if data.batching == "documents":
+        return DocumentRows(stream, *made, documents=np.asarray(tokens.documents), **ids)
     if data.batching == "contiguous":
         # Of a short text for evaluation fewer lanes, each of one row at least.
         most = data.batch_size if training else (len(stream) - 1) // data.consumed_per_row

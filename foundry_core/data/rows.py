@@ -3,7 +3,6 @@
 Rows            as many tokens in each, whatever documents they belong to
 LaneRows        the same in parallel lanes, each read from its beginning to its end
 DocumentRows    one document in each; a longer one is cut
-PackedRows      whole documents as they fit, for a model that keeps them apart
 CropRows        a row for each place where one can begin
 MixedRows       those of several corpora, one after the other
 """
@@ -237,56 +236,6 @@ class DocumentRows(_CutRows):
     def _framed(self, chunk: Ints, stop: int) -> Ints:
         at = np.searchsorted(self._ends, stop)
         return super()._framed(chunk[:-1] if self._ends[at] == stop else chunk, stop)
-
-
-class PackedRows(_CutRows):
-    """As many whole documents in each row as fit; one that is longer than a row is cut.
-
-    In a framed row each has its own frame: `start_id` d d d `end_id` `start_id` d d `end_id`. So many fit that this is
-    at most tokens_per_row + 2, under either layout: models of every objective see the same text in the same rows.
-    """
-
-    def __init__(self, tokens: NDArray[Any], layout: Layout, tokens_per_row: int, *, documents: Ints, **ids: Any):
-        pieces = document_pieces(documents, tokens_per_row)
-        self._ends = documents[1:] - 1
-        ended = np.isin(pieces[1:], self._ends)
-        room = tokens_per_row + 2
-        # What a piece takes in a framed row: its tokens without the separator, and its frame.
-        taken = np.concatenate([[0], (np.diff(pieces) - ended + 2).cumsum()])
-        first, starts = 0, []
-        while first < len(pieces) - 1:
-            starts.append(first)
-            first = int(np.searchsorted(taken, taken[first] + room, side="right")) - 1
-        super().__init__(tokens, layout, tokens_per_row, pieces[[*starts, len(pieces) - 1]], **ids)
-        longest = np.diff(taken[[*starts, len(pieces) - 1]])
-        self.length = int(longest.max()) if self._frame is not None else self.length
-
-    def _cuts(self, index: int) -> tuple[int, int, Ints]:
-        """Return the span of a row and, counted from its beginning, where documents end in it."""
-        start, stop = map(int, self._span(index))
-        first, last = np.searchsorted(self._ends, [start, stop], side="right")
-        return start, stop, self._ends[first:last] - start
-
-    def row(self, index: int) -> Ints:
-        if self._frame is None:
-            return super().row(index)
-        start, stop, ends = self._cuts(index)
-        chunk = self._read(start + 1, stop)
-        begin, end = self._frame
-        whole = len(ends) and ends[-1] == stop - start
-        parts = np.split(np.delete(chunk, ends - 1), (ends - np.arange(1, len(ends) + 1))[: -1 if whole else None])
-        return np.concatenate([[begin, *part, end] for part in parts]).astype(np.int64)
-
-    def documents(self, index: int) -> Ints:
-        start, stop, ends = self._cuts(index)
-        if self._frame is None:
-            # A separator is the first token of the document after it, which is predicted from there.
-            marks = np.zeros(stop - start + 1, dtype=np.int64)
-            marks[ends] = 1
-            return marks.cumsum()
-        ends = ends if len(ends) and ends[-1] == stop - start else np.append(ends, stop - start + 1)
-        sizes = np.diff(ends, prepend=0) - 1 + 2
-        return np.repeat(np.arange(len(sizes)), sizes)
 
 
 class CropRows(Rows):
