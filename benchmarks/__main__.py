@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, help="train: peers in bf16; default: if it pays"
     )
-    parser.add_argument("--megabytes", type=float, default=2.0, help="prepare: size of each text (2)")
+    parser.add_argument("--megabytes", type=float, default=8.0, help="prepare: size of each text (8)")
     parser.add_argument("--tokenizers", nargs="+", default=list(TOKENIZERS), choices=TOKENIZERS, help="for prepare")
     options = parser.parse_args()
     parts = PARTS | FURTHER

@@ -91,7 +91,7 @@ class Options:
 
     folder: Path
     rounds: int = 3
-    megabytes: float = 2.0
+    megabytes: float = 8.0
     vocabulary: int = 8000
     tokenizers: tuple[str, ...] = TOKENIZERS
 

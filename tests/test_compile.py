@@ -41,7 +41,11 @@ def test_a_long_run_compiles_only_if_a_trial_repays_it(experiment, tmp_path, one
     corpora = experiment_corpora(config)
     tokenizer = experiment_tokenizer(config, corpora.train)
     data = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
-    choices = choose(config, create_model(config, tokenizer), tokenizer, data)
+    model = create_model(config, tokenizer)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    choices = choose(config, model, tokenizer, data)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
     took = re.search(r"a pass took (\S+) s compiled and (\S+) s otherwise", choices.reasons["compile"])
     assert took
     assert choices.compile == (float(took[1]) < 0.95 * float(took[2]))

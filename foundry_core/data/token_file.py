@@ -25,7 +25,7 @@ from foundry_core.data.holes import HoleFinder, Holes
 from foundry_core.errors import CheckpointError, DataError
 from foundry_core.storage import files as storage
 from foundry_core.storage import manifest
-from foundry_core.tokenization.encoding import DocumentEncoder, newline_is_predicted, separator_id
+from foundry_core.tokenization.encoding import DocumentEncoder, separator_id
 from foundry_core.tokenization.parts import END
 from foundry_core.tokenization.processes import process_count, streams
 from foundry_core.tokenization.tokenizer_folder import tokenizer_digest
@@ -190,7 +190,8 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None
                 yield document, kept
 
         texts = (text for text, _ in counted()) if finder is None else finder.texts(counted())
-        for ids in streams(DocumentEncoder(tokenizer), texts, processes):
+        encoder = DocumentEncoder(tokenizer)
+        for ids in streams(encoder, texts, processes):
             ends = ids == END
             dropped = None if finder is None else finder.window(ends, tokens.length)
             if unknown_id is not None:
@@ -210,7 +211,7 @@ def _build(stem: Path, corpus: Corpus, tokenizer: Any, progress: Progress | None
             in_stream += finder.documents
         assert documents.length == in_stream + 1, "the encoder lost or added a document"
         facts.update(dtype=dtype, tokens=tokens.length, documents=account.documents, words=account.words)
-        facts.update(unknown=unknown, line_ends=account.documents + newlines * newline_is_predicted(tokenizer))
+        facts.update(unknown=unknown, line_ends=account.documents + newlines * encoder.predicts_newlines)
         facts.update(text_bytes=account.bytes_text, account=account.plain())
         facts.update(tokens_sha256=tokens.sha256.hexdigest(), documents_sha256=documents.sha256.hexdigest())
 

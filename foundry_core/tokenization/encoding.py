@@ -5,7 +5,6 @@ A window of text goes in, a stream of ids comes out: nothing is done document by
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import TokenizerError
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES
-from foundry_core.tokenization.parts import END, MARK, Ids, PartEncoder, joined_ids, plain_backend
+from foundry_core.tokenization.parts import END, MARK, BackendState, Ids, PartEncoder, joined_ids, plain_backend
 from foundry_core.tokenization.text_counts import UNIT, blocks
 from foundry_core.tokenization.tokenizer_folder import KIND_KEY, MODEL_INPUTS, SENTENCEPIECE_KIND
 
@@ -67,12 +66,6 @@ def text_ids(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[l
     return [ids.tolist() for ids in DocumentEncoder(tokenizer).encode(texts)]
 
 
-def newline_is_predicted(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Check whether a newline inside a document leaves a trace in its ids, as it does not where white space is lost."""
-    newline, space = text_ids(tokenizer, ["a\na", "a a"])
-    return newline != space
-
-
 class DocumentEncoder:
     """Encodes as `tokenizer(document, add_special_tokens=False)` does, but special tokens in the text stay text.
 
@@ -86,7 +79,7 @@ class DocumentEncoder:
     REMEMBERED = 2 << 20  # characters of distinct parts whose ids are remembered: about 50 MB
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state = BackendState(tokenizer.backend_tokenizer.to_str())
         kind = tokenizer.init_kwargs.get(KIND_KEY)
         self._pieces: Any = None
         if kind == SENTENCEPIECE_KIND:
@@ -94,22 +87,28 @@ class DocumentEncoder:
 
             self._pieces = processor(tokenizer)
         # An added token that is not special is found in the text, and may contain a space.
-        self._cuts = kind in CORE_TOKENIZER_TYPES and all(token["special"] for token in state["added_tokens"])
+        self._cuts = kind in CORE_TOKENIZER_TYPES and all(token["special"] for token in state.parts["added_tokens"])
         self.lead = ""
         if self._cuts and kind == "sentencepiece":
             # The space before a document belongs to its first part alone: it is part of the text, not prepended.
             self.lead = " "
-            steps = state["normalizer"]["normalizers"]
+            steps = state.parts["normalizer"]["normalizers"]
             steps[:] = [step for step in steps if step["type"] != "Prepend"]
-        self._backend = plain_backend(state)
+        self._backend = plain_backend(state.text())
         self._codes: NDArray[np.int64] | None = None
         self._parts: PartEncoder | None = None
         if self._cuts and kind == "character":
             self._codes = np.full(sys.maxunicode + 1, -1, np.int64)
         elif self._cuts:
-            self._parts = PartEncoder(kind, state)
+            self._parts = PartEncoder(kind, state, self._backend)
         self._known = {"": _END}
         self._held = 0
+
+    @property
+    def predicts_newlines(self) -> bool:
+        """Check whether a newline inside a document leaves a trace in its ids; not where white space is lost."""
+        newline, space = self.encode(["a\na", "a a"])
+        return not np.array_equal(newline, space)
 
     def encode(self, documents: Iterable[str]) -> Iterator[Ids]:
         """Yield a uint32 array for each document, in order, without added special tokens."""

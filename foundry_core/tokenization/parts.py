@@ -30,9 +30,26 @@ SPACE_IN_MODEL = {"bpe": "Ġ", "wordpiece": "", "sentencepiece": "▁", "word": 
 """How the model of a type spells the space before a word of plain letters, which reaches it in one piece."""
 
 
-def plain_backend(state: dict[str, Any], *, special_tokens_are_text: bool = True) -> Tokenizer:
-    """Return a tokenizer that adds and drops nothing."""
-    backend = Tokenizer.from_str(json.dumps(state))
+class BackendState:
+    """What a tokenizer.json holds, to be changed outside of its model, which is spelled once: that takes the longest.
+
+    Args:
+        text: As `Tokenizer.to_str` returns it.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.parts: dict[str, Any] = json.loads(text)
+        self.vocabulary: Any = self.parts["model"]["vocab"]
+        self._model = json.dumps(self.parts.pop("model"))
+
+    def text(self, **changes: Any) -> str:
+        """Return it with some of its parts replaced."""
+        return f'{json.dumps(self.parts | changes)[:-1]}, "model": {self._model}}}'
+
+
+def plain_backend(text: str, *, special_tokens_are_text: bool = True) -> Tokenizer:
+    """Return the tokenizer of a tokenizer.json, which adds and drops nothing."""
+    backend = Tokenizer.from_str(text)
     backend.encode_special_tokens = special_tokens_are_text
     backend.no_padding()
     backend.no_truncation()
@@ -51,10 +68,10 @@ def joined_ids(backend: Tokenizer, texts: list[str], end: int) -> Ids:
 class _Blocks:
     """Encodes parts in blocks. The marker is an added token: the library takes a text apart there before all else."""
 
-    def __init__(self, state: dict[str, Any]) -> None:
-        token: dict[str, Any] = {"id": len(state["model"]["vocab"]), "content": MARK, "special": True}
+    def __init__(self, state: BackendState, **changes: Any) -> None:
+        token: dict[str, Any] = {"id": len(state.vocabulary), "content": MARK, "special": True}
         marker = token | dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
-        self._backend = plain_backend(state | {"added_tokens": [marker]}, special_tokens_are_text=False)
+        self._backend = plain_backend(state.text(added_tokens=[marker], **changes), special_tokens_are_text=False)
         (self._marker,) = set(joined_ids(self._backend, [MARK], END).tolist()) - {END}
 
     def encode(self, parts: list[str], space: str = " ") -> list[bytes]:
@@ -72,18 +89,24 @@ class _Blocks:
 
 
 class PartEncoder:
-    """Encodes distinct parts of text with a tokenizer of one of core's types, whose special tokens are text."""
+    """Encodes distinct parts of text with a tokenizer of one of core's types, whose special tokens are text.
 
-    def __init__(self, kind: str, state: dict[str, Any]) -> None:
-        self._backend = plain_backend(state)
+    Args:
+        kind: The type.
+        state: Of the tokenizer.
+        backend: Made from it by `plain_backend`.
+    """
+
+    def __init__(self, kind: str, state: BackendState, backend: Tokenizer) -> None:
+        self._backend = backend
         self._blocks = self._words = None
-        vocabulary = state["model"]["vocab"]
+        vocabulary = state.vocabulary
         if MARK not in (dict(vocabulary) if isinstance(vocabulary, list) else vocabulary):
             self._blocks = _Blocks(state)
             # A special token in letters alone could be part of a word, where normalizers of some types look for it.
-            if not any(token["content"].isalpha() for token in state["added_tokens"]):
+            if not any(token["content"].isalpha() for token in state.parts["added_tokens"]):
                 self._space = SPACE_IN_MODEL[kind]
-                self._words = _Blocks(state | {"normalizer": None, "pre_tokenizer": None})
+                self._words = _Blocks(state, normalizer=None, pre_tokenizer=None)
 
     def encode(self, parts: Collection[str]) -> dict[str, bytes]:
         """Return the ids of each part, as bytes."""
