@@ -6,11 +6,19 @@ Shapes: B batch, T tokens, S documents, L tokens of each.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
+import numpy as np
 import torch
 
 _LEFT = 0.5
-"""A part ends where so many of the documents in it, sorted by length, have ended but this share."""
+"""A group of whole documents has none that is shorter than this share of its longest."""
+_PART = 100
+"""Steps of a document that take as long as what a part costs by itself.
+
+Predicted tokens per processor second against no isolation, an LSTM on lines of 2 to 126 tokens: 0.75, 0.816, 0.818 and
+0.818 for 20, 60, 120 and 250, which compute 4, 11, 18 and 26 % of the steps in vain.
+"""
 
 
 def parts_of_documents(
@@ -56,8 +64,20 @@ def _groups(lengths: list[int]) -> Iterator[tuple[slice, range]]:
 
 
 def _chunks(lengths: list[int]) -> Iterator[tuple[slice, range]]:
-    there, begun = len(lengths), 0
-    while there:
-        end = lengths[int(_LEFT * there)]
-        yield slice(0, there), range(begun, end)
-        begun, there = end, next((at for at in range(there) if lengths[at] <= end), there)
+    """Yield parts of documents, sorted by length, the longest first: those that go on, and their tokens.
+
+    Parts end where documents do, and are chosen so that all steps of all parts, with `_PART` for each, are fewest.
+    """
+    ends, ended = np.unique(lengths, return_counts=True)
+    starts = np.concatenate([[0], ends[:-1]])
+    going_on = len(lengths) - np.concatenate([[0], ended[:-1].cumsum()])
+    least, before = np.zeros(len(ends) + 1), np.zeros(len(ends) + 1, dtype=int)
+    for end in range(1, len(ends) + 1):
+        costs = least[:end] + _PART + going_on[:end] * (ends[end - 1] - starts[:end])
+        before[end] = costs.argmin()
+        least[end] = costs[before[end]]
+    cuts = [len(ends)]
+    while cuts[-1]:
+        cuts.append(int(before[cuts[-1]]))
+    for end, first in pairwise(cuts[::-1]):
+        yield slice(0, int(going_on[end])), range(int(starts[end]), int(ends[first - 1]))
