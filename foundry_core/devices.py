@@ -100,13 +100,6 @@ def keep_freed_memory() -> bool:
     return True
 
 
-def return_freed_memory() -> None:
-    """Let the C library return to the system what is free now, and keep again what is freed after this (glibc)."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(ctypes.c_size_t(0))
-
-
 def memory_of(device: torch.device) -> int:
     """Return the bytes of memory that a device has, used or not."""
     if device.type == "cuda":

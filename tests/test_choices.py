@@ -21,9 +21,10 @@ from foundry_core.cli import main
 from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.errors import CheckpointError
 from foundry_core.registry.hooks import hook_manager
-from foundry_core.training.choices import Choices, Trial, choose, compile_of, precision_of
+from foundry_core.training.choices import Choices, choose, compile_of, precision_of
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.trainer import Trainer
+from foundry_core.training.trial import Trial
 from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
@@ -171,11 +172,10 @@ def test_compiling_is_not_tried_where_it_cannot_pay() -> None:
     assert compile_of("", 1799, 1e9, lambda: 1.0, never)[0] is False
 
 
+@pytest.mark.long
 def test_a_trial_leaves_no_trace(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where it compiles, which it cannot do here."""
-    from torch._inductor import config as inductor
-
-    monkeypatch.setattr(inductor.cpp, "cxx", ("there-is-no-such-compiler",))
+    monkeypatch.setenv("CXX", "there-is-no-such-compiler")
     drawing = {"embedding_size": 16, "hidden_size": 16, "num_layers": 2, "dropout": 0.5}
     arguments = prepared(experiment("lstm", tmp_path, model={"rnn": drawing}, training={"train_steps": 10**8}))
     weights = {name: each.clone() for name, each in arguments[1].state_dict().items()}

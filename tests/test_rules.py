@@ -349,8 +349,10 @@ def test_what_only_reads_is_not_taken_for_writing() -> None:
     assert list(writes(ast.parse(f"{text}; disk.rename(old, new)"))) == []
 
 
-PICKLES_IN_MEMORY = {"foundry_core/testing/kit/state.py": {"pickle"}}
-"""Lists who makes a pickle and reads it at once, of what it holds itself: the check that models can be pickled."""
+PICKLES_IN_MEMORY = {"foundry_core/testing/kit/state.py": {"pickle"}, "foundry_core/training/trial.py": {"pickle"}}
+"""Lists who makes a pickle and reads it at once, of what it holds itself: the check that models can be pickled, and the
+trial of the compiler, which sends a model's configuration to a process that it starts.
+"""
 RUNS_CODE = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 
 

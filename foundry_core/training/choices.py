@@ -6,15 +6,12 @@ its checkpoint records, whatever the machine would choose now.
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from statistics import median
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -26,20 +23,17 @@ from foundry_core.data.collators import get_data_collator
 from foundry_core.data.preparation import ExperimentData
 from foundry_core.data.workers import Batch
 from foundry_core.devices import (
-    Precision,
     bf16_gain,
     choose_device,
     computes_in_bf16,
     keep_freed_memory,
-    return_freed_memory,
+    memory_of,
 )
-from foundry_core.errors import one_line, tell, warn
-from foundry_core.evaluation.inference import to_device
+from foundry_core.errors import tell, warn
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import training_flops
-from foundry_core.random_streams import kept_generators
-from foundry_core.training.losses import TokenLoss, objective_loss, summed_losses
 from foundry_core.training.plan import RunPlan
+from foundry_core.training.trial import FIRST, ROUNDS, Passes, Trial, try_compiler
 
 LONG = 30 * 60.0
 """Seconds of training from which compiling is tried: the trial takes about a minute, and the gain is some percent."""
@@ -49,8 +43,6 @@ ENOUGH = 1.3
 KEYS = ("precision", "compile", "kernels")
 """The choices, by the names of their settings in `training:`."""
 
-_ROUNDS = 5
-_MOST_SECONDS = 10.0
 _MOST_TOKENS = {"cpu": 2**13, "cuda": 2**15}
 Made: TypeAlias = tuple[Any, str]
 """A value, and the reason for it in words."""
@@ -74,14 +66,6 @@ class Choices:
     def values(self) -> dict[str, Any]:
         """The choices by name, as they are recorded."""
         return {name: getattr(self, name) for name in KEYS}
-
-
-class Trial(NamedTuple):
-    """Seconds of compiling, and of a pass without and with it."""
-
-    cost: float
-    eager: float
-    compiled: float
 
 
 def choose(
@@ -119,9 +103,10 @@ def choose(
     if made["kernels"][0] == "auto":
         made["kernels"] = ("fast", "the default: reference differs from it by rounding")
     if made["compile"][0] == "auto":
-        runs = _Passes(config, model, tokenizer, data, device, made["precision"][0], made["kernels"][0], quiet)
-        able = (runs.obstacle(), runs.count, runs.rough_seconds())
-        made["compile"] = compile_of(*able, *((runs.seconds, runs.trial) if trial else ()))
+        passes = Passes(config, device, made["precision"][0], made["kernels"][0])
+        run = _Run(passes, model, tokenizer, data)
+        measured = (run.seconds, partial(run.trial, quiet=quiet)) if trial else ()
+        made["compile"] = compile_of(run.obstacle(), run.count, run.rough_seconds(), *measured)
     reasons = {name: reason for name, (_, reason) in made.items()}
     return Choices(**{name: value for name, (value, _) in made.items()}, reasons=reasons)
 
@@ -191,45 +176,29 @@ def _product(model: BaseLanguageModel, tokens: int) -> tuple[int, int, int]:
     return tokens, outputs, inputs
 
 
-def compiled_forward(model: BaseLanguageModel, precision: Precision) -> Callable[..., Any]:
-    """Compile the forward pass of a model; in fp32 without the loss, which then never needs all logits."""
-    layers = model.with_compiled_layers() if precision.name == "fp32" else None
-    return layers or torch.compile(model)
+class _Run:
+    """What decides whether a run is compiled.
 
-
-class _Passes:
-    """Passes of a run, forward and backward, that leave the values of its model as they are.
-
-    They are of whole micro-batches, or of some of the rows if there is no telling whether all have room. A copy of the
-    model would cost memory that training does not give back: with GPT-2 base 0.4 of 2.8 GB.
+    It is measured with whole micro-batches, or some of the rows if there is no telling whether all have room.
     """
 
     def __init__(
-        self,
-        config: ExperimentConfig,
-        model: BaseLanguageModel,
-        tokenizer: PreTrainedTokenizerFast,
-        data: ExperimentData,
-        device: torch.device,
-        precision: str,
-        kernels: str,
-        quiet: bool,
+        self, passes: Passes, model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, data: ExperimentData
     ):
-        self.config, self.model, self.tokenizer, self.data, self.device = config, model, tokenizer, data, device
-        self.kernels, self.quiet = kernels, quiet
-        self.plan = RunPlan.of(config, data)
-        self.length, self.most_tokens = data.train_rows.length, _MOST_TOKENS[device.type]
-        self.rows = max(1, min(config.data.batch_size, self.most_tokens // self.length))
+        self.passes, self.model, self.tokenizer, self.data = passes, model, tokenizer, data
+        self.plan = RunPlan.of(passes.config, data)
+        self.length, self.most_tokens = data.train_rows.length, _MOST_TOKENS[passes.device.type]
+        self.rows = max(1, min(passes.config.data.batch_size, self.most_tokens // self.length))
         self.count = -(-self.plan.total_samples // self.rows)
-        self.precision = Precision(precision, device)
-        self.own_loss: TokenLoss | None = None
 
     def obstacle(self) -> str:
         """Return why compiling cannot be tried, or nothing."""
-        if not self.config.capabilities.compile:
+        if not self.passes.config.capabilities.compile:
             return "the architecture does not support it"
         if self.length > self.most_tokens:
             return f"it is not tried with rows of more than {self.most_tokens:,} tokens"
+        if self.model.get_memory_footprint().total > memory_of(self.passes.device) / 2:
+            return "there is no room for another model to try it on"
         return ""
 
     def rough_seconds(self) -> float:
@@ -239,76 +208,17 @@ class _Passes:
 
     def seconds(self) -> float:
         """Measure the seconds of a pass. 0 if it fails: then so will training, with a message of its own."""
-        with suppress(Exception), self._ready():
-            return min(self._take(self.model, batch) for batch in self._batches(3))
+        with suppress(Exception), self.passes.ready(self.model):
+            return min(self.passes.seconds(self.model, batch) for batch in self._batches(3))
         return 0.0
 
-    def trial(self) -> Trial | str:
-        """Compile the model and compare; the reason if that cannot be done."""
-        from torch import _dynamo
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            if self.device.type == "cpu":
-                get_cpp_compiler()
-            if not self.quiet:
-                tell("compiling the model to see whether the run gains by it (training.compile: auto)\n")
-            with self._ready():
-                return self._compared()
-        except InvalidCxxCompiler:
-            return "there is no C++ compiler: install g++"
-        except Exception as error:  # noqa: BLE001 - whatever fails in a trial, training can do without
-            return f"a trial failed: {one_line(str(error))[:200]}"
-        finally:
-            _dynamo.reset()  # what the run compiles is what it would have compiled without a trial
-            gc.collect()
-            return_freed_memory()
-
-    def _compared(self) -> Trial:
-        forward = compiled_forward(self.model, self.precision)
-        # The second and third batch may compile again, for sizes that differ from one to the next.
-        batches = list(self._batches(3 + _ROUNDS))
-        first = sum(self._take(forward, batch) for batch in batches[:3])
-        eager, compiled, begun = [], [], time.perf_counter()
-        for batch in batches[3:]:
-            eager.append(self._take(self.model, batch))
-            compiled.append(self._take(forward, batch))
-            if len(eager) >= 3 and time.perf_counter() - begun > _MOST_SECONDS:
-                break
-        return Trial(max(first - 3 * median(compiled), 0.0), median(eager), median(compiled))
-
-    @contextmanager
-    def _ready(self) -> Iterator[None]:
-        """Set the model up as for training, and leave its buffers and its mode as they were."""
-        self.model.kernels, training = self.kernels, self.model.training
-        if self.config.training.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-        self.model.to(self.device).train()
-        self.own_loss = objective_loss(self.config)
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        try:
-            with kept_generators():
-                yield
-        finally:
-            self.model.zero_grad(set_to_none=True)
-            self.model.train(training)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+    def trial(self, *, quiet: bool) -> Trial | str:
+        """Compile the model in another process and compare; the reason if that cannot be done."""
+        if not quiet:
+            tell("compiling the model to see whether the run gains by it (training.compile: auto)\n")
+        return try_compiler(self.passes, self.tokenizer, self._batches(FIRST + ROUNDS))
 
     def _batches(self, count: int) -> list[Batch]:
-        config, rows = self.config, self.data.train_rows
-        collate = get_data_collator(config, self.tokenizer)
-        return list(islice(Batches(rows, self.data.order, collate, self.rows, 0, self.plan.total_samples), count))
-
-    def _take(self, forward: Callable[..., Any], batch: Batch) -> float:
-        start = time.perf_counter()
-        with self.precision.autocast():
-            placed = to_device(batch, self.device)
-            optimised, _ = summed_losses(self.model, forward, placed, self.own_loss)
-        torch.autograd.backward(optimised)
-        self.model.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        collate = get_data_collator(self.passes.config, self.tokenizer)
+        batches = Batches(self.data.train_rows, self.data.order, collate, self.rows, 0, self.plan.total_samples)
+        return list(islice(batches, count))

@@ -43,7 +43,7 @@ from foundry_core.registry.reports import StepReport
 from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.averaging import Averaging
 from foundry_core.training.best_weights import BestWeights
-from foundry_core.training.choices import Choices, choose, compiled_forward
+from foundry_core.training.choices import Choices, choose
 from foundry_core.training.evaluations import LOG_KEYS, Evaluations
 from foundry_core.training.finite import check_weights, not_finite_update
 from foundry_core.training.losses import objective_loss, summed_losses
@@ -55,6 +55,7 @@ from foundry_core.training.saving import CheckpointSaver
 from foundry_core.training.schedule import Schedule
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.speed import Stopwatch
+from foundry_core.training.trial import compiled_forward
 from foundry_core.training.warm_start import load_start
 
 
