@@ -103,7 +103,7 @@ def try_compiler(passes: Passes, tokenizer: PreTrainedTokenizerFast, batches: Se
     # In two parts, because the files of the first may define what the second is made of.
     files = [sys.modules[name].__file__ for name in sorted(plugin_files)]
     asked = pickle.dumps(files) + pickle.dumps((passes, tokenizer, list(batches), torch.get_num_threads()))
-    command = [sys.executable, "-P", "-m", "foundry_core.training.trial"]
+    command = [sys.executable, "-P", "-m", __name__]
     done = subprocess.run(command, input=asked, capture_output=True, check=False)
     lines = done.stdout.decode(errors="replace").splitlines()
     if done.returncode or not lines:
