@@ -42,8 +42,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Against transformers, datasets, minicons and, where checkouts are named, nanoGPT and pytorch/examples: a quarter of an
-# hour. make bench NANOGPT=PATH EXAMPLES=PATH BENCH="train --rounds 3"
+# Against transformers, datasets, minicons and, where checkouts are named, nanoGPT and pytorch/examples: 50 minutes,
+# a quarter of an hour with BENCH="--rounds 1 --megabytes 2". make bench NANOGPT=PATH EXAMPLES=PATH BENCH="train --rounds 3"
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks $(BENCH) $(NANOGPT:%=--nanogpt %) $(EXAMPLES:%=--examples %)

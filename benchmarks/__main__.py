@@ -1,6 +1,6 @@
 """Measure foundry side by side with what people use instead. See benchmarks/README.md.
 
-python -m benchmarks                        # everything, about 15 minutes on two cores
+python -m benchmarks                        # everything, about 50 minutes on two cores
 python -m benchmarks train --sizes "gpt2 tiny" "lstm 2x200" --nanogpt PATH --examples PATH
 python -m benchmarks train --no-peers --variant eager:training.compile=false
 python -m benchmarks prepare score --rounds 3
