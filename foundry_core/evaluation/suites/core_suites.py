@@ -17,7 +17,6 @@ from foundry_core.evaluation.suites.pairs_files import (
 from foundry_core.evaluation.suites.syntaxgym import read_syntaxgym
 from foundry_core.evaluation.suites.tables import read_gulordava, read_tsv
 
-
 READERS: dict[str, Callable[[Path], Iterable[SuiteItem]]] = {
     "blimp": read_blimp,
     "clams": read_clams,

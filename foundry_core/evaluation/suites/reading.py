@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from foundry_core.corpus.files import refuse, shown, suffix_of
 from foundry_core.corpus.search import visible_files
@@ -115,7 +116,14 @@ def _loaded(offered: Offered | None, spec: str, kinds: dict[str, Offered] | None
     _refuse_double(items)
     name = stem(files[0]) if len(files) == 1 else Path(os.path.abspath(_parent(path))).name  # noqa: PTH100
     kind = offered.suite.name
-    return LoadedSuite(_short(f"{kind}-{name}"), kind, items, _digest(items, offered), tuple(files), offered.suite)
+    return LoadedSuite(
+        _short(kind if name == kind else f"{kind}-{name}"),
+        kind,
+        items,
+        _digest(items, offered),
+        tuple(files),
+        offered.suite,
+    )
 
 
 def _exists(spec: str) -> bool:
@@ -223,7 +231,10 @@ def _read(offered: Offered, path: Path) -> Iterator[SuiteItem]:
     else:
         reader = import_string(named)
         with failing_as(f"the reader of the suite '{suite.name}' of {offered.owner}, on {shown(path)},"), isolated():
-            items = list(reader(path))
+            try:
+                items = list(reader(path))
+            except UnicodeDecodeError as error:
+                _refuse_bytes(path, error)
     if not items:
         refuse(path, "does not contain an item.")
     for item in items:
@@ -232,6 +243,13 @@ def _read(offered: Offered, path: Path) -> Iterator[SuiteItem]:
         except ValueError as error:
             refuse(Path(getattr(item, "place", path)), f"{error}.", error)
     yield from items
+
+
+def _refuse_bytes(path: Path, error: UnicodeDecodeError) -> NoReturn:
+    """Refuse a file for a byte that is not UTF-8, with its line where the whole file was decoded at once."""
+    whole = len(error.object) == path.stat().st_size
+    place = f"{path}:{error.object[: error.start].count(10) + 1}" if whole else str(path)
+    refuse(Path(place), f"byte 0x{error.object[error.start]:02x} is not UTF-8: {error.reason}.", error)
 
 
 def _check(item: SuiteItem) -> None:
