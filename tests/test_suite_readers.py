@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import inspect
 import os
 import random
@@ -39,7 +40,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Loade
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return read_suite(spec)
+        return read_suite(spec, installed=True)
 
     return make
 
@@ -436,6 +437,8 @@ def test_a_suite_of_a_package_is_found_by_name(read: Callable[..., LoadedSuite])
     assert read("mine=", {}).digest == mine.digest
     with pytest.raises(DataError, match="the suite 'lost' of foundry-slashes 1.0: its data are missing"):
         read("lost", {})
+    with pytest.raises(UsageError, match="^there is no suite, file or folder 'of_core'"):
+        read_suite("of_core")  # as a YAML names it, which does not name the package
 
 
 @pytest.mark.usefixtures("slashes")
@@ -474,12 +477,13 @@ def test_the_example_of_the_hook_reads_its_format(tmp_path: Path, distribution: 
     _, *parts = re.split(r"(?m)^# ([\w/]+\.(?:py|yaml))\n", documentation)
     files = dict(zip(parts[::2], parts[1::2], strict=True))
     distribution("foundry-slashes", {"foundry.plugins": {"example": "foundry_slashes"}}, files)
-    path = tmp_path / "x.txt"
+    path = tmp_path / "x.slashes"
     path.write_text("a b / a c\n")
-    assert read_suite(f"slashes={path}").items[0].sentences == of_pair("a b", "a c")
+    active = [importlib.import_module("foundry_slashes")]
+    assert read_suite(str(path), active).items[0].sentences == of_pair("a b", "a c")
     path.write_text("a b / a c\nd e\n")
-    with pytest.raises(FoundryError, match=r"x.txt:2: not two sentences"):
-        read_suite(f"slashes={path}")
+    with pytest.raises(FoundryError, match=r"x.slashes:2: not two sentences"):
+        read_suite(f"slashes={path}", active)
 
 
 def test_a_file_of_plugin_offers_a_suite_with_its_data(tmp_path: Path) -> None:

@@ -50,14 +50,15 @@ class LoadedSuite:
     descriptor: Suite
 
 
-def read_suite(spec: str, plugins: Sequence[ModuleType] = ()) -> LoadedSuite:
+def read_suite(spec: str, plugins: Sequence[ModuleType] = (), *, installed: bool = False) -> LoadedSuite:
     """Read what a user names as a suite.
 
     Args:
         spec: The name of a suite that a package ships; the path of a file or folder, or a glob; or `KIND=PATH`, which
             says how the files are to be read (`KIND=` with nothing behind it is the suite of that name).
-        plugins: Modules whose offers count, besides core's: those active in the run, and files of `--plugin`. Another
-            installed package is imported only if the spec names one of its suites.
+        plugins: Modules whose offers count, besides core's: those active in the run, and files of `--plugin`.
+        installed: Whether a name that these do not have may be that of a suite of another installed package, whose
+            light module is then imported: where a person names it, not where a YAML does.
 
     Raises:
         UsageError: Nothing has that name, or several kinds of suites could be meant; says what to write.
@@ -67,20 +68,22 @@ def read_suite(spec: str, plugins: Sequence[ModuleType] = ()) -> LoadedSuite:
     kinds = offered_suites(plugins)
     forced, equals, rest = spec.partition("=")
     if equals and not _exists(spec):
-        offered = _named(forced, kinds, f"there is no suite or format '{forced}', and no file {shown(Path(spec))}")
+        offered = _named(
+            forced, kinds, installed, f"there is no suite or format '{forced}', and no file {shown(Path(spec))}"
+        )
         return _loaded(offered, rest) if rest else _shipped(offered)
     if not _exists(spec) and (spec in kinds or ("/" not in spec and not Path(spec).suffix)):
-        return _shipped(_named(spec, kinds, f"there is no suite, file or folder '{spec}'"))
+        return _shipped(_named(spec, kinds, installed, f"there is no suite, file or folder '{spec}'"))
     if spec in kinds and kinds[spec].suite.data is not None:
         raise UsageError(f"'{spec}' is a suite of {kinds[spec].owner} and a path here: write {spec}= or ./{spec}")
     return _loaded(None, spec, kinds)
 
 
-def _named(name: str, kinds: dict[str, Offered], problem: str) -> Offered:
-    """Return what has a name, of installed packages too. Raises UsageError if nothing has it."""
+def _named(name: str, kinds: dict[str, Offered], installed: bool, problem: str) -> Offered:
+    """Return what has a name, `installed`: also of packages that are not active. Raises UsageError if nothing has it."""
     if name in kinds:
         return kinds[name]
-    everything = kinds | suites_of_packages()
+    everything = kinds | (suites_of_packages() if installed else {})
     if name in everything:
         return everything[name]
     shipped = {each for each, offered in everything.items() if offered.suite.data is not None}
