@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +46,10 @@ def offered_suites(modules: Iterable[ModuleType]) -> dict[str, Offered]:
 def suites_of_packages() -> dict[str, Offered]:
     """Return the suites of every installed package whose light module can be imported; of two of a name, the first."""
     found: dict[str, Offered] = {}
-    for name in dict.fromkeys(point.module for point in scan() if point.group in GROUPS and not switched_off(point)):
-        point = next(point for point in scan() if point.module == name)
+    points = {point.module: point for point in scan() if point.group in GROUPS and not switched_off(point)}
+    for point in points.values():
         try:
-            module = sys.modules.get(name) or load_module(point)
-            offered = offered_suites([module])
+            offered = offered_suites([load_module(point)])
         except PluginError:  # `foundry plugins doctor` reports it
             continue
         found = {each: suite for each, suite in offered.items() if not suite.is_core} | found

@@ -80,7 +80,7 @@ def read_suite(spec: str, plugins: Sequence[ModuleType] = (), *, installed: bool
 
 
 def _named(name: str, kinds: dict[str, Offered], installed: bool, problem: str) -> Offered:
-    """Return what has a name, `installed`: also of packages that are not active. Raises UsageError if nothing has it."""
+    """Return what has a name; `installed`: also in packages that are not active. Raises UsageError if nothing has."""
     if name in kinds:
         return kinds[name]
     everything = kinds | (suites_of_packages() if installed else {})
