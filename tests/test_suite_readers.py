@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib
 import inspect
@@ -92,12 +93,11 @@ def test_a_formula_comes_to_what_python_makes_of_it() -> None:
         text = truth(3)
         python = re.sub(r"\(\s*([\d*])\s*;\s*%(\w)%\)", lambda score: repr(value(parse_score(score))), text)
         python = python.replace("[", "(").replace("]", ")").replace("&", " and ").replace("|", " or ")
-        try:
-            expected = eval(python)
-        except ZeroDivisionError:
-            continue
-        assert value(parse_formula(text)) == expected, text
-        seen.add(expected)
+        formula = parse_formula(text)
+        with contextlib.suppress(ZeroDivisionError):
+            found, expected = value(formula), eval(python)
+            assert found == expected, text
+            seen.add(expected)
     assert seen == {True, False}
 
 
@@ -123,7 +123,7 @@ def test_the_order_of_a_formula_is_kept() -> None:
         ("(5;%a%) < 1)", "')' at character 12 is not expected here"),
         ("(5;%a%) < 1 (6;%a%)", "what begins at character 13 is not expected here"),
         ("abs((5;%a%)) > 1", "'abs(' at character 1 is not part of a formula"),
-        ("(5;%a%) > 1 and (5;%a%) < 2", "'and ' at character 13|'and' at character 13"),
+        ("(5;%a%) > 1 and (5;%a%) < 2", "'and' at character 13 is not part of"),
         ("__import__('os')", "'__import__(' at character 1 is not part of"),
         ("(5;%a%) >= 1", "'=' at character 10 is not a number"),
         ("1 < (5;%a%) < 2", "'<' at character 13 compares a comparison"),
@@ -134,7 +134,7 @@ def test_the_order_of_a_formula_is_kept() -> None:
     ],
 )
 def test_what_is_not_a_formula_is_refused(text: str, problem: str) -> None:
-    with pytest.raises(ValueError, match="|".join(map(re.escape, problem.split("|")))) as raised:
+    with pytest.raises(ValueError, match=re.escape(problem)) as raised:
         parse_formula(text)
     assert "\n" not in str(raised.value)
 
@@ -221,7 +221,7 @@ STATED = EXAMPLES["interaction.tsv"]
     [
         # Cut files.
         ("x.jsonl", BLIMP + BLIMP[:60], "x.jsonl:2: not a minimal pair: Unterminated string"),
-        ("x.json", GYM[:200], "x.json:3: not JSON: "),
+        ("x.json", GYM[:200], "x.json:4: not JSON: Expecting value"),
         ("zorro=x.txt", ZORRO + "this one is alone .\n", "x.txt:3: has no partner"),
         ("clams=x.txt", CLAMS + "True\tthe author smiles\n", "x.txt:3: has no partner"),
         ("x.tab", TAB[: TAB.rindex("L__")], "x.tab:2: has no partner: the item needs a wrong form"),
@@ -346,7 +346,10 @@ def test_a_file_a_folder_and_a_glob_are_one_suite_each(
 @each(
     ("spec", "problem"),
     [
-        ("blmp", "there is no suite, file or folder 'blmp'. Did you mean 'blimp'? Suites: .*; formats: blimp, clams, "),
+        (
+            "blmp",
+            "there is no suite, file or folder 'blmp'. Did you mean 'blimp'.? Suites: .*; formats: blimp, clams, ",
+        ),
         ("blimp", "'blimp' is a format, without files of its own: write blimp=PATH"),
         ("zoro=a.txt", "there is no suite or format 'zoro', and no file zoro=a.txt. Did you mean 'zorro'"),
         (
@@ -397,7 +400,7 @@ def foundry_suites():
         Suite("mine", "pairs of a package", reader="foundry_slashes:read", data="data/items.slashes"),
         Suite("of_core", "in a format of core", reader="blimp", data="data", suffixes=(".jsonl",)),
         Suite("slashes", "lines with a slash", reader=f"{__name__}:read", suffixes=(".slashes",)),
-        Suite("jsonl_too", "of a test", f"{__name__}:read", (".jsonl",), recognise=f"{__name__}:begins_with_slash"),
+        Suite("jsonl_too", "of a test", f"{__name__}:read", (".jsonl",), recognise=f"{__name__}:begins_with_plus"),
         Suite("wrong", "of a test", reader=f"{__name__}:wrong", suffixes=(".wrong",)),
         Suite("lost", "of a test", reader=f"{__name__}:read", data="nowhere"),
     ]
@@ -409,8 +412,8 @@ def read(path):
         yield SuiteItem(str(number), path.stem, {"good": (good,), "bad": (bad,)}, (BETTER,), f"{path}:{number}")
 
 
-def begins_with_slash(path):
-    return path.read_text("utf-8").startswith("/")
+def begins_with_plus(path):
+    return path.read_text("utf-8").startswith("+")
 
 
 def wrong(path):
@@ -449,7 +452,7 @@ def test_an_active_package_recognises_its_files(read: Callable[..., LoadedSuite]
     assert read_suite("x.slashes", active).kind == "slashes"
     Path("x.jsonl").write_text(BLIMP)
     assert read_suite("x.jsonl", active).kind == "blimp"
-    Path("y.jsonl").write_text("/e")
+    Path("y.jsonl").write_text("+e/f")
     assert read_suite("y.jsonl", active).kind == "jsonl_too"
     Path("mine").mkdir()
     with pytest.raises(

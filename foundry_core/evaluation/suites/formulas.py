@@ -157,7 +157,7 @@ def _tokens(text: str) -> Iterator[_Token]:
         if match is None:
             rest = text[at:].lstrip()
             start = len(text) - len(rest)
-            word = re.match(r"\w+\s*\(?|.", rest, re.DOTALL)
+            word = re.match(r"\w+\(?|.", rest, re.DOTALL)
             shown = word[0] if word is not None else rest
             what = f"{shown!r} at character {start + 1} is not part of a formula"
             raise ValueError(f"its formula: {what}: numbers, scores such as (5;%condition%), + - * / < > = & | ( ) [ ]")

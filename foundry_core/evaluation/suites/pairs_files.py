@@ -39,13 +39,13 @@ def read_blimp(path: Path, paradigm: str | None = None) -> Iterator[SuiteItem]:
     Raises:
         DataError: A line is not a minimal pair; names file and line. The text is read as strictly as a corpus.
     """
-    found = 0
+    found, of_file = 0, paradigm or stem(path)
     for place, line in placed_lines(path):
         if not line or line.isspace():
             continue
         found += 1
         try:
-            yield _blimp_pair(line, paradigm or stem(path), place)
+            yield _blimp_pair(line, of_file, place)
         except (ValueError, RecursionError) as error:
             refuse(place, f"not a minimal pair: {error}; expected {PAIR_FORMAT}.", error)
     if not found:

@@ -139,7 +139,8 @@ def scorer(bench: SuiteBench) -> None:
     if target is None:
         raise NotApplicableError("the items are scored by their predictions")
     items, function = bench.loaded.items[:_SCORED], import_string(target)
-    model = create_model(experiment(bench.subject), letters()).eval()
+    model = create_model(experiment(bench.subject), letters())
+    model.eval()
     first = list(function(model, letters(), items))
     require(len(first) == len(items), f"{len(items)} items have {len(first)} results")
     for right, margin in first:
