@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foundry_core.data.collators import CausalLMDataCollator, MaskedLMDataCollator, get_data_collator
     from foundry_core.data.preparation import train_tokenizer_from_config
     from foundry_core.errors import FoundryError, did_you_mean
+    from foundry_core.evaluation.suites.items import BETTER, Operation, Score, SuiteItem
     from foundry_core.models.adapter import auto_classes
     from foundry_core.models.base import BaseLanguageModel, create_model, create_model_from_config
     from foundry_core.models.inner import Skeleton
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from foundry_core.registry.optimizer import Optimizer
     from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
     from foundry_core.registry.schedule import LearningRateSchedule
+    from foundry_core.registry.suite import Suite
     from foundry_core.registry.tokenizer_type import TokenizerType
     from foundry_core.schema import ConfigSection, Dropout, Layers, ModelConfig, TransformerConfig
     from foundry_core.tokenization.training import TokenizerFactory
@@ -51,6 +53,7 @@ _NAMES = {
     "data.collators": "CausalLMDataCollator MaskedLMDataCollator get_data_collator",
     "data.preparation": "train_tokenizer_from_config",
     "errors": "FoundryError did_you_mean",
+    "evaluation.suites.items": "BETTER Operation Score SuiteItem",
     "models.adapter": "auto_classes",
     "models.registration": "register_auto_classes",
     "models.base": "BaseLanguageModel create_model create_model_from_config",
@@ -66,6 +69,7 @@ _NAMES = {
     "registry.optimizer": "Optimizer",
     "registry.reports": "EvaluationReport RunInfo StepReport",
     "registry.schedule": "LearningRateSchedule",
+    "registry.suite": "Suite",
     "registry.tokenizer_type": "TokenizerType",
     "schema": "ConfigSection Dropout Layers ModelConfig TransformerConfig",
     "tokenization.training": "TokenizerFactory",
@@ -74,6 +78,7 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "BETTER",
     "Architecture",
     "BaseLanguageModel",
     "BuildContext",
@@ -94,11 +99,15 @@ __all__ = [
     "ModelConfig",
     "ModelOutput",
     "Objective",
+    "Operation",
     "Optimizer",
     "OrderedRows",
     "RunInfo",
+    "Score",
     "Skeleton",
     "StepReport",
+    "Suite",
+    "SuiteItem",
     "TokenizerFactory",
     "TokenizerType",
     "TrainingConfig",

@@ -16,6 +16,7 @@ from foundry_core import Architecture, Capabilities, CorpusStep, DataOrder, Obje
 from foundry_core.registry import hookspecs
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.schedule import LearningRateSchedule
+from foundry_core.registry.suite import Suite as SuiteDescriptor
 from foundry_core.registry.tokenizer_type import TokenizerType
 from foundry_core.testing.extensions.run import all_checks as checks_of
 from foundry_core.testing.kit.case import Suite
@@ -112,6 +113,7 @@ def test_the_example_of_a_hook_runs_with_the_specifications() -> None:
         ("tokenizer", "A tokenizer type"),
         ("order", "An order"),
         ("step", "A corpus step"),
+        ("suite", "A suite"),
         ("observer", "An observer"),
         ("command", "A command"),
     ],
@@ -125,7 +127,17 @@ def test_every_check_of_a_kind_is_in_its_section(kind: str, title: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [Architecture, Capabilities, Objective, Optimizer, LearningRateSchedule, TokenizerType, DataOrder, CorpusStep],
+    [
+        Architecture,
+        Capabilities,
+        Objective,
+        Optimizer,
+        LearningRateSchedule,
+        TokenizerType,
+        DataOrder,
+        CorpusStep,
+        SuiteDescriptor,
+    ],
 )
 def test_every_field_of_a_descriptor_is_in_it(kind: type) -> None:
     section = GUIDE.partition(f"### Fields of `{kind.__name__}`\n")[2].partition("\n#")[0]

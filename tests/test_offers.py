@@ -20,6 +20,7 @@ from foundry_core import (
     ExperimentConfig,
     Objective,
     Optimizer,
+    Suite,
     TokenizerType,
     get_data_collator,
     hookimpl,
@@ -116,6 +117,12 @@ OFFERS: dict[str, tuple[str, Callable[..., Any], Callable[..., dict[str, Any]], 
         lambda name: CorpusStep(name, "of a test", "no:where"),
         attrgetter("corpus_steps"),
         "drop",
+    ),
+    "suite": (
+        "foundry_suites",
+        lambda name: Suite(name, "of a test", "no:where"),
+        attrgetter("suites"),
+        "blimp",
     ),
 }
 

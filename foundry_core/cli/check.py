@@ -1,6 +1,6 @@
 """Run the conformance kit on an architecture, or the checks of an objective, an
-optimizer, a schedule, a tokenizer type, an order, a corpus step, an observer
-or a command: one line for each check, and how to fix those that fail.
+optimizer, a schedule, a tokenizer type, an order, a corpus step, a suite, an
+observer or a command: one line for each check, and how to fix those that fail.
 
 NAME is that of an architecture or of a command, the value that a YAML would
 name, or the module of an observer; with --plugin also one of a single file.
@@ -23,7 +23,18 @@ examples:
   foundry check my_arch --plugin my_arch.py --json   a class in a single file
   foundry check lion --settings beta1=0.95           an optimizer of a package"""
 
-_KINDS = ("architecture", "objective", "optimizer", "schedule", "tokenizer", "order", "step", "observer", "command")
+_KINDS = (
+    "architecture",
+    "objective",
+    "optimizer",
+    "schedule",
+    "tokenizer",
+    "order",
+    "step",
+    "suite",
+    "observer",
+    "command",
+)
 _WITH_SETTINGS = ("objective", "optimizer", "schedule", "order", "step")
 
 

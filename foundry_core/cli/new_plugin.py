@@ -74,6 +74,11 @@ KINDS = {
     "tokenizer": _Kind("The tokenizer type $name for foundry: characters and bytes.", ("tokenizer.py",)),
     "order": _Kind("The order $name for foundry: the rows with few tokens first.", ("order.py",)),
     "step": _Kind("The corpus step $name for foundry: texts of few words are left out.", ("step.py",)),
+    "suite": _Kind(
+        "The suite $name for foundry: pairs of sentences, and the reader of their file.",
+        ("reader.py", "pairs.txt"),
+        data='"py.typed", "pairs.txt"',
+    ),
     "observer": _Kind("An observer for foundry: losses in a CSV file."),
     "command": _Kind("The command foundry $name: the lowest test loss of a run.", group=COMMANDS),
 }

@@ -382,13 +382,15 @@ def _json_documents(path: Path, stamp: Stamp, account: ByteAccount) -> Iterator[
         yield from _counted(documents, account)
 
 
-def json_lines(path: Path, stamp: tuple[int, int]) -> Iterator[tuple[Path, str]]:
-    """Yield each line of a small jsonl file that is not blank, with its place, `file:line`; read as a corpus is."""
+def placed_lines(path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each line of a small text file with its place, `file:line`; read as strictly as a corpus.
+
+    After a last newline there is no further line.
+    """
     offset = 0
-    for number, line in enumerate(b"".join(file_blocks(path, stamp)).split(b"\n"), 1):
+    lines = b"".join(file_blocks(path, stamp_of(path))).split(b"\n")
+    for number, line in enumerate(lines[:-1] if lines[-1] == b"" else lines, 1):
         start = len(_BOM) if offset == 0 and line.startswith(_BOM) else 0
         place = Path(f"{path}:{number}")
-        text = _decode(place, offset + start, line[start:])
-        if text and not text.isspace():
-            yield place, text
+        yield place, _decode(place, offset + start, line[start:]).removesuffix("\r")
         offset += len(line) + 1

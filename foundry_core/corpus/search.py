@@ -154,13 +154,14 @@ def _walk(folder: Path) -> list[Path]:
 def _size(path: Path) -> int:
     """Return the size of a file, or of all visible files in a linked folder; 0 for what cannot be looked at."""
     total = 0
-    for each in _visible(path) if path.is_dir() else (path,):
+    for each in visible_files(path) if path.is_dir() else (path,):
         with suppress(OSError):
             total += each.stat().st_size
     return total
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and in those below it, without hidden ones; linked folders are not entered."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [one for one in folders if not one.startswith(".")]
         yield from (Path(parent, one) for one in names if not one.startswith("."))

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.corpus.files import kind_of, refuse, shown
-from foundry_core.corpus.json_texts import plain_text
-from foundry_core.corpus.reader import Corpus, json_lines
+from foundry_core.corpus.reader import Corpus
 from foundry_core.errors import DataError, warn
 from foundry_core.evaluation.prefix_tree import Ids
 from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise, not_scorable
+from foundry_core.evaluation.suites.pairs_files import PAIR_FORMAT, read_blimp
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.tokenization.encoding import text_ids
 
-_FORMAT = 'one JSON object a line, {"sentence_good": "...", "sentence_bad": "..."}, in a .jsonl or .jsonl.gz file'
 _SUFFIXES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
 _STEEP = 100.0  # nats that a token costs at most, for a first look at what may be a tie
 _NAMED = 3  # pairs that are left out, each in a line of its own
@@ -67,48 +64,16 @@ def read_pairs(spec: str | Path | Sequence[str | Path]) -> list[Pair]:
     specs = [spec] if isinstance(spec, str | Path) else spec
     for path in (Path(os.path.expanduser(one)) for one in specs):  # noqa: PTH111 - leaves ~nobody as it is
         if path.is_file() and kind_of(path) != "jsonl":
-            refuse(path, f"not a minimal pairs file: expected {_FORMAT}.")
+            refuse(path, f"not a minimal pairs file: expected {PAIR_FORMAT}.")
     corpus = Corpus.open(specs, name="minimal pairs", pattern="*.jsonl*")
     stems = {path: _SUFFIXES.sub("", path.name) for path in corpus.files}
     shared = Counter(stems.values())
     pairs = []
-    for path, stamp in zip(corpus.files, corpus.stamps, strict=True):
+    for path in corpus.files:
         name = shown(Path(stems[path])) if shared[stems[path]] == 1 else shown(path)
-        found = [_pair(text, name, place) for place, text in json_lines(path, stamp)]
-        if not found:
-            refuse(path, f"does not contain a minimal pair: expected {_FORMAT}.")
-        pairs += found
+        for item in read_blimp(path, name):
+            pairs.append(Pair(item.sentences["good"][0], item.sentences["bad"][0], item.paradigm, item.place))
     return pairs
-
-
-def _pair(line: str, name: str, place: Path) -> Pair:
-    """Return the pair of a line; `name` is its paradigm if it has no UID."""
-    try:
-        record = json.loads(line, object_pairs_hook=_object_with_unique_keys)
-        if not isinstance(record, dict):
-            raise ValueError("not an object")
-        uid = record.get("UID")
-        named = record | {"UID": name if uid is None else str(uid) if type(uid) is int else uid}
-        good, bad, paradigm = (_text(named, key) for key in ("sentence_good", "sentence_bad", "UID"))
-    except (ValueError, RecursionError) as error:
-        refuse(place, f"not a minimal pair: {error}; expected {_FORMAT}.", error)
-    return Pair(good, bad, paradigm, shown(place))
-
-
-def _text(record: Mapping[str, object], key: str) -> str:
-    text = plain_text(record, key)
-    if not text or text.isspace():
-        raise ValueError(f'"{key}" is empty')
-    return text
-
-
-def _object_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object. Of two equal keys, which are legal JSON, Python would silently keep the last."""
-    counts = Counter(key for key, _ in pairs)
-    for key, times in counts.items():
-        if times > 1:
-            raise ValueError(f"the key {key!a} occurs {times} times in one object")
-    return dict(pairs)
 
 
 def score_pairs(

@@ -123,7 +123,7 @@ def _check_offers(module: ModuleType) -> Collection[str]:
     """Check what a plugin offers; return the tokenizer types that are available where it is active."""
     found = offers(hook_manager([module]))
     parts = {"objective": "collator", "optimizer": "builder", "schedule": "function"}
-    parts |= {"tokenizer type": "trainer", "order": "order", "corpus step": "function"}
+    parts |= {"tokenizer type": "trainer", "order": "order", "corpus step": "function", "suite": "reader"}
     for kind, descriptor in _descriptors(found):
         part = parts[kind]
         lent = getattr(descriptor, "same_interface_as", None) in CORE_OBJECTIVES
@@ -143,6 +143,7 @@ def _descriptors(found: Offers) -> Iterator[tuple[str, Any]]:
         "tokenizer type": found.tokenizer_types,
         "order": found.orders,
         "corpus step": found.corpus_steps,
+        "suite": found.suites,
     }
     for kind, name in found.providers:
         yield kind, offered[kind][name]

@@ -17,13 +17,14 @@ from foundry_core.registry.isolation import failing_as, isolated
 from foundry_core.registry.objective import CORE_OBJECTIVES, Objective
 from foundry_core.registry.optimizer import CORE_OPTIMIZERS, Optimizer
 from foundry_core.registry.schedule import CORE_SCHEDULES, LearningRateSchedule
+from foundry_core.registry.suite import CORE_SUITES, Suite
 from foundry_core.registry.tokenizer_type import CORE_TOKENIZER_TYPES, TokenizerType
 
 if TYPE_CHECKING:
     import pluggy
 
 
-Kind = Literal["objective", "optimizer", "schedule", "tokenizer type", "order", "corpus step"]
+Kind = Literal["objective", "optimizer", "schedule", "tokenizer type", "order", "corpus step", "suite"]
 """The kinds of things that a plugin may offer by name."""
 
 
@@ -117,6 +118,7 @@ class Offers:
     tokenizer_types: Mapping[str, TokenizerType]
     orders: Mapping[str, DataOrder]
     corpus_steps: Mapping[str, CorpusStep]
+    suites: Mapping[str, Suite]
     providers: Mapping[tuple[Kind, str], Provider]
 
     def providers_of(self, chosen: Mapping[Kind, str]) -> dict[Kind, Provider]:
@@ -147,6 +149,7 @@ def offers(manager: pluggy.PluginManager) -> Offers:
         _offered(manager, "tokenizer type", providers),
         _offered(manager, "order", providers),
         _offered(manager, "corpus step", providers),
+        _offered(manager, "suite", providers),
         providers,
     )
 
@@ -158,6 +161,7 @@ _KINDS: dict[Kind, tuple[str, type[Any], Mapping[str, Any]]] = {
     "tokenizer type": ("foundry_tokenizer_types", TokenizerType, CORE_TOKENIZER_TYPES),
     "order": ("foundry_orders", DataOrder, CORE_ORDERS),
     "corpus step": ("foundry_corpus_steps", CorpusStep, CORE_CORPUS_STEPS),
+    "suite": ("foundry_suites", Suite, CORE_SUITES),
 }
 """For each kind: the hook that offers it, the class of its descriptors, core's own."""
 

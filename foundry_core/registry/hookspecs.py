@@ -24,6 +24,7 @@ from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
 from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
 from foundry_core.registry.schedule import LearningRateSchedule
+from foundry_core.registry.suite import Suite
 from foundry_core.registry.tokenizer_type import TokenizerType
 
 hookspec = pluggy.HookspecMarker("foundry")
@@ -265,6 +266,40 @@ def foundry_corpus_steps() -> list[CorpusStep]:  # type: ignore[empty-body]
     # experiment.yaml
     data: {steps: [{long_enough: {at_least: 6}}]}
     plugins: [foundry_lengths]
+    """
+
+
+@hookspec
+def foundry_suites() -> list[Suite]:  # type: ignore[empty-body]
+    """Offer suites for `foundry evaluate --suite`, and formats that suites are written in.
+
+    # foundry_slashes/__init__.py
+    from foundry_core import Suite, hookimpl
+
+    @hookimpl
+    def foundry_suites():
+        return [
+            Suite(
+                name="slashes",
+                summary="lines of a good and a bad sentence, with a slash between them",
+                reader="foundry_slashes.reader:read",
+                suffixes=(".slashes",),
+            )
+        ]
+
+    # foundry_slashes/reader.py
+    from foundry_core import BETTER, FoundryError, SuiteItem
+
+    def read(path):
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            place = f"{path}:{number}"
+            good, slash, bad = (part.strip() for part in line.partition("/"))
+            if not good or not bad:
+                raise FoundryError(f"{place}: not two sentences with a slash between them")
+            yield SuiteItem(str(number), path.stem, {"good": (good,), "bad": (bad,)}, (BETTER,), place)
+
+    # experiment.yaml
+    plugins: [foundry_slashes]
     """
 
 

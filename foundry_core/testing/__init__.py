@@ -18,7 +18,7 @@ def conformance(
 
     Args:
         name: Name of something that is installed or registered in this process.
-        kind: architecture, objective, optimizer, tokenizer, step, observer or command.
+        kind: architecture, objective, optimizer, schedule, tokenizer, order, step, suite, observer or command.
         expected_failures: Names of checks that are known to fail, each with the reason. A listed check that passes is
             a failure.
     """

@@ -16,7 +16,7 @@ from foundry_core.testing.extensions.subjects import Subject
 from foundry_core.testing.kit.check import NotApplicableError, listed, require
 from foundry_core.testing.kit.processes import fresh
 
-_OFFERS = ("objective", "optimizer", "schedule", "tokenizer", "order", "step")
+_OFFERS = ("objective", "optimizer", "schedule", "tokenizer", "order", "step", "suite")
 _HOOKED = (*_OFFERS, "observer")
 _HEAVY = ("torch", "transformers", "numpy")
 _LONGEST_IMPORT = 0.25

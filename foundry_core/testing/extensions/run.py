@@ -19,6 +19,7 @@ from foundry_core.testing.extensions import (  # noqa: F401
     orders,
     packages,
     schedules,
+    suites,
     tokenizers,
 )
 from foundry_core.testing.extensions.check import BENCHES, CHECKS, described

@@ -15,7 +15,18 @@ from foundry_core.registry.hooks import Offers, hook_manager, hooks_in, offers, 
 from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import available_architectures, load_module, plugin_files
 
-KINDS = ("architecture", "objective", "optimizer", "schedule", "tokenizer", "order", "step", "observer", "command")
+KINDS = (
+    "architecture",
+    "objective",
+    "optimizer",
+    "schedule",
+    "tokenizer",
+    "order",
+    "step",
+    "suite",
+    "observer",
+    "command",
+)
 _OFFERING = (
     "foundry_objectives",
     "foundry_optimizers",
@@ -23,6 +34,7 @@ _OFFERING = (
     "foundry_tokenizer_types",
     "foundry_orders",
     "foundry_corpus_steps",
+    "foundry_suites",
 )
 _SHORT = {"tokenizer type": "tokenizer", "corpus step": "step"}
 
@@ -117,6 +129,7 @@ def _offered(
         "tokenizer": dict(found.tokenizer_types),
         "order": dict(found.orders),
         "step": dict(found.corpus_steps),
+        "suite": dict(found.suites),
     }
     others = {(_SHORT.get(kind, kind), name) for kind, name in found.providers}
     for kind, by_name in descriptors.items():
