@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from foundry_core.registry.hookspecs import hookimpl
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
-    from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
+    from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport, SuiteReport
     from foundry_core.registry.schedule import LearningRateSchedule
     from foundry_core.registry.tokenizer_type import TokenizerType
     from foundry_core.schema import ConfigSection, Dropout, Layers, ModelConfig, TransformerConfig
@@ -64,7 +64,7 @@ _NAMES = {
     "registry.objective": "Objective",
     "registry.data_order": "DataOrder OrderedRows",
     "registry.optimizer": "Optimizer",
-    "registry.reports": "EvaluationReport RunInfo StepReport",
+    "registry.reports": "EvaluationReport RunInfo StepReport SuiteReport",
     "registry.schedule": "LearningRateSchedule",
     "registry.tokenizer_type": "TokenizerType",
     "schema": "ConfigSection Dropout Layers ModelConfig TransformerConfig",
@@ -99,6 +99,7 @@ __all__ = [
     "RunInfo",
     "Skeleton",
     "StepReport",
+    "SuiteReport",
     "TokenizerFactory",
     "TokenizerType",
     "TrainingConfig",
