@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from foundry_core.checkpoints.checkpoint import checkpoint_step
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.errors import CheckpointError, one_line
-from foundry_core.evaluation.suites.scoring import ItemResult, Measure, Suite, SuiteScores
+from foundry_core.evaluation.suites.reading import LoadedSuite
+from foundry_core.evaluation.suites.scoring import ItemResult, Measure, SuiteScores
 from foundry_core.run_folder import CHECKPOINT, MANIFEST, SCORES
 from foundry_core.storage.files import write_file
 from foundry_core.storage.manifest import file_digest, read_plain_file, sealed, unsealed
@@ -116,7 +117,9 @@ def result_path(checkpoint: Path, suite: str, measure: Measure) -> Path:
     return checkpoint.parent / SCORES / checkpoint.name / f"{name}{suffix}.json"
 
 
-def store(checkpoint: Path, state: TrainState, suite: Suite, measure: Measure, scores: SuiteScores) -> dict[str, Any]:
+def store(
+    checkpoint: Path, state: TrainState, suite: LoadedSuite, measure: Measure, scores: SuiteScores
+) -> dict[str, Any]:
     """Keep the results of a suite beside the run of a checkpoint; return what its JSON file holds."""
     path, table = result_path(checkpoint, suite.name, measure), items_table(scores.results)
     content = {
@@ -134,7 +137,7 @@ def store(checkpoint: Path, state: TrainState, suite: Suite, measure: Measure, s
     return content
 
 
-def _identity(checkpoint: Path, suite: Suite, measure: Measure) -> dict[str, Any]:
+def _identity(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, Any]:
     """Return what results depend on."""
     return {
         "suite": suite.name,
@@ -146,7 +149,7 @@ def _identity(checkpoint: Path, suite: Suite, measure: Measure) -> dict[str, Any
     }
 
 
-def stored(checkpoint: Path, suite: Suite, measure: Measure) -> dict[str, Any] | None:
+def stored(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, Any] | None:
     """Return the results that are kept of a suite; None if there are none, none of what is there now, or not whole."""
     content = _read(result_path(checkpoint, suite.name, measure))
     identity = _identity(checkpoint, suite, measure)

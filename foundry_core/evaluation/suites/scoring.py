@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from foundry_core.evaluation.prefix_tree import Ids, Numbers
 from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise, not_scorable, token_scores
 from foundry_core.evaluation.suites.items import BETTER, Score, SuiteItem
 from foundry_core.evaluation.suites.outcomes import Value, outcome, scores_of
+from foundry_core.evaluation.suites.reading import LoadedSuite
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.isolation import failing_as, isolated
 from foundry_core.registry.loading import import_string
@@ -73,21 +74,6 @@ class SuiteScores:
         return unknown / max(tokens, 1)
 
 
-class Suite(Protocol):
-    """A suite as `reading` returns it. The `scorer` of its descriptor takes the place of the items' predictions."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def items(self) -> Sequence[SuiteItem]: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def descriptor(self) -> Any: ...
-
-
 class SuiteScorer:
     """Scores a suite on the checkpoints of a run: its sentences are encoded, and what cannot be scored is named, once.
 
@@ -97,7 +83,7 @@ class SuiteScorer:
         unigrams: For `pmi` and `slor` the log-probability of each token by its frequency, in nats (V,).
     """
 
-    def __init__(self, suite: Suite, measure: Measure = "sum", unigrams: NDArray[np.float64] | None = None):
+    def __init__(self, suite: LoadedSuite, measure: Measure = "sum", unigrams: NDArray[np.float64] | None = None):
         if suite.descriptor.scorer is not None and measure != "sum":
             raise UsageError(f"the suite {suite.name} has a scorer of its own, to which a measure means nothing")
         self.suite, self.measure = suite, measure
