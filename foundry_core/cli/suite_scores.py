@@ -46,7 +46,7 @@ def evaluate_suites(options: argparse.Namespace) -> None:
     folders = _run_checkpoints(Path(options.checkpoint)) if options.all else [checkpoint_folder(options.checkpoint)]
     first = _Opened(*open_folder(folders[0], options.device))
     plugins = dict.fromkeys([*first.model.config.chosen.plugins.modules, *files])
-    suites = [read_suite(spec, list(plugins)) for spec in options.suites]
+    suites = [read_suite(spec, list(plugins), installed=True) for spec in options.suites]
     check_names(suites)
     unigrams = _unigrams(folders[0], first) if options.measure in ("pmi", "slor") else None
     scorers = [SuiteScorer(suite, options.measure, unigrams) for suite in suites]
