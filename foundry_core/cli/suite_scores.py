@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,18 +14,11 @@ from foundry_core.errors import CheckpointError, UsageError, warn
 from foundry_core.run_folder import SCORES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
+    from foundry_core.evaluation.suites.results import Opened
     from foundry_core.evaluation.suites.scoring import SuiteScorer
-    from foundry_core.models.base import BaseLanguageModel
 
 _COLUMNS = 6
 """Checkpoints that a table by phenomenon shows; they are spread over the run."""
-
-
-class _Opened(NamedTuple):
-    model: BaseLanguageModel
-    tokenizer: PreTrainedTokenizerFast
 
 
 class _Result(NamedTuple):
@@ -44,13 +38,13 @@ def evaluate_suites(options: argparse.Namespace) -> None:
 
     files = load_plugins(options)
     folders = _run_checkpoints(Path(options.checkpoint)) if options.all else [checkpoint_folder(options.checkpoint)]
-    first = _Opened(*open_folder(folders[0], options.device))
-    plugins = dict.fromkeys([*first.model.config.chosen.plugins.modules, *files])
+    first = open_folder(folders[0], options.device)
+    plugins = dict.fromkeys([*first[0].config.chosen.plugins.modules, *files])
     suites = [read_suite(spec, list(plugins), installed=True) for spec in options.suites]
     check_names(suites)
     unigrams = _unigrams(folders[0], first) if options.measure in ("pmi", "slor") else None
     scorers = [SuiteScorer(suite, options.measure, unigrams) for suite in suites]
-    results = list(_results(folders, first, scorers, options.device))
+    results = _results(folders, first, scorers, options.device)
     if options.json:
         found = [[{**result.content, "reused": result.reused} for result in of] for of in results]
         print(json.dumps({"suites": found}, indent=1))
@@ -85,49 +79,29 @@ def _run_checkpoints(run: Path) -> list[Path]:
     return found
 
 
-def _unigrams(folder: Path, opened: _Opened) -> Any:
+def _unigrams(folder: Path, opened: Opened) -> Any:
     from foundry_core.evaluation.suites.unigrams import unigram_scores
 
-    return unigram_scores(folder, opened.model, opened.tokenizer)
+    return unigram_scores(folder, *opened)
 
 
 def _results(
-    folders: Sequence[Path], first: _Opened, scorers: Sequence[SuiteScorer], device: str
-) -> Iterator[list[_Result]]:
-    """Yield the results of each suite, one for each checkpoint; a model is opened only where something is missing."""
+    folders: Sequence[Path], first: Opened, scorers: Sequence[SuiteScorer], device: str
+) -> list[list[_Result]]:
+    """Return the results of each suite, one for each checkpoint; a model is opened only where something is missing."""
+    from foundry_core.evaluation.suites.results import results_of
     from foundry_core.training.console import counting
 
     by_folder = []
     with counting("scoring", len(folders) * len(scorers)) as progress:
         for folder in folders:
-            opened: _Opened | None = first if folder == folders[0] else None
+            opened = cache(partial(open_folder, folder, device) if folder != folders[0] else lambda: first)
             row = []
             for scorer in scorers:
                 progress(f"{folder.name}, {scorer.suite.name}")
-                kept = _kept(folder, scorer)
-                if kept is None and opened is None:
-                    opened = _Opened(*open_folder(folder, device))
-                row.append(_Result(kept, reused=True) if kept is not None else _scored(folder, opened, scorer))
+                row.append(_Result(*results_of(folder, scorer, opened)))
             by_folder.append(row)
-    yield from map(list, zip(*by_folder, strict=True))
-
-
-def _kept(folder: Path, scorer: SuiteScorer) -> dict[str, Any] | None:
-    from foundry_core.evaluation.suites.results import is_checkpoint_of_a_run, stored
-
-    return stored(folder, scorer.suite, scorer.measure) if is_checkpoint_of_a_run(folder) else None
-
-
-def _scored(folder: Path, opened: _Opened | None, scorer: SuiteScorer) -> _Result:
-    from foundry_core.checkpoints.state import read_state
-    from foundry_core.evaluation.suites.results import averages, is_checkpoint_of_a_run, store
-
-    assert opened is not None
-    scores = scorer.scores(*opened)
-    if is_checkpoint_of_a_run(folder):
-        return _Result(store(folder, read_state(folder), scorer.suite, scorer.measure, scores), reused=False)
-    about = {"suite": scorer.suite.name, "kind": scorer.suite.kind, "checkpoint": folder.name}
-    return _Result({**about, "measure": scorer.measure, **averages(scores)}, reused=False)
+    return [list(of) for of in zip(*by_folder, strict=True)]
 
 
 def _shown(results: Sequence[_Result], *, by_checkpoint: bool) -> str:

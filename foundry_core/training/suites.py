@@ -12,7 +12,7 @@ from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.suites.reading import LoadedSuite, read_suite
-from foundry_core.evaluation.suites.results import averages, store
+from foundry_core.evaluation.suites.results import averages, described, keep
 from foundry_core.evaluation.suites.scoring import SuiteScorer, SuiteScores
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.hookspecs import hookimpl
@@ -71,7 +71,8 @@ class RunSuites:
         if found := self._waiting.pop(step, None):
             state = read_state(folder)
             for scorer, scores in zip(self._scorers, found, strict=True):
-                store(folder, state, scorer.suite, scorer.measure, scores)
+                content = described(folder, state, scorer.suite, scorer.measure)
+                keep(folder, content | averages(scores), scores)
 
 
 def run_suites(config: ExperimentConfig) -> list[LoadedSuite]:

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.checkpoint import checkpoint_step
-from foundry_core.checkpoints.state import TrainState
-from foundry_core.errors import CheckpointError, one_line
+from foundry_core.checkpoints.state import TrainState, read_state
+from foundry_core.errors import CheckpointError, one_line, warn
 from foundry_core.evaluation.suites.reading import LoadedSuite
-from foundry_core.evaluation.suites.scoring import ItemResult, Measure, SuiteScores
+from foundry_core.evaluation.suites.scoring import ItemResult, Measure, SuiteScorer, SuiteScores
+from foundry_core.models.base import BaseLanguageModel
 from foundry_core.run_folder import CHECKPOINT, MANIFEST, SCORES
-from foundry_core.storage.files import write_file
+from foundry_core.storage.files import StorageError, write_file
 from foundry_core.storage.manifest import file_digest, read_plain_file, sealed, unsealed
+
+Opened: TypeAlias = tuple[BaseLanguageModel, PreTrainedTokenizerFast]
 
 VERSION = 1
 """Of what is stored and of how it is computed: results of another version are computed again."""
@@ -117,24 +121,49 @@ def result_path(checkpoint: Path, suite: str, measure: Measure) -> Path:
     return checkpoint.parent / SCORES / checkpoint.name / f"{name}{suffix}.json"
 
 
-def store(
-    checkpoint: Path, state: TrainState, suite: LoadedSuite, measure: Measure, scores: SuiteScores
-) -> dict[str, Any]:
-    """Keep the results of a suite beside the run of a checkpoint; return what its JSON file holds."""
-    path, table = result_path(checkpoint, suite.name, measure), items_table(scores.results)
-    content = {
-        **_identity(checkpoint, suite, measure),
-        "checkpoint": checkpoint.name,
-        "step": state.step,
-        "words_seen": state.words_seen,
-        "tokens_seen": state.tokens_seen,
-        **averages(scores),
-        "items_sha256": hashlib.sha256(table).hexdigest(),
-    }
+def results_of(folder: Path, scorer: SuiteScorer, opened: Callable[[], Opened]) -> tuple[dict[str, Any], bool]:
+    """Return the results of a suite on a checkpoint or a model folder, and whether they were there already.
+
+    Those of a checkpoint of a run are kept. A folder that this user may not write to is a warning.
+
+    Args:
+        folder: The checkpoint.
+        scorer: Scores the suite.
+        opened: Returns its model and its tokenizer; called only where the results are not there.
+    """
+    suite, measure = scorer.suite, scorer.measure
+    if is_checkpoint_of_a_run(folder) and (kept := stored(folder, suite, measure)) is not None:
+        return kept, True
+    scores = scorer.scores(*opened())
+    if is_checkpoint_of_a_run(folder):
+        content = {**described(folder, read_state(folder), suite, measure), **averages(scores)}
+        try:
+            keep(folder, content, scores)
+        except StorageError as error:
+            warn(f"the results are not kept: {error}")
+        return content, False
+    about = {"suite": suite.name, "kind": suite.kind, "checkpoint": folder.name, "measure": measure}
+    return {**about, **averages(scores)}, False
+
+
+def described(checkpoint: Path, state: TrainState, suite: LoadedSuite, measure: Measure) -> dict[str, Any]:
+    """Return what results are of, as their file states it besides the averages."""
+    seen = {"step": state.step, "words_seen": state.words_seen, "tokens_seen": state.tokens_seen}
+    return {**_identity(checkpoint, suite, measure), "checkpoint": checkpoint.name, **seen}
+
+
+def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> None:
+    """Write results beside the run of a checkpoint.
+
+    Args:
+        checkpoint: Its folder.
+        content: Those of `described` and `averages`.
+        scores: The items for the table.
+    """
+    path, table = result_path(checkpoint, content["suite"], content["measure"]), items_table(scores.results)
     # The averages come last: where they are, the table that they name is whole.
     write_file(path.with_suffix(".tsv"), table)
-    write_file(path, sealed(content))
-    return content
+    write_file(path, sealed({**content, "items_sha256": hashlib.sha256(table).hexdigest()}))
 
 
 def _identity(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, Any]:
@@ -172,4 +201,5 @@ def _read(path: Path) -> dict[str, Any] | None:
         table = read_plain_file(path.with_suffix(".tsv"))
     except CheckpointError:
         return None
-    return dict(content) if content.get("items_sha256") == hashlib.sha256(table).hexdigest() else None
+    content = dict(content)
+    return content if content.pop("items_sha256", None) == hashlib.sha256(table).hexdigest() else None
