@@ -135,7 +135,7 @@ def test_a_token_is_in_the_region_of_its_last_character():
 @each("kind", ["sentencepiece", "wordpiece", "bpe", "character", "word"])
 def test_the_ends_of_tokens_divide_the_text(corpus, kind):
     lines = corpus.train.read_text().splitlines()
-    tokenizer = train_tokenizer(kind, lambda: iter(lines), 60, default_special_tokens(kind))
+    tokenizer = train_tokenizer(kind, lambda: iter(lines), 300, default_special_tokens(kind))
     texts = [*lines[:20], "the  dogs é sees", " a"]
     for text, ids, ends in zip(texts, text_ids(tokenizer, texts), token_ends(tokenizer, texts), strict=True):
         assert len(ids) == len(ends)
