@@ -260,9 +260,8 @@ def evaluate(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[dict[str,
 def test_all_checkpoints_are_scored_as_each_is_alone(own_run, agreement, evaluate):
     together = evaluate(own_run, "--suite", agreement, "--all")
     assert [each["step"] for each in together] == [0, 3, 6]
-    assert together[0]["accuracy"] != together[2]["accuracy"]
     files = {path: path.read_bytes() for path in sorted((own_run / "scores").rglob("*.*"))}
-    assert len(files) == 6
+    assert len(files) == len(set(files.values())) == 6
     shutil.rmtree(own_run / "scores")
     alone = [evaluate(own_run / each["checkpoint"], "--suite", agreement)[0] for each in together]
     assert alone == together
