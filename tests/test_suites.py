@@ -22,7 +22,14 @@ from foundry_core.cli import main
 from foundry_core.evaluation.sentence_scores import sentence_scores
 from foundry_core.evaluation.suites.items import BETTER, Formula, Operation, Score, SuiteItem
 from foundry_core.evaluation.suites.results import COLUMNS, averages, stored_results
-from foundry_core.evaluation.suites.scoring import ItemResult, SuiteScorer, SuiteScores, regions_of_tokens, score_items
+from foundry_core.evaluation.suites.scoring import (
+    ItemResult,
+    Measure,
+    SuiteScorer,
+    SuiteScores,
+    regions_of_tokens,
+    score_items,
+)
 from foundry_core.evaluation.suites.unigrams import unigram_scores
 from foundry_core.tokenization.encoding import text_ids, token_ends
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
@@ -86,7 +93,9 @@ def test_the_better_of_a_pair_is_the_more_probable_sentence(model, letters, arch
     formulas = [SuiteItem(each.name, "p", each.sentences, (BETTER, BETTER), each.place) for each in items]
     scored = model(architecture)
     alone = {text: bits(scored, letters, text) for text in texts}
-    for suite, measure, of in ((items, "sum", sum), (formulas, "sum", sum), (items, "mean", np.mean)):
+    cases: list[tuple[list[SuiteItem], Measure, Any]]
+    cases = [(items, "sum", sum), (formulas, "sum", sum), (items, "mean", np.mean)]
+    for suite, measure, of in cases:
         found = score_items(scored, letters, suite, measure=measure)
         assert found.left_out == []
         assert {result.right for result in found.results} == {True, False}
@@ -317,7 +326,7 @@ def test_a_measure_by_unigrams_takes_them_from_the_training_text(own_run, agreem
     unigrams = unigram_scores(folder, opened, tokenizer)
     ids = [
         number
-        for text in text_ids(tokenizer, Path(opened.config.data.training_corpus).read_text().splitlines())
+        for text in text_ids(tokenizer, Path(str(opened.config.data.training_corpus)).read_text().splitlines())
         for number in text
     ]
     counts = np.bincount(ids, minlength=opened.context.vocab_size) + 1
@@ -374,7 +383,8 @@ def test_suites_during_training_change_no_weight(experiment, agreement, corpus, 
 
     def config(name: str, **more: Any) -> ExperimentConfig:
         settings = schedule | more if "suites" in more else {k: v for k, v in schedule.items() if k != "evaluate_at"}
-        return experiment("lstm", tmp_path / name, model=dropout, training=settings)
+        made: ExperimentConfig = experiment("lstm", tmp_path / name, model=dropout, training=settings)
+        return made
 
     plain, scored, killed = config("plain"), *(config(name, suites=[str(agreement)]) for name in ("scored", "killed"))
     reports: list[Any] = []

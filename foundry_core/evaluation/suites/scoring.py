@@ -106,7 +106,7 @@ class SuiteScorer:
         if self._encoded is not None:
             return self._encoded.score(model, tokenizer, measure=self.measure, unigrams=self._unigrams)
         with failing_as(f"the scorer of the suite '{self.suite.name}'"), isolated(), evaluating(model):
-            found = list(import_string(self.suite.descriptor.scorer)(model, tokenizer, self.suite.items))
+            found = list(import_string(str(self.suite.descriptor.scorer))(model, tokenizer, self.suite.items))
             results = [
                 ItemResult(item, bool(right), False, float(margin))
                 for item, (right, margin) in zip(self.suite.items, found, strict=True)
