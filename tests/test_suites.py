@@ -86,7 +86,7 @@ def pair(good: str, bad: str, name: str = "1", paradigm: str = "p", phenomenon: 
 def test_the_better_of_a_pair_is_the_more_probable_sentence(model, letters, architecture):
     """As a pair, as a formula, and by the mean; a sentence counts with every token."""
     chance = random.Random(0)
-    texts = ["".join(chance.choices("abcd", k=chance.randint(2, 8))) for _ in range(24)]
+    texts = ["".join(chance.choices("abcd", k=chance.randint(2, 6))) for _ in range(16)]
     items = [
         pair(one, other, str(place)) for place, (one, other) in enumerate(zip(texts[::2], texts[1::2], strict=True))
     ]
