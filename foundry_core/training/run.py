@@ -73,10 +73,9 @@ def run(
             model = create_model(config, tokenizer)
             choices = choose(config, model, tokenizer, rows, begun=begun, quiet=quiet)
             made = _profiled(profile) if profile else Trainer
-            notifier = Notifier(manager)
-            trainer = made(config, model, tokenizer, rows, notifier, choices)
+            trainer = made(config, model, tokenizer, rows, Notifier(manager), choices)
             (trainer.resume if resume else trainer.begin)(allowed_changes)
-            scoring = RunSuites(suites, model, tokenizer, notifier, trainer.plan)
+            scoring = RunSuites(suites, model, tokenizer, trainer.notifier, trainer.plan)
             trainer.score_suites = scoring.score
         with observing(manager, [scoring] if suites else []):
             return trainer.train(stop)
