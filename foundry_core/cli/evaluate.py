@@ -7,16 +7,16 @@ predicted and none is unknown: an unknown token hides what the text was (in a
 pretokenized text it is a word). Words are counted with the ends of lines.
 
 Results of --suite are kept beside the run, in scores/<checkpoint>/<suite>.json
-and .tsv (item by item), and reused while checkpoint and suite are unchanged. The
-intervals are 95 % of a bootstrap over items. --pairs takes files in the format
+and .tsv (item by item), and reused while checkpoint and suite are unchanged.
+Intervals are 95 % of a bootstrap over items. --pairs takes files in the format
 of BLiMP and keeps nothing; a pair without a UID belongs to its file.
 
-The score of a sentence is its log-probability after the start of a
-document (causal models), or its pseudo-log-likelihood with one token hidden at
-a time (masked models). A tie counts as wrong. Scores are tied if they differ by
-no more than the noise of fp32: 0.0000005 x (score + number of tokens), which is
-0.000025 for 12 tokens with a score of -40. An item is left out if a sentence has
-no tokens, or more than the model was trained on.
+The score of a sentence is its log-probability after the start of a document
+(causal models), or its pseudo-log-likelihood with one token hidden at a time
+(masked models). A tie counts as wrong. Scores are tied if they differ by no
+more than the noise of fp32: 0.0000005 x (score + number of tokens), which is
+0.000025 for 12 tokens with a score of -40. An item is left out if a sentence
+has no tokens, or more than the model was trained on.
 """
 
 from __future__ import annotations
