@@ -227,3 +227,8 @@ SIZES = {
     )
 }
 """The sizes that the limits are stated for. A recurrent row holds 35 steps, as in pytorch/examples, and a target."""
+
+
+def small_gpt2(name: str, layers: int, width: int) -> Size:
+    """Return a GPT-2 as people train on ten million words."""
+    return Size(name, "gpt2", _transformer(layers, width, 4, activation=_new), "word", 8_000, 128, 8, 1)

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.inputs import SIZES, Size, lexicon
+from benchmarks.inputs import SIZES, Size, lexicon, small_gpt2
 from benchmarks.measuring import Contender, Finding, Gate, NotMeasuredError, Ratio, Row, in_process, race
 
-_SIZES = {"gpt2": "gpt2 small", "lstm": "lstm 2x650"}
+_SMALL = "gpt2 4x256"
+_SIZES = {"gpt2": SIZES["gpt2 small"], "lstm": SIZES["lstm 2x650"], _SMALL: small_gpt2(_SMALL, layers=4, width=256)}
 _BATCHES = (10, 50, 200)
+_PAIR = 2  # minicons has no batch size of its own: its examples score what is compared in one call
 _LIMITS = (2.5, 5.0)
 _WORDS = 2000
 
@@ -89,12 +91,12 @@ def minicons(gate: Gate, folder: str, file: Path, batch: int) -> None:
 
 
 def measure(folder: Path, rounds: int, *, quick: bool) -> Iterator[Finding]:
-    """Measure both models."""
+    """Measure the models, one at a time."""
     count = 40 if quick else 1000
-    for name, of in _SIZES.items():
-        size = SIZES[of].shrunk() if quick else SIZES[of]
+    for name, whole in _SIZES.items():
+        size = whole.shrunk() if quick else whole
         arguments = {"size": size, "folder": folder / name, "count": count}
-        what = f"{count:,} pairs, {of}"
+        what = f"{count:,} pairs, {whole.name}"
         try:
             saved = in_process("benchmarks.scoring:checkpoint", arguments, threads=2)
         except NotMeasuredError as error:
@@ -102,24 +104,31 @@ def measure(folder: Path, rounds: int, *, quick: bool) -> Iterator[Finding]:
             continue
         arguments = {"folder": saved, "file": folder / name / "pairs.jsonl"}
         own = Contender("foundry", "benchmarks.scoring:ours", arguments)
-        peers = [
-            Contender(f"minicons, batch {batch}", "benchmarks.scoring:minicons", {**arguments, "batch": batch})
-            for batch in _BATCHES[: 1 if quick else None]
-        ]
-        race([own, *peers], rounds, what)
-        found = {each.name: _figures(each, own) for each in (own, *peers)}
-        yield name, [_row(what, own, peers, found)], found
+        batches = (*((_PAIR,) if name == _SMALL else ()), *_BATCHES)
+        peers = {
+            batch: Contender(f"minicons, batch {batch}", "benchmarks.scoring:minicons", {**arguments, "batch": batch})
+            for batch in batches[: 1 if quick else None]
+        }
+        race([own, *peers.values()], rounds, what)
+        found = {each.name: _figures(each, own) for each in (own, *peers.values())}
+        limits = (1.5, None) if name == _SMALL else _LIMITS
+        rows = [_row(what, own, list(peers.values()), found, limits)]
+        if _PAIR in peers:
+            rows.append(_row(what, own, [peers[_PAIR]], found, (5.0, None)))
+        yield name, rows, found
 
 
-def _row(what: str, own: Contender, peers: list[Contender], found: dict[str, Any]) -> Row:
+def _row(
+    what: str, own: Contender, peers: list[Contender], found: dict[str, Any], limits: tuple[float, float | None]
+) -> Row:
     """Return the row of a model, against the batch at which minicons was fastest."""
     measured = [peer for peer in peers if peer.error is None]
     if own.error or not measured:
-        return Row("score", what, "minicons", None, *_LIMITS, note=own.error or peers[0].error or "")
+        return Row("score", what, "minicons", None, *limits, note=own.error or peers[0].error or "")
     best = min(measured, key=lambda peer: statistics.median(_seconds(peer)))
     apart = found[best.name]["largest_difference"]
     ratio = Ratio.of(_seconds(best), _seconds(own))
-    return Row("score", what, best.name, ratio, *_LIMITS, note=f"scores within {apart:.1g}")
+    return Row("score", what, best.name, ratio, *limits, note=f"scores within {apart:.1g}")
 
 
 def _seconds(contender: Contender) -> list[float]:

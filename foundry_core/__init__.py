@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from foundry_core.registry.hookspecs import hookimpl
     from foundry_core.registry.objective import Objective
     from foundry_core.registry.optimizer import Optimizer
-    from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
+    from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport, SuiteReport
     from foundry_core.registry.schedule import LearningRateSchedule
     from foundry_core.registry.suite import Suite
     from foundry_core.registry.tokenizer_type import TokenizerType
@@ -67,7 +67,7 @@ _NAMES = {
     "registry.objective": "Objective",
     "registry.data_order": "DataOrder OrderedRows",
     "registry.optimizer": "Optimizer",
-    "registry.reports": "EvaluationReport RunInfo StepReport",
+    "registry.reports": "EvaluationReport RunInfo StepReport SuiteReport",
     "registry.schedule": "LearningRateSchedule",
     "registry.suite": "Suite",
     "registry.tokenizer_type": "TokenizerType",
@@ -108,6 +108,7 @@ __all__ = [
     "StepReport",
     "Suite",
     "SuiteItem",
+    "SuiteReport",
     "TokenizerFactory",
     "TokenizerType",
     "TrainingConfig",

@@ -371,7 +371,7 @@ CONTRADICTORY = [
             after(STEPS, "  lr_scheduler: plateau", "  evaluate_every_steps: 5"),
         ),
         "21: training.lr_scheduler: needs data.validation_corpus or data.test_corpus",
-        "22: training.evaluate_every_steps: needs data.validation_corpus or data.test_corpus",
+        "22: training.evaluate_every_steps: needs data.validation_corpus, data.test_corpus or training.suites",
     ),
     wrong(
         "plateau of a loss computed once",
@@ -381,7 +381,7 @@ CONTRADICTORY = [
     wrong(
         "schedule of evaluations without a text",
         edited(("  test_corpus: corpora/dev.txt\n", ""), after(STEPS, "  evaluate_at: {log_base: 2}")),
-        "21: training.evaluate_at: needs data.validation_corpus or data.test_corpus",
+        "21: training.evaluate_at: needs data.validation_corpus, data.test_corpus or training.suites",
     ),
     wrong(
         "two schedules of evaluations",

@@ -22,10 +22,10 @@ from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer
 
 FREE = (
     *("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device"),
-    *("tokenizer.path", "tokenizer.pretokenized"),
+    *("tokenizer.path", "tokenizer.pretokenized", "training.suites"),
 )
-"""Settings that may differ, because they change no weight: where and how often a run reports and saves, and the modules
-of observers. The packages that ship what is trained with are compared by themselves, and so is the tokenizer.
+"""Settings that may differ, because they change no weight: what, where and how often a run reports and saves, and the
+modules of observers. The packages that ship what is trained with are compared by themselves, and so is the tokenizer.
 """
 SCHEDULE = tuple(f"training.checkpoints.{key}" for key in ("every_steps", "log_base", "steps", "milestones"))
 """Settings among them that are not free where `training.evaluate_at` follows the checkpoints: evaluations decide."""

@@ -87,6 +87,11 @@ class TrainState:
         """UTF-8 bytes of text seen so far, counted as the words are."""
         return self.stream.bytes_after(self.tokens_seen) if self.stream is not None else 0
 
+    @property
+    def seen(self) -> dict[str, int]:
+        """How much text has been seen, by the names that reports have for it."""
+        return {"tokens_seen": self.tokens_seen, "words_seen": self.words_seen, "bytes_seen": self.bytes_seen}
+
 
 _STORED = TypeAdapter(TrainState)
 _LATER: dict[str, Any] = {"carried": None, "tokens_by_corpus": {}, "weights": {}, "started_from": None}

@@ -40,7 +40,7 @@ VERBS = {
     "tokenizer": "train the tokenizer of a YAML",
     "data": "encode the corpora of a YAML, or compare two",
     "train": "train the model that a YAML describes",
-    "evaluate": "score a checkpoint on a text or on minimal pairs",
+    "evaluate": "score a checkpoint on a text or on suites",
     "verify": "check the files and the history of a run",
     "generate": "generate text from a checkpoint",
     "migrate": "convert a YAML of the old format",

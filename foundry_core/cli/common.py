@@ -179,15 +179,20 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 
 def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageModel, PreTrainedTokenizerFast]:
     """Open the checkpoint that the command line names: its folder, its model on the device, its tokenizer."""
+    load_plugins(options)
+    folder = checkpoint_folder(options.checkpoint)
+    return folder, *open_folder(folder, options.device)
+
+
+def open_folder(folder: Path, device: str) -> tuple[BaseLanguageModel, PreTrainedTokenizerFast]:
+    """Open a checkpoint or a model folder: its model on the device, its tokenizer."""
     from foundry_core.checkpoints.compatibility import changed_plugins, present_plugins
     from foundry_core.devices import choose_device
     from foundry_core.models.base import BaseLanguageModel
     from foundry_core.models.building import read_description
     from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 
-    load_plugins(options)
-    folder = _checkpoint_folder(Path(options.checkpoint))
-    model = BaseLanguageModel.from_pretrained(folder).to(choose_device(options.device, "--device"))
+    model = BaseLanguageModel.from_pretrained(folder).to(choose_device(device, "--device"))
     changes = changed_plugins(read_description(folder), present_plugins(model.config)).values()
     if changes:
         warn(f"{folder}: {'; '.join(changes)}: its scores may not be those it had before")
@@ -195,14 +200,15 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Path, BaseLanguageMode
     if max(tokenizer.get_vocab().values()) >= model.context.vocab_size:
         sizes = f"{len(tokenizer):,} tokens, its model {model.context.vocab_size:,}"
         raise CheckpointError(f"{folder}: its tokenizer has {sizes}")
-    return folder, model, tokenizer
+    return model, tokenizer
 
 
-def _checkpoint_folder(folder: Path) -> Path:
+def checkpoint_folder(path: str | Path) -> Path:
     """Return a checkpoint or model folder as it was named, or the newest valid checkpoint of a run."""
     from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
     from foundry_core.run_folder import MANIFEST, MODEL_CONFIG
 
+    folder = Path(path)
     if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / MODEL_CONFIG):
         return folder
     if not folder.is_dir():

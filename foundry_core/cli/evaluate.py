@@ -1,17 +1,22 @@
 """Score a checkpoint: loss, perplexity and bits per byte on a text, or accuracy on
-minimal pairs. Without --corpus and --pairs it uses the test corpus of its YAML.
+suites of minimal pairs and of formulas over regions. Without --corpus, --suite
+and --pairs it uses the test corpus of its YAML.
 
 Bits per byte and perplexity per word are given if every token of the text is
 predicted and none is unknown: an unknown token hides what the text was (in a
 pretokenized text it is a word). Words are counted with the ends of lines.
 
-Minimal pairs are in the format of BLiMP; a pair without a UID belongs to its
-file. The score of a sentence is its log-probability after the start of a
-document (causal models), or its pseudo-log-likelihood with one token hidden at
-a time (masked models). A tie counts as wrong. Scores are tied if they differ by
-no more than the noise of fp32: 0.0000005 x (score + number of tokens), which is
-0.000025 for 12 tokens with a score of -40. A pair is left out if a sentence has
-no tokens, or more than the model was trained on.
+Results of --suite are kept beside the run, in scores/<checkpoint>/<suite>.json
+and .tsv (item by item), and reused while checkpoint and suite are unchanged.
+Intervals are 95 % of a bootstrap over items. --pairs takes files in the format
+of BLiMP and keeps nothing; a pair without a UID belongs to its file.
+
+The score of a sentence is its log-probability after the start of a document
+(causal models), or its pseudo-log-likelihood with one token hidden at a time
+(masked models). A tie counts as wrong. Scores are tied if they differ by no
+more than the noise of fp32: 0.0000005 x (score + number of tokens), which is
+0.000025 for 12 tokens with a score of -40. An item is left out if a sentence
+has no tokens, or more than the model was trained on.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from foundry_core.cli.common import (
     path_argument,
     table,
 )
+from foundry_core.cli.suite_scores import check_options, evaluate_suites
 from foundry_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +46,7 @@ EXAMPLE = """\
 examples:
   foundry evaluate runs/gpt2
   foundry evaluate runs/gpt2/checkpoint-1000 --corpus other.txt
+  foundry evaluate runs/gpt2 --suite blimp/data syntaxgym/*.json --all
   foundry evaluate runs/gpt2 --pairs blimp/data blimp_supplement/*.jsonl --json"""
 
 
@@ -47,6 +54,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     what = "text to score: a file, a folder or a glob"
     parser.add_argument("--corpus", type=path_argument, metavar="PATH", help=what)
+    what = "suites: files, folders, globs or names of installed ones; can be repeated"
+    parser.add_argument(
+        "--suite", dest="suites", action="extend", nargs="+", default=[], type=path_argument, metavar="SUITE", help=what
+    )
+    parser.add_argument("--all", action="store_true", help="score the suites on every checkpoint of the run")
+    what = "score of a sentence: sum (default), mean, pmi or slor (less the unigrams)"
+    measures = ("sum", "mean", "pmi", "slor")
+    parser.add_argument("--measure", choices=measures, default="sum", help=what)
     what = "minimal pairs (.jsonl): files, folders or globs; can be repeated"
     parser.add_argument(
         "--pairs", action="extend", nargs="+", default=[], type=path_argument, metavar="PATH", help=what
@@ -55,6 +70,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
+    check_options(options)
+    if options.suites:
+        evaluate_suites(options)
+        return
     with large_imports():
         from foundry_core.evaluation.corpus_loss import evaluate_corpus
         from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs
@@ -64,7 +83,7 @@ def execute(options: argparse.Namespace) -> None:
     results: dict[str, Any] = {"checkpoint": str(folder)}
     corpus = options.corpus or (None if pairs else model.config.data.test_corpus)
     if corpus is None and not pairs:
-        raise UsageError("nothing to score: the checkpoint's YAML has no test corpus, use --corpus or --pairs")
+        raise UsageError("nothing to score: the checkpoint's YAML has no test corpus, use --corpus or --suite")
     facts = {"checkpoint": str(folder)}
     if corpus is not None:
         report = evaluate_corpus(model, tokenizer, corpus)

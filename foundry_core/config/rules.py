@@ -100,8 +100,8 @@ def _held_out_text_is_given(experiment: Any, chosen: Chosen) -> Found:
         if training.lr_scheduler == "plateau":
             yield ("training", "lr_scheduler"), "needs data.validation_corpus or data.test_corpus"
         for key in ("evaluate_every_steps", "evaluate_at"):
-            if getattr(training, key) is not None:
-                yield ("training", key), "needs data.validation_corpus or data.test_corpus"
+            if getattr(training, key) is not None and not training.suites:
+                yield ("training", key), "needs data.validation_corpus, data.test_corpus or training.suites"
     if data.test_corpus is None and training.evaluate_test == "always":
         yield ("training", "evaluate_test"), "needs data.test_corpus"
     if data.validation_corpus is None and training.early_stopping_patience is not None:

@@ -347,6 +347,9 @@ class TrainingConfig(_Counting):
     evaluate_test: Literal["end", "always"] = Field(
         "end", description="with a validation corpus: evaluate on the test corpus at the end, or each time"
     )
+    suites: Annotated[tuple[PathText, ...], Field(strict=False)] = Field(
+        (), description="suites to score at each evaluation, as foundry evaluate --suite takes them: paths or names"
+    )
     early_stopping_patience: int | None = Field(
         None, ge=1, description="end the run after N evaluations in a row without a better validation loss"
     )

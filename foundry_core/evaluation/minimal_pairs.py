@@ -1,11 +1,11 @@
-"""Minimal pairs: reading them, and which of two sentences a model finds more probable."""
+"""Minimal pairs in BLiMP's format: reading them, and scoring them without keeping the results."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from foundry_core.corpus.files import kind_of, refuse, shown
 from foundry_core.corpus.reader import Corpus
-from foundry_core.errors import DataError, warn
-from foundry_core.evaluation.prefix_tree import Ids
-from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise, not_scorable
+from foundry_core.evaluation.suites.items import BETTER, SuiteItem
 from foundry_core.evaluation.suites.pairs_files import PAIR_FORMAT, read_blimp
+from foundry_core.evaluation.suites.scoring import score_items, warn_of_left_out
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.tokenization.encoding import text_ids
 
 _SUFFIXES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
-_STEEP = 100.0  # nats that a token costs at most, for a first look at what may be a tie
-_NAMED = 3  # pairs that are left out, each in a line of its own
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,12 @@ def read_pairs(spec: str | Path | Sequence[str | Path]) -> list[Pair]:
     return pairs
 
 
+def pair_item(pair: Pair) -> SuiteItem:
+    """Return a pair as the item of a suite."""
+    sentences = {"good": (pair.good,), "bad": (pair.bad,)}
+    return SuiteItem(pair.place, pair.paradigm, sentences, (BETTER,), pair.place)
+
+
 def score_pairs(
     model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]
 ) -> list[PairScores]:
@@ -83,29 +85,13 @@ def score_pairs(
 
     Warns of pairs that are left out. Raises DataError if that is every pair.
     """
-    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
-    ids = list(map(tuple, text_ids(tokenizer, texts)))
-    encoded = list(zip(ids[::2], ids[1::2], strict=True))
-    problems = [not_scorable(model, good) or not_scorable(model, bad) for good, bad in encoded]
-    left_out = [f"{pair.place}: {problem}" for pair, problem in zip(pairs, problems, strict=True) if problem]
-    if len(left_out) == len(pairs):
-        raise DataError(f"none of {len(pairs):,} pairs can be scored: {left_out[0]}")
-    for line in left_out[:_NAMED]:
-        warn(f"left out: {line}")
-    if len(left_out) > _NAMED:
-        warn(f"left out: {len(left_out) - _NAMED:,} more pairs, for such reasons")
-    differences = _differences(
-        model, tokenizer, {pair for pair, problem in zip(encoded, problems, strict=True) if not problem}
-    )
-    tallies: dict[str, Counter[str]] = {}
-    for pair, (good, bad), problem in zip(pairs, encoded, problems, strict=True):
-        tally = tallies.setdefault(pair.paradigm, Counter())
-        if problem:
-            tally.update(left_out=1)
-            continue
-        difference, tie = differences[good, bad]
-        tally.update(pairs=1, ties=int(tie), right=int(difference > 0 and not tie))
-        tally.update(tokens=len(good + bad), unknown=(good + bad).count(tokenizer.unk_token_id))
+    scores = score_items(model, tokenizer, [pair_item(pair) for pair in pairs])
+    warn_of_left_out(scores.left_out, len(pairs), "pairs")
+    tallies: dict[str, Counter[str]] = {pair.paradigm: Counter() for pair in pairs}
+    for result in scores.results:
+        tallies[result.item.paradigm].update(pairs=1, right=int(result.right), ties=int(result.tie))
+    for item, _ in scores.left_out:
+        tallies[item.paradigm].update(left_out=1)
     return [
         PairScores(
             name,
@@ -113,26 +99,8 @@ def score_pairs(
             pairs=tally["pairs"],
             ties=tally["ties"],
             left_out=tally["left_out"],
-            unknown_share=tally["unknown"] / max(tally["tokens"], 1),
+            unknown_share=unknown / max(tokens, 1),
         )
         for name, tally in tallies.items()
+        for unknown, tokens in [scores.unknown.get(name, (0, 0))]
     ]
-
-
-def _differences(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Ids, Ids]]
-) -> dict[tuple[Ids, Ids], tuple[float, bool]]:
-    """Return for each pair by how much the good sentence scores higher, and whether that is a tie.
-
-    What is close is decided by the scores of the whole sentences, on which the noise depends.
-    """
-    distinct = sorted(pairs)
-    found = dict(zip(distinct, id_differences(model, tokenizer, distinct), strict=True))
-    close = [pair for pair in distinct if abs(found[pair]) <= max(noise(_STEEP * len(ids), len(ids)) for ids in pair)]
-    texts = [ids for pair in close for ids in pair]
-    scores = dict(zip(texts, id_scores(model, tokenizer, texts), strict=True))
-    decided = {pair: (difference, False) for pair, difference in found.items()}
-    for good, bad in close:
-        difference = scores[good] - scores[bad]
-        decided[good, bad] = difference, abs(difference) <= max(noise(scores[ids], len(ids)) for ids in (good, bad))
-    return decided

@@ -40,11 +40,18 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
     Raises:
         CheckpointError: A score is infinite or not a number.
     """
+    return [float(scores.sum()) for scores in token_scores(model, tokenizer, texts)]
+
+
+def token_scores(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]
+) -> list[NDArray[np.float64]]:
+    """Return the log-probability of each token of each text, in nats; `id_scores` states of what."""
     distinct = sorted(set(texts))
     scored = _causal_scores if model.context.objective.causal else _masked_scores
     with evaluating(model):
         scores = scored(model, tokenizer, distinct)
-    _check_finite(scores)
+    _check_finite([float(each.sum()) for each in scores])
     found = dict(zip(distinct, scores, strict=True))
     return [found[text] for text in texts]
 
@@ -115,12 +122,14 @@ def not_scorable(model: BaseLanguageModel, text: Ids) -> str | None:
     return None
 
 
-def _causal_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
-    """Score distinct texts, sorted."""
-    scores: list[float] = []
+def _causal_scores(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]
+) -> list[NDArray[np.float64]]:
+    """Score the tokens of distinct texts, sorted."""
+    scores: list[NDArray[np.float64]] = []
     for tree in prefix_trees(texts, separator_id(tokenizer), _PREFIXES):
         found = _tree_losses(model, tree, list(range(len(tree.places))))
-        scores += [-float(found[pairs].sum()) for pairs in tree.texts]
+        scores += [-found[pairs] for pairs in tree.texts]
     return scores
 
 
@@ -135,10 +144,12 @@ def _tree_losses(model: BaseLanguageModel, tree: PrefixTree, asked: Sequence[int
     return found
 
 
-def _masked_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
-    """Score distinct texts: read each as often as it has tokens, another one of them hidden each time."""
+def _masked_scores(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]
+) -> list[NDArray[np.float64]]:
+    """Score the tokens of distinct texts: read each as often as it has tokens, another one of them hidden each time."""
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-    scores, block, size = [0.0] * len(texts), [], 0
+    scores, block, size = [np.zeros(0)] * len(texts), [], 0
     for number in order:
         block.append(number)
         size += len(texts[number])
@@ -150,7 +161,9 @@ def _masked_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast,
     return scores
 
 
-def _hidden_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]) -> list[float]:
+def _hidden_scores(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]
+) -> list[NDArray[np.float64]]:
     """Score texts together: those that differ in one token are the same row where it is hidden."""
     rows: dict[tuple[int, Ids], int] = {}
     numbers, targets = [], []
@@ -168,7 +181,7 @@ def _hidden_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast,
         places += np.arange(len(batch)) * inputs["input_ids"].shape[1]
         model(**to_device(inputs, device), read=losses.reading(np.array(batch), places))
     ends = np.cumsum([0, *map(len, texts)])
-    return [-float(each.sum()) for each in np.split(losses.losses(), ends[1:-1])]
+    return np.split(-losses.losses(), ends[1:-1])
 
 
 def _token_losses(

@@ -22,7 +22,7 @@ from foundry_core.registry.corpus_step import CorpusStep
 from foundry_core.registry.data_order import DataOrder
 from foundry_core.registry.objective import Objective
 from foundry_core.registry.optimizer import Optimizer
-from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
+from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport, SuiteReport
 from foundry_core.registry.schedule import LearningRateSchedule
 from foundry_core.registry.suite import Suite
 from foundry_core.registry.tokenizer_type import TokenizerType
@@ -325,6 +325,10 @@ def foundry_run_started(run: RunInfo) -> None:
         print("step", report.step, "perplexity", report.perplexity, file=diary)
 
     @hookimpl
+    def foundry_suite_scored(report):
+        print("step", report.step, report.suite, "accuracy", report.accuracy, file=diary)
+
+    @hookimpl
     def foundry_checkpoint_saved(step, folder):
         print("step", step, "saved in", folder.name, file=diary)
 
@@ -346,6 +350,11 @@ def foundry_step_ended(report: StepReport) -> None:
 @hookspec
 def foundry_evaluated(report: EvaluationReport) -> None:
     """Observe an evaluation on the validation or the test corpus, as `report.corpus` says."""
+
+
+@hookspec
+def foundry_suite_scored(report: SuiteReport) -> None:
+    """Observe an evaluation on a suite of `training.suites`, as `report.suite` says."""
 
 
 @hookspec

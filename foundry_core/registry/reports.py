@@ -1,4 +1,4 @@
-"""What observers receive: a run at its start, a step of training, an evaluation."""
+"""What observers receive: a run at its start, a step of training, an evaluation on a text or on a suite."""
 
 from __future__ import annotations
 
@@ -81,3 +81,27 @@ class EvaluationReport:
     words_seen: int = 0
     bytes_seen: int = 0
     perplexity_per_word: float | None = None
+
+
+@dataclass(frozen=True)
+class SuiteReport:
+    """Scores on an evaluation suite of `training.suites`.
+
+    accuracy: share of the items that are right, with the 95 % `interval` of a bootstrap over items; ties are wrong.
+    macro: mean over the paradigms' accuracies. phenomena: their accuracies, each the mean over its paradigms. left_out:
+    items that cannot be scored. *_seen: how much of the training text the model has seen.
+    """
+
+    step: int
+    suite: str
+    accuracy: float
+    macro: float
+    items: int
+    interval: tuple[float, float]
+    ties: int = 0
+    left_out: int = 0
+    unknown_share: float = 0.0
+    phenomena: Mapping[str, float] = field(default_factory=dict)
+    tokens_seen: int = 0
+    words_seen: int = 0
+    bytes_seen: int = 0

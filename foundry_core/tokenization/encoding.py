@@ -6,7 +6,7 @@ A window of text goes in, a stream of ids comes out: nothing is done document by
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain, compress
 from operator import not_
@@ -64,6 +64,22 @@ def as_trained(tokenizer: PreTrainedTokenizerFast, *, framed: bool) -> PreTraine
 def text_ids(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:
     """Return the token ids of each text as training reads a document: special tokens in the text stay text."""
     return [ids.tolist() for ids in DocumentEncoder(tokenizer).encode(texts)]
+
+
+def token_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Return with which character, counted from 1, each token of `text_ids` ends.
+
+    Of the tokens that a character is spelt with, each ends with that character.
+    """
+    if tokenizer.init_kwargs.get(KIND_KEY) == SENTENCEPIECE_KIND:
+        from foundry_core.tokenization.sentencepiece_model import processor
+
+        found = processor(tokenizer).encode(list(texts), out_type="immutable_proto", num_threads=1)
+        return [[piece.end for piece in each.pieces] for each in found]
+    # A post-processor may move the beginnings and the ends of tokens.
+    backend = plain_backend(BackendState(tokenizer.backend_tokenizer.to_str()).text(post_processor=None))
+    encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+    return [[end for _, end in encoding.offsets] for encoding in encodings]
 
 
 class DocumentEncoder:

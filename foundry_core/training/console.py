@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 
 from foundry_core.errors import tell
 from foundry_core.registry.hookspecs import hookimpl
-from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
+from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport, SuiteReport
 
 
 def duration(seconds: float) -> str:
@@ -36,6 +36,10 @@ def amounts(epochs: float, tokens: float, words: float, text_bytes: float) -> st
 def share(part: float) -> str:
     """Return a share as a percentage, `3.10%`; only 0 itself is shown as 0."""
     return f"{max(part, 0.0001) if part else 0:.2%}"
+
+
+def _seen(report: EvaluationReport | SuiteReport) -> str:
+    return f"after {compact(report.words_seen)} words, {compact(report.tokens_seen)} tokens"
 
 
 class _Stderr:
@@ -110,8 +114,13 @@ class Console:
             bits = f"  per word {report.perplexity_per_word:.2f}{bits}"
         unknown = f"  unknown tokens {share(report.unknown_share)}" if report.unknown_share else ""
         scores = f"{report.corpus} loss {report.loss:.4f}  perplexity {report.perplexity:.2f}{bits}{unknown}"
-        seen = f"after {compact(report.words_seen)} words, {compact(report.tokens_seen)} tokens"
-        self._console.print(f"step {report.step}  {scores}  {seen}", markup=False)
+        self._console.print(f"step {report.step}  {scores}  {_seen(report)}", markup=False)
+
+    @hookimpl
+    def foundry_suite_scored(self, report: SuiteReport) -> None:
+        low, high = report.interval
+        scores = f"accuracy {report.accuracy:.3f} ({low:.3f} to {high:.3f})  macro {report.macro:.3f}"
+        self._console.print(f"step {report.step}  {report.suite}: {scores}  {_seen(report)}", markup=False)
 
     @hookimpl
     def foundry_run_ended(self, step: int) -> None:

@@ -52,7 +52,8 @@ class RunPlan(StreamSizes):
 
     Attributes:
         checkpoint_steps: Steps at which a checkpoint is due, in order; step 0 and the last one always are.
-        evaluation_steps: Steps at which an evaluation is due, in order; the last one always is. Empty without a text.
+        evaluation_steps: Steps at which an evaluation is due, in order; the last one always is. Empty without a text
+            or a suite.
         milestones: The checkpoints that the configuration asks for by name: listed steps and milestones.
         unreached_checkpoints: Those of them that lie beyond the end.
         unreached_evaluations: The same of evaluations, unless they are at the checkpoints.
@@ -118,7 +119,7 @@ class RunPlan(StreamSizes):
             evaluated = tuple(each for each in due_steps(short, self)[0] if each)
         elif training.evaluate_at != "checkpoints":
             evaluated, asked = due_steps(training.evaluate_at, self, step, samples)
-        if config.data.test_corpus is None and config.data.validation_corpus is None:
+        if config.data.test_corpus is None and config.data.validation_corpus is None and not training.suites:
             evaluated = ()
         return replace(
             self,

@@ -30,6 +30,7 @@ from foundry_core.training.console import reading
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.sinks import sinks
+from foundry_core.training.suites import RunSuites, run_suites
 from foundry_core.training.trainer import Trainer
 from foundry_core.training.warm_start import check_start, check_start_tokenizer
 
@@ -62,6 +63,7 @@ def run(
     with StopRequest() as stop, RunLock(config.training.output_dir), observing(manager, watching):
         with stop.at_once():
             begun = check_before_preparing(config, resume=resume, allowed_changes=allowed_changes)
+            suites = run_suites(config)
             corpora = experiment_corpora(config)
             tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
             check_start_tokenizer(config, tokenizer, resume=resume)
@@ -73,7 +75,10 @@ def run(
             made = _profiled(profile) if profile else Trainer
             trainer = made(config, model, tokenizer, rows, Notifier(manager), choices)
             (trainer.resume if resume else trainer.begin)(allowed_changes)
-        return trainer.train(stop)
+            scoring = RunSuites(suites, model, tokenizer, trainer.notifier, trainer.plan)
+            trainer.score_suites = scoring.score
+        with observing(manager, [scoring] if suites else []):
+            return trainer.train(stop)
 
 
 def _profiled(steps: int) -> Callable[..., Trainer]:

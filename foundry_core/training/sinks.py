@@ -16,7 +16,7 @@ from typing import Any
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
 from foundry_core.registry.hookspecs import hookimpl
-from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
+from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport, SuiteReport
 from foundry_core.run_folder import METRICS, TENSORBOARD
 from foundry_core.storage.files import AppendedLines, read_appended, write_file
 from foundry_core.training.console import Console
@@ -24,7 +24,7 @@ from foundry_core.training.losses import AUXILIARY
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object for each logged step and each evaluation, with `kind`."""
+    """metrics.jsonl: one JSON object for each logged step, evaluation and suite, with `kind`."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -43,6 +43,10 @@ class MetricsFile:
     @hookimpl
     def foundry_evaluated(self, report: EvaluationReport) -> None:
         self._append("eval", asdict(report))
+
+    @hookimpl
+    def foundry_suite_scored(self, report: SuiteReport) -> None:
+        self._append("suite", asdict(report))
 
     @hookimpl
     def foundry_run_ended(self, step: int) -> None:
@@ -72,7 +76,7 @@ _GROUPS = {"validation": "validation", "test": "eval"}
 """The first part of the names of an evaluation's curves, by its corpus."""
 
 
-def _seen(group: str, report: StepReport | EvaluationReport) -> dict[str, float]:
+def _seen(group: str, report: StepReport | EvaluationReport | SuiteReport) -> dict[str, float]:
     """Return how much text had been seen: an x axis on which runs with other tokenizers or batches can be compared."""
     return {f"{group}/{unit}_seen": getattr(report, f"{unit}_seen") for unit in ("tokens", "words", "bytes")}
 
@@ -98,6 +102,11 @@ class _Curves:
         numbers = {f"{group}/loss": report.loss, f"{group}/perplexity": report.perplexity}
         numbers |= {} if per_word is None else {f"{group}/perplexity_per_word": per_word}
         self.send(numbers | _seen(group, report), report.step)
+
+    @hookimpl
+    def foundry_suite_scored(self, report: SuiteReport) -> None:
+        numbers = {f"suites/{report.suite}": report.accuracy, f"suites/{report.suite}, macro": report.macro}
+        self.send(numbers | _seen("suites", report), report.step)
 
 
 def _not_installed(key: str, package: str) -> FoundryError:

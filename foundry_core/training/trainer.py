@@ -101,6 +101,7 @@ class Trainer:
         self.collate = get_data_collator(config, tokenizer)  # of evaluations
         self.training_collate = get_data_collator(config, tokenizer, self.plan.total_samples)
         self.own_loss = objective_loss(config)
+        self.score_suites: Callable[[TrainState], None] = lambda state: None  # where there are suites, `run` sets it
         self.state = TrainState(
             data=data_identity(data),
             stream=self.plan.stream,
@@ -364,11 +365,12 @@ class Trainer:
             if corpus == self.evaluations.decisive and self.evaluations.ended(step) and self.best.restore(step):
                 self.averaging.stop()
                 self._evaluate_on(corpus)
+        with self.averaging.applied():
+            self.score_suites(self.state)
 
     def _evaluate_on(self, corpus: HeldOut) -> float:
         """Evaluate the weights, or their average, and report; return the loss."""
         state = self.state
-        seen = {"tokens_seen": state.tokens_seen, "words_seen": state.words_seen, "bytes_seen": state.bytes_seen}
         with self.averaging.applied():
             report = evaluate(
                 self.model,
@@ -380,7 +382,7 @@ class Trainer:
             )
             self._check_weights(report.loss)
         self.state.log.append({"step": report.step, LOG_KEYS[corpus]: report.loss})
-        self.notifier.tell("foundry_evaluated", report=replace(report, corpus=corpus, **seen))
+        self.notifier.tell("foundry_evaluated", report=replace(report, corpus=corpus, **state.seen))
         return report.loss
 
     def _save(self, *, ephemeral: bool = False) -> None:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from foundry_core.registry.hooks import hook_manager
-from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport
+from foundry_core.registry.reports import EvaluationReport, RunInfo, StepReport, SuiteReport
 from foundry_core.run_folder import MODEL_CONFIG, WEIGHTS
 from foundry_core.storage.files import write_file
 from foundry_core.testing.extensions.check import Function, bench, check, described
@@ -67,6 +67,7 @@ class ObserverBench:
             yield "foundry_step_ended", {"report": report}
             score = EvaluationReport(step, report.loss, 2.718**report.loss, 1.9 if causal else None, 700)
             yield "foundry_evaluated", {"report": score}
+            yield "foundry_suite_scored", {"report": SuiteReport(step, "blimp", 0.6, 0.6, 1000, (0.57, 0.63))}
             folder = output_dir / f"checkpoint-{step}"
             for name in (MODEL_CONFIG, WEIGHTS):
                 write_file(folder / name, f"{name} of step {step}".encode())

@@ -1,0 +1,205 @@
+"""Results of suites: averages with their confidence intervals, and the files beside a run that keep them.
+
+<output_dir>/scores/<checkpoint>/<suite>.json holds the averages, with the digests of the checkpoint and of the suite,
+the .tsv beside it the items one by one. With another measure than `sum` they are <suite>.<measure>.json and .tsv.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from foundry_core.checkpoints.checkpoint import checkpoint_step
+from foundry_core.checkpoints.state import TrainState, read_state
+from foundry_core.errors import CheckpointError, one_line, warn
+from foundry_core.evaluation.suites.reading import LoadedSuite
+from foundry_core.evaluation.suites.scoring import ItemResult, Measure, SuiteScorer, SuiteScores
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.run_folder import CHECKPOINT, MANIFEST, SCORES
+from foundry_core.storage.files import StorageError, write_file
+from foundry_core.storage.manifest import file_digest, read_plain_file, sealed, unsealed
+
+Opened: TypeAlias = tuple[BaseLanguageModel, PreTrainedTokenizerFast]
+
+VERSION = 1
+"""Of what is stored and of how it is computed: results of another version are computed again."""
+COLUMNS = ("paradigm", "phenomenon", "item", "right", "margin", "place")
+"""Columns of the table of items. right: 1 or 0; margin: in nats."""
+
+_DRAWS = 2000
+_INTERVAL = (2.5, 97.5)
+_SEED = 14
+
+
+def averages(scores: SuiteScores) -> dict[str, Any]:
+    """Return the averages of the results of a suite, as they are stored.
+
+    accuracy: over items. macro: mean over the paradigms' accuracies. phenomena: each the mean over its paradigms, and
+    phenomena_macro the mean over those. Intervals are percentiles (95 %) of a bootstrap over items: in each draw, as
+    many items of each paradigm are drawn from it with replacement. The number of right ones among them is binomial.
+    """
+    paradigms: dict[str, list[ItemResult]] = {}
+    phenomenon_of: dict[str, str] = {}
+    left_out = [item for item, _ in scores.left_out]
+    for item in [*(result.item for result in scores.results), *left_out]:
+        paradigms.setdefault(item.paradigm, [])
+        phenomenon_of.setdefault(item.paradigm, item.phenomenon)
+    for result in scores.results:
+        paradigms[result.item.paradigm].append(result)
+    names = [name for name, results in paradigms.items() if results]
+    counts_P = np.array([len(paradigms[name]) for name in names])
+    means_P = np.array([sum(each.right for each in paradigms[name]) for name in names]) / counts_P
+    draws_DP = np.random.default_rng(_SEED).binomial(counts_P, means_P, size=(_DRAWS, len(names))) / counts_P
+    found: dict[str, Any] = {
+        "items": int(counts_P.sum()),
+        "left_out": len(left_out),
+        "ties": sum(result.tie for result in scores.results),
+        "unknown_share": scores.unknown_share,
+        "accuracy": float(means_P @ counts_P / counts_P.sum()),
+        "interval": _interval(draws_DP @ counts_P / counts_P.sum()),
+        "macro": float(means_P.mean()),
+        "macro_interval": _interval(draws_DP.mean(axis=1)),
+    }
+    found["paradigms"] = {
+        name: {"phenomenon": phenomenon_of[name], "accuracy": None, "items": 0, "ties": 0, "interval": None}
+        for name in paradigms
+    }
+    for place, name in enumerate(names):
+        found["paradigms"][name] |= {
+            "accuracy": float(means_P[place]),
+            "items": int(counts_P[place]),
+            "ties": sum(result.tie for result in paradigms[name]),
+            "interval": _interval(draws_DP[:, place]),
+        }
+    groups: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        groups.setdefault(phenomenon_of[name], []).append(place)
+    groups.pop("", None)
+    found["phenomena"] = {
+        name: {
+            "accuracy": float(means_P[places].mean()),
+            "items": int(counts_P[places].sum()),
+            "interval": _interval(draws_DP[:, places].mean(axis=1)),
+        }
+        for name, places in groups.items()
+    }
+    accuracies = [each["accuracy"] for each in found["phenomena"].values()]
+    found["phenomena_macro"] = sum(accuracies) / len(accuracies) if accuracies else None
+    return found
+
+
+def _interval(draws: NDArray[np.float64]) -> list[float]:
+    return [float(edge) for edge in np.percentile(draws, _INTERVAL)]
+
+
+def items_table(results: Sequence[ItemResult]) -> bytes:
+    """Return the table of items: tab-separated, a header, a line for each item that was scored."""
+    lines = ["\t".join(COLUMNS)]
+    for result in results:
+        item = result.item
+        cells = (item.paradigm, item.phenomenon, item.name, str(int(result.right)), f"{result.margin:.6f}", item.place)
+        lines.append("\t".join(map(one_line, cells)))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def is_checkpoint_of_a_run(folder: Path) -> bool:
+    """Check whether results can be kept for a folder: a checkpoint under the name that its run gave it."""
+    return CHECKPOINT.match(folder.name) is not None and (folder / MANIFEST).is_file()
+
+
+def result_path(checkpoint: Path, suite: str, measure: Measure) -> Path:
+    """Return where the averages of a suite are stored."""
+    name = re.sub(r"[^\w.-]+", "_", suite)
+    suffix = "" if measure == "sum" else f".{measure}"
+    return checkpoint.parent / SCORES / checkpoint.name / f"{name}{suffix}.json"
+
+
+def results_of(folder: Path, scorer: SuiteScorer, opened: Callable[[], Opened]) -> tuple[dict[str, Any], bool]:
+    """Return the results of a suite on a checkpoint or a model folder, and whether they were there already.
+
+    Those of a checkpoint of a run are kept. A folder that this user may not write to is a warning.
+
+    Args:
+        folder: The checkpoint.
+        scorer: Scores the suite.
+        opened: Returns its model and its tokenizer; called only where the results are not there.
+    """
+    suite, measure = scorer.suite, scorer.measure
+    if is_checkpoint_of_a_run(folder) and (kept := stored(folder, suite, measure)) is not None:
+        return kept, True
+    scores = scorer.scores(*opened())
+    if is_checkpoint_of_a_run(folder):
+        content = {**described(folder, read_state(folder), suite, measure), **averages(scores)}
+        try:
+            keep(folder, content, scores)
+        except StorageError as error:
+            warn(f"the results are not kept: {error}")
+        return content, False
+    about = {"suite": suite.name, "kind": suite.kind, "checkpoint": folder.name, "measure": measure}
+    return {**about, **averages(scores)}, False
+
+
+def described(checkpoint: Path, state: TrainState, suite: LoadedSuite, measure: Measure) -> dict[str, Any]:
+    """Return what results are of, as their file states it besides the averages."""
+    seen = {"step": state.step, "words_seen": state.words_seen, "tokens_seen": state.tokens_seen}
+    return {**_identity(checkpoint, suite, measure), "checkpoint": checkpoint.name, **seen}
+
+
+def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> None:
+    """Write results beside the run of a checkpoint.
+
+    Args:
+        checkpoint: Its folder.
+        content: Those of `described` and `averages`.
+        scores: The items for the table.
+    """
+    path, table = result_path(checkpoint, content["suite"], content["measure"]), items_table(scores.results)
+    # The averages come last: where they are, the table that they name is whole.
+    write_file(path.with_suffix(".tsv"), table)
+    write_file(path, sealed({**content, "items_sha256": hashlib.sha256(table).hexdigest()}))
+
+
+def _identity(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, Any]:
+    """Return what results depend on."""
+    return {
+        "suite": suite.name,
+        "kind": suite.kind,
+        "suite_digest": suite.digest,
+        "checkpoint_digest": file_digest(checkpoint / MANIFEST),
+        "measure": measure,
+        "version": VERSION,
+    }
+
+
+def stored(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, Any] | None:
+    """Return the results that are kept of a suite; None if there are none, none of what is there now, or not whole."""
+    content = _read(result_path(checkpoint, suite.name, measure))
+    identity = _identity(checkpoint, suite, measure)
+    return content if content is not None and identity.items() <= content.items() else None
+
+
+def stored_results(output_dir: str | Path, measure: Measure = "sum") -> list[dict[str, Any]]:
+    """Return all results that are kept beside a run, by suite and step. Files that are not whole are passed over."""
+    found = []
+    for path in (Path(output_dir) / SCORES).glob("*/*.json"):
+        content = _read(path) if CHECKPOINT.match(path.parent.name) else None
+        if content is not None and content.get("version") == VERSION and content.get("measure") == measure:
+            found.append(content)
+    return sorted(found, key=lambda content: (content["suite"], checkpoint_step(Path(content["checkpoint"]))))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content: Mapping[str, Any] = unsealed(path, read_plain_file(path))
+        table = read_plain_file(path.with_suffix(".tsv"))
+    except CheckpointError:
+        return None
+    content = dict(content)
+    return content if content.pop("items_sha256", None) == hashlib.sha256(table).hexdigest() else None

@@ -1,0 +1,104 @@
+"""Suites during a run: scored at its evaluations, reported, and kept beside the run with a checkpoint of that step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from foundry_core.checkpoints.state import TrainState, read_state
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.errors import UsageError
+from foundry_core.evaluation.suites.reading import LoadedSuite, read_suite
+from foundry_core.evaluation.suites.results import averages, described, keep
+from foundry_core.evaluation.suites.scoring import SuiteScorer, SuiteScores
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.registry.hookspecs import hookimpl
+from foundry_core.registry.reports import SuiteReport
+from foundry_core.training.notifier import Notifier
+from foundry_core.training.plan import RunPlan
+
+
+class RunSuites:
+    """The suites of `training.suites`, scored with the model that is trained; see `foundry_core.evaluation.suites`.
+
+    Scoring draws no random number, computes in fp32 as `foundry evaluate` does, and leaves the model in the mode it was
+    in: training goes on as without it.
+
+    Args:
+        suites: Those of `run_suites`.
+        model: The model.
+        tokenizer: Its tokenizer.
+        notifier: Receives `foundry_suite_scored`.
+        plan: After which steps there is an evaluation, and after which a checkpoint.
+
+    Raises:
+        DataError: The model can score no item of a suite.
+    """
+
+    def __init__(
+        self,
+        suites: list[LoadedSuite],
+        model: BaseLanguageModel,
+        tokenizer: PreTrainedTokenizerFast,
+        notifier: Notifier,
+        plan: RunPlan,
+    ):
+        self._model, self._tokenizer, self._notifier, self._plan = model, tokenizer, notifier, plan
+        self._scorers = [SuiteScorer(suite) for suite in suites]
+        self._waiting: dict[int, list[SuiteScores]] = {}
+        for scorer in self._scorers:
+            scorer.prepare(model, tokenizer)
+
+    def score(self, state: TrainState) -> None:
+        """Score the weights as they are, if there is an evaluation after the step of a state; report each suite."""
+        if not self._plan.evaluation_due(state.step):
+            return
+        found: list[SuiteScores] = []
+        for scorer in self._scorers:
+            found.append(scorer.scores(self._model, self._tokenizer))
+            report = _report(state.step, scorer.suite.name, averages(found[-1]), state.seen)
+            self._notifier.tell("foundry_suite_scored", report=report)
+        # A checkpoint that is saved in the background may be announced after the next evaluation.
+        self._waiting = {step: each for step, each in self._waiting.items() if self._plan.checkpoint_due(step)}
+        self._waiting[state.step] = found
+
+    @hookimpl
+    def foundry_checkpoint_saved(self, step: int, folder: Path) -> None:
+        """Keep the results of a step whose checkpoint is on the disk, by whose manifest they are known."""
+        if found := self._waiting.pop(step, None):
+            state = read_state(folder)
+            for scorer, scores in zip(self._scorers, found, strict=True):
+                content = described(folder, state, scorer.suite, scorer.measure)
+                keep(folder, content | averages(scores), scores)
+
+
+def run_suites(config: ExperimentConfig) -> list[LoadedSuite]:
+    """Read the suites of `training.suites`.
+
+    Raises:
+        DataError: A file is not what it should be; names file and line.
+        UsageError: Two suites have the same name.
+    """
+    suites = [read_suite(spec, config.chosen.plugins.modules) for spec in config.training.suites]
+    check_names(suites)
+    return suites
+
+
+def check_names(suites: list[LoadedSuite]) -> None:
+    """Raise UsageError if two suites have one name, under which their results would be kept."""
+    counts = Counter(suite.name for suite in suites)
+    for name, times in counts.items():
+        if times > 1:
+            raise UsageError(f"{times} suites are called {name}: their results would be mixed up; rename one")
+
+
+def _report(step: int, name: str, found: dict[str, Any], seen: dict[str, int]) -> SuiteReport:
+    keys = ("accuracy", "macro", "items", "ties", "left_out", "unknown_share")
+    low, high = found["interval"]
+    phenomena = {each: group["accuracy"] for each, group in found["phenomena"].items()}
+    return SuiteReport(
+        step, name, **{key: found[key] for key in keys}, interval=(low, high), phenomena=phenomena, **seen
+    )
