@@ -149,7 +149,8 @@ def test_surprisal_and_entropy_are_those_of_the_grammar(exact, corpus):
 
 
 def test_loss_and_perplexity_of_a_corpus_are_its_floor(exact, corpus):
-    report = evaluate_corpus(*exact, corpus.test)
+    model, tokenizer = exact
+    report = evaluate_corpus(model, tokenizer, corpus.test)
     sentences = corpus.test.read_text().splitlines()
     assert report.loss == pytest.approx(corpus.test_floor, abs=EXACT)
     assert report.perplexity == pytest.approx(math.exp(corpus.test_floor), abs=EXACT)

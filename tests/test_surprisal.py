@@ -69,6 +69,7 @@ def test_a_state_carried_through_a_text_is_one_reading(model, letters, monkeypat
     np.testing.assert_allclose(found.surprisal, -own, atol=CLOSE)
     np.testing.assert_allclose(found.entropy, -(np.exp(chances) * chances).sum(1)[:-1], atol=CLOSE)
     assert found.rank.tolist() == (1 + (chances[:-1] > own[:, None]).sum(1)).tolist()
+    assert found.beginnings is not None
     np.testing.assert_allclose(found.beginnings, np.log(np.exp(chances[:, begins]).sum(1)), atol=CLOSE)
 
 
@@ -87,7 +88,7 @@ def test_windows_score_each_token_once_after_half_a_row(model, letters, experime
     stream, row = (start, *text), length - 1
     first = distributions(scored, start, text[: row - 1])[np.arange(row), text[:row]]
     np.testing.assert_allclose(found.surprisal[:row], -first, atol=CLOSE)
-    for place in range(row, 200):
+    for place in range(row, 200, 5):
         contexts = range(math.ceil(length / 2), row + 1)
         windows = [stream[place + 1 - context : place + 1] for context in contexts]
         given = [-distributions(scored, window[0], window[1:])[-1, text[place]] for window in windows]
@@ -122,7 +123,7 @@ def test_a_masked_model_reads_long_texts_in_windows(model, letters):
     """Those of 24 tokens begin at 0, 11, ..., and the last is a whole one; a token is far from both of its ends."""
     scored, text = model("bert"), random_text(60)
     (found,) = token_scores(scored, letters, [text])
-    begins = [0, 11, 22, 33, 38]
+    begins = [38, 33, 22, 11, 0]  # of two that are as far, the later one
     for place in range(60):
         begin = max(begins, key=lambda b: min(place - b + 99 * (b == 0), b + 21 - place + 99 * (b == 38)))
         row = [letters.cls_token_id, *text[begin : begin + 22], letters.sep_token_id]
@@ -145,7 +146,7 @@ TEXT = "The keys  to the\ncabinet, naïve déjà-vu: 日本 \u00a0end. \n\nThe m
 @pytest.fixture(scope="module")
 def tokenizers() -> dict[str, Any]:
     texts = ["the keys to the cabinet are here", "the man sees the dog that sings", TEXT.replace("\n", " ")] * 3
-    sizes = {"bpe": 300, "sentencepiece": 340, "wordpiece": 120, "word": 40, "character": 60}
+    sizes = {"bpe": 300, "sentencepiece": 300, "wordpiece": 120, "word": 40, "character": 60}
     return {
         kind: train_tokenizer(kind, lambda: iter(texts), size, default_special_tokens(kind))
         for kind, size in sizes.items()
@@ -192,15 +193,14 @@ def test_the_tokenizer_decides_which_tokens_begin_a_word(tokenizers):
 
 def test_the_boundary_moves_and_words_sum_to_their_tokens(tokenizers):
     (words,) = text_words(tokenizers["bpe"], ["an ox"])
-    bits = TokenScores(
-        *(np.full(len(words.ids), value) for value in (2.0, 1.0, 1)), np.arange(-9.0, 0)[: len(words.ids) + 1]
-    )
+    tokens = len(words.ids)
+    bits = TokenScores(np.full(tokens, 2.0), np.ones(tokens), np.ones(tokens, int), np.arange(-9.0, tokens - 8))
     first = int((words.word_of == 0).sum())
     leading = word_surprisal(words, bits, "leading")
     trailing = word_surprisal(words, bits, "trailing")
-    assert leading.tolist() == [2.0 * first, 2.0 * (len(words.ids) - first)]
+    assert leading.tolist() == [2.0 * first, 2.0 * (tokens - first)]
     # The first word gets the boundary before the second, which loses it and gets that at the end.
-    before_second, at_end = 9.0 - first, 9.0 - len(words.ids)
+    before_second, at_end = 9.0 - first, 9.0 - tokens
     assert trailing.tolist() == [leading[0] + before_second, leading[1] - before_second + at_end]
     chance = np.random.default_rng(0)
     for kind, tokenizer in tokenizers.items():
@@ -358,10 +358,10 @@ def test_word_scores_are_those_of_minicons(architecture, experiment, corpus, tmp
     if masked:
         peer = scorer.MaskedLMScorer(theirs, "cpu", tokenizer=tokenizer)
         for metric, groups in (("original", None), ("within_word_l2r", [each.groups for each in words])):
-            found = [each.surprisal for each in token_scores(ours, tokenizer, ids, groups=groups)]
+            hidden = token_scores(ours, tokenizer, ids, groups=groups)
             given = peer.token_score(lines, surprisal=True, PLL_metric=metric)
-            for mine, their in zip(found, given, strict=True):
-                np.testing.assert_allclose(mine, [nats for _, nats in their][1:-1], atol=CLOSE)
+            for one, their in zip(hidden, given, strict=True):
+                np.testing.assert_allclose(one.surprisal, [nats for _, nats in their], atol=CLOSE)
         return
     peer = scorer.IncrementalLMScorer(theirs, "cpu", tokenizer=tokenizer)
     begins = np.zeros(ours.context.vocab_size, bool)

@@ -32,7 +32,7 @@ from foundry_core.errors import CheckpointError, DataError, UsageError, did_you_
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from foundry_core.evaluation.words import Columns
+    from foundry_core.evaluation.words import Boundary, Columns
     from foundry_core.models.base import BaseLanguageModel
 
 EXAMPLE = """\
@@ -120,7 +120,7 @@ def _table(
             f"--boundary trailing is for causal models, and this {model.model_type} is masked: it does not predict "
             "where a word ends"
         )
-    boundary = options.boundary or ("trailing" if causal else "leading")
+    boundary: Boundary = options.boundary or ("trailing" if causal else "leading")
     words = text_words(tokenizer, texts)
     by_words = options.by == "word" and boundary == "trailing"
     with scoring(label, sum(len(each.ids) for each in words)) as progress:

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.words import Columns
-from foundry_core.storage.files import write_file, write_file_with
+from foundry_core.storage.files import Writer, write_file, write_file_with
 
 
 def check_output(output: str) -> None:
@@ -41,10 +41,12 @@ def write_table(parts: Iterable[Columns], output: str | None, stdout: IO[str]) -
     elif Path(output).suffix.lower() == ".parquet":
         _write_parquet(parts, output)
     else:
-        write_file_with(
-            output,
-            lambda file: [file.write(_lines(part, header=number == 0).encode()) for number, part in enumerate(parts)],
-        )
+
+        def fill(file: Writer) -> None:
+            for number, part in enumerate(parts):
+                file.write(_lines(part, header=number == 0).encode())
+
+        write_file_with(output, fill)
 
 
 def _lines(part: Columns, *, header: bool) -> str:

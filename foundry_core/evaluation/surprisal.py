@@ -78,12 +78,12 @@ def token_scores(
             found = _causal(model, tokenizer, texts, measure, beginnings is not None, progress)
         else:
             found = masked_losses(model, tokenizer, texts, groups=groups, measure=measure, progress=progress)
-    return [_scores(values.reshape(len(values), -1), len(text)) for values, text in zip(found, texts, strict=True)]
+    return [_scores(values, len(text)) for values, text in zip(found, texts, strict=True)]
 
 
 def _scores(values: Floats, tokens: int) -> TokenScores:
     check_finite(values)
-    if not tokens and not values.size:
+    if not len(values):
         return TokenScores(np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
     surprisal, entropy, rank, *rest = values.T
     return TokenScores(surprisal[:tokens], entropy[:tokens], rank[:tokens].astype(np.int64), rest[0] if rest else None)
@@ -98,10 +98,8 @@ def _measure(beginnings: NDArray[np.bool_] | None, device: torch.device) -> Meas
         # What is impossible adds nothing: 0 times minus infinity is not a number.
         finite_NV = chances_NV.clamp(min=torch.finfo(chances_NV.dtype).min)
         entropy_N = -(chances_NV.exp() * finite_NV).sum(dim=1)
-        more_probable = [
-            (chances_NV[rows] > own[:, None]).sum(dim=1)
-            for rows, own in zip(rows_M.split(len(chances_NV)), own_M.split(len(chances_NV)), strict=True)
-        ]
+        parts = zip(torch.split(rows_M, len(chances_NV)), torch.split(own_M, len(chances_NV)), strict=True)
+        more_probable = [(chances_NV[rows] > own[:, None]).sum(dim=1) for rows, own in parts]
         columns = [-own_M, entropy_N[rows_M], 1 + torch.cat(more_probable).to(own_M.dtype)]
         if chosen is not None:
             columns.append(torch.logsumexp(chances_NV[:, chosen], dim=1)[rows_M])
@@ -122,7 +120,7 @@ def _causal(
     start = separator_id(tokenizer)
     asked = [(*text, start) if end else tuple(text) for text in texts]
     times, most = Counter(asked), _most_at_once(model)
-    found: dict[Ids, Floats] = {(): np.zeros((0, 3))}
+    found: dict[Ids, Floats] = {(): np.zeros(0)}
 
     def done(text: Ids, values: Floats) -> None:
         found[text] = values

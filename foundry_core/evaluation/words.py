@@ -28,6 +28,8 @@ from foundry_core.tokenization.tokenizer_folder import KIND_KEY, SENTENCEPIECE_K
 
 Boundary = Literal["leading", "trailing"]
 Columns: TypeAlias = dict[str, list[Any]]
+Values: TypeAlias = tuple[float | None, float | None, int | None]
+"""Surprisal, entropy and rank; None for a word without tokens."""
 
 _WORD = re.compile(r"\S+")
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
@@ -157,7 +159,7 @@ def _over_words(words: TextWords, values: Floats) -> tuple[Floats, Numbers, Numb
     """Return of each word the sum of values over its tokens, its first token, and its last; 0 and -1 without tokens."""
     inside = np.flatnonzero(words.word_of >= 0)
     number = len(words.words)
-    total = np.bincount(words.word_of[inside], values[inside], number)
+    total: Floats = np.bincount(words.word_of[inside], values[inside], number).astype(np.float64)
     first, last = np.zeros(number, np.int64), np.full(number, -1)
     first[words.word_of[inside[::-1]]] = inside[::-1]
     last[words.word_of[inside]] = inside
@@ -177,18 +179,12 @@ def word_columns(
         surprisal = word_surprisal(words, found, boundary)
         is_unknown = np.array([token == unknown for token in words.ids], dtype=float)
         unknowns, first, _ = _over_words(words, is_unknown)
-        there = ~np.isnan(surprisal)
         for number, (start, end) in enumerate(words.words.tolist()):
-            _add(
-                columns,
-                document,
-                words,
-                number,
-                (start, end),
-                surprisal[number] if there[number] else None,
-                *((found.entropy[first[number]], found.rank[first[number]]) if there[number] else (None, None)),
-                bool(there[number] and not unknowns[number]),
-            )
+            values: Values = (None, None, None)
+            if not np.isnan(surprisal[number]):
+                values = (surprisal[number], found.entropy[first[number]], found.rank[first[number]])
+            known = values[0] is not None and not unknowns[number]
+            _add(columns, document, words, number, (start, end), values, known)
     return columns
 
 
@@ -198,17 +194,9 @@ def token_columns(texts: Sequence[TextWords], scores: Sequence[TokenScores], *, 
     for document, (words, found) in enumerate(zip(texts, scores, strict=True), 1):
         for token, (start, end) in enumerate(words.tokens.tolist()):
             columns["token"].append(token + 1)
-            _add(
-                columns,
-                document,
-                words,
-                int(words.word_of[token]),
-                (start, end),
-                found.surprisal[token],
-                found.entropy[token],
-                found.rank[token],
-                words.ids[token] != unknown,
-            )
+            values = (found.surprisal[token], found.entropy[token], found.rank[token])
+            known = words.ids[token] != unknown
+            _add(columns, document, words, int(words.word_of[token]), (start, end), values, known)
     return columns
 
 
@@ -220,23 +208,14 @@ def _columns(*more: str) -> Columns:
 
 
 def _add(
-    columns: Columns,
-    document: int,
-    words: TextWords,
-    word: int,
-    span: tuple[int, int],
-    surprisal: float | None,
-    entropy: float | None,
-    rank: int | None,
-    known: bool,
+    columns: Columns, document: int, words: TextWords, word: int, span: tuple[int, int], values: Values, known: bool
 ) -> None:
-    """Add a row; `surprisal` and `entropy` are given in nats, and become bits."""
+    """Add a row; surprisal and entropy are given in nats, and become bits."""
     start, end = span
     sentence = int(words.sentences[word]) if word >= 0 else None
     place = None if sentence is None else 1 + word - int(np.searchsorted(words.sentences, sentence))
-    bits = [None if nats is None else float(nats) / math.log(2) for nats in (surprisal, entropy)]
-    values = (start, end, words.text[start:end], *bits, None if rank is None else int(rank), known)
-    for name, value in zip(
-        ("document", "sentence", "word", *_NAMES), (document, sentence, place, *values), strict=True
-    ):
+    *nats, rank = values
+    bits = [None if each is None else float(each) / math.log(2) for each in nats]
+    row = (document, sentence, place, start, end, words.text[start:end], *bits, None if rank is None else int(rank))
+    for name, value in zip(("document", "sentence", "word", *_NAMES), (*row, known), strict=True):
         columns[name].append(value)
