@@ -357,9 +357,10 @@ def test_word_scores_are_those_of_minicons(architecture, experiment, corpus, tmp
     ids = [each.ids for each in words]
     if masked:
         peer = scorer.MaskedLMScorer(theirs, "cpu", tokenizer=tokenizer)
+        encoded = tokenizer(lines, padding=True)
         for metric, groups in (("original", None), ("within_word_l2r", [each.groups for each in words])):
             hidden = token_scores(ours, tokenizer, ids, groups=groups)
-            given = peer.token_score(lines, surprisal=True, PLL_metric=metric)
+            given = peer.token_score(encoded, surprisal=True, PLL_metric=metric)
             for one, their in zip(hidden, given, strict=True):
                 np.testing.assert_allclose(one.surprisal, [nats for _, nats in their], atol=CLOSE)
         return

@@ -34,6 +34,7 @@ def test_the_python_example_gives_the_values_of_the_table(table):
     assert (names["nats"] > 0).all()
 
 
+@pytest.mark.long
 def test_the_table_goes_into_a_mixed_model(table, capsys):
     pytest.importorskip("pandas")
     pytest.importorskip("statsmodels.formula.api")
@@ -42,7 +43,7 @@ def test_the_table_goes_into_a_mixed_model(table, capsys):
     for subject in range(8):
         own = chance.gauss(0, 20)
         for row in table:
-            time = 250 + own + 10 * float(row[6]) + chance.gauss(0, 5)
+            time = 250 + own + 10 * float(row[6]) + chance.gauss(0, 1)
             lines.append(f"s{subject}\t{row[0]}\t{row[2]}\t{time:.1f}")
     Path("times.tsv").write_text("\n".join(lines) + "\n")
     names: dict[str, Any] = {}
