@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 Ids: TypeAlias = tuple[int, ...]
 Numbers: TypeAlias = NDArray[np.int64]
 
+PREFIXES = 1 << 14
+"""Prefixes that a tree of texts has; more would be shared in a larger one, which takes more memory."""
+
 
 @dataclass
 class PrefixTree:

@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.errors import CheckpointError
-from foundry_core.evaluation.inference import evaluating, to_device
-from foundry_core.evaluation.prefix_tree import Ids, PrefixTree, common_start, prefix_trees
+from foundry_core.evaluation.inference import evaluating
+from foundry_core.evaluation.masked_reading import masked_losses
+from foundry_core.evaluation.prefix_tree import PREFIXES, Ids, PrefixTree, common_start, prefix_trees
 from foundry_core.evaluation.token_losses import TokenLosses
-from foundry_core.evaluation.tree_reading import batches, read_tree, tensors
+from foundry_core.evaluation.tree_reading import read_tree
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.tokenization.encoding import separator_id, text_ids
-
-_PREFIXES = 1 << 14  # that a tree of texts has; more would be shared in a larger one, which takes more memory
-_ROWS = 1 << 13  # texts with a token hidden that are compared with each other
 
 
 def sentence_scores(
@@ -48,10 +46,12 @@ def token_scores(
 ) -> list[NDArray[np.float64]]:
     """Return the log-probability of each token of each text, in nats; `id_scores` states of what."""
     distinct = sorted(set(texts))
-    scored = _causal_scores if model.context.objective.causal else _masked_scores
     with evaluating(model):
-        scores = scored(model, tokenizer, distinct)
-    _check_finite([float(each.sum()) for each in scores])
+        if model.context.objective.causal:
+            scores = _causal_scores(model, tokenizer, distinct)
+        else:
+            scores = [-losses for losses in masked_losses(model, tokenizer, distinct)]
+    check_finite([float(each.sum()) for each in scores])
     found = dict(zip(distinct, scores, strict=True))
     return [found[text] for text in texts]
 
@@ -79,7 +79,7 @@ def id_differences(
     own: list[dict[int, float]] = [{} for _ in distinct]
     first = 0
     with evaluating(model):
-        for tree in prefix_trees(distinct, separator_id(tokenizer), _PREFIXES):
+        for tree in prefix_trees(distinct, separator_id(tokenizer), PREFIXES):
             inside = range(first, first + len(tree.texts))
             alone = {}
             for text in inside:
@@ -92,11 +92,12 @@ def id_differences(
                 own[text][partner] = -float(losses[asked].sum())
             first = inside.stop
     found = [own[number[one]][number[other]] - own[number[other]][number[one]] for one, other in pairs]
-    _check_finite(found)
+    check_finite(found)
     return found
 
 
-def _check_finite(scores: Sequence[float]) -> None:
+def check_finite(scores: Sequence[float] | NDArray[np.float64]) -> None:
+    """Raise CheckpointError if a score is infinite or not a number."""
     if not np.isfinite(scores).all():  # compared, such a score would count as wrong
         raise CheckpointError("the model's scores are not finite: its weights or its sums have overflowed")
 
@@ -127,7 +128,7 @@ def _causal_scores(
 ) -> list[NDArray[np.float64]]:
     """Score the tokens of distinct texts, sorted."""
     scores: list[NDArray[np.float64]] = []
-    for tree in prefix_trees(texts, separator_id(tokenizer), _PREFIXES):
+    for tree in prefix_trees(texts, separator_id(tokenizer), PREFIXES):
         found = _tree_losses(model, tree, list(range(len(tree.places))))
         scores += [-found[pairs] for pairs in tree.texts]
     return scores
@@ -138,53 +139,8 @@ def _tree_losses(model: BaseLanguageModel, tree: PrefixTree, asked: Sequence[int
     found = np.zeros(len(tree.places))
     if asked:
         places, targets = ([numbers[each] for each in asked] for numbers in (tree.places, tree.targets))
-        losses = _token_losses(model, len(tree.ids), places, targets)
+        device = next(model.parameters()).device
+        losses = TokenLosses(len(tree.ids), places, targets, model.context.vocab_size, device)
         read_tree(model, tree, losses)
         found[list(asked)] = losses.losses()
     return found
-
-
-def _masked_scores(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]
-) -> list[NDArray[np.float64]]:
-    """Score the tokens of distinct texts: read each as often as it has tokens, another one of them hidden each time."""
-    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-    scores, block, size = [np.zeros(0)] * len(texts), [], 0
-    for number in order:
-        block.append(number)
-        size += len(texts[number])
-        if size >= _ROWS or number == order[-1]:
-            found = _hidden_scores(model, tokenizer, [texts[each] for each in block])
-            for each, score in zip(block, found, strict=True):
-                scores[each] = score
-            block, size = [], 0
-    return scores
-
-
-def _hidden_scores(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]
-) -> list[NDArray[np.float64]]:
-    """Score texts together: those that differ in one token are the same row where it is hidden."""
-    rows: dict[tuple[int, Ids], int] = {}
-    numbers, targets = [], []
-    for text in texts:
-        row = (tokenizer.cls_token_id, *text, tokenizer.sep_token_id)
-        for place in range(1, len(row) - 1):
-            hidden = (*row[:place], tokenizer.mask_token_id, *row[place + 1 :])
-            numbers.append(rows.setdefault((place, hidden), len(rows)))
-            targets.append(row[place])
-    losses = _token_losses(model, len(rows), numbers, targets)
-    distinct, device = list(rows), next(model.parameters()).device
-    for batch in batches([len(row) for _, row in distinct]):
-        inputs = tensors([distinct[number][1] for number in batch])
-        places = np.array([distinct[number][0] for number in batch])
-        places += np.arange(len(batch)) * inputs["input_ids"].shape[1]
-        model(**to_device(inputs, device), read=losses.reading(np.array(batch), places))
-    ends = np.cumsum([0, *map(len, texts)])
-    return np.split(-losses.losses(), ends[1:-1])
-
-
-def _token_losses(
-    model: BaseLanguageModel, positions: int, places: Sequence[int], targets: Sequence[int]
-) -> TokenLosses:
-    return TokenLosses(positions, places, targets, model.context.vocab_size, next(model.parameters()).device)

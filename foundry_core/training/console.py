@@ -159,3 +159,19 @@ def counting(label: str, total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task, begun = progress.add_task(label, total=total), count()
         yield lambda name: progress.update(task, description=f"{label} {name}", completed=next(begun))
+
+
+@contextmanager
+def scoring(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar over tokens on a terminal; yield the function to call with the number of further ones."""
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = RichConsole(file=cast(IO[str], _Stderr()))
+    if not console.is_terminal:
+        yield lambda tokens: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda tokens: progress.advance(task, tokens)
