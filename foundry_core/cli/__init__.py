@@ -42,6 +42,7 @@ VERBS = {
     "train": "train the model that a YAML describes",
     "evaluate": "score a checkpoint on a text or on minimal pairs",
     "verify": "check the files and the history of a run",
+    "seen": "show what a run has trained on, and how often",
     "generate": "generate text from a checkpoint",
     "migrate": "convert a YAML of the old format",
     "schema": "print the JSON schema of the YAML, for editors",
@@ -50,7 +51,7 @@ VERBS = {
     "new-plugin": "write a package for a new plugin",
 }
 
-_PRINTING = {"init", "validate", "plan", "evaluate", "generate", "migrate", "schema", "plugins"}
+_PRINTING = {"init", "validate", "plan", "evaluate", "generate", "seen", "migrate", "schema", "plugins"}
 """Verbs that only print: they are done when the reader of their output has gone."""
 
 _NO_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}

@@ -30,7 +30,8 @@ from foundry_core.storage.files import write_file
 from foundry_core.storage.lock import RunLock
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest
 
-TOKENIZER_DATA, TEST_DATA, VALIDATION_DATA = "the tokenizer", "the test corpus", "the validation corpus"
+TRAINING_DATA, TOKENIZER_DATA = "the training corpus", "the tokenizer"
+TEST_DATA, VALIDATION_DATA = "the test corpus", "the validation corpus"
 """Names of digests in `data_identity`."""
 HeldOut: TypeAlias = Literal["validation", "test"]
 _GIVEN = "given_tokenizer"
@@ -364,6 +365,6 @@ def experiment_rows(
 def data_identity(data: ExperimentData) -> dict[str, str]:
     """Return the digests of all that a run reads, each under its name in messages."""
     train = data.train.info
-    found = {"the training corpus": train.corpus_digest, TOKENIZER_DATA: train.tokenizer_digest}
+    found = {TRAINING_DATA: train.corpus_digest, TOKENIZER_DATA: train.tokenizer_digest}
     held_out = ((TEST_DATA, data.test), (VALIDATION_DATA, data.validation))
     return found | {name: tokens.info.corpus_digest for name, tokens in held_out if tokens is not None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -125,6 +125,24 @@ def prepare_tokens(
         if info.tokens == info.documents + 1:  # separators only
             raise DataError(f"{corpus.name}: its tokenizer leaves nothing of the text: it drops every character of it.")
         storage.write_file(stem.with_suffix(".json"), manifest.sealed(_plain(info)))
+    return _mapped(stem, info)
+
+
+def stored_tokens(folders: Iterable[Path], corpus_digest: str, tokenizer_digest: str) -> TokenFile | None:
+    """Return the token file of a corpus that was encoded before; None if there is none, or only a damaged one."""
+    for sidecar in (path for folder in folders for path in sorted(folder.glob("*.json"))):
+        try:
+            found = TokenInfo(**manifest.unsealed(sidecar, sidecar.read_bytes()))
+        except (CheckpointError, TypeError, OSError):
+            continue
+        if (found.corpus_digest, found.tokenizer_digest) == (corpus_digest, tokenizer_digest):
+            info = _undamaged(sidecar.with_suffix(""), found.digest)
+            if info is not None:
+                return _mapped(sidecar.with_suffix(""), info)
+    return None
+
+
+def _mapped(stem: Path, info: TokenInfo) -> TokenFile:
     return TokenFile(
         tokens=np.memmap(stem.with_suffix(".tokens"), dtype=info.dtype, mode="r"),
         documents=np.memmap(stem.with_suffix(".documents"), dtype="<i8", mode="r"),
