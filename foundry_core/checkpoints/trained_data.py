@@ -69,15 +69,7 @@ def trained_data(
         CheckpointError: The configuration cannot be read here, or does not come to the rows of the checkpoint.
         DataError: The token file is gone.
     """
-    try:
-        model = migrated(description["experiment"]["model"], pending(description))
-        config = load_config({**description["experiment"], "model": model})
-    except (ConfigError, PluginError) as error:
-        raise CheckpointError(
-            f"{folder}: its rows cannot be derived here: {'; '.join(str(error).split(chr(10)))}"
-        ) from error
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: its configuration is damaged: {error}") from error
+    config = _config(folder, description, None)
     digests = [state.data.get(name, "") for name in (TRAINING_DATA, TOKENIZER_DATA)]
     tokens = find(tuple(dict.fromkeys(_token_folders(config, folder.parent))), *digests)
     if tokens is None:
@@ -85,6 +77,8 @@ def trained_data(
             f"{folder.parent}: there is no token file of the text that {folder.name} was trained on. If that text is "
             f"unchanged, encode it again: foundry data prepare {folder.parent / CONFIG}"
         )
+    # A description has its keys sorted; the token file has the corpora of a mixture in their order.
+    config = _config(folder, description, tokens.info.account.get("parts") or None)
     tokenizer = load_tokenizer(folder)
     made = TrainedData(folder, config, tokenizer, tokens, *_rows(config, tokenizer, tokens))
     sizes = state.stream
@@ -92,6 +86,22 @@ def trained_data(
     if (made.rows.per_epoch, made.rows.total_tokens) != (sizes.rows, sizes.tokens_per_epoch):
         raise CheckpointError(f"{folder}: its configuration comes to other rows than those that it was trained on")
     return made
+
+
+def _config(folder: Path, description: dict[str, Any], corpora: Iterable[str] | None) -> ExperimentConfig:
+    """Return the configuration of a checkpoint, with the corpora of a mixture in the given order."""
+    try:
+        experiment = dict(description["experiment"])
+        experiment["model"] = migrated(experiment["model"], pending(description))
+        if corpora is not None:
+            given = experiment["data"]["training_corpus"]
+            experiment["data"] = {**experiment["data"], "training_corpus": {name: given[name] for name in corpora}}
+        return load_config(experiment)
+    except (ConfigError, PluginError) as error:
+        problems = "; ".join(str(error).splitlines())
+        raise CheckpointError(f"{folder}: its rows cannot be derived here: {problems}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: its configuration is damaged: {error}") from error
 
 
 def _token_folders(config: ExperimentConfig, run: Path) -> Iterable[Path]:

@@ -176,6 +176,12 @@ def _order(
         raise CheckpointError(f"{folder}: its configuration is damaged: {error}") from error
     data, seed = settings["data"], derive(seed, "data_order")
     batching, order = data.get("batching", "shuffled"), data.get("order", "shuffled")
+    if not _sizes_decide(data):
+        try:
+            trained = trained_data(folder, state, description, find)
+        except FoundryError:
+            return None, None, rows * accumulated
+        return trained.rows, trained.order, rows * accumulated
     tokens = np.broadcast_to(np.uint8(0), sizes.tokens_per_epoch + 1)
     if batching == "contiguous":
         lanes = LaneRows(tokens, "overlap", sizes.tokens_per_row, lanes=rows)
@@ -183,12 +189,15 @@ def _order(
     if batching == "crops":
         crops = CropRows(tokens, "overlap", sizes.tokens_per_row)
         return crops, CropOrder(sizes.rows, len(crops), seed), rows * accumulated
-    plain = batching == "shuffled" and order in ("shuffled", "sequential") and not data.get("isolate_documents")
-    if not plain or isinstance(data["training_corpus"], dict):
-        try:
-            trained = trained_data(folder, state, description, find)
-        except FoundryError:
-            return None, None, rows * accumulated
-        return trained.rows, trained.order, rows * accumulated
     shuffled = SampleOrder(sizes.rows, seed, shuffle=order == "shuffled")
     return Rows(tokens, "overlap", sizes.tokens_per_row), shuffled, rows * accumulated
+
+
+def _sizes_decide(data: dict[str, Any]) -> bool:
+    """Check whether rows and their order depend on nothing but the sizes of the stream, the batch and the seed."""
+    steps = [step for step in data.get("steps") or () if isinstance(step, dict)]
+    if any(isinstance(values, dict) and values.get("in_place") for step in steps for values in step.values()):
+        return False  # the sizes do not count the tokens in holes
+    whole = data.get("isolate_documents") or data.get("batching") == "documents"
+    given = data.get("order", "shuffled") not in ("shuffled", "sequential")
+    return not (whole or given or isinstance(data["training_corpus"], dict))

@@ -146,8 +146,9 @@ class DocumentEncoder:
     def _spans(self, texts: list[str]) -> Iterator[list[int]]:
         """Yield where the tokens of each text begin."""
         if self._pieces is not None:
-            for text in texts:
-                yield [piece.begin for piece in self._pieces.encode(text, out_type="immutable_proto").pieces]
+            from foundry_core.tokenization.sentencepiece_model import piece_starts
+
+            yield from (piece_starts(self._pieces, text) for text in texts)
         else:
             for encoding in self._backend.encode_batch(texts, add_special_tokens=False):
                 yield [start for start, _ in encoding.offsets]
