@@ -1,13 +1,13 @@
-"""Show the text of the rows of a training step, or how often text had been seen up
-to each checkpoint.
+"""Show the text of the rows of a training step, or how often text had been seen
+up to each checkpoint.
 
 Both are computed from the order of the rows, which is a function of seed and
-position: nothing is replayed, and the model is not read. Counts read the training
-corpus, which must be unchanged.
+position: nothing is replayed, and the model is not read. Counts read the
+training corpus, which must be unchanged.
 
-An occurrence counts in the row in which it ends, so that an epoch has each once.
-With --step and --grep only the rows with an occurrence are shown. Rows, epochs
-and positions are counted from 0.
+An occurrence counts in the row in which it ends, so that an epoch has each
+once. With --step and --grep only the rows with an occurrence are shown. Rows,
+epochs and positions are counted from 0.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--grep", type=text_argument, metavar="PATTERN", help="count a regular expression of Python")
     what.add_argument("--words", type=path_argument, metavar="FILE", help="count each of these words, one a line")
-    parser.add_argument("--ignore-case", action="store_true", help="count in capitals, too")
+    parser.add_argument("--ignore-case", action="store_true", help="count upper and lower case as the same")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--tsv", action="store_true", help="print tab-separated values, a line for each row or count")
     form.add_argument("--json", action="store_true", help="print JSON")
