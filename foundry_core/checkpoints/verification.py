@@ -1,7 +1,8 @@
 """`foundry verify`: check that every checkpoint of a run is whole, and that each follows from the one before.
 
-Reads only the run's folder; needs neither the corpus nor the plugin. From seed, sizes and position it derives the data
-ledger, the tokens and the words that training must have seen.
+Reads only the run's folder. From seed, sizes and position it derives the data ledger, the tokens and the words that
+training must have seen; where rows depend on the documents, or several corpora are mixed, also from the token file, and
+for an order of a package with that package. Neither the corpus nor the model is needed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from foundry_core.checkpoints.checkpoint import StateNotKeptError, check_resumab
 from foundry_core.checkpoints.compatibility import differing, refused_differences
 from foundry_core.checkpoints.names import named_checkpoints
 from foundry_core.checkpoints.state import TrainState, parent_entry, read_state
+from foundry_core.checkpoints.trained_data import FindTokens, trained_data
 from foundry_core.config.sections import MOST_ROWS
 from foundry_core.data.order import CropOrder, LaneOrder, Order, SampleOrder, extended_ledger
 from foundry_core.data.preparation import TEST_DATA, VALIDATION_DATA
-from foundry_core.data.rows import CropRows, LaneRows, Rows
-from foundry_core.errors import CheckpointError
+from foundry_core.data.rows import AnyRows, CropRows, LaneRows, Rows
+from foundry_core.data.token_file import stored_tokens
+from foundry_core.errors import CheckpointError, FoundryError
 from foundry_core.models.building import read_description
 from foundry_core.random_streams import derive
 from foundry_core.run_folder import CHECKPOINT, MANIFEST, milestone_words
@@ -59,6 +63,7 @@ def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
     """Return the checkpoints that are whole, and a line for each problem."""
     whole: list[Verified] = []
     problems: list[str] = []
+    find = lru_cache(maxsize=1)(stored_tokens)  # whose checksum is computed once for all checkpoints
     folders = checkpoints(output_dir)
     if not folders:
         there = Path(output_dir).is_dir()
@@ -67,7 +72,7 @@ def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
         )
     for folder in folders:
         try:
-            whole.append(_verified(folder, whole))
+            whole.append(_verified(folder, whole, find))
         except CheckpointError as error:
             problems.append(str(error))
     return whole, problems + _wrong_names(Path(output_dir), whole)
@@ -84,7 +89,7 @@ def _wrong_names(output_dir: Path, whole: list[Verified]) -> list[str]:
     return problems
 
 
-def _verified(folder: Path, earlier: list[Verified]) -> Verified:
+def _verified(folder: Path, earlier: list[Verified], find: FindTokens) -> Verified:
     """Check one checkpoint. Raises CheckpointError if it is damaged, or does not follow from its parent.
 
     One whose parent was retired is derived from the newest earlier one. If that fails, because settings were changed
@@ -108,7 +113,7 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
     if parent is not None and earlier:
         base = there or earlier[-1]
         start, since = base.state, base.folder.name
-    derived = _derived(state, start, *_order(folder, state, description["experiment"]))
+    derived = _derived(state, start, *_order(folder, state, description, find))
     wrong = [key for key, value in (derived or {}).items() if getattr(state, key) != value]
     if derived is None:
         since = f"not derived: {state.samples - start.samples:,} rows since {since}"
@@ -127,11 +132,11 @@ def _verified(folder: Path, earlier: list[Verified]) -> Verified:
 
 
 def _derived(
-    state: TrainState, start: TrainState, rows: Rows | None, order: Order | None, per_step: int
+    state: TrainState, start: TrainState, rows: AnyRows | None, order: Order | None, per_step: int
 ) -> dict[str, Any] | None:
     """Return the values that a state must have when training has come to it from `start`.
 
-    None if that takes long, or the order depends on more than the sizes of the stream.
+    None if that takes long, or the order is not known here.
     """
     sizes, steps, taken_rows = state.stream, state.step - start.step, state.samples - start.samples
     assert sizes is not None
@@ -154,9 +159,11 @@ def _derived(
     return {"ledger": ledger, "tokens_seen": tokens, "words_seen": words}
 
 
-def _order(folder: Path, state: TrainState, settings: dict[str, Any]) -> tuple[Rows | None, Order | None, int]:
-    """Return the rows and their order, if the sizes of the stream tell them, and the number of rows in a step."""
-    sizes = state.stream
+def _order(
+    folder: Path, state: TrainState, description: dict[str, Any], find: FindTokens
+) -> tuple[AnyRows | None, Order | None, int]:
+    """Return the rows and their order, None where they cannot be derived here, and the number of rows in a step."""
+    sizes, settings = state.stream, description["experiment"]
     assert sizes is not None
     try:
         seed = settings["seeds"]["data_order"]
@@ -169,6 +176,12 @@ def _order(folder: Path, state: TrainState, settings: dict[str, Any]) -> tuple[R
         raise CheckpointError(f"{folder}: its configuration is damaged: {error}") from error
     data, seed = settings["data"], derive(seed, "data_order")
     batching, order = data.get("batching", "shuffled"), data.get("order", "shuffled")
+    if not _sizes_decide(data):
+        try:
+            trained = trained_data(folder, state, description, find)
+        except FoundryError:
+            return None, None, rows * accumulated
+        return trained.rows, trained.order, rows * accumulated
     tokens = np.broadcast_to(np.uint8(0), sizes.tokens_per_epoch + 1)
     if batching == "contiguous":
         lanes = LaneRows(tokens, "overlap", sizes.tokens_per_row, lanes=rows)
@@ -176,8 +189,15 @@ def _order(folder: Path, state: TrainState, settings: dict[str, Any]) -> tuple[R
     if batching == "crops":
         crops = CropRows(tokens, "overlap", sizes.tokens_per_row)
         return crops, CropOrder(sizes.rows, len(crops), seed), rows * accumulated
-    plain = batching == "shuffled" and order in ("shuffled", "sequential") and not data.get("isolate_documents")
-    if not plain or isinstance(data["training_corpus"], dict):
-        return None, None, rows * accumulated
     shuffled = SampleOrder(sizes.rows, seed, shuffle=order == "shuffled")
     return Rows(tokens, "overlap", sizes.tokens_per_row), shuffled, rows * accumulated
+
+
+def _sizes_decide(data: dict[str, Any]) -> bool:
+    """Check whether rows and their order depend on nothing but the sizes of the stream, the batch and the seed."""
+    steps = [step for step in data.get("steps") or () if isinstance(step, dict)]
+    if any(isinstance(values, dict) and values.get("in_place") for step in steps for values in step.values()):
+        return False  # the sizes do not count the tokens in holes
+    whole = data.get("isolate_documents") or data.get("batching") == "documents"
+    given = data.get("order", "shuffled") not in ("shuffled", "sequential")
+    return not (whole or given or isinstance(data["training_corpus"], dict))

@@ -43,6 +43,7 @@ VERBS = {
     "evaluate": "score a checkpoint on a text or on suites",
     "surprisal": "write the surprisal of each word of a text as a table",
     "verify": "check the files and the history of a run",
+    "seen": "show what a run has trained on, and how often",
     "generate": "generate text from a checkpoint",
     "migrate": "convert a YAML of the old format",
     "schema": "print the JSON schema of the YAML, for editors",
@@ -51,7 +52,7 @@ VERBS = {
     "new-plugin": "write a package for a new plugin",
 }
 
-_PRINTING = {"init", "validate", "plan", "evaluate", "surprisal", "generate", "migrate", "schema", "plugins"}
+_PRINTING = {"init", "validate", "plan", "evaluate", "surprisal", "generate", "migrate", "schema", "plugins", "seen"}
 """Verbs that only print: they are done when the reader of their output has gone."""
 
 _NO_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}

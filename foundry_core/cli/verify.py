@@ -3,7 +3,8 @@ checkpoint against the one before it.
 
 foundry verify recomputes which data training must have seen from the seed and
 the position, and compares. Prints one line on stderr for each problem and exits
-with code 6. Neither the corpus nor the plugin is needed. Two runs with the same
+with code 6. The corpus is not needed; where documents or several corpora decide
+the rows, the token file of the run is, and the plugin. Two runs with the same
 "text seen" were trained on the same tokens in the same order up to there.
 """
 

@@ -74,6 +74,20 @@ def training_order(config: ExperimentConfig, rows: AnyRows, scores: Scores | Non
     return SampleOrder(len(rows), seed, shuffle=data.order == "shuffled")
 
 
+def rows_with(rows: AnyRows, places: Ints) -> tuple[Ints, Ints]:
+    """Return the rows of training that consume tokens: from the first up to the second; but for crops it is one row.
+
+    Args:
+        places: Where the tokens stand in the token file. That of its first separator, 0, is in no row.
+    """
+    if isinstance(rows, CropRows):
+        return np.maximum(places - rows.tokens_per_row, 0), np.minimum(places, len(rows))
+    parts = rows.parts if isinstance(rows, MixedRows) else (rows,)
+    ends = np.concatenate([part.consumed(np.arange(len(part))) for part in parts]).cumsum()
+    found = np.searchsorted(ends, places - 1, side="right")
+    return found, found + 1
+
+
 class TokensInOrder:
     """Counts the tokens of rows from the beginning of a run, where they are not as many in each row.
 

@@ -38,6 +38,32 @@ class Order(Protocol):
     def at(self, positions: Ints) -> tuple[Ints, Ints]:
         """Return (epochs, rows) at these positions: int64, shaped like `positions`."""
 
+    def times_taken(self, first: int, last: int) -> Ints:
+        """Return how often each row is trained at the positions from `first` up to `last`: an int64 for each row."""
+
+
+class _EachOnceAnEpoch:
+    """An order that takes each row once in each epoch: whole epochs are counted, and only the rest is looked at."""
+
+    size: int
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        raise NotImplementedError
+
+    def times_taken(self, first: int, last: int) -> Ints:
+        """Return how often each row is trained at the positions from `first` up to `last`."""
+        begun, ended = -(-first // self.size), last // self.size
+        times = np.full(self.size, max(ended - begun, 0), dtype=np.int64)
+        parts = [(first, last)] if begun > ended else [(first, begun * self.size), (ended * self.size, last)]
+        for start, stop in parts:
+            if start < stop:
+                times[self._taken(start, stop)] += 1
+        return times
+
+    def _taken(self, first: int, last: int) -> Ints:
+        """Return the rows at positions of one epoch; their order is not important."""
+        return self.at(np.arange(first, last))[1]
+
 
 class Permutation:
     """The order of `size` rows in one epoch; computed, not stored: any position takes a few microseconds.
@@ -78,7 +104,7 @@ class Permutation:
 
 
 @dataclass(frozen=True)
-class SampleOrder:
+class SampleOrder(_EachOnceAnEpoch):
     """Maps a position, counted in samples since the start of training, to the row that is trained there.
 
     Epoch e is the positions from `e * size` to `(e + 1) * size - 1`; each epoch has another order.
@@ -99,7 +125,7 @@ class SampleOrder:
 
 
 @dataclass(frozen=True)
-class LaneOrder:
+class LaneOrder(_EachOnceAnEpoch):
     """Order of `LaneRows`: position p is row p // lanes of lane p % lanes, epoch after epoch."""
 
     size: int
@@ -112,7 +138,7 @@ class LaneOrder:
         return epochs, lane * (self.size // self.lanes) + step
 
 
-class LengthOrder:
+class LengthOrder(_EachOnceAnEpoch):
     """A shuffled order in which the rows of a step have like lengths, so that little is padded.
 
     The shuffled rows of an epoch are taken `WINDOW` steps at a time, sorted by length, cut into steps, and these
@@ -143,6 +169,15 @@ class LengthOrder:
             first, found = self._window(epoch, window)
             rows[chosen] = found[positions[chosen] - first]
         return epochs, rows
+
+    def _taken(self, first: int, last: int) -> Ints:
+        # Sorting and shuffling only move rows inside a window: whole windows need neither.
+        size, epoch = self.WINDOW * self._per_step, first // self.size
+        begun, ended = -(-first // size) * size, last // size * size
+        if begun >= ended:
+            return super()._taken(first, last)
+        whole = Permutation(self.size, self.seed, epoch)(np.arange(begun, ended) - epoch * self.size)
+        return np.concatenate([whole, self.at(np.arange(first, begun))[1], self.at(np.arange(ended, last))[1]])
 
     def _window(self, epoch: int, window: int) -> tuple[int, Ints]:
         """Return the first position of a window in an epoch, and its rows in their order."""
@@ -176,6 +211,13 @@ class CropOrder:
         key = np.uint64(derive(self.seed, "crops"))
         bits = mix64(mix64(positions.astype(np.uint64) + key))
         return positions // self.size, (uniform(bits) * self.rows).astype(np.int64)
+
+    def times_taken(self, first: int, last: int) -> Ints:
+        """Return how often each row is trained at the positions from `first` up to `last`; every draw is looked at."""
+        times, some = np.zeros(self.rows, dtype=np.int64), max(1 << 20, self.rows)
+        for start in range(first, last, some):
+            times += np.bincount(self.at(np.arange(start, min(start + some, last)))[1], minlength=self.rows)
+        return times
 
 
 class MixedOrder:
@@ -221,6 +263,16 @@ class MixedOrder:
         begun = int((self._block(block)[0][:within] == source).sum()) if within else 0
         return block * int(self._counts[source]) + begun
 
+    def times_taken(self, first: int, last: int) -> Ints:
+        """Return how often each row is trained at the positions from `first` up to `last`."""
+        sources = enumerate(self._orders)
+        return np.concatenate(
+            [
+                order.times_taken(*(self.samples_of(number, place) for place in (first, last)))
+                for number, order in sources
+            ]
+        )
+
     def _block(self, block: int) -> tuple[Ints, Ints]:
         """Return the corpus of each position of a block, and the number of its sample in that corpus."""
         if self._made is None or self._made[0] != block:
@@ -233,7 +285,7 @@ class MixedOrder:
         return self._made[1], self._made[2]
 
 
-class GivenOrder:
+class GivenOrder(_EachOnceAnEpoch):
     """The order of a plugin: a permutation of the rows for each epoch.
 
     Args:

@@ -136,6 +136,38 @@ class DocumentEncoder:
                 begun = []
             begun.append(rest)
 
+    def starts(self, documents: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return for each document where its tokens begin in it, in characters; they are those that `encode` returns.
+
+        The tokens that share a character all begin at it.
+        """
+        if self._codes is not None:
+            return [np.arange(len(text)) for text in documents]
+        texts, sizes = list[str](), list[int]()
+        for document in documents:
+            text = self.lead + document if document else document
+            cut = list(blocks(text, self.WINDOW >> 4)) if self._cuts else [text]
+            texts += cut
+            sizes.append(len(cut))
+        found, place, joined = iter(self._spans(texts)), iter(texts), list[NDArray[np.int64]]()
+        for size in sizes:
+            parts, first = [], -len(self.lead)
+            for _ in range(size):
+                parts.append(np.maximum(np.array(next(found), dtype=np.int64) + first, 0))
+                first += len(next(place))
+            joined.append(np.concatenate(parts))
+        return joined
+
+    def _spans(self, texts: list[str]) -> Iterator[list[int]]:
+        """Yield where the tokens of each text begin."""
+        if self._pieces is not None:
+            from foundry_core.tokenization.sentencepiece_model import piece_starts
+
+            yield from (piece_starts(self._pieces, text) for text in texts)
+        else:
+            for encoding in self._backend.encode_batch(texts, add_special_tokens=False):
+                yield [start for start, _ in encoding.offsets]
+
     def windows(self, documents: Iterable[str]) -> Iterator[Window]:
         """Yield the texts in windows, from which `stream` makes ids one by one, in any process."""
         texts: list[str] = []

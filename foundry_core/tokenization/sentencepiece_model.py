@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -143,6 +144,22 @@ def processor(tokenizer: Any) -> Any:
         raise TokenizerError(f"{SENTENCEPIECE_MODEL} of the tokenizer is damaged: {error}") from error
     if found.vocab_size() > len(tokenizer):
         raise TokenizerError(f"{SENTENCEPIECE_MODEL} of the tokenizer has more pieces than its tokenizer.json")
+    return found
+
+
+def piece_starts(library: Any, text: str) -> list[int]:
+    """Return where each piece of a text begins in it, in characters.
+
+    Args:
+        library: What `processor` returns.
+        text: The text.
+    """
+    raw = np.frombuffer(text.encode(), np.uint8)
+    # Pieces begin at bytes; those that continue a character do not count.
+    before = np.concatenate([[0], np.cumsum(raw & 0xC0 != 0x80)])
+    encoded = _fields(bytes(library.encode(text, out_type="serialized_proto")))
+    begins = [dict(_fields(piece)).get(4, 0) for number, piece in encoded if number == 2]
+    found: list[int] = before[begins].tolist()
     return found
 
 
