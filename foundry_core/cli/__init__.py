@@ -40,6 +40,7 @@ VERBS = {
     "tokenizer": "train the tokenizer of a YAML",
     "data": "encode the corpora of a YAML, or compare two",
     "train": "train the model that a YAML describes",
+    "study": "train a grid of runs under equal conditions",
     "evaluate": "score a checkpoint on a text or on minimal pairs",
     "verify": "check the files and the history of a run",
     "generate": "generate text from a checkpoint",

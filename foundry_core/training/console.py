@@ -150,3 +150,19 @@ def counting(label: str, total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task, begun = progress.add_task(label, total=total), count()
         yield lambda name: progress.update(task, description=f"{label} {name}", completed=next(begun))
+
+
+@contextmanager
+def working(label: str, total: int) -> Iterator[Callable[[float, str], None]]:
+    """Show a progress bar on a terminal; yield the function to call with how much is done and what is being done."""
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = RichConsole(file=cast(IO[str], _Stderr()))
+    if not console.is_terminal:
+        yield lambda done, line: None
+        return
+    figures = (TextColumn("{task.completed:.1f}/{task.total}"), TimeElapsedColumn(), TextColumn("{task.fields[line]}"))
+    with Progress(TextColumn("{task.description}"), BarColumn(), *figures, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=total, line="")
+        yield lambda done, line: progress.update(task, completed=done, line=line)
