@@ -275,7 +275,8 @@ def test_a_difference_outside_the_grid_is_reported(
     assert {"data.batch_size", "words seen", "rows in their order"} <= wrong
     assert not wrong & {"tokenizer", "training text", "masks", "model.architecture", "random_seed"}
     assert main(["study", str(folder), "--check"]) == 1
-    assert "data.batch_size differs, and the study does not vary it: 3: lstm-seed1" in capsys.readouterr().err
+    line = next(line for line in capsys.readouterr().err.splitlines() if "data.batch_size differs" in line)
+    assert line.endswith("; 3: lstm-seed1")
     # Runs that belong to no study are compared for their models and seeds.
     runs = by_name(check_conditions([folder / "bert-seed1", folder / "lstm-seed2"]))
     assert all(each.intended for each in runs.values())
@@ -304,9 +305,10 @@ def test_the_list_shows_how_far_each_cell_is(
     assert standing(longer.cells[0]).state == "begun"
 
 
-def test_a_run_that_stopped_early_is_done(written: Written, one_thread: None) -> None:
+def test_a_run_that_stopped_early_is_done(written: Written, corpus: ToyCorpus, one_thread: None) -> None:
     early = {"learning_rate": 10.0, "evaluate_every_steps": 1, "early_stopping_patience": 1, "train_steps": 50}
-    study = prepare(read_study(written({"model": [LSTM]}, base={"training": early})))
+    data = {"validation_corpus": str(corpus.test), "test_corpus": None}
+    study = prepare(read_study(written({"model": [LSTM]}, base={"training": early, "data": data})))
     assert run(study.cells[0].config, quiet=True).step < 50
     assert standing(study.cells[0]).state == "done"
 
@@ -317,7 +319,9 @@ def test_the_example_of_the_guide_is_a_study(tmp_path: Path) -> None:
     study = read_study(tmp_path / "x.yaml")
     assert [cell.name for cell in study.cells[:3]] == ["gpt2-seed1", "gpt2-seed2", "bert-seed1"]
     base = {**study.base, "model": LSTM}
-    (tmp_path / "y.yaml").write_text(yaml.safe_dump({"output_dir": "x", "base": base, **yaml.safe_load(grid)}))
+    (tmp_path / "y.yaml").write_text(
+        yaml.safe_dump({"output_dir": "x", "base": base, **yaml.safe_load(grid)}, sort_keys=False)
+    )
     names = [cell.name for cell in read_study(tmp_path / "y.yaml").cells]
     assert names == ["causal-spoken", "causal-written", "masked-spoken", "masked-written"]
 
@@ -350,22 +354,46 @@ def results(study: Path) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_a_signal_lets_every_cell_save_and_the_study_goes_on(written: Written, tmp_path: Path) -> None:
-    steps = {"training": {"train_steps": 3000, "checkpoints": {"every_steps": 1500}, "evaluate_every_steps": None}}
-    path, folder = written({"model": [LSTM]}, base=steps, seeds=[1, 2]), tmp_path / "study"
+def test_a_signal_lets_the_cells_save_and_ends_the_study(written: Written, tmp_path: Path) -> None:
+    path, folder = written({"training.train_steps": {"long": 10**6, "short": 2}}), tmp_path / "study"
     process = begun(path, "--jobs", "2")
-    for seed in (1, 2):
-        until(process, folder / f"lstm-seed{seed}" / "checkpoint-0" / "MANIFEST.json")
+    until(process, folder / "short" / "checkpoint-2" / "MANIFEST.json")
+    until(process, folder / "long" / "checkpoint-0" / "MANIFEST.json")
     os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the cells get it, too
-    assert process.wait(timeout=60) == 75
-    assert b"0 of 2 cells done, nothing is lost" in process.communicate()[1]
-    for seed in (1, 2):
-        log = (folder / "logs" / f"lstm-seed{seed}.log").read_text()
-        assert re.search(r"stopped by SIG\w+ after step [\d,]+ of 3,000", log)
-    again = subprocess.run([*COMMAND, str(path), "--cell", "lstm-seed2"], capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    states = [standing(cell).state for cell in read_study(path).cells]
-    assert states == ["begun", "done"]
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert re.search(rb"stopped by SIGTERM with [01] of 2 cells done, nothing is lost", errors)
+    log = (folder / "logs" / "long.log").read_text()
+    assert re.search(r"stopped by SIG\w+ after step [\d,]+ of 1,000,000: go on from checkpoint-\d+", log)
+    assert [standing(cell).state for cell in read_study(path).cells] == ["begun", "done"]
+
+
+@pytest.mark.long
+def test_a_cell_that_fails_leaves_the_others_alone(written: Written, one_thread: None) -> None:
+    path = written({"training.learning_rate": {"fails": 0.02, "works": 0.01}})
+    study = prepare(read_study(path))
+    run(study.cells[1].config, quiet=True)
+    (study.cells[0].folder / "checkpoint-2").mkdir(parents=True)  # damaged: there is nothing to resume
+    process = begun(path)
+    _, errors = process.communicate(timeout=60)
+    lines = errors.decode().splitlines()
+    assert process.returncode == 7
+    assert any(line.startswith("error: fails failed with exit code 6: error: nothing to resume") for line in lines)
+    assert "works" not in "".join(lines)  # done, and so skipped
+
+
+def test_a_plan_has_each_cell_and_the_sum(written: Written, capsys: pytest.CaptureFixture[str]) -> None:
+    match = {"parameters": "50k", "by": "model.rnn.hidden_size"}
+    path = written({"training.train_steps": [3, 5]}, seeds=[1, 2], match=match)
+    assert main(["plan", str(path), "--no-timing", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [cell["steps"] for cell in plan["cells"]] == [3, 3, 5, 5]
+    assert all(abs(cell["parameters"] / 50_000 - 1) <= 0.01 for cell in plan["cells"])
+    assert plan["sum"]["disk_bytes"] == sum(cell["disk_bytes"] for cell in plan["cells"])
+    assert main(["plan", str(path), "--no-timing"]) == 0
+    assert "hidden_size" in (shown := capsys.readouterr().out.splitlines())[2]
+    assert shown[-1].startswith("sum")
+    assert main(["plan", str(path), "training.train_steps=3"]) == 2
 
 
 @pytest.mark.slow
@@ -373,7 +401,7 @@ def test_a_study_killed_twice_ends_as_one_left_alone(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transformer = {**TRANSFORMER, "dropout": 0.1}
-    grid = {name: {"architecture": name, "transformer": transformer} for name in ("gpt2", "bert")}
+    grid: dict[str, Any] = {name: {"architecture": name, "transformer": transformer} for name in ("gpt2", "bert")}
     grid["lstm"] = LSTM
     wide = "model.transformer.hidden_size"
     by: dict[str, str | None] = {"gpt2": wide, "bert": wide, "lstm": "model.rnn.hidden_size"}

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ def _train(study: Study, options: argparse.Namespace) -> None:
         train_cells(
             study,
             cells,
+            foundry=(sys.executable, "-P", "-m", __name__.rpartition(".")[0]),
             stop=stop,
             jobs=options.jobs,
             plugin_files=options.plugin,

@@ -133,5 +133,4 @@ def lay(data: dict[str, Any], setting: Setting) -> None:
         section = section[str(part)]
     last = str(setting.key[-1])
     before = section.get(last)
-    over = setting.lies_over and isinstance(before, Mapping)
-    section[last] = {**before, **setting.value} if over else setting.value
+    section[last] = {**before, **setting.value} if setting.lies_over and isinstance(before, dict) else setting.value

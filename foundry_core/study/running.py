@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -23,7 +22,6 @@ from foundry_core.training.signals import StopRequest
 _POLL = 0.1
 _TURNS_SHOWN = 10
 """Turns from one update of the progress bar to the next, which reads the newest log line of each cell."""
-_FOUNDRY = (sys.executable, "-P", "-m", "foundry_core.cli")
 
 
 @dataclass
@@ -39,6 +37,7 @@ def train_cells(
     study: Study,
     cells: Sequence[Cell],
     *,
+    foundry: Sequence[str],
     stop: StopRequest,
     jobs: int = 1,
     plugin_files: Sequence[str] = (),
@@ -49,6 +48,7 @@ def train_cells(
     Args:
         study: The study, prepared.
         cells: Those of its cells that are to be trained.
+        foundry: The command that verbs are called with, `foundry` itself.
         stop: A StopRequest that is active.
         jobs: Number of processes at a time.
         plugin_files: Those of --plugin.
@@ -58,7 +58,7 @@ def train_cells(
         StoppedError: A signal asked the study to stop: it asked the cells, and each has saved.
         TrainingError: Cells have failed; a line for each. The others were trained.
     """
-    pool = _Pool(study, cells, jobs, plugin_files, report)
+    pool = _Pool(study, cells, foundry, jobs, plugin_files, report)
     with working("cells", len(cells)) as progress:
         try:
             for turn in count():
@@ -87,11 +87,13 @@ class _Pool:
         self,
         study: Study,
         cells: Sequence[Cell],
+        foundry: Sequence[str],
         jobs: int,
         plugin_files: Sequence[str],
         report: Callable[[str], None],
     ):
-        self.study, self.jobs, self.plugin_files, self.report = study, jobs, plugin_files, report
+        self.study, self.foundry, self.jobs, self.plugin_files = study, foundry, jobs, plugin_files
+        self.report = report
         self.number, self.waiting = len(cells), deque(cells)
         self.running: list[_Running] = []
         self.failed: list[str] = []
@@ -116,8 +118,19 @@ class _Pool:
         part = sum(share_done(each.cell) for each in self.running)
         return self.done + part, " ".join(each.cell.name for each in self.running)
 
+    def _commands(self, cell: Cell) -> Iterator[list[str]]:
+        """Yield the command lines that a cell needs, each when the one before has succeeded."""
+        plugins = [argument for file in self.plugin_files for argument in ("--plugin", file)]
+        now, suites = standing(cell), self.study.settings.suites
+        if now.state != "done":
+            resume = ["--resume"] if now.state == "begun" else []
+            yield [*self.foundry, "train", str(cell_yaml(self.study, cell)), *resume, *plugins]
+        # The one place where suites are scored: results that are there and unchanged are reused by the verb.
+        if suites:
+            yield [*self.foundry, "evaluate", str(cell.folder), "--suite", *suites, "--all", *plugins]
+
     def _begin(self, cell: Cell) -> None:
-        commands = _commands(self.study, cell, self.plugin_files)
+        commands = self._commands(cell)
         first = next(commands, None)
         if first is None:
             self.done += 1
@@ -145,18 +158,6 @@ def _stop_signal() -> signal.Signals:
     """
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup, and then by the cells, too
     return signal.SIGXCPU if ignored else signal.SIGHUP
-
-
-def _commands(study: Study, cell: Cell, plugin_files: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the command lines that a cell needs, each when the one before has succeeded."""
-    plugins = [argument for file in plugin_files for argument in ("--plugin", file)]
-    now = standing(cell)
-    if now.state != "done":
-        resume = ["--resume"] if now.state == "begun" else []
-        yield [*_FOUNDRY, "train", str(cell_yaml(study, cell)), *resume, *plugins]
-    # The one place where suites are scored: results that are there and unchanged are reused by the verb.
-    if study.settings.suites:
-        yield [*_FOUNDRY, "evaluate", str(cell.folder), "--suite", *study.settings.suites, "--all", *plugins]
 
 
 def _started(study: Study, cell: Cell, command: list[str], jobs: int) -> subprocess.Popen[bytes]:

@@ -77,7 +77,7 @@ def _followed(best: float, stalled: int, loss: float) -> tuple[float, int]:
 def ended_early(config: ExperimentConfig, log: Iterable[Mapping[str, Any]]) -> bool:
     """Check whether the losses in the log of a run have ended it, whatever its budget."""
     patience = config.training.early_stopping_patience
-    key = LOG_KEYS["test" if config.data.validation_corpus is None else "validation"]
+    key = LOG_KEYS["validation"]  # without a validation corpus patience is refused
     best, stalled = math.inf, 0
     for entry in log:
         if key in entry:
