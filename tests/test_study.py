@@ -222,14 +222,23 @@ def run_size(config: Any) -> int:
 
 def test_no_width_within_one_percent_names_the_closest(written: Written, tmp_path: Path) -> None:
     heads = {**GPT2, "transformer": {**TRANSFORMER, "attention_heads": 16}}
-    match = {"parameters": "60k", "by": "model.transformer.hidden_size"}
+    match: dict[str, Any] = {"parameters": "60k", "by": "model.transformer.hidden_size"}
     path = written({"model": [heads]}, match=match)
     with pytest.raises(ConfigError, match=r"match\.by: no model\.transformer\.hidden_size is within 1%") as caught:
         prepare(read_study(path))
-    closest = re.search(r"the closest is (\d+), with ([\d,]+) \(([\d.]+)% (more|fewer)\)", str(caught.value))
+    closest = re.search(
+        r"the closest is hidden_size (\d+), with ([\d,]+) \(([\d.]+)% (more|fewer)\)", str(caught.value)
+    )
     assert closest is not None
     assert int(closest.group(1)) % 16 == 0
     assert not any((tmp_path / "study").glob("gpt2*"))
+    # A second key makes up the difference.
+    match["by"] = ["model.transformer.hidden_size", "model.transformer.intermediate_hidden_size"]
+    (cell,) = prepare(read_study(written({"model": [heads]}, match=match))).cells
+    assert cell.parameters is not None
+    assert abs(cell.parameters / 60_000 - 1) <= 0.01
+    assert cell.matched is not None
+    assert cell.matched["model.transformer.hidden_size"] % 16 == 0
 
 
 @pytest.fixture
@@ -286,7 +295,7 @@ def test_a_difference_outside_the_grid_is_reported(
 def test_the_list_shows_how_far_each_cell_is(
     written: Written, capsys: pytest.CaptureFixture[str], one_thread: None
 ) -> None:
-    path = written({"model": [LSTM]}, seeds=[1, 2, 3], base={"training": {"early_stopping_patience": None}})
+    path = written({"model": [LSTM]}, seeds=[1, 2, 3], match={"parameters": "10k", "by": "model.rnn.hidden_size"})
     study = prepare(read_study(path))
     run(study.cells[0].config, quiet=True)
     run(study.cells[1].config, quiet=True)
@@ -301,8 +310,8 @@ def test_the_list_shows_how_far_each_cell_is(
     assert main(["study", str(path), "--cell", "4"]) == 2
     assert "there is no such cell" in capsys.readouterr().err
     # With a longer budget the first is not done any more.
-    longer = read_study(written({"model": [LSTM]}, seeds=[1, 2, 3], base={"training": {"train_steps": 9}}))
-    assert standing(longer.cells[0]).state == "begun"
+    assert standing(study.cells[0]).state == "done"
+    assert standing(study.cells[0].changed({"training.train_steps": 9})).state == "begun"
 
 
 def test_a_run_that_stopped_early_is_done(written: Written, corpus: ToyCorpus, one_thread: None) -> None:
@@ -391,8 +400,9 @@ def test_a_plan_has_each_cell_and_the_sum(written: Written, capsys: pytest.Captu
     assert all(abs(cell["parameters"] / 50_000 - 1) <= 0.01 for cell in plan["cells"])
     assert plan["sum"]["disk_bytes"] == sum(cell["disk_bytes"] for cell in plan["cells"])
     assert main(["plan", str(path), "--no-timing"]) == 0
-    assert "hidden_size" in (shown := capsys.readouterr().out.splitlines())[2]
-    assert shown[-1].startswith("sum")
+    shown = capsys.readouterr().out
+    assert "\nsum " in shown
+    assert "  hidden_size" in shown
     assert main(["plan", str(path), "training.train_steps=3"]) == 2
 
 

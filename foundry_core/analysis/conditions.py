@@ -63,12 +63,14 @@ class Condition:
         equal: True if it is the same for all runs that have it.
         values: By the name of the run; None for a run that does not have it, such as masks of a causal model.
         intended: True if every two runs that differ in it differ as the study means, or as follows from that.
+        setting: Whether the name is the key of a setting.
     """
 
     name: str
     equal: bool
     values: Mapping[str, Any] = field(default_factory=dict)
     intended: bool = True
+    setting: bool = False
 
 
 class _Run:
@@ -109,7 +111,7 @@ class _Run:
         seed = self.settings.get("seeds.masking")
         seed = self.settings.get("random_seed") if seed is None else seed
         share, kind = self.settings.get("training.mlm_probability"), self.settings.get("training.masking")
-        return f"{share} of {kind}, seed {seed}, {_short(self.state.ledger)}"
+        return f"{kind} {share}, seed {seed}, rows {_short(self.state.ledger)}"
 
     def facts(self) -> dict[str, Any]:
         """Return what is compared besides the settings."""
@@ -175,6 +177,8 @@ def check_conditions(study_or_runs: str | Path | Sequence[str | Path]) -> list[C
 
 def _cells(folder: Path) -> list[_Run]:
     """Return the cells of a study that have checkpoints."""
+    if not (folder / CELLS).is_file():
+        raise CheckpointError(f"{folder} is not the folder of a study that has begun: it has no {CELLS}")
     stored = parse_json(folder / CELLS, read_plain_file(folder / CELLS))
     try:
         runs = []
@@ -216,7 +220,7 @@ def _condition(name: str, runs: Sequence[_Run], values: Mapping[str, Any], *, se
         if values[one.name] != values[other.name] and (setting or None not in (values[one.name], values[other.name]))
     ]
     intended = all(_is_intended(name, one, other, setting=setting) for one, other in differing)
-    return Condition(name, not differing, dict(values), intended)
+    return Condition(name, not differing, dict(values), intended, setting)
 
 
 def _is_intended(name: str, one: _Run, other: _Run, *, setting: bool) -> bool:

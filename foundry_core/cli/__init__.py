@@ -51,8 +51,9 @@ VERBS = {
     "new-plugin": "write a package for a new plugin",
 }
 
-_PRINTING = {"init", "validate", "plan", "evaluate", "generate", "migrate", "schema", "plugins"}
-"""Verbs that only print: they are done when the reader of their output has gone."""
+_PRINTING = {"init", "validate", "plan", "evaluate", "generate", "migrate", "schema", "plugins", "study"}
+"""Verbs that only print: they are done when the reader of their output has gone. While it trains, a study prints
+through `report`, which survives that."""
 
 _NO_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 """Errors of writing to stdout, which have no file name. Errors of files have one."""

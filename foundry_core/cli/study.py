@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundry_core.cli.common import (
     add_plugin_argument,
+    hanging,
     large_imports,
     load_plugins,
     number,
@@ -81,9 +82,9 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def _print_cells(study: Study, *, as_json: bool) -> None:
-    from foundry_core.study.folder import standing
+    from foundry_core.study.folder import standing, with_known_widths
 
-    rows = [(number, cell, standing(cell)) for number, cell in enumerate(study.cells, 1)]
+    rows = [(number, cell, standing(cell)) for number, cell in enumerate(with_known_widths(study).cells, 1)]
     if as_json:
         facts = [
             {"number": number, "name": cell.name, "folder": str(cell.folder), "values": dict(cell.values)} | vars(now)
@@ -159,11 +160,21 @@ def _check(study: Study, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([vars(each) for each in conditions], indent=1))
     else:
-        rows = [(each.name, _verdict(each), _shown(each)) for each in conditions]
+        varied = [each.name for each in conditions if each.setting and each.intended]
+        rows = [(each.name, _verdict(each), _shown(each)) for each in conditions if each.name not in varied]
         print(table(("condition", "", "values"), rows))
+        if varied:
+            print("\n" + hanging("", f"Settings that differ as intended: {_sections(varied)}"))
     problems = _unintended(conditions)
     if problems:
         raise FoundryError("\n".join(problems))
+
+
+def _sections(keys: Sequence[str]) -> str:
+    """Return keys in words, those of `model` as their number."""
+    model = [key for key in keys if key.startswith("model.")]
+    others = [key for key in keys if key not in model]
+    return ", ".join([f"{len(model)} of model"] * bool(model) + others)
 
 
 def _verdict(condition: Condition) -> str:

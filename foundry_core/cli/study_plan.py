@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from foundry_core.cli.common import large_imports, load_plugins, table
-from foundry_core.errors import UsageError
+from foundry_core.cli.common import large_imports, listing, load_plugins, table
+from foundry_core.errors import UsageError, warned_once
 
 _SUMMED = ("disk_bytes", "seconds")
 _SHOWN = ("parameters", "steps", "training_words", "training_flops", "disk_bytes", "seconds")
@@ -42,22 +42,27 @@ def print_study_plan(path: str, facts_of: Callable[[Any], dict[str, Any]], *, as
     study = prepare(read_study(path))
     facts: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    with counting("planning", len(study.cells)) as progress:
+    widths: dict[str, list[str]] = {}
+    with counting("planning", len(study.cells)) as progress, warned_once():
         for cell in study.cells:
             progress(cell.name)
             key = cell.but_for_the_seed
             if key not in facts:
                 facts[key] = facts_of(cell.config)
             rows.append({"cell": cell.name, **facts[key], "matched": dict(cell.matched or {})})
+            if cell.matched:
+                widths.setdefault(_widths(cell.matched), []).append(cell.name)
     sums = {name: sum(row[name] for row in rows) for name in (*_SUMMED, "training_flops") if name in rows[0]}
     if as_json:
         print(json.dumps({"cells": rows, "sum": sums}, indent=1))
         return
     names = [name for name in _SHOWN if name in rows[0]]
-    header = ("cell", *(_HEADERS[name] for name in names), "widths found")
-    lines = [(row["cell"], *(_cell(name, row[name]) for name in names), _widths(row["matched"])) for row in rows]
-    total = ("sum", *(_cell(name, sums[name]) if name in sums else "" for name in names), "")
+    header = ("cell", *(_HEADERS[name] for name in names))
+    lines = [(row["cell"], *(_cell(name, row[name]) for name in names)) for row in rows]
+    total = ("sum", *(_cell(name, sums[name]) if name in sums else "" for name in names))
     print(table(header, [*lines, total]))
+    if widths:
+        print("\nWidths found:\n" + listing(((", ".join(cells), found) for found, cells in widths.items()), "  "))
 
 
 _HEADERS = {
@@ -80,5 +85,5 @@ def _cell(name: str, value: Any) -> str:
     return compact(value) if name in ("training_flops", "training_words") else f"{value:,}"
 
 
-def _widths(matched: dict[str, int]) -> str:
+def _widths(matched: Mapping[str, int]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {width:,}" for key, width in matched.items())

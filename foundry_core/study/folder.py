@@ -105,6 +105,11 @@ def prepare(study: Study) -> Study:
     return study
 
 
+def with_known_widths(study: Study) -> Study:
+    """Return the study with the widths that were found for its cells, if that was done."""
+    return replace(study, cells=tuple(_stored_cells(study) or study.cells))
+
+
 def _matched(study: Study) -> Iterable[Cell]:
     if study.settings.match is None:
         return study.cells

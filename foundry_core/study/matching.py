@@ -1,14 +1,15 @@
 """Parameter matching: the width at which a cell's model comes closest to a number of parameters.
 
-Widths that the experiment refuses (heads must divide them) are found out by trying: those it accepts are taken to be
-the multiples, from the given one, of the smallest step to another one that it accepts.
+Which widths the experiment refuses (heads must divide them) is found out by trying: those that it accepts are taken to
+lie at multiples of the smallest step from the given one to another one that it accepts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -64,15 +65,23 @@ class _Widths:
         return {key: round(ratio * width) for key, ratio in self.ratios.items()}
 
     def at(self, width: int) -> int | None:
-        """Return the parameters at a width; None if the experiment or the model refuses it."""
+        """Return the parameters at a width; None if it is refused."""
+        return self.of(self.values(width))
+
+    def of(self, values: Mapping[str, int]) -> int | None:
+        """Return the parameters with these values of keys; None if the experiment or the model refuses them."""
         try:
-            cell = self.cell.changed(self.values(width))
+            cell = self.cell.changed(values)
             return parameter_count(cell.config, self.tokenizer)
         except ConfigError as error:
             self.refusal = error.problems[0].message
         except (PluginError, ValueError, RuntimeError) as error:  # of the model that is built
             self.refusal = str(error).partition("\n")[0]
         return None
+
+    def of_one(self, values: Mapping[str, int], key: str, width: int) -> int | None:
+        """Return the parameters with another value of one key."""
+        return self.of({**values, key: width})
 
     def _widen_equal_keys(self) -> None:
         """Let the other keys of the section that are as large follow, as the embeddings of a transformer must."""
@@ -86,45 +95,62 @@ class _Widths:
         if self.at(2 * self.first) is None:
             self.ratios, self.refusal = before, refusal
 
-    def step(self) -> int:
-        """Return the smallest step to another width that is accepted. Raises ConfigError if there is none."""
-        for step in range(1, max(self.first, 64) + 1):
-            if self.at(self.first + step) is not None:
-                return step
-        raise _problem(self.study, self.cell, f"no other {self.cell.by[0]} than {self.first} is valid: {self.refusal}")
-
 
 def _fitted(study: Study, cell: Cell, target: int, tokenizer: PreTrainedTokenizerBase) -> Cell:
     """Return a cell with what was found for its widths."""
     widths = _Widths(study, cell, tokenizer)
-    step = widths.step()
-    least = widths.first % step or step
+    tried = {width: (widths.values(width), count) for width, count in _around(widths.at, widths.first, target).items()}
+    if not tried:
+        raise _problem(study, cell, f"no other {cell.by[0]} than {widths.first} is valid: {widths.refusal}")
+
+    def off(found: tuple[dict[str, int], int]) -> float:
+        return abs(found[1] / target - 1)
+
+    best, last = min(tried.values(), key=off), cell.by[-1]
+    if off(best) > TOLERANCE and len(cell.by) > 1:
+        # The steps of the first width are too large: the last one makes up the difference, at its two closest values.
+        for values, _ in sorted(tried.values(), key=off)[:2]:
+            counts = _around(partial(widths.of_one, values, last), values[last], target)
+            best = min([best, *(({**values, last: width}, count) for width, count in counts.items())], key=off)
+    if off(best) > TOLERANCE:
+        values, count = best
+        sizes = ", ".join(f"{key.rpartition('.')[2]} {values[key]:,}" for key in cell.by)
+        more = "more" if count > target else "fewer"
+        closest = f"the closest is {sizes}, with {count:,} ({off(best):.1%} {more})"
+        advice = "change match.parameters, or list another width after it under match.by, to make up the difference"
+        found = f"no {cell.by[0]} is within {TOLERANCE:.0%} of {target:,} parameters: {closest}. {advice}"
+        raise _problem(study, cell, found)
+    return replace(cell, matched=best[0], parameters=best[1])
+
+
+def _around(at: Callable[[int], int | None], first: int, target: int) -> dict[int, int]:
+    """Return the parameters at the widths that were tried to find those just below and just above a target.
+
+    Args:
+        at: Returns the parameters at a width, which grow with it; None if it is refused.
+        first: A width that is not refused.
+        target: The parameters that are wanted.
+    """
     counts: dict[int, int] = {}
 
     def below(width: int) -> bool:
         """Note the parameters at a width; whether they are fewer than wanted."""
-        count = widths.at(width)
+        count = at(width)
         if count is not None:
             counts[width] = count
         return count is not None and count < target
 
-    steps = 1
+    step = next((step for step in range(1, max(first, 64) + 1) if at(first + step) is not None), None)
+    if step is None:
+        return {}
+    least, steps = first % step or step, 1
     while below(least + steps * step) and least + 2 * steps * step <= WIDEST:
         steps *= 2
     low, high = -1, steps
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if below(least + middle * step) else (low, middle)
-    if not counts:
-        raise _problem(study, cell, f"no {cell.by[0]} is valid: {widths.refusal}")
-    width = min(counts, key=lambda each: abs(counts[each] - target))
-    count, off = counts[width], counts[width] / target - 1
-    if abs(off) > TOLERANCE:
-        closest = f"the closest is {width:,}, with {count:,} ({abs(off):.1%} {'more' if off > 0 else 'fewer'})"
-        advice = "change match.parameters, or what else the size depends on, such as the number of layers"
-        found = f"no {cell.by[0]} is within {TOLERANCE:.0%} of {target:,} parameters: {closest}. {advice}"
-        raise _problem(study, cell, found)
-    return replace(cell, matched=widths.values(width), parameters=count)
+    return counts
 
 
 def _value(study: Study, cell: Cell, key: str) -> int:
