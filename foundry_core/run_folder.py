@@ -33,6 +33,21 @@
   optimizer-<step>/           optimizer_name(step): OPTIMIZER of the checkpoint of that step, and a MANIFEST of its own
   chck_<words>                milestone_name(words): where training.checkpoints.names is set, a relative link to the
                               checkpoint of that milestone; made after it, and again by every run that goes on
+
+<output_dir of a study>/
+  study.yaml                  STUDY: the study with its base experiment written out; `foundry study` takes it, too
+  cells.json                  CELLS: what the cells are, written before the first one is trained:
+    format                    1
+    study                     sha256 of what the cells follow from: base, grid, seeds, match
+    axes                      in their order, {name, keys, values}: the key of the grid (`seed` for the seeds), the
+                              dotted keys of the experiment that it sets, and the names of its values
+    cells                     in their order, {name, folder, values, parameters, matched}: the folder of the run
+                              relative to this one; by axis, the name of its value; the number of parameters (null
+                              unless they are matched) and, by dotted key, the widths that were found for it
+  configs/<cell>.yaml         CELL_CONFIGS: the experiment of each cell, an ordinary YAML
+  logs/<cell>.log             CELL_LOGS: what `foundry train` printed, all starts one after another
+  tokenizers/<digest>/        TOKENIZERS: tokenizers as above, each for all cells that make the same one
+  <cell>/                     the run of a cell, as above
 """
 
 from __future__ import annotations
@@ -50,6 +65,12 @@ PROFILE_TRACE = "trace.json"
 PROFILE_TABLE = "table.txt"
 
 SCORES = "scores"
+
+STUDY = "study.yaml"
+CELLS = "cells.json"
+CELL_CONFIGS = "configs"
+CELL_LOGS = "logs"
+TOKENIZERS = "tokenizers"
 
 TOKENIZER = "tokenizer"
 TOKENIZER_MODEL = "tokenizer.json"

@@ -42,6 +42,7 @@ VERBS = {
     "train": "train the model that a YAML describes",
     "evaluate": "score a checkpoint on a text or on suites",
     "surprisal": "write the surprisal of each word of a text as a table",
+    "study": "train a grid of runs under equal conditions",
     "verify": "check the files and the history of a run",
     "seen": "show what a run has trained on, and how often",
     "generate": "generate text from a checkpoint",
@@ -52,8 +53,19 @@ VERBS = {
     "new-plugin": "write a package for a new plugin",
 }
 
-_PRINTING = {"init", "validate", "plan", "evaluate", "surprisal", "generate", "migrate", "schema", "plugins", "seen"}
-"""Verbs that only print: they are done when the reader of their output has gone."""
+_PRINTING = {
+    "init",
+    "validate",
+    "plan",
+    "evaluate",
+    "surprisal",
+    "generate",
+    "migrate",
+    "schema",
+    "plugins",
+    "seen",
+    "study",
+}
 
 _NO_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 """Errors of writing to stdout, which have no file name. Errors of files have one."""

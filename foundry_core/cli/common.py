@@ -133,7 +133,7 @@ def prepare_data(config: ExperimentConfig) -> tuple[PreTrainedTokenizerFast, Exp
     """Train the tokenizer, encode the corpora and cut them into rows, or reuse what is there."""
     with large_imports():
         from foundry_core.data import preparation
-        from foundry_core.training.console import reading
+        from foundry_core.training.progress import reading
 
     corpora = preparation.experiment_corpora(config)
     tokenizer = preparation.experiment_tokenizer(config, corpora.train)

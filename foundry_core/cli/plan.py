@@ -5,6 +5,8 @@ both), builds the model, measures the memory of a few rows, and times three
 steps on a model that is then discarded. If these would take long, or there is
 no memory for them, it times parts of a step and estimates the rest.
 
+Of a study (foundry study) it prints a row for each cell, and the sum.
+
 With --measure it prints a table instead: parameters, memory, the largest batch
 that fits and tokens/s of the YAML, or of architectures at their base size, from
 a few real steps of each on this machine. Each takes about 20 seconds.
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -34,12 +37,14 @@ from foundry_core.cli.common import (
     shown_fact,
     table,
 )
+from foundry_core.cli.study_plan import names_a_study, print_study_plan
 from foundry_core.errors import UsageError, warn
 
 EXAMPLE = """\
 examples:
   foundry plan configs/gpt2.yaml
   foundry plan configs/gpt2.yaml data.batch_size=64 --json
+  foundry plan study.yaml
   foundry plan configs/gpt2.yaml --measure
   foundry plan --measure
   foundry plan --measure gpt2 lstm data.batch_size=4"""
@@ -74,6 +79,9 @@ def execute(options: argparse.Namespace) -> None:
         return
     if options.config is None:
         raise UsageError("give a YAML, or --measure for architectures at their base size (see foundry plan --help)")
+    if names_a_study(options):
+        print_study_plan(options.config, partial(_facts, timing=not options.no_timing), as_json=options.json)
+        return
     facts = _facts(read_config(options), timing=not options.no_timing)
     if options.json:
         print(json.dumps(facts, indent=1))
@@ -194,7 +202,7 @@ def _print_measured(options: argparse.Namespace, names: list[str]) -> None:
             raise UsageError(f"{name} has neither a base size nor a recipe: measure it in a YAML")
     with large_imports():
         from foundry_core.storage.files import scratch_reported
-        from foundry_core.training.console import counting
+        from foundry_core.training.progress import counting
 
     rows: list[dict[str, Any]] = []
     with counting("measuring", len(names) + bool(options.config)) as progress:

@@ -89,7 +89,7 @@ def execute(options: argparse.Namespace) -> None:
 def _found(options: argparse.Namespace, run: SeenRun) -> Occurrences:
     """Find what the options ask for in the corpus of a run, with a progress bar."""
     from foundry_core.analysis.occurrences import occurrences, pattern_finder, word_finder
-    from foundry_core.training.console import reading
+    from foundry_core.training.progress import reading
 
     if options.grep is not None:
         names: Sequence[str] = [options.grep]

@@ -90,7 +90,7 @@ def _results(
 ) -> list[list[_Result]]:
     """Return the results of each suite, one for each checkpoint; a model is opened only where something is missing."""
     from foundry_core.evaluation.suites.results import results_of
-    from foundry_core.training.console import counting
+    from foundry_core.training.progress import counting
 
     by_folder = []
     with counting("scoring", len(folders) * len(scorers)) as progress:

@@ -110,7 +110,7 @@ def _table(
     """Score the texts with a model. Raises UsageError if an option does not apply to its objective."""
     from foundry_core.evaluation.surprisal import token_scores
     from foundry_core.evaluation.words import text_words, token_columns, word_beginnings, word_columns
-    from foundry_core.training.console import scoring
+    from foundry_core.training.progress import scoring
 
     causal = model.context.objective.causal
     if causal and options.pll is not None:

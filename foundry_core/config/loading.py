@@ -48,7 +48,15 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     yaml_source.require_sections("see foundry init")
     for override in overrides:
         yaml_source.override(override)
-    return _Check(yaml_source, from_file=not isinstance(source, Mapping)).config()
+    return checked(yaml_source, from_file=not isinstance(source, Mapping))
+
+
+def checked(source: YamlSource, *, from_file: bool = True) -> ExperimentConfig:
+    """Check the content of a file that has been read. Raises ConfigError as `load_config` does.
+
+    from_file: Check as well that files exist that a step of `data.steps` names.
+    """
+    return _Check(source, from_file=from_file).config()
 
 
 class _Check:
@@ -109,6 +117,9 @@ class _Check:
         if isinstance(model, dict) and "architecture" not in model and "layers" in model:
             message = f"written before model.architecture existed: convert it with: foundry migrate {path}"
             raise ConfigError([Problem(path, self.source.line_of(("model",)), "model", message)])
+        if "grid" in self.data:
+            problem = Problem(path, self.source.line_of(("grid",)), "grid", f"is of a study: foundry study {path}")
+            raise ConfigError([problem])
         if is_second_format(self.data):
             message = f"has keys of an older format: convert the file with: foundry migrate {path}"
             raise ConfigError([Problem(path, 1, "file", message)])
@@ -245,11 +256,7 @@ class _Check:
             return None
 
     def _add(self, key: KeyPath, message: str) -> None:
-        line = self.source.line_of(key)
-        from_command_line = line == 0 and bool(self.source.lines)
-        self.problems.append(
-            Problem(COMMAND_LINE if from_command_line else self.source.path, line, dotted(key), message)
-        )
+        self.problems.append(Problem(*self.source.place_of(key), dotted(key), message))
 
 
 def _unknown(kind: str, name: str, offered: Mapping[str, Any], others: Sequence[str]) -> str:

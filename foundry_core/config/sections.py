@@ -20,6 +20,8 @@ MOST_ROWS = 2**20
 MOST_COUNT = 2**42
 """Limit on the steps, tokens, words or bytes of a budget or a milestone."""
 MOST_EPOCHS = 1e9
+TEXT_KEYS = ("training_corpus", "documents", "files", "blank_lines", "steps")
+"""The keys of `data` that decide what the training text is, and with it the tokenizer."""
 BUDGETS = ("epochs", "train_steps", "train_tokens", "train_words", "train_bytes")
 """The keys of `training` of which exactly one is given."""
 LEAST_SHARE = 10_000

@@ -96,6 +96,11 @@ class YamlSource:
             key = key[:-1]
         return self.lines.get(key, 1)
 
+    def place_of(self, key: KeyPath) -> tuple[str, int]:
+        """Return the file and the line that a problem of a key is reported under."""
+        line = self.line_of(key)
+        return (COMMAND_LINE if line == 0 and self.lines else self.path), line
+
     def override(self, assignment: str) -> None:
         """Apply `section.key=value` from the command line. Problems then name the command line.
 

@@ -6,17 +6,34 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from math import prod
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.models.building import build, build_context
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.loss import IGNORED
 from foundry_core.random_streams import kept_generators
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Autocast: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 _MEASURED_LENGTH = 1024
+
+
+def parameter_count(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+    """Count the parameters of a configuration's model, built without memory and without weights (torch's meta device).
+
+    Args:
+        config: The experiment.
+        tokenizer: The source of the vocabulary's size; without one, the configured size is used.
+    """
+    context = build_context(config, tokenizer)
+    with torch.device("meta"), kept_generators():
+        return build(config, context).get_parameter_count().total
 
 
 def training_flops(model: LanguageModel, rows: int, length: int) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from itertools import count
+from contextlib import suppress
 from typing import IO, Any, cast
 
 from foundry_core.errors import tell
@@ -42,7 +40,7 @@ def _seen(report: EvaluationReport | SuiteReport) -> str:
     return f"after {compact(report.words_seen)} words, {compact(report.tokens_seen)} tokens"
 
 
-class _Stderr:
+class Stderr:
     """stderr for a library that draws on it; a closed pipe or a full disk behind it stops nothing."""
 
     @property
@@ -74,7 +72,7 @@ class Console:
     def __init__(self, stream: IO[str] | None = None):
         from rich.console import Console as RichConsole
 
-        self._console = RichConsole(file=stream or cast(IO[str], _Stderr()), highlight=False, soft_wrap=True)
+        self._console = RichConsole(file=stream or cast(IO[str], Stderr()), highlight=False, soft_wrap=True)
         self._progress: Any = None
         self._task: Any = None
 
@@ -126,52 +124,3 @@ class Console:
     def foundry_run_ended(self, step: int) -> None:
         if self._progress is not None:
             self._progress.stop()
-
-
-@contextmanager
-def reading(label: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar over bytes on a terminal; yield the function to call with the bytes read so far."""
-    from rich.console import Console as RichConsole
-
-    console = RichConsole(file=cast(IO[str], _Stderr()))
-    if quiet or not console.is_terminal:
-        yield lambda count: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    name, figures = TextColumn("{task.description}"), (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(name, BarColumn(), *figures, console=console, transient=True) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda count: progress.update(task, completed=count)
-
-
-@contextmanager
-def counting(label: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar over things on a terminal; yield the function to call with the name of each as it begins."""
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = RichConsole(file=cast(IO[str], _Stderr()))
-    if not console.is_terminal:
-        yield lambda name: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task, begun = progress.add_task(label, total=total), count()
-        yield lambda name: progress.update(task, description=f"{label} {name}", completed=next(begun))
-
-
-@contextmanager
-def scoring(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar over tokens on a terminal; yield the function to call with the number of further ones."""
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = RichConsole(file=cast(IO[str], _Stderr()))
-    if not console.is_terminal:
-        yield lambda tokens: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda tokens: progress.advance(task, tokens)

@@ -57,7 +57,7 @@ class Evaluations:
                 warn(f"stopped after {steps}: {found} (training.early_stopping_patience)")
 
     def _follow(self, loss: float) -> None:
-        self._best, self._stalled = (loss, 0) if loss < self._best else (self._best, self._stalled + 1)
+        self._best, self._stalled = _followed(self._best, self._stalled, loss)
 
     @property
     def stalled(self) -> bool:
@@ -67,3 +67,19 @@ class Evaluations:
     def ended(self, step: int) -> bool:
         """Check whether a step is the last one."""
         return self.stalled or step >= self._plan.total_steps
+
+
+def _followed(best: float, stalled: int, loss: float) -> tuple[float, int]:
+    """Return the best loss, and how many in a row were not better, after one more."""
+    return (loss, 0) if loss < best else (best, stalled + 1)
+
+
+def ended_early(config: ExperimentConfig, log: Iterable[Mapping[str, Any]]) -> bool:
+    """Check whether the losses in the log of a run have ended it, whatever its budget."""
+    patience = config.training.early_stopping_patience
+    key = LOG_KEYS["validation"]  # without a validation corpus patience is refused
+    best, stalled = math.inf, 0
+    for entry in log:
+        if key in entry:
+            best, stalled = _followed(best, stalled, entry[key])
+    return patience is not None and stalled >= patience

@@ -26,8 +26,8 @@ from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import remove_leftovers
 from foundry_core.storage.lock import RunLock
 from foundry_core.training.choices import Choices, choose
-from foundry_core.training.console import reading
 from foundry_core.training.notifier import Notifier
+from foundry_core.training.progress import reading
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.sinks import sinks
 from foundry_core.training.suites import RunSuites, run_suites
