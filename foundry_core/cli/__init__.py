@@ -41,6 +41,7 @@ VERBS = {
     "data": "encode the corpora of a YAML, or compare two",
     "train": "train the model that a YAML describes",
     "evaluate": "score a checkpoint on a text or on minimal pairs",
+    "compare": "compare runs: a table, and a page for a co-author",
     "verify": "check the files and the history of a run",
     "generate": "generate text from a checkpoint",
     "migrate": "convert a YAML of the old format",
@@ -50,7 +51,7 @@ VERBS = {
     "new-plugin": "write a package for a new plugin",
 }
 
-_PRINTING = {"init", "validate", "plan", "evaluate", "generate", "migrate", "schema", "plugins"}
+_PRINTING = {"init", "validate", "plan", "evaluate", "compare", "generate", "migrate", "schema", "plugins"}
 """Verbs that only print: they are done when the reader of their output has gone."""
 
 _NO_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
