@@ -104,7 +104,7 @@ def browser(profile: Path) -> Iterator[Browser]:
     line = f'exec "$0" "$@" 3<&{reading} 4>&{writing}'
     options = ["--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
     process = subprocess.Popen(
-        ["bash", "-c", line, name, *options, "--no-first-run", "--disable-background-networking"],
+        ["bash", "-c", line, name, *options, "--hide-scrollbars", "--no-first-run", "--disable-background-networking"],
         pass_fds=(reading, writing),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

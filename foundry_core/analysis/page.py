@@ -113,7 +113,7 @@ def _drawn(comparison: Comparison) -> Facts:
     ]
     axes = {
         axis: title
-        for axis, title in AXES.items()
+        for axis, title in (AXES | {"seconds": "time of training"}).items()
         if any(axis in curve["places"] for chart in found for curve in chart["curves"])  # type: ignore[attr-defined]
     }
     return {"rows": [one_line(row.name) for row in comparison.rows], "axes": axes, "charts": found}
@@ -228,7 +228,9 @@ def _differences(comparison: Comparison) -> Iterable[Markup]:
     if not comparison.differences:
         return
     titles = comparison.figures
-    rows = [_difference(each, titles[each.figure]) for each in comparison.differences]
+    order = list(titles)
+    found = sorted(comparison.differences, key=lambda each: order.index(each.figure))
+    rows = [_difference(each, titles[each.figure]) for each in found]
     yield tag("h2", "Differences between models")
     yield _table(["figure", "models", "difference", "interval of 95 %", "p", "over"], rows, "sortable")
     explained = (
@@ -240,15 +242,15 @@ def _differences(comparison: Comparison) -> Iterable[Markup]:
 
 
 def _difference(each: Difference, title: str) -> list[str]:
-    scale, places = (1.0, 3) if each.figure in FIGURES else (100.0, 1)
+    scale = 1.0 if each.figure in FIGURES else 100.0
+    places = {"loss": 3, "bits_per_byte": 3, "perplexity_per_word": 2}.get(each.figure, 1)
     mean, low, high = (scale * (end or 0.0) for end in (each.estimate.mean, each.estimate.low, each.estimate.high))
-    text = f"{mean:+.{places}f}"
-    interval = f"{low:+.{places}f} to {high:+.{places}f}"
+    text, *ends = (f"{value:+.{places}f}".replace("-", "−") for value in (mean, low, high))
     found = tag("strong", text) if low > 0 or high < 0 else text
     value = repr(each.estimate.mean)
     p = "" if each.p is None else f"{each.p:.3f}" if each.p >= 0.001 else "< 0.001"
-    over = f"{each.estimate.over} ({_counted(each.estimate.count, 'seed')})"
-    return [title, f"{each.first} − {each.second}", tag("td", found, data_value=value), interval, p, over]
+    over = each.estimate.over.replace("seeds", _counted(each.estimate.count, "seed"))
+    return [title, f"{each.first} − {each.second}", tag("td", found, data_value=value), " to ".join(ends), p, over]
 
 
 def _conditions(comparison: Comparison) -> Iterable[Markup]:
@@ -256,7 +258,7 @@ def _conditions(comparison: Comparison) -> Iterable[Markup]:
         return
     yield tag("h2", "Conditions checked", id="conditions")
     rows = [[each.name, _verdict(each), _values(each)] for each in comparison.conditions]
-    yield _table(["condition", "is", "value"], rows, "text")
+    yield _table(["condition", "verdict", "value"], rows, "text")
 
 
 def _verdict(condition: Condition) -> Markup:
@@ -291,10 +293,15 @@ def _settings(comparison: Comparison) -> Iterable[Markup]:
         return
     header = ["key", *(row.name for row in comparison.rows)]
     rows = [
-        [tag("code", key), *(tag("code", _value(value)) if value is not None else "–" for value in values)]
+        [_key(key), *(tag("code", _value(value)) if value is not None else "–" for value in values)]
         for key, values in comparison.settings.items()
     ]
     yield _table(header, rows, "text")
+
+
+def _key(key: str) -> Markup:
+    """Return a key that a narrow screen can break where a reader would."""
+    return tag("code", Markup(_text(key).replace(".", ".<wbr>").replace("_", "_<wbr>")))
 
 
 def _data(comparison: Comparison) -> Iterable[Markup]:
@@ -309,7 +316,7 @@ def _data(comparison: Comparison) -> Iterable[Markup]:
     rows = []
     for (key, digest), (run, facts, models) in found.items():
         of = "all" if len(models) == len(comparison.rows) else ", ".join(models)
-        rows.append([_CORPORA.get(key, key), of, *_account(key, facts, run), tag("code", digest[:12])])
+        rows.append([_CORPORA.get(key, key), of, *_account(key, facts, run), tag("code", digest[:12], class_="whole")])
     if rows:
         yield tag("h2", "Data")
         yield _table(["text", "models", "files", "size", "read as", "in training too", "sha256"], rows, "text")

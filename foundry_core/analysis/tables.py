@@ -15,7 +15,10 @@ from foundry_core.training.console import compact, duration
 LATEX_START = "% Written by foundry compare"
 CSV_START = "row,seeds,"
 
-_COSTS: dict[str, Callable[[float], str]] = {"flops": lambda value: f"{value:.2e}", "seconds": duration}
+_COSTS: dict[str, Callable[[float], str]] = {
+    "flops": lambda value: f"{value:.2e}".replace("e+", "e"),
+    "seconds": duration,
+}
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
@@ -46,7 +49,7 @@ def _percent(estimate: Estimate) -> Estimate:
 def terminal(comparison: Comparison, names: list[str], *, seeds: bool = False) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the table with these figures."""
     titles = comparison.figures
-    header = ["model", *(["seeds"] if seeds else []), *(titles[name] for name in names)]
+    header = ["model", *(["seeds"] if seeds else []), *(titles[name].replace(" per ", "/") for name in names)]
     rows = []
     for row in comparison.rows:
         cells = [" ± ".join(filter(None, shown(name, row.figures.get(name)))) or "-" for name in names]
@@ -86,8 +89,8 @@ def as_latex(comparison: Comparison) -> str:
 def _latex_cell(mean: str, spread: str) -> str:
     if not mean:
         return "--"
-    if scientific := re.fullmatch(r"([\d.]+)e([+-])0*(\d+)", mean):
-        return rf"${scientific[1]} \times 10^{{{scientific[2].strip('+')}{scientific[3]}}}$"
+    if scientific := re.fullmatch(r"([\d.]+)e0*(\d+)", mean):
+        return rf"${scientific[1]} \times 10^{{{scientific[2]}}}$"
     return rf"${mean} \pm {spread}$" if spread else mean
 
 

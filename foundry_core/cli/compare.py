@@ -83,14 +83,17 @@ def shown(comparison: Comparison) -> str:
     parts = [table(*tables.terminal(comparison, figures, seeds=several))]
     if max(map(len, parts[0].splitlines())) > screen_width():
         costs, results = [name for name in figures if name in COSTS], [name for name in figures if name not in COSTS]
-        both = filter(None, (costs, results))
-        parts = [table(*tables.terminal(comparison, names, seeds=several)) for names in both]
-    phenomena = [(name, title) for suite in comparison.suites for name, title in list(suite.figures.items())[1:]]
-    if phenomena:
-        _, rows = tables.terminal(comparison, [name for name, _ in phenomena])
-        models, columns = [row[0] for row in rows], list(zip(*(row[1:] for row in rows), strict=True))
-        body = [[title, *cells] for (_, title), cells in zip(phenomena, columns, strict=True)]
-        parts.append(table(["phenomenon", *models], body))
+        parts = [
+            table(*tables.terminal(comparison, costs, seeds=several)),
+            table(*tables.terminal(comparison, results)),
+        ]
+    for suite in comparison.suites:
+        if suite.phenomena:
+            names = dict(list(suite.figures.items())[1:])
+            _, rows = tables.terminal(comparison, list(names))
+            columns = zip(*(row[1:] for row in rows), strict=True)
+            body = [[title, *cells] for title, cells in zip(names.values(), columns, strict=True)]
+            parts.append(table([suite.name, *(row[0] for row in rows)], body))
     wrong = [each.name for each in comparison.conditions if not each.equal and not each.intended]
     lines = list(comparison.notes)
     if wrong:
