@@ -49,7 +49,12 @@ class Suite:
     @property
     def figures(self) -> dict[str, str]:
         """The names of its accuracies in a row, with what each is of."""
-        return {self.name: self.name} | {f"{self.name}/{each}": each for each in self.phenomena}
+        return {self.name: self.name} | self.phenomena_figures
+
+    @property
+    def phenomena_figures(self) -> dict[str, str]:
+        """Those of its phenomena."""
+        return {f"{self.name}/{each}": each for each in self.phenomena}
 
 
 @dataclass(frozen=True)
@@ -336,6 +341,13 @@ def _notes(runs: Sequence[Run]) -> Iterable[str]:
     tokenizers = {_task(run)[1] for run in runs} - {None}
     if len(tokenizers) > 1:
         yield "The tokenizers differ: compare bits per byte and perplexity per word, not the loss per token."
+    by_corpus: dict[str, list[str]] = {}
+    for run in runs:
+        if (last := _last_evaluation(run)).get("corpus"):
+            by_corpus.setdefault(last["corpus"], []).append(run.folder.name)
+    if len(by_corpus) > 1:
+        on = "; ".join(f"{corpus}: {', '.join(names)}" for corpus, names in by_corpus.items())
+        yield f"The losses are not of one text. {on}."
     if unfinished := [run for run in runs if not run.finished]:
         steps = ", ".join(f"{run.folder.name} at step {run.step:,}" for run in unfinished)
         yield f"Not trained to the end of the plan: {steps}."

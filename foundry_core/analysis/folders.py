@@ -31,7 +31,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 def _below(path: Path) -> list[Run]:
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not a run: there is no such folder")
+        problem = "it is not a folder" if path.exists() else "there is no such folder"
+        raise CheckpointError(f"{path} is not a run: {problem}")
     cells = _cells(path)
     runs = [Run(folder, values) for folder, values in cells.items() if is_run(folder)]
     if waiting := len(cells) - len(runs):

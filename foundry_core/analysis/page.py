@@ -190,7 +190,10 @@ def _results(comparison: Comparison) -> Iterable[Markup]:
     over = "the seeds (t distribution)" if several else "items"
     accuracy = " Accuracies are in percent, over all items of a suite." if comparison.suites else ""
     intervals = f" ± is half an interval of 95 % over {over}." if several or comparison.suites else ""
-    explained = f"Time is that of training alone, without evaluations and saving.{accuracy}{intervals}"
+    explained = (
+        "Losses are those of the last evaluation, on the test corpus if there is one. Time is that of training alone, "
+        f"without evaluations and saving.{accuracy}{intervals}"
+    )
     link = base64.b64encode(as_csv(comparison).encode()).decode()
     download = tag("a", "Table as CSV", href=f"data:text/csv;base64,{link}", download="comparison.csv", class_="screen")
     yield tag("p", explained, " ", download, class_="soft small")
@@ -205,7 +208,7 @@ def _phenomena(comparison: Comparison) -> Iterable[Markup]:
     body = []
     for suite in suites:
         body.append(tag("tr", tag("th", suite.name, colspan=str(columns), scope="rowgroup"), class_="group"))
-        for name, title in list(suite.figures.items())[1:]:
+        for name, title in suite.phenomena_figures.items():
             cells = [_figure(name, row.figures.get(name), bar=name in row.figures) for row in comparison.rows]
             body.append(tag("tr", _head_cell(title), *cells))
     yield tag("h2", "Accuracy by phenomenon")

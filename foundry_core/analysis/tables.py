@@ -6,9 +6,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
-from foundry_core.analysis.comparison import COSTS, Comparison
+from foundry_core.analysis.comparison import COSTS, FIGURES, Comparison, Row
 from foundry_core.analysis.intervals import Estimate
 from foundry_core.training.console import compact, duration
 
@@ -19,31 +19,25 @@ _COSTS: dict[str, Callable[[float], str]] = {
     "flops": lambda value: f"{value:.2e}".replace("e+", "e"),
     "seconds": duration,
 }
+_PLACES = {"loss": 3, "bits_per_byte": 3, "perplexity_per_word": 2}
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
-def digits(name: str, estimate: Estimate, *, more: int = 0) -> int:
-    """Return how many decimals a figure is shown with: so many that its interval has two figures, at least `more`."""
-    least = {"loss": 3, "bits_per_byte": 3, "perplexity_per_word": 2}.get(name, 1) + more
-    spread = estimate.spread
-    return least if not spread or spread >= 1 else min(max(least, 1 - math.floor(math.log10(spread))), 5)
-
-
 def shown(name: str, estimate: Estimate | None) -> tuple[str, str]:
-    """Return the mean of a figure and half its interval as text, empty where there is none; accuracies in percent."""
+    """Return the mean of a figure and half its interval as text, empty where there is none; accuracies in percent.
+
+    A figure has so many decimals that its interval has two figures, an accuracy one.
+    """
     if estimate is None:
         return "", ""
     if name in COSTS:
         return _COSTS.get(name, compact)(estimate.mean), ""
-    scaled = estimate if name in ("loss", "bits_per_byte", "perplexity_per_word") else _percent(estimate)
-    places = min(digits(name, scaled), 1 if scaled is not estimate else 5)
-    spread = scaled.spread
-    return f"{scaled.mean:.{places}f}", "" if spread is None else f"{spread:.{places}f}"
-
-
-def _percent(estimate: Estimate) -> Estimate:
-    low, high = (None if end is None else 100 * end for end in (estimate.low, estimate.high))
-    return Estimate(100 * estimate.mean, low, high, estimate.over, estimate.count)
+    spread, places = estimate.spread, _PLACES.get(name, 1)
+    if name not in _PLACES:
+        return f"{100 * estimate.mean:.1f}", "" if spread is None else f"{100 * spread:.1f}"
+    if spread:
+        places = min(max(1 - math.floor(math.log10(spread)), 0), 5)
+    return f"{estimate.mean:.{places}f}", "" if spread is None else f"{spread:.{places}f}"
 
 
 def terminal(comparison: Comparison, names: list[str], *, seeds: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -71,22 +65,31 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def as_latex(comparison: Comparison) -> str:
-    """Return the table for the package booktabs."""
-    titles = comparison.figures
-    lines = [
-        f"{LATEX_START}; needs \\usepackage{{booktabs}}. Accuracies in percent, intervals of 95 %.",
-        rf"\begin{{tabular}}{{l{'r' * len(titles)}}}",
-        r"\toprule",
-        " & ".join(["model", *map(_escaped, titles.values())]) + r" \\",
-        r"\midrule",
-    ]
-    for row in comparison.rows:
-        cells = [_latex_cell(*shown(name, row.figures.get(name))) for name in titles]
-        lines.append(" & ".join([_escaped(row.name), *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    """Return the table for the package booktabs, and one of the phenomena of each suite, a row for each."""
+    suites, titles = comparison.suites, comparison.figures
+    names = [name for name in titles if name in FIGURES or name in {suite.name for suite in suites}]
+    lines = [f"{LATEX_START}; needs \\usepackage{{booktabs}}. Accuracies in percent, intervals of 95 %."]
+    rows = [[_escaped(row.name), *(_latex_cell(row, name) for name in names)] for row in comparison.rows]
+    lines += _tabular(["model", *(titles[name] for name in names)], rows)
+    for suite in suites:
+        rows = [
+            [_escaped(title), *(_latex_cell(row, name) for row in comparison.rows)]
+            for name, title in suite.phenomena_figures.items()
+        ]
+        if rows:
+            lines += ["", *_tabular([suite.name, *(row.name for row in comparison.rows)], rows)]
+    return "\n".join([*lines, ""])
 
 
-def _latex_cell(mean: str, spread: str) -> str:
+def _tabular(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    body = [" & ".join(cells) + r" \\" for cells in rows]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
+    head = " & ".join(map(_escaped, header)) + r" \\"
+    return [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+
+
+def _latex_cell(row: Row, name: str) -> str:
+    mean, spread = shown(name, row.figures.get(name))
     if not mean:
         return "--"
     if scientific := re.fullmatch(r"([\d.]+)e0*(\d+)", mean):

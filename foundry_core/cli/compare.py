@@ -1,8 +1,8 @@
 """Compare runs: print their table, and write a page to send to a co-author.
 
 Name runs, the folder of a study, or any folder whose subfolders are runs. Runs
-that differ in nothing but the seed are one row, with means and intervals of 95
-% over the seeds (t distribution); the interval of an accuracy of a single run
+that differ in nothing but the seed are one row, with means and intervals of
+95 % over the seeds (t distribution); the interval of an accuracy of a single run
 is over items. Losses are those of the last evaluation on the test corpus, or
 without one on the validation corpus; accuracies those of the last checkpoint
 that foundry evaluate --suite has scored. Time is that of training alone.
@@ -10,7 +10,7 @@ that foundry evaluate --suite has scored. Time is that of training alone.
 The page is one HTML file without anything from the network: table, learning
 curves, differences between models, conditions checked, settings that differ,
 data, environment. With a folder as --output the table is written there too, as
-CSV and LaTeX, and every curve as PNG and SVG (pip install model-foundry[plots]).
+CSV and LaTeX, and each curve as PNG and SVG (needs model-foundry[plots]).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXAMPLE = """\
 examples:
   foundry compare runs/gpt2 runs/lstm
   foundry compare runs/study --output results
-  foundry compare runs/* --output for-anna.html --csv table.csv --latex table.tex"""
+  foundry compare runs --output anna.html --csv table.csv --latex table.tex"""
 
 PAGE = "comparison.html"
 _TABLES = ("table.csv", "table.tex")
@@ -89,7 +89,7 @@ def shown(comparison: Comparison) -> str:
         ]
     for suite in comparison.suites:
         if suite.phenomena:
-            names = dict(list(suite.figures.items())[1:])
+            names = suite.phenomena_figures
             _, rows = tables.terminal(comparison, list(names))
             columns = zip(*(row[1:] for row in rows), strict=True)
             body = [[title, *cells] for title, cells in zip(names.values(), columns, strict=True)]
