@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from foundry_core.analysis.conditions import Condition, check_conditions
 from foundry_core.analysis.intervals import Estimate, accuracy_difference, over_seeds
+from foundry_core.analysis.items import Items
 from foundry_core.analysis.runs import Facts, Run
 from foundry_core.config.settings import FREE, SEEDS, covered, flat
 from foundry_core.errors import CheckpointError, warn
@@ -276,13 +274,13 @@ def _suites(runs: Sequence[Run]) -> tuple[Suite, ...]:
 
 
 def _differences(rows: Sequence[Row], suites: Sequence[Suite]) -> Iterable[Difference]:
-    pairs = list(combinations(rows, 2))
+    pairs, items = list(combinations(rows, 2)), Items()
     for first, second in pairs if len(pairs) <= _MOST_PAIRS else [(rows[0], other) for other in rows[1:]]:
         for name in _LOSSES:
             if estimate := _loss_difference(name, first, second):
                 yield Difference(name, first.name, second.name, estimate, None)
         for suite in suites:
-            if found := _score_difference(suite.name, first, second):
+            if found := _score_difference(suite.name, first, second, items):
                 yield Difference(suite.name, first.name, second.name, *found)
 
 
@@ -311,7 +309,7 @@ def _paired(first: Row, second: Row) -> tuple[list[Run], list[Run]]:
     return [ones[seed] for seed in both], [twos[seed] for seed in both]
 
 
-def _score_difference(suite: str, first: Row, second: Row) -> tuple[Estimate, float] | None:
+def _score_difference(suite: str, first: Row, second: Row, items: Items) -> tuple[Estimate, float] | None:
     """Return the difference of the accuracy on the items that all runs were scored on."""
     ones, twos = _paired(first, second)
     paired = len(ones) == len(first.runs) == len(second.runs)
@@ -319,16 +317,10 @@ def _score_difference(suite: str, first: Row, second: Row) -> tuple[Estimate, fl
     last = [_last_scores(run).get(suite) for row in rows for run in row]
     if any(each is None or not each["items"] for each in last):
         return None
-    right = [_right(run, suite) for row in rows for run in row]
-    shared = sorted(set.intersection(*(set(each) for each in right)))
-    if not shared:
+    right = items.right([run for row in rows for run in row], suite)
+    if not right.shape[1]:
         return None
-    matrix: NDArray[np.bool_] = np.array([[each[item] for item in shared] for each in right], dtype=bool)
-    return accuracy_difference(matrix[: len(rows[0])], matrix[len(rows[0]) :], paired=paired)
-
-
-def _right(run: Run, suite: str) -> dict[tuple[str, str], bool]:
-    return {(str(row["paradigm"]), str(row["item"])): row["right"] for row in run.item_rows(suite)}
+    return accuracy_difference(right[: len(rows[0])], right[len(rows[0]) :], paired=paired)
 
 
 def _notes(runs: Sequence[Run]) -> Iterable[str]:

@@ -56,11 +56,11 @@ def charts(comparison: Comparison) -> list[Chart]:
     for corpus in ("validation", "test"):
         for name, title in titles.items():
             per = " per word" if name == "perplexity_per_word" else ""
-            curves = _curves(comparison, lambda run, c=corpus, n=name: _evaluated(run, c, n))  # type: ignore[misc]
+            curves = _curves(comparison, lambda run, c=corpus, n=name: _evaluated(run, c, n))
             found.append(Chart(f"{corpus}-{name}", f"{corpus} {title}{per}", curves))
     for suite in comparison.suites:
         for name, title in suite.figures.items():
-            curves = _curves(comparison, lambda run, n=name: _scored(run, n))  # type: ignore[misc]
+            curves = _curves(comparison, lambda run, n=name: _scored(run, n))
             found.append(Chart(name, title, curves, percent=True, suite=suite.name))
     return [chart for chart in found if chart.curves]
 
@@ -100,7 +100,7 @@ def _curve(row: Row, runs: Sequence[Mapping[int, tuple[Facts, float]]]) -> Curve
         key = axis if axis in ("flops", "seconds") else f"{axis}_seen"
         of_axis = [[each[group[-1]][0].get(key) for each in runs] for group in groups]
         if all(place is not None for each in of_axis for place in each):
-            places[axis] = tuple(map(_mean, of_axis))
+            places[axis] = tuple(_mean([place for place in each if place is not None]) for each in of_axis)
     return Curve(row.name, places, tuple(map(_mean, values)), tuple(map(min, values)), tuple(map(max, values)))
 
 

@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -249,8 +248,12 @@ class Run:
 
     def _cost(self, step: int, tokens: int | None) -> Facts:
         """Return the time until the last report up to a step, and the operations that so many tokens have taken."""
-        seconds = next((row["seconds"] for row in reversed(self.steps) if row["step"] <= step), 0.0)
-        return {"seconds": seconds, "flops": self._flops(tokens)}
+        before = bisect_right(self._logged, step)
+        return {"seconds": self.steps[before - 1]["seconds"] if before else 0.0, "flops": self._flops(tokens)}
+
+    @cached_property
+    def _logged(self) -> list[int]:
+        return [row["step"] for row in self.steps]
 
 
 def _budget(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -323,19 +326,22 @@ def _results_of(path: Path, result: Facts) -> Iterator[Facts]:
 
 def _items_of(path: Path, step: int) -> Iterator[Facts]:
     """Yield the items of a suite in order, each right or not."""
-    text = read_plain_file(path).decode(errors="replace")
-    lines = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
-    if missing := {"paradigm", "item", "right"} - set(lines.fieldnames or ()):
+    head, *lines = read_plain_file(path).decode(errors="replace").rstrip("\n").split("\n")
+    columns = head.split("\t")
+    if missing := {"paradigm", "item", "right"} - set(columns):
         raise CheckpointError(f"{path}:1: there is no column {min(missing)}")
     for number, line in enumerate(lines, start=2):
-        if line["right"] not in ("0", "1", "False", "True", "false", "true"):
-            raise CheckpointError(f"{path}:{number}: right is {line['right']!r}, not 0 or 1")
+        cells = line.split("\t")
+        if len(cells) != len(columns):
+            raise CheckpointError(f"{path}:{number}: {len(cells)} cells, not {len(columns)}")
+        found: Facts = {"step": step} | dict.fromkeys(_ITEM_COLUMNS) | dict(zip(columns, cells, strict=True))
+        if found["right"] not in ("0", "1"):
+            raise CheckpointError(f"{path}:{number}: right is {found['right']!r}, not 0 or 1")
         try:
-            margin = float(line["margin"]) if line.get("margin") else None
+            found["margin"] = float(found["margin"]) if found["margin"] else None
         except ValueError:
-            raise CheckpointError(f"{path}:{number}: margin is {line['margin']!r}, not a number") from None
-        named = {name: line.get(name) for name in _ITEM_COLUMNS}
-        yield {"step": step, **named, "right": line["right"] in ("1", "True", "true"), "margin": margin}
+            raise CheckpointError(f"{path}:{number}: margin is {found['margin']!r}, not a number") from None
+        yield found | {"right": found["right"] == "1"}
 
 
 def _frame(rows: Iterable[Facts]) -> DataFrame:

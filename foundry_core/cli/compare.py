@@ -2,8 +2,8 @@
 
 Name runs, the folder of a study, or any folder whose subfolders are runs. Runs
 that differ in nothing but the seed are one row, with means and intervals of
-95 % over the seeds (t distribution); the interval of an accuracy of a single run
-is over items. Losses are those of the last evaluation on the test corpus, or
+95 % over the seeds (t distribution); the interval of an accuracy of one run is
+over items. Losses are those of the last evaluation on the test corpus, or
 without one on the validation corpus; accuracies those of the last checkpoint
 that foundry evaluate --suite has scored. Time is that of training alone.
 
