@@ -266,6 +266,7 @@ def test_a_name_in_a_page_is_text_whatever_it_looks_like(hostile: Path) -> None:
     assert HOSTILE in {chart["title"] for chart in data["charts"]}
 
 
+@pytest.mark.long
 def test_the_command_prints_the_table_and_writes_the_page(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
