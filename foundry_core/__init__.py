@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from foundry_core.analysis.runs import open_run
     from foundry_core.config.experiment import ExperimentConfig
     from foundry_core.config.loading import load_config
     from foundry_core.config.sections import TrainingConfig
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from foundry_core.training.run import run
 
 _NAMES = {
+    "analysis.runs": "open_run",
     "config.experiment": "ExperimentConfig",
     "config.loading": "load_config",
     "config.sections": "TrainingConfig",
@@ -125,6 +127,7 @@ __all__ = [
     "get_data_collator",
     "hookimpl",
     "load_config",
+    "open_run",
     "projected",
     "projected_tanh_gelu",
     "register_architecture",

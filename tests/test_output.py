@@ -12,8 +12,9 @@ import yaml
 from foundry_core import RunInfo, hookimpl
 from foundry_core.errors import warn
 from foundry_core.registry.hooks import hook_manager
-from foundry_core.training.console import Console, reading
+from foundry_core.training.console import Console
 from foundry_core.training.notifier import Notifier
+from foundry_core.training.progress import reading
 
 FOUNDRY = f"{sys.executable} -m foundry_core.cli"
 

@@ -21,7 +21,7 @@ def _threads():
     torch.set_num_threads(before)
 
 
-def test_it_leaves_a_table_a_picture_and_yamls_that_train_again(tmp_path, monkeypatch, capsys):
+def test_it_leaves_a_table_a_page_and_yamls_that_train_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     results = quickstart("qs", share=0.01)
     table, err = capsys.readouterr()
@@ -30,7 +30,7 @@ def test_it_leaves_a_table_a_picture_and_yamls_that_train_again(tmp_path, monkey
         line = next(line for line in table.splitlines() if line.startswith(name))
         assert f"{figures['test_loss']:.3f}" in line
     assert set(results) == {"gpt2", "bert", "lstm"}
-    assert (tmp_path / "qs" / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "qs" / "comparison.html").stat().st_size > 10_000
     text_seen = [verify_run(tmp_path / "qs" / "runs" / name)[0][-1].text_seen for name in results]
     assert len(set(text_seen)) == 1
     config = load_config("qs/lstm.yaml", ["training.output_dir=again", "training.train_tokens=1k"])

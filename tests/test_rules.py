@@ -26,7 +26,7 @@ PLUGIN_FILES = sorted(
     if "build" not in path.parts
 )
 
-HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safetensors", "rich", "matplotlib"}
+HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safetensors", "rich", "matplotlib", "pandas"}
 
 LAYERS = (
     "errors random_streams run_folder < storage < schema devices < registry < config < corpus < tokenization < models "
@@ -272,7 +272,7 @@ WRITES_BY_ITSELF = {
     ("cli.common", "open"): "the null device, in place of a reader that has gone",
     ("evaluation.corpus_loss", "TemporaryDirectory"): "scratch: the tokens of a text that is only scored",
     ("cli.plan", "TemporaryDirectory"): "scratch: the data of architectures that are only measured",
-    ("cli.quickstart", "savefig"): "into memory; `storage` writes the picture",
+    ("analysis.curves", "savefig"): "into memory; `storage` writes the picture",
     ("training.profiling", "TemporaryDirectory"): "scratch for torch's profiler, which writes its trace to a path",
     ("tokenization.trainers", "NamedTemporaryFile"): "scratch for a library that reads a path",
     ("tokenization.tokenizer_folder", "TemporaryDirectory"): "scratch for the next one",

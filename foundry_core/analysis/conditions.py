@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from foundry_core.checkpoints.checkpoint import checkpoint_step, checkpoints
-from foundry_core.checkpoints.compatibility import covered, flat
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.config.sections import BUDGETS, TEXT_KEYS
+from foundry_core.config.settings import covered, flat
 from foundry_core.data.preparation import TEST_DATA, TOKENIZER_DATA, VALIDATION_DATA
 from foundry_core.errors import CheckpointError, UsageError
 from foundry_core.models.building import read_description

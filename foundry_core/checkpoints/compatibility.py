@@ -14,38 +14,15 @@ import torch
 from foundry_core import __version__
 from foundry_core.checkpoints.state import TrainState, unchecked_manifest
 from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.config.settings import FREE, covered, flat
 from foundry_core.data.preparation import TOKENIZER_DATA
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean
 from foundry_core.models.building import installed_plugin, read_description, release
 from foundry_core.run_folder import MANIFEST
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
 
-FREE = (
-    *("logging", "plugins", "training.output_dir", "training.checkpoints", "training.num_workers", "training.device"),
-    *("tokenizer.path", "tokenizer.pretokenized", "training.suites"),
-)
-"""Settings that may differ, because they change no weight: what, where and how often a run reports and saves, and the
-modules of observers. The packages that ship what is trained with are compared by themselves, and so is the tokenizer.
-"""
 SCHEDULE = tuple(f"training.checkpoints.{key}" for key in ("every_steps", "log_base", "steps", "milestones"))
 """Settings among them that are not free where `training.evaluate_at` follows the checkpoints: evaluations decide."""
-
-
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of nested sections under their dotted keys."""
-    found, sections = {}, [("", settings)]
-    for prefix, section in sections:  # not recursive: a stranger's may be nested deeply
-        for key, value in section.items():
-            if isinstance(value, Mapping):
-                sections.append((f"{prefix}{key}.", value))
-            else:
-                found[f"{prefix}{key}"] = value
-    return found
-
-
-def covered(key: str, names: Iterable[str]) -> bool:
-    """Check whether a dotted key is among names of keys and sections."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], added: Collection[str] = ()) -> dict[str, str]:

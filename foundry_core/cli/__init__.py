@@ -43,6 +43,7 @@ VERBS = {
     "evaluate": "score a checkpoint on a text or on suites",
     "surprisal": "write the surprisal of each word of a text as a table",
     "study": "train a grid of runs under equal conditions",
+    "compare": "compare runs: a table, and a page for a co-author",
     "verify": "check the files and the history of a run",
     "seen": "show what a run has trained on, and how often",
     "generate": "generate text from a checkpoint",
@@ -54,17 +55,8 @@ VERBS = {
 }
 
 _PRINTING = {
-    "init",
-    "validate",
-    "plan",
-    "evaluate",
-    "surprisal",
-    "generate",
-    "migrate",
-    "schema",
+    *("init", "validate", "plan", "evaluate", "surprisal", "seen", "compare", "study", "generate", "migrate", "schema"),
     "plugins",
-    "seen",
-    "study",
 }
 
 _NO_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}

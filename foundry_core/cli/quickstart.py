@@ -1,5 +1,6 @@
 """Take a first look: write a corpus of a toy English, train a GPT-2, a BERT and an
-LSTM on it, and print what each has learned. Nothing is downloaded.
+LSTM on it, print what each has learned, and write a page with their learning
+curves. Nothing is downloaded.
 
 This takes about two minutes on two cores. You can then edit its YAMLs and
 train them again with foundry train.
@@ -8,7 +9,6 @@ train them again with foundry train.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 import time
@@ -51,6 +51,7 @@ training:
   precision: fp32                              # the same for all models of the table, on any machine
   compile: false
   checkpoints: {{every_steps: 500}}
+  evaluate_every_steps: 250
 logging: {{log_every_steps: 20}}
 """
 
@@ -91,7 +92,7 @@ def execute(options: argparse.Namespace) -> None:
 
 @warned_once()
 def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict[str, dict[str, Any]]:
-    """Write the corpus and the YAMLs, train those of the three architectures that are installed, print the table.
+    """Write the corpus and the YAMLs, train the architectures that are installed, print the table.
 
     Args:
         folder: Where to write: a new or empty folder, or one of an earlier quickstart.
@@ -104,6 +105,9 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     with large_imports():
         import torch
 
+        from foundry_core.analysis.comparison import compare
+        from foundry_core.analysis.folders import find_runs
+        from foundry_core.cli.compare import PAGE, write_page
         from foundry_core.config.loading import load_config
         from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs
         from foundry_core.models.base import BaseLanguageModel
@@ -127,14 +131,13 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     sentences = {"train_sentences": round(share * 120_000), "test_sentences": round(share * 2_000)}
     corpus = write_corpus(folder / "corpus", **sentences, seed=seed)
     pairs = read_pairs(corpus.minimal_pairs)
-    curves: dict[str, list[dict[str, Any]]] = {}
     results: dict[str, dict[str, Any]] = {}
     for name in names:
         config = load_config(folder / f"{name}.yaml")
         state = run(config)
         checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"
         metrics = [json.loads(line) for line in checkpoint.with_name(METRICS).read_text().splitlines()]
-        curve = curves[name] = [each for each in metrics if each["kind"] == "train"]
+        curve = [each for each in metrics if each["kind"] == "train"]
         model = BaseLanguageModel.from_pretrained(checkpoint)
         results[name] = {
             "parameters": model.get_parameter_count().total,
@@ -156,7 +159,9 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     ]
     header = ("model", "parameters", "tokens/s", "test loss", "floor", "0 attractors", "1", "2")
     report(f"\n{table(header, rows)}\n\n{_EXPLANATION.format(entropy=corpus.entropy_per_token)}")
-    _draw(folder / "curves.png", curves, corpus.entropy_per_token)
+    page = folder / PAGE
+    write_page(compare(find_runs(folder / "runs" / name for name in names), "What three models have learned"), page)
+    report(f"Learning curves, conditions and settings side by side: {page}")
     _mark(folder, yamls, seed=seed, results=results)
     report(f"Took {duration(time.monotonic() - started)}. Next: foundry generate {folder}/runs/{names[0]} --samples 5")
     return results
@@ -200,25 +205,3 @@ def _make_room(folder: Path, yamls: Mapping[str, str]) -> None:
 
 def _mark(folder: Path, yamls: Mapping[str, str], **facts: Any) -> None:
     write_file(folder / _MARKER, (json.dumps({"yamls": yamls, **facts}, indent=1) + "\n").encode())
-
-
-def _draw(path: Path, curves: Mapping[str, list[dict[str, Any]]], entropy: float) -> None:
-    """Draw the learning curves above the entropy of the grammar, if matplotlib is installed, which is an extra."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(7, 4.2), layout="tight")
-    axes = figure.subplots()
-    for name, curve in curves.items():
-        label = f"{name} (masked)" if _EXPERIMENTS[name][-1] == _MASKED else name
-        million_words = [each["tokens_seen"] / 1e6 for each in curve]
-        axes.plot(million_words, [each["loss"] for each in curve], label=label)
-    axes.axhline(entropy, color="black", linestyle="--", linewidth=1, label="entropy of the grammar")
-    axes.set(xlabel="million words seen", ylabel="training loss (nats per word)", title="Learning the toy language")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150)
-    write_file(path, buffer.getvalue())
-    report(f"Learning curves: {path}")

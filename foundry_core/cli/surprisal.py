@@ -186,14 +186,13 @@ def _stdin() -> str:
 
 def _column(options: argparse.Namespace) -> Iterator[str]:
     """Yield the text of each row of a TSV. Raises DataError with the line of what is not one."""
-    from foundry_core.corpus.files import stamp_of
-    from foundry_core.corpus.reader import json_lines
+    from foundry_core.corpus.reader import placed_lines
 
     if options.text == _STDIN:
         lines = ((f"stdin:{number}", line) for number, line in enumerate(_stdin().split("\n"), 1) if line.strip())
     else:
         path = Path(options.text)
-        lines = ((str(place), line.removesuffix("\r")) for place, line in json_lines(path, stamp_of(path)))
+        lines = ((str(place), line) for place, line in placed_lines(path) if line and not line.isspace())
     place = _name(options)
 
     def given() -> Iterator[str]:

@@ -38,6 +38,7 @@ from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.carried import CarriedState
+from foundry_core.models.cost import training_flops
 from foundry_core.random_streams import derive
 from foundry_core.registry.reports import StepReport
 from foundry_core.run_folder import checkpoint_name
@@ -250,7 +251,8 @@ class Trainer:
             facts["started_from"] = self.state.started_from
         if self.data.train.info.unknown:
             facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
-        write_record(self.config, facts, self.plan, self.data.description, self.choices.reasons)
+        flops = training_flops(self.model, plan.total_samples, self.data.train_rows.length)
+        write_record(self.config, facts | {"training_flops": flops}, plan, self.data.description, self.choices.reasons)
         self.notifier.tell("foundry_run_started", run=run_info(self.config, facts, self.plan, self.state))
 
     def batches(self) -> Iterator[Batch]:

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
-from foundry_core.checkpoints.compatibility import changed_settings, check_allowed, covered, flat
+from foundry_core.checkpoints.compatibility import changed_settings, check_allowed
 from foundry_core.checkpoints.state import unchecked_manifest
 from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.config.settings import covered, flat
 from foundry_core.errors import CheckpointError
 from foundry_core.models.building import read_description
 from foundry_core.models.folder import load_weights

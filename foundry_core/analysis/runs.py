@@ -1,0 +1,352 @@
+"""A run that has been trained, read from its folder: configuration, metrics, checkpoints, scores. Imports no torch.
+
+`open_run` is for notebooks, and its tables are pandas data frames. The same rows as plain lists are `steps`,
+`evaluated`, `saved` and `scored`, for which pandas is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from foundry_core.checkpoints.names import named_checkpoints
+from foundry_core.config.yaml_source import YamlSource
+from foundry_core.errors import CheckpointError, UsageError
+from foundry_core.run_folder import CHECKPOINT, CONFIG, METRICS, RECORD, SCORES, TRAINER_STATE
+from foundry_core.storage.files import read_appended
+from foundry_core.storage.manifest import parse_json, read_plain_file
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Facts: TypeAlias = dict[str, Any]
+"""A row of a table: values by the names of their columns."""
+
+UNITS = ("tokens", "words", "bytes")
+_OF_A_SCORE = ("step", "tokens_seen", "words_seen", "checkpoint", "suite", "measure")
+_ITEM_COLUMNS = ("paradigm", "phenomenon", "item", "right", "margin", "place")
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open the folder of a run, that is its `training.output_dir`.
+
+    Raises:
+        CheckpointError: It is not the folder of a run, or what it holds is damaged.
+    """
+    return Run(folder)
+
+
+def is_run(folder: Path) -> bool:
+    """Check whether a folder holds what every run writes at its start."""
+    return (folder / CONFIG).is_file() and (folder / RECORD).is_file()
+
+
+class Run:
+    """What a run has left in its folder; each file is read when it is first asked for.
+
+    Attributes:
+        folder: The folder.
+        config: The resolved configuration as plain data, every default written out.
+        record: The content of run.json: versions, device, corpora, plan.
+        cell: In a study, the name of its value on each axis but that of the seeds; empty outside of one.
+    """
+
+    def __init__(self, folder: str | Path, cell: Mapping[str, str] | None = None):
+        self.cell = dict(cell or {})
+        self.folder = Path(os.path.expanduser(folder))  # noqa: PTH111 - leaves ~nobody as it is
+        if not is_run(self.folder):
+            what = f"it has no {CONFIG} with a {RECORD}" if self.folder.is_dir() else "there is no such folder"
+            raise CheckpointError(f"{self.folder} is not a run: {what}")
+        self.config: Mapping[str, Any] = _mapping(self.folder / CONFIG, YamlSource.read(self.folder / CONFIG).data)
+        record = self.folder / RECORD
+        self.record: Mapping[str, Any] = _mapping(record, parse_json(record, read_plain_file(record)))
+        for section in ("data", "model", "training"):
+            _mapping(self.folder / CONFIG, self.config.get(section))
+
+    def __repr__(self) -> str:
+        return f"open_run({str(self.folder)!r})"
+
+    @property
+    def name(self) -> str:
+        """`experiment_name`."""
+        return str(self.config.get("experiment_name", self.folder.name))
+
+    @property
+    def architecture(self) -> str:
+        """`model.architecture`."""
+        return str(self.config["model"].get("architecture"))
+
+    @property
+    def objective(self) -> str:
+        """`training.objective`."""
+        return str(self.config["training"].get("objective"))
+
+    @property
+    def seed(self) -> int | None:
+        """`random_seed`."""
+        seed = self.config.get("random_seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of parameters, embeddings included."""
+        return self.record.get("parameters")
+
+    @property
+    def step(self) -> int:
+        """The last step of which there is a report; 0 before the first one."""
+        return max((row["step"] for row in (*self.steps[-1:], *self.evaluated[-1:])), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the training text seen so far."""
+        return self._seen("tokens")
+
+    @property
+    def words(self) -> int:
+        """Words of the training text seen so far."""
+        return self._seen("words")
+
+    @property
+    def flops(self) -> float | None:
+        """Floating-point operations of the training so far; None for a run of a version that did not record them."""
+        return self._flops(self.tokens)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training so far, without evaluations and saving; None before the first report."""
+        return self.steps[-1]["seconds"] if self.steps else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step of the plan has been taken; early stopping ends a run before it."""
+        plan = self.record.get("plan")
+        return isinstance(plan, dict) and self.step >= plan.get("total_steps", 0)
+
+    @property
+    def state(self) -> Facts:
+        """Position and digests of the newest checkpoint, as it stores them; empty without a checkpoint."""
+        return self.saved[-1]["state"] if self.saved else {}
+
+    def metrics(self) -> DataFrame:
+        """Return a row for each logged step, with the seconds and the FLOPs until then."""
+        return _frame(self.steps)
+
+    def evaluations(self) -> DataFrame:
+        """Return a row for each evaluation; `corpus` is validation or test."""
+        return _frame(self.evaluated)
+
+    def checkpoints(self) -> DataFrame:
+        """Return a row for each checkpoint: step, what had been seen, folder, and the name of its milestone."""
+        return _frame([{name: value for name, value in row.items() if name != "state"} for row in self.saved])
+
+    def scores(self) -> DataFrame:
+        """Return a row for each result: of a suite, of each phenomenon and each paradigm, at each scored checkpoint.
+
+        `level` is suite, phenomenon or paradigm; low and high are the interval over items.
+        """
+        return _frame([{name: value for name, value in row.items() if name != "file"} for row in self.scored])
+
+    def items(self, suite: str, checkpoint: str | None = None) -> DataFrame:
+        """Return a row for each item of a suite.
+
+        Args:
+            suite: The name of the suite.
+            checkpoint: The folder of a checkpoint, such as "checkpoint-1000"; the last one that was scored by default.
+
+        Raises:
+            UsageError: There are no results of it.
+        """
+        return _frame(self.item_rows(suite, checkpoint))
+
+    @cached_property
+    def steps(self) -> list[Facts]:
+        """The reports of logged steps, in order; of an auxiliary term, `auxiliary.<name>`."""
+        rows, seconds, before = [], 0.0, 0
+        for line in self._reports:
+            if line["kind"] != "train":
+                continue
+            # Speeds are measured between two reports, evaluations and saving taken out. They survive an interruption,
+            # which the time on the clock does not.
+            speed = line.get("tokens_per_second") or 0.0
+            seconds += (line["tokens_seen"] - before) / speed if speed > 0 else 0.0
+            before = line["tokens_seen"]
+            named = {f"auxiliary.{name}": value for name, value in (line.get("auxiliary") or {}).items()}
+            plain = {name: value for name, value in line.items() if not isinstance(value, dict) and name != "kind"}
+            rows.append({**plain, **named, "seconds": seconds, "flops": self._flops(before)})
+        return rows
+
+    @cached_property
+    def evaluated(self) -> list[Facts]:
+        """The evaluations, in order."""
+        rows, at = [], {row["step"]: row for row in self.steps}
+        for line in self._reports:
+            if line["kind"] == "eval":
+                trained = at.get(line["step"], {})
+                # Runs of the first version recorded neither the corpus nor what had been seen.
+                seen = {f"{unit}_seen": trained.get(f"{unit}_seen") for unit in UNITS}
+                row = {"corpus": "test", **seen, **line}
+                del row["kind"]
+                rows.append(row | self._cost(row["step"], row["tokens_seen"]))
+        return rows
+
+    @cached_property
+    def saved(self) -> list[Facts]:
+        """The checkpoints by step, with the state that each stores."""
+        matches = ((path, CHECKPOINT.match(path.name)) for path in self.folder.iterdir())
+        paths = {int(match.group(1)): path for path, match in matches if match is not None}
+        names = {target: link.name for link, target in named_checkpoints(self.folder).items()}
+        rows = []
+        for step, path in sorted(paths.items()):
+            file = path / TRAINER_STATE
+            state = _mapping(file, _mapping(file, parse_json(file, read_plain_file(file))).get("foundry"))
+            seen = {name: state.get(name) for name in ("tokens_seen", "words_seen", "epoch")}
+            place = {"folder": str(path), "name": names.get(path.name), "state": state}
+            rows.append({"step": step, **seen, **self._cost(step, seen["tokens_seen"]), **place})
+        return rows
+
+    @cached_property
+    def scored(self) -> list[Facts]:
+        """The results of suites, by suite and step."""
+        paths = sorted((self.folder / SCORES).glob("*/*.json"))
+        found = [row for path in paths for row in _results_of(path, _result(path))]
+        rows = [row | self._cost(row["step"], row["tokens_seen"]) for row in found]
+        order = {"suite": 0, "phenomenon": 1, "paradigm": 2}
+        return sorted(rows, key=lambda row: (row["suite"], row["step"], order[row["level"]]))
+
+    def item_rows(self, suite: str, checkpoint: str | None = None) -> list[Facts]:
+        """Return the rows of `items` as plain data."""
+        whole = [row for row in self.scored if row["level"] == "suite"]
+        found = [row for row in whole if row["suite"] == suite and checkpoint in (None, row["checkpoint"])]
+        if not found:
+            where = f" at {checkpoint}" if checkpoint is not None else ""
+            known = ", ".join(dict.fromkeys(row["suite"] for row in whole)) or "none"
+            raise UsageError(f"{self.folder} has no results of a suite {suite!r}{where}; it has: {known}")
+        return list(_items_of(Path(found[-1]["file"]).with_suffix(".tsv"), found[-1]["step"]))
+
+    @cached_property
+    def _reports(self) -> list[Facts]:
+        path = self.folder / METRICS
+        if not os.path.lexists(path):
+            return []
+        lines = read_appended(path).split(b"\n")[:-1]  # what follows the last line end was torn by a crash
+        return [_report(path, number, line) for number, line in enumerate(lines, start=1)]
+
+    def _seen(self, unit: str) -> int:
+        last = (*self.steps[-1:], *self.evaluated[-1:])
+        return max((row.get(f"{unit}_seen") or 0 for row in last), default=0)
+
+    def _flops(self, tokens: int | None) -> float | None:
+        """Return the operations that so many tokens have taken: every token takes as many as any other."""
+        whole, budget = self.record.get("training_flops"), _budget(self.record).get("tokens")
+        return whole * (tokens or 0) / budget if whole is not None and budget else None
+
+    def _cost(self, step: int, tokens: int | None) -> Facts:
+        """Return the time until the last report up to a step, and the operations that so many tokens have taken."""
+        before = bisect_right(self._logged, step)
+        return {"seconds": self.steps[before - 1]["seconds"] if before else 0.0, "flops": self._flops(tokens)}
+
+    @cached_property
+    def _logged(self) -> list[int]:
+        return [row["step"] for row in self.steps]
+
+
+def _budget(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    plan = record.get("plan")
+    budget = plan.get("budget") if isinstance(plan, dict) else None
+    return budget if isinstance(budget, dict) else {}
+
+
+def _mapping(path: Path, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it is not what a run writes")
+    return content
+
+
+def _report(path: Path, number: int, line: bytes) -> Facts:
+    """Return a line of metrics.jsonl; Python's JSON reads the infinities that a perplexity can reach."""
+    try:
+        report = json.loads(line)
+        if type(report["step"]) is not int:
+            raise ValueError("its step is not a number")
+        needed = {"train": ("loss", "tokens_seen"), "eval": ("loss",)}.get(report["kind"], ())
+        if not all(isinstance(report[name], int | float) for name in needed):
+            raise ValueError(f"it lacks one of: {', '.join(needed)}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}:{number}: not a report of training: {type(error).__name__}: {error}") from error
+    return dict(report)
+
+
+def _result(path: Path) -> Facts:
+    """Return the result of a suite on a checkpoint, once it has what every result has."""
+    result = _mapping(path, parse_json(path, read_plain_file(path)))
+    try:
+        if type(result["step"]) is not int or not isinstance(result["suite"], str):
+            raise ValueError("its step or suite is missing")
+        for parts in (result["paradigms"], result["phenomena"]):
+            if not all(isinstance(each["accuracy"], float | int | None) for each in parts.values()):
+                raise ValueError("an accuracy is not a number")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a result of a suite: {type(error).__name__}: {error}") from error
+    return result
+
+
+def _suite(result: Facts) -> str:
+    """Return the name of a suite; with another measure than the sum of log-probabilities, that too."""
+    measure = result.get("measure", "sum")
+    return str(result["suite"]) if measure == "sum" else f"{result['suite']} ({measure})"
+
+
+def _results_of(path: Path, result: Facts) -> Iterator[Facts]:
+    """Yield the rows of a result: the whole suite, its phenomena, its paradigms."""
+    shared = {name: result.get(name) for name in _OF_A_SCORE} | {"checkpoint": path.parent.name}
+    shared |= {"suite": _suite(result), "file": str(path)}
+    parts = [("suite", shared["suite"], result)]
+    parts += [("phenomenon", name, each) for name, each in result["phenomena"].items()]
+    parts += [("paradigm", name, each) for name, each in result["paradigms"].items()]
+    for level, name, part in parts:
+        low, high = part.get("interval") or (None, None)
+        yield shared | {
+            "level": level,
+            "name": name,
+            "phenomenon": name if level == "phenomenon" else part.get("phenomenon"),
+            "accuracy": part.get("accuracy"),
+            "low": low,
+            "high": high,
+            "items": part.get("items"),
+            "macro": part.get("macro"),
+            "left_out": part.get("left_out"),
+        }
+
+
+def _items_of(path: Path, step: int) -> Iterator[Facts]:
+    """Yield the items of a suite in order, each right or not."""
+    head, *lines = read_plain_file(path).decode(errors="replace").rstrip("\n").split("\n")
+    columns = head.split("\t")
+    if missing := {"paradigm", "item", "right"} - set(columns):
+        raise CheckpointError(f"{path}:1: there is no column {min(missing)}")
+    for number, line in enumerate(lines, start=2):
+        cells = line.split("\t")
+        if len(cells) != len(columns):
+            raise CheckpointError(f"{path}:{number}: {len(cells)} cells, not {len(columns)}")
+        found: Facts = {"step": step} | dict.fromkeys(_ITEM_COLUMNS) | dict(zip(columns, cells, strict=True))
+        if found["right"] not in ("0", "1"):
+            raise CheckpointError(f"{path}:{number}: right is {found['right']!r}, not 0 or 1")
+        try:
+            found["margin"] = float(found["margin"]) if found["margin"] else None
+        except ValueError:
+            raise CheckpointError(f"{path}:{number}: margin is {found['margin']!r}, not a number") from None
+        yield found | {"right": found["right"] == "1"}
+
+
+def _frame(rows: Iterable[Facts]) -> DataFrame:
+    try:
+        import pandas
+    except ImportError:
+        raise UsageError("data frames need a package: pip install model-foundry[analysis]") from None
+    return pandas.DataFrame(list(rows))

@@ -1,0 +1,148 @@
+"""Compare runs: print their table, and write a page to send to a co-author.
+
+Name runs, the folder of a study, or any folder whose subfolders are runs. Runs
+that differ in nothing but the seed are one row, with means and intervals of
+95 % over the seeds (t distribution); the interval of an accuracy of one run is
+over items. Losses are those of the last evaluation on the test corpus, or
+without one on the validation corpus; accuracies those of the last checkpoint
+that foundry evaluate --suite has scored. Time is that of training alone.
+
+The page is one HTML file without anything from the network: table, learning
+curves, differences between models, conditions checked, settings that differ,
+data, environment. With a folder as --output the table is written there too, as
+CSV and LaTeX, and each curve as PNG and SVG (needs model-foundry[plots]).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foundry_core.cli.common import path_argument, screen_width, table
+from foundry_core.errors import UsageError, warn
+
+if TYPE_CHECKING:
+    from foundry_core.analysis.comparison import Comparison
+
+EXAMPLE = """\
+examples:
+  foundry compare runs/gpt2 runs/lstm
+  foundry compare runs/study --output results
+  foundry compare runs --output anna.html --csv table.csv --latex table.tex"""
+
+PAGE = "comparison.html"
+_TABLES = ("table.csv", "table.tex")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    what = "folder of a run or of a study, or a folder whose subfolders are runs"
+    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help=what)
+    what = f"page to write, or with another ending a folder for page, tables and pictures (default: {PAGE})"
+    parser.add_argument("--output", type=path_argument, metavar="PATH", help=what)
+    parser.add_argument("--csv", type=path_argument, metavar="FILE", help="write the table with full precision")
+    parser.add_argument("--latex", type=path_argument, metavar="FILE", help="write the table for a paper (booktabs)")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table, and write no page")
+
+
+def execute(options: argparse.Namespace) -> None:
+    from foundry_core.analysis.comparison import compare
+    from foundry_core.analysis.folders import find_runs
+    from foundry_core.analysis.tables import as_csv, as_latex
+
+    files = {options.csv: as_csv, options.latex: as_latex}
+    output = None if options.json and not options.output else options.output or PAGE
+    page = output if output is None or output.endswith((".html", ".htm")) else str(Path(output) / PAGE)
+    for path in filter(None, (page, *files)):
+        _check_ours(path)
+    folders = options.runs
+    comparison = compare(find_runs(folders), Path(folders[0]).resolve().name if len(folders) == 1 else None)
+    for path, text in files.items():
+        if path is not None:
+            _write(path, text(comparison))
+    if page is not None:
+        write_page(comparison, page)
+        if page != output:
+            _write_beside(comparison, Path(page).parent)
+    if options.json:
+        print(json.dumps(comparison.plain, indent=1))
+        return
+    print(shown(comparison))
+    print(f"\npage: {page}")
+
+
+def shown(comparison: Comparison) -> str:
+    """Return the table for the terminal, accuracies by phenomenon below it, and the notes."""
+    from foundry_core.analysis import tables
+    from foundry_core.analysis.comparison import COSTS
+
+    suites = {suite.name for suite in comparison.suites}
+    figures = [name for name in comparison.figures if "/" not in name or name in suites]
+    several = any(len(row.runs) > 1 for row in comparison.rows)
+    parts = [table(*tables.terminal(comparison, figures, seeds=several))]
+    if max(map(len, parts[0].splitlines())) > screen_width():
+        costs, results = [name for name in figures if name in COSTS], [name for name in figures if name not in COSTS]
+        parts = [
+            table(*tables.terminal(comparison, costs, seeds=several)),
+            table(*tables.terminal(comparison, results)),
+        ]
+    for suite in comparison.suites:
+        if suite.phenomena:
+            names = suite.phenomena_figures
+            _, rows = tables.terminal(comparison, list(names))
+            columns = zip(*(row[1:] for row in rows), strict=True)
+            body = [[title, *cells] for title, cells in zip(names.values(), columns, strict=True)]
+            parts.append(table([suite.name, *(row[0] for row in rows)], body))
+    wrong = [each.name for each in comparison.conditions if not each.equal and not each.intended]
+    lines = list(comparison.notes)
+    if wrong:
+        lines.append(f"NOT EQUAL, and not intended: {', '.join(wrong)}")
+    elif comparison.conditions:
+        lines.append(f"{len(comparison.conditions)} conditions checked: equal, or different as intended.")
+    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])
+
+
+def write_page(comparison: Comparison, path: str | Path) -> None:
+    """Write the page of a comparison."""
+    from foundry_core.analysis.page import page
+
+    _write(path, page(comparison))
+
+
+def _write(path: str | Path, text: str) -> None:
+    from foundry_core.storage.files import write_file
+
+    write_file(path, text.encode())
+
+
+def _write_beside(comparison: Comparison, folder: Path) -> None:
+    """Write the tables and the pictures into the folder of the page."""
+    from foundry_core.analysis.curves import pictures
+    from foundry_core.analysis.tables import as_csv, as_latex
+    from foundry_core.storage.files import write_file
+
+    for name, text in zip(_TABLES, (as_csv, as_latex), strict=True):
+        _write(folder / name, text(comparison))
+    try:
+        for name, content in pictures(comparison):
+            write_file(folder / "curves" / name, content)
+    except ImportError:
+        warn("no pictures of the curves: they need a package, pip install model-foundry[plots]")
+
+
+def _check_ours(path: str) -> None:
+    """Refuse to replace a file that this verb has not written: it may be somebody's paper."""
+    from foundry_core.analysis.page import PAGE_START
+    from foundry_core.analysis.tables import CSV_START, LATEX_START
+
+    starts = tuple(start.encode() for start in (PAGE_START, CSV_START, LATEX_START))
+    try:
+        with Path(path).open("rb") as file:
+            begins = file.read(max(map(len, starts)))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    if not begins.startswith(starts):
+        raise UsageError(f"{path} was not written by foundry compare and is not overwritten: name another file")

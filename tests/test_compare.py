@@ -1,0 +1,336 @@
+"""Runs as data frames, `foundry compare`, and the page for a co-author."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foundry_core import open_run, run
+from foundry_core.analysis.comparison import Comparison, compare
+from foundry_core.analysis.folders import find_runs
+from foundry_core.analysis.intervals import accuracy_difference, over_seeds, t_quantile
+from foundry_core.analysis.page import page
+from foundry_core.analysis.tables import as_csv, as_latex
+from foundry_core.cli import main
+from foundry_core.errors import CheckpointError, UsageError
+from tests.browser import browser, program
+
+GUIDE = Path(__file__).parents[1] / "docs" / "evaluation" / "comparing.md"
+ITEMS, STEPS = 40, (10, 20)
+PHENOMENA = ("agreement", "islands & gaps")
+
+
+def score(folder: Path, suite: str = "toy", *, better: int = 0) -> None:
+    """Write results of a suite for a run: two phenomena, of which it gets the first items right."""
+    for step in STEPS:
+        place = folder / "scores" / f"checkpoint-{step}"
+        place.mkdir(parents=True, exist_ok=True)
+        right = {name: [at < step + better - 5 * part for at in range(ITEMS)] for part, name in enumerate(PHENOMENA)}
+        lines = ["paradigm\tphenomenon\titem\tright\tmargin\tplace"]
+        for name, each in right.items():
+            lines += [f"{name} 1\t{name}\t{at}\t{int(ok)}\t{0.5 if ok else -0.5}\tx:1" for at, ok in enumerate(each)]
+        parts = {
+            name: {"accuracy": sum(each) / ITEMS, "items": ITEMS, "interval": [0, 1]} for name, each in right.items()
+        }
+        whole = sum(map(sum, right.values())) / (2 * ITEMS)
+        result = {
+            "suite": suite,
+            "kind": "pairs",
+            "checkpoint": place.name,
+            "step": step,
+            "words_seen": 100 * step,
+            "tokens_seen": 110 * step,
+            "measure": "sum",
+            "items": 2 * ITEMS,
+            "accuracy": whole,
+            "macro": whole,
+            "interval": [whole - 0.1, whole + 0.1],
+            "paradigms": {f"{name} 1": {"phenomenon": name, "ties": 0, **each} for name, each in parts.items()},
+            "phenomena": parts,
+        }
+        (place / f"{suite}.json").write_text(json.dumps(result))
+        (place / f"{suite}.tsv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def trained(experiment: Any, corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs: gpt2 and lstm with two seeds each, and a bert with one."""
+    folder = tmp_path_factory.mktemp("study")
+    for at, (architecture, seed) in enumerate([("gpt2", 1), ("gpt2", 2), ("lstm", 1), ("lstm", 2), ("bert", 1)]):
+        place = folder / f"{architecture}-{seed}"
+        config = experiment(
+            architecture,
+            folder,
+            random_seed=seed,
+            experiment_name=f"{architecture}-{seed}",
+            data={"test_corpus": str(corpus.test)},
+            tokenizer={"vocab_size": 300, "output_dir": str(folder / "tokenizer")},
+            training={
+                "output_dir": str(place),
+                "train_steps": STEPS[-1],
+                "evaluate_every_steps": 10,
+                "checkpoints": {"every_steps": 10},
+                "objective": "masked_lm" if architecture == "bert" else "causal_lm",
+            },
+            logging={"log_every_steps": 2},
+        )
+        run(config, quiet=True)
+        score(place, better=3 * at)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comparison(trained: Path) -> Comparison:
+    return compare(find_runs([trained]), "study")
+
+
+@pytest.mark.long
+def test_a_run_opens_as_data_frames_and_imports_no_torch(trained: Path) -> None:
+    program = f"""
+import sys
+from foundry_core import open_run
+run = open_run({str(trained / "lstm-1")!r})
+frames = run.metrics(), run.evaluations(), run.checkpoints(), run.scores(), run.items("toy")
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+metrics, evaluations, checkpoints, scores, items = frames
+assert metrics.step.tolist() == list(range(2, 21, 2)) and metrics.seconds.is_monotonic_increasing
+assert metrics.tokens_seen.iloc[-1] == run.tokens and metrics.flops.iloc[-1] == run.flops > 0
+assert evaluations[["step", "corpus"]].values.tolist() == [[10, "test"], [20, "test"]]
+assert evaluations.seconds.tolist() == metrics.seconds[metrics.step.isin([10, 20])].tolist()
+assert checkpoints.step.tolist() == [0, 10, 20] and checkpoints.words_seen.iloc[-1] == run.words
+assert scores.query("level == 'suite' and step == 20").accuracy.item() == (26 + 21) / 80
+assert items.step.unique().tolist() == [20] and items.right.sum() == 26 + 21
+assert (run.architecture, run.seed, run.step, run.finished) == ("lstm", 1, 20, True)
+"""
+    (example,) = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    program += example.replace("runs/gpt2", str(trained / "gpt2-1")).replace("blimp", "toy")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_damage_is_named_with_its_file_and_line(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "lstm-1", tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole + b'{"kind": "train", "st')  # a crash tore the last line
+    assert open_run(tmp_path / "run").step == 20
+    metrics.write_bytes(whole.replace(b'"kind": "train", "step": 4,', b'"kind": "train", "step": "4",'))
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:2: not a report"):
+        _ = open_run(tmp_path / "run").steps
+    metrics.write_bytes(whole)
+    items = tmp_path / "run" / "scores" / "checkpoint-20" / "toy.tsv"
+    items.write_text(items.read_text().replace("\t1\t0.5", "\tmaybe\t0.5", 1))
+    with pytest.raises(CheckpointError, match=r"toy\.tsv:2: right is 'maybe'"):
+        open_run(tmp_path / "run").item_rows("toy")
+    with pytest.raises(UsageError, match="no results of a suite 'blimp'.*it has: toy"):
+        open_run(tmp_path / "run").item_rows("blimp")
+    items.with_suffix(".json").write_text('{"suite": "toy", "step": 20}')
+    with pytest.raises(CheckpointError, match=r"toy\.json is not a result of a suite"):
+        _ = open_run(tmp_path / "run").scored
+    with pytest.raises(CheckpointError, match="is not a run: it has no config"):
+        open_run(tmp_path)
+
+
+def test_runs_that_differ_only_in_the_seed_are_one_row(trained: Path, comparison: Comparison) -> None:
+    assert [(row.name, row.seeds) for row in comparison.rows] == [("bert", [1]), ("gpt2", [1, 2]), ("lstm", [1, 2])]
+    losses = [open_run(trained / f"lstm-{seed}").evaluated[-1]["loss"] for seed in (1, 2)]
+    estimate = comparison.rows[2].figures["loss"]
+    half = 12.7062 * abs(losses[0] - losses[1]) / 2  # t for one degree of freedom times the standard error
+    assert estimate.mean == pytest.approx(sum(losses) / 2)
+    assert estimate.spread == pytest.approx(half, rel=1e-5)
+    bert = comparison.rows[0].figures
+    assert "bits_per_byte" not in bert
+    assert bert["toy"].over == "items"
+    assert bert["toy"].low == pytest.approx(bert["toy"].mean - 0.1)
+    assert {row.figures["tokens"].mean for row in comparison.rows} == {open_run(trained / "bert-1").tokens}
+    assert comparison.settings["model.architecture"] == ("bert", "gpt2", "lstm")
+    assert not [key for key in comparison.settings if key.startswith(("random_seed", "experiment", "training.output"))]
+
+
+def test_the_t_interval_has_the_quantiles_of_the_tables() -> None:
+    found = [round(t_quantile(freedom), 3) for freedom in (1, 2, 3, 4, 9, 10, 30, 120)]
+    assert found == [12.706, 4.303, 3.182, 2.776, 2.262, 2.228, 2.042, 1.980]
+    assert over_seeds([3.0]).low is None
+
+
+def test_the_bootstrap_draws_items_and_seeds_in_pairs() -> None:
+    rng = np.random.default_rng(1)
+    first, second = rng.random((1, 2000)) < 0.8, rng.random((1, 2000)) < 0.76
+    estimate, p = accuracy_difference(first, second, paired=True)
+    error = (first.astype(float) - second).std() / 2000**0.5
+    assert estimate.spread == pytest.approx(1.96 * error, rel=0.06)
+    assert (estimate.over, p < 0.05) == ("items", True)
+    # Seeds that differ much more than the rows do: in pairs that cancels out.
+    seeds = np.array([[at < level for at in range(1000)] for level in (500, 600, 700, 800)])
+    shifted = np.roll(seeds, 20, axis=1) | seeds
+    paired, _ = accuracy_difference(shifted, seeds, paired=True)
+    apart, _ = accuracy_difference(shifted, seeds, paired=False)
+    assert paired.mean == apart.mean == pytest.approx(0.02)
+    assert paired.low is not None
+    assert apart.low is not None
+    assert 0 < paired.low < 0.02
+    assert apart.low < -0.05
+    same, p = accuracy_difference(seeds, seeds, paired=True)
+    assert (same.low, same.high, p) == (0, 0, 1)
+
+
+def test_rows_are_compared_where_a_comparison_means_something(comparison: Comparison) -> None:
+    found = {(each.figure, each.first, each.second): each for each in comparison.differences}
+    assert ("loss", "gpt2", "lstm") in found
+    assert ("loss", "bert", "gpt2") not in found  # the loss of another task, and a single seed
+    difference = found["toy", "gpt2", "lstm"]
+    assert difference.estimate.mean == pytest.approx(-6 / 40)
+    assert difference.estimate.over == "seeds and items"
+    assert any("different questions" in note for note in comparison.notes)
+
+
+def test_what_is_not_equal_and_not_meant_is_reported(trained: Path, tmp_path: Path) -> None:
+    assert all(each.equal or each.intended for each in compare(find_runs([trained])).conditions)
+    for name in ("gpt2-1", "lstm-1"):
+        shutil.copytree(trained / name, tmp_path / name)
+    metrics = tmp_path / "lstm-1" / "metrics.jsonl"
+    metrics.write_text("".join(line + "\n" for line in metrics.read_text().splitlines() if '"step": 20' not in line))
+    shutil.rmtree(tmp_path / "lstm-1" / "checkpoint-20")
+    state = tmp_path / "lstm-1" / "checkpoint-10" / "trainer_state.json"
+    state.write_text(re.sub(r'"words_seen": \d+', '"words_seen": 1', state.read_text()))
+    comparison = compare(find_runs([tmp_path]))
+    assert "words seen" in {each.name for each in comparison.conditions if not each.equal and not each.intended}
+    assert any(note.startswith("Not trained to the end") for note in comparison.notes)
+
+
+def test_tables_have_every_figure_for_a_paper(comparison: Comparison) -> None:
+    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(as_csv(comparison)))}
+    for row in comparison.rows:
+        for name, estimate in row.figures.items():
+            assert float(rows[row.name][name]) == estimate.mean
+            assert (rows[row.name][f"{name}_low"] == "") == (estimate.low is None)
+    assert rows["bert"]["bits_per_byte"] == ""
+    latex = as_latex(comparison)
+    assert r"islands \& gaps" in latex
+    lines = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    figures = len(comparison.figures) - len(PHENOMENA)
+    assert [line.count(" & ") for line in lines] == [figures] * 4 + [len(comparison.rows)] * 3
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+class Elements(html.parser.HTMLParser):
+    """The elements of a page, and the text of its data."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.names: list[str] = []
+        self.data = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.names[-1:] == ["script"] and not self.data:
+            self.data = data
+
+
+@pytest.fixture(scope="module")
+def hostile(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs with names that are HTML, and a suite that is."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for path in sorted(trained.glob("*-*")):
+        shutil.copytree(path, folder / path.name)
+        config = folder / path.name / "config.yaml"
+        config.write_text(config.read_text().replace("architecture: lstm", f'architecture: "{HOSTILE}"'))
+        for file in (folder / path.name / "scores").glob("*/toy.json"):
+            file.write_text(file.read_text().replace("islands & gaps", HOSTILE.replace("/", r"\/")))
+    return folder
+
+
+def test_a_name_in_a_page_is_text_whatever_it_looks_like(hostile: Path) -> None:
+    comparison = compare(find_runs([hostile]), "@data@ <b>")
+    found = Elements(page(comparison))
+    assert found.names.count("script") == 2
+    assert not {"img", "b"} & set(found.names)
+    data = json.loads(found.data)
+    assert HOSTILE in data["rows"]
+    assert HOSTILE in {chart["title"] for chart in data["charts"]}
+
+
+@pytest.mark.long
+def test_the_command_prints_the_table_and_writes_the_page(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", str(trained), "--output", "out", "--csv", "t.csv", "--latex", "t.tex"]) == 0
+    printed = capsys.readouterr().out
+    assert "islands & gaps" in printed
+    assert printed.endswith("page: out/comparison.html\n")
+    written = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
+    figures = ("train", "test-loss", "test-bits_per_byte", "test-perplexity_per_word", "toy")
+    curves = {f"{name}-by-{axis}" for name in figures for axis in ("words", "tokens", "flops", "seconds")}
+    pictures = {f"curves/{name}.{kind}" for name in curves for kind in ("png", "svg")}
+    assert written == {"comparison.html", "table.csv", "table.tex"} | pictures
+    assert Path("t.csv").read_text() == Path("out/table.csv").read_text()
+    assert main(["compare", str(trained / "gpt2-1"), "--json"]) == 0  # the only run of its row
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["loss"]["mean"] == open_run(trained / "gpt2-1").evaluated[-1]["loss"]
+    Path("paper.tex").write_text("\\documentclass{article}")
+    for arguments, code in ((["--latex", "paper.tex", str(trained)], 2), (["nowhere"], 6), ([str(tmp_path)], 6)):
+        assert main(["compare", *arguments]) == code
+        assert capsys.readouterr().err.count("\n") == 1
+    assert main(["compare", str(trained), "--csv", "t.csv"]) == 0  # its own file is written again
+
+
+@pytest.mark.long
+@pytest.mark.skipif(program() is None, reason="no Chromium is installed")
+def test_a_browser_shows_the_page_without_errors(hostile: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page(compare(find_runs([hostile]), "study")))
+    with browser(tmp_path / "profile") as shown:
+        for width in (1280, 400):
+            for dark in (False, True):
+                shown.open(path, width=width, dark=dark)
+                assert shown.value("document.documentElement.scrollWidth") <= width
+                assert shown.value("document.querySelectorAll('figure svg .line').length") > 5
+        colour = "getComputedStyle(document.body).backgroundColor"
+        assert shown.value(colour) == "rgb(21, 24, 28)"
+        shown.open(path, width=700, dark=True, media="print")
+        assert shown.value(colour) == "rgb(255, 255, 255)"
+        shown.open(path, width=1280)
+        names = "[...document.querySelectorAll('table.sortable tbody')[0].rows].map(row => row.cells[0].textContent)"
+        click = "[...document.querySelectorAll('th button')].find(each => each.textContent === 'loss').click()"
+        shown.value(click)
+        up = shown.value(names)
+        shown.value(click)
+        assert shown.value(names) == up[::-1]
+        shown.value("document.getElementById('charts').scrollIntoView()")
+        box = shown.value(
+            "(({left, top, width}) => ({left, top, width}))(document.querySelector('svg').getBoundingClientRect())"
+        )
+        shown.point_at(box["left"] + box["width"] / 2, box["top"] + 60)
+        assert "words seen" in shown.value("document.querySelector('.tip:not([hidden])').textContent")
+        assert shown.messages == []
+        assert set(shown.requests) <= {path.as_uri(), "data:,"}
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = json.loads((Path(__file__).parents[1] / "examples" / "first_study.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for at, cell in enumerate(cells, start=1):
+        exec(compile(cell, f"cell {at}", "exec"), names)
+    assert len(names["comparison"].rows) == 2
+    assert Path("comparison.html").stat().st_size > 20_000
