@@ -15,9 +15,9 @@ import numpy as np
 from foundry_core.analysis.occurrences import Occurrences
 from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.checkpoints.compatibility import changed_settings
-from foundry_core.config.settings import covered
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.checkpoints.trained_data import TrainedData, trained_data
+from foundry_core.config.settings import covered
 from foundry_core.data.batching import rows_with
 from foundry_core.data.holes import HOLE
 from foundry_core.data.order import Ints
