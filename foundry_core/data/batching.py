@@ -82,6 +82,9 @@ def rows_with(rows: AnyRows, places: Ints) -> tuple[Ints, Ints]:
     """
     if isinstance(rows, CropRows):
         return np.maximum(places - rows.tokens_per_row, 0), np.minimum(places, len(rows))
+    if isinstance(rows, PackedRows):
+        found = rows.rows_of(places)
+        return found, found + 1
     parts = rows.parts if isinstance(rows, MixedRows) else (rows,)
     ends = np.concatenate([part.consumed(np.arange(len(part))) for part in parts]).cumsum()
     found = np.searchsorted(ends, places - 1, side="right")

@@ -95,6 +95,12 @@ class PackedRows(Rows):
     def consumed(self, index: int | Ints) -> Ints:
         return self._between(self._consumed, index)
 
+    def rows_of(self, places: Ints) -> Ints:
+        """Return the row that consumes each of some tokens of the stream; its first separator is in none."""
+        order = np.argsort(self._starts)
+        pieces = order[np.searchsorted(self._starts[order], places - 1, side="right") - 1]
+        return np.searchsorted(self._edges, pieces, side="right") - 1
+
     def _between(self, before: Ints, index: int | Ints) -> Ints:
         index = np.asarray(index)
         found: Ints = before[self._edges[index + 1]] - before[self._edges[index]]

@@ -64,7 +64,7 @@ def text_words(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list
     Raises:
         DataError: A sentencepiece model and its tokenizer.json encode a text differently, which has not been seen.
     """
-    backend = plain_backend(json.loads(tokenizer.backend_tokenizer.to_str()))
+    backend = plain_backend(tokenizer.backend_tokenizer.to_str())
     encodings = backend.encode_batch(list(texts), add_special_tokens=False)
     if tokenizer.init_kwargs.get(KIND_KEY) == SENTENCEPIECE_KIND:
         for text, ids, encoding in zip(texts, text_ids(tokenizer, texts), encodings, strict=True):

@@ -117,7 +117,7 @@ def _encodes_as_whole(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Check that text may be encoded in parts, as that of a tokenizer that core has trained and nobody has changed."""
     known = " ".join(sorted(tokenizer.get_vocab())[:_VOCABULARY])
     texts = [*PLAIN, *ODD, known, known.upper(), known.lower(), known.replace(" ", "\n")]
-    whole = plain_backend(json.loads(tokenizer.backend_tokenizer.to_str()))
+    whole = plain_backend(tokenizer.backend_tokenizer.to_str())
     found = whole.encode_batch(texts, add_special_tokens=False)
     return text_ids(tokenizer, texts) == [encoding.ids for encoding in found]
 
