@@ -505,7 +505,7 @@ def test_the_list_for_programs_has_state_and_problem_of_each(
         assert {name: row["state"] for name, row in rows.items()} == {
             "bert": "disabled",
             "zebra": "unusable",
-            **dict.fromkeys(("gpt2", "gru", "lstm", "mamba", "rnn", "transformers"), "fine"),
+            **dict.fromkeys(("gpt2", "gru", "lstm", "mamba", "ngram", "rnn", "transformers"), "fine"),
         }
         assert "ZeroDivisionError" in rows["zebra"]["problem"]
         assert rows["lstm"] == {
@@ -583,7 +583,7 @@ def test_an_architecture_of_a_file_is_shown_too(tmp_path: Path, capsys: Any) -> 
         (
             "lstn",
             "Unknown architecture: 'lstn'. Did you mean 'lstm'? "
-            "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers, zebra.",
+            "Available: bert, gpt2, gru, lstm, mamba, ngram, rnn, transformers, zebra.",
         ),
         ("zebra", "the plugin foundry-zebra 1.0 ('zebra' from zebra_light:zebra) fails to import: SystemExit: 9. "),
     ],
