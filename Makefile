@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba)
+PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram)
 STAMP := $(VENV)/.installed
 
 .PHONY: run quick test test-all test-slow test-faults lint bench setup clean

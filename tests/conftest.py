@@ -53,7 +53,7 @@ def install(distribution: Callable[..., Path], tmp_path: Path) -> Install:
 
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")
+PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram")
 
 
 def package(name: str) -> str:

@@ -37,7 +37,7 @@ from foundry_core.testing.toy_language import ToyCorpus
 from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
-AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers."
+AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, ngram, rnn, transformers."
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_parameters_are_counted_once_and_memory_follows(
     assert model.get_memory_footprint().optimizer == 8 * (count.total - count.embeddings)
 
 
-@each("name", ["gpt2", "lstm", "gru", "rnn", "mamba", "transformers"])
+@each("name", ["gpt2", "lstm", "gru", "rnn", "mamba", "ngram", "transformers"])
 def test_generating(name: str, experiment: Experiment, letters: Any, tmp_path: Path) -> None:
     model = create_model(experiment(name, tmp_path), letters)
     ids = torch.arange(4)[None]
@@ -173,6 +173,7 @@ TABLE = [
     *((name, "tiny", BOTH, "sentencepiece") for name in ("lstm", "gru", "rnn")),
     *((name, "tiny_bidirectional", ("masked_lm",), "sentencepiece") for name in ("lstm", "gru", "rnn")),
     ("mamba", "tiny", ("causal_lm",), "sentencepiece"),
+    ("ngram", "tiny", ("causal_lm",), "sentencepiece"),
     ("transformers", "tiny", ("causal_lm",), "sentencepiece"),
     ("transformers", "tiny_roberta", ("masked_lm",), "sentencepiece"),
 ]

@@ -49,7 +49,7 @@ training:
 logging:
   log_every_steps: 5
 """
-AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers."
+AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, ngram, rnn, transformers."
 GPT2 = VALID[VALID.index("  architecture: gpt2") : VALID.index("training:\n")]
 TRANSFORMER_SIZES = ("layers", "embedding_size", "hidden_size", "intermediate_hidden_size", "attention_heads")
 RNN_SIZES = "embedding_size: 8, hidden_size: 8, num_layers: 1"

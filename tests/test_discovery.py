@@ -355,7 +355,7 @@ def test_asking_for_a_disabled_plugin_names_the_variable(
     assert line in capsys.readouterr().err.splitlines()
     out, err = said(capsys, "doctor")
     assert err == []
-    assert out[-1] == f"{6 if 'gpt2' in name else 7} plugins are fine, {2 if 'gpt2' in name else 1} disabled"
+    assert out[-1] == f"{7 if 'gpt2' in name else 8} plugins are fine, {2 if 'gpt2' in name else 1} disabled"
 
 
 def test_the_allow_list_leaves_out_whatever_it_does_not_name(
@@ -505,7 +505,7 @@ def test_the_list_for_programs_has_state_and_problem_of_each(
         assert {name: row["state"] for name, row in rows.items()} == {
             "bert": "disabled",
             "zebra": "unusable",
-            **dict.fromkeys(("gpt2", "gru", "lstm", "mamba", "rnn", "transformers"), "fine"),
+            **dict.fromkeys(("gpt2", "gru", "lstm", "mamba", "ngram", "rnn", "transformers"), "fine"),
         }
         assert "ZeroDivisionError" in rows["zebra"]["problem"]
         assert rows["lstm"] == {
@@ -549,6 +549,7 @@ def test_everything_known_of_a_plugin_is_shown(zebra: Install, tmp_path: Path, c
         "  tied embeddings         no",
         "  compile                 yes",
         "  isolates documents      no",
+        "  trained by counting     no",
         "",
         "model:",
         "  architecture: zebra                   # name of an installed architecture: see `foundry plugins list`",
@@ -583,7 +584,7 @@ def test_an_architecture_of_a_file_is_shown_too(tmp_path: Path, capsys: Any) -> 
         (
             "lstn",
             "Unknown architecture: 'lstn'. Did you mean 'lstm'? "
-            "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers, zebra.",
+            "Available: bert, gpt2, gru, lstm, mamba, ngram, rnn, transformers, zebra.",
         ),
         ("zebra", "the plugin foundry-zebra 1.0 ('zebra' from zebra_light:zebra) fails to import: SystemExit: 9. "),
     ],

@@ -27,7 +27,7 @@ from tests.each import each
 ROOT = Path(__file__).parents[1]
 PLUGINS = ROOT / "plugins"
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
+ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "ngram", "rnn", "transformers"]
 
 
 def written(name: str, experiment: str | None = None) -> str:

@@ -19,7 +19,7 @@ from tests.each import each
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba")
+PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram")
 KINDS = (".py", ".template")
 DISTRIBUTIONS = ("model-foundry", *PLUGINS)
 

@@ -34,7 +34,7 @@ from tests.each import each
 
 Install = Callable[..., None]
 
-AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, rnn, transformers."
+AVAILABLE = "Available: bert, gpt2, gru, lstm, mamba, ngram, rnn, transformers."
 DESCRIPTOR = """\
 from foundry_core import Architecture, ModelConfig
 {name} = Architecture(name="{name}", summary="of a test", config_class=ModelConfig, model_class="{name}_model:Model")
@@ -228,6 +228,7 @@ def test_listing_plugins_loads_neither_torch_nor_a_model() -> None:
         "gru": ("foundry-rnn", None),
         "lstm": ("foundry-rnn", None),
         "mamba": ("foundry-mamba", None),
+        "ngram": ("foundry-ngram", None),
         "rnn": ("foundry-rnn", None),
         "transformers": ("foundry-transformers", None),
     }
@@ -460,7 +461,7 @@ def test_a_yaml_imports_nothing_that_no_package_declares(
     assert main(["validate", str(path)]) == 2
     assert capsys.readouterr().err == (
         f"{path}:5: plugins: no installed package declares the module '{module}'. "
-        "Declared: foundry_bert, foundry_gpt2, foundry_mamba, foundry_rnn, foundry_transformers.\n"
+        "Declared: foundry_bert, foundry_gpt2, foundry_mamba, foundry_ngram, foundry_rnn, foundry_transformers.\n"
     )
     assert not {"antigravity", "in_the_folder"} & set(sys.modules)
 

@@ -203,7 +203,7 @@ def test_the_public_api_loads_nothing_heavy_before_it_is_used() -> None:
 
 def test_plugins_import_only_public_names_of_core() -> None:
     assert {path.parent.name for path in PLUGIN_FILES} >= {
-        *(f"foundry_{name}" for name in ("gpt2", "bert", "rnn", "transformers", "mamba", "example")),
+        *(f"foundry_{name}" for name in ("gpt2", "bert", "rnn", "transformers", "mamba", "ngram", "example")),
     }
     offenders = []
     for path in PLUGIN_FILES:
@@ -224,14 +224,15 @@ def test_core_names_no_module_of_a_plugin() -> None:
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 names += [
-                    (name, node) for name in re.findall(r"foundry_(?:gpt2|bert|rnn|mamba|transformers)\b", node.value)
+                    (name, node)
+                    for name in re.findall(r"foundry_(?:gpt2|bert|rnn|mamba|ngram|transformers)\b", node.value)
                 ]
         offenders += [where(path, node) for name, node in names if re.match(r"foundry_(?!core\b)", name)]
     assert offenders == []
 
 
 def test_training_knows_no_architecture_and_no_objective_by_name() -> None:
-    known = re.compile(r"\b(gpt2|bert|lstm|gru|rnn|mamba|llama|causal_lm|masked_lm)\b", re.IGNORECASE)
+    known = re.compile(r"\b(gpt2|bert|lstm|gru|rnn|mamba|ngram|llama|causal_lm|masked_lm)\b", re.IGNORECASE)
     offenders = []
     for path in CORE_FILES:
         for node in ast.walk(parsed(path)) if room(named(path)) == "training" else ():

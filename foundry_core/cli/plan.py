@@ -120,16 +120,16 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
         from foundry_core.models.cost import training_flops
         from foundry_core.registry.hooks import hook_manager
         from foundry_core.training.choices import choose
+        from foundry_core.training.counting import trainer_of
         from foundry_core.training.notifier import Notifier
         from foundry_core.training.saving import KEPT_STATES
-        from foundry_core.training.trainer import Trainer
 
     tokenizer, data = prepare_data(config)
     model = create_model(config, tokenizer)
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
     length = data.train_rows.length
     choices = choose(config, model, tokenizer, data, trial=False)
-    trainer = Trainer(config, model, tokenizer, data, Notifier(hook_manager([])), choices)
+    trainer = trainer_of(config)(config, model, tokenizer, data, Notifier(hook_manager([])), choices)
     plan = trainer.plan
     # What an optimizer remembers is found by asking it: that of a plugin may remember anything.
     remembered = sum(getattr(value, "nbytes", 0) for value in first_state(model, trainer.optimizer).values())
@@ -352,7 +352,7 @@ def _step_seconds(trainer: Any, activations: int, room: int) -> float:
     rows, length = trainer.config.data.batch_size, trainer.config.data.max_sequence_length
     # Every part would be compiled by itself, which takes longer than all of them.
     trainer.forward = trainer.model
-    whole, seconds = max(training_flops(trainer.model, rows, length), 1), 0.0
+    whole, seconds = training_flops(trainer.model, rows, length) or rows * length, 0.0
     start = deepcopy(trainer.state)
     for part_rows, part_length in _parts(rows, length):
         # A part keeps less than its share of the tokens: a quarter of the room is left for what is not kept.
@@ -360,7 +360,7 @@ def _step_seconds(trainer: Any, activations: int, room: int) -> float:
             break
         batch = [plain_rows(trainer.model, part_rows, part_length)]
         taken = [_timed(trainer, batch) for _ in range(1 if seconds else 2)]  # the first one sets things up
-        share = training_flops(trainer.model, part_rows, part_length) / whole
+        share = (training_flops(trainer.model, part_rows, part_length) or part_rows * part_length) / whole
         seconds = taken[-1] * passes / share
         if seconds * _TIMED_STEPS <= _MOST_SECONDS or taken[-1] > _MOST_SECONDS / 10:
             break

@@ -53,6 +53,7 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _there_is_something_to_go_by,
         _schedule_takes_its_settings,
         _evaluations_are_acted_on,
+        _counts_are_kept,
         _start_is_elsewhere,
         _rows_fit,
         _rows_have_room,
@@ -148,6 +149,15 @@ def _evaluations_are_acted_on(experiment: Any, chosen: Chosen) -> Found:
             yield ("training", "restore_best"), needed
         if training.asgd_nonmonotonic_interval is not None:
             yield ("training", "asgd_nonmonotonic_interval"), needed
+
+
+def _counts_are_kept(experiment: Any, chosen: Chosen) -> Found:
+    """What only sets gradients is ignored, so that all architectures of a study share it; this would be a promise."""
+    if chosen.capabilities.trained_by_counting and experiment.training.restore_best != "never":
+        yield (
+            ("training", "restore_best"),
+            f"{chosen.architecture} is trained by counting, and counts are not taken back",
+        )
 
 
 def _start_is_elsewhere(experiment: Any, chosen: Chosen) -> Found:

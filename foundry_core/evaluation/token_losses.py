@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from foundry_core.errors import PluginError
 from foundry_core.evaluation.prefix_tree import Numbers
+from foundry_core.models.loss import TargetHead
 
 Read: TypeAlias = Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], None]
 """Takes hidden states (B, T, D) and the head that projects them, as `lm_output` has them."""
@@ -90,11 +91,14 @@ class TokenLosses:
         stop = len(positions) if last else len(positions) - len(positions) % self._rows
         for begin in range(0, stop, self._rows):
             part = slice(begin, min(begin + self._rows, stop))
-            logits_NV = self._head(hidden_ND[part])
-            chances_NV = torch.log_softmax(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), dim=1)
             first, end = self._first[positions[part]], self._first[positions[part] + 1]
             rows = np.repeat(np.arange(len(first)), end - first)
             numbers = self._order[np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)])]
-            index = torch.from_numpy(np.stack([rows, self._targets[numbers]])).to(chances_NV.device)
+            index = torch.from_numpy(np.stack([rows, self._targets[numbers]])).to(hidden_ND.device)
+            if isinstance(self._head, TargetHead) and self._measure is loss_alone:
+                self._found.append((numbers, self._head.target_losses(hidden_ND[part][index[0]], index[1])))
+                continue
+            logits_NV = self._head(hidden_ND[part])
+            chances_NV = torch.log_softmax(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), dim=1)
             self._found.append((numbers, self._measure(chances_NV, index[0], index[1])))
         self._waiting = [(positions[stop:], hidden_ND[stop:].clone())] if stop < len(positions) else []

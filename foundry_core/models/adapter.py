@@ -9,9 +9,12 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,8 +36,11 @@ from foundry_core.models.adapted_config import (
 )
 from foundry_core.models.building import read_description, rebuild
 from foundry_core.models.interface import LanguageModel
-from foundry_core.models.migrations import pending, present_names
+from foundry_core.models.migrations import own_shapes, pending, present_names
 from foundry_core.run_folder import WEIGHTS
+
+_stored_shapes: ContextVar[Mapping[str, tuple[int, ...]]] = ContextVar("stored_shapes", default=MappingProxyType({}))
+"""The shapes in the file that is about to be loaded: transformers builds the model from config.json alone."""
 
 
 class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
@@ -60,13 +66,18 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
 
         Weights that the plugin has renamed since a local folder was written are found under their old names.
         """
-        folder = Path(arguments[0]) if arguments else None
+        folder, shapes = Path(arguments[0]) if arguments else None, dict[str, tuple[int, ...]]()
         if folder is not None and (folder / WEIGHTS).exists():
             with safe_open(folder / WEIGHTS, framework="pt") as file:
                 names = present_names(file.keys(), pending(read_description(folder)), adapted=True)
+                shapes = own_shapes(file, names)
             old = {f"^{re.escape(old)}$": new for new, old in names.items() if new != old}
             keywords = {"key_mapping": old or None, **keywords}
-        opened = super().from_pretrained(*arguments, **keywords)
+        token = _stored_shapes.set(shapes)
+        try:
+            opened = super().from_pretrained(*arguments, **keywords)
+        finally:
+            _stored_shapes.reset(token)
         outer = opened[0] if isinstance(opened, tuple) else opened
         stored = outer.state_dict()
         computed = {name: buffer for name, buffer in outer.model.named_buffers() if f"model.{name}" not in stored}
@@ -183,7 +194,9 @@ def _rebuilt(config: AdaptedConfig) -> LanguageModel:
     torch.set_default_dtype(torch.float32)
     try:
         with torch.device("cpu"):
-            return rebuild(config.foundry or {}).to(dtype)
+            model = rebuild(config.foundry or {})
+            model.make_room(_stored_shapes.get())
+            return model.to(dtype)
     finally:
         torch.set_default_dtype(dtype)
 

@@ -24,7 +24,7 @@ from foundry_core.errors import CheckpointError
 from foundry_core.models.adapted_config import adapted_config, tied_names
 from foundry_core.models.building import build, describe, described, read_description
 from foundry_core.models.interface import LanguageModel
-from foundry_core.models.migrations import pending, present_names
+from foundry_core.models.migrations import own_shapes, pending, present_names
 from foundry_core.models.registration import register_auto_classes
 from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext, Migration
@@ -157,8 +157,9 @@ def fitting(model: LanguageModel, path: Path, file: Any, steps: Sequence[Migrati
     Raises:
         CheckpointError: Names the first tensor that does not fit.
     """
-    state, tied = _named_tensors(model)
     stored = present_names(sorted(file.keys()), steps, adapted=model.is_adapted)
+    model.make_room(own_shapes(file, stored))
+    state, tied = _named_tensors(model)
     missing = sorted(set(state) - set(stored) - set(tied))
     unknown = sorted(set(stored) - set(state))
     if missing or unknown:

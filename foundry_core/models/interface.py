@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, cast
 
@@ -200,6 +200,27 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     def supports_generation(self) -> bool:
         """True if `generate` works with these settings and this objective."""
         return self.config.capabilities.generation and self.context.objective.causal
+
+    def count(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Learn from a batch (B, T) by counting what `forward` with the same arguments predicts, that is `targets`.
+
+        In place of a loss and its gradients; architectures that declare `trained_by_counting` override this. What is
+        learnt must not depend on how rows are divided into batches, nor on their order.
+        """
+        raise FoundryError(f"{self.model_type} does not learn by counting")
+
+    def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give buffers that grow in training the sizes of those about to be loaded, which have these shapes by name.
+
+        Does nothing by default: all tensors have the sizes that they are built with. Shapes come from a file, so that
+        any may be wrong: core compares what comes of it with them, and refuses a difference.
+        """
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass; architectures that declare the capability override this."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,17 @@ class ModelOutput(_MappedOutput):  # type: ignore[misc]
     token_losses: torch.Tensor | None = None
     auxiliary: dict[str, torch.Tensor] | None = None
     cross_entropy: torch.Tensor | None = None
+
+
+@runtime_checkable
+class TargetHead(Protocol):
+    """A head that computes the losses of given tokens without the logits of all others, as a table of counts does."""
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (..., D) -> (..., V)."""
+
+    def target_losses(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        """Return the cross-entropies of the logits and the targets, (N,)."""
 
 
 class LanguageModelLoss:
@@ -101,7 +112,8 @@ class LanguageModelLoss:
 
         Args:
             head: Projects hidden states onto the vocabulary, (..., D) -> (..., V). With an `nn.Linear`, or an
-                `nn.Sequential` that ends with one, the loss never needs all logits at a time.
+                `nn.Sequential` that ends with one, the loss never needs all logits at a time; with a method
+                `target_losses` (hidden_ND, targets_N) -> (N,), it needs none.
             return_logits: If False, only positions with a label are projected, so that a large vocabulary costs memory
                 only where a token is predicted.
             token_type_ids: Ignored, so that a model without segments takes all that a tokenizer returns.
@@ -126,12 +138,17 @@ class LanguageModelLoss:
         source = hidden_BTD if logits_BTV is None else logits_BTV
         targets, chosen = self.targets(labels, attention_mask, source.shape[1])
         targets_N, source_N = _chosen(targets, chosen), _chosen(source[:, : targets.shape[1]], chosen)
-        token_losses = None
+        token_losses = losses_N = None
+        if logits_BTV is None and not torch.compiler.is_compiling() and isinstance(head, TargetHead):
+            losses_N = head.target_losses(source_N, targets_N)
         if reduction == "none":
-            logits_NV = (head(source_N) if logits_BTV is None else source_N).float()
-            losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
+            if losses_N is None:
+                logits_NV = (head(source_N) if logits_BTV is None else source_N).float()
+                losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
             token_losses = losses_N.new_zeros(targets.shape).masked_scatter(chosen, losses_N)
             token_losses = F.pad(token_losses, (labels.shape[1] - targets.shape[1], 0))
+            loss = losses_N.sum()
+        elif losses_N is not None:
             loss = losses_N.sum()
         elif logits_BTV is None and (linear := self._linear_end(head)) is not None:
             source_N = head[:-1](source_N) if isinstance(head, nn.Sequential) else source_N

@@ -64,3 +64,11 @@ def present_names(written: Iterable[str], steps: Sequence[Migration], *, adapted
                 own = re.sub(pattern, replacement, own)
         found[f"{_PREFIX}{own}" if adapted else own.removeprefix(_PREFIX)] = name
     return found
+
+
+def own_shapes(file: Any, stored: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a file under the names that an adapted model has for them.
+
+    stored: the name in the file of each present name.
+    """
+    return {name.removeprefix(_PREFIX): tuple(file.get_slice(old).get_shape()) for name, old in stored.items()}

@@ -61,6 +61,7 @@ class Capabilities:
         tied_embeddings: The weights of the output layer are the input embeddings.
         compile: `training.compile` does not change the losses.
         isolates_documents: `forward` takes `document_ids` (B, T) and keeps tokens of different documents apart.
+        trained_by_counting: Learns by `count`, and has no gradients: what sets them and the optimizer has no effect.
     """
 
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -75,6 +76,7 @@ class Capabilities:
     tied_embeddings: bool = False
     compile: bool = True
     isolates_documents: bool = False
+    trained_by_counting: bool = False
 
     def __post_init__(self) -> None:
         check_names("Capabilities: objectives", self.objectives)

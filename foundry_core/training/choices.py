@@ -170,7 +170,7 @@ def compile_of(
 
 def _product(model: BaseLanguageModel, tokens: int) -> tuple[int, int, int]:
     """Return tokens, inputs and outputs of the largest matrix product in the layers of a model."""
-    matrices = [p for p in model.parameters() if p.ndim == 2]
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p.numel()]
     inner = [p for p in matrices if model.context.vocab_size not in p.shape] or matrices
     outputs, inputs = max(inner, key=torch.Tensor.numel).shape if inner else (256, 256)
     return tokens, outputs, inputs

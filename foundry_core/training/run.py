@@ -26,6 +26,7 @@ from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import remove_leftovers
 from foundry_core.storage.lock import RunLock
 from foundry_core.training.choices import Choices, choose
+from foundry_core.training.counting import trainer_of
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.progress import reading
 from foundry_core.training.signals import StopRequest
@@ -62,6 +63,7 @@ def run(
     manager, watching = config.chosen.plugins.manager, [*sinks(config, quiet=quiet), *extra_observers]
     with StopRequest() as stop, RunLock(config.training.output_dir), observing(manager, watching):
         with stop.at_once():
+            made = _profiled(config, profile) if profile else trainer_of(config)
             begun = check_before_preparing(config, resume=resume, allowed_changes=allowed_changes)
             suites = run_suites(config)
             corpora = experiment_corpora(config)
@@ -72,7 +74,6 @@ def run(
             rows = experiment_rows(config, tokenizer, tokens, corpora)
             model = create_model(config, tokenizer)
             choices = choose(config, model, tokenizer, rows, begun=begun, quiet=quiet)
-            made = _profiled(profile) if profile else Trainer
             trainer = made(config, model, tokenizer, rows, Notifier(manager), choices)
             (trainer.resume if resume else trainer.begin)(allowed_changes)
             scoring = RunSuites(suites, model, tokenizer, trainer.notifier, trainer.plan)
@@ -81,8 +82,10 @@ def run(
             return trainer.train(stop)
 
 
-def _profiled(steps: int) -> Callable[..., Trainer]:
-    """Return a maker of trainers that profile; imported only for that."""
+def _profiled(config: ExperimentConfig, steps: int) -> Callable[..., Trainer]:
+    """Return a maker of trainers that profile; imported only for that. Raises UsageError where there are no passes."""
+    if config.capabilities.trained_by_counting:
+        raise UsageError(f"{config.model.architecture} is trained by counting: there are no passes to profile")
     from foundry_core.training.profiling import ProfiledTrainer
 
     return partial(ProfiledTrainer, profiled_steps=steps)

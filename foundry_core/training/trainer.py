@@ -52,6 +52,7 @@ from foundry_core.training.notifier import Notifier
 from foundry_core.training.optimizers import build_optimizer
 from foundry_core.training.plan import RunPlan
 from foundry_core.training.record import run_info, write_record
+from foundry_core.training.room import smaller_batch
 from foundry_core.training.saving import CheckpointSaver
 from foundry_core.training.schedule import Schedule
 from foundry_core.training.signals import StopRequest
@@ -95,7 +96,7 @@ class Trainer:
             model.gradient_checkpointing_enable()
         with model_memory_watched():
             self.model = model.to(self.device).train()
-            self.optimizer = build_optimizer(model, settings, config.optimizer)
+            self.optimizer = self._optimizer()
         self.forward: Callable[..., Any] = compiled_forward(model, self.precision) if self.choices.compile else model
         self.schedule = Schedule(settings, self.plan.total_steps, config.schedule)
         self.carried = CarriedState() if config.data.batching == "contiguous" else None
@@ -119,6 +120,9 @@ class Trainer:
             notifier=notifier,
             background=self.device.type != "cpu" if background is None else background,
         )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.model, self.config.training, self.config.optimizer)
 
     def begin(self, allowed_changes: Iterable[str] = ()) -> None:
         """Begin a new run, with the weights of `training.start_from` if it is given."""
@@ -184,14 +188,14 @@ class Trainer:
                 if state.step == start + 1:
                     # An optimizer whose state cannot be saved is refused now, not at a checkpoint hours later.
                     optimizer_values(self.model, self.optimizer)
-                logged = state.step == plan.total_steps or state.step % self.config.logging.log_every_steps == 0
+                logged = self._is_logged(state.step)
                 if logged:
                     self._log_step(watch.report(state, *report))
                 if plan.evaluation_due(state.step):
                     with watch, self._memory_watched(f"the evaluation after step {state.step}"):
                         self._evaluate()
                 last = self.evaluations.ended(state.step)
-                if last and not logged:
+                if last and not logged and report[0]:
                     self._log_step(watch.report(state, *report))
                 due = last or plan.checkpoint_due(state.step)
                 if due or self.saver.overdue():
@@ -220,22 +224,13 @@ class Trainer:
             "with --resume"
         )
 
+    def _is_logged(self, step: int) -> bool:
+        """Check whether a step is reported, for which its losses are needed."""
+        return step == self.plan.total_steps or step % self.config.logging.log_every_steps == 0
+
     def _memory_watched(self, stage: str) -> AbstractContextManager[None]:
         """Turn running out of memory into one line that says how to continue; no batch is skipped."""
-        return memory_watched(partial(self._out_of_memory, stage))
-
-    def _out_of_memory(self, stage: str) -> str:
-        where = f"out of memory in {stage}, nothing is lost"
-        size, accumulation = self.config.data.batch_size, self.config.training.gradient_accumulation_steps
-        if size == 1:
-            return f"{where}: give a smaller data.max_sequence_length, or training.gradient_checkpointing"
-        if self.carried is not None:
-            return f"{where}: begin a new run with a smaller data.batch_size, which is the number of lanes"
-        # The largest part that leaves the step what it is: the same rows, summed in another grouping.
-        fits = next(part for part in range(size // 2, 0, -1) if size % part == 0)
-        changed = (f"data.batch_size={fits}", f"training.gradient_accumulation_steps={accumulation * size // fits}")
-        allowed = " ".join(f"--allow {setting.partition('=')[0]}" for setting in changed)
-        return f"{where}: a batch of {fits} is expected to fit, go on with --resume {' '.join(changed)} {allowed}"
+        return memory_watched(partial(smaller_batch, self.config, stage))
 
     def _begin(self) -> None:
         plan = self.plan
@@ -308,16 +303,20 @@ class Trainer:
 
         first: The position of its first row.
         """
-        carried = None
-        if self.carried is not None:
-            if first % self.data.order.size == 0:  # an epoch begins
-                self.carried.reset()
-            carried = self.carried, row_lengths(self.data.train_rows, self.data.order, first, len(batch["input_ids"]))
+        carried = self._carried_into(batch, first)
         with self.precision.autocast():
             batch = to_device(batch, self.device)
             optimised, figures = summed_losses(self.model, self.forward, batch, self.own_loss, carried)
         torch.autograd.backward(self.precision.scaler.scale(optimised / divisor))
         return figures
+
+    def _carried_into(self, batch: Batch, first: int) -> tuple[CarriedState, torch.Tensor] | None:
+        """Return the state that the rows of a micro-batch continue from, and their lengths; None if they do not."""
+        if self.carried is None:
+            return None
+        if first % self.data.order.size == 0:  # an epoch begins
+            self.carried.reset()
+        return self.carried, row_lengths(self.data.train_rows, self.data.order, first, len(batch["input_ids"]))
 
     def _predictions(self, batch: Batch) -> int:
         _, chosen = self.model.targets(batch["labels"], batch["attention_mask"])

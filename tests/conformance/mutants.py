@@ -25,7 +25,8 @@ class Mutant:
 
     @property
     def base(self) -> str:
-        return next(each for each in self.model_class.__mro__ if each in BASES).__name__
+        mro = self.model_class.__mro__
+        return next((each for each in mro if each in BASES), mro[1]).__name__
 
     def __str__(self) -> str:
         return f"{self.base.removesuffix('Model').lower()}, {self.defect}"

@@ -18,7 +18,15 @@ from foundry_core.testing.kit.check import CHECKS
 from foundry_core.testing.kit.run import run_check
 from tests.each import each
 
-from . import mutants_masking, mutants_numerics, mutants_objective, mutants_reach, mutants_settings, mutants_training
+from . import (
+    mutants_counting,
+    mutants_masking,
+    mutants_numerics,
+    mutants_objective,
+    mutants_reach,
+    mutants_settings,
+    mutants_training,
+)
 from .bases import (
     BASES,
     AttentionModel,
@@ -31,6 +39,7 @@ from .bases import (
     WindowedModel,
 )
 from .mutants import Mutant, failures, suite_of, whole_kit
+from .mutants_counting import CountingModel
 from .mutants_objective import MisspeltAttribute
 
 MUTANTS = [
@@ -38,6 +47,7 @@ MUTANTS = [
     *mutants_masking.MUTANTS,
     *mutants_numerics.MUTANTS,
     *mutants_training.MUTANTS,
+    *mutants_counting.MUTANTS,
     *mutants_settings.WEIGHTS,
     *mutants_reach.LOGITS,
 ]
@@ -46,7 +56,7 @@ GROUPS = {"objective", "masking", "numerics"}
 each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 
 
-@pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
+@pytest.mark.parametrize("base", [*BASES, CountingModel], ids=lambda base: base.__name__)
 def test_a_model_without_a_defect_passes_the_kit(base: type[SmallModel]) -> None:
     assert [f"{result.check.name}: {result.reason}" for result in failures(base)] == []
 

@@ -15,7 +15,7 @@ from foundry_core.errors import PluginError
 from foundry_core.testing.kit.check import CHECKS
 from foundry_core.testing.kit.surroundings import changed, settings
 
-from . import mutants_integration, mutants_reach, mutants_settings, mutants_state, packages
+from . import mutants_counting, mutants_integration, mutants_reach, mutants_settings, mutants_state, packages
 from .bases import SmallModel
 from .bases_state import BASES_STATE
 from .mutants import Mutant, failures, whole_kit
@@ -24,6 +24,7 @@ from .packages import PACKAGES, Package
 GROUPS = ("packaging", "state", "cost", "generation", "integration")
 MUTANTS: list[Mutant | Package] = [
     *mutants_state.MUTANTS,
+    *mutants_counting.STATE,
     *mutants_integration.MUTANTS,
     *mutants_settings.SETTINGS,
     *mutants_settings.PACKAGES,

@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "bert", "lstm", "gru", "rnn", "mamba", "transformers"])
+@pytest.mark.parametrize("architecture", ["gpt2", "bert", "lstm", "gru", "rnn", "mamba", "ngram", "transformers"])
 def test_an_architecture_is_checked_in_half_a_minute(
     architecture: str, record_property: Callable[[str, object], None]
 ) -> None:

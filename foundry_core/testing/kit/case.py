@@ -45,8 +45,8 @@ ODD_SIZES = "odd sizes"
 RECIPE, DEFAULTS = "the recipe", "the defaults"
 """Names of the cases with the sizes of the recipe, and with every default of the schema."""
 
-MOST_PARAMETERS = 8_000_000
-"""Parameters of the largest model with realistic sizes that is checked: a second for each check."""
+MOST_PARAMETERS, MOST_CONTEXTS = 8_000_000, 5_000
+"""Parameters, and contexts that are counted, of the largest model with realistic sizes: a second for each check."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,16 @@ class Case:
     @property
     def causal(self) -> bool:
         return self.objective.causal
+
+    @property
+    def counts(self) -> bool:
+        """True if the model is trained by counting."""
+        return self.capabilities.trained_by_counting
+
+    @property
+    def contexts(self) -> int:
+        """The number of contexts whose predictions differ once each has been counted; 0 for a model with gradients."""
+        return self.vocabulary ** (self.capabilities.receptive_field or 1) if self.counts else 0
 
     @property
     def sees_right(self) -> bool:
@@ -168,15 +178,18 @@ class Case:
             return build(self.config, context or build_context(self.config, self.tokenizer))
 
     def stirred(self, *, dropout: float | None = None) -> BaseLanguageModel:
-        """Return a new model in evaluation mode with noise added to every parameter.
+        """Return a new model in evaluation mode with noise added to every parameter, or with each context counted.
 
         New models may have an output layer or a branch of zeros, and most hardly distinguish tokens: then equal
         results would prove nothing.
         """
         model, generator = self.model(dropout=dropout), torch.Generator().manual_seed(1)
+        if self.counts:
+            shape = 20 * self.contexts // self.length, self.length
+            model.count(torch.randint(0, self.vocabulary, shape, generator=generator))
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.is_floating_point():
+                if parameter.is_floating_point() and parameter.numel():
                     # Sums over many inputs would grow with their number.
                     scale = 0.1 * min(1.0, math.sqrt(64 / parameter.shape[-1])) if parameter.ndim > 1 else 0.1
                     parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
@@ -257,13 +270,17 @@ class Suite:
 
         One that equals the first example, or that is too large, is left out.
         """
-        return tuple(case for case in self._larger if case.parameters <= MOST_PARAMETERS)
+        return tuple(
+            each for each in self._larger if each.parameters <= MOST_PARAMETERS and each.contexts <= MOST_CONTEXTS
+        )
 
     @cached_property
     def too_large(self) -> list[str]:
-        """The realistic models that are left out, with the number of their parameters."""
+        """The realistic models that are left out, with the number of their parameters or contexts."""
         return [
-            f"{case.example}: {case.parameters:,} parameters are more than {MOST_PARAMETERS:,}"
+            f"{case.example}: {case.contexts:,} contexts to count are more than {MOST_CONTEXTS:,}"
+            if case.counts
+            else f"{case.example}: {case.parameters:,} parameters are more than {MOST_PARAMETERS:,}"
             for case in self._larger
             if case not in self.realistic
         ]

@@ -130,6 +130,17 @@ def declared(capability: str) -> Needs:
     return needs
 
 
+def unless_counting(because: str = "there are no gradients") -> Needs:
+    """Return a condition: the model is not trained by counting, under which a check would mean nothing."""
+    return lambda case: f"trained_by_counting is declared: {because}" if case.counts else None
+
+
+def differentiated(case: Case, loss: torch.Tensor) -> None:
+    """Compute the gradients of a loss, of a model that has any."""
+    if not case.counts:
+        torch.autograd.backward(loss)
+
+
 def every(*needs: Needs) -> Needs:
     """Return a condition that requires all of these."""
     return lambda case: next((reason for reason in (need(case) for need in needs) if reason), None)

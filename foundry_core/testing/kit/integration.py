@@ -47,6 +47,7 @@ from foundry_core.testing.kit.check import (
     require_close,
     require_equal,
     require_same_gradients,
+    unless_counting,
 )
 from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.processes import die, forked, killed
@@ -276,6 +277,7 @@ def _without_extras() -> Iterator[None]:
     "integration",
     "data-parallel",
     scope="objective",
+    needs=unless_counting(),
     after=("rows-independent", "gradient-reach", "reference-loss"),
     fix="Every parameter must take part in every forward pass, and nothing but the loss may be summed over a batch.",
 )

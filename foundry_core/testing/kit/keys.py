@@ -57,11 +57,13 @@ def title(case: Case) -> str:
 
 @torch.no_grad()
 def fixed_sums(case: Case, model: BaseLanguageModel) -> list[float]:
-    """Give a model weights that are fixed by their names and shapes; return sums over its logits, in float64."""
+    """Give a model weights that are fixed by their names and shapes, or fixed counts; return sums over its logits."""
     model = model.double()
+    if case.counts:
+        model.count((fixed_numbers("counted", 20 * 24).abs() * case.vocabulary).long().view(20, 24))
     for name, parameter in model.named_parameters():
         # Signals keep about their size.
-        scale = math.sqrt(6 / parameter.shape[-1]) if parameter.ndim > 1 else 1.0
+        scale = math.sqrt(6 / max(parameter.shape[-1], 1)) if parameter.ndim > 1 else 1.0
         parameter.copy_(scale * fixed_numbers(name, parameter.numel()).view(parameter.shape))
     rows = [case.ordinary[torch.arange(first, first + length) * 5 % len(case.ordinary)] for first, length in _ROWS]
     ids, mask = padded(rows, case.capabilities.padding_sides[0], int(case.ordinary[0]))

@@ -66,16 +66,20 @@ def learnability(case: Case) -> None:
 def trained(
     model: BaseLanguageModel, batches: Iterable[Batch], *, rate: float, below: float = -math.inf
 ) -> list[float]:
-    """Train a model and return the loss of each step; stop early when three in a row are below `below`."""
+    """Train a model and return the loss of each step, before the step; stop early when three are below `below`."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
+    counts = model.config.capabilities.trained_by_counting
+    optimizer = None if counts else torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     losses: list[float] = []
     for batch in batches:
         output = model(**batch, return_logits=False)
-        optimizer.zero_grad()
-        loss_of(output).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        if optimizer is None:
+            model.count(**batch)
+        else:
+            optimizer.zero_grad()
+            loss_of(output).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
         losses.append(language_loss(output).item())
         if len(losses) >= 3 and max(losses[-3:]) < below:
             break

@@ -18,6 +18,7 @@ from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import (
     NonconformanceError,
     check,
+    differentiated,
     listed,
     named_gradients,
     not_looked_at,
@@ -160,7 +161,7 @@ def empty_row(case: Case) -> None:
         model.zero_grad()
         given = {"attention_mask": mask[chosen], "labels": case.labels(ids, mask)[chosen]}
         output = model(ids[chosen], **given, reduction="sum")
-        output.loss.backward()
+        differentiated(case, output.loss)
         finite = bool(output.logits.isfinite().all()) and bool(output.loss.isfinite())
         require(finite, "logits or loss are not finite with a row that is padding alone")
         found.append((output.logits, output.loss, named_gradients(model)))

@@ -19,12 +19,14 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.testing.kit.case import DEFAULTS, ODD_SIZES, RECIPE, Case
 from foundry_core.testing.kit.check import (
     check,
+    differentiated,
     listed,
     named_gradients,
     not_looked_at,
     require,
     require_close,
     require_equal,
+    unless_counting,
 )
 from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.objective import cross_entropy
@@ -57,7 +59,7 @@ def bf16(case: Case) -> None:
         require_close(output.loss.double(), own, "the loss under bf16 autocast and that of its logits", rtol=1e-3)
         error = float((rough - exact).norm() / exact.norm())
         require(error < 0.03, f"relative error of the logits under bf16 autocast is {error:.3f}, allowed is 0.03")
-        output.loss.backward()
+        differentiated(case, output.loss)
         _require_finite_gradients(model, "under bf16 autocast")
 
 
@@ -100,6 +102,7 @@ def initial_loss(case: Case) -> None:
 @check(
     "numerics",
     "gradient-reach",
+    needs=unless_counting(),
     fix="A parameter that the loss does not depend on is not trained: use it or remove it, and look for `detach` "
     "and `no_grad`. If a row of the embeddings receives no gradient, remove `padding_idx`; masks exclude "
     "padding already.",
@@ -178,6 +181,7 @@ def pure_evaluation(case: Case) -> None:
 @check(
     "numerics",
     "seed",
+    needs=unless_counting("nothing is drawn"),
     fix="Draw only from torch's global generator, and never seed it: the trainer does so before every step. If "
     "dropout is set, apply it.",
 )
@@ -202,6 +206,7 @@ def seed(case: Case) -> None:
     "numerics",
     "memory",
     scope="objective",
+    needs=unless_counting("counts grow with the text"),
     fix="Something grows with every step: a list of losses or states on the module, a cache that is extended, or a "
     "sum of tensors that keeps its graph. Store `loss.item()` or `tensor.detach()`, or nothing.",
 )

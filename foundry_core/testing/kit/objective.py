@@ -16,12 +16,14 @@ from foundry_core.testing.kit.check import (
     NonconformanceError,
     NotLookedAtError,
     check,
+    differentiated,
     named_gradients,
     not_looked_at,
     require,
     require_close,
     require_equal,
     require_same_gradients,
+    unless_counting,
 )
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -213,7 +215,7 @@ def no_labels(case: Case) -> None:
         for return_logits in (True, False):
             loss = loss_of(model(ids, labels=labels, reduction=reduction, return_logits=return_logits))
             require(loss.item() == 0, f"the loss ({reduction}) is {loss.item()} although nothing is predicted")
-            loss.backward()
+            differentiated(case, loss)
     for name, gradient in named_gradients(model).items():
         require(bool((gradient == 0).all()), f"{name} receives a gradient although nothing is predicted")
 
@@ -222,6 +224,7 @@ def no_labels(case: Case) -> None:
     "objective",
     "accumulation",
     after=("reference-loss",),
+    needs=unless_counting(),
     fix="The trainer divides the summed loss of a step by the number of predictions, which `targets` counts. Either "
     "the loss is not a sum over predictions, or it depends on the other rows, or it counts other predictions "
     "than `targets`.",
@@ -255,13 +258,13 @@ def loss_without_logits(case: Case) -> None:
     model = case.stirred()
     ids, labels = case.ragged()
     full = model(ids, labels=labels)
-    loss_of(full).backward()
+    differentiated(case, loss_of(full))
     expected = named_gradients(model)
     model.zero_grad()
     lean = model(ids, labels=labels, return_logits=False)
     require("logits" not in lean, "logits are returned although return_logits is False")
     require_close(loss_of(lean), loss_of(full), "loss without logits", rtol=1e-5)
-    loss_of(lean).backward()
+    differentiated(case, loss_of(lean))
     require_same_gradients(named_gradients(model), expected, "with and without logits")
 
 

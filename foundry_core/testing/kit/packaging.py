@@ -23,13 +23,21 @@ from foundry_core.config.loading import load_config
 from foundry_core.errors import ConfigError, did_you_mean
 from foundry_core.models.base import create_model
 from foundry_core.models.building import build, build_context
+from foundry_core.models.interface import LanguageModel
 from foundry_core.registry import hookspecs
 from foundry_core.registry.architecture import PLUGIN_API_VERSION
 from foundry_core.registry.discovery import Installed, installed
 from foundry_core.registry.hooks import hook_manager, offers
 from foundry_core.registry.loading import active_modules, import_string, shipped_by
 from foundry_core.testing.kit.case import Case, Suite
-from foundry_core.testing.kit.check import NonconformanceError, NotLookedAtError, check, listed, require
+from foundry_core.testing.kit.check import (
+    NonconformanceError,
+    NotLookedAtError,
+    check,
+    differentiated,
+    listed,
+    require,
+)
 from foundry_core.testing.kit.json_schema import alternatives, kinds
 from foundry_core.testing.kit.processes import forked, fresh, fresh_command
 from foundry_core.testing.kit.reopened import elsewhere
@@ -130,7 +138,7 @@ def schema(suite: Suite) -> None:
     except Exception as error:
         raise NonconformanceError(f"no JSON schema: {type(error).__name__}: {error}") from error
     recipe: dict[str, Any] = {"model": suite.cases[0].settings, **architecture.recipe}
-    recipe["training"] = {"objective": None, **recipe.get("training", {})}
+    recipe["training"] = {"objective": None, "train_steps": None, "epochs": 1, **recipe.get("training", {})}
     try:
         suite.cases[0].config_with(**recipe)
     except ConfigError as error:
@@ -302,7 +310,7 @@ def _used_twice(case: Case) -> bytes:
     ids = case.ids(2, min(8, case.length))
     uses: dict[str, Callable[[], object]] = {
         "building": lambda: build(case.config, context),
-        "a training step": lambda: model.train()(ids, labels=ids).loss.backward(),
+        "a training step": lambda: _taken(case, model.train(), ids),
         "evaluation": lambda: model.eval()(ids),
     }
     for what, use in uses.items():
@@ -318,6 +326,13 @@ def _used_twice(case: Case) -> bytes:
         # Dropout may draw from the generator: two seeds still lead to two different states.
         require(not torch.equal(*states), f"{what} seeds torch's generator")
     return b""
+
+
+def _taken(case: Case, model: LanguageModel, ids: torch.Tensor) -> None:
+    """Take what of a training step is the model's."""
+    differentiated(case, model(ids, labels=ids).loss)
+    if case.counts:
+        model.count(ids)
 
 
 @check(

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from foundry_core.schema import Activation
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
-from foundry_core.testing.kit.check import check, listed, named_gradients, not_looked_at, require
+from foundry_core.testing.kit.check import check, differentiated, listed, named_gradients, not_looked_at, require
 from foundry_core.testing.kit.json_schema import alternatives, kinds
 from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.numerics import all_tensors, any_differ
@@ -208,7 +208,7 @@ class _Built:
                 torch.manual_seed(0)
                 output = model.train(training)(ids, attention_mask=mask, labels=labels)
                 found += [output.logits.detach(), output.loss.detach()]
-            output.loss.backward()
+            differentiated(case, output.loss)
         return [*found, *named_gradients(model).values()]
 
     @cached_property

@@ -27,6 +27,7 @@ from foundry_core.testing.kit.check import (
     require,
     require_close,
     require_equal,
+    unless_counting,
 )
 from foundry_core.testing.kit.keys import committed, fixed_sums, keys_file, title
 from foundry_core.testing.kit.masking import padded
@@ -102,6 +103,7 @@ def _require_same_names(actual: list[str], expected: list[str], what: str) -> No
     "state",
     "resize",
     after=("initial-loss",),
+    needs=unless_counting("a new token takes its share of the chance of all that were not counted"),
     fix="In `resize_token_embeddings`, create layers of the new size, initialised as in __init__ and with the dtype "
     "and device of the old ones. Copy the old rows of weights and biases into them, tie them again, and end "
     "with `set_vocabulary_size`.",
@@ -274,6 +276,8 @@ def copies(case: Case) -> None:
         with torch.no_grad():
             for parameter in copy.parameters():
                 parameter.add_(1)
+        if case.counts:
+            copy.count(ids)
         require_equal(model(ids).logits, before, f"logits after {what} was changed")
 
 

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED, language_loss
 from foundry_core.testing.kit.case import Case
-from foundry_core.testing.kit.check import NonconformanceError, NotLookedAtError, check, require, require_close
+from foundry_core.testing.kit.check import (
+    NonconformanceError,
+    NotLookedAtError,
+    check,
+    require,
+    require_close,
+    unless_counting,
+)
 from foundry_core.testing.kit.masking import padded
 from foundry_core.testing.kit.objective import norms
 
@@ -83,6 +90,7 @@ def dropout(case: Case) -> None:
     "numerics",
     "derivative",
     scope="objective",
+    needs=unless_counting(),
     fix="Part of the gradient is lost or scaled: look for `detach` or `no_grad` in a recurrence, in attention "
     "weights or around a gate, for hooks, and for operations without a gradient such as rounding.",
 )
