@@ -393,7 +393,7 @@ def test_only_code_and_packages_name_modules_to_import() -> None:
 def test_every_public_name_is_there() -> None:
     assert sorted(foundry_core.__all__, key=lambda name: (not name.isupper(), name)) == foundry_core.__all__
     assert all(getattr(foundry_core, name) is not None for name in foundry_core.__all__)
-    assert dir(foundry_core) == foundry_core.__all__
+    assert dir(foundry_core) == sorted(foundry_core.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = foundry_core.nothing
 
