@@ -295,7 +295,7 @@ def test_a_difference_outside_the_grid_is_reported(
 def test_the_list_shows_how_far_each_cell_is(
     written: Written, capsys: pytest.CaptureFixture[str], one_thread: None
 ) -> None:
-    path = written({"model": [LSTM]}, seeds=[1, 2, 3], match={"parameters": "10k", "by": "model.rnn.hidden_size"})
+    path = written({"model": [LSTM]}, seeds=[1, 2, 3], match={"parameters": "50k", "by": "model.rnn.hidden_size"})
     study = prepare(read_study(path))
     run(study.cells[0].config, quiet=True)
     run(study.cells[1].config, quiet=True)
