@@ -17,9 +17,11 @@ from foundry_core.analysis.occurrences import Occurrences, occurrences, pattern_
 from foundry_core.analysis.seen import SeenRun
 from foundry_core.checkpoints.verification import verify_run
 from foundry_core.cli import main
+from foundry_core.corpus.reader import Corpus
 from foundry_core.data.batches import Batches
 from foundry_core.data.order import CropOrder, GivenOrder, LaneOrder, LengthOrder, MixedOrder, SampleOrder
 from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
+from foundry_core.data.token_file import prepare_tokens
 from foundry_core.tokenization.encoding import DocumentEncoder, text_ids
 from tests.each import each
 from tests.test_given import pieces
@@ -258,13 +260,21 @@ def test_tokens_begin_where_their_text_stands(kind: str, tmp_path: Path) -> None
     assert [len(each) for each in encoder.starts(["", plain, ""])] == [0, len(text_ids(tokenizer, [plain])[0]), 0]
 
 
-def test_a_character_of_many_tokens_is_whole_at_the_last() -> None:
-    tokenizer = trained("bpe")
-    text = "a 𐍈x"
-    ids, (starts,) = text_ids(tokenizer, [text])[0], DocumentEncoder(tokenizer).starts([text])
-    last = int(np.searchsorted(starts, 3)) - 1
-    assert tokenizer.decode(ids[: last + 1]) == "a 𐍈"
-    assert last > 3
+@each("kind", ["bpe", "character", "sentencepiece"])
+def test_an_occurrence_ends_in_the_token_that_completes_it(kind: str, tmp_path: Path) -> None:
+    """Also inside a word, at the beginning of a text, and in a character of several tokens."""
+    tokenizer, path = trained(kind), tmp_path / "text.txt"
+    text = "cat the cats, caté𐍈cat"
+    path.write_text(f"the dog\n{text}\n")
+    corpus = Corpus.open(str(path))
+    tokens = prepare_tokens(corpus, tokenizer, tmp_path / "tokens")
+    start = int(tokens.documents[1])
+    for pattern in ("cat", "c", "té", "s, ca"):
+        found = occurrences([pattern], pattern_finder(pattern), corpus, tokens, tokenizer)
+        assert len(found.places) == text.count(pattern)
+        for number, place in enumerate(found.places.tolist()):
+            before, after = (tokenizer.decode(tokens.tokens[start:end]) for end in (place, place + 1))
+            assert before.count(pattern) <= number < after.count(pattern), (pattern, before, after)
 
 
 def test_words_are_counted_where_they_stand_alone() -> None:
