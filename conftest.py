@@ -6,6 +6,7 @@ that goes when the tests end.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -70,6 +71,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if item.nodeid.startswith(LONG) or item.path.name == "test_conformance.py":
         item.add_marker("long")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what imports have left: it would visit all of it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 _running: pytest.Item | None = None
