@@ -330,25 +330,46 @@ def test_the_home_folder_is_found_in_every_path_option(trained, tmp_path, monkey
     assert not (tmp_path / "~").exists()
 
 
+_LINES = """
+import sys
+from foundry_core.cli import main
+line = []
+for word in [*sys.argv[1:], ";"]:
+    if word == ";":
+        sys.stderr.write(f"ended with {main(line)}\\n")
+        line = []
+    else:
+        line.append(word)
+"""
+
+
 @pytest.mark.long
 def test_what_a_locale_cannot_print_is_escaped(trained, tmp_path):
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     settings = yaml.safe_load((trained / "x.yaml").read_text()) | {"experiment_name": "b\u00fccher"}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
 
-    def foundry(*arguments):
-        command = [sys.executable, "-m", "foundry_core.cli", *arguments]
-        return subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    def foundry(*lines):
+        """A process that carries out several commands: stdout, and what each prints to stderr, with its code."""
+        words = [word for line in lines for word in (*line, ";")][:-1]
+        command = [sys.executable, "-c", _LINES, *words]
+        done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=True)
+        *said, rest = re.split(rb"ended with (\d)\n", done.stderr)
+        assert rest == b""
+        return done.stdout, said[::2], [int(code) for code in said[1::2]]
 
     shutil.copy(tmp_path / "x.yaml", tmp_path / "b\u00fccher.yaml")
-    valid = foundry("validate", "b\u00fccher.yaml".encode())
-    assert (valid.returncode, valid.stdout.partition(b":")[0]) == (0, rb"b\udcc3\udcbccher.yaml")
-    assert foundry("generate", trained / "run", "--prompt", "\u00fcber".encode(), "--tokens", "2").returncode == 0
-    assert foundry("train", "x.yaml", "training.output_dir=run", "training.train_steps=1").returncode == 0
-    refused = foundry("train", "x.yaml", "training.output_dir=b\u00fccher".encode())
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    written = foundry("init", "lstm", "--name", "b\u00fccher".encode())
-    assert "experiment_name: b\u00fccher" in written.stdout.decode("utf-8")
+    output, _, codes = foundry(["validate", "b\u00fccher.yaml".encode()])
+    assert (codes, output.partition(b":")[0]) == ([0], rb"b\udcc3\udcbccher.yaml")
+    _, errors, codes = foundry(
+        ["generate", trained / "run", "--prompt", "\u00fcber".encode(), "--tokens", "2"],
+        ["train", "x.yaml", "training.output_dir=run", "training.train_steps=1"],
+        ["train", "x.yaml", "training.output_dir=b\u00fccher".encode()],
+    )
+    assert (codes, len(errors[2].splitlines())) == ([0, 0, 2], 1)
+    output, _, codes = foundry(["init", "lstm", "--name", "b\u00fccher".encode()])
+    assert codes == [0]
+    assert "experiment_name: b\u00fccher" in output.decode("utf-8")
 
 
 @pytest.mark.long

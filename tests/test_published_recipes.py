@@ -218,7 +218,9 @@ def nanogpt_rates() -> Iterator[float]:
 def small_gpt2(tokenizer: Any) -> nn.Module:
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     sizes = {"n_positions": 66, "n_layer": 2, "n_embd": 32, "n_inner": 64, "n_head": 4}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), activation_function="gelu", **sizes, **dropout))
+    settings = GPT2Config(vocab_size=len(tokenizer), activation_function="gelu", **sizes, **dropout)
+    model: nn.Module = GPT2LMHeadModel(settings)
+    return model
 
 
 @pytest.mark.long
@@ -254,7 +256,8 @@ def small_bert(tokenizer: Any) -> nn.Module:
         attention_probs_dropout_prob=0.0,
         **sizes,
     )
-    return BertForMaskedLM(settings)
+    model: nn.Module = BertForMaskedLM(settings)
+    return model
 
 
 @pytest.mark.long
