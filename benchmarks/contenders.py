@@ -23,11 +23,12 @@ _HALF_OF_PEAK = 80e9  # FLOP/s, for the length of a planned run; the budget deci
 _RUN_SECONDS = 600
 
 
-def prepared(_: Gate, size: Size, folder: Path, rows: int) -> dict[str, Any]:
+def prepared(_: Gate, size: Size, folder: Path, rows: int, *, quick: bool = False) -> dict[str, Any]:
     """Write text, tokenizer, token file, initial weights and the first rows in their order; return the facts.
 
     Args:
         rows: How many rows the contenders will read.
+        quick: Plan a run that is too short for a trial of torch.compile, which takes most of a smoke run.
     """
     from safetensors.torch import save_file
     from transformers import PreTrainedTokenizerFast
@@ -64,7 +65,7 @@ def prepared(_: Gate, size: Size, folder: Path, rows: int) -> dict[str, Any]:
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     tokenizer.save_pretrained(folder / "transformers")
     flops = 3 * model.flops(size.batch, size.length)
-    settings["training"]["train_steps"] = max(1000, round(_RUN_SECONDS * _HALF_OF_PEAK / flops))
+    settings["training"]["train_steps"] = max(1000, round((0 if quick else _RUN_SECONDS) * _HALF_OF_PEAK / flops))
     facts = {"vocabulary": model.context.vocab_size, "parameters": model.get_parameter_count().total}
     return {"settings": settings, "flops": flops, "rows": len(data.train_rows), **facts}
 

@@ -85,9 +85,8 @@ def _bf16_pays(peak: dict[str, float] | None) -> bool:
 def _measure_size(size: Size, options: Options, bf16: bool) -> dict[str, Any]:
     folder = options.folder / size.name.replace(" ", "-").replace(",", "")
     steps = size.warm_up + options.rounds * size.steps + 2
-    facts = in_process(
-        "benchmarks.contenders:prepared", {"size": size, "folder": folder, "rows": steps * size.batch}, threads=2
-    )
+    needs = {"size": size, "folder": folder, "rows": steps * size.batch, "quick": options.quick}
+    facts = in_process("benchmarks.contenders:prepared", needs, threads=2)
     contenders = _contenders(size, options, folder, facts["settings"], bf16)
     peak = Contender("peak", _target(matmul_peak), threads=options.threads)
     race([*contenders, peak], options.rounds, size.name)

@@ -83,16 +83,18 @@ def done(*command: str | Path, cwd: Path, **variables: str) -> str:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A wheel of each distribution, built from a copy of its sources, so that no build folder litters the tree."""
     folder = tmp_path_factory.mktemp("wheels")
+    copies = []
     for name in ("model-foundry", *PLUGINS):
         copy = tmp_path_factory.mktemp(name)
+        copies.append(copy)
         for part in ("pyproject.toml", "README.md", "LICENSE", package(name)):
             path = source(name) / part
             if path.is_dir():
                 shutil.copytree(path, copy / part, ignore=shutil.ignore_patterns("__pycache__", "build"))
             else:
                 shutil.copy(path, copy / part)
-        options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
-        done(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, copy, cwd=folder)
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
+    done(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, *copies, cwd=folder)
     found = {path.name.split("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
     assert set(found) == {"model-foundry", *PLUGINS}
     return found
@@ -124,11 +126,11 @@ class Environment:
     def pip(self, *arguments: str | Path) -> None:
         self.done(sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check", *arguments)
 
-    def install(self, wheel: Path) -> None:
-        self.pip("install", "--no-index", "--no-deps", "--quiet", wheel)
+    def install(self, *wheels: Path) -> None:
+        self.pip("install", "--no-index", "--no-deps", "--quiet", *wheels)
 
-    def uninstall(self, name: str) -> None:
-        self.pip("uninstall", "--yes", "--quiet", name)
+    def uninstall(self, *names: str) -> None:
+        self.pip("uninstall", "--yes", "--quiet", *names)
 
     def foundry(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return self.run(self.folder / "bin" / "foundry", *arguments)

@@ -14,6 +14,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "foundry_core/storage/",
         "foundry_core/training/",
         "tests/faults/",
+        "tests/interruption.py",
         "tests/mutants.py",
         "tests/mutation.py",
     ),

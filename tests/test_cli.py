@@ -211,17 +211,19 @@ def test_a_model_from_a_file_is_scored_with_that_file(trained, tmp_path, capsys)
     )
     plugin, run = ["--plugin", str(tmp_path / "bigram.py")], f"training.output_dir={tmp_path / 'run'}"
 
-    def foundry(*arguments):
-        command = [sys.executable, "-m", "foundry_core.cli", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def foundry(*lines):
+        """A process that carries out commands, one after the other; the last code is its own."""
+        program = f"import sys\nfrom foundry_core.cli import main\nprint(*map(main, {lines!r}), file=sys.stderr)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        return done.stderr.splitlines()
 
-    done = foundry("train", str(trained / "x.yaml"), "model={architecture: bigram}", run, "--quiet", *plugin)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert foundry("evaluate", str(tmp_path / "run"), *plugin).returncode == 0
-    bare = foundry("evaluate", str(tmp_path / "run"))
-    assert bare.returncode == 6
-    assert "this model cannot be built here" in bare.stderr
-    assert "Unknown architecture: 'bigram'" in bare.stderr
+    trains = ["train", str(trained / "x.yaml"), "model={architecture: bigram}", run, "--quiet", *plugin]
+    assert foundry(trains) == ["0"]
+    bare = ["evaluate", str(tmp_path / "run")]
+    refusal, codes = foundry(bare, [*bare, *plugin])
+    assert codes == "6 0"
+    assert "this model cannot be built here" in refusal
+    assert "Unknown architecture: 'bigram'" in refusal
 
 
 def test_a_damaged_checkpoint_is_reported_and_not_scored(trained, tmp_path, capsys):
@@ -328,47 +330,67 @@ def test_the_home_folder_is_found_in_every_path_option(trained, tmp_path, monkey
     assert not (tmp_path / "~").exists()
 
 
+_LINES = """
+import sys
+from foundry_core.cli import main
+line = []
+for word in [*sys.argv[1:], ";"]:
+    if word == ";":
+        sys.stderr.write(f"ended with {main(line)}\\n")
+        line = []
+    else:
+        line.append(word)
+"""
+
+
 @pytest.mark.long
 def test_what_a_locale_cannot_print_is_escaped(trained, tmp_path):
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     settings = yaml.safe_load((trained / "x.yaml").read_text()) | {"experiment_name": "b\u00fccher"}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
 
-    def foundry(*arguments):
-        command = [sys.executable, "-m", "foundry_core.cli", *arguments]
-        return subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    def foundry(*lines):
+        """A process that carries out several commands: stdout, and what each prints to stderr, with its code."""
+        words = [word for line in lines for word in (*line, ";")][:-1]
+        command = [sys.executable, "-c", _LINES, *words]
+        done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=True)
+        *said, rest = re.split(rb"ended with (\d)\n", done.stderr)
+        assert rest == b""
+        return done.stdout, said[::2], [int(code) for code in said[1::2]]
 
     shutil.copy(tmp_path / "x.yaml", tmp_path / "b\u00fccher.yaml")
-    valid = foundry("validate", "b\u00fccher.yaml".encode())
-    assert (valid.returncode, valid.stdout.partition(b":")[0]) == (0, rb"b\udcc3\udcbccher.yaml")
-    assert foundry("generate", trained / "run", "--prompt", "\u00fcber".encode(), "--tokens", "2").returncode == 0
-    assert foundry("train", "x.yaml", "training.output_dir=run", "training.train_steps=1").returncode == 0
-    refused = foundry("train", "x.yaml", "training.output_dir=b\u00fccher".encode())
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    written = foundry("init", "lstm", "--name", "b\u00fccher".encode())
-    assert "experiment_name: b\u00fccher" in written.stdout.decode("utf-8")
+    output, _, codes = foundry(["validate", "b\u00fccher.yaml".encode()])
+    assert (codes, output.partition(b":")[0]) == ([0], rb"b\udcc3\udcbccher.yaml")
+    _, errors, codes = foundry(
+        ["generate", trained / "run", "--prompt", "\u00fcber".encode(), "--tokens", "2"],
+        ["train", "x.yaml", "training.output_dir=run", "training.train_steps=1"],
+        ["train", "x.yaml", "training.output_dir=b\u00fccher".encode()],
+    )
+    assert (codes, len(errors[2].splitlines())) == ([0, 0, 2], 1)
+    output, _, codes = foundry(["init", "lstm", "--name", "b\u00fccher".encode()])
+    assert codes == [0]
+    assert "experiment_name: b\u00fccher" in output.decode("utf-8")
 
 
-@each(
-    ("setting", "longer"),
-    [
-        ("data.batch_size=1000000", 125_000),
-        ("data.max_sequence_length=1000000", 62_500),
-        ("training.gradient_accumulation_steps=100000", 100_000),
-    ],
-)
 @pytest.mark.long
-def test_plan_times_parts_of_a_step_that_would_take_long(trained, tmp_path, capsys, setting, longer):
-    plans = []
-    for settings in ([], [setting]):
+def test_plan_times_parts_of_a_step_that_would_take_long(trained, tmp_path, capsys):
+    def planned(*settings):
         began = time.process_time()
         assert main(["plan", str(trained / "x.yaml"), f"training.output_dir={tmp_path}", "--json", *settings]) == 0
         assert time.process_time() - began < 10
         captured = capsys.readouterr()
-        plans.append(json.loads(captured.out))
-    assert plans[1]["seconds_per_step"] > longer / 30 * plans[0]["seconds_per_step"]
-    too_large = plans[1]["memory_bytes"] > memory_of(torch.device("cpu"))
-    assert ("warning: a step needs about" in captured.err) == too_large
+        plan = json.loads(captured.out)
+        too_large = plan["memory_bytes"] > memory_of(torch.device("cpu"))
+        assert ("warning: a step needs about" in captured.err) == too_large
+        return plan["seconds_per_step"]
+
+    usual = planned()
+    for setting, longer in (
+        ("data.batch_size=1000000", 125_000),
+        ("data.max_sequence_length=1000000", 62_500),
+        ("training.gradient_accumulation_steps=100000", 100_000),
+    ):
+        assert planned(setting) > longer / 30 * usual, setting
 
 
 def test_data_prepare_accounts_for_every_byte(trained, tmp_path, capsys):

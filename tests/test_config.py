@@ -106,6 +106,12 @@ STEPS = "  train_steps: 10"
 VOCABULARY = "  vocab_size: 500"
 SIZE = "batch_size: 8"
 
+
+def in_training(name: str, added: str, *problems: str) -> Wrong:
+    """A file with more lines in its section `training`, from line 22 on."""
+    return wrong(name, edited(after(STEPS, *(f"  {line}" for line in added.split("\n")))), *problems)
+
+
 MISTYPED = [
     wrong("key", edited((SIZE, "batch_sise: 8")), "7: data.batch_sise: unknown key. Did you mean 'batch_size'?"),
     wrong("section", edited(("logging:", "loging:")), "22: loging: unknown key. Did you mean 'logging'?"),
@@ -131,9 +137,9 @@ MISTYPED = [
         edited(("architecture: gpt2", "architecture: xylophone")),
         f"12: model.architecture: Unknown architecture: 'xylophone'. {AVAILABLE}",
     ),
-    wrong(
+    in_training(
         "objective",
-        edited(after(STEPS, "  objective: casual_lm")),
+        "objective: casual_lm",
         "22: training.objective: unknown objective 'casual_lm'. Did you mean 'causal_lm'? "
         "Available: causal_lm, masked_lm",
     ),
@@ -258,19 +264,15 @@ MISSING = [
 
 BERT = ("architecture: gpt2", "architecture: bert")
 CONTRADICTORY = [
-    wrong(
-        "two budgets",
-        edited(after(STEPS, "  epochs: 1")),
-        f"18: training: {BUDGETS}: found epochs and train_steps",
-    ),
-    wrong(
+    in_training("two budgets", "epochs: 1", f"18: training: {BUDGETS}: found epochs and train_steps"),
+    in_training(
         "warm-up twice",
-        edited(after(STEPS, "  warmup_steps: 1", "  warmup_ratio: 0.1")),
+        "warmup_steps: 1\nwarmup_ratio: 0.1",
         "18: training: give warmup_steps or warmup_ratio, not both",
     ),
-    wrong(
+    in_training(
         "warm-up longer than training",
-        edited(after(STEPS, "  warmup_steps: 11")),
+        "warmup_steps: 11",
         "18: training: warmup_steps (11) exceeds train_steps (10)",
     ),
     wrong(
@@ -278,9 +280,9 @@ CONTRADICTORY = [
         edited(BERT, after(STEPS, "  objective: causal_lm")),
         "22: training.objective: bert with these settings cannot be trained with causal_lm; it accepts masked_lm",
     ),
-    wrong(
+    in_training(
         "GPT-2 trained on masks",
-        edited(after(STEPS, "  objective: masked_lm")),
+        "objective: masked_lm",
         "22: training.objective: gpt2 with these settings cannot be trained with masked_lm; it accepts causal_lm",
     ),
     wrong(
@@ -373,9 +375,9 @@ CONTRADICTORY = [
         "21: training.lr_scheduler: needs data.validation_corpus or data.test_corpus",
         "22: training.evaluate_every_steps: needs data.validation_corpus, data.test_corpus or training.suites",
     ),
-    wrong(
+    in_training(
         "plateau of a loss computed once",
-        edited(after(STEPS, "  lr_scheduler: plateau")),
+        "lr_scheduler: plateau",
         "22: training.lr_scheduler: plateau needs training.evaluate_every_steps or training.evaluate_at",
     ),
     wrong(
@@ -383,19 +385,19 @@ CONTRADICTORY = [
         edited(("  test_corpus: corpora/dev.txt\n", ""), after(STEPS, "  evaluate_at: {log_base: 2}")),
         "21: training.evaluate_at: needs data.validation_corpus, data.test_corpus or training.suites",
     ),
-    wrong(
+    in_training(
         "two schedules of evaluations",
-        edited(after(STEPS, "  evaluate_at: {every_steps: 5}", "  evaluate_every_steps: 5")),
+        "evaluate_at: {every_steps: 5}\nevaluate_every_steps: 5",
         "18: training: give evaluate_every_steps or evaluate_at, not both; evaluate_at takes every_steps too",
     ),
-    wrong(
+    in_training(
         "unknown key of a schedule of evaluations",
-        edited(after(STEPS, "  evaluate_at: {keep: 5}")),
+        "evaluate_at: {keep: 5}",
         "22: training.evaluate_at.keep: unknown key. It belongs under training.checkpoints.",
     ),
-    wrong(
+    in_training(
         "early stopping by the test corpus",
-        edited(after(STEPS, "  evaluate_every_steps: 5", "  early_stopping_patience: 2")),
+        "evaluate_every_steps: 5\nearly_stopping_patience: 2",
         "23: training.early_stopping_patience: needs data.validation_corpus",
     ),
     wrong(
@@ -417,14 +419,14 @@ CONTRADICTORY = [
         edited(after("  test_corpus: corpora/dev.txt", "  validation_corpus: corpora/train.txt")),
         "6: data.validation_corpus: is the training corpus: its loss would not mean anything",
     ),
-    wrong(
+    in_training(
         "names of milestones in another unit",
-        edited(after(STEPS, "  checkpoints: {names: babylm, milestones: {tokens: [1M]}}")),
+        "checkpoints: {names: babylm, milestones: {tokens: [1M]}}",
         "22: training.checkpoints: names: babylm needs milestones.words, which it names",
     ),
-    wrong(
+    in_training(
         "milestone after nothing",
-        edited(after(STEPS, "  checkpoints: {milestones: {epochs: [0.5, 0]}}")),
+        "checkpoints: {milestones: {epochs: [0.5, 0]}}",
         "22: training.checkpoints.milestones.epochs.1: must be greater than 0, not 0",
     ),
     wrong(
@@ -439,9 +441,9 @@ CONTRADICTORY = [
         ),
         "18: training.gradient_checkpointing: lstm does not support it",
     ),
-    wrong(
+    in_training(
         "checkpoint before the start",
-        edited(after(STEPS, "  checkpoints: {steps: [5, -1]}")),
+        "checkpoints: {steps: [5, -1]}",
         "22: training.checkpoints.steps.1: must be greater than or equal to 0, not -1",
     ),
 ]

@@ -113,10 +113,12 @@ def test_processes_are_limited_by_cores_and_by_the_environment(monkeypatch: pyte
 
 
 PARENT = """
-import sys
+import signal, sys
 from foundry_core.tokenization import processes
 from foundry_core.tokenization.encoding import DocumentEncoder
 from tests.test_tokenizers import trained
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
 def documents():
     yield from ["the cat"] * 400_000

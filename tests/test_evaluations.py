@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foundry_core import ExperimentConfig, hookimpl, load_config
-from foundry_core.checkpoints.checkpoint import checkpoints, is_ephemeral, optimizer_file
+from foundry_core.checkpoints.checkpoint import checkpoints, is_ephemeral
 from foundry_core.checkpoints.state import read_state
 from foundry_core.checkpoints.verification import verify_run
 from foundry_core.cli import main
 from foundry_core.data.preparation import experiment_corpora
 from foundry_core.errors import CheckpointError, DataError
 from foundry_core.training.run import run
+from tests.interruption import die, killed, outcome
 
 Experiment = Callable[..., ExperimentConfig]
 ROUGH = {"learning_rate": 0.3, "lr_scheduler": "constant"}
@@ -125,25 +126,15 @@ def test_a_run_without_improvement_ends_in_order(
     assert {path: path.read_bytes() for path in before} == before
 
 
-def outcome(config: ExperimentConfig) -> dict[str, Any]:
-    folder = Path(config.training.output_dir)
-    last = checkpoints(folder)[-1]
-    clock = ("tokens_per_second", "seconds_left", "data_wait")
-    records = [{key: value for key, value in each.items() if key not in clock} for each in metrics(config, "train")]
-    files = [(last / name).read_bytes() for name in ("model.safetensors", "trainer_state.json")]
-    return {"files": [*files, optimizer_file(last).read_bytes()], "train": records, "eval": metrics(config, "eval")}
-
-
 @pytest.mark.long
 def test_a_stalled_run_killed_anywhere_ends_at_the_same_step(stalling: Callable[..., ExperimentConfig]) -> None:
     """Also in the evaluation that ends it, before its checkpoint is saved."""
-    whole = stalling("whole")
+    schedule = {"checkpoints": {"every_steps": 3}}
+    whole = stalling("whole", **schedule)
     end = run(whole, quiet=True).step
     # Killed at the evaluation of a step, with a checkpoint every 3 steps: evaluations before it are taken again or not.
     for step in (2, end - 4, end - 2, end):
-        config = stalling(f"killed at {step}", checkpoints={"every_steps": 3})
-        reference = stalling(f"left alone {step}", checkpoints={"every_steps": 3})
-        run(reference, quiet=True)
+        config = stalling(f"killed at {step}", **schedule)
 
         class Die:
             at = step
@@ -151,17 +142,11 @@ def test_a_stalled_run_killed_anywhere_ends_at_the_same_step(stalling: Callable[
             @hookimpl
             def foundry_evaluated(self, report: Any) -> None:
                 if report.step == self.at:
-                    os._exit(9)
+                    die()
 
-        child = os.fork()
-        if child == 0:
-            try:
-                run(config, extra_observers=[Die()], quiet=True)
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        killed(partial(run, config, extra_observers=[Die()], quiet=True))
         assert run(config, resume=True, quiet=True).step == end
-        assert outcome(config) == outcome(reference), step
+        assert outcome(config) == outcome(whole), step
 
 
 def test_evaluations_fall_on_the_steps_of_the_checkpoints(

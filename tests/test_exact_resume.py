@@ -1,11 +1,10 @@
 """Interrupted equals uninterrupted, for every architecture and objective, wherever the process dies.
 
-A forked child trains and is killed at a given forward pass; the parent resumes. The judge is the run that was left
-alone: weights, optimizer, log and ledger, bit for bit.
+A forked child trains and dies at a given forward pass; the parent goes on from what is left. The judge is the run that
+was left alone: weights, optimizer, state and reports, bit for bit.
 """
 
-import json
-import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from foundry_core import BaseLanguageModel, load_config, run
-from foundry_core.checkpoints.checkpoint import optimizer_file
 from tests.each import each
+from tests.interruption import die, killed, outcome
 
 pytestmark = pytest.mark.long
 
@@ -135,42 +134,33 @@ def config_of(folder, kind, name, workers):
     )
 
 
-def outcome(config):
+def left_behind(config):
+    """Return a copy of what a run has left on the disk when it dies before each of STOPS, by the name of the stop.
+
+    One child goes through all of them and dies at the last: nothing that a process has in memory gets into a copy.
+    """
     output = Path(config.training.output_dir)
-    last = output / "checkpoint-6"
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    log = [[r[key] for key in ("step", "loss", "learning_rate", "grad_norm", "tokens_seen")] for r in records]
-    state = json.loads((last / "trainer_state.json").read_bytes())
-    return {
-        "weights": (last / "model.safetensors").read_bytes(),
-        "optimizer": optimizer_file(last).read_bytes(),
-        "log": log,
-        "ledger": state["foundry"]["ledger"],
-        "tokens of each corpus": state["foundry"]["tokens_by_corpus"],
-        "samples": state["foundry"]["samples"],
-        "tokens": state["num_input_tokens_seen"],
-    }
+    copies = {stop: output.with_name(f"{output.name}, {stop}") for stop in STOPS}
+    at = {STOPS[stop]: copy for stop, copy in copies.items()}
 
-
-def killed(config, forward_pass):
-    """Train in a forked child that dies without any clean-up when it begins a forward pass."""
-    child = os.fork()
-    if child == 0:
+    def training():
         passes = 0
 
         def count(module, inputs):
             nonlocal passes
-            if isinstance(module, BaseLanguageModel):
-                passes += 1
-                if passes == forward_pass:
-                    os._exit(9)
+            if not isinstance(module, BaseLanguageModel):
+                return
+            passes += 1
+            if passes in at:
+                shutil.copytree(output, at[passes])
+            if passes == max(at):
+                die()
 
-        try:
-            register_module_forward_pre_hook(count)
-            run(config, quiet=True)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        register_module_forward_pre_hook(count)
+        run(config, quiet=True)
+
+    killed(training)
+    return copies
 
 
 @pytest.fixture(scope="module")
@@ -181,14 +171,15 @@ def alone(folder, kind):
         assert run(config, quiet=True).step == 6
     first, second = map(outcome, configs)
     assert first == second
-    assert first["samples"] == 48
+    assert first["state"]["foundry"]["samples"] == 48
     return first
 
 
 @each("workers", [0, 2])
-@each("stop", STOPS)
-def test_a_run_killed_anywhere_and_resumed_equals_one_left_alone(folder, kind, alone, stop, workers):
-    config = config_of(folder, kind, f"{stop}-{workers}", workers)
-    killed(config, STOPS[stop])
-    assert run(config, resume=True, quiet=True).step == 6
-    assert outcome(config) == alone
+def test_a_run_killed_anywhere_and_resumed_equals_one_left_alone(folder, kind, alone, workers):
+    config = config_of(folder, kind, f"killed-{workers}", workers)
+    for stop, copy in left_behind(config).items():
+        shutil.rmtree(config.training.output_dir)
+        copy.rename(config.training.output_dir)
+        assert run(config, resume=True, quiet=True).step == 6
+        assert outcome(config) == alone, stop

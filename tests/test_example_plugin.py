@@ -22,9 +22,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, get_data_collator, load_config, run
+from foundry_core import ExperimentConfig, create_model, get_data_collator, load_config, run
 from foundry_core.checkpoints.checkpoint import optimizer_file
 from foundry_core.cli import main
 from foundry_core.data.batches import Batches
@@ -40,6 +39,7 @@ from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 from foundry_core.training.losses import objective_loss
 from foundry_core.training.optimizers import build_optimizer
+from tests import interruption
 from tests.each import each
 
 PACKAGE = Path(__file__).parent / "example_plugin"
@@ -329,7 +329,7 @@ def test_a_student_of_itself_diverges_by_nothing_and_resumes(written: Callable[.
         load_config(written(name, **student, checkpoints={"every_steps": 2})) for name in ("alone", "broken")
     )
     run(alone, quiet=True)
-    killed_before(broken, 4)
+    interruption.killed_before(broken, 4)
     run(broken, resume=True, quiet=True)
     assert outcome(broken) == outcome(alone)
 
@@ -395,7 +395,7 @@ def test_a_run_with_muon_resumes_exactly(written: Callable[..., Path]) -> None:
     muon = {"optimizer": "muon", "optimizer_settings": {"momentum": 0.9}, "evaluate_every_steps": 3}
     alone, broken = (load_config(written(name, **muon, checkpoints={"every_steps": 2})) for name in ("alone", "broken"))
     run(alone, quiet=True)
-    killed_before(broken, 4)
+    interruption.killed_before(broken, 4)
     run(broken, resume=True, quiet=True)
     assert outcome(broken) == outcome(alone)
 
@@ -466,38 +466,9 @@ def test_a_vocabulary_too_small_for_bytes_is_one_line(
 
 
 def outcome(config: ExperimentConfig) -> dict[str, Any]:
-    output = Path(config.training.output_dir)
-    last = output / "checkpoint-6"
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    state = json.loads((last / "trainer_state.json").read_bytes())
-    return {
-        "weights": (last / "model.safetensors").read_bytes(),
-        "optimizer": optimizer_file(last).read_bytes(),
-        "losses": [(record["kind"], record["step"], record["loss"]) for record in records],
-        "ledger": state["foundry"]["ledger"],
-        "best": (output / "best.json").read_text(),
-    }
-
-
-def killed_before(config: ExperimentConfig, forward_pass: int) -> None:
-    """Train in a forked child that dies without any clean-up when it begins a forward pass of training."""
-    child = os.fork()
-    if child == 0:
-        passes = 0
-
-        def count(module: torch.nn.Module, inputs: Any) -> None:
-            nonlocal passes
-            if isinstance(module, BaseLanguageModel) and module.training:
-                passes += 1
-                if passes == forward_pass:
-                    os._exit(9)
-
-        try:
-            register_module_forward_pre_hook(count)
-            run(config, quiet=True)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    """Return what equal runs have in common, and what the observer has written."""
+    best = Path(config.training.output_dir) / "best.json"
+    return interruption.outcome(config) | {"best": json.loads(best.read_text())}
 
 
 @pytest.mark.parametrize("architecture", ["bert", "lstm"])
@@ -507,13 +478,12 @@ def test_a_killed_run_resumes_exactly_whatever_the_workers(written: Callable[...
     alone = load_config(written("alone", architecture, **schedule))
     broken = load_config(written("broken", architecture, num_workers=2, **schedule))
     assert run(alone, quiet=True).step == 6
-    killed_before(broken, 6)
+    interruption.killed_before(broken, 6)
     assert run(broken, resume=True, quiet=True).step == 6
     expected = outcome(alone)
     assert outcome(broken) == expected
     assert any(expected["optimizer"][-200:])
-    evaluations = [loss for kind, _, loss in expected["losses"] if kind == "eval"]
-    assert json.loads(expected["best"])["loss"] == min(evaluations)
+    assert expected["best"]["loss"] == min(each["loss"] for each in expected["reports"] if each["kind"] == "eval")
 
 
 @pytest.mark.parametrize("architecture", ["bert", "lstm"])
@@ -528,8 +498,8 @@ def test_a_checkpoint_opens_in_the_auto_class_of_the_objective(
     capsys.readouterr()
     assert main(["evaluate", config.training.output_dir, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)["corpus"]
-    last = outcome(config)["losses"][-1]
-    assert ("eval", 6, pytest.approx(figures["loss"], rel=1e-6)) == last
+    last = outcome(config)["reports"][-1]
+    assert (last["kind"], last["step"], last["loss"]) == ("eval", 6, pytest.approx(figures["loss"], rel=1e-6))
     assert figures["bits_per_byte"] is None
     folder = Path(config.training.output_dir) / "checkpoint-6"
     opened = getattr(transformers, config.objective.auto_class).from_pretrained(folder).eval()

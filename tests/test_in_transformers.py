@@ -118,7 +118,7 @@ def test_num_items_in_batch_divides_the_sum_of_losses(opened: Open, name: str) -
 
 
 @pytest.mark.long
-@each("name", MODELS)
+@each("name", [*ADAPTED, "gpt2", "bert"])
 def test_the_trainer_of_transformers_trains_it(opened: Open, letters: Any, tmp_path: Path, name: str) -> None:
     """Each batch whole or in four parts gives the same losses; what it saves is what it has trained."""
     pytest.importorskip("accelerate")

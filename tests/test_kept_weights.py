@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from foundry_core import BaseLanguageModel, ExperimentConfig, run
+from foundry_core import ExperimentConfig, run
 from foundry_core.checkpoints.checkpoint import optimizer_file
 from foundry_core.checkpoints.state import WeightsState
 from foundry_core.config.sections import TrainingConfig
@@ -21,6 +19,7 @@ from foundry_core.errors import CheckpointError
 from foundry_core.training.averaging import Averaging
 from foundry_core.training.best_weights import BestWeights
 from tests.each import each
+from tests.interruption import killed_before, outcome
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -258,41 +257,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def killed(config: ExperimentConfig, forward_pass: int) -> None:
-    """Train in a forked child that dies without any clean-up when training begins a forward pass."""
-    child = os.fork()
-    if child == 0:
-        passes = 0
-
-        def count(module: torch.nn.Module, inputs: Any) -> None:
-            nonlocal passes
-            if isinstance(module, BaseLanguageModel) and module.training:
-                passes += 1
-                if passes == forward_pass:
-                    os._exit(9)
-
-        try:
-            register_module_forward_pre_hook(count)
-            run(config, quiet=True)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
-def outcome(config: ExperimentConfig) -> dict[str, Any]:
-    output = Path(config.training.output_dir)
-    last = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    state = json.loads((last / "trainer_state.json").read_bytes())
-    return {
-        "step": last.name,
-        "weights": (last / "model.safetensors").read_bytes(),
-        "optimizer": optimizer_file(last).read_bytes(),
-        "log": [[each.get(key) for key in ("step", "kind", "loss", "learning_rate", "grad_norm")] for each in records],
-        "state": [state["foundry"][key] for key in ("weights", "schedule", "ledger")],
-    }
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_killed_and_resumed_run_keeps_the_same_weights(recipe: str, make: Callable[..., ExperimentConfig]) -> None:
@@ -302,12 +266,12 @@ def test_a_killed_and_resumed_run_keeps_the_same_weights(recipe: str, make: Call
     alone = make("alone", **settings)
     steps = run(alone, quiet=True).step
     expected = outcome(alone)
-    weights = expected["state"][0]
+    weights = expected["state"]["foundry"]["weights"]
     if "average" in recipe:
         assert weights["averaged"] or weights["best_step"]
     for forward_pass in (2, 5, steps):
         broken = make(f"broken-{forward_pass}", **settings)
-        killed(broken, forward_pass)
+        killed_before(broken, forward_pass)
         run(broken, resume=True, quiet=True)
         assert outcome(broken) == expected
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from foundry_core.run_folder import milestone_name, milestone_words
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk
 from foundry_core.training.run import run
+from tests.interruption import die, killed
 
 WORDS = [100, 200, 400]
 
@@ -87,7 +87,7 @@ def test_a_kill_between_save_and_name_loses_no_name(named: Callable[..., Experim
             def _count(self) -> None:
                 self.left -= 1
                 if not self.left:
-                    os._exit(9)
+                    die()
 
             def link(self, path: Path, target: str) -> None:
                 self._count()
@@ -98,14 +98,11 @@ def test_a_kill_between_save_and_name_loses_no_name(named: Callable[..., Experim
                     self._count()
                 super().rename(old, new)
 
-        child = os.fork()
-        if child == 0:
-            try:
-                storage.disk = Dying()
-                run(config, quiet=True)
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        def training(config: ExperimentConfig = config, disk: type[Disk] = Dying) -> None:
+            storage.disk = disk()
+            run(config, quiet=True)
+
+        killed(training)
         folder = Path(config.training.output_dir)
         assert verify_run(folder)[1] == []
         assert len(links(folder)) < 3

@@ -62,8 +62,7 @@ def test_core_alone_lists_nothing_and_prints_how_to_install(environment: Any) ->
 
 def test_a_plugin_adds_and_removes_exactly_its_architecture(environment: Any, wheels: dict[str, Path]) -> None:
     path = ROOT / "configs" / "bert.yaml"
-    environment.install(wheels["foundry-bert"])
-    environment.install(wheels["foundry-rnn"])
+    environment.install(wheels["foundry-bert"], wheels["foundry-rnn"])
     try:
         assert environment.architectures() == {
             "bert": "foundry-bert 0.1.0",
@@ -83,8 +82,7 @@ def test_a_plugin_adds_and_removes_exactly_its_architecture(environment: Any, wh
         line = r".*/bert\.yaml:\d+: model\.architecture: Unknown architecture: 'bert'\. Available: gpt2\.\n"
         assert re.fullmatch(line, refused.stderr)
     finally:
-        for name in PLUGINS:
-            environment.uninstall(name)
+        environment.uninstall(*PLUGINS)
     assert environment.architectures() == {}
 
 

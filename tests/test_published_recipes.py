@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +174,20 @@ def test_the_word_lstm_follows_a_plain_loop(tmp_path: Path) -> None:
     assert losses_of(settings) == pytest.approx(losses[:STEPS], rel=1e-4)
 
 
-def batches_of(settings: ExperimentConfig) -> tuple[Any, Iterable[Any]]:
+def begun(settings: ExperimentConfig, build: Callable[[Any], nn.Module]) -> tuple[nn.Module, Iterable[Any]]:
+    """Return a model of transformers with the weights that the run begins with, and the batches of the run.
+
+    build: makes the model, given the tokenizer.
+    """
+    torch.set_num_threads(1)
     corpora = experiment_corpora(settings)
     tokenizer = experiment_tokenizer(settings, corpora.train)
     data = experiment_rows(settings, tokenizer, experiment_tokens(settings, tokenizer, corpora), corpora)
     samples = STEPS * settings.data.batch_size
     collate = get_data_collator(settings, tokenizer, samples)
-    return tokenizer, Batches(data.train_rows, data.order, collate, settings.data.batch_size, 0, samples)
+    model, ours = build(tokenizer), create_model(settings, tokenizer)
+    model.load_state_dict(ours.get_submodule("model").state_dict())
+    return model, Batches(data.train_rows, data.order, collate, settings.data.batch_size, 0, samples)
 
 
 def trained(
@@ -208,27 +215,18 @@ def nanogpt_rates() -> Iterator[float]:
             yield 1e-4 + 0.5 * (1 + math.cos(math.pi * (iteration - 100) / 1900)) * (1e-3 - 1e-4)
 
 
+def small_gpt2(tokenizer: Any) -> nn.Module:
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    sizes = {"n_positions": 66, "n_layer": 2, "n_embd": 32, "n_inner": 64, "n_head": 4}
+    settings = GPT2Config(vocab_size=len(tokenizer), activation_function="gelu", **sizes, **dropout)
+    model: nn.Module = GPT2LMHeadModel(settings)
+    return model
+
+
 @pytest.mark.long
 def test_nanogpt_follows_a_plain_loop_of_transformers(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     settings = small("nanogpt-shakespeare-char", tmp_path, written(tmp_path, 400), **SMALL_TRANSFORMER)
-    tokenizer, batches = batches_of(settings)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=66,
-            n_layer=2,
-            n_embd=32,
-            n_inner=64,
-            n_head=4,
-            activation_function="gelu",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-    )
-    theirs: Any = create_model(settings, tokenizer)
-    model.load_state_dict(theirs.model.state_dict())
+    model, batches = begun(settings, small_gpt2)
     # The recipe has no biases.
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith(".bias"))
@@ -247,10 +245,24 @@ def linear_rates(peak: float, warm_up: int) -> Iterator[float]:
         yield peak * min(step / warm_up, (STEPS - step + 1) / (STEPS - warm_up))
 
 
+def small_bert(tokenizer: Any) -> nn.Module:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    settings = BertConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=34,
+        hidden_act="gelu",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **sizes,
+    )
+    model: nn.Module = BertForMaskedLM(settings)
+    return model
+
+
 @pytest.mark.long
 def test_bert_follows_a_plain_loop_of_transformers(tmp_path: Path) -> None:
     """Of the same masks: the collator is that of the run."""
-    torch.set_num_threads(1)
     changes: dict[str, Any] = {
         **SMALL_TRANSFORMER,
         **NO_DROPOUT,
@@ -262,23 +274,7 @@ def test_bert_follows_a_plain_loop_of_transformers(tmp_path: Path) -> None:
         "training.checkpoints.names": None,
     }
     settings = small("babylm-strict-small-bert", tmp_path, written(tmp_path, 400), **changes)
-    tokenizer, batches = batches_of(settings)
-    theirs: Any = create_model(settings, tokenizer)
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            max_position_embeddings=34,
-            num_hidden_layers=2,
-            hidden_size=32,
-            intermediate_size=64,
-            num_attention_heads=4,
-            hidden_act="gelu",
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    model.load_state_dict(theirs.model.state_dict())
+    model, batches = begun(settings, small_bert)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     matrices = [each for each in model.parameters() if each.dim() == 2 and "embeddings" not in names[id(each)]]
     others = [each for each in model.parameters() if not any(each is matrix for matrix in matrices)]

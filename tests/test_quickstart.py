@@ -1,6 +1,9 @@
 """`foundry quickstart`: what it leaves behind, and the figures it promises."""
 
+import io
 import json
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
@@ -13,38 +16,48 @@ from foundry_core.errors import UsageError
 
 pytestmark = pytest.mark.long
 
+FOLDER = "a: b # c"
 
-@pytest.fixture(autouse=True)
+
+@pytest.fixture(autouse=True, scope="module")
 def _threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
-def test_it_leaves_a_table_a_page_and_yamls_that_train_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    results = quickstart("qs", share=0.01)
-    table, err = capsys.readouterr()
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A small quickstart in a folder whose name YAML would misread; its place, figures, and what it printed."""
+    place = tmp_path_factory.mktemp("quickstart")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as table:
+        patch.chdir(place)
+        with redirect_stderr(io.StringIO()) as errors:
+            results = quickstart(FOLDER, share=0.01)
+    return place, results, table.getvalue(), errors.getvalue()
+
+
+def test_it_leaves_a_table_a_page_and_yamls_that_train_again(made, monkeypatch):
+    place, results, table, err = made
+    monkeypatch.chdir(place)
     assert err.count("also stand in data.training_corpus") == 1
     for name, figures in results.items():
         line = next(line for line in table.splitlines() if line.startswith(name))
         assert f"{figures['test_loss']:.3f}" in line
     assert set(results) == {"gpt2", "bert", "lstm"}
-    assert (tmp_path / "qs" / "comparison.html").stat().st_size > 10_000
-    text_seen = [verify_run(tmp_path / "qs" / "runs" / name)[0][-1].text_seen for name in results]
+    assert (place / FOLDER / "comparison.html").stat().st_size > 10_000
+    text_seen = [verify_run(place / FOLDER / "runs" / name)[0][-1].text_seen for name in results]
     assert len(set(text_seen)) == 1
-    config = load_config("qs/lstm.yaml", ["training.output_dir=again", "training.train_tokens=1k"])
+    config = load_config(f"{FOLDER}/lstm.yaml", ["training.output_dir=again", "training.train_tokens=1k"])
     assert run(config, quiet=True).step > 0
 
 
-def test_a_folder_whose_name_yaml_would_misread_is_quoted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    quickstart("a: b # c", share=0.01)
-    assert load_config("a: b # c/gpt2.yaml").training.output_dir == "a: b # c/runs/gpt2"
+def test_a_folder_whose_name_yaml_would_misread_is_quoted(made):
+    assert load_config(made[0] / FOLDER / "gpt2.yaml").training.output_dir == f"{FOLDER}/runs/gpt2"
 
 
-def test_it_can_be_repeated_and_touches_no_other_folder(tmp_path, capsys):
-    quickstart(tmp_path / "qs", share=0.01)
+def test_it_can_be_repeated_and_touches_no_other_folder(made, tmp_path):
+    shutil.copytree(made[0] / FOLDER, tmp_path / "qs")
     own = tmp_path / "qs" / "runs" / "own"
     own.mkdir()
     quickstart(tmp_path / "qs", share=0.01)

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from foundry_core import create_model, run
+from foundry_core import create_model, hookimpl, run
 from foundry_core.checkpoints.checkpoint import checkpoints, load_checkpoint, optimizer_file
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.data.workers import STOP_SIGNALS
@@ -27,6 +28,7 @@ from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.training.optimizers import build_optimizer
 from foundry_core.training.signals import StopRequest
 from tests.each import each
+from tests.interruption import die, killed
 
 
 @pytest.fixture(autouse=True)
@@ -75,16 +77,14 @@ def test_a_key_to_allow_must_exist(experiment, tmp_path):
 def test_an_ephemeral_checkpoint_is_removed_after_a_newer_one(experiment, tmp_path):
     settings = {"train_steps": 4, "checkpoints": {"ephemeral_minutes": 1e-9}}
     config = experiment("lstm", tmp_path, training=settings)
-    code = (
-        "import json, os, sys\nfrom foundry_core import hookimpl, load_config, run\n"
-        "class Die:\n"
-        "    @hookimpl\n"
-        "    def foundry_checkpoint_saved(self, step, folder):\n"
-        "        if step == 2: os._exit(9)\n"
-        "run(load_config(json.load(sys.stdin)), extra_observers=[Die()], quiet=True)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(config.resolved()).encode(), check=False)
-    assert done.returncode == 9
+
+    class Die:
+        @hookimpl
+        def foundry_checkpoint_saved(self, step, folder):
+            if step == 2:
+                die()
+
+    killed(partial(run, config, extra_observers=[Die()], quiet=True))
     assert json.loads((folder_of(config, 2) / MANIFEST).read_bytes())["ephemeral"] is True
     run(config, resume=True, quiet=True)
     assert [path.name for path in checkpoints(config.training.output_dir)] == ["checkpoint-0", "checkpoint-4"]
@@ -123,23 +123,19 @@ def test_a_file_added_to_a_checkpoint_makes_it_another(experiment, tmp_path):
         read_manifest(folder)
 
 
-@each(
-    ("context", "says"),
-    [
+def test_sizes_and_ids_that_no_tokenizer_gives_are_refused(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 1})
+    run(config, quiet=True)
+    description = json.loads((folder_of(config, 1) / "config.json").read_bytes())["foundry"]
+    for context, says in (
         ({"vocab_size": "many"}, "vocab_size 'many'"),
         ({"vocab_size": 0}, "vocab_size 0"),
         ({"eos_token_id": 10**9}, "eos_token_id 1000000000"),
         ({"pad_token_id": True}, "pad_token_id True"),
         ({"colour": 3}, "colour"),
-    ],
-)
-def test_sizes_and_ids_that_no_tokenizer_gives_are_refused(experiment, tmp_path, context, says):
-    config = experiment("lstm", tmp_path, training={"train_steps": 1})
-    run(config, quiet=True)
-    description = json.loads((folder_of(config, 1) / "config.json").read_bytes())["foundry"]
-    description["context"] |= context
-    with pytest.raises(CheckpointError, match=says):
-        rebuild(description)
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            rebuild({**description, "context": description["context"] | context})
 
 
 def test_without_its_architecture_a_checkpoint_names_the_package(experiment, tmp_path):

@@ -69,20 +69,20 @@ def test_what_a_tensor_file_does_not_keep_is_refused() -> None:
 BLOCK, ROOM = 1 << 12, 1 << 24
 
 
-@pytest.mark.parametrize("place", [None, "/dev/shm"])
+@pytest.mark.parametrize("place", ["disk", "/dev/shm"])
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) + 1, ROOM - BLOCK, ROOM, ROOM + 1, 2 * ROOM + 3 * BLOCK + 5])
 def test_content_in_pieces_is_written_whole_in_few_operations(
-    tmp_path: Path,
-    place: str | None,
+    on_disk: Path,
+    place: str,
     size: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a file system that writes past the page cache, and on one in memory that may not."""
-    if place is not None and not Path(place).is_dir():
+    if place != "disk" and not Path(place).is_dir():
         pytest.skip(f"there is no {place}")
     content = np.random.default_rng(size).bytes(size)
     pieces = [content[start : start + 5_000_001] for start in range(0, size, 5_000_001)]
-    folder = Path(place or tmp_path) / f"checkpoint-{tmp_path.name}"
+    folder = (on_disk if place == "disk" else Path(place)) / f"checkpoint-{on_disk.name}"
     disk = ObservedDisk(lambda told: None)
     monkeypatch.setattr(storage, "disk", disk)
     try:

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from foundry_core.models.folder import load_model
 from foundry_core.testing.toy_language import write_corpus
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.training.plan import RunPlan
+from tests.interruption import die, killed
 
 MODELS: dict[str, dict[str, Any]] = {
     "lstm": {"rnn": {"embedding_size": 12, "hidden_size": 16, "num_layers": 1, "dropout": 0.1}},
@@ -91,18 +93,14 @@ def metrics(config, kind="train"):
 
 def interrupted(config, step):
     """Train in another process that dies, without any clean-up, when it has logged `step`."""
-    code = (
-        "import json, os, sys, torch\n"
-        "from foundry_core import hookimpl, load_config, run\n"
-        "torch.set_num_threads(1)\n"
-        "class Die:\n"
-        "    @hookimpl\n"
-        "    def foundry_step_ended(self, report):\n"
-        f"        if report.step == {step}: os._exit(9)\n"
-        "run(load_config(json.load(sys.stdin)), extra_observers=[Die()], quiet=True)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(config.resolved()).encode(), check=False)
-    assert done.returncode == 9
+
+    class Die:
+        @hookimpl
+        def foundry_step_ended(self, report):
+            if report.step == step:
+                die()
+
+    killed(partial(run, config, extra_observers=[Die()], quiet=True))
 
 
 def test_checkpoints_are_at_step_0_on_schedule_and_at_the_end(experiment):

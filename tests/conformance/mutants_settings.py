@@ -145,7 +145,7 @@ def _packages() -> Iterator[Package]:
         "torch.set_float32_matmul_precision('medium')",
         "torch.backends.mkldnn.enabled = False",
         "torch.manual_seed(0)",
-        "__import__('os').chdir('/')",
+        "__import__('os').chdir('/usr')",
     ):
         yield plant(f"{statement} at import", "import-effects", model=f"{MODEL}\n{statement}\n")
     for statement in (

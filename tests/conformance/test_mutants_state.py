@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 
 from foundry_core.errors import PluginError
+from foundry_core.testing.kit.case import Suite
 from foundry_core.testing.kit.check import CHECKS
-from foundry_core.testing.kit.surroundings import changed, settings
+from foundry_core.testing.kit.reopened import elsewhere
+from foundry_core.testing.kit.run import run_check
+from foundry_core.testing.kit.surroundings import changed, kept_surroundings, settings
 
 from . import mutants_counting, mutants_integration, mutants_reach, mutants_settings, mutants_state, packages
 from .bases import SmallModel
 from .bases_state import BASES_STATE
 from .mutants import Mutant, failures, whole_kit
-from .packages import PACKAGES, Package
+from .packages import PACKAGES, RIGHT, Package
 
 GROUPS = ("packaging", "state", "cost", "generation", "integration")
 MUTANTS: list[Mutant | Package] = [
@@ -32,6 +35,9 @@ MUTANTS: list[Mutant | Package] = [
     *mutants_reach.STATE,
     *mutants_reach.PACKAGES,
 ]
+
+IMPORTED = [mutant for mutant in mutants_settings.PACKAGES if mutant.caught_by == "import-effects"]
+"""Each has one effect when it is imported; all but the first are also planted together, for one process to import."""
 
 each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 
@@ -73,7 +79,7 @@ def test_a_package_without_a_defect_passes(tmp_path: Path) -> None:
     assert packages.failures(packages.RIGHT, tmp_path, "packaging", "state", "initial-weights", "hugging-face") == {}
 
 
-@each_mutant
+@pytest.mark.parametrize("mutant", [each for each in MUTANTS if each not in IMPORTED[1:]], ids=str)
 def test_a_planted_defect_is_caught(
     mutant: Mutant | Package, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -82,6 +88,35 @@ def test_a_planted_defect_is_caught(
     record_property("figure: mutants of the kit caught", int(reason is not None))
     assert reason is not None
     assert "\n" not in reason
+
+
+def test_every_effect_of_an_import_is_caught(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """The process that imports a package takes seconds; `-m slow` starts one for each effect."""
+    light = [each.light.removeprefix(packages.LIGHT) for each in IMPORTED[1:] if each.light != RIGHT.light]
+    heavy = [each.model.removeprefix(packages.MODEL) for each in IMPORTED[1:] if each.model != RIGHT.model]
+    together = RIGHT.but(light=packages.LIGHT + "".join(light), model=packages.MODEL + "".join(heavy))
+    with kept_surroundings(), packages.installed(together, tmp_path):
+        suite = Suite.of(together.entry)
+        result = run_check(CHECKS["import-effects"], suite)
+        imports = elsewhere(suite).imports
+    assert result.reason.startswith(f"importing {packages.PACKAGE} changes ")
+    record_property("figure: mutants of the kit", len(light) + len(heavy))
+    assert imports == {
+        packages.PACKAGE: [
+            "changes the working folder",
+            "changes random's state",
+            "sets the variable TOKENIZERS_PARALLELISM",
+            "moves to the folder /",
+            f"writes {tmp_path / packages.PACKAGE / '__init__.log'}",
+        ],
+        f"{packages.PACKAGE}.model": [
+            "changes the working folder",
+            "changes oneDNN",
+            "changes torch's random state",
+            "moves to the folder /usr",
+        ],
+    }
+    record_property("figure: mutants of the kit caught", len(light) + len(heavy))
 
 
 def test_every_check_catches_a_mutant() -> None:

@@ -27,8 +27,7 @@ from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage
 from foundry_core.training.trainer import Trainer
 from tests.faults.harness import Child, Ended, Fault, ObservedDisk, Operation, Tell, in_child
-
-TIMES = ("tokens_per_second", "seconds_left", "data_wait")
+from tests.interruption import TIMES
 
 
 class _Told:

@@ -20,7 +20,7 @@ SIGNALS: dict[signal.Signals, dict[str, Any]] = {
     signal.SIGUSR2: {},
     signal.SIGXCPU: {},
 }
-TIMES = [pytest.param(2, id="sample"), pytest.param(7, id="all", marks=pytest.mark.faults)]
+TIMES = [pytest.param(1, id="sample"), pytest.param(7, id="all", marks=pytest.mark.faults)]
 STEPS = 12
 DRAWS = 10
 

@@ -31,7 +31,6 @@ from foundry_core.testing.kit.surroundings import changed, settings, watched
 _REQUEST, _ANSWER = "request.safetensors", "answer.safetensors"
 _PROGRAM = """
 import gc, sys
-gc.disable()  # saves a third of the time that importing torch and transformers takes; see cli.common.large_imports
 from foundry_core.testing.kit.reopened import open_all
 open_all(*sys.argv[1:])
 gc.freeze()
@@ -108,19 +107,19 @@ def elsewhere(suite: Suite) -> Elsewhere:
     )
 
 
-def _neighbours(suite: Suite) -> set[tuple[str, str]]:
+def _neighbours(suite: Suite) -> frozenset[tuple[str, str]]:
     """Return pairs of consecutive names in a module, each in the order in which this process iterates over its set.
 
     If layers were created from a set of names, their order changes with that of the pairs. Only randomly initialised
     members count: the order of the others changes nothing.
     """
-    return {
+    return frozenset(
         _in_order_of_a_set(*pair)
         for case in suite.cases
         for module in case.model().modules()
         for members in (module._parameters, module._modules)
         for pair in pairwise(name for name, member in members.items() if not name.isdigit() and _is_drawn(member))
-    }
+    )
 
 
 def _in_order_of_a_set(first: str, second: str) -> tuple[str, str]:
