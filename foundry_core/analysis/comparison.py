@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from foundry_core.analysis.conditions import Condition, check_conditions
+from foundry_core.analysis.conditions import COMPARED, Condition, check_conditions
 from foundry_core.analysis.intervals import Estimate, accuracy_difference, over_seeds
 from foundry_core.analysis.items import Items
 from foundry_core.analysis.runs import Facts, Run
@@ -138,12 +138,13 @@ def _plain(estimate: Estimate) -> Facts:
     return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "over": estimate.over}
 
 
-def compare(runs: Sequence[Run], name: str | None = None) -> Comparison:
+def compare(runs: Sequence[Run], name: str | None = None, varied: Sequence[str] = ()) -> Comparison:
     """Compare runs: their table, differences between its rows, and the conditions.
 
     Args:
         runs: The runs, at least one of which has reported something.
         name: What the comparison is called; by default the names of its rows.
+        varied: Settings in which runs of no study are meant to differ, in addition to the model and the seeds.
 
     Raises:
         CheckpointError: None of the runs has a report.
@@ -168,19 +169,19 @@ def compare(runs: Sequence[Run], name: str | None = None) -> Comparison:
         suites,
         tuple(_differences(rows, suites)),
         settings,
-        tuple(_conditions(begun)),
+        tuple(_conditions(begun, varied)),
         tuple(_notes(begun)),
     )
 
 
-def _conditions(runs: Sequence[Run]) -> Iterable[Condition]:
+def _conditions(runs: Sequence[Run], varied: Sequence[str]) -> Iterable[Condition]:
     """Return the conditions of two runs or more that have checkpoints: of a study, by what its grid varies."""
     saved = [run.folder for run in runs if run.saved]
     if len(saved) < 2:
         return []
     study = saved[0].parent
     in_one_study = all(run.cell and run.folder.parent == study for run in runs)
-    return check_conditions(study if in_one_study else saved)
+    return check_conditions(study if in_one_study else saved, (*COMPARED, *varied))
 
 
 def _kind(run: Run) -> str:

@@ -28,8 +28,8 @@ from foundry_core.storage.manifest import parse_json, read_plain_file
 
 _NO_CONDITION = ("experiment_name", "training.output_dir", "tokenizer.output_dir", "logging")
 """Settings that say where a run writes and what it reports."""
-_COMPARED = ("model", "random_seed", "seeds")
-"""Settings in which runs that belong to no study are meant to differ."""
+COMPARED = ("model", "random_seed", "seeds")
+"""Settings in which runs that belong to no study are meant to differ, by default."""
 _BUDGET = tuple(f"training.{key}" for key in BUDGETS)
 
 _TEXT = tuple(f"data.{key}" for key in TEXT_KEYS)
@@ -76,10 +76,10 @@ class Condition:
 class _Run:
     """What a run records of its conditions, at the checkpoint that is compared."""
 
-    def __init__(self, name: str, folder: Path, intended: Mapping[str, tuple[str, str]] | None):
+    def __init__(self, name: str, folder: Path, intended: Mapping[str, tuple[str, str]] | Sequence[str]):
         self.name, self.folder = name, folder
         self.intended = intended
-        """By dotted key that the study varies, the axis and the name of the value here; None outside of a study."""
+        """By dotted key that a study varies, the axis and the name of the value here; without a study, the keys."""
         self.steps = [checkpoint_step(each) for each in checkpoints(folder)]
         if not self.steps:
             raise CheckpointError(f"{folder} does not contain checkpoints: its conditions are not recorded yet")
@@ -141,7 +141,9 @@ def _short(digest: str | None) -> str | None:
     return digest[:12] if digest else None
 
 
-def check_conditions(study_or_runs: str | Path | Sequence[str | Path]) -> list[Condition]:
+def check_conditions(
+    study_or_runs: str | Path | Sequence[str | Path], varied: Sequence[str] = COMPARED
+) -> list[Condition]:
     """Compare the conditions of runs.
 
     Runs that have not ended are compared at the newest checkpoint that all of them have.
@@ -149,6 +151,7 @@ def check_conditions(study_or_runs: str | Path | Sequence[str | Path]) -> list[C
     Args:
         study_or_runs: The folder of a study, of whose cells those are compared that have checkpoints; or the folders of
             runs.
+        varied: Settings and sections in which runs that belong to no study are meant to differ.
 
     Returns:
         The conditions: those of `IMPLIED`, the facts of the machine, and one for each setting that differs between any
@@ -161,7 +164,7 @@ def check_conditions(study_or_runs: str | Path | Sequence[str | Path]) -> list[C
     if isinstance(study_or_runs, str | Path):
         runs = _cells(Path(study_or_runs))
     else:
-        runs = _plain_runs(map(Path, study_or_runs))
+        runs = _plain_runs(map(Path, study_or_runs), varied)
     if len(runs) < 2:
         raise UsageError("conditions are compared between two runs or more that have checkpoints")
     _align(runs)
@@ -197,11 +200,11 @@ def _cells(folder: Path) -> list[_Run]:
         raise CheckpointError(f"{folder / CELLS} is damaged: {error}") from error
 
 
-def _plain_runs(folders: Iterable[Path]) -> list[_Run]:
+def _plain_runs(folders: Iterable[Path], varied: Sequence[str]) -> list[_Run]:
     """Return runs under the shortest names that tell them apart."""
     paths = list(folders)
     common = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
-    return [_Run(os.path.relpath(path.absolute(), common), path, None) for path in paths]
+    return [_Run(os.path.relpath(path.absolute(), common), path, varied) for path in paths]
 
 
 def _align(runs: Sequence[_Run]) -> None:
@@ -231,8 +234,8 @@ def _is_intended(name: str, one: _Run, other: _Run, *, setting: bool) -> bool:
 def _meant(one: _Run, other: _Run) -> set[str]:
     """Return the settings in which two runs differ as they are meant to."""
     different = {key for key in {*one.settings, *other.settings} if one.settings.get(key) != other.settings.get(key)}
-    if one.intended is None or other.intended is None:
-        return {key for key in different if covered(key, _COMPARED)}
+    if not isinstance(one.intended, Mapping) or not isinstance(other.intended, Mapping):
+        return {key for key in different if covered(key, (*one.intended, *other.intended))}
     keys = {*one.intended, *other.intended}
     varied = [key for key in keys if one.intended.get(key) != other.intended.get(key)]
     return {key for key in different if covered(key, varied)}

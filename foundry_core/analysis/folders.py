@@ -8,9 +8,8 @@ from pathlib import Path
 from foundry_core.analysis.runs import Run, is_run
 from foundry_core.config.settings import SEEDS, covered
 from foundry_core.errors import CheckpointError, warn
+from foundry_core.run_folder import CELLS
 from foundry_core.storage.manifest import parse_json, read_plain_file
-
-_CELLS = "cells.json"
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -45,7 +44,7 @@ def _below(path: Path) -> list[Run]:
 
 def _cells(path: Path) -> dict[Path, dict[str, str]]:
     """Return the folders of the cells of a study in its order, each with its values on the axes that are no seeds."""
-    file = path / _CELLS
+    file = path / CELLS
     if not file.is_file():
         return {}
     try:
