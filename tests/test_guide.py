@@ -31,6 +31,8 @@ NOT_APPLICABLE = (
     "isolation",
     "carried-rows",
     "word-order",
+    "counts-add-up",
+    "counted-tokens",
     "auxiliary",
     "dropout",
     "carried-state",

@@ -27,7 +27,7 @@ from foundry_core.schema import ConfigSection, ModelConfig
 from tests.each import each
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
-ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "rnn", "transformers"]
+ARCHITECTURES = ["bert", "gpt2", "gru", "lstm", "mamba", "ngram", "rnn", "transformers"]
 MAMBA_SIZES = {"hidden_size": 8, "num_hidden_layers": 1}
 _ANNOTATIONS = {"$schema", "$defs", "title", "description", "default", "examples"}
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -31,7 +31,7 @@ from foundry_core.training.notifier import Notifier
 from foundry_core.training.progress import reading
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.sinks import sinks
-from foundry_core.training.suites import RunSuites, run_suites
+from foundry_core.training.suites import RunSuites
 from foundry_core.training.trainer import Trainer
 from foundry_core.training.warm_start import check_start, check_start_tokenizer
 
@@ -45,7 +45,7 @@ def run(
     quiet: bool = False,
     profile: int = 0,
 ) -> TrainState:
-    """Carry out an experiment, from the corpus to the last checkpoint.
+    """Carry out an experiment, from the corpus to the last checkpoint; return where training stands at the end.
 
     Args:
         config: The experiment.
@@ -54,18 +54,14 @@ def run(
         extra_observers: Objects with hook implementations. quiet: Print nothing but warnings.
         profile: Profile that many steps, and write a trace and a table.
 
-    Returns:
-        Where training stands at the end.
-
     Raises:
         FoundryError: One line for whatever the user can fix.
     """
-    manager, watching = config.chosen.plugins.manager, [*sinks(config, quiet=quiet), *extra_observers]
+    manager, suites = config.chosen.plugins.manager, RunSuites(config)
+    watching = [*sinks(config, quiet=quiet), suites, *extra_observers]
     with StopRequest() as stop, RunLock(config.training.output_dir), observing(manager, watching):
         with stop.at_once():
-            made = _profiled(config, profile) if profile else trainer_of(config)
-            begun = check_before_preparing(config, resume=resume, allowed_changes=allowed_changes)
-            suites = run_suites(config)
+            begun = check_before_preparing(config, resume=resume, allowed_changes=allowed_changes, profile=profile)
             corpora = experiment_corpora(config)
             tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
             check_start_tokenizer(config, tokenizer, resume=resume)
@@ -74,25 +70,22 @@ def run(
             rows = experiment_rows(config, tokenizer, tokens, corpora)
             model = create_model(config, tokenizer)
             choices = choose(config, model, tokenizer, rows, begun=begun, quiet=quiet)
-            trainer = made(config, model, tokenizer, rows, Notifier(manager), choices)
+            maker: Callable[..., Trainer] = _profiled(profile) if profile else trainer_of(config)
+            trainer = maker(config, model, tokenizer, rows, Notifier(manager), choices)
             (trainer.resume if resume else trainer.begin)(allowed_changes)
-            scoring = RunSuites(suites, model, tokenizer, trainer.notifier, trainer.plan)
-            trainer.score_suites = scoring.score
-        with observing(manager, [scoring] if suites else []):
-            return trainer.train(stop)
+            trainer.score_suites = suites.prepared(model, tokenizer, trainer.notifier, trainer.plan)
+        return trainer.train(stop)
 
 
-def _profiled(config: ExperimentConfig, steps: int) -> Callable[..., Trainer]:
-    """Return a maker of trainers that profile; imported only for that. Raises UsageError where there are no passes."""
-    if config.capabilities.trained_by_counting:
-        raise UsageError(f"{config.model.architecture} is trained by counting: there are no passes to profile")
+def _profiled(steps: int) -> Callable[..., Trainer]:
+    """Return a maker of trainers that profile; imported only for that."""
     from foundry_core.training.profiling import ProfiledTrainer
 
     return partial(ProfiledTrainer, profiled_steps=steps)
 
 
 def check_before_preparing(
-    config: ExperimentConfig, *, resume: bool, allowed_changes: Iterable[str] = ()
+    config: ExperimentConfig, *, resume: bool, allowed_changes: Iterable[str] = (), profile: int = 0
 ) -> Choices | None:
     """Refuse what cannot go on before anything is prepared, which may take hours; remove what a killed run left.
 
@@ -102,8 +95,11 @@ def check_before_preparing(
     Raises:
         CheckpointError: The folder holds checkpoints and `resume` is not given, or it is and there is no valid one; or
             a new run cannot start from `training.start_from`.
-        UsageError: The folder holds a configuration of the user's own, or the machine cannot compute as asked.
+        UsageError: The folder holds a configuration of the user's own, the machine cannot compute as asked, or there
+            are no passes to profile.
     """
+    if profile and config.capabilities.trained_by_counting:
+        raise UsageError(f"{config.model.architecture} is trained by counting: there are no passes to profile")
     output_dir = Path(config.training.output_dir)
     if not resume and checkpoints(output_dir):
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +29,41 @@ class RunSuites:
     in: training goes on as without it.
 
     Args:
-        suites: Those of `run_suites`.
-        model: The model.
-        tokenizer: Its tokenizer.
-        notifier: Receives `foundry_suite_scored`.
-        plan: After which steps there is an evaluation, and after which a checkpoint.
+        config: The experiment, whose suites are read.
 
     Raises:
-        DataError: The model can score no item of a suite.
+        DataError: A file of a suite is not what it should be; names file and line.
+        UsageError: Two suites have the same name.
     """
 
-    def __init__(
-        self,
-        suites: list[LoadedSuite],
-        model: BaseLanguageModel,
-        tokenizer: PreTrainedTokenizerFast,
-        notifier: Notifier,
-        plan: RunPlan,
-    ):
-        self._model, self._tokenizer, self._notifier, self._plan = model, tokenizer, notifier, plan
+    def __init__(self, config: ExperimentConfig):
+        suites = [read_suite(spec, config.chosen.plugins.modules) for spec in config.training.suites]
+        check_names(suites)
         self._scorers = [SuiteScorer(suite) for suite in suites]
         self._waiting: dict[int, list[SuiteScores]] = {}
+
+    def prepared(
+        self, model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, notifier: Notifier, plan: RunPlan
+    ) -> Callable[[TrainState], None]:
+        """Return what scores after a step.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            notifier: Receives `foundry_suite_scored`.
+            plan: After which steps there is an evaluation, and after which a checkpoint.
+
+        Raises:
+            DataError: The model can score no item of a suite.
+        """
+        self._model, self._tokenizer, self._notifier, self._plan = model, tokenizer, notifier, plan
         for scorer in self._scorers:
             scorer.prepare(model, tokenizer)
+        return self._score
 
-    def score(self, state: TrainState) -> None:
+    def _score(self, state: TrainState) -> None:
         """Score the weights as they are, if there is an evaluation after the step of a state; report each suite."""
-        if not self._plan.evaluation_due(state.step):
+        if not self._scorers or not self._plan.evaluation_due(state.step):
             return
         found: list[SuiteScores] = []
         for scorer in self._scorers:
@@ -73,18 +82,6 @@ class RunSuites:
             for scorer, scores in zip(self._scorers, found, strict=True):
                 content = described(folder, state, scorer.suite, scorer.measure)
                 keep(folder, content | averages(scores), scores)
-
-
-def run_suites(config: ExperimentConfig) -> list[LoadedSuite]:
-    """Read the suites of `training.suites`.
-
-    Raises:
-        DataError: A file is not what it should be; names file and line.
-        UsageError: Two suites have the same name.
-    """
-    suites = [read_suite(spec, config.chosen.plugins.modules) for spec in config.training.suites]
-    check_names(suites)
-    return suites
 
 
 def check_names(suites: list[LoadedSuite]) -> None:

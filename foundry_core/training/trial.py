@@ -101,7 +101,8 @@ def try_compiler(passes: Passes, tokenizer: PreTrainedTokenizerFast, batches: Se
         The seconds, or why it could not be tried.
     """
     # In two parts, because the files of the first may define what the second is made of.
-    files = [sys.modules[name].__file__ for name in sorted(plugin_files)]
+    modules = passes.config.chosen.plugins.modules
+    files = [module.__file__ for module in modules if module.__name__ in plugin_files]
     asked = pickle.dumps(files) + pickle.dumps((passes, tokenizer, list(batches), torch.get_num_threads()))
     command = [sys.executable, "-P", "-m", __name__]
     done = subprocess.run(command, input=asked, capture_output=True, check=False)
