@@ -29,8 +29,10 @@ test: lint
 test-all:
 	CI=true $(MAKE) test
 
-# Real text, the whole quickstart, torch.compile, the whole kit on each of its mutants: about half an hour.
+# Real text, the whole quickstart, torch.compile, the whole kit on each of its mutants, scores beside those of minicons
+# and lm-eval: about half an hour.
 test-slow: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[peers]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations=0 --junitxml=slow.xml
 
 # Every crash point, 200 random kills, every flip, each promise without its mechanism: about a quarter of an hour.

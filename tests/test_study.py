@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from foundry_core import run
+from foundry_core import open_run, run
 from foundry_core.analysis.conditions import Condition, check_conditions
 from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.checkpoints.state import read_state, unchecked_manifest
@@ -26,6 +26,7 @@ from foundry_core.models.cost import parameter_count
 from foundry_core.registry.discovery import installed
 from foundry_core.registry.loading import get_architecture
 from foundry_core.run_folder import WEIGHTS
+from foundry_core.storage.lock import RunLock
 from foundry_core.study.definition import Study, read_study
 from foundry_core.study.folder import prepare, standing
 from foundry_core.testing.toy_language import ToyCorpus
@@ -37,6 +38,14 @@ TRANSFORMER = {"layers": 1, **WIDTHS, "attention_heads": 2, "dropout": 0.0, "att
 GPT2 = {"architecture": "gpt2", "transformer": TRANSFORMER}
 BERT = {"architecture": "bert", "transformer": TRANSFORMER}
 LSTM = {"architecture": "lstm", "rnn": {"embedding_size": 16, "hidden_size": 16, "num_layers": 1, "dropout": 0.0}}
+PAIRS = """paradigm\tphenomenon\tgood\tbad
+simple\tnear\tthe dog sleeps .\tthe dog sleep .
+simple\tnear\tthe dogs sleep .\tthe dogs sleeps .
+attractor\tfar\tthe key to the houses falls .\tthe key to the houses fall .
+attractor\tfar\tthe keys to the house fall .\tthe keys to the house falls .
+relative\tfar\tthe man that sees the dogs laughs .\tthe man that sees the dogs laugh .
+relative\tfar\tthe men that see the dog laugh .\tthe men that see the dog laughs .
+"""
 
 Written = Callable[..., Path]
 
@@ -65,6 +74,14 @@ def written(corpus: ToyCorpus, tmp_path: Path) -> Written:
         return path
 
     return write
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> str:
+    """A suite of six minimal pairs, which is called `tsv-agreement`."""
+    path = tmp_path / "agreement.tsv"
+    path.write_text(PAIRS)
+    return str(path)
 
 
 def problems(path: Path) -> list[str]:
@@ -169,6 +186,44 @@ def test_a_problem_of_the_base_is_at_its_line_in_its_own_file(written: Written, 
     assert problems(path) == [f"{base}:3: data.bacth_size: unknown key. Did you mean 'batch_size'?"]
 
 
+def test_suites_are_read_before_anything_is_made(
+    written: Written, pairs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged.tsv"
+    damaged.write_text("good\tbad\nthe dog sleeps .\t\n")
+    wrong = {
+        "suites.1": ("blimp", "'blimp' is a format, without files of its own: write blimp=PATH"),
+        "suites.2": ("not/there", "not/there: no such file or folder"),
+        "suites.3": (str(damaged), f"{damaged}:2: has a good sentence, but no bad one."),
+        "suites": (pairs, "2 suites are called tsv-agreement"),
+    }
+    path = written({"model": [LSTM, BERT]}, suites=[pairs, *(suite for suite, _ in wrong.values())])
+    number = path.read_text().splitlines().index("- blimp") + 1
+    for verb in ("study", "plan"):
+        assert main([verb, str(path)]) == 2
+        found = [line.split(": ", 2) for line in capsys.readouterr().err.splitlines()]
+        assert {key for _, key, _ in found} == wrong.keys()
+        assert all(wrong[key][1] in problem for _, key, problem in found)
+        assert next(place for place, key, _ in found if key == "suites.1") == f"{path}:{number}"
+    assert not (tmp_path / "study").exists()
+
+
+@each(
+    "options, problem",
+    [
+        (["--json"], "add --list or --check"),
+        (["--list", "--check"], "ask one at a time"),
+        (["--list", "--cell", "1"], "--cell is for training, and --list trains nothing"),
+        (["--check", "--jobs", "1"], "--jobs is for training, and --check trains nothing"),
+    ],
+)
+def test_options_that_mean_nothing_together_are_refused(
+    written: Written, options: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", str(written({"model": [LSTM]})), *options]) == 2
+    assert problem in capsys.readouterr().err
+
+
 def test_a_study_and_an_experiment_are_told_apart(written: Written, capsys: pytest.CaptureFixture[str]) -> None:
     path = written({"model": [LSTM]})
     assert main(["validate", str(path)]) == 2
@@ -207,6 +262,31 @@ def test_widths_are_found_within_one_percent(written: Written) -> None:
     assert [cell["matched"] for cell in stored] == [dict(cell.matched or {}) for cell in study.cells]
     again = prepare(read_study(study.folder))  # its own copy is the same study
     assert [cell.config.resolved() for cell in again.cells] == [cell.config.resolved() for cell in study.cells]
+
+
+def test_widths_are_found_again_for_another_vocabulary(
+    written: Written, corpus: ToyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the dog sleeps .\nthe man sees the dog .\n" * 20)
+    data = {"training_corpus": str(text), "test_corpus": None}
+    match = {"parameters": "100k", "by": "model.rnn.hidden_size"}
+    path = written({"model": [LSTM]}, base={"data": data}, seeds=[1, 2], match=match)
+    small = prepare(read_study(path)).cells
+    text.write_bytes(corpus.train.read_bytes())
+    assert main(["tokenizer", "train", str(tmp_path / "study" / "configs" / "lstm-seed1.yaml"), "--force"]) == 0
+    capsys.readouterr()
+    large = prepare(read_study(path)).cells
+    assert "parameters with its tokenizer as it is now" in capsys.readouterr().err
+    assert large[0].matched == large[1].matched != small[0].matched
+    for cell in large:
+        assert cell.parameters == run_size(cell.config)
+        assert abs(run_size(cell.config) / 100_000 - 1) <= 0.01
+    shutil.rmtree(tmp_path / "study" / "tokenizers")
+    again = prepare(read_study(path)).cells
+    assert [cell.matched for cell in again] == [cell.matched for cell in large]
+    assert again[0].parameters == run_size(again[0].config)
+    assert capsys.readouterr().err == ""
 
 
 def run_size(config: Any) -> int:
@@ -362,6 +442,58 @@ def results(study: Path) -> dict[str, Any]:
     return found
 
 
+def compared(study: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What `foundry compare` finds in a study, but for the time that its runs took."""
+    capsys.readouterr()
+    assert main(["compare", str(study), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    for row in found["rows"]:
+        row.pop("seconds", None)
+    return found
+
+
+@pytest.mark.long
+def test_suites_of_a_study_are_in_its_comparison(
+    written: Written, pairs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    path = written({"model.rnn.hidden_size": {"narrow": 16, "wide": 32}}, suites=[pairs])
+    study = prepare(read_study(path))
+    for cell in study.cells:
+        run(cell.config, quiet=True)
+    assert main(["study", str(path), "--jobs", "2"]) == 0  # trained, so that only scoring is left
+    assert capsys.readouterr().out.splitlines()[-1] == f"Next: foundry compare {study.folder}"
+    accuracies: dict[str, float] = {}
+    for cell in study.cells:
+        frame = open_run(cell.folder).scores()
+        whole = frame[(frame.level == "suite") & (frame.suite == "tsv-agreement")]
+        assert whole.step.tolist() == [0, 2, 4]
+        items = open_run(cell.folder).items("tsv-agreement")
+        assert items.step.tolist() == [4] * PAIRS.count(" .\t")
+        accuracies[cell.name] = whole.accuracy.iloc[-1]
+        assert items.right.mean() == pytest.approx(accuracies[cell.name])
+    found = compared(study.folder, capsys)
+    assert {row["name"]: row["tsv-agreement"]["mean"] for row in found["rows"]} == pytest.approx(accuracies)
+    assert all({"tsv-agreement/near", "tsv-agreement/far"} <= row.keys() for row in found["rows"])
+    (difference,) = [each for each in found["differences"] if each["figure"] == "tsv-agreement"]
+    assert difference["mean"] == pytest.approx(accuracies["narrow"] - accuracies["wide"])
+
+
+@pytest.mark.long
+def test_a_cell_of_another_process_is_waited_for(written: Written, one_thread: None) -> None:
+    path = written({"model": [LSTM]}, seeds=[1, 2])
+    first, second = prepare(read_study(path)).cells
+    run(first.config, quiet=True)
+    with RunLock(first.folder):  # as a cell holds it that has outlived its study
+        process = begun(path)
+        assert process.stderr is not None
+        lines = [process.stderr.readline().decode() for _ in range(3)]
+        assert lines[0].startswith(f"{first.name}: in use by pid {os.getpid()} on ")
+        assert [line.partition(",")[0] for line in lines[1:]] == [f"{second.name}: begins", f"{second.name}: done"]
+        assert (standing(second).state, process.poll()) == ("done", None)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+
+
 @pytest.mark.long
 def test_a_signal_lets_the_cells_save_and_ends_the_study(written: Written, tmp_path: Path) -> None:
     path, folder = written({"training.train_steps": {"long": 10**6, "short": 2}}), tmp_path / "study"
@@ -408,7 +540,7 @@ def test_a_plan_has_each_cell_and_the_sum(written: Written, capsys: pytest.Captu
 
 @pytest.mark.slow
 def test_a_study_killed_twice_ends_as_one_left_alone(
-    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    written: Written, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     transformer = {**TRANSFORMER, "dropout": 0.1}
     grid: dict[str, Any] = {name: {"architecture": name, "transformer": transformer} for name in ("gpt2", "bert")}
@@ -420,6 +552,7 @@ def test_a_study_killed_twice_ends_as_one_left_alone(
         by["ngram"] = None
     training = {"train_steps": 60, "checkpoints": {"every_steps": 10}, "evaluate_every_steps": 20}
     keys = {"base": {"training": training}, "seeds": [1, 2], "match": {"parameters": "100k", "by": by}}
+    keys["suites"] = [pairs]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in one order, however many processes there are
     path, folder = written({"model": grid}, **keys), tmp_path / "study"
     for place in ("gpt2-seed2/checkpoint-20", "lstm-seed1/checkpoint-10"):
@@ -430,10 +563,14 @@ def test_a_study_killed_twice_ends_as_one_left_alone(
         process.communicate()
     assert main(["study", str(path), "--jobs", "2"]) == 0
     assert len(read_study(path).cells) == 2 * len(grid)
-    disturbed = results(folder)
+    disturbed, its_table = results(folder), compared(folder, capsys)
     folder.rename(tmp_path / "disturbed")
     assert main(["study", str(path)]) == 0
     assert results(folder) == disturbed
+    assert compared(folder, capsys) == its_table
+    assert [len(row["runs"]) for row in its_table["rows"]] == [2] * len(grid)
+    assert all(row["tsv-agreement"]["over"] == "seeds" for row in its_table["rows"])
+    assert "tsv-agreement" in {difference["figure"] for difference in its_table["differences"]}
     matched = json.loads((folder / "cells.json").read_text())["cells"]
     assert all(abs(cell["parameters"] / 100_000 - 1) <= 0.01 for cell in matched if cell["matched"])
     assert main(["study", str(path), "--check"]) == 0

@@ -11,13 +11,13 @@ parameter matching, shared tokenizers and checked conditions.
   seeds: [1, 2]
   match: {parameters: 2M, by: {gpt2: model.transformer.hidden_size,
           lstm: model.rnn.hidden_size}}
-  suites: [blimp]                  # scored on all checkpoints
+  suites: [blimp/data]             # scored on all checkpoints; as in --suite
 
 A cell is an ordinary run in <output_dir>/<cell>. Cells that are done are
 skipped, those begun go on, so the same command continues after any
 interruption. SIGTERM or Ctrl-C lets each cell save, and ends with code 75.
-Every cell is checked before the first one begins. foundry plan STUDY.yaml
-estimates all of them.
+Every cell and every suite is checked before the first cell begins. foundry plan
+STUDY.yaml estimates all of them, foundry compare <output_dir> compares them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = "the YAML of the study, or the folder of one that has begun"
     parser.add_argument("study", metavar="STUDY", type=path_argument, help=what)
     what = "train N cells at a time, each in a process of its own (default 1)"
-    parser.add_argument("--jobs", type=number(int, 1, 1024), default=1, metavar="N", help=what)
+    parser.add_argument("--jobs", type=number(int, 1, 1024), metavar="N", help=what)
     what = "train only this cell: its number in --list, or its name"
     parser.add_argument("--cell", type=text_argument, metavar="K", help=what)
     parser.add_argument("--list", action="store_true", help="list the cells and how far each is")
@@ -71,6 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     from foundry_core.study.definition import read_study
 
+    _check_options(options)
     load_plugins(options)
     study = read_study(options.study)
     if options.list:
@@ -79,6 +80,18 @@ def execute(options: argparse.Namespace) -> None:
         _check(study, as_json=options.json)
     else:
         _train(study, options)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise UsageError for options that mean nothing together."""
+    if options.list and options.check:
+        raise UsageError("--list and --check are two questions: ask one at a time")
+    question = "--list" if options.list else "--check" if options.check else None
+    if question is None and options.json:
+        raise UsageError("--json is for an answer: add --list or --check")
+    for name, given in (("--cell", options.cell), ("--jobs", options.jobs)):
+        if question is not None and given is not None:
+            raise UsageError(f"{name} is for training, and {question} trains nothing: leave one of them out")
 
 
 def _print_cells(study: Study, *, as_json: bool) -> None:
@@ -126,7 +139,7 @@ def _train(study: Study, options: argparse.Namespace) -> None:
             cells,
             foundry=(sys.executable, "-P", "-m", __name__.rpartition(".")[0]),
             stop=stop,
-            jobs=options.jobs,
+            jobs=options.jobs or 1,
             plugin_files=options.plugin,
             report=lambda line: tell(f"{line}\n"),
         )
@@ -139,6 +152,7 @@ def _train(study: Study, options: argparse.Namespace) -> None:
             warn(line)
         if not problems:
             report("conditions are equal but for what the study varies (--check lists them)")
+        report(f"Next: foundry compare {study.folder}")
 
 
 def _chosen(study: Study, asked: str | None) -> Sequence[Cell]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,18 @@ from typing import Any, Literal
 import yaml
 
 from foundry_core.config.yaml_source import YamlSource
-from foundry_core.errors import CheckpointError, ConfigError, warn, warned_once
+from foundry_core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Problem,
+    TokenizerError,
+    UsageError,
+    warn,
+    warned_once,
+)
+from foundry_core.registry.hooks import hooks_in
+from foundry_core.registry.loading import plugin_files
 from foundry_core.run_folder import (
     CELL_CONFIGS,
     CELL_LOGS,
@@ -93,10 +105,15 @@ def prepare(study: Study) -> Study:
 
     Returns:
         The study, its cells with the widths that were found.
+
+    Raises:
+        ConfigError: A suite is not there, or not what it should be; or there is no width for a cell.
     """
+    _check_suites(study)
     with RunLock(study.folder, waiting=lambda owner: warn(f"waiting for the study in {study.folder}: {owner}")):
         stored = _stored_cells(study)
-        study = replace(study, cells=tuple(stored if stored is not None else _matched(study)))
+        kept = stored is not None and _still_fit(study, stored)
+        study = replace(study, cells=tuple(stored if stored is not None and kept else _matched(study)))
         _write(study.folder / STUDY, _yaml({**study.source.data, "base": study.base}))
         for cell in study.cells:
             head = f"# A cell of the study in {study.folder}; change the study, which writes this file again.\n"
@@ -108,6 +125,60 @@ def prepare(study: Study) -> Study:
 def with_known_widths(study: Study) -> Study:
     """Return the study with the widths that were found for its cells, if that was done."""
     return replace(study, cells=tuple(_stored_cells(study) or study.cells))
+
+
+def _check_suites(study: Study) -> None:
+    """Read the suites of a study as its cells will, which would otherwise fail one by one once they are trained."""
+    if not study.settings.suites:
+        return
+    from foundry_core.evaluation.suites.reading import read_suite
+    from foundry_core.training.suites import check_names
+
+    named = [sys.modules[name] for name in sorted(plugin_files)]
+    active = [[*cell.config.chosen.plugins.modules, *named] for cell in study.cells]
+    offering = [
+        tuple(each for each in dict.fromkeys(modules) if "foundry_suites" in hooks_in(each)) for modules in active
+    ]
+    problems: dict[Problem, None] = {}
+    with warned_once():
+        for modules in dict.fromkeys(offering):
+            suites = []
+            for at, spec in enumerate(study.settings.suites):
+                try:
+                    suites.append(read_suite(spec, modules, installed=True))
+                except (UsageError, DataError) as error:
+                    problems |= dict.fromkeys(study.problem(("suites", at), str(error)).problems)
+            try:
+                check_names(suites)
+            except UsageError as error:
+                problems |= dict.fromkeys(study.problem(("suites",), str(error)).problems)
+    if problems:
+        raise ConfigError(list(problems))
+
+
+def _still_fit(study: Study, cells: Iterable[Cell]) -> bool:
+    """Check whether widths that were found before still come to the parameters that they came to then.
+
+    Another text has another vocabulary, which is a part of the model.
+    """
+    of_a_kind = {cell.but_for_the_seed: cell for cell in cells if cell.matched}
+    if not of_a_kind:
+        return True
+    from foundry_core.models.cost import parameter_count
+    from foundry_core.tokenization.tokenizer_folder import load_tokenizer
+
+    folders = {str(cell.config.tokenizer.output_dir) for cell in of_a_kind.values()}
+    try:
+        tokenizers = {folder: load_tokenizer(Path(folder)) for folder in folders}
+    except TokenizerError:  # removed: it is trained again, perhaps on another text
+        return False
+    for cell in of_a_kind.values():
+        count = parameter_count(cell.config, tokenizers[str(cell.config.tokenizer.output_dir)])
+        if count != cell.parameters:
+            has = f"{cell.name} has {count:,} parameters with its tokenizer as it is now, and had {cell.parameters:,}"
+            warn(f"{study.folder}: {has}: widths are found again")
+            return False
+    return True
 
 
 def _matched(study: Study) -> Iterable[Cell]:

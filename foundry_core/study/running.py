@@ -13,7 +13,9 @@ from itertools import count
 from pathlib import Path
 
 from foundry_core.errors import StoppedError, TrainingError
+from foundry_core.run_folder import LOCK
 from foundry_core.storage import files
+from foundry_core.storage.lock import take_lock
 from foundry_core.study.definition import Cell, Study
 from foundry_core.study.folder import cell_log, cell_yaml, share_done, standing
 from foundry_core.training.progress import working
@@ -44,6 +46,9 @@ def train_cells(
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train cells to their end, so many at a time; those that are done are skipped, and those begun go on.
+
+    A cell that another process trains, which may have outlived a study that was killed, is waited for: the others go
+    first.
 
     Args:
         study: The study, prepared.
@@ -98,11 +103,16 @@ class _Pool:
         self.running: list[_Running] = []
         self.failed: list[str] = []
         self.done, self.asked = 0, False
+        self.reported_in_use: set[str] = set()
 
     def turn(self, stopped: str | None) -> bool:
         """Begin what there is room for, see to what has ended, and return whether anything is left to wait for."""
-        while self.waiting and len(self.running) < self.jobs and not stopped:
-            self._begin(self.waiting.popleft())
+        for cell in list(self.waiting):
+            if stopped or len(self.running) >= self.jobs:
+                break
+            if not self._in_use(cell):
+                self.waiting.remove(cell)
+                self._begin(cell)
         if stopped and not self.asked:
             self.asked = True
             for each in self.running:
@@ -129,6 +139,14 @@ class _Pool:
         if suites:
             yield [*self.foundry, "evaluate", str(cell.folder), "--suite", *suites, "--all", *plugins]
 
+    def _in_use(self, cell: Cell) -> bool:
+        """Check whether another process trains a cell; report it once."""
+        owner = _writer(cell)
+        if owner is not None and cell.name not in self.reported_in_use:
+            self.reported_in_use.add(cell.name)
+            self.report(f"{cell.name}: in use by {owner}: waiting for it, the other cells go first")
+        return owner is not None
+
     def _begin(self, cell: Cell) -> None:
         commands = self._commands(cell)
         first = next(commands, None)
@@ -147,8 +165,23 @@ class _Pool:
         if code == 0:
             self.done += 1
             self.report(f"{each.cell.name}: done, {self.done} of {self.number}")
+        elif self._in_use(each.cell):  # by a process that was still starting when this one looked
+            self.waiting.append(each.cell)
         elif not stopped:
             self.failed.append(_failure(self.study, each.cell, code))
+
+
+def _writer(cell: Cell) -> str | None:
+    """Return which process holds the lock of a cell's run, as the lock describes it; None if none does."""
+    path = cell.folder / LOCK
+    if not path.is_file():
+        return None
+    with files.reported(path), files.disk.append_to(path) as file:
+        try:
+            take_lock(file)
+        except BlockingIOError:
+            return path.read_text("utf-8", errors="replace").strip() or "another process"
+    return None
 
 
 def _stop_signal() -> signal.Signals:
