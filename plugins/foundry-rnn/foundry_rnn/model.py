@@ -158,7 +158,8 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         scanned = fast and real_BT is None and not settings.bidirectional
         read = length if needed or not scanned else max(predicting, 1)
         by_layer = scanned or settings.layer_by_layer or bool(output_hidden_states)
-        layers, dropped_BTH, state = self._states(input_ids[:, :read], real_BT, state, fast=fast, by_layer=by_layer)
+        embedded_BTE = self._embedded(input_ids[:, :read])
+        layers, dropped_BTH, state = self._states(embedded_BTE, real_BT, state, fast=fast, by_layer=by_layer)
         if labels is not None and self.training:
             kwargs["auxiliary"] = self._activation_terms(layers[-1], dropped_BTH, real_BT, predicting)
         carried = use_cache and not settings.bidirectional and read == length
@@ -183,21 +184,28 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         """Compute the output of each document by itself, in rows of documents of like length."""
         settings, fast = self.settings.rnn, self._fast(input_ids)
         real_BT = self.real_tokens(input_ids, attention_mask)
-        found, terms, tokens = [], list[tuple[int, dict[str, torch.Tensor]]](), []
+        found, terms = [], list[tuple[int, dict[str, torch.Tensor]]]()
         # What both directions read, or is drawn or compared for a whole document, cannot be computed in parts of it.
         whole = settings.bidirectional or settings.layer_by_layer
         state: Any = None
-        for places_SL, real_SL in parts_of_documents(document_ids, real_BT, whole=whole):
-            ids_SL, shown = input_ids.flatten()[places_SL], None if bool(real_SL.all()) else real_SL
+        parts = list(parts_of_documents(document_ids, real_BT, whole=whole))
+        # One look-up for all parts: the gradient of each is a table of its own, 16 MB for 8,000 words of 512.
+        sizes = [places_SL.numel() for places_SL, _ in parts]
+        places_N = torch.cat([places_SL.flatten() for places_SL, _ in parts] or [input_ids.new_zeros(0)])
+        embedded = torch.split(self._embedded(input_ids.flatten()[places_N][None])[0], sizes)
+        tokens = [places_SL[real_SL] for places_SL, real_SL in parts]
+        for number, (_, real_SL) in enumerate(parts):
+            shown = None if bool(real_SL.all()) else real_SL
             # What stands after a document does not reach it, unless it is read from right to left.
             masked = shown if settings.bidirectional else None
             by_layer = (fast and masked is None) or settings.layer_by_layer
-            before = None if state is None or whole else _of_first_rows(state, len(ids_SL))
-            layers, dropped_SLH, state = self._states(ids_SL, masked, before, fast=fast, by_layer=by_layer)
+            before = None if state is None or whole else _of_first_rows(state, len(real_SL))
+            embedded_SLE = embedded[number].view(*real_SL.shape, -1)
+            layers, dropped_SLH, state = self._states(embedded_SLE, masked, before, fast=fast, by_layer=by_layer)
             found.append(dropped_SLH[real_SL])
-            tokens.append(places_SL[real_SL])
             if labels is not None and self.training:
-                terms.append((len(tokens[-1]), self._activation_terms(layers[-1], dropped_SLH, shown, ids_SL.shape[1])))
+                each_term = self._activation_terms(layers[-1], dropped_SLH, shown, real_SL.shape[1])
+                terms.append((len(tokens[number]), each_term))
         width = found[0].shape[-1] if found else self.output_layer.in_features
         hidden_NH = self.embedding.weight.new_zeros(input_ids.numel(), width)
         if found:
@@ -217,12 +225,12 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         )
 
     def _states(
-        self, ids_BT: torch.Tensor, real_BT: torch.Tensor | None, state: Any, *, fast: bool, by_layer: bool
+        self, embedded_BTE: torch.Tensor, real_BT: torch.Tensor | None, state: Any, *, fast: bool, by_layer: bool
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Any]:
         """Return states of the layers, (B, T, H), at least of the last, these after dropout, and the final state."""
         if by_layer:
-            return self._layer_by_layer(ids_BT, real_BT, state, fast=fast)
-        embedded_BTE = self.dropout(self._embedded(ids_BT))
+            return self._layer_by_layer(embedded_BTE, real_BT, state, fast=fast)
+        embedded_BTE = self.dropout(embedded_BTE)
         if real_BT is None:
             hidden_BTH, state = self.recurrent(embedded_BTE, state)
         else:
@@ -253,11 +261,11 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         return dropout(x_TBE, share, True) if self.kernels == "fast" else F.dropout(x_TBE, share)
 
     def _layer_by_layer(
-        self, ids_BT: torch.Tensor, real_BT: torch.Tensor | None, state: Any, *, fast: bool
+        self, embedded_BTE: torch.Tensor, real_BT: torch.Tensor | None, state: Any, *, fast: bool
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Any]:
         """Return what each layer returns after what the first one reads, the last after dropout, and the state."""
         settings, one_hot = self.settings.rnn, self.settings.rnn.embedding_size is None
-        x_BTE, back, lengths_B = self._embedded(ids_BT), None, None
+        x_BTE, back, lengths_B = embedded_BTE, None, None
         if real_BT is not None:
             x_BTE, lengths_B, back = _real_tokens_first(x_BTE, real_BT)
         x_TBE = self._dropped(x_BTE.transpose(0, 1), self.dropout.p)
