@@ -19,11 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, hookimpl
 from foundry_core.cli import main
+from foundry_core.evaluation import sentence_scores as sentence_scores_module
 from foundry_core.evaluation.sentence_scores import sentence_scores
 from foundry_core.evaluation.suites.items import BETTER, Formula, Operation, Score, SuiteItem
 from foundry_core.evaluation.suites.outcomes import Value, outcome
 from foundry_core.evaluation.suites.results import COLUMNS, averages, stored_results
 from foundry_core.evaluation.suites.scoring import (
+    EncodedSuite,
     ItemResult,
     Measure,
     SuiteScorer,
@@ -178,6 +180,19 @@ def results(*rows: tuple[str, str, str]) -> list[ItemResult]:
     ]
 
 
+@each("architecture", ARCHITECTURES)
+def test_progress_rises_to_the_whole_suite(model, letters, monkeypatch, architecture):
+    monkeypatch.setattr(sentence_scores_module, "PREFIXES", 8)
+    alike = {"good": ("abc",), "bad": ("abd",)}
+    items = [pair(f"a{one}c", f"b{one}", one) for one in "abcdefgh"]
+    items.append(SuiteItem("9", "p", alike, (BETTER, BETTER), "x:9"))
+    shares: list[float] = []
+    EncodedSuite.of(letters, items).score(model(architecture), letters, progress=shares.append)
+    assert len(shares) > 1
+    assert shares == sorted(set(shares))
+    assert shares[-1] == 1
+
+
 def test_averages_are_over_items_paradigms_and_phenomena():
     left_out = [(pair("", "a", "9", "gone", "x"), "no tokens"), (pair("", "a", "9", "one", "x"), "no tokens")]
     found = averages(SuiteScores(results(("x", "one", "rrrw"), ("x", "two", "rt"), ("y", "three", "r")), left_out, {}))
@@ -301,6 +316,10 @@ def test_results_are_reused_while_nothing_has_changed(experiment, own_run, agree
         return reused
 
     assert again() == [True] * 3
+    weights = own_run / "checkpoint-0" / "model.safetensors"
+    weights.rename(own_run / "aside")
+    assert evaluate(weights.parent, "--suite", suite)[0]["reused"]
+    (own_run / "aside").rename(weights)
     stored = sorted((own_run / "scores").rglob("*.json"))
     tables = sorted((own_run / "scores").rglob("*.tsv"))
     stored[0].write_bytes(stored[0].read_bytes()[:-40])

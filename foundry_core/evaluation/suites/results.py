@@ -121,7 +121,12 @@ def result_path(checkpoint: Path, suite: str, measure: Measure) -> Path:
     return checkpoint.parent / SCORES / checkpoint.name / f"{name}{suffix}.json"
 
 
-def results_of(folder: Path, scorer: SuiteScorer, opened: Callable[[], Opened]) -> tuple[dict[str, Any], bool]:
+def results_of(
+    folder: Path,
+    scorer: SuiteScorer,
+    opened: Callable[[], Opened],
+    progress: Callable[[float], None] | None = None,
+) -> tuple[dict[str, Any], bool]:
     """Return the results of a suite on a checkpoint or a model folder, and whether they were there already.
 
     Those of a checkpoint of a run are kept. A folder that this user may not write to is a warning.
@@ -130,11 +135,12 @@ def results_of(folder: Path, scorer: SuiteScorer, opened: Callable[[], Opened]) 
         folder: The checkpoint.
         scorer: Scores the suite.
         opened: Returns its model and its tokenizer; called only where the results are not there.
+        progress: Called with the share of the suite that has been scored.
     """
     suite, measure = scorer.suite, scorer.measure
     if is_checkpoint_of_a_run(folder) and (kept := stored(folder, suite, measure)) is not None:
         return kept, True
-    scores = scorer.scores(*opened())
+    scores = scorer.scores(*opened(), progress)
     if is_checkpoint_of_a_run(folder):
         content = {**described(folder, read_state(folder), suite, measure), **averages(scores)}
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -80,10 +80,15 @@ class SuiteScorer:
     Args:
         suite: The suite.
         measure: One of MEASURES.
-        unigrams: For `pmi` and `slor` the log-probability of each token by its frequency, in nats (V,).
+        unigrams: For `pmi` and `slor`, returns the log-probability of each token by its frequency, in nats (V,).
     """
 
-    def __init__(self, suite: LoadedSuite, measure: Measure = "sum", unigrams: NDArray[np.float64] | None = None):
+    def __init__(
+        self,
+        suite: LoadedSuite,
+        measure: Measure = "sum",
+        unigrams: Callable[[], NDArray[np.float64]] | None = None,
+    ):
         if suite.descriptor.scorer is not None and measure != "sum":
             raise UsageError(f"the suite {suite.name} has a scorer of its own, to which a measure means nothing")
         self.suite, self.measure = suite, measure
@@ -100,11 +105,17 @@ class SuiteScorer:
             self._encoded = EncodedSuite.of(tokenizer, self.suite.items)
             warn_of_left_out(self._encoded.left_out(model), len(self.suite.items), "items")
 
-    def scores(self, model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast) -> SuiteScores:
-        """Return the results of a model."""
+    def scores(
+        self,
+        model: BaseLanguageModel,
+        tokenizer: PreTrainedTokenizerFast,
+        progress: Callable[[float], None] | None = None,
+    ) -> SuiteScores:
+        """Return the results of a model; `progress` as in `EncodedSuite.score`."""
         self.prepare(model, tokenizer)
         if self._encoded is not None:
-            return self._encoded.score(model, tokenizer, measure=self.measure, unigrams=self._unigrams)
+            unigrams = None if self._unigrams is None else self._unigrams()
+            return self._encoded.score(model, tokenizer, measure=self.measure, unigrams=unigrams, progress=progress)
         with failing_as(f"the scorer of the suite '{self.suite.name}'"), isolated(), evaluating(model):
             found = list(import_string(str(self.suite.descriptor.scorer))(model, tokenizer, self.suite.items))
             results = [
@@ -195,6 +206,7 @@ class EncodedSuite:
         *,
         measure: Measure = "sum",
         unigrams: NDArray[np.float64] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> SuiteScores:
         """Return the results of a model.
 
@@ -203,26 +215,26 @@ class EncodedSuite:
             tokenizer: The one that the suite was encoded with.
             measure: One of MEASURES.
             unigrams: For `pmi` and `slor` the log-probability of each token by its frequency, in nats (V,).
+            progress: Called with the share of the suite that has been scored.
         """
         rows = zip(self.items, self.sentences, strict=True)
         scored = [(item, sentences) for item, sentences in rows if _problem(model, sentences) is None]
         pairs = [measure == "sum" and item.predictions == (BETTER,) for item, _ in scored]
-        differences = _differences(
-            model,
-            tokenizer,
-            [
-                (sentences["good"].ids, sentences["bad"].ids)
-                for (_, sentences), pair in zip(scored, pairs, strict=True)
-                if pair
-            ],
-        )
+        compared = {
+            (sentences["good"].ids, sentences["bad"].ids)
+            for (_, sentences), pair in zip(scored, pairs, strict=True)
+            if pair
+        }
         texts = [
             sentence.ids
             for (_, sentences), pair in zip(scored, pairs, strict=True)
             if not pair
             for sentence in sentences.values()
         ]
-        tokens = dict(zip(texts, token_scores(model, tokenizer, texts), strict=True))
+        total = sum(map(len, {ids for pair in compared for ids in pair})) + sum(map(len, set(texts)))
+        count = None if progress is None else _counting(total, progress)
+        differences = _differences(model, tokenizer, compared, count)
+        tokens = dict(zip(texts, token_scores(model, tokenizer, texts, count), strict=True))
         results = []
         for (item, sentences), pair in zip(scored, pairs, strict=True):
             if pair:
@@ -245,6 +257,18 @@ def score_items(
 ) -> SuiteScores:
     """Encode items and score them with one model; see `EncodedSuite.score`."""
     return EncodedSuite.of(tokenizer, items).score(model, tokenizer, measure=measure, unigrams=unigrams)
+
+
+def _counting(total: int, progress: Callable[[float], None]) -> Callable[[int], None]:
+    """Return what to call with a number of further tokens, for progress as a share of the total."""
+    done = 0
+
+    def count(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        progress(done / total)
+
+    return count
 
 
 def _conditions(item: SuiteItem) -> dict[str, bool]:
@@ -289,14 +313,17 @@ def _unknown(
 
 
 def _differences(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Ids, Ids]]
+    model: BaseLanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: set[tuple[Ids, Ids]],
+    progress: Callable[[int], None] | None,
 ) -> dict[tuple[Ids, Ids], tuple[float, bool]]:
     """Return for each distinct pair how much higher its first text scores, in nats, and whether that is a tie.
 
     What is close is decided by the scores of the whole texts, on which the noise depends.
     """
-    distinct = sorted(set(pairs))
-    found = dict(zip(distinct, id_differences(model, tokenizer, distinct), strict=True))
+    distinct = sorted(pairs)
+    found = dict(zip(distinct, id_differences(model, tokenizer, distinct, progress), strict=True))
     close = [pair for pair in distinct if abs(found[pair]) <= max(noise(_STEEP * len(ids), len(ids)) for ids in pair)]
     texts = [ids for pair in close for ids in pair]
     scores = dict(zip(texts, id_scores(model, tokenizer, texts), strict=True))
