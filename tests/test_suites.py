@@ -23,7 +23,7 @@ from foundry_core.evaluation import sentence_scores as sentence_scores_module
 from foundry_core.evaluation.sentence_scores import sentence_scores
 from foundry_core.evaluation.suites.items import BETTER, Formula, Operation, Score, SuiteItem
 from foundry_core.evaluation.suites.outcomes import Value, outcome
-from foundry_core.evaluation.suites.results import COLUMNS, averages, stored_results
+from foundry_core.evaluation.suites.results import COLUMNS, REGION_COLUMNS, averages, stored_results
 from foundry_core.evaluation.suites.scoring import (
     EncodedSuite,
     ItemResult,
@@ -340,6 +340,30 @@ def test_results_are_reused_while_nothing_has_changed(experiment, own_run, agree
     shutil.rmtree(own_run / "checkpoint-3")
     shutil.copytree(tmp_path / "other" / "run" / "checkpoint-3", own_run / "checkpoint-3")
     assert [each["reused"] for each in evaluate(*call)] == [True, False, True]
+
+
+def test_surprisals_of_regions_are_kept_beside_the_items(own_run, tmp_path, evaluate):
+    """All regions of the sentences that are compared; a suite of pairs has none, also under the same name."""
+    (tmp_path / "forms.tsv").write_text("item\tprefix\tgood\tbad\n1\tthe cat\tsees\tsee\n2\tthe cats\tsee\tsees\n")
+    call = (own_run, "--suite", tmp_path / "forms.tsv")
+    assert not evaluate(*call)[0]["reused"]
+    (table,) = (own_run / "scores").rglob("*.regions.tsv")
+    header, *lines = (line.split("\t") for line in table.read_text().splitlines())
+    assert tuple(header) == REGION_COLUMNS
+    assert [line[:4] for line in lines] == [
+        ["forms", item, condition, region] for item in "12" for condition in ("good", "bad") for region in "12"
+    ]
+    checkpoint = own_run / table.parent.name
+    opened, tokenizer = BaseLanguageModel.from_pretrained(checkpoint), load_tokenizer(checkpoint)
+    for place, text in enumerate(("the cat sees", "the cat see", "the cats see", "the cats sees")):
+        *before, last = bits(opened, tokenizer, text)
+        assert [float(line[4]) for line in lines[2 * place :][:2]] == pytest.approx([sum(before), last], abs=1e-4)
+    assert evaluate(*call)[0]["reused"]
+    table.write_text(table.read_text().replace("forms", "other", 1))
+    assert not evaluate(*call)[0]["reused"]
+    (tmp_path / "forms.tsv").write_text("good\tbad\nthe cat sees\tthe cat see\n")
+    evaluate(*call)
+    assert not table.exists()
 
 
 def test_a_measure_by_unigrams_takes_them_from_the_training_text(own_run, agreement, evaluate):

@@ -1,7 +1,8 @@
 """Results of suites: averages with their confidence intervals, and the files beside a run that keep them.
 
 <output_dir>/scores/<checkpoint>/<suite>.json holds the averages, with the digests of the checkpoint and of the suite,
-the .tsv beside it the items one by one. With another measure than `sum` they are <suite>.<measure>.json and .tsv.
+the .tsv beside it the items one by one, and the .regions.tsv the surprisals that formulas compare. With another
+measure than `sum` their names begin with <suite>.<measure>.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ from foundry_core.evaluation.suites.reading import LoadedSuite
 from foundry_core.evaluation.suites.scoring import ItemResult, Measure, SuiteScorer, SuiteScores
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.run_folder import CHECKPOINT, MANIFEST, SCORES
-from foundry_core.storage.files import StorageError, write_file
+from foundry_core.storage.files import StorageError, remove_tree, write_file
 from foundry_core.storage.manifest import file_digest, read_plain_file, sealed, unsealed
 
 Opened: TypeAlias = tuple[BaseLanguageModel, PreTrainedTokenizerFast]
 
-VERSION = 1
+VERSION = 2
 """Of what is stored and of how it is computed: results of another version are computed again."""
 COLUMNS = ("paradigm", "phenomenon", "item", "right", "margin", "place")
 """Columns of the table of items. right: 1 or 0; margin: in nats."""
+REGION_COLUMNS = ("paradigm", "item", "condition", "region", "surprisal")
+"""Columns of the table of regions. region: counted from 1, or * for the whole sentence; surprisal: in bits."""
 
+_DIGESTS = {".tsv": "items_sha256", ".regions.tsv": "regions_sha256"}
+"""The keys under which the averages have the digests of the tables, by their suffixes."""
 _DRAWS = 2000
 _INTERVAL = (2.5, 97.5)
 _SEED = 14
@@ -109,6 +114,16 @@ def items_table(results: Sequence[ItemResult]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
+def regions_table(results: Sequence[ItemResult]) -> bytes | None:
+    """Return the table of regions, with a line for each score of each item; None if there are none."""
+    lines = ["\t".join(REGION_COLUMNS)]
+    for result in results:
+        for score, bits in result.scores.items():
+            cells = (result.item.paradigm, result.item.name, score.condition, str(score.region), f"{bits:.6f}")
+            lines.append("\t".join(map(one_line, cells)))
+    return ("\n".join(lines) + "\n").encode() if len(lines) > 1 else None
+
+
 def is_checkpoint_of_a_run(folder: Path) -> bool:
     """Check whether results can be kept for a folder: a checkpoint under the name that its run gave it."""
     return CHECKPOINT.match(folder.name) is not None and (folder / MANIFEST).is_file()
@@ -164,12 +179,19 @@ def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> N
     Args:
         checkpoint: Its folder.
         content: Those of `described` and `averages`.
-        scores: The items for the table.
+        scores: The items for the tables.
     """
-    path, table = result_path(checkpoint, content["suite"], content["measure"]), items_table(scores.results)
-    # The averages come last: where they are, the table that they name is whole.
-    write_file(path.with_suffix(".tsv"), table)
-    write_file(path, sealed({**content, "items_sha256": hashlib.sha256(table).hexdigest()}))
+    path = result_path(checkpoint, content["suite"], content["measure"])
+    tables = {".tsv": items_table(scores.results), ".regions.tsv": regions_table(scores.results)}
+    digests = {}
+    for suffix, table in tables.items():
+        if table is not None:
+            write_file(path.with_suffix(suffix), table)
+            digests[_DIGESTS[suffix]] = hashlib.sha256(table).hexdigest()
+        else:  # there may be one of a suite of formulas that had the same name
+            remove_tree(path.with_suffix(suffix))
+    # The averages come last: where they are, the tables that they name are whole.
+    write_file(path, sealed({**content, **digests}))
 
 
 def _identity(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, Any]:
@@ -204,8 +226,9 @@ def stored_results(output_dir: str | Path, measure: Measure = "sum") -> list[dic
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         content: Mapping[str, Any] = unsealed(path, read_plain_file(path))
-        table = read_plain_file(path.with_suffix(".tsv"))
+        for suffix, key in _DIGESTS.items():
+            if key in content and hashlib.sha256(read_plain_file(path.with_suffix(suffix))).hexdigest() != content[key]:
+                return None
     except CheckpointError:
         return None
-    content = dict(content)
-    return content if content.pop("items_sha256", None) == hashlib.sha256(table).hexdigest() else None
+    return {key: value for key, value in content.items() if key not in _DIGESTS.values()}

@@ -46,7 +46,8 @@ class ItemResult:
         right: Whether all its predictions hold.
         tie: Whether one does not because what it compares is tied.
         margin: By how many nats its predictions hold; negative, by how many the least of them is missed.
-        scores: The scores that formulas compare, in bits. Empty for pairs, of which only the difference is computed.
+        scores: The scores that its formulas compare, in bits, and those of all regions of a sentence of which they
+            compare a region. Empty for pairs, of which only the difference is computed.
     """
 
     item: SuiteItem
@@ -183,7 +184,7 @@ class EncodedSuite:
             if not regions:
                 return _Sentence(ids[text])
             if len(ends[text]) != len(ids[text]):
-                return _Sentence(ids[text], problem="the tokenizer does not tell where in the sentence its tokens are")
+                return _Sentence(ids[text], problem="the tokenizer does not locate its tokens in the sentence")
             return _Sentence(ids[text], regions_of_tokens(item.sentences[name], len(item.join), ends[text]))
 
         return cls(
@@ -341,9 +342,16 @@ def _values(
     measure: Measure,
     unigrams: NDArray[np.float64] | None,
 ) -> dict[Score, Value]:
-    """Return the value of each score that the predictions of an item compare."""
+    """Return the value of each score that `ItemResult.scores` has."""
     found = {}
-    for score in dict.fromkeys(each for prediction in item.predictions for each in scores_of(prediction)):
+    regions = [
+        Score(region, condition)
+        for condition, sentence in sentences.items()
+        if sentence.regions is not None
+        for region in range(1, len(item.sentences[condition]) + 1)
+    ]
+    compared = [each for prediction in item.predictions for each in scores_of(prediction)]
+    for score in dict.fromkeys([*regions, *compared]):
         sentence = sentences[score.condition]
         chosen: Any = slice(None) if score.region == "*" else sentence.regions == score.region
         scores = tokens[sentence.ids][chosen]
