@@ -342,6 +342,19 @@ def test_results_are_reused_while_nothing_has_changed(experiment, own_run, agree
     assert [each["reused"] for each in evaluate(*call)] == [True, False, True]
 
 
+def test_a_suite_that_replaces_another_of_its_name_warns_once(own_run, agreement, tmp_path, capsys):
+    lines = agreement.read_text().splitlines(keepends=True)
+    for folder, part in (("a", lines), ("b", lines[:-1])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jsonl").write_text("".join(part))
+    warnings = []
+    for folder in ("a", "a", "b", "b"):
+        assert main(["evaluate", str(own_run), "--suite", str(tmp_path / folder), "--all"]) == 0
+        warnings.append(capsys.readouterr().err)
+    assert [text.count("\n") for text in warnings] == [0, 0, 1, 0]
+    assert f"results of another suite called blimp-x ({len(lines)} items) are replaced" in warnings[2]
+
+
 def test_surprisals_of_regions_are_kept_beside_the_items(own_run, tmp_path, evaluate):
     """All regions of the sentences that are compared; a suite of pairs has none, also under the same name."""
     (tmp_path / "forms.tsv").write_text("item\tprefix\tgood\tbad\n1\tthe cat\tsees\tsee\n2\tthe cats\tsee\tsees\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foundry_core.cli.common import checkpoint_folder, large_imports, listing, load_plugins, open_folder, table
-from foundry_core.errors import CheckpointError, UsageError, warn
+from foundry_core.errors import CheckpointError, UsageError, warn, warned_once
 from foundry_core.run_folder import SCORES
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _results(folders: Sequence[Path], scorers: Sequence[SuiteScorer], device: st
     from foundry_core.training.progress import working
 
     found: list[list[_Result]] = [[] for _ in scorers]
-    with working("scoring", len(folders) * len(scorers)) as show:
+    with working("scoring", len(folders) * len(scorers)) as show, warned_once():
         for place, folder in enumerate(folders):
             opened = cache(partial(open_folder, folder, device))
             for number, (scorer, results) in enumerate(zip(scorers, found, strict=True), place * len(scorers)):

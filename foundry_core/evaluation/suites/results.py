@@ -174,7 +174,7 @@ def described(checkpoint: Path, state: TrainState, suite: LoadedSuite, measure: 
 
 
 def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> None:
-    """Write results beside the run of a checkpoint.
+    """Write results beside the run of a checkpoint; warn if they replace those of another suite of that name.
 
     Args:
         checkpoint: Its folder.
@@ -182,6 +182,12 @@ def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> N
         scores: The items for the tables.
     """
     path = result_path(checkpoint, content["suite"], content["measure"])
+    before = _read(path)
+    if before is not None and before["suite_digest"] != content["suite_digest"]:
+        warn(
+            f"{path.parents[1]}: results of another suite called {content['suite']} ({before['items']:,} items) are "
+            "replaced; to keep both, give a file or folder of one another name"
+        )
     tables = {".tsv": items_table(scores.results), ".regions.tsv": regions_table(scores.results)}
     digests = {}
     for suffix, table in tables.items():
