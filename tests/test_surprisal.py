@@ -309,6 +309,7 @@ def test_unknown_words_are_flagged(experiment, tmp_path, capsys):
     ("content", "options", "problem"),
     [
         (b"the\n", ["--by", "token", "--boundary", "leading"], "--boundary is about words"),
+        (b"a\nx\n", ["--column", "a", "--documents", "line"], "with --column each row is a document"),
         (b"the\n", ["--pll", "original"], "--pll is for masked models"),
         (b"the\n", ["-o", "table.xlsx"], "ends with .tsv or .parquet"),
         (b"the \xff keys\n", [], "a.txt: byte 4 (0xff) is not UTF-8"),

@@ -24,7 +24,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint, path_argument
 from foundry_core.errors import CheckpointError, DataError, UsageError, did_you_mean, warn
@@ -55,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = "what is hidden of a masked model: one token at a time (default), or also the rest of its word"
     parser.add_argument("--pll", choices=("original", "within_word_l2r"), help=what)
     what = "what a document of a text file is: a line (default), a block between blank lines, or the file"
-    parser.add_argument("--documents", choices=("line", "block", "file"), default="line", help=what)
+    parser.add_argument("--documents", choices=("line", "block", "file"), help=what)
     parser.add_argument("--column", metavar="NAME", help="TEXT is a TSV, each row of this column a document")
     what = "all checkpoints of a run; adds the columns step and words_seen"
     parser.add_argument("--all", action="store_true", help=what)
@@ -66,6 +66,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     if options.by == "token" and options.boundary is not None:
         raise UsageError("--boundary is about words: leave it out with --by token")
+    if options.column is not None and options.documents is not None:
+        raise UsageError("--documents is for text, and with --column each row is a document: leave it out")
     if options.column is None and Path(options.text).suffix.lower() == ".tsv":
         raise UsageError(f"{options.text}: name the column that contains the text, as --column sentence")
     with large_imports():
@@ -161,15 +163,15 @@ def _texts(options: argparse.Namespace) -> Iterator[str]:
     """Yield the documents; a blank line, or a blank cell of a TSV, is one without words, so that they are numbered."""
     from foundry_core.corpus.reader import Corpus
 
-    lines = options.documents == "line"
+    unit: Literal["line", "block", "file"] = options.documents or "line"
     if options.column is not None:
         yield from _column(options)
     elif options.text == _STDIN:
         text = _stdin()
         cuts = {"line": r"\n", "block": r"\n(?:[^\S\n]*\n)+", "file": r"\Z"}
-        yield from (part.strip("\n") for part in re.split(cuts[options.documents], text.removesuffix("\n")))
+        yield from (part.strip("\n") for part in re.split(cuts[unit], text.removesuffix("\n")))
     else:
-        yield from Corpus.open(options.text, unit=options.documents, name="text", keep_blank_lines=lines).documents()
+        yield from Corpus.open(options.text, unit=unit, name="text", keep_blank_lines=unit == "line").documents()
 
 
 def _stdin() -> str:
