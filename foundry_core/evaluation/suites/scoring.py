@@ -15,8 +15,9 @@ from foundry_core.errors import DataError, UsageError, warn
 from foundry_core.evaluation.inference import evaluating
 from foundry_core.evaluation.prefix_tree import Ids, Numbers
 from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise, not_scorable, token_scores
+from foundry_core.evaluation.suites.formulas import scores_of
 from foundry_core.evaluation.suites.items import BETTER, Score, SuiteItem
-from foundry_core.evaluation.suites.outcomes import Value, outcome, scores_of
+from foundry_core.evaluation.suites.outcomes import Value, outcome
 from foundry_core.evaluation.suites.reading import LoadedSuite
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.isolation import failing_as, isolated
