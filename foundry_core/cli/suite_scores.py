@@ -9,8 +9,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from foundry_core.cli.common import checkpoint_folder, large_imports, listing, load_plugins, open_folder, table
-from foundry_core.errors import CheckpointError, UsageError, warn, warned_once
+from foundry_core.cli.common import (
+    checkpoint_folder,
+    large_imports,
+    listing,
+    load_plugins,
+    open_folder,
+    table,
+    whole_checkpoints,
+)
+from foundry_core.errors import UsageError, warned_once
 from foundry_core.run_folder import SCORES
 
 if TYPE_CHECKING:
@@ -37,7 +45,7 @@ def evaluate_suites(options: argparse.Namespace) -> None:
         from foundry_core.training.suites import check_names
 
     files = load_plugins(options)
-    folders = _run_checkpoints(Path(options.checkpoint)) if options.all else [checkpoint_folder(options.checkpoint)]
+    folders = whole_checkpoints(options.checkpoint) if options.all else [checkpoint_folder(options.checkpoint)]
     config, _ = described(read_description(folders[0]))
     plugins = dict.fromkeys([*config.chosen.plugins.modules, *files])
     suites = [read_suite(spec, list(plugins), installed=True) for spec in options.suites]
@@ -61,23 +69,6 @@ def evaluate_suites(options: argparse.Namespace) -> None:
     print(listing(facts.items()))
     for of in results:
         print(f"\n{_shown(of, by_checkpoint=options.all)}")
-
-
-def _run_checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run that are whole, in their order."""
-    from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
-
-    found = []
-    for folder in checkpoints(run):
-        try:
-            check_whole(folder)
-        except CheckpointError as error:
-            warn(f"{folder.name} is passed over: {error}")
-        else:
-            found.append(folder)
-    if not found:
-        raise CheckpointError(f"{run} is not a run with a valid checkpoint, which --all needs")
-    return found
 
 
 def _unigrams(folder: Path, device: str) -> Any:

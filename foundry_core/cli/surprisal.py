@@ -26,8 +26,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint, path_argument
-from foundry_core.errors import CheckpointError, DataError, UsageError, did_you_mean, warn
+from foundry_core.cli.common import (
+    add_checkpoint_argument,
+    large_imports,
+    open_checkpoint,
+    path_argument,
+    whole_checkpoints,
+)
+from foundry_core.errors import DataError, UsageError, did_you_mean, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -87,7 +93,7 @@ def _parts(options: argparse.Namespace, texts: list[str]) -> Iterator[Columns]:
     """Yield the table of each checkpoint."""
     from foundry_core.checkpoints.state import read_state
 
-    for number, folder in enumerate(_checkpoints(options) if options.all else [options.checkpoint]):
+    for number, folder in enumerate(whole_checkpoints(options.checkpoint) if options.all else [options.checkpoint]):
         given = {**vars(options), "checkpoint": folder} | ({"plugin": []} if number else {})
         found, model, tokenizer = open_checkpoint(argparse.Namespace(**given))
         columns = _table(options, found.name, model, tokenizer, texts)
@@ -137,22 +143,6 @@ def _table(
     if options.by == "token":
         return token_columns(words, scores, unknown=tokenizer.unk_token_id)
     return word_columns(words, scores, boundary=boundary, unknown=tokenizer.unk_token_id)
-
-
-def _checkpoints(options: argparse.Namespace) -> list[Path]:
-    """Return the checkpoints of a run that are whole; warn of the others."""
-    from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
-
-    whole = []
-    for folder in checkpoints(options.checkpoint):
-        try:
-            check_whole(folder)
-            whole.append(folder)
-        except CheckpointError as error:
-            warn(f"{folder.name} is passed over: {error}")
-    if not whole:
-        raise CheckpointError(f"{options.checkpoint} is not a run with checkpoints, which --all asks for")
-    return whole
 
 
 def _name(options: argparse.Namespace) -> str:
