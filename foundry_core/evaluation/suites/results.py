@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.checkpoints.checkpoint import checkpoint_step
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.errors import CheckpointError, one_line, warn
+from foundry_core.evaluation.score_table import tsv
 from foundry_core.evaluation.suites.reading import LoadedSuite
 from foundry_core.evaluation.suites.scoring import ItemResult, Measure, SuiteScorer, SuiteScores
 from foundry_core.models.base import BaseLanguageModel
@@ -106,22 +107,22 @@ def _interval(draws: NDArray[np.float64]) -> list[float]:
 
 def items_table(results: Sequence[ItemResult]) -> bytes:
     """Return the table of items: tab-separated, a header, a line for each item that was scored."""
-    lines = ["\t".join(COLUMNS)]
+    rows: list[tuple[Any, ...]] = [COLUMNS]
     for result in results:
         item = result.item
-        cells = (item.paradigm, item.phenomenon, item.name, str(int(result.right)), f"{result.margin:.6f}", item.place)
-        lines.append("\t".join(map(one_line, cells)))
-    return ("\n".join(lines) + "\n").encode()
+        paradigm, phenomenon, name, place = map(one_line, (item.paradigm, item.phenomenon, item.name, item.place))
+        rows.append((paradigm, phenomenon, name, int(result.right), result.margin, place))
+    return tsv(rows).encode()
 
 
 def regions_table(results: Sequence[ItemResult]) -> bytes | None:
     """Return the table of regions, with a line for each score of each item; None if there are none."""
-    lines = ["\t".join(REGION_COLUMNS)]
+    rows: list[tuple[Any, ...]] = [REGION_COLUMNS]
     for result in results:
+        paradigm, name = one_line(result.item.paradigm), one_line(result.item.name)
         for score, bits in result.scores.items():
-            cells = (result.item.paradigm, result.item.name, score.condition, str(score.region), f"{bits:.6f}")
-            lines.append("\t".join(map(one_line, cells)))
-    return ("\n".join(lines) + "\n").encode() if len(lines) > 1 else None
+            rows.append((paradigm, name, one_line(score.condition), score.region, bits))
+    return tsv(rows).encode() if len(rows) > 1 else None
 
 
 def is_checkpoint_of_a_run(folder: Path) -> bool:
