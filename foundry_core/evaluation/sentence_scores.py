@@ -38,10 +38,10 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
     Raises:
         CheckpointError: A score is infinite or not a number.
     """
-    return [float(scores.sum()) for scores in token_scores(model, tokenizer, texts)]
+    return [float(scores.sum()) for scores in token_log_probabilities(model, tokenizer, texts)]
 
 
-def token_scores(
+def token_log_probabilities(
     model: BaseLanguageModel,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[Ids],
@@ -82,7 +82,7 @@ def id_differences(
     """
     if not model.context.objective.causal:
         texts = [text for pair in pairs for text in pair]
-        scores = [float(each.sum()) for each in token_scores(model, tokenizer, texts, progress)]
+        scores = [float(each.sum()) for each in token_log_probabilities(model, tokenizer, texts, progress)]
         return [good - bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
     distinct = sorted({text for pair in pairs for text in pair})
     number = {text: place for place, text in enumerate(distinct)}

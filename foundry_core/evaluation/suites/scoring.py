@@ -14,7 +14,13 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.errors import DataError, UsageError, warn
 from foundry_core.evaluation.inference import evaluating
 from foundry_core.evaluation.prefix_tree import Ids, Numbers
-from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise, not_scorable, token_scores
+from foundry_core.evaluation.sentence_scores import (
+    id_differences,
+    id_scores,
+    noise,
+    not_scorable,
+    token_log_probabilities,
+)
 from foundry_core.evaluation.suites.formulas import scores_of
 from foundry_core.evaluation.suites.items import BETTER, Score, SuiteItem
 from foundry_core.evaluation.suites.outcomes import Value, outcome
@@ -236,7 +242,7 @@ class EncodedSuite:
         total = sum(map(len, {ids for pair in compared for ids in pair})) + sum(map(len, set(texts)))
         count = None if progress is None else _counting(total, progress)
         differences = _differences(model, tokenizer, compared, count)
-        tokens = dict(zip(texts, token_scores(model, tokenizer, texts, count), strict=True))
+        tokens = dict(zip(texts, token_log_probabilities(model, tokenizer, texts, count), strict=True))
         results = []
         for (item, sentences), pair in zip(scored, pairs, strict=True):
             if pair:
