@@ -45,7 +45,7 @@ def token_log_probabilities(
     model: BaseLanguageModel,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[Ids],
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> list[NDArray[np.float64]]:
     """Return the log-probability of each token of each text, in nats; `id_scores` states of what.
 
@@ -67,7 +67,7 @@ def id_differences(
     model: BaseLanguageModel,
     tokenizer: PreTrainedTokenizerFast,
     pairs: Sequence[tuple[Ids, Ids]],
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> list[float]:
     """Return how much higher the first text of each pair scores than the second, in nats.
 
@@ -101,12 +101,10 @@ def id_differences(
                     predictions = tree.texts[text - first]
                     others = tree.texts[partner - first] if partner in inside else []
                     alone[text, partner] = predictions[common_start(predictions, others) :]
-            losses = _tree_losses(model, tree, sorted({each for asked in alone.values() for each in asked}))
+            losses = _tree_losses(model, tree, sorted({each for asked in alone.values() for each in asked}), progress)
             for (text, partner), asked in alone.items():
                 own[text][partner] = -float(losses[asked].sum())
             first = inside.stop
-            if progress is not None:
-                progress(sum(map(len, tree.texts)))
     found = [own[number[one]][number[other]] - own[number[other]][number[one]] for one, other in pairs]
     check_finite(found)
     return found
@@ -143,25 +141,33 @@ def _causal_scores(
     model: BaseLanguageModel,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[Ids],
-    progress: Callable[[int], None] | None,
+    progress: Callable[[float], None] | None,
 ) -> list[NDArray[np.float64]]:
     """Score the tokens of distinct texts, sorted."""
     scores: list[NDArray[np.float64]] = []
     for tree in prefix_trees(texts, separator_id(tokenizer), PREFIXES):
-        found = _tree_losses(model, tree, list(range(len(tree.places))))
+        found = _tree_losses(model, tree, list(range(len(tree.places))), progress)
         scores += [-found[pairs] for pairs in tree.texts]
-        if progress is not None:
-            progress(sum(map(len, tree.texts)))
     return scores
 
 
-def _tree_losses(model: BaseLanguageModel, tree: PrefixTree, asked: Sequence[int]) -> NDArray[np.float64]:
+def _tree_losses(
+    model: BaseLanguageModel, tree: PrefixTree, asked: Sequence[int], progress: Callable[[float], None] | None
+) -> NDArray[np.float64]:
     """Return the losses of the predictions asked for among those of a tree, and 0 for the others."""
+    tokens = sum(map(len, tree.texts))
+
+    def read(prefixes: int) -> None:
+        if progress is not None:
+            progress(tokens * prefixes / len(tree.ids))
+
     found = np.zeros(len(tree.places))
     if asked:
         places, targets = ([numbers[each] for each in asked] for numbers in (tree.places, tree.targets))
         device = next(model.parameters()).device
-        losses = TokenLosses(len(tree.ids), places, targets, model.context.vocab_size, device)
+        losses = TokenLosses(len(tree.ids), places, targets, model.context.vocab_size, device, progress=read)
         read_tree(model, tree, losses)
         found[list(asked)] = losses.losses()
+    else:
+        read(len(tree.ids))
     return found

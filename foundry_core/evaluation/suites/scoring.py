@@ -267,11 +267,11 @@ def score_items(
     return EncodedSuite.of(tokenizer, items).score(model, tokenizer, measure=measure, unigrams=unigrams)
 
 
-def _counting(total: int, progress: Callable[[float], None]) -> Callable[[int], None]:
+def _counting(total: int, progress: Callable[[float], None]) -> Callable[[float], None]:
     """Return what to call with a number of further tokens, for progress as a share of the total."""
-    done = 0
+    done = 0.0
 
-    def count(tokens: int) -> None:
+    def count(tokens: float) -> None:
         nonlocal done
         done += tokens
         progress(done / total)
@@ -324,7 +324,7 @@ def _differences(
     model: BaseLanguageModel,
     tokenizer: PreTrainedTokenizerFast,
     pairs: set[tuple[Ids, Ids]],
-    progress: Callable[[int], None] | None,
+    progress: Callable[[float], None] | None,
 ) -> dict[tuple[Ids, Ids], tuple[float, bool]]:
     """Return for each distinct pair how much higher its first text scores, in nats, and whether that is a tie.
 
