@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +62,17 @@ def following(prefix: tuple[str, ...]) -> dict[str, tuple[float, Stacks]]:
 
 
 class ExactModel(BaseLanguageModel[ModelConfig]):
-    """The toy language itself, in float64. A text that is not in it is followed by anything."""
+    """A language itself, in float64. A text that is not in it is followed by anything.
+
+    names: What the tokens stand for, END for the separator. following: The chance of each name that can follow others.
+    """
 
     def __init__(self, config: ExperimentConfig, context: BuildContext):
         super().__init__(config, context)
         self.output_layer = nn.Linear(context.vocab_size, context.vocab_size, bias=False, dtype=torch.float64)
         nn.init.eye_(self.output_layer.weight)
         self.names: dict[int, str] = {}
+        self.following: Callable[[tuple[str, ...]], Mapping[str, float]] = lambda prefix: {}
 
     def forward(
         self,
@@ -85,11 +91,11 @@ class ExactModel(BaseLanguageModel[ModelConfig]):
                 if name == END:
                     prefix = ()
                 elif prefix is not None:
-                    prefix = (*prefix, name) if name in following(prefix) else None
+                    prefix = (*prefix, name) if name and name in self.following(prefix) else None
                 if prefix is None:
                     chances_BTV[row, place] = -math.log(size)
                     continue
-                for word, (chance, _) in following(prefix).items():
+                for word, chance in self.following(prefix).items():
                     chances_BTV[row, place, number[word]] = math.log(chance)
         return self.lm_output(chances_BTV, self.output_layer, labels, attention_mask=attention_mask, **kwargs)
 
@@ -101,23 +107,34 @@ class ExactModel(BaseLanguageModel[ModelConfig]):
 
 
 @pytest.fixture
-def exact(corpus: ToyCorpus, tmp_path: Path) -> tuple[ExactModel, Any]:
-    """The model, and a tokenizer whose tokens are the words of the language."""
+def build(corpus: ToyCorpus, tmp_path: Path) -> Callable[..., tuple[ExactModel, Any]]:
+    """`build(kind, text, names)`: a model of a language, and a tokenizer of a kind with a token for each name."""
     register_architecture("exact", config=ModelConfig)(ExactModel)
-    words = list(LANGUAGE.vocabulary)
-    tokenizer = train_tokenizer("word", lambda: iter([" ".join(words)]), None, default_special_tokens("word"))
-    config = load_config(
-        {
-            "experiment_name": "exact",
-            "data": {"training_corpus": str(corpus.train), "max_sequence_length": 1024},
-            "tokenizer": {"tokenizer_type": "word"},
-            "model": {"architecture": "exact"},
-            "training": {"output_dir": str(tmp_path / "run"), "train_steps": 1, "device": "cpu"},
-        }
-    )
-    model = create_model(config, tokenizer)
-    assert isinstance(model, ExactModel)
-    model.names = {tokenizer.convert_tokens_to_ids(word): word for word in words} | {tokenizer.eos_token_id: END}
+
+    def make(kind: str, text: str, names: Iterable[str]) -> tuple[ExactModel, Any]:
+        tokenizer = train_tokenizer(kind, lambda: iter([text]), None, default_special_tokens(kind))
+        config = load_config(
+            {
+                "experiment_name": "exact",
+                "data": {"training_corpus": str(corpus.train), "max_sequence_length": 1024},
+                "tokenizer": {"tokenizer_type": kind},
+                "model": {"architecture": "exact"},
+                "training": {"output_dir": str(tmp_path / "run"), "train_steps": 1, "device": "cpu"},
+            }
+        )
+        model = create_model(config, tokenizer)
+        assert isinstance(model, ExactModel)
+        model.names = {tokenizer.convert_tokens_to_ids(name): name for name in names} | {tokenizer.eos_token_id: END}
+        return model, tokenizer
+
+    return make
+
+
+@pytest.fixture
+def exact(build: Callable[..., tuple[ExactModel, Any]]) -> tuple[ExactModel, Any]:
+    """The model of the toy language, and a tokenizer whose tokens are its words."""
+    model, tokenizer = build("word", " ".join(LANGUAGE.vocabulary), LANGUAGE.vocabulary)
+    model.following = lambda prefix: {word: chance for word, (chance, _) in following(prefix).items()}
     return model, tokenizer
 
 
@@ -172,3 +189,50 @@ def test_accuracy_is_what_the_grammar_prefers(exact, corpus):
     chances = {sentence: LANGUAGE.log_probability(sentence) for sentence in sentences}
     right = sum(chances[pair.good] - chances[pair.bad] > 1e-3 for pair in pairs[:200])
     assert (both.accuracy, both.ties) == (right / 200, 0)
+
+
+LETTERS = {"a": 0.7, "b": 0.3}
+ENDS = {1: 0.3, 2: 0.6, 3: 1.0}
+"""The chance that a word ends after so many letters."""
+LAST = 0.25
+"""The chance that a text ends where a word does."""
+SPELLED = ["".join(letters) for length in ENDS for letters in product(LETTERS, repeat=length)]
+
+
+def spelling(prefix: tuple[str, ...]) -> dict[str, float]:
+    """Return each letter, space or END that can follow in texts of words that are drawn one by one."""
+    length = len("".join(prefix).rpartition(" ")[2])
+    ends = ENDS.get(length, 0.0)
+    found = {END: ends * LAST, " ": ends * (1 - LAST)} | {letter: (1 - ends) * each for letter, each in LETTERS.items()}
+    return {name: chance for name, chance in found.items() if chance}
+
+
+def chance_of(word: str) -> float:
+    """Return the probability of a word, whatever is before and after it."""
+    goes_on = math.prod(1 - ENDS[length] for length in range(1, len(word)))
+    return math.prod(LETTERS[letter] for letter in word) * goes_on * ENDS[len(word)]
+
+
+def test_only_with_trailing_boundaries_do_words_sum_to_one(build):
+    """After the first word, the end of the text is one more of what may follow."""
+    model, tokenizer = build("character", "ab ba", (*LETTERS, " "))
+    model.following = spelling
+    begins = word_beginnings(tokenizer, model.context.vocab_size)
+    assert begins is not None
+    assert math.fsum(map(chance_of, SPELLED)) == pytest.approx(1, abs=EXACT)
+    for place, frame in enumerate(("{}", "{} b", "a {} b", "ab {}", "ab abb {}")):
+        words = text_words(tokenizer, [frame.format(word) for word in SPELLED])
+        scores = token_scores(model, tokenizer, [each.ids for each in words], beginnings=begins)
+        number = frame.split(" ").index("{}")
+        sums = {}
+        for boundary in ("leading", "trailing"):
+            surprisals = [word_surprisal(*each, boundary)[number] for each in zip(words, scores, strict=True)]
+            sums[boundary] = math.fsum(math.exp(-each) for each in surprisals)
+        goes_on = 1 - LAST if number else 1.0
+        assert surprisals == pytest.approx([-math.log(goes_on * chance_of(word)) for word in SPELLED], abs=EXACT)
+        assert sums["trailing"] + (1 - goes_on) == pytest.approx(1, abs=EXACT)
+        # By hand: a letter, (1 - 0.3) of words go on to a second, (1 - 0.3) * (1 - 0.6) to a third; before all but the
+        # first word a space, after "a", "ab" and "abb".
+        space = (1.0, 1.0, 0.3 * 0.75, 0.6 * 0.75, 0.75)[place]
+        assert sums["leading"] == pytest.approx(space * (1 + 0.7 + 0.28), abs=EXACT)
+    assert sums["leading"] + LAST > 1

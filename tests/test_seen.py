@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections import Counter
@@ -185,6 +187,10 @@ def test_a_step_and_a_pattern_show_the_rows_that_have_it(trial: Trial, capsys: p
     counts = {(row[0], row[1]): int(row[-1]) for row in rows}
     line = Path("w.txt").read_text().splitlines()[0]
     assert [counts[line, name] for name in ("checkpoint-0", "checkpoint-15")] == [0, 2]
+    pattern = 'a"b|\t'
+    assert main(["seen", folder, "--grep", pattern, "--tsv"]) == 0
+    header, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""), delimiter="\t", strict=True)
+    assert {row[0] for row in rows} == {pattern}
     assert main(["seen", folder, "--words", "w.txt"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 62
 

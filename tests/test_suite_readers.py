@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import importlib
 import inspect
+import math
 import os
 import random
 import re
@@ -16,13 +17,16 @@ from typing import Any
 
 import pytest
 
+from foundry_core import ExperimentConfig, create_model
 from foundry_core.errors import DataError, FoundryError, PluginError, UsageError
 from foundry_core.evaluation.suites.formulas import parse_formula
-from foundry_core.evaluation.suites.items import BETTER, Formula, Operation, Score
+from foundry_core.evaluation.suites.items import BETTER, Formula, Operation, Score, SuiteItem
 from foundry_core.evaluation.suites.reading import LoadedSuite, read_suite
+from foundry_core.evaluation.suites.scoring import score_items
 from foundry_core.registry import hookspecs
 from foundry_core.registry.loading import load_plugin_file, plugin_files
 from foundry_core.registry.suite import Suite
+from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 from tests.each import each
 
 ROOT = Path(__file__).parents[1]
@@ -523,7 +527,9 @@ def test_a_descriptor_that_cannot_work_is_refused(fields: dict[str, Any], proble
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="no suites: set FOUNDRY_TEST_DATA")
-def test_every_file_of_the_published_suites_is_read() -> None:
+def test_every_file_of_the_published_suites_is_scored(
+    experiment: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
     suites = {name: read_suite(str(DATA / name)) for name in ("blimp", "zorro", "clams", "syntaxgym")}
     assert {name: (suite.kind, len(suite.files)) for name, suite in suites.items()} == {
         "blimp": ("blimp", 24),
@@ -538,3 +544,18 @@ def test_every_file_of_the_published_suites_is_read() -> None:
     assert len({item.phenomenon for item in suites["blimp"].items}) == 12
     garden = [item for item in suites["syntaxgym"].items if item.paradigm == "npz_obj"]
     assert garden[0].sentences["no-obj_no-comma"][:4] == ("As the criminal", "shot", "", "the woman")
+    # A few items of each file, with a tokenizer of their own text.
+    by_file: dict[str, list[SuiteItem]] = {}
+    for suite in suites.values():
+        for item in suite.items:
+            by_file.setdefault(item.place.rpartition(":")[0], []).append(item)
+    assert set(by_file) == set(map(str, read))
+    items = [item for of in by_file.values() for item in of[:3]]
+    texts = [item.join.join(filter(None, each)) for item in items for each in item.sentences.values()]
+    tokenizer = train_tokenizer("bpe", lambda: iter(texts), 400, default_special_tokens("bpe"))
+    for architecture in ("gpt2", "lstm"):
+        model = create_model(experiment(architecture, tmp_path, data={"max_sequence_length": 256}), tokenizer)
+        found = score_items(model, tokenizer, items)
+        assert (len(found.results), found.left_out) == (len(items), [])
+        assert all(math.isfinite(result.margin) for result in found.results)
+        assert all(bool(result.scores) != (result.item.predictions == (BETTER,)) for result in found.results)

@@ -19,11 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, hookimpl
 from foundry_core.cli import main
+from foundry_core.evaluation import sentence_scores as sentence_scores_module
 from foundry_core.evaluation.sentence_scores import sentence_scores
 from foundry_core.evaluation.suites.items import BETTER, Formula, Operation, Score, SuiteItem
 from foundry_core.evaluation.suites.outcomes import Value, outcome
-from foundry_core.evaluation.suites.results import COLUMNS, averages, stored_results
+from foundry_core.evaluation.suites.results import COLUMNS, REGION_COLUMNS, averages, stored_results
 from foundry_core.evaluation.suites.scoring import (
+    EncodedSuite,
     ItemResult,
     Measure,
     SuiteScorer,
@@ -178,6 +180,19 @@ def results(*rows: tuple[str, str, str]) -> list[ItemResult]:
     ]
 
 
+@each("architecture", ARCHITECTURES)
+def test_progress_rises_to_the_whole_suite(model, letters, monkeypatch, architecture):
+    monkeypatch.setattr(sentence_scores_module, "PREFIXES", 8)
+    alike = {"good": ("abc",), "bad": ("abd",)}
+    items = [pair(f"a{one}c", f"b{one}", one) for one in "abcdefgh"]
+    items.append(SuiteItem("9", "p", alike, (BETTER, BETTER), "x:9"))
+    shares: list[float] = []
+    EncodedSuite.of(letters, items).score(model(architecture), letters, progress=shares.append)
+    assert len(shares) > 1
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+
+
 def test_averages_are_over_items_paradigms_and_phenomena():
     left_out = [(pair("", "a", "9", "gone", "x"), "no tokens"), (pair("", "a", "9", "one", "x"), "no tokens")]
     found = averages(SuiteScores(results(("x", "one", "rrrw"), ("x", "two", "rt"), ("y", "three", "r")), left_out, {}))
@@ -301,6 +316,10 @@ def test_results_are_reused_while_nothing_has_changed(experiment, own_run, agree
         return reused
 
     assert again() == [True] * 3
+    weights = own_run / "checkpoint-0" / "model.safetensors"
+    weights.rename(own_run / "aside")
+    assert evaluate(weights.parent, "--suite", suite)[0]["reused"]
+    (own_run / "aside").rename(weights)
     stored = sorted((own_run / "scores").rglob("*.json"))
     tables = sorted((own_run / "scores").rglob("*.tsv"))
     stored[0].write_bytes(stored[0].read_bytes()[:-40])
@@ -321,6 +340,43 @@ def test_results_are_reused_while_nothing_has_changed(experiment, own_run, agree
     shutil.rmtree(own_run / "checkpoint-3")
     shutil.copytree(tmp_path / "other" / "run" / "checkpoint-3", own_run / "checkpoint-3")
     assert [each["reused"] for each in evaluate(*call)] == [True, False, True]
+
+
+def test_a_suite_that_replaces_another_of_its_name_warns_once(own_run, agreement, tmp_path, capsys):
+    lines = agreement.read_text().splitlines(keepends=True)
+    for folder, part in (("a", lines), ("b", lines[:-1])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jsonl").write_text("".join(part))
+    warnings = []
+    for folder in ("a", "a", "b", "b"):
+        assert main(["evaluate", str(own_run), "--suite", str(tmp_path / folder), "--all"]) == 0
+        warnings.append(capsys.readouterr().err)
+    assert [text.count("\n") for text in warnings] == [0, 0, 1, 0]
+    assert f"results of another suite called blimp-x ({len(lines)} items) are replaced" in warnings[2]
+
+
+def test_surprisals_of_regions_are_kept_beside_the_items(own_run, tmp_path, evaluate):
+    """All regions of the sentences that are compared; a suite of pairs has none, also under the same name."""
+    (tmp_path / "forms.tsv").write_text("item\tprefix\tgood\tbad\n1\tthe cat\tsees\tsee\n2\tthe cats\tsee\tsees\n")
+    call = (own_run, "--suite", tmp_path / "forms.tsv")
+    assert not evaluate(*call)[0]["reused"]
+    (table,) = (own_run / "scores").rglob("*.regions.tsv")
+    header, *lines = (line.split("\t") for line in table.read_text().splitlines())
+    assert tuple(header) == REGION_COLUMNS
+    assert [line[:4] for line in lines] == [
+        ["forms", item, condition, region] for item in "12" for condition in ("good", "bad") for region in "12"
+    ]
+    checkpoint = own_run / table.parent.name
+    opened, tokenizer = BaseLanguageModel.from_pretrained(checkpoint), load_tokenizer(checkpoint)
+    for place, text in enumerate(("the cat sees", "the cat see", "the cats see", "the cats sees")):
+        *before, last = bits(opened, tokenizer, text)
+        assert [float(line[4]) for line in lines[2 * place :][:2]] == pytest.approx([sum(before), last], abs=1e-4)
+    assert evaluate(*call)[0]["reused"]
+    table.write_text(table.read_text().replace("forms", "other", 1))
+    assert not evaluate(*call)[0]["reused"]
+    (tmp_path / "forms.tsv").write_text("good\tbad\nthe cat sees\tthe cat see\n")
+    evaluate(*call)
+    assert not table.exists()
 
 
 def test_a_measure_by_unigrams_takes_them_from_the_training_text(own_run, agreement, evaluate):

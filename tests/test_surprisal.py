@@ -18,6 +18,7 @@ from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, run
 from foundry_core.cli import main
 from foundry_core.errors import CheckpointError
 from foundry_core.evaluation import surprisal
+from foundry_core.evaluation.score_table import tsv
 from foundry_core.evaluation.sentence_scores import id_scores
 from foundry_core.evaluation.surprisal import TokenScores, token_scores
 from foundry_core.evaluation.words import text_words, word_beginnings, word_surprisal
@@ -279,6 +280,13 @@ def test_all_checkpoints_have_step_and_words_seen(lstm_run, tmp_path, capsys):
     assert [row["surprisal"] for row in newest] == [row["surprisal"] for row in rows[-4:]]
 
 
+def test_a_table_is_read_back_as_it_was():
+    rows = [["a\tb", 'c "d"', "e\nf", "g\rh", "\\t", ""], ["x", "'y", "# z", "NA", "\u00a0", "é"]]
+    written = tsv(rows)
+    assert list(csv.reader(io.StringIO(written, newline=""), delimiter="\t", strict=True)) == rows
+    assert tsv([[None, True, False, -1e-9, 2, 1 / 3]]) == "\tTRUE\tFALSE\t0.000000\t2\t0.333333\n"
+
+
 def test_stdin_is_read_in_documents_of_any_unit(lstm_run, capsys, monkeypatch):
     def rows(*options: str) -> list[dict[str, str]]:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the keys\nto the\r\n\nman\n")))
@@ -309,6 +317,7 @@ def test_unknown_words_are_flagged(experiment, tmp_path, capsys):
     ("content", "options", "problem"),
     [
         (b"the\n", ["--by", "token", "--boundary", "leading"], "--boundary is about words"),
+        (b"a\nx\n", ["--column", "a", "--documents", "line"], "with --column each row is a document"),
         (b"the\n", ["--pll", "original"], "--pll is for masked models"),
         (b"the\n", ["-o", "table.xlsx"], "ends with .tsv or .parquet"),
         (b"the \xff keys\n", [], "a.txt: byte 4 (0xff) is not UTF-8"),

@@ -221,6 +221,23 @@ def checkpoint_folder(path: str | Path) -> Path:
     return newest
 
 
+def whole_checkpoints(run: str | Path) -> list[Path]:
+    """Return the checkpoints of a run that are whole, in their order; warn of the others."""
+    from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
+
+    found = []
+    for folder in checkpoints(run):
+        try:
+            check_whole(folder)
+        except CheckpointError as error:
+            warn(f"{folder.name} is passed over: {error}")
+        else:
+            found.append(folder)
+    if not found:
+        raise CheckpointError(f"{run} is not a run with a valid checkpoint, which --all needs")
+    return found
+
+
 def report(text: str) -> None:
     """Print what a verb has done; where stdout cannot be written, warn and carry on."""
     try:

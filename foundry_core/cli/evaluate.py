@@ -46,7 +46,7 @@ EXAMPLE = """\
 examples:
   foundry evaluate runs/gpt2
   foundry evaluate runs/gpt2/checkpoint-1000 --corpus other.txt
-  foundry evaluate runs/gpt2 --suite blimp/data syntaxgym/*.json --all
+  foundry evaluate runs/gpt2 --suite blimp/data syntaxgym/json --all
   foundry evaluate runs/gpt2 --pairs blimp/data blimp_supplement/*.jsonl --json"""
 
 
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     what = "text to score: a file, a folder or a glob"
     parser.add_argument("--corpus", type=path_argument, metavar="PATH", help=what)
-    what = "suites: files, folders, globs or names of installed ones; can be repeated"
+    what = "suites: files, folders, 'globs' in quotes or names of installed ones"
     parser.add_argument(
         "--suite", dest="suites", action="extend", nargs="+", default=[], type=path_argument, metavar="SUITE", help=what
     )

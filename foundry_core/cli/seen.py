@@ -41,8 +41,6 @@ examples:
   foundry seen runs/gpt2 --grep '\\bwere\\b' --step 1000
   foundry seen runs/gpt2 --words verbs.txt --tsv > seen.tsv"""
 
-_ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=path_argument, metavar="RUN", help="the folder of a run (training.output_dir)")
@@ -163,7 +161,7 @@ def _lines_of(exposure: Exposure) -> list[dict[str, Any]]:
 
 
 def _print_tsv(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Print lines with a header; what would end a cell in a text is written as in Python."""
-    print("\t".join(lines[0]))
-    for line in lines:
-        print("\t".join("" if value is None else str(value).translate(_ESCAPED) for value in line.values()))
+    """Print lines with a header."""
+    from foundry_core.evaluation.score_table import tsv
+
+    print(tsv([list(lines[0]), *(line.values() for line in lines)]), end="")

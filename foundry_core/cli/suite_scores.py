@@ -9,12 +9,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from foundry_core.cli.common import checkpoint_folder, large_imports, listing, load_plugins, open_folder, table
-from foundry_core.errors import CheckpointError, UsageError, warn
+from foundry_core.cli.common import (
+    checkpoint_folder,
+    large_imports,
+    listing,
+    load_plugins,
+    open_folder,
+    table,
+    whole_checkpoints,
+)
+from foundry_core.errors import UsageError, warned_once
 from foundry_core.run_folder import SCORES
 
 if TYPE_CHECKING:
-    from foundry_core.evaluation.suites.results import Opened
     from foundry_core.evaluation.suites.scoring import SuiteScorer
 
 _COLUMNS = 6
@@ -34,17 +41,19 @@ def evaluate_suites(options: argparse.Namespace) -> None:
         from foundry_core.evaluation.suites.reading import read_suite
         from foundry_core.evaluation.suites.results import is_checkpoint_of_a_run
         from foundry_core.evaluation.suites.scoring import MEASURES, SuiteScorer
+        from foundry_core.models.building import described, read_description
         from foundry_core.training.suites import check_names
 
     files = load_plugins(options)
-    folders = _run_checkpoints(Path(options.checkpoint)) if options.all else [checkpoint_folder(options.checkpoint)]
-    first = open_folder(folders[0], options.device)
-    plugins = dict.fromkeys([*first[0].config.chosen.plugins.modules, *files])
+    folders = whole_checkpoints(options.checkpoint) if options.all else [checkpoint_folder(options.checkpoint)]
+    config, _ = described(read_description(folders[0]))
+    plugins = dict.fromkeys([*config.chosen.plugins.modules, *files])
     suites = [read_suite(spec, list(plugins), installed=True) for spec in options.suites]
     check_names(suites)
-    unigrams = _unigrams(folders[0], first) if options.measure in ("pmi", "slor") else None
+    counted = options.measure in ("pmi", "slor")
+    unigrams = cache(partial(_unigrams, folders[0], options.device)) if counted else None
     scorers = [SuiteScorer(suite, options.measure, unigrams) for suite in suites]
-    results = _results(folders, first, scorers, options.device)
+    results = _results(folders, scorers, options.device)
     if options.json:
         found = [[{**result.content, "reused": result.reused} for result in of] for of in results]
         print(json.dumps({"suites": found}, indent=1))
@@ -62,46 +71,30 @@ def evaluate_suites(options: argparse.Namespace) -> None:
         print(f"\n{_shown(of, by_checkpoint=options.all)}")
 
 
-def _run_checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run that are whole, in their order."""
-    from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
-
-    found = []
-    for folder in checkpoints(run):
-        try:
-            check_whole(folder)
-        except CheckpointError as error:
-            warn(f"{folder.name} is passed over: {error}")
-        else:
-            found.append(folder)
-    if not found:
-        raise CheckpointError(f"{run} is not a run with a valid checkpoint, which --all needs")
-    return found
-
-
-def _unigrams(folder: Path, opened: Opened) -> Any:
+def _unigrams(folder: Path, device: str) -> Any:
     from foundry_core.evaluation.suites.unigrams import unigram_scores
 
-    return unigram_scores(folder, *opened)
+    return unigram_scores(folder, *open_folder(folder, device))
 
 
-def _results(
-    folders: Sequence[Path], first: Opened, scorers: Sequence[SuiteScorer], device: str
-) -> list[list[_Result]]:
+def _results(folders: Sequence[Path], scorers: Sequence[SuiteScorer], device: str) -> list[list[_Result]]:
     """Return the results of each suite, one for each checkpoint; a model is opened only where something is missing."""
     from foundry_core.evaluation.suites.results import results_of
-    from foundry_core.training.progress import counting
+    from foundry_core.training.progress import working
 
-    by_folder = []
-    with counting("scoring", len(folders) * len(scorers)) as progress:
-        for folder in folders:
-            opened = cache(partial(open_folder, folder, device) if folder != folders[0] else lambda: first)
-            row = []
-            for scorer in scorers:
-                progress(f"{folder.name}, {scorer.suite.name}")
-                row.append(_Result(*results_of(folder, scorer, opened)))
-            by_folder.append(row)
-    return [list(of) for of in zip(*by_folder, strict=True)]
+    found: list[list[_Result]] = [[] for _ in scorers]
+    with working("scoring", len(folders) * len(scorers)) as show, warned_once():
+        for place, folder in enumerate(folders):
+            opened = cache(partial(open_folder, folder, device))
+            for number, (scorer, results) in enumerate(zip(scorers, found, strict=True), place * len(scorers)):
+                line = f"{folder.name}, {scorer.suite.name}"
+
+                def progress(share: float, before: int = number, line: str = line) -> None:
+                    show(before + share, line)
+
+                progress(0.0)
+                results.append(_Result(*results_of(folder, scorer, opened, progress)))
+    return found
 
 
 def _shown(results: Sequence[_Result], *, by_checkpoint: bool) -> str:

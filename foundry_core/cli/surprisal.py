@@ -24,10 +24,16 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-from foundry_core.cli.common import add_checkpoint_argument, large_imports, open_checkpoint, path_argument
-from foundry_core.errors import CheckpointError, DataError, UsageError, did_you_mean, warn
+from foundry_core.cli.common import (
+    add_checkpoint_argument,
+    large_imports,
+    open_checkpoint,
+    path_argument,
+    whole_checkpoints,
+)
+from foundry_core.errors import DataError, UsageError, did_you_mean, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -55,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = "what is hidden of a masked model: one token at a time (default), or also the rest of its word"
     parser.add_argument("--pll", choices=("original", "within_word_l2r"), help=what)
     what = "what a document of a text file is: a line (default), a block between blank lines, or the file"
-    parser.add_argument("--documents", choices=("line", "block", "file"), default="line", help=what)
+    parser.add_argument("--documents", choices=("line", "block", "file"), help=what)
     parser.add_argument("--column", metavar="NAME", help="TEXT is a TSV, each row of this column a document")
     what = "all checkpoints of a run; adds the columns step and words_seen"
     parser.add_argument("--all", action="store_true", help=what)
@@ -66,6 +72,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     if options.by == "token" and options.boundary is not None:
         raise UsageError("--boundary is about words: leave it out with --by token")
+    if options.column is not None and options.documents is not None:
+        raise UsageError("--documents is for text, and with --column each row is a document: leave it out")
     if options.column is None and Path(options.text).suffix.lower() == ".tsv":
         raise UsageError(f"{options.text}: name the column that contains the text, as --column sentence")
     with large_imports():
@@ -85,7 +93,7 @@ def _parts(options: argparse.Namespace, texts: list[str]) -> Iterator[Columns]:
     """Yield the table of each checkpoint."""
     from foundry_core.checkpoints.state import read_state
 
-    for number, folder in enumerate(_checkpoints(options) if options.all else [options.checkpoint]):
+    for number, folder in enumerate(whole_checkpoints(options.checkpoint) if options.all else [options.checkpoint]):
         given = {**vars(options), "checkpoint": folder} | ({"plugin": []} if number else {})
         found, model, tokenizer = open_checkpoint(argparse.Namespace(**given))
         columns = _table(options, found.name, model, tokenizer, texts)
@@ -137,22 +145,6 @@ def _table(
     return word_columns(words, scores, boundary=boundary, unknown=tokenizer.unk_token_id)
 
 
-def _checkpoints(options: argparse.Namespace) -> list[Path]:
-    """Return the checkpoints of a run that are whole; warn of the others."""
-    from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
-
-    whole = []
-    for folder in checkpoints(options.checkpoint):
-        try:
-            check_whole(folder)
-            whole.append(folder)
-        except CheckpointError as error:
-            warn(f"{folder.name} is passed over: {error}")
-    if not whole:
-        raise CheckpointError(f"{options.checkpoint} is not a run with checkpoints, which --all asks for")
-    return whole
-
-
 def _name(options: argparse.Namespace) -> str:
     return "stdin" if options.text == _STDIN else str(options.text)
 
@@ -161,15 +153,15 @@ def _texts(options: argparse.Namespace) -> Iterator[str]:
     """Yield the documents; a blank line, or a blank cell of a TSV, is one without words, so that they are numbered."""
     from foundry_core.corpus.reader import Corpus
 
-    lines = options.documents == "line"
+    unit: Literal["line", "block", "file"] = options.documents or "line"
     if options.column is not None:
         yield from _column(options)
     elif options.text == _STDIN:
         text = _stdin()
         cuts = {"line": r"\n", "block": r"\n(?:[^\S\n]*\n)+", "file": r"\Z"}
-        yield from (part.strip("\n") for part in re.split(cuts[options.documents], text.removesuffix("\n")))
+        yield from (part.strip("\n") for part in re.split(cuts[unit], text.removesuffix("\n")))
     else:
-        yield from Corpus.open(options.text, unit=options.documents, name="text", keep_blank_lines=lines).documents()
+        yield from Corpus.open(options.text, unit=unit, name="text", keep_blank_lines=unit == "line").documents()
 
 
 def _stdin() -> str:

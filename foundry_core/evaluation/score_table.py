@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from foundry_core.errors import UsageError
-from foundry_core.evaluation.words import Columns
 from foundry_core.storage.files import Writer, write_file, write_file_with
+
+if TYPE_CHECKING:
+    from foundry_core.evaluation.words import Columns
+
+
+_QUOTED = re.compile('[\t\n\r"]')
+
+
+def tsv(rows: Iterable[Iterable[Any]]) -> str:
+    """Return rows as lines of a TSV, as spreadsheets, pandas and R's read.delim read them.
+
+    Values with tabs, ends of lines or quotes are in quotes, and each quote in them doubled. Fractions have six digits
+    after the point, truth is TRUE or FALSE, and there is nothing where there is no value.
+    """
+    return "".join("\t".join(map(_cell, row)) + "\n" for row in rows)
 
 
 def check_output(output: str) -> None:
@@ -26,10 +40,7 @@ def check_output(output: str) -> None:
 
 
 def write_table(parts: Iterable[Columns], output: str | None, stdout: IO[str]) -> None:
-    """Write parts with the same columns, one below the other.
-
-    A TSV has a line with the names, quotes around values with tabs, newlines or quotes, as spreadsheets, pandas and
-    R's read.delim read them; six digits after the point; TRUE and FALSE; and nothing where there is no value.
+    """Write parts with the same columns, one below the other; a TSV has a line with their names.
 
     Args:
         parts: Each may be computed when it is asked for.
@@ -50,18 +61,19 @@ def write_table(parts: Iterable[Columns], output: str | None, stdout: IO[str]) -
 
 
 def _lines(part: Columns, *, header: bool) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
-    if header:
-        writer.writerow(part)
-    writer.writerows(map(_cell, row) for row in zip(*part.values(), strict=True))
-    return buffer.getvalue()
+    return tsv([part] if header else []) + tsv(zip(*part.values(), strict=True))
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
-    return f"{round(value, 6) + 0.0:.6f}" if isinstance(value, float) else value  # 0.0 turns -0.0 into 0.0
+    if isinstance(value, float):
+        return f"{round(value, 6) + 0.0:.6f}"  # 0.0 turns -0.0 into 0.0
+    text = str(value)
+    # The csv module leaves a carriage return without quotes, which readers take for the end of a line.
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
 
 
 def _parquet() -> Any:

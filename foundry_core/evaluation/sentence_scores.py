@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -38,37 +38,51 @@ def id_scores(model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, text
     Raises:
         CheckpointError: A score is infinite or not a number.
     """
-    return [float(scores.sum()) for scores in token_scores(model, tokenizer, texts)]
+    return [float(scores.sum()) for scores in token_log_probabilities(model, tokenizer, texts)]
 
 
-def token_scores(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]
+def token_log_probabilities(
+    model: BaseLanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[Ids],
+    progress: Callable[[float], None] | None = None,
 ) -> list[NDArray[np.float64]]:
-    """Return the log-probability of each token of each text, in nats; `id_scores` states of what."""
+    """Return the log-probability of each token of each text, in nats; `id_scores` states of what.
+
+    Args:
+        progress: Called with the number of tokens of distinct texts that were scored since the last call.
+    """
     distinct = sorted(set(texts))
     with evaluating(model):
         if model.context.objective.causal:
-            scores = _causal_scores(model, tokenizer, distinct)
+            scores = _causal_scores(model, tokenizer, distinct, progress)
         else:
-            scores = [-losses for losses in masked_losses(model, tokenizer, distinct)]
+            scores = [-losses for losses in masked_losses(model, tokenizer, distinct, progress=progress)]
     check_finite([float(each.sum()) for each in scores])
     found = dict(zip(distinct, scores, strict=True))
     return [found[text] for text in texts]
 
 
 def id_differences(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[Ids, Ids]]
+    model: BaseLanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[tuple[Ids, Ids]],
+    progress: Callable[[float], None] | None = None,
 ) -> list[float]:
     """Return how much higher the first text of each pair scores than the second, in nats.
 
     With a causal model, the vocabulary is projected on only for tokens in which a pair differs: what both texts begin
     with has the same log-probability in both. The differences are those of `id_scores`, within its `noise`.
 
+    Args:
+        progress: Called with the number of tokens of distinct texts that were scored since the last call.
+
     Raises:
         CheckpointError: A difference is infinite or not a number.
     """
     if not model.context.objective.causal:
-        scores = id_scores(model, tokenizer, [text for pair in pairs for text in pair])
+        texts = [text for pair in pairs for text in pair]
+        scores = [float(each.sum()) for each in token_log_probabilities(model, tokenizer, texts, progress)]
         return [good - bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
     distinct = sorted({text for pair in pairs for text in pair})
     number = {text: place for place, text in enumerate(distinct)}
@@ -87,7 +101,7 @@ def id_differences(
                     predictions = tree.texts[text - first]
                     others = tree.texts[partner - first] if partner in inside else []
                     alone[text, partner] = predictions[common_start(predictions, others) :]
-            losses = _tree_losses(model, tree, sorted({each for asked in alone.values() for each in asked}))
+            losses = _tree_losses(model, tree, sorted({each for asked in alone.values() for each in asked}), progress)
             for (text, partner), asked in alone.items():
                 own[text][partner] = -float(losses[asked].sum())
             first = inside.stop
@@ -124,23 +138,36 @@ def not_scorable(model: BaseLanguageModel, text: Ids) -> str | None:
 
 
 def _causal_scores(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Ids]
+    model: BaseLanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[Ids],
+    progress: Callable[[float], None] | None,
 ) -> list[NDArray[np.float64]]:
     """Score the tokens of distinct texts, sorted."""
     scores: list[NDArray[np.float64]] = []
     for tree in prefix_trees(texts, separator_id(tokenizer), PREFIXES):
-        found = _tree_losses(model, tree, list(range(len(tree.places))))
+        found = _tree_losses(model, tree, list(range(len(tree.places))), progress)
         scores += [-found[pairs] for pairs in tree.texts]
     return scores
 
 
-def _tree_losses(model: BaseLanguageModel, tree: PrefixTree, asked: Sequence[int]) -> NDArray[np.float64]:
+def _tree_losses(
+    model: BaseLanguageModel, tree: PrefixTree, asked: Sequence[int], progress: Callable[[float], None] | None
+) -> NDArray[np.float64]:
     """Return the losses of the predictions asked for among those of a tree, and 0 for the others."""
+    tokens = sum(map(len, tree.texts))
+
+    def read(prefixes: int) -> None:
+        if progress is not None:
+            progress(tokens * prefixes / len(tree.ids))
+
     found = np.zeros(len(tree.places))
     if asked:
         places, targets = ([numbers[each] for each in asked] for numbers in (tree.places, tree.targets))
         device = next(model.parameters()).device
-        losses = TokenLosses(len(tree.ids), places, targets, model.context.vocab_size, device)
+        losses = TokenLosses(len(tree.ids), places, targets, model.context.vocab_size, device, progress=read)
         read_tree(model, tree, losses)
         found[list(asked)] = losses.losses()
+    else:
+        read(len(tree.ids))
     return found

@@ -37,6 +37,7 @@ class TokenLosses:
         places: The position that predicts each token. One that predicts none is not projected.
         targets: The tokens.
         measure: What is computed for each of them: the loss, or more.
+        progress: Called with the number of positions that were read since the last call.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class TokenLosses:
         vocabulary: int,
         device: torch.device,
         measure: Measure = loss_alone,
+        progress: Callable[[int], None] | None = None,
     ):
         places_M = np.asarray(places, dtype=np.int64)
         self._order = np.argsort(places_M, kind="stable")
@@ -57,6 +59,7 @@ class TokenLosses:
         self._found: list[tuple[Numbers, torch.Tensor]] = []
         self._head: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._measure = measure
+        self._progress = progress
 
     def reading(self, positions: Numbers, at: Numbers) -> Read:
         """Return what takes the hidden states of a batch, for `positions`, which are `at` these places of (B T)."""
@@ -68,6 +71,8 @@ class TokenLosses:
             self._waiting.append((positions[asked], hidden_BTD.flatten(0, 1)[chosen]))
             if sum(len(each) for each, _ in self._waiting) >= self._rows:
                 self._project(last=False)
+            if self._progress is not None:
+                self._progress(len(positions))
 
         return read
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from foundry_core.evaluation.suites.items import Formula, Operation, Score
@@ -22,15 +22,6 @@ class Outcome(NamedTuple):
     right: bool
     tie: bool
     bits: float
-
-
-def scores_of(formula: Formula) -> Iterator[Score]:
-    """Yield the scores that a formula asks for."""
-    if isinstance(formula, Score):
-        yield formula
-    elif isinstance(formula, Operation):
-        yield from scores_of(formula.left)
-        yield from scores_of(formula.right)
 
 
 def outcome(formula: Formula, values: Mapping[Score, Value]) -> Outcome:

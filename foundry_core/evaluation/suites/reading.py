@@ -189,7 +189,7 @@ def _recognised(path: Path, found: list[Path], kinds: dict[str, Offered]) -> tup
 
 
 def _by_suffix(path: Path, kinds: dict[str, Offered]) -> dict[str, Offered]:
-    """Return the formats with the suffix of a file. A suite with files of its own is no format of others."""
+    """Return the formats with the suffix of a file. A suite with files of its own is not a format of others."""
     formats = {name: offered for name, offered in kinds.items() if offered.suite.data is None}
     return {name: offered for name, offered in formats.items() if suffix_of(path) in offered.suite.suffixes}
 

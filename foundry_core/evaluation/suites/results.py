@@ -1,7 +1,8 @@
 """Results of suites: averages with their confidence intervals, and the files beside a run that keep them.
 
 <output_dir>/scores/<checkpoint>/<suite>.json holds the averages, with the digests of the checkpoint and of the suite,
-the .tsv beside it the items one by one. With another measure than `sum` they are <suite>.<measure>.json and .tsv.
+the .tsv beside it the items one by one, and the .regions.tsv the surprisals that formulas compare. With another
+measure than `sum` their names begin with <suite>.<measure>.
 """
 
 from __future__ import annotations
@@ -19,20 +20,25 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.checkpoints.checkpoint import checkpoint_step
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.errors import CheckpointError, one_line, warn
+from foundry_core.evaluation.score_table import tsv
 from foundry_core.evaluation.suites.reading import LoadedSuite
 from foundry_core.evaluation.suites.scoring import ItemResult, Measure, SuiteScorer, SuiteScores
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.run_folder import CHECKPOINT, MANIFEST, SCORES
-from foundry_core.storage.files import StorageError, write_file
+from foundry_core.storage.files import StorageError, remove_tree, write_file
 from foundry_core.storage.manifest import file_digest, read_plain_file, sealed, unsealed
 
 Opened: TypeAlias = tuple[BaseLanguageModel, PreTrainedTokenizerFast]
 
-VERSION = 1
+VERSION = 2
 """Of what is stored and of how it is computed: results of another version are computed again."""
 COLUMNS = ("paradigm", "phenomenon", "item", "right", "margin", "place")
 """Columns of the table of items. right: 1 or 0; margin: in nats."""
+REGION_COLUMNS = ("paradigm", "item", "condition", "region", "surprisal")
+"""Columns of the table of regions. region: counted from 1, or * for the whole sentence; surprisal: in bits."""
 
+_DIGESTS = {".tsv": "items_sha256", ".regions.tsv": "regions_sha256"}
+"""The keys under which the averages have the digests of the tables, by their suffixes."""
 _DRAWS = 2000
 _INTERVAL = (2.5, 97.5)
 _SEED = 14
@@ -101,12 +107,22 @@ def _interval(draws: NDArray[np.float64]) -> list[float]:
 
 def items_table(results: Sequence[ItemResult]) -> bytes:
     """Return the table of items: tab-separated, a header, a line for each item that was scored."""
-    lines = ["\t".join(COLUMNS)]
+    rows: list[tuple[Any, ...]] = [COLUMNS]
     for result in results:
         item = result.item
-        cells = (item.paradigm, item.phenomenon, item.name, str(int(result.right)), f"{result.margin:.6f}", item.place)
-        lines.append("\t".join(map(one_line, cells)))
-    return ("\n".join(lines) + "\n").encode()
+        paradigm, phenomenon, name, place = map(one_line, (item.paradigm, item.phenomenon, item.name, item.place))
+        rows.append((paradigm, phenomenon, name, int(result.right), result.margin, place))
+    return tsv(rows).encode()
+
+
+def regions_table(results: Sequence[ItemResult]) -> bytes | None:
+    """Return the table of regions, with a line for each score of each item; None if there are none."""
+    rows: list[tuple[Any, ...]] = [REGION_COLUMNS]
+    for result in results:
+        paradigm, name = one_line(result.item.paradigm), one_line(result.item.name)
+        for score, bits in result.scores.items():
+            rows.append((paradigm, name, one_line(score.condition), score.region, bits))
+    return tsv(rows).encode() if len(rows) > 1 else None
 
 
 def is_checkpoint_of_a_run(folder: Path) -> bool:
@@ -121,7 +137,12 @@ def result_path(checkpoint: Path, suite: str, measure: Measure) -> Path:
     return checkpoint.parent / SCORES / checkpoint.name / f"{name}{suffix}.json"
 
 
-def results_of(folder: Path, scorer: SuiteScorer, opened: Callable[[], Opened]) -> tuple[dict[str, Any], bool]:
+def results_of(
+    folder: Path,
+    scorer: SuiteScorer,
+    opened: Callable[[], Opened],
+    progress: Callable[[float], None] | None = None,
+) -> tuple[dict[str, Any], bool]:
     """Return the results of a suite on a checkpoint or a model folder, and whether they were there already.
 
     Those of a checkpoint of a run are kept. A folder that this user may not write to is a warning.
@@ -130,11 +151,12 @@ def results_of(folder: Path, scorer: SuiteScorer, opened: Callable[[], Opened]) 
         folder: The checkpoint.
         scorer: Scores the suite.
         opened: Returns its model and its tokenizer; called only where the results are not there.
+        progress: Called with the share of the suite that has been scored.
     """
     suite, measure = scorer.suite, scorer.measure
     if is_checkpoint_of_a_run(folder) and (kept := stored(folder, suite, measure)) is not None:
         return kept, True
-    scores = scorer.scores(*opened())
+    scores = scorer.scores(*opened(), progress)
     if is_checkpoint_of_a_run(folder):
         content = {**described(folder, read_state(folder), suite, measure), **averages(scores)}
         try:
@@ -153,17 +175,30 @@ def described(checkpoint: Path, state: TrainState, suite: LoadedSuite, measure: 
 
 
 def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> None:
-    """Write results beside the run of a checkpoint.
+    """Write results beside the run of a checkpoint; warn if they replace those of another suite of that name.
 
     Args:
         checkpoint: Its folder.
         content: Those of `described` and `averages`.
-        scores: The items for the table.
+        scores: The items for the tables.
     """
-    path, table = result_path(checkpoint, content["suite"], content["measure"]), items_table(scores.results)
-    # The averages come last: where they are, the table that they name is whole.
-    write_file(path.with_suffix(".tsv"), table)
-    write_file(path, sealed({**content, "items_sha256": hashlib.sha256(table).hexdigest()}))
+    path = result_path(checkpoint, content["suite"], content["measure"])
+    before = _read(path)
+    if before is not None and before["suite_digest"] != content["suite_digest"]:
+        warn(
+            f"{path.parents[1]}: results of another suite called {content['suite']} ({before['items']:,} items) are "
+            "replaced; to keep both, give a file or folder of one another name"
+        )
+    tables = {".tsv": items_table(scores.results), ".regions.tsv": regions_table(scores.results)}
+    digests = {}
+    for suffix, table in tables.items():
+        if table is not None:
+            write_file(path.with_suffix(suffix), table)
+            digests[_DIGESTS[suffix]] = hashlib.sha256(table).hexdigest()
+        else:  # there may be one of a suite of formulas that had the same name
+            remove_tree(path.with_suffix(suffix))
+    # The averages come last: where they are, the tables that they name are whole.
+    write_file(path, sealed({**content, **digests}))
 
 
 def _identity(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, Any]:
@@ -198,8 +233,9 @@ def stored_results(output_dir: str | Path, measure: Measure = "sum") -> list[dic
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         content: Mapping[str, Any] = unsealed(path, read_plain_file(path))
-        table = read_plain_file(path.with_suffix(".tsv"))
+        for suffix, key in _DIGESTS.items():
+            if key in content and hashlib.sha256(read_plain_file(path.with_suffix(suffix))).hexdigest() != content[key]:
+                return None
     except CheckpointError:
         return None
-    content = dict(content)
-    return content if content.pop("items_sha256", None) == hashlib.sha256(table).hexdigest() else None
+    return {key: value for key, value in content.items() if key not in _DIGESTS.values()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -14,9 +14,16 @@ from transformers import PreTrainedTokenizerFast
 from foundry_core.errors import DataError, UsageError, warn
 from foundry_core.evaluation.inference import evaluating
 from foundry_core.evaluation.prefix_tree import Ids, Numbers
-from foundry_core.evaluation.sentence_scores import id_differences, id_scores, noise, not_scorable, token_scores
+from foundry_core.evaluation.sentence_scores import (
+    id_differences,
+    id_scores,
+    noise,
+    not_scorable,
+    token_log_probabilities,
+)
+from foundry_core.evaluation.suites.formulas import scores_of
 from foundry_core.evaluation.suites.items import BETTER, Score, SuiteItem
-from foundry_core.evaluation.suites.outcomes import Value, outcome, scores_of
+from foundry_core.evaluation.suites.outcomes import Value, outcome
 from foundry_core.evaluation.suites.reading import LoadedSuite
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.isolation import failing_as, isolated
@@ -46,7 +53,8 @@ class ItemResult:
         right: Whether all its predictions hold.
         tie: Whether one does not because what it compares is tied.
         margin: By how many nats its predictions hold; negative, by how many the least of them is missed.
-        scores: The scores that formulas compare, in bits. Empty for pairs, of which only the difference is computed.
+        scores: The scores that its formulas compare, in bits, and those of all regions of a sentence of which they
+            compare a region. Empty for pairs, of which only the difference is computed.
     """
 
     item: SuiteItem
@@ -80,10 +88,15 @@ class SuiteScorer:
     Args:
         suite: The suite.
         measure: One of MEASURES.
-        unigrams: For `pmi` and `slor` the log-probability of each token by its frequency, in nats (V,).
+        unigrams: For `pmi` and `slor`, returns the log-probability of each token by its frequency, in nats (V,).
     """
 
-    def __init__(self, suite: LoadedSuite, measure: Measure = "sum", unigrams: NDArray[np.float64] | None = None):
+    def __init__(
+        self,
+        suite: LoadedSuite,
+        measure: Measure = "sum",
+        unigrams: Callable[[], NDArray[np.float64]] | None = None,
+    ):
         if suite.descriptor.scorer is not None and measure != "sum":
             raise UsageError(f"the suite {suite.name} has a scorer of its own, to which a measure means nothing")
         self.suite, self.measure = suite, measure
@@ -100,11 +113,17 @@ class SuiteScorer:
             self._encoded = EncodedSuite.of(tokenizer, self.suite.items)
             warn_of_left_out(self._encoded.left_out(model), len(self.suite.items), "items")
 
-    def scores(self, model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast) -> SuiteScores:
-        """Return the results of a model."""
+    def scores(
+        self,
+        model: BaseLanguageModel,
+        tokenizer: PreTrainedTokenizerFast,
+        progress: Callable[[float], None] | None = None,
+    ) -> SuiteScores:
+        """Return the results of a model; `progress` as in `EncodedSuite.score`."""
         self.prepare(model, tokenizer)
         if self._encoded is not None:
-            return self._encoded.score(model, tokenizer, measure=self.measure, unigrams=self._unigrams)
+            unigrams = None if self._unigrams is None else self._unigrams()
+            return self._encoded.score(model, tokenizer, measure=self.measure, unigrams=unigrams, progress=progress)
         with failing_as(f"the scorer of the suite '{self.suite.name}'"), isolated(), evaluating(model):
             found = list(import_string(str(self.suite.descriptor.scorer))(model, tokenizer, self.suite.items))
             results = [
@@ -172,7 +191,7 @@ class EncodedSuite:
             if not regions:
                 return _Sentence(ids[text])
             if len(ends[text]) != len(ids[text]):
-                return _Sentence(ids[text], problem="the tokenizer does not tell where in the sentence its tokens are")
+                return _Sentence(ids[text], problem="the tokenizer does not locate its tokens in the sentence")
             return _Sentence(ids[text], regions_of_tokens(item.sentences[name], len(item.join), ends[text]))
 
         return cls(
@@ -195,6 +214,7 @@ class EncodedSuite:
         *,
         measure: Measure = "sum",
         unigrams: NDArray[np.float64] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> SuiteScores:
         """Return the results of a model.
 
@@ -203,26 +223,26 @@ class EncodedSuite:
             tokenizer: The one that the suite was encoded with.
             measure: One of MEASURES.
             unigrams: For `pmi` and `slor` the log-probability of each token by its frequency, in nats (V,).
+            progress: Called with the share of the suite that has been scored.
         """
         rows = zip(self.items, self.sentences, strict=True)
         scored = [(item, sentences) for item, sentences in rows if _problem(model, sentences) is None]
         pairs = [measure == "sum" and item.predictions == (BETTER,) for item, _ in scored]
-        differences = _differences(
-            model,
-            tokenizer,
-            [
-                (sentences["good"].ids, sentences["bad"].ids)
-                for (_, sentences), pair in zip(scored, pairs, strict=True)
-                if pair
-            ],
-        )
+        compared = {
+            (sentences["good"].ids, sentences["bad"].ids)
+            for (_, sentences), pair in zip(scored, pairs, strict=True)
+            if pair
+        }
         texts = [
             sentence.ids
             for (_, sentences), pair in zip(scored, pairs, strict=True)
             if not pair
             for sentence in sentences.values()
         ]
-        tokens = dict(zip(texts, token_scores(model, tokenizer, texts), strict=True))
+        total = sum(map(len, {ids for pair in compared for ids in pair})) + sum(map(len, set(texts)))
+        count = None if progress is None else _counting(total, progress)
+        differences = _differences(model, tokenizer, compared, count)
+        tokens = dict(zip(texts, token_log_probabilities(model, tokenizer, texts, count), strict=True))
         results = []
         for (item, sentences), pair in zip(scored, pairs, strict=True):
             if pair:
@@ -245,6 +265,18 @@ def score_items(
 ) -> SuiteScores:
     """Encode items and score them with one model; see `EncodedSuite.score`."""
     return EncodedSuite.of(tokenizer, items).score(model, tokenizer, measure=measure, unigrams=unigrams)
+
+
+def _counting(total: int, progress: Callable[[float], None]) -> Callable[[float], None]:
+    """Return what to call with a number of further tokens, for progress as a share of the total."""
+    done = 0.0
+
+    def count(tokens: float) -> None:
+        nonlocal done
+        done += tokens
+        progress(done / total)
+
+    return count
 
 
 def _conditions(item: SuiteItem) -> dict[str, bool]:
@@ -289,14 +321,17 @@ def _unknown(
 
 
 def _differences(
-    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Ids, Ids]]
+    model: BaseLanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: set[tuple[Ids, Ids]],
+    progress: Callable[[float], None] | None,
 ) -> dict[tuple[Ids, Ids], tuple[float, bool]]:
     """Return for each distinct pair how much higher its first text scores, in nats, and whether that is a tie.
 
     What is close is decided by the scores of the whole texts, on which the noise depends.
     """
-    distinct = sorted(set(pairs))
-    found = dict(zip(distinct, id_differences(model, tokenizer, distinct), strict=True))
+    distinct = sorted(pairs)
+    found = dict(zip(distinct, id_differences(model, tokenizer, distinct, progress), strict=True))
     close = [pair for pair in distinct if abs(found[pair]) <= max(noise(_STEEP * len(ids), len(ids)) for ids in pair)]
     texts = [ids for pair in close for ids in pair]
     scores = dict(zip(texts, id_scores(model, tokenizer, texts), strict=True))
@@ -314,9 +349,16 @@ def _values(
     measure: Measure,
     unigrams: NDArray[np.float64] | None,
 ) -> dict[Score, Value]:
-    """Return the value of each score that the predictions of an item compare."""
+    """Return the value of each score that `ItemResult.scores` has."""
     found = {}
-    for score in dict.fromkeys(each for prediction in item.predictions for each in scores_of(prediction)):
+    regions = [
+        Score(region, condition)
+        for condition, sentence in sentences.items()
+        if sentence.regions is not None
+        for region in range(1, len(item.sentences[condition]) + 1)
+    ]
+    compared = [each for prediction in item.predictions for each in scores_of(prediction)]
+    for score in dict.fromkeys([*regions, *compared]):
         sentence = sentences[score.condition]
         chosen: Any = slice(None) if score.region == "*" else sentence.regions == score.region
         scores = tokens[sentence.ids][chosen]

@@ -31,7 +31,7 @@ _CIRCUITS = {
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that knows the line on which it begins."""
+    """A JSON object, with the line on which it begins."""
 
     line: int
 
