@@ -198,6 +198,9 @@ def test_rows_are_compared_where_a_comparison_means_something(comparison: Compar
 def test_what_is_not_equal_and_not_meant_is_reported(trained: Path, tmp_path: Path) -> None:
     assert all(each.equal or each.intended for each in compare(find_runs([trained])).conditions)
     for name in ("gpt2-1", "lstm-1"):
+    assert paired.over == "seeds and items"
+    mixed, _ = accuracy_difference(seeds[:1], seeds, paired=False)
+    assert (mixed.over, mixed.count) == ("items, and seeds of one", 1)
         shutil.copytree(trained / name, tmp_path / name)
     metrics = tmp_path / "lstm-1" / "metrics.jsonl"
     metrics.write_text("".join(line + "\n" for line in metrics.read_text().splitlines() if '"step": 20' not in line))
