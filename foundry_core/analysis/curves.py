@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foundry_core.analysis.comparison import Comparison, Row, figure
+from foundry_core.analysis.comparison import Comparison, Row
+from foundry_core.analysis.figures import accuracies
 from foundry_core.analysis.runs import Facts, Run
 
 AXES = {"words": "words seen", "tokens": "tokens seen", "flops": "FLOPs", "seconds": "seconds of training"}
@@ -74,9 +75,7 @@ def _evaluated(run: Run, corpus: str, name: str) -> Iterator[tuple[Facts, float]
 
 
 def _scored(run: Run, name: str) -> Iterator[tuple[Facts, float]]:
-    for row in run.scored:
-        if row["level"] != "paradigm" and figure(row) == name and row["accuracy"] is not None:
-            yield row, row["accuracy"]
+    yield from ((row, row["accuracy"]) for each, row in accuracies(run) if each == name and row["accuracy"] is not None)
 
 
 def _curves(comparison: Comparison, points: Any) -> tuple[Curve, ...]:
@@ -147,7 +146,10 @@ def pictures(comparison: Comparison) -> Iterator[tuple[str, bytes]]:
                     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                     axes.yaxis.set_minor_formatter(NullFormatter())
-                for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                for kind, metadata in (
+                    ("png", {"Software": None}),
+                    ("svg", {"Date": None}),
+                ):
                     buffer = io.BytesIO()
                     drawn.savefig(buffer, format=kind, dpi=200, metadata=metadata)
                     yield f"{_file_name(chart.name)}-by-{axis}.{kind}", buffer.getvalue()

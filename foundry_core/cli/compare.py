@@ -75,10 +75,9 @@ def execute(options: argparse.Namespace) -> None:
 def shown(comparison: Comparison) -> str:
     """Return the table for the terminal, accuracies by phenomenon below it, and the notes."""
     from foundry_core.analysis import tables
-    from foundry_core.analysis.comparison import COSTS
+    from foundry_core.analysis.figures import COSTS
 
-    suites = {suite.name for suite in comparison.suites}
-    figures = [name for name in comparison.figures if "/" not in name or name in suites]
+    figures = comparison.overall
     several = any(len(row.runs) > 1 for row in comparison.rows)
     parts = [table(*tables.terminal(comparison, figures, seeds=several))]
     if max(map(len, parts[0].splitlines())) > screen_width():
@@ -89,12 +88,11 @@ def shown(comparison: Comparison) -> str:
         ]
     for suite in comparison.suites:
         if suite.phenomena:
-            names = suite.phenomena_figures
-            _, rows = tables.terminal(comparison, list(names))
+            _, rows = tables.terminal(comparison, list(suite.phenomena))
             columns = zip(*(row[1:] for row in rows), strict=True)
-            body = [[title, *cells] for title, cells in zip(names.values(), columns, strict=True)]
+            body = [[title, *cells] for title, cells in zip(suite.phenomena.values(), columns, strict=True)]
             parts.append(table([suite.name, *(row[0] for row in rows)], body))
-    wrong = [each.name for each in comparison.conditions if not each.equal and not each.intended]
+    wrong = [each.name for each in comparison.conditions if each.unintended]
     lines = list(comparison.notes)
     if wrong:
         lines.append(f"NOT EQUAL, and not intended: {', '.join(wrong)}")
