@@ -300,6 +300,21 @@ def test_what_is_not_equal_and_not_meant_is_reported(trained: Path, tmp_path: Pa
     assert any(note.startswith("Not trained to the end") for note in comparison.notes)
 
 
+def test_a_setting_can_be_declared_to_vary(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (copied / "gpt2-2").glob("checkpoint-*/config.json"):
+        path.write_text(re.sub(r'"learning_rate": [\d.e-]+', '"learning_rate": 0.125', path.read_text()))
+    runs = [str(copied / "gpt2-1"), str(copied / "gpt2-2")]
+    wrong = {}
+    for varied in ((), ("--varied", "training.learning_rate")):
+        assert main(["compare", *runs, "--json", *varied]) == 0
+        conditions = json.loads(capsys.readouterr().out)["conditions"]
+        wrong[varied] = {each["name"] for each in conditions if not each["equal"] and not each["intended"]}
+    before, after = wrong.values()
+    assert before - after == {"training.learning_rate"}
+    assert main(["compare", *runs, "--varied", "training.nothing"]) == 2
+    assert "none of the runs has such a setting" in capsys.readouterr().err
+
+
 def test_tables_have_every_figure_for_a_paper(comparison: Comparison) -> None:
     rows = {row["row"]: row for row in csv.DictReader(io.StringIO(as_csv(comparison)))}
     for row in comparison.rows:
@@ -402,6 +417,14 @@ def test_the_command_prints_the_table_and_writes_the_page(
         assert main(["compare", *arguments]) == code
         assert capsys.readouterr().err.count("\n") == 1
     assert main(["compare", str(trained), "--csv", "t.csv"]) == 0  # its own file is written again
+    capsys.readouterr()
+    for name in ("table.csv", "curves/toy-by-seconds.svg"):  # the last one: those before it are recognised as its own
+        kept = Path("out", name).read_bytes()
+        Path("out", name).write_bytes(b"my own")
+        assert main(["compare", str(trained), "--output", "out"]) == 2
+        assert f"out/{name} was not written by foundry compare" in capsys.readouterr().err
+        assert Path("out", name).read_bytes() == b"my own"
+        Path("out", name).write_bytes(kept)
 
 
 @pytest.mark.long

@@ -16,6 +16,8 @@ AXES = {"words": "words seen", "tokens": "tokens seen", "flops": "FLOPs", "secon
 """What a curve can be drawn against, with its title."""
 _MOST_POINTS = 300
 """Of a curve in a page: more of them show nothing in the width of a screen, and a page is sent by mail."""
+PICTURE_MARK = "foundry compare"
+"""In the metadata of each picture, by which a later call recognises what it may replace."""
 COLOURS = ("#2a6fbb", "#d1603d", "#3d8b52", "#8a5bb5", "#b08a1e", "#1f8f99", "#c2477f", "#6b7280")
 """Of the rows in their order; the page has its own shades of them for a dark background."""
 
@@ -147,8 +149,8 @@ def pictures(comparison: Comparison) -> Iterator[tuple[str, bytes]]:
                     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                     axes.yaxis.set_minor_formatter(NullFormatter())
                 for kind, metadata in (
-                    ("png", {"Software": None}),
-                    ("svg", {"Date": None}),
+                    ("png", {"Software": PICTURE_MARK}),
+                    ("svg", {"Date": None, "Creator": PICTURE_MARK}),
                 ):
                     buffer = io.BytesIO()
                     drawn.savefig(buffer, format=kind, dpi=200, metadata=metadata)
