@@ -18,6 +18,7 @@ import pytest
 
 from foundry_core import open_run, run
 from foundry_core.analysis.comparison import Comparison, compare
+from foundry_core.analysis.curves import COLOURS
 from foundry_core.analysis.folders import find_runs
 from foundry_core.analysis.intervals import accuracy_difference, over_seeds, t_quantile
 from foundry_core.analysis.page import page
@@ -29,6 +30,7 @@ from tests.browser import browser, program
 GUIDE = Path(__file__).parents[1] / "docs" / "evaluation" / "comparing.md"
 ITEMS, STEPS = 40, (10, 20)
 PHENOMENA = ("agreement", "islands & gaps")
+DIGEST = "d" * 64
 
 
 def score(folder: Path, suite: str = "toy", *, better: int = 0) -> None:
@@ -46,6 +48,7 @@ def score(folder: Path, suite: str = "toy", *, better: int = 0) -> None:
         whole = sum(map(sum, right.values())) / (2 * ITEMS)
         result = {
             "suite": suite,
+            "suite_digest": DIGEST,
             "kind": "pairs",
             "checkpoint": place.name,
             "step": step,
@@ -58,6 +61,7 @@ def score(folder: Path, suite: str = "toy", *, better: int = 0) -> None:
             "interval": [whole - 0.1, whole + 0.1],
             "paradigms": {f"{name} 1": {"phenomenon": name, "ties": 0, **each} for name, each in parts.items()},
             "phenomena": parts,
+            "phenomena_macro": whole,
         }
         (place / f"{suite}.json").write_text(json.dumps(result))
         (place / f"{suite}.tsv").write_text("\n".join(lines) + "\n")
@@ -93,6 +97,17 @@ def trained(experiment: Any, corpus: Any, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def comparison(trained: Path) -> Comparison:
     return compare(find_runs([trained]), "study")
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the runs, which a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "copied"))
+
+
+def edit(path: Path, **values: Any) -> None:
+    """Replace values of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.mark.long
@@ -183,6 +198,9 @@ def test_the_bootstrap_draws_items_and_seeds_in_pairs() -> None:
     assert apart.low < -0.05
     same, p = accuracy_difference(seeds, seeds, paired=True)
     assert (same.low, same.high, p) == (0, 0, 1)
+    assert paired.over == "seeds and items"
+    mixed, _ = accuracy_difference(seeds[:1], seeds, paired=False)
+    assert (mixed.over, mixed.count) == ("items, and seeds of one", 1)
 
 
 def test_rows_are_compared_where_a_comparison_means_something(comparison: Comparison) -> None:
@@ -193,6 +211,79 @@ def test_rows_are_compared_where_a_comparison_means_something(comparison: Compar
     assert difference.estimate.mean == pytest.approx(-6 / 40)
     assert difference.estimate.over == "seeds and items"
     assert any("different questions" in note for note in comparison.notes)
+
+
+def test_different_suites_of_one_name_are_not_compared(copied: Path) -> None:
+    for place in (copied / "lstm-1", copied / "lstm-2"):
+        edit(place / "scores" / "checkpoint-20" / "toy.json", suite_digest="e" * 64)
+    comparison = compare(find_runs([copied]))
+    pairs = {(each.first, each.second) for each in comparison.differences if each.figure == "toy"}
+    assert pairs == {("bert", "gpt2")}
+    assert "toy" in comparison.rows[2].figures
+    (note,) = (each for each in comparison.notes if each.startswith("Different suites are called toy"))
+    assert "eeeeeeeeeeee: lstm-1, lstm-2." in note
+    edit(copied / "lstm-1" / "scores" / "checkpoint-20" / "toy.json", suite_digest=DIGEST)
+    assert "toy" not in compare(find_runs([copied])).rows[2].figures  # no mean over two suites
+
+
+def test_each_of_the_seeds_tells_runs_apart(copied: Path) -> None:
+    for name in ("gpt2", "lstm"):
+        config = copied / f"{name}-2" / "config.yaml"
+        text = config.read_text().replace("random_seed: 2", "random_seed: 1")
+        config.write_text(re.sub(r"initialisation: \w+", "initialisation: 5", text))
+    shutil.copytree(copied / "bert-1", copied / "bert-again")
+    comparison = compare(find_runs([copied]))
+    bert, gpt2, lstm = comparison.rows
+    assert gpt2.seeds == lstm.seeds == [1, "random_seed 1, seeds.initialisation 5"]
+    found = {(each.figure, each.first): each.estimate.count for each in comparison.differences}
+    assert found["loss", "gpt2"] == found["toy", "gpt2"] == 2
+    assert (len(bert.runs), bert.figures["toy"].over) == (1, "items")  # a copy is not a second seed
+    assert any("bert-again, because" in note for note in comparison.notes)
+
+
+def test_suites_of_training_are_read_without_checkpoints(copied: Path) -> None:
+    report = {"kind": "suite", "suite": "toy", "accuracy": 0.5, "macro": 0.25, "items": 80, "interval": [0.375, 0.625]}
+    report |= {"phenomena": {PHENOMENA[0]: 0.75, PHENOMENA[1]: 0.5}, "tokens_seen": 1500, "words_seen": 1400}
+    with (copied / "lstm-1" / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(report | {"step": step}) + "\n" for step in (15, 20, 25))
+    opened = open_run(copied / "lstm-1")
+    whole = [row for row in opened.scored if row["level"] == "suite"]
+    kept = [(row["step"], row["checkpoint"]) for row in whole]
+    assert kept == [(10, "checkpoint-10"), (15, None), (20, "checkpoint-20"), (25, None)]
+    assert [whole[1][key] for key in ("accuracy", "macro", "low", "words_seen")] == [0.5, 0.25, 0.375, 1400]
+    assert opened.item_rows("toy")[0]["step"] == 20
+    shutil.rmtree(copied / "lstm-1" / "scores")
+    comparison = compare(find_runs([copied / "lstm-1", copied / "gpt2-1"]))
+    assert comparison.rows[0].figures["toy macro"].mean == 0.25
+    assert not any(each.figure == "toy" for each in comparison.differences)  # there are no items
+
+
+def test_losses_on_different_texts_are_not_compared(copied: Path) -> None:
+    for seed in (1, 2):
+        record = copied / f"lstm-{seed}" / "run.json"
+        corpora = json.loads(record.read_text())["corpora"]
+        corpora["test_corpus"]["digest"] = "f" * 64
+        edit(record, corpora=corpora)
+    comparison = compare(find_runs([copied]))
+    assert {each.figure for each in comparison.differences} == {"toy"}
+    assert any("not of one text" in note and "test ffffffffffff: lstm-1, lstm-2" in note for note in comparison.notes)
+
+
+def test_a_run_that_was_not_scored_is_named(copied: Path) -> None:
+    shutil.rmtree(copied / "lstm-2" / "scores")
+    comparison = compare(find_runs([copied]))
+    assert "toy" not in comparison.rows[2].figures
+    assert any(note.startswith("Not scored on toy: lstm-2.") for note in comparison.notes)
+
+
+def test_an_accuracy_without_variation_has_no_interval(copied: Path) -> None:
+    edit(copied / "bert-1" / "scores" / "checkpoint-20" / "toy.json", accuracy=1.0, interval=[1.0, 1.0])
+    assert compare(find_runs([copied / "bert-1"])).rows[0].figures["toy"].over == ""
+
+
+def test_a_page_has_the_colours_of_the_pictures(comparison: Comparison) -> None:
+    found = page(comparison)
+    assert all(f"--c{at}: {colour};" in found for at, colour in enumerate(COLOURS))
 
 
 def test_what_is_not_equal_and_not_meant_is_reported(trained: Path, tmp_path: Path) -> None:
@@ -209,6 +300,21 @@ def test_what_is_not_equal_and_not_meant_is_reported(trained: Path, tmp_path: Pa
     assert any(note.startswith("Not trained to the end") for note in comparison.notes)
 
 
+def test_a_setting_can_be_declared_to_vary(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (copied / "gpt2-2").glob("checkpoint-*/config.json"):
+        path.write_text(re.sub(r'"learning_rate": [\d.e-]+', '"learning_rate": 0.125', path.read_text()))
+    runs = [str(copied / "gpt2-1"), str(copied / "gpt2-2")]
+    wrong = {}
+    for varied in ((), ("--varied", "training.learning_rate")):
+        assert main(["compare", *runs, "--json", *varied]) == 0
+        conditions = json.loads(capsys.readouterr().out)["conditions"]
+        wrong[varied] = {each["name"] for each in conditions if not each["equal"] and not each["intended"]}
+    before, after = wrong.values()
+    assert before - after == {"training.learning_rate"}
+    assert main(["compare", *runs, "--varied", "training.nothing"]) == 2
+    assert "none of the runs has such a setting" in capsys.readouterr().err
+
+
 def test_tables_have_every_figure_for_a_paper(comparison: Comparison) -> None:
     rows = {row["row"]: row for row in csv.DictReader(io.StringIO(as_csv(comparison)))}
     for row in comparison.rows:
@@ -219,8 +325,30 @@ def test_tables_have_every_figure_for_a_paper(comparison: Comparison) -> None:
     latex = as_latex(comparison)
     assert r"islands \& gaps" in latex
     lines = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    figures = len(comparison.figures) - len(PHENOMENA)
-    assert [line.count(" & ") for line in lines] == [figures] * 4 + [len(comparison.rows)] * 3
+    figures = len(comparison.overall)
+    assert [line.count(" & ") for line in lines] == [figures] * 4 + [len(comparison.rows)] * 4
+
+
+def test_macro_averages_stand_beside_the_one_over_items(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    macro = {"macro": 0.25, "macro_interval": [0.125, 0.5], "phenomena_macro": 0.375}
+    edit(copied / "bert-1" / "scores" / "checkpoint-20" / "toy.json", **macro)
+    comparison = compare(find_runs([copied]))
+    bert = comparison.rows[0].figures
+    assert (bert["toy macro"].mean, bert["toy macro"].low, bert["toy macro"].high) == (0.25, 0.125, 0.5)
+    assert bert["toy phenomena"].mean == 0.375
+    (row,) = (row for row in csv.DictReader(io.StringIO(as_csv(comparison))) if row["row"] == "bert")
+    assert (row["toy macro"], row["toy macro_low"], row["toy phenomena"]) == ("0.25", "0.125", "0.375")
+    assert r"$25.0 \pm 18.8$" in as_latex(comparison)
+    assert "25.0<span" in page(comparison)
+    assert "mean of the phenomena" in page(comparison)
+    monkeypatch.chdir(copied)
+    assert main(["compare", "bert-1"]) == 0
+    printed = capsys.readouterr().out
+    assert "toy, macro" in printed
+    assert "25.0 ± 18.8" in printed
+    assert re.search(r"mean of the phenomena +37\.5", printed)
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -289,6 +417,14 @@ def test_the_command_prints_the_table_and_writes_the_page(
         assert main(["compare", *arguments]) == code
         assert capsys.readouterr().err.count("\n") == 1
     assert main(["compare", str(trained), "--csv", "t.csv"]) == 0  # its own file is written again
+    capsys.readouterr()
+    for name in ("table.csv", "curves/toy-by-seconds.svg"):  # the last one: those before it are recognised as its own
+        kept = Path("out", name).read_bytes()
+        Path("out", name).write_bytes(b"my own")
+        assert main(["compare", str(trained), "--output", "out"]) == 2
+        assert f"out/{name} was not written by foundry compare" in capsys.readouterr().err
+        assert Path("out", name).read_bytes() == b"my own"
+        Path("out", name).write_bytes(kept)
 
 
 @pytest.mark.long

@@ -9,11 +9,24 @@ from itertools import combinations
 from typing import Any
 
 from foundry_core.analysis.conditions import COMPARED, Condition, check_conditions
+from foundry_core.analysis.figures import (
+    FIGURES,
+    LOSSES,
+    Suite,
+    figures_of,
+    last_digests,
+    last_evaluation,
+    last_scores,
+    last_text,
+    suites_of,
+    task,
+)
 from foundry_core.analysis.intervals import Estimate, accuracy_difference, over_seeds
 from foundry_core.analysis.items import Items
+from foundry_core.analysis.notes import notes_on
 from foundry_core.analysis.runs import Facts, Run
 from foundry_core.config.settings import FREE, SEEDS, covered, flat
-from foundry_core.errors import CheckpointError, warn
+from foundry_core.errors import CheckpointError, UsageError, warn
 
 _NOT_COMPARED = (*FREE, "experiment_name", "tokenizer.output_dir")
 """Settings that change no weight; the tokenizer itself is compared by its digest."""
@@ -21,38 +34,6 @@ _ARCHITECTURE = "model.architecture"
 _LONGEST_NAME = 60
 _MOST_PAIRS = 15
 """Six rows in pairs; of more rows, each is compared with the first one only."""
-
-FIGURES = {
-    "parameters": "parameters",
-    "tokens": "tokens",
-    "words": "words",
-    "flops": "FLOPs",
-    "seconds": "time",
-    "loss": "loss",
-    "bits_per_byte": "bits per byte",
-    "perplexity_per_word": "perplexity per word",
-}
-"""The figures of a row besides accuracies, with their titles."""
-COSTS = ("parameters", "tokens", "words", "flops", "seconds")
-_LOSSES = ("loss", "bits_per_byte", "perplexity_per_word")
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A suite that some of the runs were scored on. phenomena: in the order of the results."""
-
-    name: str
-    phenomena: tuple[str, ...]
-
-    @property
-    def figures(self) -> dict[str, str]:
-        """The names of its accuracies in a row, with what each is of."""
-        return {self.name: self.name} | self.phenomena_figures
-
-    @property
-    def phenomena_figures(self) -> dict[str, str]:
-        """Those of its phenomena."""
-        return {f"{self.name}/{each}": each for each in self.phenomena}
 
 
 @dataclass(frozen=True)
@@ -64,9 +45,9 @@ class Row:
     figures: Mapping[str, Estimate]
 
     @property
-    def seeds(self) -> list[int | None]:
+    def seeds(self) -> list[int | str | None]:
         """The seeds of the runs."""
-        return [run.seed for run in self.runs]
+        return [run.seed_label for run in self.runs]
 
 
 @dataclass(frozen=True)
@@ -114,6 +95,12 @@ class Comparison:
         return found | {name: title for suite in self.suites for name, title in suite.figures.items()}
 
     @property
+    def overall(self) -> list[str]:
+        """The figures of the main table: all but the phenomena."""
+        phenomena = {name for suite in self.suites for name in suite.phenomena}
+        return [name for name in self.figures if name not in phenomena]
+
+    @property
     def plain(self) -> dict[str, Any]:
         """The table and the differences as plain data."""
         rows = [
@@ -158,11 +145,16 @@ def compare(runs: Sequence[Run], name: str | None = None, varied: Sequence[str] 
     groups: dict[str, list[Run]] = {}
     for run in begun:
         groups.setdefault(_kind(run), []).append(run)
-    members = list(groups.values())
+    members, repeated = [], []
+    for group in groups.values():
+        kept, others = _distinct(group)
+        members.append(kept)
+        repeated += others
+    begun = [run for run in begun if any(run in group for group in members)]
+    suites = suites_of(begun)
     settings = _differing([flat(group[0].config) for group in members])
     names = _names(members, settings)
-    rows = tuple(Row(each, tuple(group), _figures(group)) for each, group in zip(names, members, strict=True))
-    suites = _suites(begun)
+    rows = tuple(Row(each, tuple(group), figures_of(group, suites)) for each, group in zip(names, members, strict=True))
     return Comparison(
         name or (", ".join(names) if len(names) <= 4 else f"{len(names)} models"),
         rows,
@@ -170,7 +162,7 @@ def compare(runs: Sequence[Run], name: str | None = None, varied: Sequence[str] 
         tuple(_differences(rows, suites)),
         settings,
         tuple(_conditions(begun, varied)),
-        tuple(_notes(begun)),
+        (*repeated, *notes_on(begun, suites)),
     )
 
 
@@ -181,6 +173,8 @@ def _conditions(runs: Sequence[Run], varied: Sequence[str]) -> Iterable[Conditio
         return []
     study = saved[0].parent
     in_one_study = all(run.cell and run.folder.parent == study for run in runs)
+    if in_one_study and varied:
+        raise UsageError(f"{study} is a study, whose grid says what varies in it: --varied is for other runs")
     return check_conditions(study if in_one_study else saved, (*COMPARED, *varied))
 
 
@@ -188,6 +182,20 @@ def _kind(run: Run) -> str:
     """Return what two runs have in common that differ in nothing but the seed: settings, texts, tokenizer."""
     settings = {key: value for key, value in flat(run.config).items() if not covered(key, (*_NOT_COMPARED, *SEEDS))}
     return json.dumps([settings, run.state.get("data")], sort_keys=True, default=str)
+
+
+def _distinct(group: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Return the runs of a row, each seed once and as far as it was trained, and a note on each other one.
+
+    A copy of a run is no second seed: counted as one, it would make the interval narrow.
+    """
+    kept: dict[str, Run] = {}
+    for at, run in enumerate(group):
+        seeds = repr(sorted(run.seeds.items())) if run.seeds else str(at)
+        kept[seeds] = max(kept.get(seeds, run), run, key=lambda each: each.step)
+    others = [run for run in group if run not in kept.values()]
+    repeats = "it has the settings and the seeds of another run"
+    return list(kept.values()), [f"Left out: {run.folder}, because {repeats}." for run in others]
 
 
 def _differing(configurations: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
@@ -221,63 +229,10 @@ def _described(settings: Mapping[str, Sequence[Any]], rows: int) -> list[str]:
     return [", ".join(text.rstrip("/").rpartition("/")[2] for text in each) for each in texts]
 
 
-def _figures(runs: Sequence[Run]) -> dict[str, Estimate]:
-    found: dict[str, Estimate] = {}
-    for name in COSTS:
-        values = [value for run in runs if (value := getattr(run, name)) is not None]
-        if len(values) == len(runs):
-            found[name] = over_seeds(values)
-    # A cost is the same for every seed or a matter of the machine: there is nothing to infer about it.
-    found = {name: Estimate(estimate.mean, count=estimate.count) for name, estimate in found.items()}
-    last = [_last_evaluation(run) for run in runs]
-    for name in _LOSSES:
-        values = [row[name] for row in last if row.get(name) is not None]
-        if values and len(values) == len(runs):
-            found[name] = over_seeds(values)
-    scores = [_last_scores(run) for run in runs]
-    for name in dict.fromkeys(name for each in scores for name in each):
-        there = [each[name] for each in scores if name in each and each[name]["accuracy"] is not None]
-        if len(there) == len(runs):
-            found[name] = over_seeds([each["accuracy"] for each in there])
-            if len(there) == 1:
-                low, high = there[0]["low"], there[0]["high"]
-                found[name] = Estimate(found[name].mean, low, high, "items" if low is not None else "")
-    return found
-
-
-def _last_evaluation(run: Run) -> Facts:
-    """Return the last evaluation on the test corpus, or without one on the validation corpus."""
-    for corpus in ("test", "validation"):
-        rows = [row for row in run.evaluated if row["corpus"] == corpus]
-        if rows:
-            return rows[-1]
-    return {}
-
-
-def _last_scores(run: Run) -> dict[str, Facts]:
-    """Return the results of each suite and phenomenon at the last checkpoint that was scored on it, by figure."""
-    return {figure(row): row for row in run.scored if row["level"] != "paradigm"}
-
-
-def figure(row: Mapping[str, Any]) -> str:
-    """Return the name of the figure that a result of a suite or a phenomenon is."""
-    return str(row["suite"]) if row["level"] == "suite" else f"{row['suite']}/{row['name']}"
-
-
-def _suites(runs: Sequence[Run]) -> tuple[Suite, ...]:
-    phenomena: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for row in run.scored:
-            names = phenomena.setdefault(row["suite"], {})
-            if row["level"] == "phenomenon":
-                names[row["name"]] = None
-    return tuple(Suite(name, tuple(each)) for name, each in sorted(phenomena.items()))
-
-
 def _differences(rows: Sequence[Row], suites: Sequence[Suite]) -> Iterable[Difference]:
     pairs, items = list(combinations(rows, 2)), Items()
     for first, second in pairs if len(pairs) <= _MOST_PAIRS else [(rows[0], other) for other in rows[1:]]:
-        for name in _LOSSES:
+        for name in LOSSES:
             if estimate := _loss_difference(name, first, second):
                 yield Difference(name, first.name, second.name, estimate, None)
         for suite in suites:
@@ -286,76 +241,41 @@ def _differences(rows: Sequence[Row], suites: Sequence[Suite]) -> Iterable[Diffe
 
 
 def _loss_difference(name: str, first: Row, second: Row) -> Estimate | None:
-    """Return the difference over seeds that both rows have, at least two.
+    """Return the difference over seeds that both rows have, at least two, if all were evaluated on one text.
 
     The loss in nats a token is compared only between models of one objective and one tokenizer.
     """
-    if name == "loss" and len({_task(run) for row in (first, second) for run in row.runs}) > 1:
+    runs = (*first.runs, *second.runs)
+    if len(set(map(last_text, runs))) > 1 or (name == "loss" and len(set(map(task, runs))) > 1):
         return None
     ones, twos = _paired(first, second)
-    values = [[_last_evaluation(run).get(name) for run in row] for row in (ones, twos)]
+    values = [[last_evaluation(run).get(name) for run in row] for row in (ones, twos)]
     if len(ones) < 2 or any(value is None for each in values for value in each):
         return None
     return over_seeds([one - two for one, two in zip(*values, strict=True)])
 
 
-def _task(run: Run) -> tuple[str, Any]:
-    return run.objective, dict(run.state.get("data") or {}).get("the tokenizer")
-
-
 def _paired(first: Row, second: Row) -> tuple[list[Run], list[Run]]:
     """Return the runs of both rows with the same seeds, in the order of the seeds."""
-    ones, twos = ({run.seed: run for run in row.runs} for row in (first, second))
-    both = sorted(seed for seed in ones.keys() & twos.keys() if seed is not None)
-    return [ones[seed] for seed in both], [twos[seed] for seed in both]
+    ones, twos = ({tuple(sorted(run.seeds.items())): run for run in row.runs if run.seeds} for row in (first, second))
+    both = sorted(ones.keys() & twos.keys(), key=repr)
+    return [ones[seeds] for seeds in both], [twos[seeds] for seeds in both]
 
 
 def _score_difference(suite: str, first: Row, second: Row, items: Items) -> tuple[Estimate, float] | None:
-    """Return the difference of the accuracy on the items that all runs were scored on."""
+    """Return the difference of the accuracy on the items that all runs were scored on, if they are of one suite."""
     ones, twos = _paired(first, second)
     paired = len(ones) == len(first.runs) == len(second.runs)
     rows = (ones, twos) if paired else (first.runs, second.runs)
-    last = [_last_scores(run).get(suite) for row in rows for run in row]
-    if any(each is None or not each["items"] for each in last):
+    runs = [run for row in rows for run in row]
+    last = [last_scores(run).get(suite) for run in runs]
+    # What is only in the metrics has no items.
+    if (
+        any(each is None or not each["items"] or not each["file"] for each in last)
+        or len(last_digests(runs, suite)) > 1
+    ):
         return None
-    right = items.right([run for row in rows for run in row], suite)
+    right = items.right(runs, suite)
     if not right.shape[1]:
         return None
     return accuracy_difference(right[: len(rows[0])], right[len(rows[0]) :], paired=paired)
-
-
-def _notes(runs: Sequence[Run]) -> Iterable[str]:
-    objectives = {run.objective for run in runs}
-    if len(objectives) > 1:
-        yield (
-            f"The loss is in nats per predicted token, and the objectives differ ({', '.join(sorted(objectives))}): "
-            "their losses answer different questions."
-        )
-    tokenizers = {_task(run)[1] for run in runs} - {None}
-    if len(tokenizers) > 1:
-        yield "The tokenizers differ: compare bits per byte and perplexity per word, not the loss per token."
-    by_corpus: dict[str, list[str]] = {}
-    for run in runs:
-        if (last := _last_evaluation(run)).get("corpus"):
-            by_corpus.setdefault(last["corpus"], []).append(run.folder.name)
-    if len(by_corpus) > 1:
-        on = "; ".join(f"{corpus}: {', '.join(names)}" for corpus, names in by_corpus.items())
-        yield f"The losses are not of one text. {on}."
-    if unfinished := [run for run in runs if not run.finished]:
-        steps = ", ".join(f"{run.folder.name} at step {run.step:,}" for run in unfinished)
-        yield f"Not trained to the end of the plan: {steps}."
-    left_out = [
-        f"{row['left_out']:,} of {row['suite']} by {run.folder.name}"
-        for run in runs
-        for row in _last_scores(run).values()
-        if row["level"] == "suite" and row["left_out"]
-    ]
-    if left_out:
-        yield f"Items left out, because a model cannot score them: {', '.join(left_out)}."
-    behind = [
-        f"{run.folder.name} at step {max(row['step'] for row in run.scored):,} of {run.step:,}"
-        for run in runs
-        if run.scored and max(row["step"] for row in run.scored) < run.step
-    ]
-    if behind:
-        yield f"Accuracies are those of the last checkpoint that was scored: {', '.join(behind)}."

@@ -7,6 +7,7 @@ compared for their model and their seed.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,27 @@ class Condition:
     values: Mapping[str, Any] = field(default_factory=dict)
     intended: bool = True
     setting: bool = False
+
+    @property
+    def unintended(self) -> bool:
+        """Whether it differs and should not."""
+        return not self.equal and not self.intended
+
+    def by_value(self) -> dict[str, list[str]]:
+        """Return the runs of each value, the value as text."""
+        groups: dict[str, list[str]] = {}
+        for run, value in self.values.items():
+            groups.setdefault(as_text(value), []).append(run)
+        return groups
+
+
+def as_text(value: Any) -> str:
+    """Return the value of a condition or a setting for a reader."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if type(value) is int else json.dumps(value, ensure_ascii=False, default=str)
 
 
 class _Run:

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foundry_core.analysis.comparison import Comparison, Row, figure
+from foundry_core.analysis.comparison import Comparison, Row
+from foundry_core.analysis.figures import accuracies
 from foundry_core.analysis.runs import Facts, Run
 
 AXES = {"words": "words seen", "tokens": "tokens seen", "flops": "FLOPs", "seconds": "seconds of training"}
 """What a curve can be drawn against, with its title."""
 _MOST_POINTS = 300
 """Of a curve in a page: more of them show nothing in the width of a screen, and a page is sent by mail."""
+PICTURE_MARK = "foundry compare"
+"""In the metadata of each picture, by which a later call recognises what it may replace."""
 COLOURS = ("#2a6fbb", "#d1603d", "#3d8b52", "#8a5bb5", "#b08a1e", "#1f8f99", "#c2477f", "#6b7280")
 """Of the rows in their order; the page has its own shades of them for a dark background."""
 
@@ -74,9 +77,7 @@ def _evaluated(run: Run, corpus: str, name: str) -> Iterator[tuple[Facts, float]
 
 
 def _scored(run: Run, name: str) -> Iterator[tuple[Facts, float]]:
-    for row in run.scored:
-        if row["level"] != "paradigm" and figure(row) == name and row["accuracy"] is not None:
-            yield row, row["accuracy"]
+    yield from ((row, row["accuracy"]) for each, row in accuracies(run) if each == name and row["accuracy"] is not None)
 
 
 def _curves(comparison: Comparison, points: Any) -> tuple[Curve, ...]:
@@ -147,7 +148,10 @@ def pictures(comparison: Comparison) -> Iterator[tuple[str, bytes]]:
                     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                     axes.yaxis.set_minor_formatter(NullFormatter())
-                for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                for kind, metadata in (
+                    ("png", {"Software": PICTURE_MARK}),
+                    ("svg", {"Date": None, "Creator": PICTURE_MARK}),
+                ):
                     buffer = io.BytesIO()
                     drawn.savefig(buffer, format=kind, dpi=200, metadata=metadata)
                     yield f"{_file_name(chart.name)}-by-{axis}.{kind}", buffer.getvalue()

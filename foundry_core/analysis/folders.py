@@ -43,7 +43,7 @@ def _below(path: Path) -> list[Run]:
 
 
 def _cells(path: Path) -> dict[Path, dict[str, str]]:
-    """Return the folders of the cells of a study in its order, each with its values on the axes that are no seeds."""
+    """Return the folders of the cells of a study in its order, each with its values on every axis but the seeds."""
     file = path / CELLS
     if not file.is_file():
         return {}

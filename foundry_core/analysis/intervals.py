@@ -23,14 +23,15 @@ class Estimate:
         mean: The mean.
         low: The lower end of the interval; None if there is no interval.
         high: The upper end.
-        over: What the interval is over: seeds (t distribution), items, or both (bootstrap); empty without one.
-        count: Number of values in the mean.
+        over: What the interval is over: seeds (t distribution), items, or both (bootstrap), where one of two rows may
+            have a single seed; empty without an interval.
+        count: Number of values in the mean; of a difference, the smaller one of the two.
     """
 
     mean: float
     low: float | None = None
     high: float | None = None
-    over: Literal["", "seeds", "items", "seeds and items"] = ""
+    over: Literal["", "seeds", "items", "seeds and items", "items, and seeds of one"] = ""
     count: int = 1
 
     @property
@@ -84,7 +85,7 @@ def accuracy_difference(
         seed: Seeds the resampling.
 
     Returns:
-        The difference, and the two-sided p-value of the resamples: twice the share on the other side of 0, at least 1 /
+        The difference, and the two-sided p-value of the resamples: twice the share on the other side of 0, at least 2 /
         (resamples + 1).
     """
     rng, items = np.random.default_rng(seed), first.shape[1]
@@ -97,14 +98,10 @@ def accuracy_difference(
     differences = np.einsum("rs,sp,rp->r", of_first, ones, drawn) - np.einsum("rs,sp,rp->r", of_second, twos, drawn)
     low, high = np.quantile(differences, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     beyond = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    several = max(len(first), len(second)) > 1
-    estimate = Estimate(
-        float(first.mean() - second.mean()),
-        float(low),
-        float(high),
-        "seeds and items" if several else "items",
-        min(len(first), len(second)),
-    )
+    fewest, most = sorted((len(first), len(second)))
+    over: Literal["items", "seeds and items", "items, and seeds of one"]
+    over = "seeds and items" if fewest > 1 else "items" if most == 1 else "items, and seeds of one"
+    estimate = Estimate(float(first.mean() - second.mean()), float(low), float(high), over, fewest)
     return estimate, min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1))
 
 

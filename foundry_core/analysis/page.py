@@ -16,12 +16,13 @@ from importlib import resources
 from typing import Any
 
 from foundry_core import __version__
-from foundry_core.analysis.comparison import FIGURES, Comparison, Difference
-from foundry_core.analysis.conditions import Condition
-from foundry_core.analysis.curves import AXES, charts
+from foundry_core.analysis.comparison import Comparison, Difference
+from foundry_core.analysis.conditions import Condition, as_text
+from foundry_core.analysis.curves import AXES, COLOURS, charts
+from foundry_core.analysis.figures import FIGURES
 from foundry_core.analysis.intervals import Estimate
 from foundry_core.analysis.runs import Facts, Run
-from foundry_core.analysis.tables import as_csv, shown
+from foundry_core.analysis.tables import PLACES, as_csv, shown
 from foundry_core.errors import one_line
 from foundry_core.training.console import share
 
@@ -29,7 +30,6 @@ PAGE_START = (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="generator" content="foundry">'
 )
 _TEMPLATE = "page.html.template"
-_COLOURS = 8
 _CORPORA = {"training_corpus": "training", "validation_corpus": "validation", "test_corpus": "test"}
 
 
@@ -136,7 +136,7 @@ def _cell(content: str) -> Markup:
 
 
 def _named(comparison: Comparison, at: int) -> Markup:
-    swatch = tag("span", class_="swatch", style=f"--c: var(--c{at % _COLOURS})")
+    swatch = tag("span", class_="swatch", style=f"--c: var(--c{at % len(COLOURS)})")
     return Markup(swatch + _text(comparison.rows[at].name))
 
 
@@ -160,7 +160,7 @@ def _head(comparison: Comparison) -> Iterable[Markup]:
     seeds = f", {_counted(counts.pop(), 'seed')} each" if len(counts) == 1 else ""
     made = f"{_counted(len(rows), 'model')}, {_counted(len(runs), 'run')}{seeds}"
     yield tag("p", f"{made}. Written by foundry {__version__} on {time.strftime('%Y-%m-%d')}.", class_="soft")
-    wrong = [each.name for each in comparison.conditions if not each.equal and not each.intended]
+    wrong = [each.name for each in comparison.conditions if each.unintended]
     equal = sum(each.equal for each in comparison.conditions)
     intended = len(comparison.conditions) - equal - len(wrong)
     differ = f", {_counted(intended, 'intended difference')}" if intended else ""
@@ -175,9 +175,7 @@ def _head(comparison: Comparison) -> Iterable[Markup]:
 
 
 def _results(comparison: Comparison) -> Iterable[Markup]:
-    names = [
-        name for name in comparison.figures if name in FIGURES or name in {each.name for each in comparison.suites}
-    ]
+    names = comparison.overall
     several = any(len(row.runs) > 1 for row in comparison.rows)
     header = ["model", *(["seeds"] if several else []), *(comparison.figures[name] for name in names)]
     rows = []
@@ -187,9 +185,13 @@ def _results(comparison: Comparison) -> Iterable[Markup]:
     yield tag("h2", "Results")
     yield _table(header, rows, "sortable")
     yield from (tag("p", note, class_="note small") for note in comparison.notes)
-    over = "the seeds (t distribution)" if several else "items"
     accuracy = " Accuracies are in percent, over all items of a suite." if comparison.suites else ""
-    intervals = f" ± is half an interval of 95 % over {over}." if several or comparison.suites else ""
+    if any(len(suite.totals) > 1 for suite in comparison.suites):
+        accuracy += " Macro is the mean over its paradigms."
+    found = (estimate.over for row in comparison.rows for estimate in row.figures.values())
+    over = {"seeds": "the seeds (t distribution)", "items": "items for a model with one seed"}
+    named = " or ".join(over[each] for each in sorted(set(found) & over.keys(), reverse=True))
+    intervals = f" ± is half an interval of 95 % over {named}." if named else ""
     explained = (
         "Losses are those of the last evaluation, on the test corpus if there is one. Time is that of training alone, "
         f"without evaluations and saving.{accuracy}{intervals}"
@@ -208,7 +210,7 @@ def _phenomena(comparison: Comparison) -> Iterable[Markup]:
     body = []
     for suite in suites:
         body.append(tag("tr", tag("th", suite.name, colspan=str(columns), scope="rowgroup"), class_="group"))
-        for name, title in suite.phenomena_figures.items():
+        for name, title in suite.phenomena.items():
             cells = [_figure(name, row.figures.get(name), bar=name in row.figures) for row in comparison.rows]
             body.append(tag("tr", _head_cell(title), *cells))
     yield tag("h2", "Accuracy by phenomenon")
@@ -246,13 +248,14 @@ def _differences(comparison: Comparison) -> Iterable[Markup]:
 
 def _difference(each: Difference, title: str) -> list[str]:
     scale = 1.0 if each.figure in FIGURES else 100.0
-    places = {"loss": 3, "bits_per_byte": 3, "perplexity_per_word": 2}.get(each.figure, 1)
+    places = PLACES.get(each.figure, 1)
     mean, low, high = (scale * (end or 0.0) for end in (each.estimate.mean, each.estimate.low, each.estimate.high))
     text, *ends = (f"{value:+.{places}f}".replace("-", "−") for value in (mean, low, high))
     found = tag("strong", text) if low > 0 or high < 0 else text
     value = repr(each.estimate.mean)
     p = "" if each.p is None else f"{each.p:.3f}" if each.p >= 0.001 else "< 0.001"
-    over = each.estimate.over.replace("seeds", _counted(each.estimate.count, "seed"))
+    count, over = each.estimate.count, str(each.estimate.over)
+    over = over.replace("seeds", _counted(count, "seed")) if count > 1 else over
     return [title, f"{each.first} − {each.second}", tag("td", found, data_value=value), " to ".join(ends), p, over]
 
 
@@ -276,17 +279,9 @@ def _values(condition: Condition) -> Markup:
     """Return the value, or each value with the runs that have it."""
     if condition.equal:
         found = (value for value in condition.values.values() if value is not None)
-        return tag("td", tag("code", _value(next(found, "–"))))
-    by_value: dict[str, list[str]] = {}
-    for run, value in condition.values.items():
-        by_value.setdefault("–" if value is None else _value(value), []).append(run)
-    return tag("td", *(tag("div", tag("code", value), f" {', '.join(runs)}") for value, runs in by_value.items()))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:,}" if type(value) is int else json.dumps(value, ensure_ascii=False, default=str)
+        return tag("td", tag("code", as_text(next(found, None))))
+    groups = condition.by_value().items()
+    return tag("td", *(tag("div", tag("code", value), f" {', '.join(runs)}") for value, runs in groups))
 
 
 def _settings(comparison: Comparison) -> Iterable[Markup]:
@@ -296,7 +291,7 @@ def _settings(comparison: Comparison) -> Iterable[Markup]:
         return
     header = ["key", *(row.name for row in comparison.rows)]
     rows = [
-        [_key(key), *(tag("code", _value(value)) if value is not None else "–" for value in values)]
+        [_key(key), *(tag("code", as_text(value)) if value is not None else "–" for value in values)]
         for key, values in comparison.settings.items()
     ]
     yield _table(header, rows, "text")
@@ -346,7 +341,7 @@ def _environment(runs: Sequence[Run]) -> Iterable[Markup]:
     """Return what the runs computed with: in a sentence what is the same for all, in a table the rest."""
     keys = ("device", "threads", "precision", "compile", "kernels")
     facts = [
-        {"seed": run.seed, "started": str(run.record.get("started", "")).replace("T", " ")}
+        {"seed": run.seed_label, "started": str(run.record.get("started", "")).replace("T", " ")}
         | {key: run.record.get(key) for key in keys}
         | dict(run.record.get("versions") or {})
         for run in runs

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from foundry_core.checkpoints.names import named_checkpoints
+from foundry_core.config.settings import SEEDS, covered, flat
 from foundry_core.config.yaml_source import YamlSource
 from foundry_core.errors import CheckpointError, UsageError
 from foundry_core.run_folder import CHECKPOINT, CONFIG, METRICS, RECORD, SCORES, TRAINER_STATE
@@ -28,8 +29,9 @@ Facts: TypeAlias = dict[str, Any]
 """A row of a table: values by the names of their columns."""
 
 UNITS = ("tokens", "words", "bytes")
-_OF_A_SCORE = ("step", "tokens_seen", "words_seen", "checkpoint", "suite", "measure")
-_ITEM_COLUMNS = ("paradigm", "phenomenon", "item", "right", "margin", "place")
+_OF_A_SCORE = ("step", "tokens_seen", "words_seen", "suite", "suite_digest", "measure")
+_OF_A_PART = ("accuracy", "items", "macro", "phenomena_macro", "left_out")
+_LEVELS = {"suite": 0, "phenomenon": 1, "paradigm": 2}
 
 
 def open_run(folder: str | Path) -> Run:
@@ -93,6 +95,17 @@ class Run:
         return seed if isinstance(seed, int) else None
 
     @property
+    def seeds(self) -> dict[str, Any]:
+        """`random_seed`, and the seeds under `seeds:` that are others, by their keys."""
+        given = {key: value for key, value in flat(self.config).items() if covered(key, SEEDS) and value is not None}
+        return {key: value for key, value in given.items() if key == "random_seed" or value != self.seed}
+
+    @property
+    def seed_label(self) -> int | str | None:
+        """`random_seed`, with the seeds that are others as text."""
+        return self.seed if len(self.seeds) < 2 else ", ".join(f"{key} {value}" for key, value in self.seeds.items())
+
+    @property
     def parameters(self) -> int | None:
         """Number of parameters, embeddings included."""
         return self.record.get("parameters")
@@ -146,9 +159,10 @@ class Run:
         return _frame([{name: value for name, value in row.items() if name != "state"} for row in self.saved])
 
     def scores(self) -> DataFrame:
-        """Return a row for each result: of a suite, of each phenomenon and each paradigm, at each scored checkpoint.
+        """Return a row for each result: of a suite, of each phenomenon and each paradigm, at each step that was scored.
 
-        `level` is suite, phenomenon or paradigm; low and high are the interval over items.
+        `level` is suite, phenomenon or paradigm; low and high are the interval over items. `checkpoint` is None where
+        a suite was scored during training and the step has no checkpoint: paradigms and items are not kept then.
         """
         return _frame([{name: value for name, value in row.items() if name != "file"} for row in self.scored])
 
@@ -212,16 +226,18 @@ class Run:
 
     @cached_property
     def scored(self) -> list[Facts]:
-        """The results of suites, by suite and step."""
+        """The results of suites by suite and step: those beside the checkpoints, and those reported during training."""
         paths = sorted((self.folder / SCORES).glob("*/*.json"))
-        found = [row for path in paths for row in _results_of(path, _result(path))]
+        found = [row for path in paths for row in _results_of(_result(path), path)]
+        kept = {(row["suite"], row["step"]) for row in found}
+        reported = {(each["suite"], each["step"]): each for each in self._reports if each["kind"] == "suite"}
+        found += [row for at, each in reported.items() if at not in kept for row in _results_of(each, None)]
         rows = [row | self._cost(row["step"], row["tokens_seen"]) for row in found]
-        order = {"suite": 0, "phenomenon": 1, "paradigm": 2}
-        return sorted(rows, key=lambda row: (row["suite"], row["step"], order[row["level"]]))
+        return sorted(rows, key=lambda row: (row["suite"], row["step"], _LEVELS[row["level"]]))
 
     def item_rows(self, suite: str, checkpoint: str | None = None) -> list[Facts]:
         """Return the rows of `items` as plain data."""
-        whole = [row for row in self.scored if row["level"] == "suite"]
+        whole = [row for row in self.scored if row["level"] == "suite" and row["file"]]
         found = [row for row in whole if row["suite"] == suite and checkpoint in (None, row["checkpoint"])]
         if not found:
             where = f" at {checkpoint}" if checkpoint is not None else ""
@@ -271,12 +287,16 @@ def _mapping(path: Path, content: Any) -> dict[str, Any]:
 def _report(path: Path, number: int, line: bytes) -> Facts:
     """Return a line of metrics.jsonl; Python's JSON reads the infinities that a perplexity can reach."""
     try:
-        report = json.loads(line)
+        report: Facts = json.loads(line)
         if type(report["step"]) is not int:
             raise ValueError("its step is not a number")
-        needed = {"train": ("loss", "tokens_seen"), "eval": ("loss",)}.get(report["kind"], ())
-        if not all(isinstance(report[name], int | float) for name in needed):
-            raise ValueError(f"it lacks one of: {', '.join(needed)}")
+        needed = {"train": ("loss", "tokens_seen"), "eval": ("loss",), "suite": ("accuracy", "tokens_seen")}
+        names = needed.get(report["kind"], ())
+        if not all(isinstance(report[name], int | float) for name in names):
+            raise ValueError(f"it lacks one of: {', '.join(names)}")
+        if report["kind"] == "suite":
+            phenomena = {name: {"accuracy": float(value)} for name, value in report["phenomena"].items()}
+            return report | {"suite": str(report["suite"]), "phenomena": phenomena, "paradigms": {}}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}:{number}: not a report of training: {type(error).__name__}: {error}") from error
     return dict(report)
@@ -302,39 +322,33 @@ def _suite(result: Facts) -> str:
     return str(result["suite"]) if measure == "sum" else f"{result['suite']} ({measure})"
 
 
-def _results_of(path: Path, result: Facts) -> Iterator[Facts]:
-    """Yield the rows of a result: the whole suite, its phenomena, its paradigms."""
-    shared = {name: result.get(name) for name in _OF_A_SCORE} | {"checkpoint": path.parent.name}
-    shared |= {"suite": _suite(result), "file": str(path)}
+def _results_of(result: Facts, path: Path | None) -> Iterator[Facts]:
+    """Yield the rows of a result: whole suite, phenomena, paradigms. path: Its file; None of a line of the metrics."""
+    shared: Facts = {name: result.get(name) for name in _OF_A_SCORE} | {"suite": _suite(result)}
+    shared |= {"checkpoint": path.parent.name, "file": str(path)} if path else {"checkpoint": None, "file": None}
     parts = [("suite", shared["suite"], result)]
     parts += [("phenomenon", name, each) for name, each in result["phenomena"].items()]
     parts += [("paradigm", name, each) for name, each in result["paradigms"].items()]
     for level, name, part in parts:
         low, high = part.get("interval") or (None, None)
-        yield shared | {
-            "level": level,
-            "name": name,
-            "phenomenon": name if level == "phenomenon" else part.get("phenomenon"),
-            "accuracy": part.get("accuracy"),
-            "low": low,
-            "high": high,
-            "items": part.get("items"),
-            "macro": part.get("macro"),
-            "left_out": part.get("left_out"),
-        }
+        macro_low, macro_high = part.get("macro_interval") or (None, None)
+        phenomenon = name if level == "phenomenon" else part.get("phenomenon")
+        found = {"level": level, "name": name, "phenomenon": phenomenon, "low": low, "high": high}
+        found |= {"macro_low": macro_low, "macro_high": macro_high}
+        yield shared | {key: part.get(key) for key in _OF_A_PART} | found
 
 
 def _items_of(path: Path, step: int) -> Iterator[Facts]:
     """Yield the items of a suite in order, each right or not."""
     head, *lines = read_plain_file(path).decode(errors="replace").rstrip("\n").split("\n")
     columns = head.split("\t")
-    if missing := {"paradigm", "item", "right"} - set(columns):
+    if missing := {"paradigm", "item", "right", "margin"} - set(columns):
         raise CheckpointError(f"{path}:1: there is no column {min(missing)}")
     for number, line in enumerate(lines, start=2):
         cells = line.split("\t")
         if len(cells) != len(columns):
             raise CheckpointError(f"{path}:{number}: {len(cells)} cells, not {len(columns)}")
-        found: Facts = {"step": step} | dict.fromkeys(_ITEM_COLUMNS) | dict(zip(columns, cells, strict=True))
+        found: Facts = {"step": step} | dict(zip(columns, cells, strict=True))
         if found["right"] not in ("0", "1"):
             raise CheckpointError(f"{path}:{number}: right is {found['right']!r}, not 0 or 1")
         try:

@@ -8,7 +8,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from foundry_core.analysis.comparison import COSTS, FIGURES, Comparison, Row
+from foundry_core.analysis.comparison import Comparison, Row
+from foundry_core.analysis.figures import COSTS
 from foundry_core.analysis.intervals import Estimate
 from foundry_core.training.console import compact, duration
 
@@ -19,7 +20,8 @@ _COSTS: dict[str, Callable[[float], str]] = {
     "flops": lambda value: f"{value:.2e}".replace("e+", "e"),
     "seconds": duration,
 }
-_PLACES = {"loss": 3, "bits_per_byte": 3, "perplexity_per_word": 2}
+PLACES = {"loss": 3, "bits_per_byte": 3, "perplexity_per_word": 2}
+"""Decimals of a figure whose interval does not decide on them; an accuracy in percent has one."""
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
@@ -32,8 +34,8 @@ def shown(name: str, estimate: Estimate | None) -> tuple[str, str]:
         return "", ""
     if name in COSTS:
         return _COSTS.get(name, compact)(estimate.mean), ""
-    spread, places = estimate.spread, _PLACES.get(name, 1)
-    if name not in _PLACES:
+    spread, places = estimate.spread, PLACES.get(name, 1)
+    if name not in PLACES:
         return f"{100 * estimate.mean:.1f}", "" if spread is None else f"{100 * spread:.1f}"
     if spread:
         places = min(max(1 - math.floor(math.log10(spread)), 0), 5)
@@ -67,14 +69,14 @@ def as_csv(comparison: Comparison) -> str:
 def as_latex(comparison: Comparison) -> str:
     """Return the table for the package booktabs, and one of the phenomena of each suite, a row for each."""
     suites, titles = comparison.suites, comparison.figures
-    names = [name for name in titles if name in FIGURES or name in {suite.name for suite in suites}]
+    names = comparison.overall
     lines = [f"{LATEX_START}; needs \\usepackage{{booktabs}}. Accuracies in percent, intervals of 95 %."]
     rows = [[_escaped(row.name), *(_latex_cell(row, name) for name in names)] for row in comparison.rows]
     lines += _tabular(["model", *(titles[name] for name in names)], rows)
     for suite in suites:
         rows = [
             [_escaped(title), *(_latex_cell(row, name) for row in comparison.rows)]
-            for name, title in suite.phenomena_figures.items()
+            for name, title in suite.phenomena.items()
         ]
         if rows:
             lines += ["", *_tabular([suite.name, *(row.name for row in comparison.rows)], rows)]

@@ -20,7 +20,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundry_core.cli.common import path_argument, screen_width, table
+from foundry_core.cli.common import path_argument, screen_width, table, text_argument
 from foundry_core.errors import UsageError, warn
 
 if TYPE_CHECKING:
@@ -30,10 +30,13 @@ EXAMPLE = """\
 examples:
   foundry compare runs/gpt2 runs/lstm
   foundry compare runs/study --output results
+  foundry compare runs/slow runs/fast --varied training.learning_rate
   foundry compare runs --output anna.html --csv table.csv --latex table.tex"""
 
 PAGE = "comparison.html"
 _TABLES = ("table.csv", "table.tex")
+_BEGINNING = 4096
+"""Bytes of a file by which it is recognised: the metadata of a picture are among them."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=path_argument, metavar="PATH", help=what)
     parser.add_argument("--csv", type=path_argument, metavar="FILE", help="write the table with full precision")
     parser.add_argument("--latex", type=path_argument, metavar="FILE", help="write the table for a paper (booktabs)")
+    what = "setting in which the runs are meant to differ, besides model and seeds (repeatable)"
+    parser.add_argument("--varied", action="append", default=[], type=text_argument, metavar="KEY", help=what)
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table, and write no page")
 
 
@@ -50,21 +55,28 @@ def execute(options: argparse.Namespace) -> None:
     from foundry_core.analysis.comparison import compare
     from foundry_core.analysis.folders import find_runs
     from foundry_core.analysis.tables import as_csv, as_latex
+    from foundry_core.config.settings import covered, flat
 
     files = {options.csv: as_csv, options.latex: as_latex}
     output = None if options.json and not options.output else options.output or PAGE
     page = output if output is None or output.endswith((".html", ".htm")) else str(Path(output) / PAGE)
-    for path in filter(None, (page, *files)):
+    beside = [] if page is None or page == output else [str(Path(page).with_name(name)) for name in _TABLES]
+    for path in filter(None, (page, *files, *beside)):
         _check_ours(path)
     folders = options.runs
-    comparison = compare(find_runs(folders), Path(folders[0]).resolve().name if len(folders) == 1 else None)
+    name = Path(folders[0]).resolve().name if len(folders) == 1 else None
+    runs = find_runs(folders)
+    for key in options.varied:
+        if not any(covered(each, (key,)) for run in runs for each in flat(run.config)):
+            raise UsageError(f"--varied {key}: none of the runs has such a setting")
+    comparison = compare(runs, name, options.varied)
     for path, text in files.items():
         if path is not None:
-            _write(path, text(comparison))
+            _write(path, text(comparison).encode())
     if page is not None:
-        write_page(comparison, page)
-        if page != output:
+        if beside:
             _write_beside(comparison, Path(page).parent)
+        write_page(comparison, page)
     if options.json:
         print(json.dumps(comparison.plain, indent=1))
         return
@@ -75,10 +87,9 @@ def execute(options: argparse.Namespace) -> None:
 def shown(comparison: Comparison) -> str:
     """Return the table for the terminal, accuracies by phenomenon below it, and the notes."""
     from foundry_core.analysis import tables
-    from foundry_core.analysis.comparison import COSTS
+    from foundry_core.analysis.figures import COSTS
 
-    suites = {suite.name for suite in comparison.suites}
-    figures = [name for name in comparison.figures if "/" not in name or name in suites]
+    figures = comparison.overall
     several = any(len(row.runs) > 1 for row in comparison.rows)
     parts = [table(*tables.terminal(comparison, figures, seeds=several))]
     if max(map(len, parts[0].splitlines())) > screen_width():
@@ -89,12 +100,11 @@ def shown(comparison: Comparison) -> str:
         ]
     for suite in comparison.suites:
         if suite.phenomena:
-            names = suite.phenomena_figures
-            _, rows = tables.terminal(comparison, list(names))
+            _, rows = tables.terminal(comparison, list(suite.phenomena))
             columns = zip(*(row[1:] for row in rows), strict=True)
-            body = [[title, *cells] for title, cells in zip(names.values(), columns, strict=True)]
+            body = [[title, *cells] for title, cells in zip(suite.phenomena.values(), columns, strict=True)]
             parts.append(table([suite.name, *(row[0] for row in rows)], body))
-    wrong = [each.name for each in comparison.conditions if not each.equal and not each.intended]
+    wrong = [each.name for each in comparison.conditions if each.unintended]
     lines = list(comparison.notes)
     if wrong:
         lines.append(f"NOT EQUAL, and not intended: {', '.join(wrong)}")
@@ -107,42 +117,47 @@ def write_page(comparison: Comparison, path: str | Path) -> None:
     """Write the page of a comparison."""
     from foundry_core.analysis.page import page
 
-    _write(path, page(comparison))
+    _write(path, page(comparison).encode())
 
 
-def _write(path: str | Path, text: str) -> None:
+def _write(path: str | Path, content: bytes) -> None:
     from foundry_core.storage.files import write_file
 
-    write_file(path, text.encode())
+    write_file(path, content)
 
 
 def _write_beside(comparison: Comparison, folder: Path) -> None:
     """Write the tables and the pictures into the folder of the page."""
     from foundry_core.analysis.curves import pictures
     from foundry_core.analysis.tables import as_csv, as_latex
-    from foundry_core.storage.files import write_file
 
-    for name, text in zip(_TABLES, (as_csv, as_latex), strict=True):
-        _write(folder / name, text(comparison))
+    contents = {
+        folder / name: text(comparison).encode() for name, text in zip(_TABLES, (as_csv, as_latex), strict=True)
+    }
     try:
-        for name, content in pictures(comparison):
-            write_file(folder / "curves" / name, content)
+        contents |= {folder / "curves" / name: content for name, content in pictures(comparison)}
     except ImportError:
         warn("no pictures of the curves: they need a package, pip install model-foundry[plots]")
+    for path in contents:
+        _check_ours(path)
+    for path, content in contents.items():
+        _write(path, content)
 
 
-def _check_ours(path: str) -> None:
+def _check_ours(path: str | Path) -> None:
     """Refuse to replace a file that this verb has not written: it may be somebody's paper."""
+    from foundry_core.analysis.curves import PICTURE_MARK
     from foundry_core.analysis.page import PAGE_START
     from foundry_core.analysis.tables import CSV_START, LATEX_START
 
-    starts = tuple(start.encode() for start in (PAGE_START, CSV_START, LATEX_START))
     try:
         with Path(path).open("rb") as file:
-            begins = file.read(max(map(len, starts)))
+            begins = file.read(_BEGINNING)
     except FileNotFoundError:
         return
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    if not begins.startswith(starts):
+    starts = tuple(start.encode() for start in (PAGE_START, CSV_START, LATEX_START))
+    picture = Path(path).suffix in (".png", ".svg") and PICTURE_MARK.encode() in begins
+    if not picture and not begins.startswith(starts):
         raise UsageError(f"{path} was not written by foundry compare and is not overwritten: name another file")
