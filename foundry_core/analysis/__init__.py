@@ -1,1 +1,1 @@
-"""What has been trained, looked at: runs as tables, comparisons, what a run has seen."""
+"""Analysis of trained runs: runs as tables, comparisons, and the text that a run has seen."""

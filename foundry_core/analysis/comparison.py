@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """What the first row has more than the second. p: of a bootstrap, None of a t interval."""
+    """Holds the difference of a figure, first row less second. p: of a bootstrap, None of a t interval."""
 
     figure: str
     first: str
@@ -187,7 +187,7 @@ def _kind(run: Run) -> str:
 def _distinct(group: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Return the runs of a row, each seed once and as far as it was trained, and a note on each other one.
 
-    A copy of a run is no second seed: counted as one, it would make the interval narrow.
+    A copy of a run is not a second seed: counted as one, it would make the interval narrow.
     """
     kept: dict[str, Run] = {}
     for at, run in enumerate(group):

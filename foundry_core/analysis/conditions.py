@@ -1,4 +1,4 @@
-"""Whether runs were trained under equal conditions: what agrees, what differs, and what of that a study means to vary.
+"""Check whether runs were trained under equal conditions: what agrees, and what differs as a study means or does not.
 
 Everything is read from the runs themselves: the configuration, the digests and the ledger of their checkpoints, and
 run.json. Of a study, `cells.json` records which keys its grid varies. Runs that belong to no study are taken to be
@@ -75,7 +75,7 @@ class Condition:
 
     @property
     def unintended(self) -> bool:
-        """Whether it differs and should not."""
+        """Check whether it differs and should not."""
         return not self.equal and not self.intended
 
     def by_value(self) -> dict[str, list[str]]:
@@ -96,7 +96,7 @@ def as_text(value: Any) -> str:
 
 
 class _Run:
-    """What a run records of its conditions, at the checkpoint that is compared."""
+    """Reads what a run records of its conditions at the checkpoint that is compared."""
 
     def __init__(self, name: str, folder: Path, intended: Mapping[str, tuple[str, str]] | Sequence[str]):
         self.name, self.folder = name, folder
@@ -126,7 +126,7 @@ class _Run:
 
     @property
     def masks(self) -> str | None:
-        """What decides which tokens are hidden; None for an objective that hides none."""
+        """Return what decides which tokens are hidden; None for an objective that hides none."""
         known = CORE_OBJECTIVES.get(str(self.settings.get("training.objective")))
         if known is not None and known.causal:
             return None

@@ -13,13 +13,13 @@ from foundry_core.analysis.figures import accuracies
 from foundry_core.analysis.runs import Facts, Run
 
 AXES = {"words": "words seen", "tokens": "tokens seen", "flops": "FLOPs", "seconds": "seconds of training"}
-"""What a curve can be drawn against, with its title."""
+"""Maps each figure that a curve can be drawn against to its title."""
 _MOST_POINTS = 300
-"""Of a curve in a page: more of them show nothing in the width of a screen, and a page is sent by mail."""
+"""Limits the points of a curve in a page: the width of a screen shows no more, and a page is sent by mail."""
 PICTURE_MARK = "foundry compare"
-"""In the metadata of each picture, by which a later call recognises what it may replace."""
+"""Marks the metadata of each picture, by which a later call recognises what it may replace."""
 COLOURS = ("#2a6fbb", "#d1603d", "#3d8b52", "#8a5bb5", "#b08a1e", "#1f8f99", "#c2477f", "#6b7280")
-"""Of the rows in their order; the page has its own shades of them for a dark background."""
+"""Lists the colours of the rows in their order; the page has its own shades for a dark background."""
 
 
 @dataclass(frozen=True)

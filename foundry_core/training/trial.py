@@ -100,7 +100,8 @@ def try_compiler(passes: Passes, tokenizer: PreTrainedTokenizerFast, batches: Se
     Returns:
         The seconds, or why it could not be tried.
     """
-    # In two parts, because the files of the first may define what the second is made of.
+    # A pickle, as of a spawned worker: it goes from this process to the one that it starts, and is never on a disk. In
+    # two parts, because the files of the first may define what the second is made of.
     modules = passes.config.chosen.plugins.modules
     files = [module.__file__ for module in modules if module.__name__ in plugin_files]
     asked = pickle.dumps(files) + pickle.dumps((passes, tokenizer, list(batches), torch.get_num_threads()))
