@@ -8,8 +8,9 @@ and entropy and rank of its first token.
 
 Many tokenizers mark the start of a word. By default the probability that a new
 word begins is counted with the word that ends there (--boundary trailing), so
-that probabilities of words sum to 1. Papers before 2024 count it with the next
-word (--boundary leading). Masked models have pseudo-log-likelihoods (--pll).
+that the words which may follow, and the end of the text, sum to 1. Papers
+before 2024 count it with the next word (--boundary leading). Masked models have
+pseudo-log-likelihoods (--pll).
 
 docs/evaluation/surprisal.md explains the columns and has examples for R and
 Python.
