@@ -16,7 +16,6 @@ import yaml
 from foundry_core import create_model, hookimpl, run
 from foundry_core.checkpoints.checkpoint import checkpoints, load_checkpoint, optimizer_file
 from foundry_core.checkpoints.state import TrainState
-from foundry_core.data.workers import STOP_SIGNALS
 from foundry_core.errors import CheckpointError, StoppedError, UsageError
 from foundry_core.models.building import rebuild
 from foundry_core.models.folder import load_model
@@ -24,6 +23,7 @@ from foundry_core.run_folder import MANIFEST
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk
 from foundry_core.storage.manifest import read_manifest
+from foundry_core.systems import STOP_SIGNALS
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 from foundry_core.training.optimizers import build_optimizer
 from foundry_core.training.signals import StopRequest

@@ -29,13 +29,13 @@ PLUGIN_FILES = sorted(
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safetensors", "rich", "matplotlib", "pandas"}
 
 LAYERS = (
-    "errors random_streams run_folder < storage < schema devices < registry < config < corpus < tokenization < models "
-    "< data < checkpoints < evaluation < training < analysis < study < testing < cli"
+    "errors random_streams run_folder systems < storage < schema devices < registry < config < corpus < tokenization "
+    "< models < data < checkpoints < evaluation < training < analysis < study < testing < cli"
 )
 """A module imports from its own package and from what stands to its left."""
 
 ORDER = {name: place for place, names in enumerate(LAYERS.split(" < ")) for name in names.split()}
-LIGHT = {"errors", "run_folder", "storage", "schema", "registry", "config", "cli"}
+LIGHT = {"errors", "run_folder", "systems", "storage", "schema", "registry", "config", "cli"}
 """Rooms that import nothing heavy when imported. Up to `config` only `random_streams` and `devices`, which are about
 torch, do. The command line imports what computes inside its commands.
 """
@@ -354,9 +354,14 @@ def test_what_only_reads_is_not_taken_for_writing() -> None:
     assert list(writes(ast.parse(f"{text}; disk.rename(old, new)"))) == []
 
 
-PICKLES_IN_MEMORY = {"foundry_core/testing/kit/state.py": {"pickle"}, "foundry_core/training/trial.py": {"pickle"}}
-"""Lists who makes a pickle and reads it at once, of what it holds itself: the check that models can be pickled, and the
-trial of the compiler, which sends a model's configuration to a process that it starts.
+PICKLES_IN_MEMORY = {
+    "foundry_core/testing/kit/state.py": {"pickle"},
+    "foundry_core/training/trial.py": {"pickle"},
+    "foundry_core/data/workers.py": {"pickle"},
+}
+"""Lists who makes a pickle and reads it at once, of what it holds itself: the check that models can be pickled, and who
+sends something to a process that it starts: the trial of the compiler a model's configuration, the parent of data
+workers that are no forks what they make batches from.
 """
 RUNS_CODE = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 

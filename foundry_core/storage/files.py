@@ -13,13 +13,11 @@ import os
 import re
 import secrets
 import stat
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
-from fcntl import F_GETFL, F_SETFL, fcntl
 from io import FileIO
 from mmap import mmap
 from pathlib import Path
@@ -37,7 +35,6 @@ class StorageError(FoundryError, exit_code=8):
 Data: TypeAlias = bytes | memoryview
 Content: TypeAlias = bytes | Iterable[Data]
 """The content of a file, whole or in pieces that do not change until it is written."""
-
 
 _BLOCK, _LARGE, _ROOM = 1 << 12, 1 << 20, 1 << 24
 """Bytes of a page, of a piece that is written past the page cache, and of the pieces that others are gathered into."""
@@ -60,12 +57,12 @@ class Disk:
 
     def append_to(self, path: Path) -> FileIO:
         """Open a file to append, but no link, which leads elsewhere, and no FIFO, which would wait for a reader."""
-        plain = os.O_NOFOLLOW | os.O_NONBLOCK
+        plain = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
         return FileIO(path, "ab", opener=lambda name, flags: os.open(name, flags | plain, 0o666))
 
     def write(self, file: FileIO, data: Data) -> None:
         rest = memoryview(data)
-        if len(rest) >= _LARGE and sys.platform == "linux":
+        if len(rest) >= _LARGE and hasattr(os, "O_DIRECT"):
             rest = rest[_written_directly(file, rest) :]
         while rest:
             rest = rest[file.write(rest) :]
@@ -80,6 +77,8 @@ class Disk:
         old.replace(new)
 
     def sync_folder(self, path: Path) -> None:
+        if os.name == "nt":  # does not open folders
+            return
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -101,6 +100,8 @@ def _written_directly(file: FileIO, data: memoryview) -> int:
 
     Filling the page cache with pages that the kernel has to find first took three times as long as hashing.
     """
+    from fcntl import F_GETFL, F_SETFL, fcntl  # not on Windows, which has no O_DIRECT either
+
     done, whole, flags = 0, len(data) // _BLOCK * _BLOCK, fcntl(file, F_GETFL)
     try:
         fcntl(file, F_SETFL, flags | os.O_DIRECT)
@@ -138,9 +139,8 @@ def scratch_reported() -> Iterator[None]:
             raise
         path = getattr(error, "filename", None) or tempfile.tempdir or "the temporary folder"
         reason = getattr(error, "strerror", None) or error
-        raise StorageError(
-            f"cannot write {path}: {reason}; make room there, or set TMPDIR to another folder"
-        ) from error
+        problem = f"cannot write {path}: {reason}; make room there, or set TMPDIR to another folder"
+        raise StorageError(problem) from error
 
 
 _HIDDEN = re.compile(r"\..+\.foundry-[0-9a-f]{16}\.(tmp|old)")

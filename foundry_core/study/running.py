@@ -15,9 +15,10 @@ from pathlib import Path
 from foundry_core.errors import StoppedError, TrainingError
 from foundry_core.run_folder import LOCK
 from foundry_core.storage import files
-from foundry_core.storage.lock import take_lock
+from foundry_core.storage.lock import lock_owner, take_lock
 from foundry_core.study.definition import Cell, Study
 from foundry_core.study.folder import cell_log, cell_yaml, share_done, standing
+from foundry_core.systems import REPEATED_SIGNALS, usable_cores
 from foundry_core.training.progress import working
 from foundry_core.training.signals import StopRequest
 
@@ -180,7 +181,7 @@ def _writer(cell: Cell) -> str | None:
         try:
             take_lock(file)
         except BlockingIOError:
-            return path.read_text("utf-8", errors="replace").strip() or "another process"
+            return lock_owner(path)
     return None
 
 
@@ -189,8 +190,8 @@ def _stop_signal() -> signal.Signals:
 
     A terminal and a scheduler send theirs to the cells as well, and a second SIGTERM would end a cell before it saves.
     """
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup, and then by the cells, too
-    return signal.SIGXCPU if ignored else signal.SIGHUP
+    # nohup ignores the first, and then the cells do, too. Windows has neither.
+    return next((each for each in REPEATED_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN), signal.SIGTERM)
 
 
 def _started(study: Study, cell: Cell, command: list[str], jobs: int) -> subprocess.Popen[bytes]:
@@ -199,7 +200,7 @@ def _started(study: Study, cell: Cell, command: list[str], jobs: int) -> subproc
     files.make_folders(path.parent)
     environment = dict(os.environ)
     if jobs > 1:  # threads of several processes that compete for the cores slow all of them down
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))
     with files.reported(path), files.disk.append_to(path) as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import signal
 import sys
 import warnings
 from collections import deque
@@ -17,10 +16,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 
+from foundry_core.systems import ignore_stop_signals, stop_signals_blocked, usable_cores
 from foundry_core.tokenization.encoding import DocumentEncoder, Window
 from foundry_core.tokenization.parts import Ids
 
@@ -28,10 +28,6 @@ _MOST = 8
 """The parent reads, counts and writes for all of them."""
 WORTH_IT = 8 << 20
 """Bytes of a corpus. Each process learns the words for itself: two take 1.3 times the processor time of one."""
-_SIGNALS = (
-    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
-)
 
 
 def process_count(size: int) -> int:
@@ -42,9 +38,7 @@ def process_count(size: int) -> int:
     if size < WORTH_IT or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 1
     limits = [os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")]
-    return min(
-        _MOST, len(os.sched_getaffinity(0)), *(int(limit) for limit in limits if limit.isdecimal() and int(limit))
-    )
+    return min(_MOST, usable_cores(), *(int(limit) for limit in limits if limit.isdecimal() and int(limit)))
 
 
 def streams(encoder: DocumentEncoder, documents: Iterable[str], processes: int) -> Iterator[Ids]:
@@ -83,7 +77,7 @@ def _finished(encoder: DocumentEncoder, busy: deque[tuple[_Worker, Window]], idl
 
 @dataclass(frozen=True)
 class _Worker:
-    process: ForkProcess
+    process: BaseProcess
     pipe: Connection
 
     def take(self, window: Window) -> None:
@@ -107,8 +101,7 @@ def _started(encoder: DocumentEncoder, count: int) -> list[_Worker]:
     """Start processes, as many as the system allows, while signals wait: one must not run our handlers."""
     context = multiprocessing.get_context("fork")
     workers: list[_Worker] = []
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
+    with suppress(OSError), stop_signals_blocked():  # too many processes: fewer will do
         for _ in range(count):
             ours, theirs = context.Pipe()
             inherited = [ours, *(worker.pipe for worker in workers)]
@@ -119,18 +112,12 @@ def _started(encoder: DocumentEncoder, count: int) -> list[_Worker]:
                 process.start()
             theirs.close()
             workers.append(_Worker(process, ours))
-    except OSError:  # too many processes: fewer will do
-        pass
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return workers
 
 
 def _work(encoder: DocumentEncoder, pipe: Connection, inherited: list[Connection]) -> None:
     """Encode one window after the other until the parent has ended."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    ignore_stop_signals()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not forked
     gc.freeze()  # what was copied is the parent's to destroy
     for end in inherited:  # they would keep the pipes of others open when the parent has died

@@ -9,11 +9,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from foundry_core.data.workers import STOP_SIGNALS
 from foundry_core.errors import StoppedError
-
-_REPEATED = (signal.SIGHUP, signal.SIGXCPU)
-"""Signals that come again by themselves: a closing terminal's from the shell and the kernel, a limit's each second."""
+from foundry_core.systems import REPEATED_SIGNALS, STOP_SIGNALS
 
 
 class _Asked(KeyboardInterrupt):
@@ -65,7 +62,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._restore()
-        for each in _REPEATED:
+        for each in REPEATED_SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         self.requested = signal.Signals(number).name
         if self._at_once:

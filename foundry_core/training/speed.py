@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -12,6 +11,7 @@ from foundry_core.checkpoints.state import TrainState
 from foundry_core.data.workers import Batch
 from foundry_core.errors import warn
 from foundry_core.registry.reports import StepReport
+from foundry_core.systems import usable_cores
 from foundry_core.training.losses import AUXILIARY
 from foundry_core.training.plan import RunPlan
 
@@ -86,7 +86,7 @@ class Stopwatch:
         self._judged = (waited, elapsed) if elapsed < _JUDGED_SECONDS else (0.0, 0.0)
         if elapsed >= _JUDGED_SECONDS and waited > TOO_MUCH * elapsed:
             self._judged = None
-            advice = bottleneck_advice(waited / elapsed, self._num_workers, len(os.sched_getaffinity(0)))
+            advice = bottleneck_advice(waited / elapsed, self._num_workers, usable_cores())
             warn(f"waiting for batches took {waited / elapsed:.0%} of the time up to step {step:,}: {advice}")
 
 

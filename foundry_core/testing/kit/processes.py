@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 
 from foundry_core.testing.kit.check import NonconformanceError
-
-_FORK = multiprocessing.get_context("fork")
 
 
 def forked(*functions: Callable[[], bytes], seconds: float = 60) -> list[bytes]:
@@ -26,12 +24,12 @@ def forked(*functions: Callable[[], bytes], seconds: float = 60) -> list[bytes]:
     Raises:
         NonconformanceError: A function failed; the message is that of the first failure.
     """
-    children: dict[Connection, ForkProcess] = {}
+    children: dict[Connection, BaseProcess] = {}
     answers: dict[Connection, bytes] = {}
     deadline = time.monotonic() + seconds
     try:
         for function in functions:
-            receiving, sending = _FORK.Pipe(duplex=False)
+            receiving, sending = multiprocessing.Pipe(duplex=False)
             children[receiving] = _started(_answer, function, sending)
             sending.close()
         while len(answers) < len(children):
@@ -63,8 +61,8 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _started(target: Callable[..., None], *arguments: object) -> ForkProcess:
-    child = _FORK.Process(target=target, args=arguments)
+def _started(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    child = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     child.start()
     return child
 
@@ -78,7 +76,7 @@ def _answer(function: Callable[[], bytes], sending: Connection) -> None:
     sending.send_bytes(answer)
 
 
-def _received(child: ForkProcess, end: Connection) -> bytes:
+def _received(child: BaseProcess, end: Connection) -> bytes:
     try:
         answer = end.recv_bytes()
     except EOFError:

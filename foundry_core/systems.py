@@ -1,0 +1,46 @@
+"""What operating systems do differently: signals and cores. Light."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def _there(*names: str) -> tuple[signal.Signals, ...]:
+    """Return the signals of these names that the system has."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+STOP_SIGNALS = _there("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGBREAK")
+"""Signals that ask a run to end: Ctrl-C, `kill`, a terminal that closes; schedulers send the others before a limit."""
+
+REPEATED_SIGNALS = _there("SIGHUP", "SIGXCPU")
+"""Signals that come again by themselves: a closing terminal's from the shell and the kernel, a limit's each second."""
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Let `STOP_SIGNALS` wait while processes are started: one that does not ignore them yet would run our handlers."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where only the console sends signals
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def ignore_stop_signals() -> None:
+    """Ignore `STOP_SIGNALS` in a process that was started while they waited: its parent decides."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def usable_cores() -> int:
+    """Return the number of cores for this process; where the system does not limit them, those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
