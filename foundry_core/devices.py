@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from foundry_core.errors import TrainingError, UsageError
+from foundry_core.errors import CheckpointError, TrainingError, UsageError
 
 _PROBED = 2**26
 """Multiplications of a probe of bf16's speed: some milliseconds."""
@@ -36,6 +37,14 @@ class Precision:
             torch.autocast, device.type, dtype=dtype, enabled=self.name != "fp32"
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+    def load_scaler(self, state: dict[str, Any], folder: Path) -> None:
+        """Go on with the gradient scaler of a checkpoint. Raises CheckpointError if its state is damaged."""
+        if state:
+            try:
+                self.scaler.load_state_dict(state)
+            except (KeyError, RuntimeError) as error:
+                raise CheckpointError(f"{folder}: its gradient scaler is damaged: {error}") from error
 
 
 def computes_in_bf16(device: torch.device) -> bool:

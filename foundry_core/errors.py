@@ -92,6 +92,14 @@ class StoppedError(FoundryError, exit_code=75):
     """A run that a signal ended at a step boundary, its state saved. 75 asks a scheduler to start it again."""
 
 
+class EndedElsewhereError(FoundryError):
+    """Another process of the run has ended and says why: this one ends with its exit code and without a line."""
+
+    def __init__(self, exit_code: int):
+        super().__init__("")
+        self.exit_code = exit_code
+
+
 def tell(text: str, stream: IO[str] | None = None) -> None:
     """Write to stderr. A closed pipe or a full disk behind it does not stop the run."""
     stream = stream or sys.stderr
@@ -101,13 +109,21 @@ def tell(text: str, stream: IO[str] | None = None) -> None:
 
 
 class _Warned:
-    """The warnings that `warned_once` has let through; None outside of it."""
+    """The warnings that `warned_once` has let through; None outside of it. silent: Let none through."""
 
     lines: set[str] | None = None
+    silent = False
+
+
+def silence_warnings() -> None:
+    """Print no more warnings in this process: another one of the same run prints them."""
+    _Warned.silent = True
 
 
 def warn(line: str) -> None:
     """Print a warning on stderr."""
+    if _Warned.silent:
+        return
     if _Warned.lines is not None:
         if line in _Warned.lines:
             return

@@ -20,6 +20,15 @@ REPEATED_SIGNALS = _there("SIGHUP", "SIGXCPU")
 """Signals that come again by themselves: a closing terminal's from the shell and the kernel, a limit's each second."""
 
 
+RENDEZVOUS = "FOUNDRY_RENDEZVOUS"
+"""Environment variable by which `foundry train --processes` gives its processes the URL of the file they meet at."""
+
+
+def started_together() -> bool:
+    """Check whether this process was started as one of a run's, by torchrun or `foundry train --processes`."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
     """Let `STOP_SIGNALS` wait while processes are started: one that does not ignore them yet would run our handlers."""

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from foundry_core import BaseLanguageModel, ExperimentConfig, run
 from foundry_core.checkpoints.checkpoint import checkpoints, optimizer_file
 
-TIMES = ("tokens_per_second", "seconds_left", "data_wait")
+TIMES = ("tokens_per_second", "seconds_left", "data_wait", "communication")
 """What a report holds that differs between equal runs."""
 
 

@@ -251,7 +251,7 @@ def rows_from_the_first_on(original: Any, self: Any, *arguments: Any, **keywords
 _seeded: WeakSet[Any] = WeakSet()
 
 
-def dropout_seeded_once(original: Any, self: Any) -> None:
+def dropout_seeded_once(original: Any, self: Any, number: int) -> None:
     """Seed dropout before a trainer's first step only, wherever that is."""
     if self not in _seeded:
         _seeded.add(self)
@@ -279,11 +279,11 @@ def signal_only_noted(original: Any, self: Any, number: int, frame: Any) -> None
 # Computing
 
 
-def micro_batch_divided_by_its_own_count(original: Any, self: Any, batch: Any, divisor: int, first: int) -> Any:
+def micro_batch_divided_by_its_own_count(original: Any, self: Any, batch: Any, divisor: int, number: int) -> Any:
     """Take the mean of the micro-batches' means."""
     _, chosen = self.model.targets(batch["labels"], batch["attention_mask"])
     own = max(int(chosen.sum()), 1) * self.config.training.gradient_accumulation_steps
-    return original(self, batch, own, first)
+    return original(self, batch, own, number)
 
 
 def evaluation_leaves_its_mode(original: Any, model: Any, *arguments: Any, **keywords: Any) -> Any:

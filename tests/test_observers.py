@@ -146,7 +146,7 @@ def outcome(config: ExperimentConfig) -> dict[str, Any]:
             if path.exists():
                 found[f"{folder.name}/{name}"] = path.read_bytes().replace(output.name.encode(), b"RUN")
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    clock = ("tokens_per_second", "seconds_left", "data_wait")
+    clock = ("tokens_per_second", "seconds_left", "data_wait", "communication")
     found["metrics"] = [{key: value for key, value in line.items() if key not in clock} for line in lines]
     return found
 

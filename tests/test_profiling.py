@@ -16,6 +16,7 @@ from foundry_core.checkpoints.checkpoint import optimizer_file
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.cli import main
 from foundry_core.cli.common import prepare_data
+from foundry_core.processes import World
 from foundry_core.registry.hooks import observing
 from foundry_core.run_folder import METRICS, PROFILE, PROFILE_TABLE, PROFILE_TRACE, WEIGHTS
 from foundry_core.training import speed
@@ -24,7 +25,7 @@ from foundry_core.training.profiling import PARTS, ProfiledTrainer
 from foundry_core.training.speed import Stopwatch, bottleneck_advice
 from tests.each import each
 
-TIMES = ("tokens_per_second", "seconds_left", "data_wait")
+TIMES = ("tokens_per_second", "seconds_left", "data_wait", "communication")
 MICRO_BATCHES = 2
 
 
@@ -144,7 +145,7 @@ def test_a_slow_loader_is_reported_once_with_what_to_try(
         total_steps = 100
 
     state, source = TrainState(), batches()
-    watch = Stopwatch(Plan(), state, 0)  # type: ignore[arg-type]
+    watch = Stopwatch(Plan(), state, 0, World())  # type: ignore[arg-type]
     reports = []
     for _ in range(9):
         for _ in range(2):

@@ -29,8 +29,8 @@ PLUGIN_FILES = sorted(
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safetensors", "rich", "matplotlib", "pandas"}
 
 LAYERS = (
-    "errors random_streams run_folder systems < storage < schema devices < registry < config < corpus < tokenization "
-    "< models < data < checkpoints < evaluation < training < analysis < study < testing < cli"
+    "errors random_streams run_folder systems < storage < schema devices processes < registry < config < corpus "
+    "< tokenization < models < data < checkpoints < evaluation < training < analysis < study < testing < cli"
 )
 """A module imports from its own package and from what stands to its left."""
 
@@ -278,6 +278,7 @@ WRITES_BY_ITSELF = {
     ("evaluation.corpus_loss", "TemporaryDirectory"): "scratch: the tokens of a text that is only scored",
     ("cli.plan", "TemporaryDirectory"): "scratch: the data of architectures that are only measured",
     ("analysis.curves", "savefig"): "into memory; `storage` writes the picture",
+    ("training.launcher", "TemporaryDirectory"): "scratch: the file at which the processes of a run meet",
     ("training.profiling", "TemporaryDirectory"): "scratch for torch's profiler, which writes its trace to a path",
     ("tokenization.trainers", "NamedTemporaryFile"): "scratch for a library that reads a path",
     ("tokenization.tokenizer_folder", "TemporaryDirectory"): "scratch for the next one",

@@ -7,7 +7,7 @@ optimizer's file they stand as `weights:<kind>/<name>`. The tensors of a state t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from foundry_core.errors import CheckpointError
 from foundry_core.models.carried import CarriedState
 from foundry_core.models.folder import open_tensors
 
-_MARK, _CARRIED = "weights:", "carried:"
+_MARK, _CARRIED, _LANES = "weights:", "carried:", "micro_batches"
 
 Weights = dict[str, torch.Tensor]
 """Tensors of a model by name, each shared one once."""
@@ -56,20 +56,48 @@ def is_kept(key: str) -> bool:
     return key.startswith((_MARK, _CARRIED))
 
 
-def carried_entries(carried: CarriedState) -> dict[str, torch.Tensor]:
-    """Return the tensors of a carried state under their names in the optimizer's file."""
-    return {f"{_CARRIED}{name}": tensor for name, tensor in carried.tensors().items()}
+def carried_entries(states: Sequence[tuple[Any, Weights]]) -> tuple[Any, Weights]:
+    """Return the layout of carried states, and their tensors under their names in the optimizer's file.
+
+    states: The layout and the tensors of the state of each micro-batch of a step.
+    """
+    entries = {
+        f"{_CARRIED}{_lane(number)}{name}": tensor
+        for number, (_, each) in enumerate(states)
+        for name, tensor in each.items()
+    }
+    layouts = [layout for layout, _ in states]
+    return (layouts[0] if len(layouts) == 1 else {_LANES: layouts}), entries
 
 
-def load_carried(path: Path, carried: CarriedState, layout: Any, device: torch.device) -> None:
-    """Take up a carried state. Raises CheckpointError if its tensors are not those of its layout."""
+def load_carried(path: Path, states: Mapping[int, CarriedState], layout: Any, device: torch.device) -> None:
+    """Take up the states of some micro-batches of a step.
+
+    Raises:
+        CheckpointError: Their tensors are not those of their layout, or there are none of a micro-batch.
+    """
+    layouts = layout[_LANES] if isinstance(layout, dict) and _LANES in layout else [layout]
     with open_tensors(path) as file:
-        names = [name for name in sorted(file.keys()) if name.startswith(_CARRIED)]
-        tensors = {name.removeprefix(_CARRIED): file.get_tensor(name).clone() for name in names}
-    try:
-        carried.load(layout, tensors, device)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        names = [name.removeprefix(_CARRIED) for name in sorted(file.keys()) if name.startswith(_CARRIED)]
+        for number, state in states.items():
+            if number >= len(layouts):
+                raise CheckpointError(
+                    f"{path}: it has the carried states of {len(layouts)} micro-batches, none of number {number + 1}: "
+                    "the run goes on with the training.gradient_accumulation_steps that it began with"
+                )
+            own, mark = dict[str, torch.Tensor](), _lane(number)
+            for name in names:
+                if name.startswith(mark) and (mark or "/" not in name):
+                    own[name.removeprefix(mark)] = file.get_tensor(_CARRIED + name).clone()
+            try:
+                state.load(layouts[number], own, device)
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {error}") from error
+
+
+def _lane(number: int) -> str:
+    """Return what stands before the names of a micro-batch's state: nothing for the first, often the only one."""
+    return f"{number}/" if number else ""
 
 
 def load_kept(path: Path, kind: str, like: Mapping[str, torch.Tensor]) -> Weights:

@@ -184,8 +184,8 @@ def _order(
         return trained.rows, trained.order, rows * accumulated
     tokens = np.broadcast_to(np.uint8(0), sizes.tokens_per_epoch + 1)
     if batching == "contiguous":
-        lanes = LaneRows(tokens, "overlap", sizes.tokens_per_row, lanes=rows)
-        return lanes, LaneOrder(sizes.rows, rows), rows * accumulated
+        lanes = LaneRows(tokens, "overlap", sizes.tokens_per_row, lanes=rows * accumulated)
+        return lanes, LaneOrder(sizes.rows, lanes.lanes), lanes.lanes
     if batching == "crops":
         crops = CropRows(tokens, "overlap", sizes.tokens_per_row)
         return crops, CropOrder(sizes.rows, len(crops), seed), rows * accumulated

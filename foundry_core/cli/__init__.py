@@ -107,7 +107,7 @@ def _exit_code(arguments: list[str]) -> int:
             return UsageError.exit_code
         if isinstance(error, FoundryError):
             prefix = "" if isinstance(error, ConfigError | StoppedError) else "error: "
-            tell("".join(f"{prefix}{one_line(line)}\n" for line in str(error).split("\n")))
+            tell("".join(f"{prefix}{one_line(line)}\n" for line in str(error).split("\n") if line))
             return error.exit_code
         from foundry_core.registry.loading import blame
 
@@ -136,6 +136,7 @@ def _execute(arguments: list[str]) -> int:
         parser.error(f"unknown argument: {unknown[0]}")
     if settings:
         options.overrides += settings
+    options.arguments = arguments
     if verb is None:
         parser.print_help()
         return 2

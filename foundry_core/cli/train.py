@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from foundry_core.cli.common import add_config_arguments, large_imports, number, read_config, report
-from foundry_core.errors import UsageError
+from foundry_core.errors import EndedElsewhereError, UsageError
+from foundry_core.systems import started_together
 
 EXAMPLE = """\
 examples:
@@ -20,6 +22,7 @@ examples:
   foundry train configs/gpt2.yaml training.learning_rate=1e-3
   foundry train configs/gpt2.yaml --resume --allow training.learning_rate
   foundry train configs/gpt2.yaml --profile 10
+  foundry train configs/gpt2.yaml --processes 2
   foundry train my.yaml --plugin my_architecture.py"""
 
 
@@ -35,11 +38,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     what = "measure where the time of N steps goes, after a few that warm up: profile/ in output_dir"
     parser.add_argument("--profile", type=number(int, 1, 1000), default=0, metavar="N", help=what)
+    what = "divide the micro-batches of a step between N processes of this machine; does not change the result"
+    parser.add_argument("--processes", type=number(int, 1, 1024), default=1, metavar="N", help=what)
     parser.add_argument("--quiet", action="store_true", help="print no progress")
 
 
 def execute(options: argparse.Namespace) -> None:
     config = read_config(options)
+    if options.processes > 1 and not started_together():
+        from foundry_core.training.division import check_division
+        from foundry_core.training.launcher import launch
+
+        check_division(config, options.processes)
+        code = launch((sys.executable, "-P", "-m", __name__.rpartition(".")[0], *options.arguments), options.processes)
+        if code:
+            raise EndedElsewhereError(code)
+        return
     if options.profile:  # torch reads this when it is imported: its profiler prints lines of its own otherwise
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with large_imports():
@@ -62,5 +76,7 @@ def execute(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("continue from the last checkpoint with --resume") from None
     checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"
+    if started_together() and os.environ["RANK"] != "0":
+        return
     seen = amounts(state.epoch, state.tokens_seen, state.words_seen, state.bytes_seen)
     report(f"trained {state.step} steps, {seen}: {checkpoint}")

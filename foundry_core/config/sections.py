@@ -144,8 +144,8 @@ class DataConfig(ConfigSection):
     batch_size: int = Field(32, ge=1, le=MOST_ROWS, description="sequences per forward pass on one device")
     batching: Literal["shuffled", "contiguous", "documents", "crops"] = Field(
         "shuffled",
-        description="shuffled: the text cut into equal rows; contiguous: batch_size parallel lanes, the state carried "
-        "from row to row; documents: one document a row; crops: random windows with replacement",
+        description="shuffled: the text cut into equal rows; contiguous: one parallel lane for each row of a step, the "
+        "state carried from row to row; documents: one document a row; crops: random windows with replacement",
     )
     isolate_documents: bool = Field(
         False, description="attention, positions and recurrent states end with each document of a shuffled row"
@@ -324,6 +324,11 @@ class TrainingConfig(_Counting):
         None, description="checkpoint whose weights training starts from, with the same tokenizer"
     )
     gradient_accumulation_steps: int = Field(1, ge=1, le=MOST_ROWS, description="forward passes in one optimizer step")
+    reduction: Literal["exact", "fast"] = Field(
+        "exact",
+        description="how the gradients of micro-batches add up: exact: the same bits on any number of processes; fast: "
+        "several processes communicate while they compute, equal up to rounding",
+    )
     max_grad_norm: float | None = Field(1.0, gt=0, description="scale gradients down to this norm; null: never")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where it is faster and proven for the architecture; weights stay in fp32"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -20,10 +20,27 @@ With `data.isolate_documents` also `documents`: the number of the document of ea
 """
 
 
+class Share(NamedTuple):
+    """A contiguous block of the batches of each step: `size` of `per_step`, from number `first` on."""
+
+    first: int
+    size: int
+    per_step: int
+
+    @classmethod
+    def of(cls, rank: int, processes: int, per_step: int) -> Share:
+        """Return the share of one of some processes."""
+        size = per_step // processes
+        return cls(rank * size, size, per_step)
+
+
 class Batches(Dataset[Batch]):
     """The samples from position `start` to `stop` in batches of `batch_size`; the last one may be smaller.
 
     What `collate` draws at random must be a function of epoch and row, or the number of workers would change it.
+
+    Args:
+        share: What to iterate over, where `start` is the beginning of a step; by default all batches.
     """
 
     GROUP = 64  # batches; computing the order of one costs nearly as much as that of all of them
@@ -37,14 +54,18 @@ class Batches(Dataset[Batch]):
         start: int,
         stop: int,
         num_workers: int = 0,
+        share: Share = Share(0, 1, 1),  # noqa: B008 - it is immutable
     ):
         assert order.size == rows.per_epoch, (order.size, rows.per_epoch)
         self.rows, self.order, self.collate = rows, order, collate
         self.batch_size, self.start, self.stop, self.num_workers = batch_size, start, stop, num_workers
+        self._share = share
         self._group, self._epochs, self._rows = -1, list[int](), list[int]()
 
     def __len__(self) -> int:
-        return -(-(self.stop - self.start) // self.batch_size)
+        first, size, per_step = self._share
+        steps, rest = divmod(-(-(self.stop - self.start) // self.batch_size), per_step)
+        return steps * size + min(max(rest - first, 0), size)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.num_workers == 0:
@@ -52,6 +73,8 @@ class Batches(Dataset[Batch]):
         return batches_from_workers(self, len(self), self.num_workers)
 
     def __getitem__(self, index: int) -> Batch:
+        step, own = divmod(index, self._share.size)
+        index = step * self._share.per_step + self._share.first + own
         group, within = divmod(index, self.GROUP)
         if group != self._group:
             first = self.start + group * self.GROUP * self.batch_size

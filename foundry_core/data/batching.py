@@ -35,9 +35,11 @@ def cut_rows(
     if data.batching == "documents":
         return DocumentRows(stream, *made, documents=np.asarray(tokens.documents), **ids)
     if data.batching == "contiguous":
-        # Of a short text for evaluation fewer lanes, each of one row at least.
-        most = data.batch_size if training else (len(stream) - 1) // data.consumed_per_row
-        return LaneRows(stream, *made, lanes=max(1, min(data.batch_size, most)), **ids)
+        if training:  # each micro-batch of a step continues lanes of its own
+            lanes = data.batch_size * config.training.gradient_accumulation_steps
+        else:  # of a short text fewer lanes, each of one row at least
+            lanes = max(1, min(data.batch_size, (len(stream) - 1) // data.consumed_per_row))
+        return LaneRows(stream, *made, lanes=lanes, **ids)
     if training and data.batching == "crops":
         return CropRows(stream, *made, **ids)
     if training and data.mixture:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import tempfile
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from foundry_core.errors import DataError
 from foundry_core.evaluation.inference import evaluating, to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.carried import CarriedState
+from foundry_core.processes import World
 from foundry_core.registry.reports import EvaluationReport
 from foundry_core.storage.files import scratch_reported
 
@@ -37,6 +40,7 @@ def evaluate(
     batch_size: int,
     step: int = 0,
     autocast: Any = None,
+    world: World | None = None,
 ) -> EvaluationReport:
     """Compute the scores of an `EvaluationReport` over every row of a token file, in order.
 
@@ -44,22 +48,31 @@ def evaluate(
     contiguous batching each from the state after the row before. A masked loss covers the tokens that the collator
     hides, the same ones at each evaluation. Bits per byte need the whole text: each of those tokens predicted, none of
     them unknown. So does perplexity per word, where the unknown token is a word if the text is pretokenized.
+
+    world: The processes that divide the rows between them; rows in contiguous batching, each of which continues from
+        another, are read by each process.
     """
     device = next(model.parameters()).device
     order: Order = SampleOrder(len(rows), 0, shuffle=False)
-    carried, total, count = None, 0.0, 0
+    carried, world = None, world or World()
     if isinstance(rows, LaneRows):
         order, batch_size, carried = LaneOrder(len(rows), rows.lanes), rows.lanes, CarriedState()
+        world = World()
+    sums = torch.zeros(-(-len(rows) // batch_size), 2, dtype=torch.float64)
+    own = world.part(len(sums))
+    part = Batches(rows, order, collate, batch_size, own.start * batch_size, min(own.stop * batch_size, len(rows)))
     with evaluating(model), autocast() if autocast is not None else torch.autocast(device.type, enabled=False):
-        for number, batch in enumerate(Batches(rows, order, collate, batch_size, 0, len(rows))):
+        for number, batch in zip(own, part, strict=True):
             given = to_device(batch, device)
             if carried is not None:
                 given = carried.given(given, row_lengths(rows, order, number * batch_size, batch_size))
             output = model(**given, reduction="sum", return_logits=False)
             if carried is not None:
                 carried.advance(output.state)
-            total += float(output.loss)
-            count += int(output.count)
+            sums[number] = torch.tensor([float(output.loss), int(output.count)], dtype=torch.float64)
+    # One after the other, in the order of the rows: the same bits however many processes there are.
+    total, counted = (reduce(add, column, 0.0) for column in world.sum(sums).T.tolist())
+    count = int(counted)
     if not count:
         raise DataError("the text has nothing to predict: every token of it is special or unknown")
     loss = total / count

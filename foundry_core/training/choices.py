@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
@@ -32,6 +32,7 @@ from foundry_core.devices import (
 from foundry_core.errors import tell, warn
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import training_flops
+from foundry_core.processes import World
 from foundry_core.training.plan import RunPlan
 from foundry_core.training.trial import FIRST, ROUNDS, Passes, Trial, try_compiler
 
@@ -109,6 +110,13 @@ def choose(
         made["compile"] = compile_of(run.obstacle(), run.count, run.rough_seconds(), *measured)
     reasons = {name: reason for name, (_, reason) in made.items()}
     return Choices(**{name: value for name, (value, _) in made.items()}, reasons=reasons)
+
+
+def agreed_choices(config: ExperimentConfig, world: World, choose: Callable[[], Choices]) -> Choices:
+    """Return the choices that process 0 makes for all: what one measures, another could measure differently."""
+    if not world.first and choose_device(config.training.device).type == "cpu":
+        keep_freed_memory()
+    return Choices(**world.from_first("measuring what this machine computes fastest", lambda: asdict(choose())))
 
 
 def precision_of(device: torch.device, proven: tuple[str, ...], gain: Callable[[], float]) -> Made:

@@ -49,9 +49,9 @@ class CountingTrainer(Trainer):
         logged, first, loss, predicted = self._is_logged(self.state.step + 1), self.state.samples, 0.0, 0
         counted: list[Batch] = []
         with torch.no_grad():
-            for batch in micro_batches:
+            for number, batch in enumerate(micro_batches):
                 given, rows = to_device(batch, self.device), len(batch["input_ids"])
-                carried = self._carried_into(batch, first)
+                carried = self.lanes.into(batch, number, self.state.samples)
                 if carried is not None:
                     given = carried[0].given(given, carried[1])
                     # A model that gets `read` computes its state and nothing else.

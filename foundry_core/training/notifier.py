@@ -24,15 +24,19 @@ class Notifier:
 
     Training goes on as if no observer had been there: each gets copies, and what `kept_settings` names is restored. An
     observer can take time and touch files; those of a checkpoint must not be changed.
+
+    silent: Call none: another process of the run does.
     """
 
-    def __init__(self, manager: pluggy.PluginManager, stream: IO[str] | None = None):
+    def __init__(self, manager: pluggy.PluginManager, stream: IO[str] | None = None, *, silent: bool = False):
         self._manager = manager
-        self._stream = stream
+        self._stream, self._silent = stream, silent
         self._muted: set[int] = set()
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Call a hook, such as `foundry_step_ended`, on every observer that is not muted."""
+        if self._silent:
+            return
         with kept_settings():
             for implementation in getattr(self._manager.hook, hook).get_hookimpls():
                 if id(implementation.plugin) not in self._muted:

@@ -84,7 +84,7 @@ class RunPlan(StreamSizes):
         )
         per_step = config.data.batch_size * config.training.gradient_accumulation_steps
         varied = tokens_in_order(data.order, rows)
-        lanes = config.data.batch_size if config.data.batching == "contiguous" else 1  # each takes part in each batch
+        lanes = per_step if config.data.batching == "contiguous" else 1  # each takes part in each step
         samples = _samples_of_budget(config.training, stream, per_step, lanes, varied)
         steps = math.ceil(samples / per_step)
         warmup = warmup_steps(config.training, steps)
@@ -154,6 +154,15 @@ class RunPlan(StreamSizes):
                 f"{self.samples_per_step:,}: a step was larger before. Give the budget as training.train_steps"
             )
         return plan.scheduled(config, state.step, state.samples)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user who asked for these checkpoints and evaluations should know before the run begins."""
+        end, lines = f"the run ends at step {self.total_steps:,}", list[str]()
+        for what, unreached in (("checkpoint", self.unreached_checkpoints), ("evaluation", self.unreached_evaluations)):
+            lines += [f"no {what} at {each}: {end}" for each in unreached]
+        before = [each for each in self.milestones if each.step == 0 and each.unit != "steps"]
+        return lines + [f"the checkpoint at {each} is that of step 0: one step sees more" for each in before]
 
     @property
     def stream(self) -> StreamSizes:

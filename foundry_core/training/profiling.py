@@ -95,8 +95,8 @@ class ProfiledTrainer(Trainer):
             self._end_profile()
         return taken
 
-    def _add_gradient(self, batch: Batch, divisor: int, first: int) -> dict[str, torch.Tensor]:
-        figures = super()._add_gradient(batch, divisor, first)
+    def _add_gradient(self, batch: Batch, divisor: int, number: int) -> dict[str, torch.Tensor]:
+        figures = super()._add_gradient(batch, divisor, number)
         if self._profile is not None:
             self._profile.enter("optimizer")
         return figures

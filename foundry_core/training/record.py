@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -10,11 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from foundry_core.checkpoints.compatibility import versions
+from foundry_core.checkpoints.optimizer_state import optimizer_tensors
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.folder import stored_tensors
 from foundry_core.registry.reports import RunInfo
 from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import write_file
@@ -42,6 +47,25 @@ def write_record(
     write_file(folder / RECORD, (json.dumps(environment | read | begun, indent=1) + "\n").encode())
     text = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
     write_file(folder / CONFIG, text.encode())
+
+
+def beginning(
+    config: ExperimentConfig, model: BaseLanguageModel, optimizer: torch.optim.Optimizer, state: TrainState
+) -> dict[str, str]:
+    """Return what must be the same in all processes when training begins, by its name in an error."""
+    weights = hashlib.sha256()
+    for tensors in (stored_tensors(model), optimizer_tensors(model, optimizer)):
+        for name, tensor in sorted(tensors.items()):
+            weights.update(name.encode())
+            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    described = json.dumps(config.resolved(), sort_keys=True, default=str)
+    return {
+        **{f"the version of {name}": version for name, version in versions().items()},
+        "the configuration": hashlib.sha256(described.encode()).hexdigest()[:12],
+        **{name: digest[:12] for name, digest in state.data.items()},
+        "the position in the data": f"step {state.step}, {state.ledger[:12]}",
+        "the weights": weights.hexdigest()[:12],
+    }
 
 
 def run_info(config: ExperimentConfig, facts: Mapping[str, Any], plan: RunPlan, state: TrainState) -> RunInfo:

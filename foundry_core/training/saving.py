@@ -49,6 +49,7 @@ class CheckpointSaver:
         notifier: Receives `foundry_checkpoint_saved`.
         background: Save in a thread, from a copy. On a CPU such a thread takes its time from training: nothing was
             gained when measured.
+        writes: Whether this process of the run is the one that saves.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class CheckpointSaver:
         *,
         notifier: Notifier,
         background: bool,
+        writes: bool = True,
     ):
         self.output_dir = Path(config.training.output_dir)
         self.parent: str | None = None
@@ -70,7 +72,8 @@ class CheckpointSaver:
         """Steps of the checkpoints that get a name."""
         self._settings = config.training.checkpoints
         self._model, self._optimizer, self._notifier = model, optimizer, notifier
-        self._fixed_files = fixed_files(model, tokenizer)
+        self._writes = writes
+        self._fixed_files = fixed_files(model, tokenizer) if writes else {}
         self._buffers = TensorBuffers() if background else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="foundry-saving")
         self._under_way: Future[Path] | None = None
@@ -89,13 +92,13 @@ class CheckpointSaver:
 
     def tidy_again(self) -> None:
         """Apply names and retention, which an earlier process may not have come to after its last save."""
-        if self.parent is not None:
+        if self.parent is not None and self._writes:
             self._tidy(self.output_dir / self.parent)
 
     def overdue(self) -> bool:
         """Check whether `checkpoints.ephemeral_minutes` have passed since the last save."""
         minutes = self._settings.ephemeral_minutes
-        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+        return self._writes and minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
     def save(
         self, state: TrainState, *, ephemeral: bool = False, kept: Mapping[str, torch.Tensor] | None = None
@@ -105,6 +108,9 @@ class CheckpointSaver:
         kept: What only a resumed run needs, under its names in the optimizer's file.
         """
         self.finish()
+        if not self._writes:
+            self.parent = checkpoint_name(state.step)
+            return
         tensors = checkpoint_tensors(self._model, self._optimizer, kept)
         if self._buffers is not None:
             tensors, state = self._buffers.copy(tensors), deepcopy(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -11,6 +12,8 @@ from typing import Any
 
 from foundry_core.errors import StoppedError
 from foundry_core.systems import REPEATED_SIGNALS, STOP_SIGNALS
+
+_ONE_REQUEST_SECONDS = 5.0
 
 
 class _Asked(KeyboardInterrupt):
@@ -23,14 +26,24 @@ class StopRequest:
     Ignored signals stay ignored, as those of `nohup`. Does nothing outside the main thread, where Python does not allow
     handlers.
 
+    Args:
+        repeated: One request can arrive twice: a scheduler signals each process of a run, and so does what started
+            them. Then one that comes within seconds of the first is part of it.
+
     Attributes:
         requested: The name of the signal, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, repeated: bool = False) -> None:
         self.requested: str | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._at_once = False
+        self._patience, self._ignored_until = _ONE_REQUEST_SECONDS if repeated else 0.0, 0.0
+
+    @property
+    def flags(self) -> list[bool]:
+        """For each of `STOP_SIGNALS` whether it was the one."""
+        return [number.name == self.requested for number in STOP_SIGNALS]
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -61,7 +74,14 @@ class StopRequest:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._restore()
+        if self.requested:
+            if time.monotonic() > self._ignored_until:
+                self._restore()
+                signal.raise_signal(number)
+            return
+        self._ignored_until = time.monotonic() + self._patience
+        if not self._patience:
+            self._restore()
         for each in REPEATED_SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         self.requested = signal.Signals(number).name

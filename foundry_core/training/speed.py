@@ -10,6 +10,7 @@ from itertools import islice
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.data.workers import Batch
 from foundry_core.errors import warn
+from foundry_core.processes import World
 from foundry_core.registry.reports import StepReport
 from foundry_core.systems import usable_cores
 from foundry_core.training.losses import AUXILIARY
@@ -30,20 +31,23 @@ class Stopwatch:
         plan: The plan of the run.
         state: The position that training starts from.
         num_workers: The processes that make batches; 0 if training makes them itself.
+        world: The processes of the run.
     """
 
-    def __init__(self, plan: RunPlan, state: TrainState, num_workers: int):
-        self._plan, self._num_workers = plan, num_workers
+    def __init__(self, plan: RunPlan, state: TrainState, num_workers: int, world: World):
+        self._plan, self._num_workers, self._world = plan, num_workers, world
+        self._communicated = world.seconds
         self._mark = time.perf_counter()
         self._tokens, self._step = state.tokens_seen, state.step
         self._waited = 0.0
         self._judged: tuple[float, float] | None = (0.0, 0.0)
 
     def __enter__(self) -> None:
-        self._paused_at = time.perf_counter()
+        self._paused_at, self._talked_at = time.perf_counter(), self._world.seconds
 
     def __exit__(self, *exception: object) -> None:
         self._mark += time.perf_counter() - self._paused_at
+        self._communicated += self._world.seconds - self._talked_at
 
     def next_of(self, batches: Iterator[Batch], count: int) -> list[Batch]:
         """Return the next `count` batches, or those that are left, and measure the time until they are there."""
@@ -57,7 +61,8 @@ class Stopwatch:
         now = time.perf_counter()
         elapsed, steps = max(now - self._mark, 1e-9), max(state.step - self._step, 1)
         speed = (state.tokens_seen - self._tokens) / elapsed
-        waited = min(self._waited, elapsed)
+        waited, communicated = min(self._waited, elapsed), min(self._world.seconds - self._communicated, elapsed)
+        self._communicated = self._world.seconds
         self._mark, self._tokens, self._step, self._waited = now, state.tokens_seen, state.step, 0.0
         self._judge(waited, elapsed, state.step)
         return StepReport(
@@ -74,6 +79,7 @@ class Stopwatch:
             auxiliary={name[len(AUXILIARY) :]: term for name, term in losses.items() if name.startswith(AUXILIARY)},
             optimised_loss=losses.get("optimised"),
             data_wait=waited / elapsed,
+            communication=communicated / elapsed,
             tokens_by_corpus=dict(state.tokens_by_corpus),
             bytes_seen=state.bytes_seen,
         )

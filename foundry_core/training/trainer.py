@@ -1,8 +1,9 @@
 """The training loop: trains one model according to a RunPlan, starting from the current state.
 
 A step is an optimizer step. Its loss is the sum over all its micro-batches divided by the number of tokens they
-predict. The rows come in the order of (seed, epoch), the masks from (seed, epoch, row), dropout from (seed, step).
-These depend only on seed and position, so saving and resuming do not change them.
+predict. The rows come in the order of (seed, epoch), the masks from (seed, epoch, row), dropout from (seed, step,
+micro-batch). These depend only on seed and position, so saving and resuming do not change them, and neither does the
+number of processes that divide the micro-batches.
 """
 
 from __future__ import annotations
@@ -22,31 +23,33 @@ from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.checkpoint import load_checkpoint, newest_valid, optimizer_file
 from foundry_core.checkpoints.compatibility import environment_changes
-from foundry_core.checkpoints.kept_weights import carried_entries, load_carried
 from foundry_core.checkpoints.optimizer_state import optimizer_values
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.data.batches import Batches
-from foundry_core.data.batching import row_lengths
+from foundry_core.data.batches import Batches, Share
 from foundry_core.data.collators import get_data_collator
 from foundry_core.data.order import extended_ledger
 from foundry_core.data.preparation import ExperimentData, HeldOut, data_identity
 from foundry_core.data.workers import Batch
 from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
-from foundry_core.errors import CheckpointError, StoppedError, warn
+from foundry_core.errors import StoppedError, warn
 from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.carried import CarriedState
 from foundry_core.models.cost import training_flops
+from foundry_core.processes import World
 from foundry_core.random_streams import derive
 from foundry_core.registry.reports import StepReport
 from foundry_core.run_folder import checkpoint_name
+from foundry_core.systems import STOP_SIGNALS
 from foundry_core.training.averaging import Averaging
 from foundry_core.training.best_weights import BestWeights
 from foundry_core.training.choices import Choices, choose
 from foundry_core.training.evaluations import LOG_KEYS, Evaluations
+from foundry_core.training.figures import Figures
 from foundry_core.training.finite import check_weights, not_finite_update
+from foundry_core.training.gradients import reduction_of
+from foundry_core.training.lanes import Lanes
 from foundry_core.training.losses import objective_loss, summed_losses
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.optimizers import build_optimizer
@@ -71,6 +74,7 @@ class Trainer:
         data: The token files and the rows cut from them.
         notifier: Calls the observers of the run.
         choices: What to compute with; by default those of a new run.
+        world: The processes of the run; by default this one alone.
         background: Save in a thread; by default where a device other than the CPU computes.
     """
 
@@ -82,12 +86,14 @@ class Trainer:
         data: ExperimentData,
         notifier: Notifier,
         choices: Choices | None = None,
+        world: World | None = None,
         *,
         background: bool | None = None,
     ):
         settings = config.training
         self.config, self.data, self.notifier = config, data, notifier
-        self.output_dir = Path(settings.output_dir)
+        self.output_dir, self.world = Path(settings.output_dir), world or World()
+        self.share = Share.of(self.world.rank, self.world.size, settings.gradient_accumulation_steps)
         self.plan = RunPlan.of(config, data)
         self.device = choose_device(settings.device)
         self.choices = choices or choose(config, model, tokenizer, data)
@@ -97,9 +103,13 @@ class Trainer:
         with model_memory_watched():
             self.model = model.to(self.device).train()
             self.optimizer = self._optimizer()
-        self.forward: Callable[..., Any] = compiled_forward(model, self.precision) if self.choices.compile else model
+        self.reduction = reduction_of(config, model, self.world)
+        self.forward = self.reduction.forward(
+            compiled_forward(model, self.precision) if self.choices.compile else model
+        )
         self.schedule = Schedule(settings, self.plan.total_steps, config.schedule)
-        self.carried = CarriedState() if config.data.batching == "contiguous" else None
+        self.lanes = Lanes(config, data, self.share, self.world)
+        self.figures = Figures(self.share, self.world)
         self.collate = get_data_collator(config, tokenizer)  # of evaluations
         self.training_collate = get_data_collator(config, tokenizer, self.plan.total_samples)
         self.own_loss = objective_loss(config)
@@ -119,6 +129,7 @@ class Trainer:
             tokenizer,
             notifier=notifier,
             background=self.device.type != "cpu" if background is None else background,
+            writes=self.world.first,
         )
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -138,26 +149,16 @@ class Trainer:
         for line in passed_over:
             warn(line)
         self.state = load_checkpoint(
-            folder,
-            self.model,
-            self.optimizer,
-            config=self.config,
-            fresh=self.state,
-            allowed=allowed_changes,
+            folder, self.model, self.optimizer, config=self.config, fresh=self.state, allowed=allowed_changes
         )
-        if self.carried is not None:
-            load_carried(optimizer_file(folder), self.carried, self.state.carried, self.device)
+        self.lanes.load(optimizer_file(folder), self.state.carried, self.device)
         changes = environment_changes(folder, self.device)
         if changes:
             warn(f"the run continues, but not bit for bit as it would have: {'; '.join(changes)}")
         self.schedule.load(self.state.schedule)
         for kept in (self.averaging, self.best):
             kept.load(optimizer_file(folder), self.state.weights)
-        if self.state.scaler:
-            try:
-                self.precision.scaler.load_state_dict(self.state.scaler)
-            except (KeyError, RuntimeError) as error:
-                raise CheckpointError(f"{folder}: its gradient scaler is damaged: {error}") from error
+        self.precision.load_scaler(self.state.scaler, folder)
         self.plan = self.plan.continued(self.config, self.state, folder)
         self.saver.go_on_from(folder)
 
@@ -179,12 +180,11 @@ class Trainer:
                     self._evaluate()
                 self._save()
             self.saver.tidy_again()
-            watch = Stopwatch(plan, state, settings.num_workers)
+            watch = Stopwatch(plan, state, settings.num_workers, self.world)
             while not self.evaluations.ended(state.step):
-                if stop.requested:
-                    self._stop(stop.requested)
+                overdue = self._agree(stop)
                 with self._memory_watched(f"step {state.step + 1}"):
-                    report = self.take_step(watch.next_of(batches, settings.gradient_accumulation_steps))
+                    report = self.take_step(watch.next_of(batches, self.share.size))
                 if state.step == start + 1:
                     # An optimizer whose state cannot be saved is refused now, not at a checkpoint hours later.
                     optimizer_values(self.model, self.optimizer)
@@ -198,7 +198,7 @@ class Trainer:
                 if last and not logged and report[0]:
                     self._log_step(watch.report(state, *report))
                 due = last or plan.checkpoint_due(state.step)
-                if due or self.saver.overdue():
+                if due or overdue:
                     with watch:
                         self._save(ephemeral=not due)
         return state
@@ -212,6 +212,13 @@ class Trainer:
         finally:
             self.saver.finish()
             self.notifier.tell("foundry_run_ended", step=self.state.step)
+
+    def _agree(self, stop: StopRequest) -> bool:
+        """Stop if a signal has asked any process to; return whether an ephemeral checkpoint is overdue."""
+        overdue, *asked = self.world.any([self.saver.overdue(), *stop.flags])
+        if any(asked):
+            self._stop(STOP_SIGNALS[asked.index(True)].name)
+        return overdue
 
     def _stop(self, signal_name: str) -> None:
         """Save at this step boundary, unless that has been done, and leave."""
@@ -234,89 +241,76 @@ class Trainer:
 
     def _begin(self) -> None:
         plan = self.plan
-        for what, unreached in (("checkpoint", plan.unreached_checkpoints), ("evaluation", plan.unreached_evaluations)):
-            for each in unreached:
-                warn(f"no {what} at {each}: the run ends at step {plan.total_steps:,}")
-        for milestone in plan.milestones:
-            if milestone.step == 0 and milestone.unit != "steps":
-                warn(f"the checkpoint at {milestone} is that of step 0: one step sees more")
+        for line in plan.warnings:
+            warn(line)
         facts: dict[str, Any] = {"parameters": self.model.get_parameter_count().total, "device": str(self.device)}
-        facts |= {"threads": torch.get_num_threads(), **self.choices.values}
+        facts |= {"threads": torch.get_num_threads(), "processes": self.world.size, **self.choices.values}
         if self.state.started_from is not None:
             facts["started_from"] = self.state.started_from
         if self.data.train.info.unknown:
             facts["unknown_share"] = round(self.data.train.info.unknown_share, 4)
+        if not self.world.first:
+            return
         flops = training_flops(self.model, plan.total_samples, self.data.train_rows.length)
         write_record(self.config, facts | {"training_flops": flops}, plan, self.data.description, self.choices.reasons)
         self.notifier.tell("foundry_run_started", run=run_info(self.config, facts, self.plan, self.state))
 
     def batches(self) -> Iterator[Batch]:
-        """Return the micro-batches from the present position to the end; the last step may be smaller."""
-        return iter(
-            Batches(
-                self.data.train_rows,
-                self.data.order,
-                self.training_collate,
-                self.config.data.batch_size,
-                self.state.samples,
-                self.plan.total_samples,
-                self.config.training.num_workers,
-            )
-        )
+        """Return this process's micro-batches from the present position on; the last step may be smaller."""
+        size, workers = self.config.data.batch_size, self.config.training.num_workers
+        span = (self.state.samples, self.plan.total_samples)
+        rows = (self.data.train_rows, self.data.order, self.training_collate)
+        return iter(Batches(*rows, size, *span, workers, self.share))
 
     def take_step(self, micro_batches: list[Batch]) -> tuple[dict[str, float], float, float]:
-        """Take one optimizer step and advance the state. Return its losses, learning rate and gradient norm."""
+        """Take one optimizer step and advance the state. Return its losses, learning rate and gradient norm.
+
+        micro_batches: Those of this process.
+        """
         state, settings, scaler = self.state, self.config.training, self.precision.scaler
-        self._seed_dropout()
         rate = self.schedule.rate(state.step + 1, state.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # The number of predictions is needed before the first backward pass: dividing each micro-batch by its own count
         # would weigh tokens unequally.
-        count = max(sum(self._predictions(batch) for batch in micro_batches), 1)
-        rows = sum(len(batch["input_ids"]) for batch in micro_batches)
+        own = [(self._predictions(batch), len(batch["input_ids"])) for batch in micro_batches]
+        predicted, rows = self.world.sum(torch.tensor([*own, (0, 0)]).sum(0)).tolist()
+        count = max(predicted, 1)
         divisor = count if settings.loss_sum_over == "tokens" else rows
-        totals: dict[str, torch.Tensor] = {}
-        first = state.samples
-        for batch in micro_batches:
-            for name, figure in self._add_gradient(batch, divisor, first).items():
-                totals[name] = totals.get(name, 0) + figure.double()
-            first += len(batch["input_ids"])
+        self.reduction.begin(-(-rows // self.config.data.batch_size))
+        sums = list[dict[str, torch.Tensor]]()
+        for number, batch in enumerate(micro_batches, self.share.first):
+            with self.reduction.micro_batch(last=len(sums) == len(micro_batches) - 1):
+                sums.append(self._add_gradient(batch, divisor, number))
+        self.reduction.finish()
         scaler.unscale_(self.optimizer)
         limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        figures = {name: float(total) / count for name, total in totals.items()}
+        figures = {name: total / count for name, total in self.figures.summed(sums).items()}
         self._check_numbers(figures.get("optimised", figures["loss"]), norm)
         scaler.step(self.optimizer)
         scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.averaging.step_taken()
         self._advance(rows)
         return figures, rate, norm
 
-    def _seed_dropout(self) -> None:
-        """Make what the next step draws a function of seed and step."""
-        torch.manual_seed(derive(self.config.seed("dropout"), "dropout", self.state.step))
+    def _seed_dropout(self, number: int) -> None:
+        """Make what a micro-batch of the next step draws a function of seed, step and its number."""
+        torch.manual_seed(derive(self.config.seed("dropout"), "dropout", self.state.step, number))
 
-    def _add_gradient(self, batch: Batch, divisor: int, first: int) -> dict[str, torch.Tensor]:
+    def _add_gradient(self, batch: Batch, divisor: int, number: int) -> dict[str, torch.Tensor]:
         """Add the gradient of a micro-batch's summed loss over `divisor`; return the sums to report.
 
-        first: The position of its first row.
+        number: That of the micro-batch in the step.
         """
-        carried = self._carried_into(batch, first)
+        self._seed_dropout(number)
+        carried = self.lanes.into(batch, number, self.state.samples)
         with self.precision.autocast():
             batch = to_device(batch, self.device)
             optimised, figures = summed_losses(self.model, self.forward, batch, self.own_loss, carried)
-        torch.autograd.backward(self.precision.scaler.scale(optimised / divisor))
+        torch.autograd.backward(self.precision.scaler.scale(optimised / divisor * self.reduction.factor))
         return figures
-
-    def _carried_into(self, batch: Batch, first: int) -> tuple[CarriedState, torch.Tensor] | None:
-        """Return the state that the rows of a micro-batch continue from, and their lengths; None if they do not."""
-        if self.carried is None:
-            return None
-        if first % self.data.order.size == 0:  # an epoch begins
-            self.carried.reset()
-        return self.carried, row_lengths(self.data.train_rows, self.data.order, first, len(batch["input_ids"]))
 
     def _predictions(self, batch: Batch) -> int:
         _, chosen = self.model.targets(batch["labels"], batch["attention_mask"])
@@ -380,6 +374,7 @@ class Trainer:
                 batch_size=self.config.data.batch_size,
                 step=state.step,
                 autocast=self.precision.autocast,
+                world=self.world,
             )
             self._check_weights(report.loss)
         self.state.log.append({"step": report.step, LOG_KEYS[corpus]: report.loss})
@@ -393,8 +388,7 @@ class Trainer:
         self.state.schedule = self.schedule.state()
         self.state.optimizer = optimizer_values(self.model, self.optimizer)
         self.state.scaler = self.precision.scaler.state_dict() if self.precision.scaler.is_enabled() else {}
-        self.state.carried = self.carried.layout() if self.carried is not None else None
-        carried = carried_entries(self.carried) if self.carried is not None else {}
+        self.state.carried, carried = self.lanes.saved()
         with self.averaging.applied():
             kept = self.averaging.kept() | self.best.kept() | carried
             self.saver.save(self.state, ephemeral=ephemeral, kept=kept)
