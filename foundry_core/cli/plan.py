@@ -31,6 +31,7 @@ from foundry_core.cli.common import (
     large_imports,
     listing,
     load_plugins,
+    number,
     path_argument,
     prepare_data,
     read_config,
@@ -44,6 +45,7 @@ EXAMPLE = """\
 examples:
   foundry plan configs/gpt2.yaml
   foundry plan configs/gpt2.yaml data.batch_size=64 --json
+  foundry plan configs/gpt2.yaml --processes 4
   foundry plan study.yaml
   foundry plan configs/gpt2.yaml --measure
   foundry plan --measure
@@ -64,6 +66,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
     what = "measure the YAML; with names, or without a YAML, architectures at their base size (all that have one)"
     parser.add_argument("--measure", nargs="*", metavar="ARCH", help=what)
+    what = "plan for N processes, as foundry train takes them: what each of them does and needs"
+    parser.add_argument("--processes", type=number(int, 1, 1024), default=1, metavar="N", help=what)
     parser.add_argument("--no-timing", action="store_true", help="do not run steps to estimate the time")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -82,7 +86,7 @@ def execute(options: argparse.Namespace) -> None:
     if names_a_study(options):
         print_study_plan(options.config, partial(_facts, timing=not options.no_timing), as_json=options.json)
         return
-    facts = _facts(read_config(options), timing=not options.no_timing)
+    facts = _facts(read_config(options), timing=not options.no_timing, processes=options.processes)
     if options.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -95,13 +99,14 @@ def execute(options: argparse.Namespace) -> None:
         )
 
 
-def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
+def _facts(config: Any, *, timing: bool, processes: int = 1) -> dict[str, Any]:
     """Return what a run will be, with the time that it takes if that is asked for."""
-    facts, trainer = planned(config)
+    facts, trainer = planned(config, processes)
     memory, needed, activations = facts.pop("memory"), facts["memory_bytes"], facts["of_which_activations"]
-    if needed > memory:
+    together = needed * (processes if facts["device"] == "cpu" else 1)  # each GPU has its own
+    if together > memory:
         warn(
-            f"a step needs about {needed / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB: lower "
+            f"a step needs about {together / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB: lower "
             "data.batch_size and raise training.gradient_accumulation_steps by the same factor, or lower "
             "data.max_sequence_length"
         )
@@ -111,7 +116,7 @@ def _facts(config: Any, *, timing: bool) -> dict[str, Any]:
     return facts
 
 
-def planned(config: Any) -> tuple[dict[str, Any], Any]:
+def planned(config: Any, processes: int = 1) -> tuple[dict[str, Any], Any]:
     """Return what a run will be, with the `memory` of its device, and its trainer before the first step."""
     with large_imports():
         from foundry_core.checkpoints.optimizer_state import first_state
@@ -121,9 +126,11 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
         from foundry_core.registry.hooks import hook_manager
         from foundry_core.training.choices import choose
         from foundry_core.training.counting import trainer_of
+        from foundry_core.training.division import check_division, fitting, sums_held
         from foundry_core.training.notifier import Notifier
         from foundry_core.training.saving import KEPT_STATES
 
+    check_division(config, processes)
     tokenizer, data = prepare_data(config)
     model = create_model(config, tokenizer)
     count, footprint = model.get_parameter_count(), model.get_memory_footprint()
@@ -163,6 +170,9 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
         "tokens_per_step": round(plan.samples_per_step * plan.tokens_per_epoch / plan.rows),
         "steps": plan.total_steps,
         "of_which_warm_up": plan.warmup_steps,
+        "processes": processes,
+        "rows_of_a_process_in_a_step": plan.samples_per_step // processes,
+        "processes_that_fit": fitting(config),
         "epochs": round(plan.budget["epochs"], 3),
         **({"passes": passes} if (passes := _passes(trainer)) else {}),
         "training_tokens": plan.budget["tokens"],
@@ -177,7 +187,7 @@ def planned(config: Any) -> tuple[dict[str, Any], Any]:
         "evaluations_beyond_the_end": list(plan.unreached_evaluations),
         "bytes_of_a_checkpoint": checkpoint,
         "disk_bytes": kept * (checkpoint - remembered) + states * remembered,
-        "memory_bytes": checkpoint + footprint.gradients + activations,
+        "memory_bytes": checkpoint + footprint.gradients * (1 + sums_held(config, processes)) + activations,
         "of_which_activations": activations,
         "memory": memory_of(trainer.device),
     }

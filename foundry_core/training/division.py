@@ -12,22 +12,47 @@ def check_division(config: ExperimentConfig, processes: int) -> None:
     Raises:
         UsageError: It cannot; names the numbers that can.
     """
-    if processes == 1:
+    training, numbers = config.training, fitting(config)
+    if processes in numbers:
         return
-    training = config.training
     if config.capabilities.trained_by_counting:
         raise UsageError(
             f"{config.model.architecture} is trained by counting, which one process does: {processes} cannot"
         )
-    micro_batches = training.gradient_accumulation_steps
-    fitting = [each for each in range(2, micro_batches + 1) if _divides(each, micro_batches, training.reduction)]
-    if processes not in fitting:
-        which, how = f"1, {', '.join(map(str, fitting))}" if fitting else "only 1", training.reduction
-        raise UsageError(
-            f"{processes} processes cannot divide the micro-batches of a step: with "
-            f"training.gradient_accumulation_steps {micro_batches} and training.reduction {how} there can "
-            f"be {which}. A smaller data.batch_size and more steps of accumulation take the same rows in a step"
-        )
+    micro_batches, how = training.gradient_accumulation_steps, training.reduction
+    which = ", ".join(map(str, numbers)) if len(numbers) > 1 else "only 1"
+    raise UsageError(
+        f"{processes} processes cannot divide the micro-batches of a step: with training.gradient_accumulation_steps "
+        f"{micro_batches} and training.reduction {how} there can be {which}. A smaller data.batch_size and more steps "
+        "of accumulation take the same rows in a step"
+    )
+
+
+def consecutive(own: int) -> int:
+    """Return how many of a process's micro-batches an exact sum adds one after the other, before its tree begins.
+
+    Args:
+        own: The micro-batches of a whole step that the process has.
+    """
+    twos = own & -own  # the largest power of two that divides it
+    return own // twos if own != twos else min(own, 2)
+
+
+def fitting(config: ExperimentConfig) -> list[int]:
+    """Return the numbers of processes that can divide a step."""
+    training = config.training
+    if config.capabilities.trained_by_counting:
+        return [1]
+    most = training.gradient_accumulation_steps
+    return [each for each in range(1, most + 1) if _divides(each, most, training.reduction)]
+
+
+def sums_held(config: ExperimentConfig, processes: int) -> int:
+    """Return how many sums of gradients a process holds at most besides the gradient itself."""
+    own = config.training.gradient_accumulation_steps // processes
+    exact = (own // consecutive(own)).bit_length() - 1 if config.training.reduction == "exact" else 0
+    # What the processes exchange, and what they receive; torch keeps buckets as large as the gradient.
+    return exact + (0 if processes == 1 else 2 if config.training.reduction == "exact" else 1)
 
 
 def _divides(processes: int, micro_batches: int, reduction: str) -> bool:

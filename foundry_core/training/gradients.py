@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.processes import World
+from foundry_core.training.division import consecutive
 
 Gradients: TypeAlias = list[torch.Tensor | None]
 """One for each parameter; None for one that the loss did not depend on."""
@@ -84,10 +85,8 @@ class ExactReduction:
 
     def __init__(self, model: BaseLanguageModel, world: World, micro_batches: int):
         self._parameters, self._world = [p for p in model.parameters() if p.requires_grad], world
-        own = micro_batches // world.size
-        twos = own & -own  # the largest power of two that divides it
         # Micro-batches that stand one after the other in the tree are added up by autograd in `grad`.
-        self._run = own // twos if own != twos else min(own, 2)
+        self._run = consecutive(micro_batches // world.size)
         self._sums: list[tuple[int, Gradients]] = []
         self._in_grad = 0
         self._flat: torch.Tensor | None = None

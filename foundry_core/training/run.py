@@ -87,7 +87,7 @@ def run(
                 choices = agreed_choices(
                     config, world, partial(choose, config, model, tokenizer, rows, begun=begun, quiet=quiet)
                 )
-                maker: Callable[..., Trainer] = _profiled(profile) if profile else trainer_of(config)
+                maker: Callable[..., Trainer] = _profiled(profile) if profile and world.first else trainer_of(config)
                 notifier = Notifier(manager, silent=not world.first)
                 trainer = maker(config, model, tokenizer, rows, notifier, choices, world)
                 (trainer.resume if resume else trainer.begin)(allowed_changes)
