@@ -74,6 +74,9 @@ def run(
             trainer = maker(config, model, tokenizer, rows, Notifier(manager), choices)
             (trainer.resume if resume else trainer.begin)(allowed_changes)
             trainer.score_suites = suites.prepared(model, tokenizer, trainer.notifier, trainer.plan)
+            if trainer.saver.parent is not None:
+                with trainer.averaging.applied():
+                    suites.complete(trainer.output_dir / trainer.saver.parent)
         return trainer.train(stop)
 
 
