@@ -354,6 +354,9 @@ def test_a_suite_that_replaces_another_of_its_name_warns_once(own_run, agreement
         warnings.append(capsys.readouterr().err)
     assert [text.count("\n") for text in warnings] == [0, 0, 1, 0]
     assert f"results of another suite called blimp-x ({len(lines)} items) are replaced" in warnings[2]
+    named = [f"{folder}=blimp={tmp_path / folder}" for folder in ("a", "b")]
+    assert main(["evaluate", str(own_run), "--suite", *named]) == 0
+    assert {path.name for path in (own_run / "scores" / "checkpoint-6").glob("?.json")} == {"a.json", "b.json"}
 
 
 def test_surprisals_of_regions_are_kept_beside_the_items(own_run, tmp_path, evaluate):
@@ -414,7 +417,7 @@ def test_options_that_mean_nothing_together_are_refused(own_run, agreement, tmp_
         (["--all"], "--all is for suites"),
         (["--measure", "mean"], "--measure is for suites"),
         (["--suite", str(agreement), "--pairs", str(agreement)], "--suite is for itself"),
-        (["--suite", str(agreement), str(tmp_path / "other" / agreement.name)], "2 suites are called"),
+        (["--suite", str(agreement), str(tmp_path / "other" / agreement.name)], "name one, as in NAME=blimp=PATH"),
     ):
         assert main(["evaluate", str(own_run), *arguments]) == 2
         assert problem in capsys.readouterr().err

@@ -96,10 +96,11 @@ class RunSuites:
 
 def check_names(suites: list[LoadedSuite]) -> None:
     """Raise UsageError if two suites have one name, under which their results would be kept."""
-    counts = Counter(suite.name for suite in suites)
+    counts, kinds = Counter(suite.name for suite in suites), {suite.name: suite.kind for suite in suites}
     for name, times in counts.items():
         if times > 1:
-            raise UsageError(f"{times} suites are called {name}: their results would be mixed up; rename one")
+            problem = f"{times} suites are called {name}: their results would be mixed up"
+            raise UsageError(f"{problem}; name one, as in NAME={kinds[name]}=PATH")
 
 
 def _report(state: TrainState, suite: LoadedSuite, found: dict[str, Any]) -> SuiteReport:

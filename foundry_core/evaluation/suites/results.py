@@ -178,7 +178,7 @@ def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> N
     if before is not None and before["suite_digest"] != content["suite_digest"]:
         warn(
             f"{path.parents[1]}: results of another suite called {content['suite']} ({before['items']:,} items) are "
-            "replaced; to keep both, give a file or folder of one another name"
+            f"replaced; to keep both, name one of them: NAME={content['kind']}=PATH"
         )
     tables: dict[Suffix, bytes | None]
     tables = {".tsv": items_table(scores.results), ".regions.tsv": regions_table(scores.results)}
