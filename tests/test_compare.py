@@ -508,6 +508,31 @@ def test_a_browser_shows_the_page_without_errors(hostile: Path, tmp_path: Path) 
         assert set(shown.requests) <= {path.as_uri(), "data:,"}
 
 
+@pytest.mark.long
+@pytest.mark.skipif(program() is None, reason="no Chromium is installed")
+def test_a_printed_page_is_legible_and_not_cut(copied: Path, tmp_path: Path) -> None:
+    """With as many columns as eight models need."""
+    for architecture in ("gru", "rnn", "mamba", "gpt2-wide-and-deep", "opt"):
+        shutil.copytree(copied / "lstm-1", copied / f"{architecture}-1")
+        config = copied / f"{architecture}-1" / "config.yaml"
+        config.write_text(config.read_text().replace("architecture: lstm", f"architecture: {architecture}"))
+    comparison = compare(find_runs([copied]), "study")
+    assert len(comparison.rows) == 8
+    path = tmp_path / "page.html"
+    path.write_text(page(comparison))
+    with browser(tmp_path / "profile") as shown:
+        paper = 680  # the pixels between the margins of A4
+        shown.open(path, width=paper, media="print")
+        assert shown.value("document.documentElement.scrollWidth") <= paper
+        shown.value("dispatchEvent(new Event('beforeprint'))")
+        size = "parseFloat(getComputedStyle(document.querySelector('svg text')).fontSize)"
+        scale = "(svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width)(document.querySelector('svg'))"
+        assert shown.value(f"{size} * {scale}") > 10
+        row = "[...document.querySelectorAll('tbody tr')].find(row => row.textContent.startsWith('{}'))"
+        for start, display in (("model.architectureintended", "none"), ("training text", "table-row")):
+            assert shown.value(f"getComputedStyle({row.format(start)}).display") == display
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
