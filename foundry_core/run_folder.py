@@ -12,6 +12,7 @@
   scores/                     SCORES: results of suites
     <checkpoint>/<suite>.json   accuracies by paradigm and phenomenon, with the digests of checkpoint and suite
     <checkpoint>/<suite>.tsv    the same items one by one
+    <checkpoint>/<suite>.regions.tsv  of formulas, the surprisals of the regions that they compare
   tokens/                     TOKENS: token files, if this user may not write to the folder of a shared tokenizer
   tokenizer/                  TOKENIZER: unless tokenizer.output_dir names another folder
     tokenizer.json            TOKENIZER_MODEL: vocabulary and rules, as the tokenizers library stores them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import html.parser
 import io
 import json
@@ -25,6 +26,11 @@ from foundry_core.analysis.page import page
 from foundry_core.analysis.tables import as_csv, as_latex
 from foundry_core.cli import main
 from foundry_core.errors import CheckpointError, UsageError
+from foundry_core.evaluation.suites.items import BETTER, Score, SuiteItem
+from foundry_core.evaluation.suites.kept import DIGESTS, VERSION, read_averages
+from foundry_core.evaluation.suites.results import items_table, regions_table
+from foundry_core.evaluation.suites.scoring import ItemResult
+from foundry_core.storage.manifest import sealed
 from tests.browser import browser, program
 
 GUIDE = Path(__file__).parents[1] / "docs" / "evaluation" / "comparing.md"
@@ -63,8 +69,10 @@ def score(folder: Path, suite: str = "toy", *, better: int = 0) -> None:
             "phenomena": parts,
             "phenomena_macro": whole,
         }
-        (place / f"{suite}.json").write_text(json.dumps(result))
-        (place / f"{suite}.tsv").write_text("\n".join(lines) + "\n")
+        table = ("\n".join(lines) + "\n").encode()
+        (place / f"{suite}.tsv").write_bytes(table)
+        result |= {"version": VERSION, "items_sha256": hashlib.sha256(table).hexdigest()}
+        (place / f"{suite}.json").write_bytes(sealed(result))
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +118,11 @@ def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def edit_result(path: Path, **values: Any) -> None:
+    """Replace values of the results of a suite."""
+    path.write_bytes(sealed(read_averages(path) | values))
+
+
 @pytest.mark.long
 def test_a_run_opens_as_data_frames_and_imports_no_torch(trained: Path) -> None:
     program = f"""
@@ -145,16 +158,51 @@ def test_damage_is_named_with_its_file_and_line(trained: Path, tmp_path: Path) -
         _ = open_run(tmp_path / "run").steps
     metrics.write_bytes(whole)
     items = tmp_path / "run" / "scores" / "checkpoint-20" / "toy.tsv"
-    items.write_text(items.read_text().replace("\t1\t0.5", "\tmaybe\t0.5", 1))
-    with pytest.raises(CheckpointError, match=r"toy\.tsv:2: right is 'maybe'"):
+    whole = items.read_bytes()
+    items.write_bytes(whole.replace(b"\t1\t0.5", b"\t0\t0.5", 1))
+    with pytest.raises(CheckpointError, match=r"toy\.tsv is damaged: its sha256"):
         open_run(tmp_path / "run").item_rows("toy")
     with pytest.raises(UsageError, match="no results of a suite 'blimp'.*it has: toy"):
         open_run(tmp_path / "run").item_rows("blimp")
-    items.with_suffix(".json").write_text('{"suite": "toy", "step": 20}')
-    with pytest.raises(CheckpointError, match=r"toy\.json is not a result of a suite"):
+    averages = items.with_suffix(".json")
+    averages.write_bytes(averages.read_bytes().replace(b'"accuracy"', b'"Accuracy"', 1))
+    with pytest.raises(CheckpointError, match=r"toy\.json is damaged: its sha256"):
         _ = open_run(tmp_path / "run").scored
     with pytest.raises(CheckpointError, match="is not a run: it has no config"):
         open_run(tmp_path)
+
+
+def test_results_of_another_version_are_left_out(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_result(copied / "lstm-1" / "scores" / "checkpoint-10" / "toy.json", version=VERSION - 1)
+    assert {row["step"] for row in open_run(copied / "lstm-1").scored} == {20}
+    assert "toy.json is left out: another version" in capsys.readouterr().err
+
+
+def test_items_and_regions_have_the_names_of_their_suite(copied: Path) -> None:
+    """Quotes in a name are doubled in the file, and read back."""
+    name, region = 'the "key"', Score(2, 'with "to"')
+    item = SuiteItem(name, "p", {"good": ("a",), "bad": ("b",)}, (BETTER,), "x:1")
+    place = copied / "lstm-1" / "scores" / "checkpoint-20"
+    result = ItemResult(item, right=True, tie=False, margin=0.5, scores={region: 2.5, Score("*", "bad"): 3.0})
+    tables = {".tsv": items_table([result]), ".regions.tsv": regions_table([result])}
+    for suffix, table in tables.items():
+        assert table is not None
+        (place / f"toy{suffix}").write_bytes(table)
+    digests = {
+        kind: hashlib.sha256(table or b"").hexdigest()
+        for kind, table in zip(DIGESTS.values(), tables.values(), strict=True)
+    }
+    edit_result(place / "toy.json", **digests)
+    opened = open_run(copied / "lstm-1")
+    (found,) = opened.item_rows("toy")
+    assert (found["item"], found["right"], found["margin"], found["step"]) == (name, True, 0.5, 20)
+    frame = opened.regions("toy")
+    assert frame[["item", "condition", "region", "surprisal"]].values.tolist() == [
+        [name, 'with "to"', "2", 2.5],
+        [name, "bad", "*", 3.0],
+    ]
+    with pytest.raises(UsageError, match="has no surprisals of regions"):
+        opened.regions("toy", "checkpoint-10")
 
 
 def test_runs_that_differ_only_in_the_seed_are_one_row(trained: Path, comparison: Comparison) -> None:
@@ -215,14 +263,14 @@ def test_rows_are_compared_where_a_comparison_means_something(comparison: Compar
 
 def test_different_suites_of_one_name_are_not_compared(copied: Path) -> None:
     for place in (copied / "lstm-1", copied / "lstm-2"):
-        edit(place / "scores" / "checkpoint-20" / "toy.json", suite_digest="e" * 64)
+        edit_result(place / "scores" / "checkpoint-20" / "toy.json", suite_digest="e" * 64)
     comparison = compare(find_runs([copied]))
     pairs = {(each.first, each.second) for each in comparison.differences if each.figure == "toy"}
     assert pairs == {("bert", "gpt2")}
     assert "toy" in comparison.rows[2].figures
     (note,) = (each for each in comparison.notes if each.startswith("Different suites are called toy"))
     assert "eeeeeeeeeeee: lstm-1, lstm-2." in note
-    edit(copied / "lstm-1" / "scores" / "checkpoint-20" / "toy.json", suite_digest=DIGEST)
+    edit_result(copied / "lstm-1" / "scores" / "checkpoint-20" / "toy.json", suite_digest=DIGEST)
     assert "toy" not in compare(find_runs([copied])).rows[2].figures  # no mean over two suites
 
 
@@ -277,7 +325,7 @@ def test_a_run_that_was_not_scored_is_named(copied: Path) -> None:
 
 
 def test_an_accuracy_without_variation_has_no_interval(copied: Path) -> None:
-    edit(copied / "bert-1" / "scores" / "checkpoint-20" / "toy.json", accuracy=1.0, interval=[1.0, 1.0])
+    edit_result(copied / "bert-1" / "scores" / "checkpoint-20" / "toy.json", accuracy=1.0, interval=[1.0, 1.0])
     assert compare(find_runs([copied / "bert-1"])).rows[0].figures["toy"].over == ""
 
 
@@ -333,7 +381,7 @@ def test_macro_averages_stand_beside_the_one_over_items(
     copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     macro = {"macro": 0.25, "macro_interval": [0.125, 0.5], "phenomena_macro": 0.375}
-    edit(copied / "bert-1" / "scores" / "checkpoint-20" / "toy.json", **macro)
+    edit_result(copied / "bert-1" / "scores" / "checkpoint-20" / "toy.json", **macro)
     comparison = compare(find_runs([copied]))
     bert = comparison.rows[0].figures
     assert (bert["toy macro"].mean, bert["toy macro"].low, bert["toy macro"].high) == (0.25, 0.125, 0.5)
@@ -380,7 +428,8 @@ def hostile(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = folder / path.name / "config.yaml"
         config.write_text(config.read_text().replace("architecture: lstm", f'architecture: "{HOSTILE}"'))
         for file in (folder / path.name / "scores").glob("*/toy.json"):
-            file.write_text(file.read_text().replace("islands & gaps", HOSTILE.replace("/", r"\/")))
+            text = json.dumps(read_averages(file)).replace("islands & gaps", HOSTILE.replace("/", r"\/"))
+            file.write_bytes(sealed(json.loads(text)))
     return folder
 
 
@@ -457,6 +506,31 @@ def test_a_browser_shows_the_page_without_errors(hostile: Path, tmp_path: Path) 
         assert "words seen" in shown.value("document.querySelector('.tip:not([hidden])').textContent")
         assert shown.messages == []
         assert set(shown.requests) <= {path.as_uri(), "data:,"}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(program() is None, reason="no Chromium is installed")
+def test_a_printed_page_is_legible_and_not_cut(copied: Path, tmp_path: Path) -> None:
+    """With as many columns as eight models need."""
+    for architecture in ("gru", "rnn", "mamba", "gpt2-wide-and-deep", "opt"):
+        shutil.copytree(copied / "lstm-1", copied / f"{architecture}-1")
+        config = copied / f"{architecture}-1" / "config.yaml"
+        config.write_text(config.read_text().replace("architecture: lstm", f"architecture: {architecture}"))
+    comparison = compare(find_runs([copied]), "study")
+    assert len(comparison.rows) == 8
+    path = tmp_path / "page.html"
+    path.write_text(page(comparison))
+    with browser(tmp_path / "profile") as shown:
+        paper = 680  # the pixels between the margins of A4
+        shown.open(path, width=paper, media="print")
+        assert shown.value("document.documentElement.scrollWidth") <= paper
+        shown.value("dispatchEvent(new Event('beforeprint'))")
+        size = "parseFloat(getComputedStyle(document.querySelector('svg text')).fontSize)"
+        scale = "(svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width)(document.querySelector('svg'))"
+        assert shown.value(f"{size} * {scale}") > 10
+        row = "[...document.querySelectorAll('tbody tr')].find(row => row.textContent.startsWith('{}'))"
+        for start, display in (("model.architectureintended", "none"), ("training text", "table-row")):
+            assert shown.value(f"getComputedStyle({row.format(start)}).display") == display
 
 
 @pytest.mark.slow

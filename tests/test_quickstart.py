@@ -44,8 +44,9 @@ def test_it_leaves_a_table_a_page_and_yamls_that_train_again(made, monkeypatch):
     for name, figures in results.items():
         line = next(line for line in table.splitlines() if line.startswith(name))
         assert f"{figures['test_loss']:.3f}" in line
+        assert line.split()[-3:] == [f"{accuracy:.1%}" for accuracy in figures["agreement"]]
     assert set(results) == {"gpt2", "bert", "lstm"}
-    assert (place / FOLDER / "comparison.html").stat().st_size > 10_000
+    assert "agreement, 1 attractor<" in (place / FOLDER / "comparison.html").read_text()
     text_seen = [verify_run(place / FOLDER / "runs" / name)[0][-1].text_seen for name in results]
     assert len(set(text_seen)) == 1
     config = load_config(f"{FOLDER}/lstm.yaml", ["training.output_dir=again", "training.train_tokens=1k"])

@@ -342,7 +342,8 @@ def test_a_file_a_folder_and_a_glob_are_one_suite_each(
     assert capsys.readouterr().err == ""
     (read_one,) = read("clams/fr/l*.txt", {}).items
     assert (read_one.paradigm, read_one.place) == ("long", "clams/fr/long.txt:1")
-    assert read("clams/fr/vp.txt", {}).name == "clams-vp"
+    alone, named = read("clams/fr/vp.txt", {}), read("my own=clams=clams/fr/vp.txt", {})
+    assert (alone.name, named.name, named.digest) == ("clams-vp", "my_own", alone.digest)
     read("clams", {"clams/notes.pdf": "x"})
     assert capsys.readouterr().err == "warning: clams: not read: clams/notes.pdf\n"
 
@@ -355,6 +356,7 @@ def test_a_file_a_folder_and_a_glob_are_one_suite_each(
             "there is no suite, file or folder 'blmp'. Did you mean 'blimp'.? Suites: .*; formats: blimp, clams, ",
         ),
         ("blimp", "'blimp' is a format, without files of its own: write blimp=PATH"),
+        ("mine=zoro=a.txt", "there is no suite or format 'mine', and no file mine=zoro=a.txt"),
         ("zoro=a.txt", "there is no suite or format 'zoro', and no file zoro=a.txt. Did you mean 'zorro'"),
         (
             "text.txt",

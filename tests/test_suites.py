@@ -17,13 +17,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, hookimpl
+from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, hookimpl, open_run
 from foundry_core.cli import main
 from foundry_core.evaluation import sentence_scores as sentence_scores_module
 from foundry_core.evaluation.sentence_scores import sentence_scores
 from foundry_core.evaluation.suites.items import BETTER, Formula, Operation, Score, SuiteItem
+from foundry_core.evaluation.suites.kept import COLUMNS
 from foundry_core.evaluation.suites.outcomes import Value, outcome
-from foundry_core.evaluation.suites.results import COLUMNS, REGION_COLUMNS, averages, stored_results
+from foundry_core.evaluation.suites.results import averages
 from foundry_core.evaluation.suites.scoring import (
     EncodedSuite,
     ItemResult,
@@ -293,10 +294,11 @@ def test_all_checkpoints_are_scored_as_each_is_alone(own_run, agreement, evaluat
     alone = [evaluate(own_run / each["checkpoint"], "--suite", agreement)[0] for each in together]
     assert alone == together
     assert {path: path.read_bytes() for path in files} == files
-    assert stored_results(own_run) == [{k: v for k, v in each.items() if k != "reused"} for each in together]
+    opened = [row for row in open_run(own_run).scored if row["level"] == "suite"]
+    assert [(row["step"], row["accuracy"]) for row in opened] == [(each["step"], each["accuracy"]) for each in together]
     (table,) = (own_run / "scores" / "checkpoint-6").glob("*.tsv")
     lines = [line.split("\t") for line in table.read_text().splitlines()]
-    assert tuple(lines[0]) == COLUMNS
+    assert tuple(lines[0]) == COLUMNS[".tsv"]
     right = [line[3] for line in lines[1:]]
     assert right.count("1") / len(right) == together[2]["accuracy"]
     assert all((float(line[4]) > 0) == (line[3] == "1") for line in lines[1:])
@@ -325,7 +327,6 @@ def test_results_are_reused_while_nothing_has_changed(experiment, own_run, agree
     stored[0].write_bytes(stored[0].read_bytes()[:-40])
     tables[1].write_bytes(tables[1].read_bytes().replace(b"\t1\t", b"\t0\t", 1))
     stored[2].write_bytes(stored[2].read_bytes().replace(b'"ties": 0', b'"ties": 1', 1))
-    assert len(stored_results(own_run)) == 0
     assert again() == [False] * 3
     tables[0].unlink()
     assert again() == [False, True, True]
@@ -353,6 +354,9 @@ def test_a_suite_that_replaces_another_of_its_name_warns_once(own_run, agreement
         warnings.append(capsys.readouterr().err)
     assert [text.count("\n") for text in warnings] == [0, 0, 1, 0]
     assert f"results of another suite called blimp-x ({len(lines)} items) are replaced" in warnings[2]
+    named = [f"{folder}=blimp={tmp_path / folder}" for folder in ("a", "b")]
+    assert main(["evaluate", str(own_run), "--suite", *named]) == 0
+    assert {path.name for path in (own_run / "scores" / "checkpoint-6").glob("?.json")} == {"a.json", "b.json"}
 
 
 def test_surprisals_of_regions_are_kept_beside_the_items(own_run, tmp_path, evaluate):
@@ -362,7 +366,7 @@ def test_surprisals_of_regions_are_kept_beside_the_items(own_run, tmp_path, eval
     assert not evaluate(*call)[0]["reused"]
     (table,) = (own_run / "scores").rglob("*.regions.tsv")
     header, *lines = (line.split("\t") for line in table.read_text().splitlines())
-    assert tuple(header) == REGION_COLUMNS
+    assert tuple(header) == COLUMNS[".regions.tsv"]
     assert [line[:4] for line in lines] == [
         ["forms", item, condition, region] for item in "12" for condition in ("good", "bad") for region in "12"
     ]
@@ -402,7 +406,7 @@ def test_a_measure_by_unigrams_takes_them_from_the_training_text(own_run, agreem
     assert ours["slor"] == pytest.approx(ours["pmi"] / 5)
     evaluate(folder, "--suite", agreement)
     (slor,) = evaluate(folder, "--suite", agreement, "--measure", "slor")
-    assert [each["measure"] for each in (*stored_results(own_run), *stored_results(own_run, "slor"))] == ["sum", "slor"]
+    assert [row["measure"] for row in open_run(own_run).scored if row["level"] == "suite"] == ["sum", "slor"]
     assert slor["reused"] is False
 
 
@@ -413,7 +417,7 @@ def test_options_that_mean_nothing_together_are_refused(own_run, agreement, tmp_
         (["--all"], "--all is for suites"),
         (["--measure", "mean"], "--measure is for suites"),
         (["--suite", str(agreement), "--pairs", str(agreement)], "--suite is for itself"),
-        (["--suite", str(agreement), str(tmp_path / "other" / agreement.name)], "2 suites are called"),
+        (["--suite", str(agreement), str(tmp_path / "other" / agreement.name)], "name one, as in NAME=blimp=PATH"),
     ):
         assert main(["evaluate", str(own_run), *arguments]) == 2
         assert problem in capsys.readouterr().err
@@ -478,9 +482,13 @@ def test_suites_during_training_change_no_weight(experiment, agreement, corpus, 
     assert reports[-1].phenomena.keys() == {"a", "b"}
     kept = {path: path.read_bytes() for path in (folders["scored"] / "scores").rglob("*.*")}
     assert {path.parent.name for path in kept} == {"checkpoint-6"}
+    shutil.rmtree(folders["scored"] / "scores")  # as if it had been killed between the checkpoint and its results
+    run(scored, quiet=True, resume=True)
+    assert {path: path.read_bytes() for path in (folders["scored"] / "scores").rglob("*.*")} == kept
     found = evaluate(folders["scored"], "--suite", agreement, "--all")
     assert [each["reused"] for each in found] == [False, False, True]
-    assert found[-1]["accuracy"] == lines["scored"][-1]["accuracy"]
+    for key in ("accuracy", "suite_digest"):
+        assert found[-1][key] == lines["scored"][-1][key]
     shutil.rmtree(folders["scored"] / "scores")
     evaluate(folders["scored"], "--suite", agreement, "--all")
     assert {path: path.read_bytes() for path in kept} == kept

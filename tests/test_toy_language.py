@@ -313,7 +313,7 @@ def test_write_corpus_writes_minimal_pairs_with_blimps_fields(tmp_path: Path) ->
     records = [json.loads(line) for line in corpus.minimal_pairs.read_text().splitlines()]
     assert Counter(record["UID"] for record in records) == {f"agreement_{n}_attractors": 25 for n in range(3)}
     for record in records:
-        assert record.keys() == {"sentence_good", "sentence_bad", "attractors", "UID"}
+        assert record.keys() == {"sentence_good", "sentence_bad", "attractors", "UID", "linguistics_term"}
         assert attractors_of(record["sentence_good"]) == record["attractors"]
         assert record["UID"] == f"agreement_{record['attractors']}_attractors"
 

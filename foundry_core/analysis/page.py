@@ -119,10 +119,18 @@ def _drawn(comparison: Comparison) -> Facts:
     return {"rows": [one_line(row.name) for row in comparison.rows], "axes": axes, "charts": found}
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> Markup:
-    """Return a table; a cell that is not yet an element becomes one, the first of a row its head."""
+def _table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "", on_screen: Sequence[bool] = ()
+) -> Markup:
+    """Return a table; a cell that is not yet an element becomes one, the first of a row its head.
+
+    on_screen: For each row, whether it is left out on paper; none is by default.
+    """
     head = tag("tr", *(tag("th", each, scope="col") for each in header))
-    body = [tag("tr", _head_cell(first), *(_cell(each) for each in rest)) for first, *rest in rows]
+    body = []
+    for (first, *rest), left_out in zip(rows, on_screen or [False] * len(rows), strict=True):
+        look = {"class_": "screen"} if left_out else {}
+        body.append(tag("tr", _head_cell(first), *(_cell(each) for each in rest), **look))
     table = tag("table", tag("thead", head), tag("tbody", *body), class_=kind)
     return tag("div", table, class_="wide", tabindex="0")
 
@@ -264,7 +272,12 @@ def _conditions(comparison: Comparison) -> Iterable[Markup]:
         return
     yield tag("h2", "Conditions checked", id="conditions")
     rows = [[each.name, _verdict(each), _values(each)] for each in comparison.conditions]
-    yield _table(["condition", "verdict", "value"], rows, "text")
+    # On paper the settings that are meant to differ, dozens for several architectures, are only in their own table.
+    both = [each.setting and not each.equal and each.intended for each in comparison.conditions]
+    yield _table(["condition", "verdict", "value"], rows, "text", on_screen=both)
+    if any(both):
+        left = "Settings that differ as intended stand below."
+        yield tag("p", left, class_="paper soft small")
 
 
 def _verdict(condition: Condition) -> Markup:
@@ -377,5 +390,7 @@ def _citation(runs: Sequence[Run]) -> Iterable[Markup]:
     yield tag("p", "Cite foundry with the version that trained the models, and the papers of the suites you report.")
     yield tag("pre", Markup("\n".join(map(_text, lines))))
     yield tag(
-        "footer", tag("p", "This page is complete in itself and loads nothing from the network.", class_="soft small")
+        "footer",
+        tag("p", "This page is complete in itself and loads nothing from the network.", class_="soft small"),
+        class_="screen",
     )

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from foundry_core.checkpoints.names import named_checkpoints
 from foundry_core.config.settings import SEEDS, covered, flat
 from foundry_core.config.yaml_source import YamlSource
-from foundry_core.errors import CheckpointError, UsageError
+from foundry_core.errors import CheckpointError, UsageError, warn
+from foundry_core.evaluation.suites.kept import VERSION, Suffix, read_averages, rows_of
 from foundry_core.run_folder import CHECKPOINT, CONFIG, METRICS, RECORD, SCORES, TRAINER_STATE
 from foundry_core.storage.files import read_appended
 from foundry_core.storage.manifest import parse_json, read_plain_file
@@ -178,6 +179,20 @@ class Run:
         """
         return _frame(self.item_rows(suite, checkpoint))
 
+    def regions(self, suite: str, checkpoint: str | None = None) -> DataFrame:
+        """Return a row for each region of the sentences that a suite compares, with its surprisal in bits.
+
+        `condition` names the sentence of the item. `region` is text: "1" for the first, "*" for the whole sentence.
+
+        Args:
+            suite: The name of the suite.
+            checkpoint: As for `items`.
+
+        Raises:
+            UsageError: There are no results of it, or it has minimal pairs, of which only differences are computed.
+        """
+        return _frame(self.region_rows(suite, checkpoint))
+
     @cached_property
     def steps(self) -> list[Facts]:
         """The reports of logged steps, in order; of an auxiliary term, `auxiliary.<name>`."""
@@ -228,7 +243,8 @@ class Run:
     def scored(self) -> list[Facts]:
         """The results of suites by suite and step: those beside the checkpoints, and those reported during training."""
         paths = sorted((self.folder / SCORES).glob("*/*.json"))
-        found = [row for path in paths for row in _results_of(_result(path), path)]
+        results = ((path, _result(path)) for path in paths)
+        found = [row for path, result in results if result is not None for row in _results_of(result, path)]
         kept = {(row["suite"], row["step"]) for row in found}
         reported = {(each["suite"], each["step"]): each for each in self._reports if each["kind"] == "suite"}
         found += [row for at, each in reported.items() if at not in kept for row in _results_of(each, None)]
@@ -237,13 +253,30 @@ class Run:
 
     def item_rows(self, suite: str, checkpoint: str | None = None) -> list[Facts]:
         """Return the rows of `items` as plain data."""
+        return [
+            row | {"right": row["right"] == "1", "margin": float(row["margin"]) if row["margin"] else None}
+            for row in self._rows(".tsv", suite, checkpoint)
+        ]
+
+    def region_rows(self, suite: str, checkpoint: str | None = None) -> list[Facts]:
+        """Return the rows of `regions` as plain data."""
+        rows = self._rows(".regions.tsv", suite, checkpoint)
+        return [row | {"surprisal": float(row["surprisal"])} for row in rows]
+
+    def _rows(self, suffix: Suffix, suite: str, checkpoint: str | None) -> Iterator[Facts]:
+        """Yield the rows of a table of a suite, values as text, with the step."""
         whole = [row for row in self.scored if row["level"] == "suite" and row["file"]]
         found = [row for row in whole if row["suite"] == suite and checkpoint in (None, row["checkpoint"])]
         if not found:
             where = f" at {checkpoint}" if checkpoint is not None else ""
             known = ", ".join(dict.fromkeys(row["suite"] for row in whole)) or "none"
             raise UsageError(f"{self.folder} has no results of a suite {suite!r}{where}; it has: {known}")
-        return list(_items_of(Path(found[-1]["file"]).with_suffix(".tsv"), found[-1]["step"]))
+        path = Path(found[-1]["file"])
+        if suffix == ".regions.tsv" and not path.with_suffix(suffix).exists():
+            raise UsageError(
+                f"{path}: {suite!r} has no surprisals of regions; formulas have them, minimal pairs do not"
+            )
+        yield from ({"step": found[-1]["step"]} | row for row in rows_of(path, suffix))
 
     @cached_property
     def _reports(self) -> list[Facts]:
@@ -302,17 +335,12 @@ def _report(path: Path, number: int, line: bytes) -> Facts:
     return dict(report)
 
 
-def _result(path: Path) -> Facts:
-    """Return the result of a suite on a checkpoint, once it has what every result has."""
-    result = _mapping(path, parse_json(path, read_plain_file(path)))
-    try:
-        if type(result["step"]) is not int or not isinstance(result["suite"], str):
-            raise ValueError("its step or suite is missing")
-        for parts in (result["paradigms"], result["phenomena"]):
-            if not all(isinstance(each["accuracy"], float | int | None) for each in parts.values()):
-                raise ValueError("an accuracy is not a number")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a result of a suite: {type(error).__name__}: {error}") from error
+def _result(path: Path) -> Facts | None:
+    """Return the result of a suite on a checkpoint; None, with a warning, for one of another version."""
+    result = read_averages(path)
+    if result.get("version") != VERSION:
+        warn(f"{path} is left out: another version of foundry computed it; score again with foundry evaluate --suite")
+        return None
     return result
 
 
@@ -336,26 +364,6 @@ def _results_of(result: Facts, path: Path | None) -> Iterator[Facts]:
         found = {"level": level, "name": name, "phenomenon": phenomenon, "low": low, "high": high}
         found |= {"macro_low": macro_low, "macro_high": macro_high}
         yield shared | {key: part.get(key) for key in _OF_A_PART} | found
-
-
-def _items_of(path: Path, step: int) -> Iterator[Facts]:
-    """Yield the items of a suite in order, each right or not."""
-    head, *lines = read_plain_file(path).decode(errors="replace").rstrip("\n").split("\n")
-    columns = head.split("\t")
-    if missing := {"paradigm", "item", "right", "margin"} - set(columns):
-        raise CheckpointError(f"{path}:1: there is no column {min(missing)}")
-    for number, line in enumerate(lines, start=2):
-        cells = line.split("\t")
-        if len(cells) != len(columns):
-            raise CheckpointError(f"{path}:{number}: {len(cells)} cells, not {len(columns)}")
-        found: Facts = {"step": step} | dict(zip(columns, cells, strict=True))
-        if found["right"] not in ("0", "1"):
-            raise CheckpointError(f"{path}:{number}: right is {found['right']!r}, not 0 or 1")
-        try:
-            found["margin"] = float(found["margin"]) if found["margin"] else None
-        except ValueError:
-            raise CheckpointError(f"{path}:{number}: margin is {found['margin']!r}, not a number") from None
-        yield found | {"right": found["right"] == "1"}
 
 
 def _frame(rows: Iterable[Facts]) -> DataFrame:

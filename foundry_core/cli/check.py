@@ -14,6 +14,7 @@ import json
 import sys
 
 from foundry_core.cli.common import add_plugin_argument, large_imports, load_plugins
+from foundry_core.cli.new_plugin import KINDS
 from foundry_core.errors import ConformanceError, UsageError
 
 EXAMPLE = """\
@@ -23,25 +24,13 @@ examples:
   foundry check my_arch --plugin my_arch.py --json   a class in a single file
   foundry check lion --settings beta1=0.95           an optimizer of a package"""
 
-_KINDS = (
-    "architecture",
-    "objective",
-    "optimizer",
-    "schedule",
-    "tokenizer",
-    "order",
-    "step",
-    "suite",
-    "observer",
-    "command",
-)
 _WITH_SETTINGS = ("objective", "optimizer", "schedule", "order", "step")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s NAME [options]"  # NAME first: after --only it would be taken for a check
     parser.add_argument("name", metavar="NAME", help="what to check, installed or registered with --plugin")
-    parser.add_argument("--kind", choices=_KINDS, metavar="KIND", help=f"what NAME is: {', '.join(_KINDS)}")
+    parser.add_argument("--kind", choices=KINDS, metavar="KIND", help=f"what NAME is: {', '.join(KINDS)}")
     parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help="run only these checks or groups")
     parser.add_argument("--expect", nargs="+", default=(), metavar="CHECK", help="checks that should fail")
     settings = "settings of an objective, optimizer, schedule, order or step; default: its own defaults"

@@ -19,7 +19,6 @@ from typing import Any
 
 from foundry_core.cli.common import large_imports, path_argument, report, seed_argument, table, yaml_scalar
 from foundry_core.errors import UsageError, warned_once
-from foundry_core.run_folder import METRICS
 from foundry_core.storage.files import remove_tree, write_file
 
 EXAMPLE = "example:\n  foundry quickstart my-first-models"
@@ -51,7 +50,9 @@ training:
   precision: fp32                              # the same for all models of the table, on any machine
   compile: false
   checkpoints: {{every_steps: 500}}
-  evaluate_every_steps: 250
+  evaluate_every_steps: 500
+  suites:
+    - {suite}   # name, format and path; scored at each evaluation
 logging: {{log_every_steps: 20}}
 """
 
@@ -108,13 +109,11 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
 
         from foundry_core.analysis.comparison import compare
         from foundry_core.analysis.folders import find_runs
+        from foundry_core.analysis.runs import open_run
         from foundry_core.cli.compare import PAGE, write_page
         from foundry_core.config.loading import load_config
-        from foundry_core.evaluation.minimal_pairs import read_pairs, score_pairs
-        from foundry_core.models.base import BaseLanguageModel
         from foundry_core.registry.discovery import installed
         from foundry_core.testing.toy_language import write_corpus
-        from foundry_core.tokenization.tokenizer_folder import load_tokenizer
         from foundry_core.training.console import compact, duration
         from foundry_core.training.run import run
 
@@ -131,21 +130,21 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     _make_room(folder, yamls)
     sentences = {"train_sentences": round(share * 120_000), "test_sentences": round(share * 2_000)}
     corpus = write_corpus(folder / "corpus", **sentences, seed=seed)
-    pairs = read_pairs(corpus.minimal_pairs)
     results: dict[str, dict[str, Any]] = {}
     for name in names:
         config = load_config(folder / f"{name}.yaml")
-        state = run(config)
-        checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"
-        metrics = [json.loads(line) for line in checkpoint.with_name(METRICS).read_text().splitlines()]
-        curve = [each for each in metrics if each["kind"] == "train"]
-        model = BaseLanguageModel.from_pretrained(checkpoint)
+        run(config)
+        trained = open_run(config.training.output_dir)
         results[name] = {
-            "parameters": model.get_parameter_count().total,
-            "tokens_per_second": harmonic_mean(each["tokens_per_second"] for each in curve),
-            "test_loss": metrics[-1]["loss"],
+            "parameters": trained.parameters,
+            "tokens_per_second": harmonic_mean(each["tokens_per_second"] for each in trained.steps),
+            "test_loss": trained.evaluated[-1]["loss"],
             "test_floor": corpus.test_floor if config.objective.causal else None,
-            "agreement": [score.accuracy for score in score_pairs(model, load_tokenizer(checkpoint), pairs)],
+            "agreement": [
+                each["accuracy"]
+                for each in trained.scored
+                if each["level"] == "phenomenon" and each["step"] == trained.step
+            ],
         }
     rows = [
         (
@@ -161,8 +160,8 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     header = ("model", "parameters", "tokens/s", "test loss", "floor", "0 attractors", "1", "2")
     report(f"\n{table(header, rows)}\n\n{_EXPLANATION.format(entropy=corpus.entropy_per_token)}")
     page = folder / PAGE
-    trained = find_runs(folder / "runs" / name for name in names)
-    write_page(compare(trained, "What three models have learned", ("training.learning_rate", *_MASKED_ONLY)), page)
+    runs = find_runs(folder / "runs" / name for name in names)
+    write_page(compare(runs, "What three models have learned", ("training.learning_rate", *_MASKED_ONLY)), page)
     report(f"Learning curves, conditions and settings side by side: {page}")
     _mark(folder, yamls, seed=seed, results=results)
     report(f"Took {duration(time.monotonic() - started)}. Next: foundry generate {folder}/runs/{names[0]} --samples 5")
@@ -177,6 +176,7 @@ def _yaml(folder: Path, name: str, seed: int, share: float) -> str:
         "tokenizer": folder / "tokenizer",
         "output": folder / "runs" / name,
         "file": folder / f"{name}.yaml",
+        "suite": f"agreement=blimp={folder / 'corpus' / 'minimal_pairs.jsonl'}",
     }
     settings = {"name": name, "seed": seed, "model": model, "training": training}
     quoted = {key: yaml_scalar(str(path)) for key, path in paths.items()}

@@ -25,8 +25,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from foundry_core.cli.common import (
     add_plugin_argument,
@@ -147,7 +147,7 @@ def _train(study: Study, options: argparse.Namespace) -> None:
     if len(cells) > 1:
         from foundry_core.analysis.conditions import check_conditions
 
-        problems = _unintended(check_conditions(study.folder))
+        problems = _problems(check_conditions(study.folder))
         for line in problems:
             warn(line)
         if not problems:
@@ -179,7 +179,7 @@ def _check(study: Study, *, as_json: bool) -> None:
         print(table(("condition", "", "values"), rows))
         if varied:
             print("\n" + hanging("", f"Settings that differ as intended: {_sections(varied)}"))
-    problems = _unintended(conditions)
+    problems = _problems(conditions)
     if problems:
         raise FoundryError("\n".join(problems))
 
@@ -199,24 +199,14 @@ def _verdict(condition: Condition) -> str:
 
 def _shown(condition: Condition) -> str:
     """Return the values of a condition, each with the runs that have it."""
-    groups = _groups(condition.values)
+    groups = condition.by_value()
     if len(groups) == 1:
         return next(iter(groups))
     return "; ".join(f"{value}: {' '.join(runs)}" for value, runs in groups.items())
 
 
-def _groups(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for run, value in values.items():
-        shown = "-" if value is None else value if isinstance(value, str) else json.dumps(value)
-        groups.setdefault(shown, []).append(run)
-    return groups
-
-
-def _unintended(conditions: Sequence[Condition]) -> list[str]:
+def _problems(conditions: Sequence[Condition]) -> list[str]:
     """Return a line for each condition that differs and should not."""
     return [
-        f"{each.name} differs, and the study does not vary it: {_shown(each)}"
-        for each in conditions
-        if not each.equal and not each.intended
+        f"{each.name} differs, and the study does not vary it: {_shown(each)}" for each in conditions if each.unintended
     ]

@@ -90,7 +90,8 @@ class SuiteReport:
 
     accuracy: share of the items that are right, with the 95 % `interval` of a bootstrap over items; ties are wrong.
     macro: mean over the paradigms' accuracies. phenomena: their accuracies, each the mean over its paradigms. left_out:
-    items that cannot be scored. *_seen: how much of the training text the model has seen.
+    items that cannot be scored. *_seen: how much of the training text the model has seen. suite_digest: the sha256 of
+    what was scored (hex); suites of one name may be different ones.
     """
 
     step: int
@@ -106,3 +107,4 @@ class SuiteReport:
     tokens_seen: int = 0
     words_seen: int = 0
     bytes_seen: int = 0
+    suite_digest: str = ""

@@ -375,6 +375,7 @@ def write_corpus(
                 "sentence_bad": pair.bad,
                 "attractors": attractors,
                 "UID": f"agreement_{attractors}_attractors",
+                "linguistics_term": f"agreement, {attractors} attractor{'' if attractors == 1 else 's'}",
             }
         )
         for attractors, exclude in enumerate((frozenset[str](), seen, seen))

@@ -28,11 +28,9 @@ NEUTRAL = -0.0
 """What added to any number leaves it as it is: 0.0 would turn -0.0 into 0.0."""
 
 
-_SYNC_BUFFERS = next(
-    name
-    for name in ("forward_sync_buffers", "broadcast_buffers")  # since torch 2.13, and before
-    if name in inspect.signature(DistributedDataParallel.__init__).parameters
-)
+_FORWARD_SYNC = "forward_sync_buffers"  # since torch 2.13, and "broadcast_buffers" before
+_SINCE_2_13 = _FORWARD_SYNC in inspect.signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFERS: dict[str, Any] = {_FORWARD_SYNC if _SINCE_2_13 else "broadcast_buffers": False}
 
 
 class Reduction(Protocol):
@@ -186,7 +184,7 @@ class FastReduction:
         self._parallel = DistributedDataParallel(
             _Forward(self._model, forward),
             device_ids=[device.index or torch.cuda.current_device()] if device.type == "cuda" else None,
-            **{_SYNC_BUFFERS: False},
+            **_NO_BUFFERS,
             gradient_as_bucket_view=True,
         )
         return self._parallel

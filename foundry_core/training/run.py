@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from foundry_core.data.preparation import (
 from foundry_core.devices import Precision, choose_device
 from foundry_core.errors import CheckpointError, UsageError, warn
 from foundry_core.models.base import create_model
-from foundry_core.processes import World, joined
+from foundry_core.processes import joined
 from foundry_core.registry.hooks import observing
 from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import remove_leftovers
@@ -63,44 +63,40 @@ def run(
         FoundryError: One line for whatever the user can fix.
     """
     manager, device = config.chosen.plugins.manager, choose_device(config.training.device)
-    with StopRequest(repeated=started_together()) as stop, joined(device) as world, _alone(config, world):
-        quiet = quiet or not world.first
-        suites = RunSuites(config) if world.first else None
-        watching = [*sinks(config, quiet=quiet), suites, *extra_observers] if world.first else []
-        with observing(manager, watching):
-            with stop.at_once():
-                check_division(config, world.size)
-                # The others find prepared what process 0 has prepared.
-                with world.in_turn("preparing the data"):
-                    begun = None
-                    if world.first:
-                        begun = check_before_preparing(
-                            config, resume=resume, allowed_changes=allowed_changes, profile=profile
-                        )
-                    corpora = experiment_corpora(config)
-                    tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
-                    check_start_tokenizer(config, tokenizer, resume=resume)
-                    with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
-                        tokens = experiment_tokens(config, tokenizer, corpora, progress=progress)
-                    rows = experiment_rows(config, tokenizer, tokens, corpora)
-                model = create_model(config, tokenizer)
-                choices = agreed_choices(
-                    config, world, partial(choose, config, model, tokenizer, rows, begun=begun, quiet=quiet)
-                )
-                maker: Callable[..., Trainer] = _profiled(profile) if profile and world.first else trainer_of(config)
-                notifier = Notifier(manager, silent=not world.first)
-                trainer = maker(config, model, tokenizer, rows, notifier, choices, world)
-                (trainer.resume if resume else trainer.begin)(allowed_changes)
-                if suites is not None:
-                    trainer.score_suites = suites.prepared(model, tokenizer, trainer.notifier, trainer.plan)
-                if world.size > 1:
-                    world.check_same(beginning(config, model, trainer.optimizer, trainer.state))
-            return trainer.train(stop)
-
-
-def _alone(config: ExperimentConfig, world: World) -> AbstractContextManager[Any]:
-    """Return the lock of the run's folder, which process 0 holds for all."""
-    return RunLock(config.training.output_dir) if world.first else nullcontext()
+    with StopRequest(repeated=started_together()) as stop, joined(device) as world, ExitStack() as held:
+        quiet, suites = quiet or not world.first, None
+        if world.first:
+            held.enter_context(RunLock(config.training.output_dir))
+            suites = RunSuites(config)
+            held.enter_context(observing(manager, [*sinks(config, quiet=quiet), suites, *extra_observers]))
+        with stop.at_once():
+            check_division(config, world.size)
+            with world.in_turn("preparing the data"):  # the others find prepared what process 0 has prepared
+                begun = None
+                if world.first:
+                    begun = check_before_preparing(
+                        config, resume=resume, allowed_changes=allowed_changes, profile=profile
+                    )
+                corpora = experiment_corpora(config)
+                tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
+                check_start_tokenizer(config, tokenizer, resume=resume)
+                with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
+                    tokens = experiment_tokens(config, tokenizer, corpora, progress=progress)
+                rows = experiment_rows(config, tokenizer, tokens, corpora)
+            model = create_model(config, tokenizer)
+            made = partial(choose, config, model, tokenizer, rows, begun=begun, quiet=quiet)
+            choices, notifier = agreed_choices(config, world, made), Notifier(manager, silent=not world.first)
+            maker: Callable[..., Trainer] = _profiled(profile) if profile and world.first else trainer_of(config)
+            trainer = maker(config, model, tokenizer, rows, notifier, choices, world)
+            (trainer.resume if resume else trainer.begin)(allowed_changes)
+            if suites is not None:
+                trainer.score_suites = suites.prepared(model, tokenizer, trainer.notifier, trainer.plan)
+                if trainer.saver.parent is not None:
+                    with trainer.averaging.applied():
+                        suites.complete(trainer.output_dir / trainer.saver.parent)
+            if world.size > 1:
+                world.check_same(beginning(config, model, trainer.optimizer, trainer.state))
+        return trainer.train(stop)
 
 
 def _profiled(steps: int) -> Callable[..., Trainer]:

@@ -9,11 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from foundry_core.checkpoints.checkpoint import checkpoint_step
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import UsageError
 from foundry_core.evaluation.suites.reading import LoadedSuite, read_suite
-from foundry_core.evaluation.suites.results import averages, described, keep
+from foundry_core.evaluation.suites.results import averages, described, keep, results_of
 from foundry_core.evaluation.suites.scoring import SuiteScorer, SuiteScores
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.hookspecs import hookimpl
@@ -68,11 +69,20 @@ class RunSuites:
         found: list[SuiteScores] = []
         for scorer in self._scorers:
             found.append(scorer.scores(self._model, self._tokenizer))
-            report = _report(state.step, scorer.suite.name, averages(found[-1]), state.seen)
+            report = _report(state, scorer.suite, averages(found[-1]))
             self._notifier.tell("foundry_suite_scored", report=report)
         # A checkpoint that is saved in the background may be announced after the next evaluation.
         self._waiting = {step: each for step, each in self._waiting.items() if self._plan.checkpoint_due(step)}
         self._waiting[state.step] = found
+
+    def complete(self, folder: Path) -> None:
+        """Keep the results of the checkpoint that a run goes on from, whose weights are in the model.
+
+        They are missing if the run was killed once the checkpoint was on the disk and before they were.
+        """
+        if self._plan.evaluation_due(checkpoint_step(folder)):
+            for scorer in self._scorers:
+                results_of(folder, scorer, lambda: (self._model, self._tokenizer))
 
     @hookimpl
     def foundry_checkpoint_saved(self, step: int, folder: Path) -> None:
@@ -86,16 +96,22 @@ class RunSuites:
 
 def check_names(suites: list[LoadedSuite]) -> None:
     """Raise UsageError if two suites have one name, under which their results would be kept."""
-    counts = Counter(suite.name for suite in suites)
+    counts, kinds = Counter(suite.name for suite in suites), {suite.name: suite.kind for suite in suites}
     for name, times in counts.items():
         if times > 1:
-            raise UsageError(f"{times} suites are called {name}: their results would be mixed up; rename one")
+            problem = f"{times} suites are called {name}: their results would be mixed up"
+            raise UsageError(f"{problem}; name one, as in NAME={kinds[name]}=PATH")
 
 
-def _report(step: int, name: str, found: dict[str, Any], seen: dict[str, int]) -> SuiteReport:
+def _report(state: TrainState, suite: LoadedSuite, found: dict[str, Any]) -> SuiteReport:
     keys = ("accuracy", "macro", "items", "ties", "left_out", "unknown_share")
     low, high = found["interval"]
-    phenomena = {each: group["accuracy"] for each, group in found["phenomena"].items()}
     return SuiteReport(
-        step, name, **{key: found[key] for key in keys}, interval=(low, high), phenomena=phenomena, **seen
+        state.step,
+        suite.name,
+        **{key: found[key] for key in keys},
+        interval=(low, high),
+        phenomena={each: group["accuracy"] for each, group in found["phenomena"].items()},
+        **state.seen,
+        suite_digest=suite.digest,
     )

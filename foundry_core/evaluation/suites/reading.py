@@ -55,7 +55,8 @@ def read_suite(spec: str, plugins: Sequence[ModuleType] = (), *, installed: bool
 
     Args:
         spec: The name of a suite that a package ships; the path of a file or folder, or a glob; or `KIND=PATH`, which
-            says how the files are to be read (`KIND=` with nothing behind it is the suite of that name).
+            says how the files are to be read (`KIND=` with nothing behind it is the suite of that name), and
+            `NAME=KIND=PATH`, which says how the suite is called, too.
         plugins: Modules whose offers count, besides core's: those active in the run, and files of `--plugin`.
         installed: Whether a name that these do not have may be that of a suite of another installed package, whose
             light module is then imported: where a person names it, not where a YAML does.
@@ -67,6 +68,10 @@ def read_suite(spec: str, plugins: Sequence[ModuleType] = (), *, installed: bool
     """
     kinds = offered_suites(plugins)
     forced, equals, rest = spec.partition("=")
+    if "=" in rest and not _exists(spec):
+        everything = kinds | (suites_of_packages() if installed else {})
+        if forced not in everything and rest.partition("=")[0] in everything:
+            return replace(read_suite(rest, plugins, installed=installed), name=_short(forced))
     if equals and not _exists(spec):
         offered = _named(
             forced, kinds, installed, f"there is no suite or format '{forced}', and no file {shown(Path(spec))}"

@@ -17,28 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from foundry_core.checkpoints.checkpoint import checkpoint_step
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.errors import CheckpointError, one_line, warn
 from foundry_core.evaluation.score_table import tsv
+from foundry_core.evaluation.suites.kept import COLUMNS, DIGESTS, VERSION, Suffix, read_averages, read_table
 from foundry_core.evaluation.suites.reading import LoadedSuite
 from foundry_core.evaluation.suites.scoring import ItemResult, Measure, SuiteScorer, SuiteScores
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.run_folder import CHECKPOINT, MANIFEST, SCORES
 from foundry_core.storage.files import StorageError, remove_tree, write_file
-from foundry_core.storage.manifest import file_digest, read_plain_file, sealed, unsealed
+from foundry_core.storage.manifest import file_digest, sealed
 
 Opened: TypeAlias = tuple[BaseLanguageModel, PreTrainedTokenizerFast]
 
-VERSION = 2
-"""Of what is stored and of how it is computed: results of another version are computed again."""
-COLUMNS = ("paradigm", "phenomenon", "item", "right", "margin", "place")
-"""Columns of the table of items. right: 1 or 0; margin: in nats."""
-REGION_COLUMNS = ("paradigm", "item", "condition", "region", "surprisal")
-"""Columns of the table of regions. region: counted from 1, or * for the whole sentence; surprisal: in bits."""
-
-_DIGESTS = {".tsv": "items_sha256", ".regions.tsv": "regions_sha256"}
-"""The keys under which the averages have the digests of the tables, by their suffixes."""
 _DRAWS = 2000
 _INTERVAL = (2.5, 97.5)
 _SEED = 14
@@ -107,7 +98,7 @@ def _interval(draws: NDArray[np.float64]) -> list[float]:
 
 def items_table(results: Sequence[ItemResult]) -> bytes:
     """Return the table of items: tab-separated, a header, a line for each item that was scored."""
-    rows: list[tuple[Any, ...]] = [COLUMNS]
+    rows: list[Sequence[Any]] = [COLUMNS[".tsv"]]
     for result in results:
         item = result.item
         paradigm, phenomenon, name, place = map(one_line, (item.paradigm, item.phenomenon, item.name, item.place))
@@ -117,7 +108,7 @@ def items_table(results: Sequence[ItemResult]) -> bytes:
 
 def regions_table(results: Sequence[ItemResult]) -> bytes | None:
     """Return the table of regions, with a line for each score of each item; None if there are none."""
-    rows: list[tuple[Any, ...]] = [REGION_COLUMNS]
+    rows: list[Sequence[Any]] = [COLUMNS[".regions.tsv"]]
     for result in results:
         paradigm, name = one_line(result.item.paradigm), one_line(result.item.name)
         for score, bits in result.scores.items():
@@ -187,14 +178,15 @@ def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> N
     if before is not None and before["suite_digest"] != content["suite_digest"]:
         warn(
             f"{path.parents[1]}: results of another suite called {content['suite']} ({before['items']:,} items) are "
-            "replaced; to keep both, give a file or folder of one another name"
+            f"replaced; to keep both, name one of them: NAME={content['kind']}=PATH"
         )
+    tables: dict[Suffix, bytes | None]
     tables = {".tsv": items_table(scores.results), ".regions.tsv": regions_table(scores.results)}
     digests = {}
     for suffix, table in tables.items():
         if table is not None:
             write_file(path.with_suffix(suffix), table)
-            digests[_DIGESTS[suffix]] = hashlib.sha256(table).hexdigest()
+            digests[DIGESTS[suffix]] = hashlib.sha256(table).hexdigest()
         else:  # there may be one of a suite of formulas that had the same name
             remove_tree(path.with_suffix(suffix))
     # The averages come last: where they are, the tables that they name are whole.
@@ -220,22 +212,13 @@ def stored(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, 
     return content if content is not None and identity.items() <= content.items() else None
 
 
-def stored_results(output_dir: str | Path, measure: Measure = "sum") -> list[dict[str, Any]]:
-    """Return all results that are kept beside a run, by suite and step. Files that are not whole are passed over."""
-    found = []
-    for path in (Path(output_dir) / SCORES).glob("*/*.json"):
-        content = _read(path) if CHECKPOINT.match(path.parent.name) else None
-        if content is not None and content.get("version") == VERSION and content.get("measure") == measure:
-            found.append(content)
-    return sorted(found, key=lambda content: (content["suite"], checkpoint_step(Path(content["checkpoint"]))))
-
-
 def _read(path: Path) -> dict[str, Any] | None:
+    """Return averages without the digests of their tables; None if they or a table that they name are not whole."""
     try:
-        content: Mapping[str, Any] = unsealed(path, read_plain_file(path))
-        for suffix, key in _DIGESTS.items():
-            if key in content and hashlib.sha256(read_plain_file(path.with_suffix(suffix))).hexdigest() != content[key]:
-                return None
+        content = read_averages(path)
+        for suffix, key in DIGESTS.items():
+            if key in content:
+                read_table(path, suffix, content)
     except CheckpointError:
         return None
-    return {key: value for key, value in content.items() if key not in _DIGESTS.values()}
+    return {key: value for key, value in content.items() if key not in DIGESTS.values()}

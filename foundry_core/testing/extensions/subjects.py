@@ -15,18 +15,6 @@ from foundry_core.registry.hooks import Offers, hook_manager, hooks_in, offers, 
 from foundry_core.registry.isolation import home_of
 from foundry_core.registry.loading import available_architectures, load_module, plugin_files
 
-KINDS = (
-    "architecture",
-    "objective",
-    "optimizer",
-    "schedule",
-    "tokenizer",
-    "order",
-    "step",
-    "suite",
-    "observer",
-    "command",
-)
 _OFFERING = (
     "foundry_objectives",
     "foundry_optimizers",
