@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from foundry_core.data.order import Permutation, SampleOrder
+from foundry_core.data.order import CropOrder, Permutation, SampleOrder
 from tests.each import each
 
 
@@ -34,6 +34,9 @@ def test_an_order_does_not_depend_on_how_it_is_asked_for() -> None:
 def test_the_order_of_a_seed_never_changes() -> None:
     """Old checkpoints resume only if the order is what it was; a change here must be a decision."""
     assert Permutation(10, 42, 0)(np.arange(10)).tolist() == [6, 4, 8, 5, 2, 3, 0, 1, 7, 9]
+    assert CropOrder(53, 420, 3).at(np.arange(10))[1].tolist() == [178, 250, 313, 9, 256, 53, 175, 317, 384, 258]
+    far = CropOrder(53, 10**12, 3).at(np.array([0, 1, 10**15]))[1]
+    assert far.tolist() == [424529410071, 596015235985, 625572513029]
 
 
 def test_every_order_of_a_few_rows_occurs_equally_often() -> None:

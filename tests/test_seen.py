@@ -57,6 +57,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"training_corpus": {"w": {"path": "w.txt", "share": 0.7}, "v": {"path": "v.txt", "share": 0.3}}},
     ),
     "holes": ("lstm", {"steps": [{"drop": {"matching": r"\bw\d*[13]7\b", "in_place": True}}]}),
+    "holes in crops": (
+        "lstm",
+        {"batching": "crops", "steps": [{"drop": {"matching": r"\bw\d*[13]7\b", "in_place": True}}]},
+    ),
     "order of a package": ("lstm", {"order": "backwards"}),
 }
 
@@ -206,15 +210,37 @@ ORDERS: dict[str, Callable[[], Any]] = {
 }
 
 
+ROWS = {"lanes": 52, "lengths": 1000, "crops": 420, "mixture": 731}
+
+
 @each("name", ORDERS)
 def test_times_taken_are_those_of_a_walk(name: str) -> None:
     generator = np.random.default_rng(1)
-    edges = [(0, 0), (53, 106), (0, 53), (1, 52), (0, 25_000), *generator.integers(0, 3_000, (30, 2)).tolist()]
+    edges = [(0, 0), (53, 106), (0, 53), (1, 52), (0, 25_000), *generator.integers(0, 3_000, (20, 2)).tolist()]
+    rows = ROWS.get(name, 53)
     for first, last in map(sorted, edges):
-        walked = Counter(ORDERS[name]().at(np.arange(first, last))[1].tolist())
-        times = ORDERS[name]().times_taken(first, last)
-        assert dict(enumerate(times.tolist())) == {row: walked[row] for row in range(len(times))}, (first, last)
-        assert times.dtype == np.int64
+        walked = ORDERS[name]().at(np.arange(first, last))[1]
+        for starts in (np.arange(rows), np.unique(generator.integers(0, rows, 9) * [0, *[1] * 8])):
+            expected, times = np.histogram(walked, [*starts, rows])[0], ORDERS[name]().times_taken(first, last, starts)
+            assert (times.tolist(), times.dtype) == (expected.tolist(), np.int64), (first, last)
+
+
+def test_crops_are_counted_over_the_borders_of_chunks() -> None:
+    drawn, chunk = CropOrder.DRAWN_AT_ONCE, CropOrder.SORTED_AT_ONCE[0]
+    for rows, starts in ((60_000, np.arange(0, 60_000, 3)), (10**12, np.array([0, 7, 10**11]))):
+        order, edges = CropOrder(53, rows, 3), np.append(starts, rows)
+        many = 16 * len(starts)  # sorted at once, where that is more
+        each_row = order.at(np.arange(chunk + many + 7))[1]
+        for border in (drawn, 3 * drawn, chunk, many):
+            for first, last in (
+                (0, border),
+                (0, border + 1),
+                (border - 1, border + 7),
+                (border, border + 1),
+                (5, many),
+            ):
+                expected = np.histogram(each_row[first:last], edges)[0]
+                assert (order.times_taken(first, last, starts) == expected).all(), (rows, first, last)
 
 
 def test_a_million_steps_look_up_the_rows_of_one_epoch() -> None:
@@ -227,7 +253,7 @@ def test_a_million_steps_look_up_the_rows_of_one_epoch() -> None:
             return super().at(positions)
 
     samples = 32 * 10**6
-    assert Counted(100_003, 5).times_taken(0, samples).sum() == samples
+    assert Counted(100_003, 5).times_taken(0, samples, np.arange(100_003)).sum() == samples
     assert asked == [samples % 100_003]
     epochs: list[int] = []
 
@@ -235,7 +261,7 @@ def test_a_million_steps_look_up_the_rows_of_one_epoch() -> None:
         epochs.append(epoch)
         return np.arange(100_003)
 
-    assert GivenOrder(100_003, permutation).times_taken(0, samples).sum() == samples
+    assert GivenOrder(100_003, permutation).times_taken(0, samples, np.zeros(1, int)) == [samples]
     assert epochs == [samples // 100_003]
 
 

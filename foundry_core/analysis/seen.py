@@ -18,7 +18,7 @@ from foundry_core.checkpoints.compatibility import changed_settings
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.checkpoints.trained_data import TrainedData, trained_data
 from foundry_core.config.settings import covered
-from foundry_core.data.batching import rows_with
+from foundry_core.data.batching import rows_with, token_changes
 from foundry_core.data.holes import HOLE
 from foundry_core.data.order import Ints
 from foundry_core.data.preparation import TOKENIZER_DATA, TRAINING_DATA
@@ -164,14 +164,19 @@ class SeenRun:
         steps: list[int],
     ) -> Iterator[Exposure]:
         rows, order, before = self.data.rows, self.data.order, 0
-        row_tokens = rows.stream_tokens(np.arange(len(rows)))
+        # Groups of neighbouring rows that are alike in what is counted; all rows of each are counted together.
+        # np.unique takes 25 times as long as a sort.
+        edges = np.sort(np.concatenate([[0], first, last, token_changes(rows)]))
+        starts = edges[(np.diff(edges, prepend=-1) > 0) & (edges < len(rows))]
+        first, last = np.searchsorted(starts, first), np.searchsorted(starts, last)
+        row_tokens = rows.stream_tokens(starts)
         counts, tokens = np.zeros(len(found.patterns), dtype=np.int64), 0
         sizes = self._states[-1].stream
         assert sizes is not None, "read_state refuses a state without"
         for step in steps:
             name, state = places.get(step, (None, None))
             samples = state.samples if state is not None else self.samples_after(step)
-            times = order.times_taken(before, samples)
+            times = order.times_taken(before, samples, starts)
             tokens, before = tokens + int(times @ row_tokens), samples
             if state is not None and state.tokens_seen != tokens:
                 raise CheckpointError(
@@ -191,13 +196,12 @@ class SeenRun:
                 dict(zip(found.patterns, counts.tolist(), strict=True)),
             )
 
-    def rows_with_any(self, found: Occurrences) -> set[int]:
-        """Return the numbers of the rows in which an occurrence ends."""
-        first, last = rows_with(self.data.rows, found.places)
-        edges = np.zeros(len(self.data.rows) + 1, dtype=np.int64)
-        np.add.at(edges, first, 1)
-        np.add.at(edges, last, -1)
-        return set(np.flatnonzero(edges.cumsum() > 0).tolist())
+    def with_any(self, rows: Sequence[SeenRow], found: Occurrences) -> list[SeenRow]:
+        """Return those of some rows in which an occurrence ends."""
+        first, last = map(np.sort, rows_with(self.data.rows, found.places))
+        numbers = np.array([row.row for row in rows])
+        inside = np.searchsorted(first, numbers, side="right") > np.searchsorted(last, numbers, side="right")
+        return [row for row, holds in zip(rows, inside, strict=True) if holds]
 
 
 def _changed(state: TrainState, description: dict[str, Any], now: TrainState, newest: dict[str, Any]) -> str | None:

@@ -79,8 +79,7 @@ def execute(options: argparse.Namespace) -> None:
     steps = [] if options.step is None else [options.step]
     exposures = run.exposures(found, steps)
     if options.grep is not None and rows:
-        with_any = run.rows_with_any(found)
-        rows = [row for row in rows if row.row in with_any]
+        rows = run.with_any(rows, found)
     _print_counts(options, exposures, rows if options.grep is not None else [])
 
 

@@ -93,6 +93,13 @@ def rows_with(rows: AnyRows, places: Ints) -> tuple[Ints, Ints]:
     return found, found + 1
 
 
+def token_changes(rows: AnyRows) -> Ints:
+    """Return the rows of training that consume another number of tokens than the row before."""
+    if isinstance(rows, CropRows) and rows.total_tokens == len(rows) - 1 + rows.tokens_per_row:
+        return np.empty(0, dtype=np.int64)  # without holes all are alike, and there is one for almost every token
+    return np.flatnonzero(np.diff(rows.stream_tokens(np.arange(len(rows))))) + 1
+
+
 class TokensInOrder:
     """Counts the tokens of rows from the beginning of a run, where they are not as many in each row.
 
