@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
 from foundry_core.checkpoints.state import TrainState, read_state
@@ -39,7 +39,7 @@ from foundry_core.training.warm_start import check_start, check_start_tokenizer
 def run(
     config: ExperimentConfig,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     allowed_changes: Iterable[str] = (),
     extra_observers: Sequence[Any] = (),
     quiet: bool = False,
@@ -49,7 +49,8 @@ def run(
 
     Args:
         config: The experiment.
-        resume: Continue from the newest valid checkpoint; without it, a folder that holds any is refused.
+        resume: Continue from the newest valid checkpoint; without it, a folder that holds any is refused. "auto":
+            continue where there are checkpoints, and begin where there are none.
         allowed_changes: Configuration keys that may differ from those of the checkpoint, also of `training.start_from`.
         extra_observers: Objects with hook implementations. quiet: Print nothing but warnings.
         profile: Profile that many steps, and write a trace and a table.
@@ -61,6 +62,8 @@ def run(
     watching = [*sinks(config, quiet=quiet), suites, *extra_observers]
     with StopRequest() as stop, RunLock(config.training.output_dir), observing(manager, watching):
         with stop.at_once():
+            if resume == "auto":  # damaged checkpoints are some, too: none is trained over
+                resume = bool(checkpoints(config.training.output_dir))
             begun = check_before_preparing(config, resume=resume, allowed_changes=allowed_changes, profile=profile)
             corpora = experiment_corpora(config)
             tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
