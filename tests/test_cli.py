@@ -424,10 +424,10 @@ def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
     ],
 )
 def test_resume_takes_auto_and_nothing_else_that_follows(trained, capsys, arguments, code, says):
-    try:
-        ended = main(["train", *arguments.format(x=trained / "x.yaml").split()])
-    except SystemExit as stop:
-        ended = stop.code
+    command = ["train", *arguments.format(x=trained / "x.yaml").split()]
+    with pytest.raises(SystemExit) as stop:
+        sys.exit(main(command))
+    ended = stop.value.code
     captured = capsys.readouterr()
     assert ended == code, captured.err
     assert says in (captured.err if code else captured.out)

@@ -13,7 +13,7 @@ import argparse
 import errno
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -152,7 +152,7 @@ def _execute(arguments: list[str]) -> int:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are, and whose optional values are one of their choices."""
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parse; argparse would take the YAML or the setting after `--resume` for its value, so they change places."""
         given = list(sys.argv[1:] if args is None else args)
         optional = {
