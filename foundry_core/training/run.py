@@ -49,8 +49,7 @@ def run(
 
     Args:
         config: The experiment.
-        resume: Continue from the newest valid checkpoint; without it, a folder that holds any is refused. "auto":
-            continue where there are checkpoints, and begin where there are none.
+        resume: Continue from the newest valid checkpoint; "auto": where there are any. False refuses such a folder.
         allowed_changes: Configuration keys that may differ from those of the checkpoint, also of `training.start_from`.
         extra_observers: Objects with hook implementations. quiet: Print nothing but warnings.
         profile: Profile that many steps, and write a trace and a table.
@@ -62,9 +61,8 @@ def run(
     watching = [*sinks(config, quiet=quiet), suites, *extra_observers]
     with StopRequest() as stop, RunLock(config.training.output_dir), observing(manager, watching):
         with stop.at_once():
-            if resume == "auto":  # damaged checkpoints are some, too: none is trained over
-                resume = bool(checkpoints(config.training.output_dir))
             begun = check_before_preparing(config, resume=resume, allowed_changes=allowed_changes, profile=profile)
+            resume = begun is not None
             corpora = experiment_corpora(config)
             tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
             check_start_tokenizer(config, tokenizer, resume=resume)
@@ -88,7 +86,11 @@ def _profiled(steps: int) -> Callable[..., Trainer]:
 
 
 def check_before_preparing(
-    config: ExperimentConfig, *, resume: bool, allowed_changes: Iterable[str] = (), profile: int = 0
+    config: ExperimentConfig,
+    *,
+    resume: bool | Literal["auto"],
+    allowed_changes: Iterable[str] = (),
+    profile: int = 0,
 ) -> Choices | None:
     """Refuse what cannot go on before anything is prepared, which may take hours; remove what a killed run left.
 
@@ -104,6 +106,8 @@ def check_before_preparing(
     if profile and config.capabilities.trained_by_counting:
         raise UsageError(f"{config.model.architecture} is trained by counting: there are no passes to profile")
     output_dir = Path(config.training.output_dir)
+    if resume == "auto":  # damaged checkpoints are some, too: none is trained over
+        resume = bool(checkpoints(output_dir))
     if not resume and checkpoints(output_dir):
         raise CheckpointError(
             f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "
