@@ -414,6 +414,28 @@ def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
 @each(
     ("arguments", "code", "says"),
     [
+        ("{x} --resume", 0, "trained 6 steps"),  # it is finished, and is left as it is
+        ("{x} --resume auto", 0, "trained 6 steps"),
+        ("--resume=auto {x}", 0, "trained 6 steps"),
+        ("--resume {x} logging.log_every_steps=3", 0, "trained 6 steps"),
+        ("{x} --resume training.learning_rate=1e-3 --quiet", 6, "training.learning_rate was 0.005, is 0.001"),
+        ("{x} --resume auto training.learning_rate=1e-3", 6, "training.learning_rate was 0.005, is 0.001"),
+        ("{x} --resume=never", 2, "--resume: invalid choice: 'never'"),
+    ],
+)
+def test_resume_takes_auto_and_nothing_else_that_follows(trained, capsys, arguments, code, says):
+    command = ["train", *arguments.format(x=trained / "x.yaml").split()]
+    with pytest.raises(SystemExit) as stop:
+        sys.exit(main(command))
+    ended = stop.value.code
+    captured = capsys.readouterr()
+    assert ended == code, captured.err
+    assert says in (captured.err if code else captured.out)
+
+
+@each(
+    ("arguments", "code", "says"),
+    [
         (["train", "{x}"], 6, "--resume"),
         (["train", "{x}", "data.training_corpus=nowhere.txt", "training.output_dir={tmp}"], 4, "nowhere.txt"),
         (["train", "{x}", "training.learning_rate=fast"], 2, "command line"),

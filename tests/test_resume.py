@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from foundry_core.checkpoints.state import TrainState
 from foundry_core.errors import CheckpointError, StoppedError, UsageError
 from foundry_core.models.building import rebuild
 from foundry_core.models.folder import load_model
-from foundry_core.run_folder import MANIFEST
+from foundry_core.run_folder import CONFIG, LOCK, MANIFEST, TOKENIZER, TOKENIZER_MODEL
 from foundry_core.storage import files as storage
 from foundry_core.storage.files import Disk
 from foundry_core.storage.manifest import read_manifest
@@ -71,6 +72,43 @@ def test_a_key_to_allow_must_exist(experiment, tmp_path):
     run(config, quiet=True)
     with pytest.raises(UsageError, match=r"--allow training.learning_rat: .* Did you mean 'training.learning_rate'"):
         run(config, resume=True, quiet=True, allowed_changes=["training.learning_rat"])
+
+
+@pytest.mark.long
+def test_auto_begins_where_no_checkpoint_is_and_then_goes_on(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 4, "checkpoints": {"every_steps": 2}})
+    output = Path(config.training.output_dir)
+
+    class Die:
+        @hookimpl
+        def foundry_run_started(self, run):
+            die()
+
+    killed(partial(run, config, resume="auto", extra_observers=[Die()], quiet=True))
+    assert (output / CONFIG).exists()
+    assert (output / TOKENIZER / TOKENIZER_MODEL).exists()
+    assert checkpoints(output) == []
+    assert run(config, resume="auto", quiet=True).step == 4
+    saved = [(folder_of(config, step) / MANIFEST).stat().st_ino for step in (2, 4)]
+    assert run(config, resume="auto", quiet=True).step == 4
+    assert [(folder_of(config, step) / MANIFEST).stat().st_ino for step in (2, 4)] == saved
+    shutil.rmtree(folder_of(config, 4))
+    assert run(config, resume="auto", quiet=True).step == 4
+    assert (folder_of(config, 2) / MANIFEST).stat().st_ino == saved[0]
+
+
+def test_auto_trains_over_no_damaged_checkpoint(experiment, tmp_path):
+    config = experiment("lstm", tmp_path, training={"train_steps": 2})
+    run(config, quiet=True)
+    for step in (0, 2):
+        (folder_of(config, step) / "model.safetensors").write_bytes(b"half")
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    before = [path.read_bytes() for path in files if path.name != LOCK]
+    with pytest.raises(
+        CheckpointError, match=r"(?s)nothing to resume in .*checkpoint-2 is passed over.*checkpoint-0 is"
+    ):
+        run(config, resume="auto", quiet=True)
+    assert [path.read_bytes() for path in files if path.name != LOCK] == before
 
 
 @pytest.mark.long

@@ -13,9 +13,9 @@ import argparse
 import errno
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from foundry_core.cli.common import add_verb, discard_lost, make_printable, open_closed_streams
 from foundry_core.errors import (
@@ -151,7 +151,22 @@ def _execute(arguments: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all others are."""
+    """A parser whose errors are one line, as all others are, and whose optional values are one of their choices."""
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """Parse; argparse would take the YAML or the setting after `--resume` for its value, so they change places."""
+        given = list(sys.argv[1:] if args is None else args)
+        optional = {
+            name: action.choices
+            for action in self._actions
+            if action.nargs == "?" and action.choices
+            for name in action.option_strings
+        }
+        for at in range(len(given) - 1):
+            option, following = given[at : at + 2]
+            if option in optional and not following.startswith("-") and following not in optional[option]:
+                given[at : at + 2] = following, option
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")

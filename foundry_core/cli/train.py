@@ -21,6 +21,7 @@ examples:
   foundry train configs/gpt2.yaml
   foundry train configs/gpt2.yaml training.learning_rate=1e-3
   foundry train configs/gpt2.yaml --resume --allow training.learning_rate
+  foundry train configs/gpt2.yaml --resume auto   # in a job that is requeued
   foundry train configs/gpt2.yaml --profile 10
   foundry train configs/gpt2.yaml --processes 2
   foundry train my.yaml --plugin my_architecture.py"""
@@ -28,7 +29,8 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint of output_dir")
+    what = "continue from the newest valid checkpoint of output_dir; auto: begin the run if there is none"
+    parser.add_argument("--resume", nargs="?", const=True, default=False, choices=["auto"], metavar="auto", help=what)
     parser.add_argument(
         "--allow",
         action="append",

@@ -132,10 +132,9 @@ class _Pool:
     def _commands(self, cell: Cell) -> Iterator[list[str]]:
         """Yield the command lines that a cell needs, each when the one before has succeeded."""
         plugins = [argument for file in self.plugin_files for argument in ("--plugin", file)]
-        now, suites = standing(cell), self.study.settings.suites
-        if now.state != "done":
-            resume = ["--resume"] if now.state == "begun" else []
-            yield [*self.foundry, "train", str(cell_yaml(self.study, cell)), *resume, *plugins]
+        suites = self.study.settings.suites
+        if standing(cell).state != "done":
+            yield [*self.foundry, "train", str(cell_yaml(self.study, cell)), "--resume", "auto", *plugins]
         # The one place where suites are scored: results that are there and unchanged are reused by the verb.
         if suites:
             yield [*self.foundry, "evaluate", str(cell.folder), "--suite", *suites, "--all", *plugins]

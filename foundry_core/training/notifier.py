@@ -9,6 +9,7 @@ from typing import IO, Any
 import pluggy
 
 from foundry_core.errors import PluginError, tell
+from foundry_core.processes import World
 from foundry_core.registry.hooks import owner_of
 from foundry_core.registry.isolation import cause, guarded, kept_settings
 from foundry_core.storage.files import StorageError
@@ -25,12 +26,12 @@ class Notifier:
     Training goes on as if no observer had been there: each gets copies, and what `kept_settings` names is restored. An
     observer can take time and touch files; those of a checkpoint must not be changed.
 
-    silent: Call none: another process of the run does.
+    world: The processes of the run, of which the first one has observers.
     """
 
-    def __init__(self, manager: pluggy.PluginManager, stream: IO[str] | None = None, *, silent: bool = False):
+    def __init__(self, manager: pluggy.PluginManager, world: World | None = None, stream: IO[str] | None = None):
         self._manager = manager
-        self._stream, self._silent = stream, silent
+        self._stream, self._silent = stream, world is not None and not world.first
         self._muted: set[int] = set()
 
     def tell(self, hook: str, **facts: Any) -> None:

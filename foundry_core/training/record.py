@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -18,12 +18,15 @@ from foundry_core.checkpoints.compatibility import versions
 from foundry_core.checkpoints.optimizer_state import optimizer_tensors
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.folder import stored_tensors
+from foundry_core.processes import World
 from foundry_core.registry.reports import RunInfo
 from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import write_file
 from foundry_core.training.plan import RunPlan
+
+if TYPE_CHECKING:
+    from foundry_core.training.trainer import Trainer
 
 
 def write_record(
@@ -49,23 +52,29 @@ def write_record(
     write_file(folder / CONFIG, text.encode())
 
 
-def beginning(
-    config: ExperimentConfig, model: BaseLanguageModel, optimizer: torch.optim.Optimizer, state: TrainState
-) -> dict[str, str]:
-    """Return what must be the same in all processes when training begins, by its name in an error."""
-    weights = hashlib.sha256()
-    for tensors in (stored_tensors(model), optimizer_tensors(model, optimizer)):
+def check_beginning(world: World, trainer: Trainer) -> None:
+    """Check that the processes of a run begin alike, each with its trainer before the first step.
+
+    Raises:
+        UsageError: They differ in the version of a library, the configuration, the data, the position or the weights.
+    """
+    if world.size == 1:
+        return
+    weights, state = hashlib.sha256(), trainer.state
+    for tensors in (stored_tensors(trainer.model), optimizer_tensors(trainer.model, trainer.optimizer)):
         for name, tensor in sorted(tensors.items()):
             weights.update(name.encode())
             weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    described = json.dumps(config.resolved(), sort_keys=True, default=str)
-    return {
-        **{f"the version of {name}": version for name, version in versions().items()},
-        "the configuration": hashlib.sha256(described.encode()).hexdigest()[:12],
-        **{name: digest[:12] for name, digest in state.data.items()},
-        "the position in the data": f"step {state.step}, {state.ledger[:12]}",
-        "the weights": weights.hexdigest()[:12],
-    }
+    described = json.dumps(trainer.config.resolved(), sort_keys=True, default=str)
+    world.check_same(
+        {
+            **{f"the version of {name}": version for name, version in versions().items()},
+            "the configuration": hashlib.sha256(described.encode()).hexdigest()[:12],
+            **{name: digest[:12] for name, digest in state.data.items()},
+            "the position in the data": f"step {state.step}, {state.ledger[:12]}",
+            "the weights": weights.hexdigest()[:12],
+        }
+    )
 
 
 def run_info(config: ExperimentConfig, facts: Mapping[str, Any], plan: RunPlan, state: TrainState) -> RunInfo:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
 from foundry_core.checkpoints.state import TrainState, read_state
@@ -22,7 +22,7 @@ from foundry_core.data.preparation import (
 from foundry_core.devices import Precision, choose_device
 from foundry_core.errors import CheckpointError, UsageError, warn
 from foundry_core.models.base import create_model
-from foundry_core.processes import joined
+from foundry_core.processes import World, joined
 from foundry_core.registry.hooks import observing
 from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import remove_leftovers
@@ -33,7 +33,7 @@ from foundry_core.training.counting import trainer_of
 from foundry_core.training.division import check_division
 from foundry_core.training.notifier import Notifier
 from foundry_core.training.progress import reading
-from foundry_core.training.record import beginning
+from foundry_core.training.record import check_beginning
 from foundry_core.training.signals import StopRequest
 from foundry_core.training.sinks import sinks
 from foundry_core.training.suites import RunSuites
@@ -44,7 +44,7 @@ from foundry_core.training.warm_start import check_start, check_start_tokenizer
 def run(
     config: ExperimentConfig,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     allowed_changes: Iterable[str] = (),
     extra_observers: Sequence[Any] = (),
     quiet: bool = False,
@@ -54,7 +54,7 @@ def run(
 
     Args:
         config: The experiment.
-        resume: Continue from the newest valid checkpoint; without it, a folder that holds any is refused.
+        resume: Continue from the newest valid checkpoint; "auto": where there are any. False refuses such a folder.
         allowed_changes: Configuration keys that may differ from those of the checkpoint, also of `training.start_from`.
         extra_observers: Objects with hook implementations. quiet: Print nothing but warnings.
         profile: Profile that many steps, and write a trace and a table.
@@ -62,52 +62,55 @@ def run(
     Raises:
         FoundryError: One line for whatever the user can fix.
     """
-    manager, device = config.chosen.plugins.manager, choose_device(config.training.device)
-    with StopRequest(repeated=started_together()) as stop, joined(device) as world, ExitStack() as held:
-        quiet, suites = quiet or not world.first, None
-        if world.first:
-            held.enter_context(RunLock(config.training.output_dir))
-            suites = RunSuites(config)
-            held.enter_context(observing(manager, [*sinks(config, quiet=quiet), suites, *extra_observers]))
+    with _together(config, extra_observers, quiet=quiet) as (stop, world, suites):
         with stop.at_once():
-            check_division(config, world.size)
             with world.in_turn("preparing the data"):  # the others find prepared what process 0 has prepared
-                begun = None
-                if world.first:
-                    begun = check_before_preparing(
-                        config, resume=resume, allowed_changes=allowed_changes, profile=profile
-                    )
+                asked = partial(check_before_preparing, config, resume, allowed_changes, profile)
+                begun = asked() if world.first else None
+                resumed = bool(world.from_first("looking for checkpoints", lambda: begun is not None))
                 corpora = experiment_corpora(config)
-                tokenizer = experiment_tokenizer(config, corpora.train, resume=resume)
-                check_start_tokenizer(config, tokenizer, resume=resume)
-                with reading("encoding", corpora.train.bytes, quiet=quiet) as progress:
+                tokenizer = experiment_tokenizer(config, corpora.train, resume=resumed)
+                check_start_tokenizer(config, tokenizer, resume=resumed)
+                with reading("encoding", corpora.train.bytes, quiet=quiet or not world.first) as progress:
                     tokens = experiment_tokens(config, tokenizer, corpora, progress=progress)
                 rows = experiment_rows(config, tokenizer, tokens, corpora)
             model = create_model(config, tokenizer)
             made = partial(choose, config, model, tokenizer, rows, begun=begun, quiet=quiet)
-            choices, notifier = agreed_choices(config, world, made), Notifier(manager, silent=not world.first)
-            maker: Callable[..., Trainer] = _profiled(profile) if profile and world.first else trainer_of(config)
-            trainer = maker(config, model, tokenizer, rows, notifier, choices, world)
-            (trainer.resume if resume else trainer.begin)(allowed_changes)
-            if suites is not None:
-                trainer.score_suites = suites.prepared(model, tokenizer, trainer.notifier, trainer.plan)
-                if trainer.saver.parent is not None:
-                    with trainer.averaging.applied():
-                        suites.complete(trainer.output_dir / trainer.saver.parent)
-            if world.size > 1:
-                world.check_same(beginning(config, model, trainer.optimizer, trainer.state))
+            choices, notifier = agreed_choices(config, world, made), Notifier(config.chosen.plugins.manager, world)
+            trainer = _maker(config, profile, world)(config, model, tokenizer, rows, notifier, choices, world)
+            (trainer.resume if resumed else trainer.begin)(allowed_changes)
+            suites.prepare(trainer, tokenizer)
+            check_beginning(world, trainer)
         return trainer.train(stop)
 
 
-def _profiled(steps: int) -> Callable[..., Trainer]:
-    """Return a maker of trainers that profile; imported only for that."""
+@contextmanager
+def _together(
+    config: ExperimentConfig, observers: Sequence[Any], *, quiet: bool
+) -> Iterator[tuple[StopRequest, World, RunSuites]]:
+    """Join the processes of the run; the first holds the lock of its folder and has its observers and its suites."""
+    device = choose_device(config.training.device)
+    with StopRequest(repeated=started_together()) as stop, joined(device) as world, ExitStack() as held:
+        check_division(config, world.size)
+        suites = RunSuites(config, world)
+        if world.first:
+            held.enter_context(RunLock(config.training.output_dir))
+            watching = [*sinks(config, quiet=quiet), suites, *observers]
+            held.enter_context(observing(config.chosen.plugins.manager, watching))
+        yield stop, world, suites
+
+
+def _maker(config: ExperimentConfig, profiled_steps: int, world: World) -> Callable[..., Trainer]:
+    """Return what makes the trainer; that of a profile is imported only where the first process profiles."""
+    if not profiled_steps or not world.first:
+        return trainer_of(config)
     from foundry_core.training.profiling import ProfiledTrainer
 
-    return partial(ProfiledTrainer, profiled_steps=steps)
+    return partial(ProfiledTrainer, profiled_steps=profiled_steps)
 
 
 def check_before_preparing(
-    config: ExperimentConfig, *, resume: bool, allowed_changes: Iterable[str] = (), profile: int = 0
+    config: ExperimentConfig, resume: bool | Literal["auto"], allowed_changes: Iterable[str] = (), profile: int = 0
 ) -> Choices | None:
     """Refuse what cannot go on before anything is prepared, which may take hours; remove what a killed run left.
 
@@ -123,6 +126,8 @@ def check_before_preparing(
     if profile and config.capabilities.trained_by_counting:
         raise UsageError(f"{config.model.architecture} is trained by counting: there are no passes to profile")
     output_dir = Path(config.training.output_dir)
+    if resume == "auto":  # damaged checkpoints are some, too: none is trained over
+        resume = bool(checkpoints(output_dir))
     if not resume and checkpoints(output_dir):
         raise CheckpointError(
             f"{output_dir} holds checkpoints up to {checkpoints(output_dir)[-1].name}: go on with --resume, or "

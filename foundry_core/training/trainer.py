@@ -226,6 +226,7 @@ class Trainer:
         if self.saver.parent != name:
             self._save(ephemeral=True)
         self.saver.finish()
+        self.world.any([False])  # what started the processes may kill those that are left when the first one ends
         raise StoppedError(
             f"stopped by {signal_name} after step {self.state.step:,} of {self.plan.total_steps:,}: go on from {name} "
             "with --resume"

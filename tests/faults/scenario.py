@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from foundry_core import hookimpl, load_config, run
-from foundry_core.checkpoints.checkpoint import checkpoint_step, checkpoints, newest_valid
+from foundry_core.checkpoints.checkpoint import checkpoint_step, newest_valid
 from foundry_core.checkpoints.verification import verify_run
 from foundry_core.errors import CheckpointError
 from foundry_core.run_folder import MANIFEST
@@ -135,8 +135,7 @@ class Scenario:
             constructor: Any = partialmethod(Trainer.__init__, background=True)
             Trainer.__init__ = constructor  # type: ignore[method-assign]  # in this child alone
         storage.disk = disk
-        resume = bool(checkpoints(self.run_folder))
-        run(self.config, resume=resume, extra_observers=[_Told(disk)], quiet=True)
+        run(self.config, resume="auto", extra_observers=[_Told(disk)], quiet=True)
 
     def operations(self) -> list[Operation]:
         """Return what the run asks of the disk when nothing happens to it."""

@@ -132,7 +132,7 @@ def side_effects(bench: ObserverBench) -> None:
     """A run with the observer leaves the environment, settings of torch and handlers of signals as they were."""
     watched = (signal.SIGTERM, signal.SIGINT)
     with TemporaryDirectory(prefix="foundry-check-") as folder:
-        notifier = Notifier(hook_manager([bench.module]), io.StringIO())
+        notifier = Notifier(hook_manager([bench.module]), stream=io.StringIO())
         before, handlers = settings(), [signal.getsignal(number) for number in watched]
         for hook, arguments in bench.events(Path(folder)):
             notifier.tell(hook, **arguments)
@@ -184,7 +184,9 @@ def failures(bench: ObserverBench) -> str:
             if "folder" in moved:
                 moved["folder"] = gone / moved["folder"].name
             try:
-                Notifier(hook_manager([bench.module]), stream).tell(hook, **moved)  # a new one: nothing is muted yet
+                Notifier(hook_manager([bench.module]), stream=stream).tell(
+                    hook, **moved
+                )  # a new one: nothing is muted yet
             except BaseException as error:
                 raise NonconformanceError(f"{hook} ends the run with {type(error).__name__}") from error
     return "muted where its folder is missing" if stream.getvalue() else "goes on where its folder is missing"
