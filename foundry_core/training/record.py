@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -18,15 +18,13 @@ from foundry_core.checkpoints.compatibility import versions
 from foundry_core.checkpoints.optimizer_state import optimizer_tensors
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.folder import stored_tensors
 from foundry_core.processes import World
 from foundry_core.registry.reports import RunInfo
 from foundry_core.run_folder import CONFIG, RECORD
 from foundry_core.storage.files import write_file
 from foundry_core.training.plan import RunPlan
-
-if TYPE_CHECKING:
-    from foundry_core.training.trainer import Trainer
 
 
 def write_record(
@@ -52,20 +50,26 @@ def write_record(
     write_file(folder / CONFIG, text.encode())
 
 
-def check_beginning(world: World, trainer: Trainer) -> None:
-    """Check that the processes of a run begin alike, each with its trainer before the first step.
+def check_beginning(
+    world: World,
+    config: ExperimentConfig,
+    model: BaseLanguageModel,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+) -> None:
+    """Check that the processes of a run begin alike, before the first step.
 
     Raises:
         UsageError: They differ in the version of a library, the configuration, the data, the position or the weights.
     """
     if world.size == 1:
         return
-    weights, state = hashlib.sha256(), trainer.state
-    for tensors in (stored_tensors(trainer.model), optimizer_tensors(trainer.model, trainer.optimizer)):
+    weights = hashlib.sha256()
+    for tensors in (stored_tensors(model), optimizer_tensors(model, optimizer)):
         for name, tensor in sorted(tensors.items()):
             weights.update(name.encode())
             weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    described = json.dumps(trainer.config.resolved(), sort_keys=True, default=str)
+    described = json.dumps(config.resolved(), sort_keys=True, default=str)
     world.check_same(
         {
             **{f"the version of {name}": version for name, version in versions().items()},

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import PreTrainedTokenizerFast
+
 from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
 from foundry_core.checkpoints.state import TrainState, read_state
 from foundry_core.config.experiment import ExperimentConfig
@@ -77,10 +79,10 @@ def run(
             model = create_model(config, tokenizer)
             made = partial(choose, config, model, tokenizer, rows, begun=begun, quiet=quiet)
             choices, notifier = agreed_choices(config, world, made), Notifier(config.chosen.plugins.manager, world)
-            trainer = _maker(config, profile, world)(config, model, tokenizer, rows, notifier, choices, world)
+            trainer: Trainer = _maker(config, profile, world)(config, model, tokenizer, rows, notifier, choices, world)
             (trainer.resume if resumed else trainer.begin)(allowed_changes)
-            suites.prepare(trainer, tokenizer)
-            check_beginning(world, trainer)
+            _with_suites(trainer, suites, tokenizer)
+            check_beginning(world, config, model, trainer.optimizer, trainer.state)
         return trainer.train(stop)
 
 
@@ -94,10 +96,18 @@ def _together(
         check_division(config, world.size)
         suites = RunSuites(config, world)
         if world.first:
-            held.enter_context(RunLock(config.training.output_dir))
             watching = [*sinks(config, quiet=quiet), suites, *observers]
+            held.enter_context(RunLock(config.training.output_dir))
             held.enter_context(observing(config.chosen.plugins.manager, watching))
         yield stop, world, suites
+
+
+def _with_suites(trainer: Trainer, suites: RunSuites, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Score suites at the evaluations of a trainer, and at the checkpoint it goes on from if that was not done."""
+    trainer.score_suites = suites.prepared(trainer.model, tokenizer, trainer.notifier, trainer.plan)
+    if trainer.saver.parent is not None:
+        with trainer.averaging.applied():
+            suites.complete(trainer.output_dir / trainer.saver.parent)
 
 
 def _maker(config: ExperimentConfig, profiled_steps: int, world: World) -> Callable[..., Trainer]:

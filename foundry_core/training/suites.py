@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -15,12 +16,12 @@ from foundry_core.errors import UsageError
 from foundry_core.evaluation.suites.reading import LoadedSuite, read_suite
 from foundry_core.evaluation.suites.results import averages, described, keep, results_of
 from foundry_core.evaluation.suites.scoring import SuiteScorer, SuiteScores
+from foundry_core.models.base import BaseLanguageModel
 from foundry_core.processes import World
 from foundry_core.registry.hookspecs import hookimpl
 from foundry_core.registry.reports import SuiteReport
-
-if TYPE_CHECKING:
-    from foundry_core.training.trainer import Trainer
+from foundry_core.training.notifier import Notifier
+from foundry_core.training.plan import RunPlan
 
 
 class RunSuites:
@@ -45,20 +46,24 @@ class RunSuites:
         self._scorers = [SuiteScorer(suite) for suite in suites]
         self._waiting: dict[int, list[SuiteScores]] = {}
 
-    def prepare(self, trainer: Trainer, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Score at the evaluations of a trainer, and at the checkpoint that it goes on from if that was not done.
+    def prepared(
+        self, model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, notifier: Notifier, plan: RunPlan
+    ) -> Callable[[TrainState], None]:
+        """Return what scores after a step.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            notifier: Receives `foundry_suite_scored`.
+            plan: After which steps there is an evaluation, and after which a checkpoint.
 
         Raises:
             DataError: The model can score no item of a suite.
         """
-        self._model, self._tokenizer = trainer.model, tokenizer
-        self._notifier, self._plan = trainer.notifier, trainer.plan
+        self._model, self._tokenizer, self._notifier, self._plan = model, tokenizer, notifier, plan
         for scorer in self._scorers:
-            scorer.prepare(trainer.model, tokenizer)
-        trainer.score_suites = self._score
-        if trainer.saver.parent is not None:
-            with trainer.averaging.applied():
-                self._complete(trainer.output_dir / trainer.saver.parent)
+            scorer.prepare(model, tokenizer)
+        return self._score
 
     def _score(self, state: TrainState) -> None:
         """Score the weights as they are, if there is an evaluation after the step of a state; report each suite."""
@@ -73,7 +78,7 @@ class RunSuites:
         self._waiting = {step: each for step, each in self._waiting.items() if self._plan.checkpoint_due(step)}
         self._waiting[state.step] = found
 
-    def _complete(self, folder: Path) -> None:
+    def complete(self, folder: Path) -> None:
         """Keep the results of the checkpoint that a run goes on from, whose weights are in the model.
 
         They are missing if the run was killed once the checkpoint was on the disk and before they were.
