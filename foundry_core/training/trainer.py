@@ -32,7 +32,7 @@ from foundry_core.data.collators import get_data_collator
 from foundry_core.data.order import extended_ledger
 from foundry_core.data.preparation import ExperimentData, HeldOut, data_identity
 from foundry_core.data.workers import Batch
-from foundry_core.devices import Precision, choose_device, memory_watched, model_memory_watched
+from foundry_core.devices import Precision, choose_device, in_float64, memory_watched, model_memory_watched
 from foundry_core.errors import CheckpointError, StoppedError, warn
 from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
@@ -280,7 +280,7 @@ class Trainer:
         first = state.samples
         for batch in micro_batches:
             for name, figure in self._add_gradient(batch, divisor, first).items():
-                totals[name] = totals.get(name, 0) + figure.double()
+                totals[name] = totals.get(name, 0) + in_float64(figure)
             first += len(batch["input_ids"])
         scaler.unscale_(self.optimizer)
         limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
