@@ -54,8 +54,8 @@ print(json.dumps([failed, main(["train", sys.argv[1], "--quiet"])]))
 @pytest.mark.skipif(sys.platform != "linux", reason="stands in for other systems on Linux")
 def test_what_other_systems_lack_changes_no_bit(experiment: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
     weights = []
-    for name in ("here", "elsewhere"):
-        config = experiment("lstm", tmp_path / name, training={"train_steps": 3, "num_workers": 2})
+    for name, workers in {"here": 0, "elsewhere": 1}.items():
+        config = experiment("lstm", tmp_path / name, training={"train_steps": 3, "num_workers": workers})
         weights.append(Path(config.training.output_dir) / checkpoint_name(3) / "model.safetensors")
         if name == "here":
             run(config, quiet=True)
