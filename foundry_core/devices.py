@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -28,10 +29,13 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device):
         self.name = name
-        if self.name == "fp16" and device.type != "cuda":
+        if self.name == "fp16" and device.type == "cpu":
             raise UsageError("training.precision: fp16 needs a GPU; use bf16 or fp32 on a CPU")
-        if self.name == "bf16" and device.type == "cuda" and not computes_in_bf16(device):
-            raise UsageError("training.precision: this GPU does not compute in bf16; use fp16 or fp32")
+        if self.name == "bf16" and device.type != "cpu" and not computes_in_bf16(device):
+            what = (
+                "MPS computes in bf16 from macOS 14 on" if device.type == "mps" else "this GPU does not compute in bf16"
+            )
+            raise UsageError(f"training.precision: {what}; use fp16 or fp32")
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
         self.autocast: Callable[[], torch.autocast] = partial(
             torch.autocast, device.type, dtype=dtype, enabled=self.name != "fp32"
@@ -51,6 +55,8 @@ def computes_in_bf16(device: torch.device) -> bool:
     """Check whether a device has arithmetic for bf16; one without emulates it, which is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -77,10 +83,27 @@ def bf16_gain(tokens: int, outputs: int, inputs: int) -> float:
 
 
 def choose_device(asked: str, setting: str = "training.device") -> torch.device:
-    """Return the device that a setting asks for; `auto` is the GPU if there is one."""
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"{setting}: torch does not find a GPU; use auto or cpu")
-    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+    """Return the device that a setting asks for; `auto` is the GPU if there is one, of NVIDIA's, AMD's or Apple's."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return torch.device(next(name for name, present in there.items() if present))
+    if not there[asked]:
+        missing = "MPS, the GPU of a Mac" if asked == "mps" else "a GPU"
+        raise UsageError(f"{setting}: torch does not find {missing}; use auto or cpu")
+    return torch.device(asked)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has computed what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64: on its device, but on the CPU for MPS, which has no float64."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 
 def keep_freed_memory() -> bool:
@@ -90,6 +113,8 @@ def keep_freed_memory() -> bool:
     time of a step of a tiny GPT-2, 1.17 of an LSTM of 2 x 200. Large pages take 0.93 of the time of a step of a GRU of
     2 x 650 and 0.95 of a small BERT, whose passes over memory need fewer translations of addresses.
     """
+    if sys.platform == "win32":  # the C library is not found without a name there
+        return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         return False
@@ -113,6 +138,12 @@ def memory_of(device: torch.device) -> int:
     """Return the bytes of memory that a device has, used or not."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    if sys.platform == "win32":
+        kilobytes = ctypes.c_ulonglong()
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
+        return 1024 * kilobytes.value
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -120,6 +151,8 @@ def processor(device: torch.device) -> str:
     """Return the name of a device, with the number of threads that torch uses of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return torch.backends.mps.get_name()
     name = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -148,4 +181,5 @@ def model_memory_watched() -> AbstractContextManager[None]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Check whether memory of a device or of the machine ran out; torch has no common class for them."""
     too_large = ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in too_large)
+    texts = (*too_large, "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

@@ -44,6 +44,7 @@ def kept_generators() -> Iterator[None]:
 
     cpu, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
@@ -52,3 +53,5 @@ def kept_generators() -> Iterator[None]:
         random.setstate(of_python)
         if gpus:
             torch.cuda.set_rng_state_all(gpus)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)

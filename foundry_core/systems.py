@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 def _there(*names: str) -> tuple[signal.Signals, ...]:
     """Return the signals of these names that the system has."""
-    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
 
 STOP_SIGNALS = _there("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGBREAK")

@@ -1,5 +1,6 @@
 """Tests of what a run takes for its own in the folders that it is given, and what it leaves alone."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 from foundry_core import RunInfo, load_config, run
 from foundry_core.errors import UsageError
 from foundry_core.storage.files import AppendedLines, StorageError, publish_folder, remove_leftovers, write_file
-from foundry_core.storage.lock import RunLock
+from foundry_core.storage.lock import RunLock, lock_owner
 from foundry_core.training.sinks import MetricsFile
 from tests.each import each
 
@@ -117,6 +118,23 @@ def test_a_link_created_at_the_last_moment_is_not_followed(tmp_path, monkeypatch
     with pytest.raises(StorageError, match=r"cannot write .*/\.lock"):
         opened(tmp_path / ".lock")
     assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_a_disk_without_locks_is_one_line(tmp_path, monkeypatch):
+    def none_there(descriptor, *, blocking):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("foundry_core.storage.lock.lock_descriptor", none_there)
+    with pytest.raises(StorageError, match=r"^cannot write \S+/\.lock \(\d+ bytes\): No locks available$"):
+        RunLock(tmp_path)
+
+
+def test_the_owner_is_described_behind_the_byte_that_is_locked(tmp_path):
+    path = tmp_path / ".lock"
+    path.write_bytes(b"of a run that was killed, " * 9)
+    with RunLock(tmp_path):
+        assert path.read_bytes()[:1] == b"\n"  # nobody else may read it on Windows
+        assert lock_owner(path).startswith(f"pid {os.getpid()} on ")
 
 
 def test_foreign_lines_of_the_log_are_dropped_on_resuming(experiment, tmp_path, capsys):

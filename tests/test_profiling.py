@@ -163,6 +163,30 @@ def test_a_slow_loader_is_reported_once_with_what_to_try(
     assert f"took 75% of the time up to step 2: {advice}" in error or not advice
 
 
+def test_the_start_of_workers_is_not_a_slow_loader(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(speed, "time", clock)
+
+    def batches() -> Iterator[Any]:
+        clock.now += 20.0
+        while True:
+            yield {}
+
+    class Plan:
+        total_steps = 100
+
+    state, source = TrainState(), batches()
+    watch = Stopwatch(Plan(), state, 2)  # type: ignore[arg-type]
+    for _ in range(10):
+        watch.next_of(source, 1)
+        clock.now += 2.0
+        state.step += 1
+        watch.report(state, {"loss": 1.0}, 0.1, 1.0)
+    assert capsys.readouterr().err == ""
+
+
 def test_more_workers_are_advised_up_to_the_cores() -> None:
     assert "training.num_workers=1 (now 0)" in bottleneck_advice(0.25, 0, 8)
     assert "training.num_workers=4 (now 2)" in bottleneck_advice(0.5, 2, 8)

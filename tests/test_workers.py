@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from torch.utils.data import Dataset
 from foundry_core.data.batches import Batches
 from foundry_core.data.order import SampleOrder
 from foundry_core.data.rows import Rows
-from foundry_core.data.workers import STOP_SIGNALS, Batch, batches_from_workers
+from foundry_core.data.workers import Batch, batches_from_workers
 from foundry_core.errors import DataError, FoundryError, TokenizerError
+from foundry_core.registry.loading import load_plugin_file, plugin_files
+from foundry_core.systems import STOP_SIGNALS
 from tests.each import each
 
 
@@ -234,11 +237,70 @@ def test_a_process_that_cannot_be_started_is_one_line(monkeypatch: pytest.Monkey
         list(batches_from_workers(Source(with_pid), 4, 2))
 
 
+NOT_SENT = (
+    r"a process that is started anew cannot load what makes the batches \(.*\): "
+    r"define the collator at the top of a module or of a --plugin file, or set training.num_workers to 0"
+)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
-@pytest.mark.filterwarnings("ignore:Got pickle error")
-def test_a_collator_that_cannot_be_spawned_is_one_line(start_method: str) -> None:
-    with pytest.raises(DataError, match=r"^a data worker cannot be started: .*pickle"):
+def test_a_collator_that_cannot_be_spawned_is_one_line(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=rf"^a data worker cannot be started: {NOT_SENT}$"):
         list(batches_from_workers(Source(lambda index: with_pid(index)), 4, 2))
+    monkeypatch.setattr(sys.modules[__name__], "typed_in", typed_in := lambda index: with_pid(index), raising=False)
+    typed_in.__qualname__ = "typed_in"  # as the function of a notebook, which the other process does not find
+    with pytest.raises(DataError, match=rf"^a data worker failed: {NOT_SENT}$"):
+        list(batches_from_workers(Source(typed_in), 4, 1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
+def test_a_plugin_file_is_loaded_by_the_workers(
+    start_method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "doubling.py").write_text(
+        "from tests.test_workers import collate\n\n\nclass Doubled:\n    def __call__(self, samples):\n"
+        "        return {name: value * 2 for name, value in collate(samples).items()}\n"
+    )
+    try:
+        module = load_plugin_file(tmp_path / "doubling.py")
+        rows = Rows(np.arange(1000, dtype=np.uint16), "overlap", 8)
+        alone, helped = (
+            list(Batches(rows, SampleOrder(len(rows), 11), module.Doubled(), 4, 0, 40, workers)) for workers in (0, 2)
+        )
+    finally:
+        plugin_files.discard("doubling")
+        sys.modules.pop("doubling", None)
+    for one, other in zip(alone, helped, strict=True):
+        assert_same(one, other)
+
+
+def sockets() -> set[int]:
+    """The numbers of the sockets that this process holds."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the descriptor of this folder
+            found.add(str(descriptor.readlink()))
+    return {int(link.strip("socket:[]")) for link in found if link.startswith("socket:")}
+
+
+def with_sockets(index: int) -> Batch:
+    return {"sockets": torch.tensor(sorted(sockets()), dtype=torch.int64)}
+
+
+@pytest.mark.long
+def test_workers_hold_no_connection_of_a_process_group() -> None:
+    """A process that is killed is missed by the others when its connections close: a worker must not keep them open."""
+    torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+    try:
+        assert sockets()
+        held = {int(each) for batch in batches_from_workers(Source(with_sockets), 2, 2) for each in batch["sockets"]}
+        assert held & sockets() == set()
+        for one, other in zip(batches(0, 40, 0), batches(0, 40, 1), strict=True):
+            assert_same(one, other)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_leaving_early_ends_the_workers() -> None:

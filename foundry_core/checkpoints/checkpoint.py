@@ -70,9 +70,9 @@ class TensorBuffers:
     def _filled(self, key: tuple[str, str], tensor: torch.Tensor) -> torch.Tensor:
         room = self._room.get(key)
         if room is None or room.shape != tensor.shape:
-            # A GPU copies into pinned memory without waiting.
+            # CUDA copies into pinned memory without waiting.
             room = self._room[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-        return room.copy_(tensor, non_blocking=True)
+        return room.copy_(tensor, non_blocking=tensor.is_cuda)
 
 
 def fixed_files(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:

@@ -172,7 +172,7 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     """Add a checkpoint, --device, and --plugin."""
     folder = "folder of a checkpoint, or of a run (its newest valid checkpoint is used)"
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help=folder)
-    devices = ("auto", "cpu", "cuda")
+    devices = ("auto", "cpu", "cuda", "mps")
     parser.add_argument("--device", choices=devices, default="auto", help="auto (default): a GPU if there is one")
     add_plugin_argument(parser)
 

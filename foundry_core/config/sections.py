@@ -333,7 +333,9 @@ class TrainingConfig(_Counting):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where it is faster and proven for the architecture; weights stay in fp32"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: the GPU if there is one; mps: that of a Mac"
+    )
     compile: Literal["auto"] | bool = Field(
         "auto", description="torch.compile, 10 to 40 s once; auto: in a long run, if a trial shows that it is repaid"
     )

@@ -12,12 +12,13 @@ import atexit
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias
@@ -28,14 +29,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from foundry_core.errors import DataError, FoundryError
 from foundry_core.registry.isolation import cause
+from foundry_core.registry.loading import load_plugin_file, plugin_files
+from foundry_core.systems import ignore_stop_signals, stop_signals_blocked
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 
-STOP_SIGNALS = (
-    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
-)
-"""Signals that ask a run to end: Ctrl-C, `kill`, a terminal that closes; schedulers send the others before a limit."""
+
+_CHILDREN_SIGNAL = hasattr(signal, "SIGCHLD")
+"""Whether the system tells a process that a child has ended; Windows does not."""
 
 
 class _DiedError(BaseException):
@@ -79,35 +80,80 @@ def batches_from_workers(source: Dataset[Batch], count: int, num_workers: int) -
 
 def _start(source: Dataset[Batch], count: int, num_workers: int) -> Any:
     """Start the workers, while signals wait: a process that does not ignore them yet would run our handlers."""
-    # A fork imports and copies nothing, and a collator need not be importable (a notebook, `--plugin file.py`).
-    method = multiprocessing.get_start_method(allow_none=True) or ("fork" if sys.platform == "linux" else None)
-    handler = signal.getsignal(signal.SIGCHLD)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    method = start_method()
+    handler = signal.getsignal(signal.SIGCHLD) if _CHILDREN_SIGNAL else None
     try:
-        return iter(
-            DataLoader(
-                range(count),  # type: ignore[arg-type]
-                batch_size=None,
-                num_workers=num_workers,
-                collate_fn=partial(_make, source),
-                worker_init_fn=_begin,
-                multiprocessing_context=method,
-                generator=torch.Generator(),  # by default it draws from torch's global generator
+        made_from = source if method == "fork" else _Sent(source)
+        with stop_signals_blocked():
+            return iter(
+                DataLoader(
+                    range(count),  # type: ignore[arg-type]
+                    batch_size=None,
+                    num_workers=num_workers,
+                    collate_fn=partial(_make, made_from),
+                    worker_init_fn=_begin,
+                    multiprocessing_context=method,
+                    generator=torch.Generator(),  # by default it draws from torch's global generator
+                )
             )
-        )
-    except (OSError, TypeError, AttributeError, ValueError) as error:
+    except DataError as error:
+        raise DataError(f"a data worker cannot be started: {error}") from error
+    except (OSError, ValueError) as error:
         raise DataError(f"a data worker cannot be started: {cause(error)}; lower training.num_workers") from error
     finally:
-        with suppress(ValueError):  # outside the main thread, where torch has not changed it
-            signal.signal(signal.SIGCHLD, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if _CHILDREN_SIGNAL:
+            with suppress(ValueError):  # outside the main thread, where torch has not changed it
+                signal.signal(signal.SIGCHLD, handler)
+
+
+def start_method() -> str:
+    """Return how workers are started: the way that the process has chosen, if it is safe here.
+
+    By default a fork on Linux: it imports and copies nothing, and a collator need not be importable (a notebook). A
+    worker uses neither the GPU nor what the parent has on it, so that a GPU does not matter. A process group does: the
+    copies of its sockets would keep the connections of a killed process open, and memory that a network card is to
+    write to must not be copied.
+    """
+    chosen = multiprocessing.get_start_method(allow_none=True) or ("fork" if sys.platform == "linux" else "spawn")
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return "spawn" if chosen == "fork" and grouped else chosen
+
+
+class _Sent(Dataset[Batch]):
+    """The source of batches on its way to a worker that is not a fork, which loads it when it makes its first batch.
+
+    Then a failure is reported as that of a batch is; while the process still starts, it would be a traceback.
+    """
+
+    def __init__(self, source: Dataset[Batch]):
+        self._plugins = [str(module.__file__) for name, module in sys.modules.items() if name in plugin_files]
+        with self._explained():
+            self._pickled = pickle.dumps(source)
+        self._source: Dataset[Batch] | None = None
+
+    def __getitem__(self, index: int) -> Batch:
+        if self._source is None:
+            with self._explained():
+                for path in self._plugins:
+                    load_plugin_file(path)
+                self._source = pickle.loads(self._pickled)
+        return self._source[index]
+
+    @staticmethod
+    @contextmanager
+    def _explained() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever the parts of a collator raise
+            raise DataError(
+                f"a process that is started anew cannot load what makes the batches ({cause(error)}): define the "
+                "collator at the top of a module or of a --plugin file, or set training.num_workers to 0"
+            ) from error
 
 
 def _begin(worker: int) -> None:
     """Set up a worker process; DataLoader has limited torch to one thread already."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    ignore_stop_signals()
     gc.freeze()  # what was copied is the parent's to destroy, such as tensors on a device
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -139,9 +185,9 @@ def _next(iterator: Iterator[Any], workers: list[BaseProcess]) -> Any:
     """Return what a worker made next. Raises _DiedError when one has died, and as soon as one dies.
 
     Batches that were made ahead would hide a death for as long as they last, and DataLoader looks every five seconds;
-    outside the main thread, where Python runs no signal handlers, that has to do.
+    outside the main thread, where Python runs no signal handlers, and on Windows, that has to do.
     """
-    main = threading.current_thread() is threading.main_thread()
+    main = _CHILDREN_SIGNAL and threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGCHLD, partial(_notice_death, workers)) if main else None
     try:
         _notice_death(workers)

@@ -31,4 +31,4 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
         batch = {key: value for key, value in batch.items() if key != "attention_mask"}
     if device.type == "cuda":
         return {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
-    return batch
+    return {key: value.to(device) for key, value in batch.items()}

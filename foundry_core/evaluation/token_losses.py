@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foundry_core.devices import in_float64
 from foundry_core.errors import PluginError
 from foundry_core.evaluation.prefix_tree import Numbers
 from foundry_core.models.loss import TargetHead
@@ -84,7 +85,7 @@ class TokenLosses:
         values = self._found[0][1].shape[1:] if self._found else ()
         losses_M = np.full((len(self._targets), *values), np.nan)
         for numbers, found in self._found:
-            losses_M[numbers] = found.double().cpu().numpy()
+            losses_M[numbers] = in_float64(found).cpu().numpy()
         return losses_M
 
     def _project(self, *, last: bool) -> None:

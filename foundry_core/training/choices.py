@@ -44,7 +44,7 @@ ENOUGH = 1.3
 KEYS = ("precision", "compile", "kernels")
 """The choices, by the names of their settings in `training:`."""
 
-_MOST_TOKENS = {"cpu": 2**13, "cuda": 2**15}
+_MOST_TOKENS = {"cpu": 2**13, "cuda": 2**15, "mps": 2**13}
 Made: TypeAlias = tuple[Any, str]
 """A value, and the reason for it in words."""
 
@@ -126,6 +126,8 @@ def precision_of(device: torch.device, proven: tuple[str, ...], gain: Callable[[
         proven: Precisions in which the architecture is known to learn as in fp32.
         gain: Measures how many times as fast as fp32 bf16 is on this CPU.
     """
+    if device.type == "mps":
+        return "fp32", "what bf16 gains on MPS has not been measured"
     what = "GPU" if device.type == "cuda" else "processor"
     if not computes_in_bf16(device):
         return "fp32", f"this {what} does not compute in bf16"
@@ -203,6 +205,8 @@ class _Run:
         """Return why compiling cannot be tried, or nothing."""
         if not self.passes.config.capabilities.compile:
             return "the architecture does not support it"
+        if self.passes.device.type == "mps":
+            return "compiling for MPS has not been tried"
         if self.length > self.most_tokens:
             return f"it is not tried with rows of more than {self.most_tokens:,} tokens"
         if self.model.get_memory_footprint().total > memory_of(self.passes.device) / 2:

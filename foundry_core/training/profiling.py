@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from foundry_core.checkpoints.state import TrainState
 from foundry_core.data.workers import Batch
+from foundry_core.devices import wait_for
 from foundry_core.errors import tell, warn
 from foundry_core.registry.reports import StepReport
 from foundry_core.run_folder import PROFILE, PROFILE_TABLE, PROFILE_TRACE
@@ -146,7 +147,7 @@ class _Profile:
     """
 
     def __init__(self, count: int, warm_up: int, device: torch.device):
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
         ahead = {"wait": max(warm_up - 1, 0), "warmup": min(warm_up, 1)}
         self._profiler = profile(activities=activities, schedule=schedule(**ahead, active=count, repeat=1))
@@ -203,8 +204,7 @@ class _Profile:
         self._range.__enter__()  # type: ignore[no-untyped-call]
 
     def _close(self) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
+        wait_for(self._device)
         self._range.__exit__(None, None, None)
         self._seconds[self._name] += time.perf_counter() - self._since
 

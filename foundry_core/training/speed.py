@@ -19,7 +19,7 @@ from foundry_core.training.plan import RunPlan
 TOO_MUCH = 0.2
 """Share of the time spent waiting for batches from which the loader counts as the bottleneck."""
 _JUDGED_SECONDS = 5.0
-"""Least time that is judged: workers start up, and a run of seconds has nothing to gain."""
+"""Least time that is judged, without that in which workers start: a run of seconds has nothing to gain."""
 
 
 class Stopwatch:
@@ -40,6 +40,7 @@ class Stopwatch:
         self._mark = time.perf_counter()
         self._tokens, self._step = state.tokens_seen, state.step
         self._waited = 0.0
+        self._starting: float | None = None if num_workers else 0.0  # seconds until processes have started
         self._judged: tuple[float, float] | None = (0.0, 0.0)
 
     def __enter__(self) -> None:
@@ -53,7 +54,10 @@ class Stopwatch:
         """Return the next `count` batches, or those that are left, and measure the time until they are there."""
         start = time.perf_counter()
         taken = list(islice(batches, count))
-        self._waited += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._waited += seconds
+        if self._starting is None:
+            self._starting = seconds
         return taken
 
     def report(self, state: TrainState, losses: dict[str, float], rate: float, norm: float) -> StepReport:
@@ -64,7 +68,8 @@ class Stopwatch:
         waited, communicated = min(self._waited, elapsed), min(self._world.seconds - self._communicated, elapsed)
         self._communicated = self._world.seconds
         self._mark, self._tokens, self._step, self._waited = now, state.tokens_seen, state.step, 0.0
-        self._judge(waited, elapsed, state.step)
+        starting, self._starting = min(self._starting or 0.0, waited), 0.0
+        self._judge(waited - starting, elapsed - starting, state.step)
         return StepReport(
             step=state.step,
             total_steps=self._plan.total_steps,

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.data.workers import Batch
-from foundry_core.devices import Precision, keep_freed_memory
+from foundry_core.devices import Precision, keep_freed_memory, wait_for
 from foundry_core.errors import one_line
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel, create_model
@@ -80,8 +80,7 @@ class Passes:
             )
         torch.autograd.backward(optimised)
         model.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(self.device)
         return time.perf_counter() - start
 
 
