@@ -178,7 +178,7 @@ def test_the_start_of_workers_is_not_a_slow_loader(
         total_steps = 100
 
     state, source = TrainState(), batches()
-    watch = Stopwatch(Plan(), state, 2)  # type: ignore[arg-type]
+    watch = Stopwatch(Plan(), state, 2, World())  # type: ignore[arg-type]
     for _ in range(10):
         watch.next_of(source, 1)
         clock.now += 2.0
