@@ -109,6 +109,12 @@ def test_cells_are_all_combinations_named_by_their_values(written: Written) -> N
     assert [cell.name for cell in others.cells] == ["one-compile_true", "two-compile_true"]
 
 
+def test_seeds_alone_are_a_study(written: Written) -> None:
+    path = written({}, seeds=[1, 2])
+    path.write_text(path.read_text().replace("grid: {}\n", ""))
+    assert [cell.name for cell in read_study(path).cells] == ["seed1", "seed2"]
+
+
 def test_values_lie_over_the_base_and_models_replace_its_own(written: Written) -> None:
     grid = {
         "model.rnn.hidden_size": [24],  # before the section that it is in
@@ -232,7 +238,12 @@ def test_a_study_and_an_experiment_are_told_apart(written: Written, capsys: pyte
     assert problems(path) == ["3: base: must be the path of a YAML, or its content"]
     path.write_text("data: {}\n")
     assert main(["study", str(path)]) == 2
-    assert capsys.readouterr().err.startswith(f"{path}:1: grid: missing")
+    assert capsys.readouterr().err.startswith(f"{path}:1: base: missing")
+    path.write_text("output_dir: x\nbase: configs/lstm.yaml\ngird: {}\n")
+    assert problems(path) == ["3: gird: unknown key. Did you mean 'grid'?"]
+    for verb in ("validate", "plan"):
+        assert main([verb, str(path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_widths_are_found_within_one_percent(written: Written) -> None:
