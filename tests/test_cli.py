@@ -420,19 +420,23 @@ def test_a_tokenizer_is_trained_then_found_unchanged(trained, tmp_path, capsys):
         (["train", "missing.yaml"], 2, "missing.yaml"),
         (["evaluate", "{tmp}/none"], 6, "no such folder"),
         (["evaluate", "{tmp}"], 6, "neither a checkpoint nor a run"),
+        (["evaluate", "{parent}"], 6, "name one, such as {run}"),
+        (["verify", "{run}/checkpoint-0"], 6, "is a checkpoint: name its run, {run}"),
+        (["seen", "{run}/checkpoint-0", "--step", "1"], 6, "is a checkpoint: name its run, {run}"),
+        (["compare", "{run}/checkpoint-0"], 6, "is a checkpoint: name its run, {run}"),
         (["evaluate", "{run}", "--pairs", "{x}"], 4, "not a minimal pair"),
         (["train", "{x}", "--allow", "data"], 2, "--resume"),
         (["evaluate", "{run}", "--device", "cuda"], 2, "--device: "),
     ],
 )
 def test_an_error_of_the_user_is_one_line_with_its_exit_code(trained, tmp_path, capsys, arguments, code, says):
-    places = {"x": trained / "x.yaml", "tmp": tmp_path, "run": trained / "run"}
+    places = {"x": trained / "x.yaml", "tmp": tmp_path, "run": trained / "run", "parent": trained}
     capsys.readouterr()
     assert main([argument.format(**places) for argument in arguments]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
-    assert says in captured.err
+    assert says.format(**places) in captured.err
     assert "Traceback" not in captured.err
 
 

@@ -413,7 +413,7 @@ def test_options_that_mean_nothing_together_are_refused(own_run, agreement, tmp_
         assert main(["evaluate", str(own_run), *arguments]) == 2
         assert problem in capsys.readouterr().err
     assert main(["evaluate", str(own_run / "checkpoint-3"), "--suite", str(agreement), "--all"]) == 6
-    assert "not a run with a valid checkpoint" in capsys.readouterr().err
+    assert f"is a checkpoint: name its run, {own_run}" in capsys.readouterr().err
 
 
 def test_the_answer_has_a_row_for_each_checkpoint_and_phenomenon(own_run, agreement, capsys):
