@@ -377,10 +377,21 @@ def test_a_difference_outside_the_grid_is_reported(
     assert main(["study", str(folder), "--check"]) == 1
     line = next(line for line in capsys.readouterr().err.splitlines() if "data.batch_size differs" in line)
     assert line.endswith("; 3: lstm-seed1")
-    # Runs that belong to no study are compared for their models and seeds.
-    runs = by_name(check_conditions([folder / "bert-seed1", folder / "lstm-seed2"]))
+
+
+def test_runs_of_no_study_are_compared_for_models_and_seeds(written: Written, one_thread: None) -> None:
+    grid = {"model": [BERT, LSTM], "training.mlm_probability": [0.2, 0.3]}
+    study = prepare(read_study(written(grid, seeds=[1, 2])))
+    (bert, _, other_bert, _, lstm, *_) = study.cells
+    for cell in (bert, other_bert, lstm):
+        run(cell.config, quiet=True)
+    # A causal model does not read how many tokens are hidden.
+    runs = by_name(check_conditions([other_bert.folder, lstm.folder]))
     assert all(each.intended for each in runs.values())
-    assert list(runs["steps"].values) == ["bert-seed1", "lstm-seed2"]
+    assert runs["training.mlm_probability"].values == {other_bert.name: 0.3, lstm.name: None}
+    assert list(runs["steps"].values) == [other_bert.name, lstm.name]
+    unintended = {each.name for each in check_conditions([bert.folder, other_bert.folder]) if each.unintended}
+    assert unintended == {"masks", "training.mlm_probability"}
 
 
 def test_the_list_shows_how_far_each_cell_is(
