@@ -349,6 +349,13 @@ def test_macro_averages_stand_beside_the_one_over_items(
     assert "toy, macro" in printed
     assert "25.0 ± 18.8" in printed
     assert re.search(r"mean of the phenomena +37\.5", printed)
+    for columns in (60, 90, 200):  # a table that is too wide becomes several
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(["compare", "."]) == 0
+        tables = capsys.readouterr().out.partition("\n\nThe ")[0].partition("\n\npage")[0].split("\n\n")
+        assert all(len(line) <= columns for each in tables for line in each.splitlines())
+        assert [each.splitlines()[0].count("toy") for each in tables if each.startswith("model")][-1] == 2
+        assert len([each for each in tables if each.startswith("model")]) == {60: 3, 90: 2, 200: 1}[columns]
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
