@@ -178,6 +178,9 @@ def test_only_a_recurrent_model_generates_beyond_its_rows(trained, tmp_path, cap
     capsys.readouterr()
     assert main(["generate", str(run), "--prompt", ten, "--tokens", "20", "--greedy"]) == 0
     assert "at most 5 tokens are added: the model was trained on 16" in capsys.readouterr().err
+    assert main(["generate", str(run), "--samples", "20"]) == 0
+    output = capsys.readouterr()
+    assert (output.out.count("\n"), output.err) == (20, "")
     assert main(["generate", str(run), "--prompt", f"{ten} {ten}"]) == 2
     assert "the prompt has 21 tokens; the model was trained on 16" in capsys.readouterr().err
 
