@@ -25,8 +25,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from foundry_core.cli.common import (
     add_plugin_argument,
@@ -199,18 +199,10 @@ def _verdict(condition: Condition) -> str:
 
 def _shown(condition: Condition) -> str:
     """Return the values of a condition, each with the runs that have it."""
-    groups = _groups(condition.values)
+    groups = condition.by_value()
     if len(groups) == 1:
         return next(iter(groups))
     return "; ".join(f"{value}: {' '.join(runs)}" for value, runs in groups.items())
-
-
-def _groups(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for run, value in values.items():
-        shown = "-" if value is None else value if isinstance(value, str) else json.dumps(value)
-        groups.setdefault(shown, []).append(run)
-    return groups
 
 
 def _unintended(conditions: Sequence[Condition]) -> list[str]:
