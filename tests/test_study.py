@@ -27,7 +27,7 @@ from foundry_core.registry.discovery import installed
 from foundry_core.registry.loading import get_architecture
 from foundry_core.run_folder import WEIGHTS
 from foundry_core.storage.lock import RunLock
-from foundry_core.study.definition import Study, read_study
+from foundry_core.study.definition import Study, StudySection, read_study
 from foundry_core.study.folder import prepare, standing
 from foundry_core.testing.toy_language import ToyCorpus
 from tests.each import each
@@ -425,7 +425,9 @@ def test_a_run_that_stopped_early_is_done(written: Written, corpus: ToyCorpus, o
 
 
 def test_the_example_of_the_guide_is_a_study(tmp_path: Path) -> None:
-    example, grid = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    example, first, grid = examples
+    assert StudySection.model_validate(yaml.safe_load(first)).base == "quickstart/lstm.yaml"
     (tmp_path / "x.yaml").write_text(example)
     study = read_study(tmp_path / "x.yaml")
     assert [cell.name for cell in study.cells[:3]] == ["gpt2-seed1", "gpt2-seed2", "bert-seed1"]
