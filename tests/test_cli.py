@@ -189,6 +189,9 @@ def test_settings_may_come_after_options(trained, tmp_path, capsys):
     command = ["train", str(trained / "x.yaml"), "--quiet", f"training.output_dir={tmp_path}", "training.train_steps=1"]
     assert main(command) == 0
     assert (tmp_path / "checkpoint-1").is_dir()
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--suite", str(trained / "pairs.jsonl"), str(trained / "run")])
+    assert "required: CHECKPOINT: name it before --suite and --pairs" in capsys.readouterr().err
     for wrong in (["train", str(trained / "x.yaml"), "--quit"], ["plugins", "list", "stray"]):
         with pytest.raises(SystemExit) as stop:
             main(wrong)
