@@ -177,6 +177,7 @@ def test_the_t_interval_has_the_quantiles_of_the_tables() -> None:
     found = [round(t_quantile(freedom), 3) for freedom in (1, 2, 3, 4, 9, 10, 30, 120)]
     assert found == [12.706, 4.303, 3.182, 2.776, 2.262, 2.228, 2.042, 1.980]
     assert over_seeds([3.0]).low is None
+    assert over_seeds([1.0, 1.0]).low is None  # every seed has all items right
 
 
 def test_the_bootstrap_draws_items_and_seeds_in_pairs() -> None:
