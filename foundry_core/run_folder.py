@@ -54,6 +54,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
@@ -115,3 +116,18 @@ def milestone_words(name: str) -> int | None:
     """Return the words that a name of `milestone_name` is about; None for any other name."""
     match = MILESTONE.match(name)
     return int(match.group(1)) * _SIZES[match.group(2)] if match is not None else None
+
+
+def no_checkpoints(folder: Path, lacking: str = "does not contain checkpoints") -> str:
+    """Return what is wrong with a folder in which checkpoints were looked for, and what to name in its place.
+
+    lacking: What it lacks, unless it is a checkpoint itself, or contains runs.
+    """
+    if not folder.is_dir():
+        return f"{folder}: there is no such folder"
+    if CHECKPOINT.match(folder.name) and (folder / MANIFEST).is_file():
+        return f"{folder} is a checkpoint: name its run, {folder.parent}"
+    for pattern in (f"*/{RECORD}", f"*/*/{RECORD}"):
+        if runs := sorted(each.parent for each in folder.glob(pattern)):
+            return f"{folder} is not a run, but contains runs: name one, such as {runs[0]}"
+    return f"{folder} {lacking}"

@@ -178,6 +178,9 @@ def test_only_a_recurrent_model_generates_beyond_its_rows(trained, tmp_path, cap
     capsys.readouterr()
     assert main(["generate", str(run), "--prompt", ten, "--tokens", "20", "--greedy"]) == 0
     assert "at most 5 tokens are added: the model was trained on 16" in capsys.readouterr().err
+    assert main(["generate", str(run), "--samples", "20"]) == 0
+    output = capsys.readouterr()
+    assert (output.out.count("\n"), output.err) == (20, "")
     assert main(["generate", str(run), "--prompt", f"{ten} {ten}"]) == 2
     assert "the prompt has 21 tokens; the model was trained on 16" in capsys.readouterr().err
 
@@ -186,6 +189,9 @@ def test_settings_may_come_after_options(trained, tmp_path, capsys):
     command = ["train", str(trained / "x.yaml"), "--quiet", f"training.output_dir={tmp_path}", "training.train_steps=1"]
     assert main(command) == 0
     assert (tmp_path / "checkpoint-1").is_dir()
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--suite", str(trained / "pairs.jsonl"), str(trained / "run")])
+    assert "required: CHECKPOINT: name it before --suite and --pairs" in capsys.readouterr().err
     for wrong in (["train", str(trained / "x.yaml"), "--quit"], ["plugins", "list", "stray"]):
         with pytest.raises(SystemExit) as stop:
             main(wrong)
@@ -442,19 +448,23 @@ def test_resume_takes_auto_and_nothing_else_that_follows(trained, capsys, argume
         (["train", "missing.yaml"], 2, "missing.yaml"),
         (["evaluate", "{tmp}/none"], 6, "no such folder"),
         (["evaluate", "{tmp}"], 6, "neither a checkpoint nor a run"),
+        (["evaluate", "{parent}"], 6, "name one, such as {run}"),
+        (["verify", "{run}/checkpoint-0"], 6, "is a checkpoint: name its run, {run}"),
+        (["seen", "{run}/checkpoint-0", "--step", "1"], 6, "is a checkpoint: name its run, {run}"),
+        (["compare", "{run}/checkpoint-0"], 6, "is a checkpoint: name its run, {run}"),
         (["evaluate", "{run}", "--pairs", "{x}"], 4, "not a minimal pair"),
         (["train", "{x}", "--allow", "data"], 2, "--resume"),
         (["evaluate", "{run}", "--device", "cuda"], 2, "--device: "),
     ],
 )
 def test_an_error_of_the_user_is_one_line_with_its_exit_code(trained, tmp_path, capsys, arguments, code, says):
-    places = {"x": trained / "x.yaml", "tmp": tmp_path, "run": trained / "run"}
+    places = {"x": trained / "x.yaml", "tmp": tmp_path, "run": trained / "run", "parent": trained}
     capsys.readouterr()
     assert main([argument.format(**places) for argument in arguments]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
-    assert says in captured.err
+    assert says.format(**places) in captured.err
     assert "Traceback" not in captured.err
 
 

@@ -225,6 +225,7 @@ def test_the_t_interval_has_the_quantiles_of_the_tables() -> None:
     found = [round(t_quantile(freedom), 3) for freedom in (1, 2, 3, 4, 9, 10, 30, 120)]
     assert found == [12.706, 4.303, 3.182, 2.776, 2.262, 2.228, 2.042, 1.980]
     assert over_seeds([3.0]).low is None
+    assert over_seeds([1.0, 1.0]).low is None  # every seed has all items right
 
 
 def test_the_bootstrap_draws_items_and_seeds_in_pairs() -> None:
@@ -397,6 +398,13 @@ def test_macro_averages_stand_beside_the_one_over_items(
     assert "toy, macro" in printed
     assert "25.0 ± 18.8" in printed
     assert re.search(r"mean of the phenomena +37\.5", printed)
+    for columns in (60, 90, 200):  # a table that is too wide becomes several
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(["compare", "."]) == 0
+        tables = capsys.readouterr().out.partition("\n\nThe ")[0].partition("\n\npage")[0].split("\n\n")
+        assert all(len(line) <= columns for each in tables for line in each.splitlines())
+        assert [each.splitlines()[0].count("toy") for each in tables if each.startswith("model")][-1] == 2
+        assert len([each for each in tables if each.startswith("model")]) == {60: 3, 90: 2, 200: 1}[columns]
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"

@@ -27,7 +27,7 @@ from foundry_core.registry.discovery import installed
 from foundry_core.registry.loading import get_architecture
 from foundry_core.run_folder import WEIGHTS
 from foundry_core.storage.lock import RunLock
-from foundry_core.study.definition import Study, read_study
+from foundry_core.study.definition import Study, StudySection, read_study
 from foundry_core.study.folder import prepare, standing
 from foundry_core.testing.toy_language import ToyCorpus
 from tests.each import each
@@ -107,6 +107,12 @@ def test_cells_are_all_combinations_named_by_their_values(written: Written) -> N
     assert Path(last.training.output_dir) == study.folder / names[-1]
     others = read_study(written({"data.training_corpus": ["x/one.txt", "x/two.txt"], "training.compile": [True]}))
     assert [cell.name for cell in others.cells] == ["one-compile_true", "two-compile_true"]
+
+
+def test_seeds_alone_are_a_study(written: Written) -> None:
+    path = written({}, seeds=[1, 2])
+    path.write_text(path.read_text().replace("grid: {}\n", ""))
+    assert [cell.name for cell in read_study(path).cells] == ["seed1", "seed2"]
 
 
 def test_values_lie_over_the_base_and_models_replace_its_own(written: Written) -> None:
@@ -232,7 +238,12 @@ def test_a_study_and_an_experiment_are_told_apart(written: Written, capsys: pyte
     assert problems(path) == ["3: base: must be the path of a YAML, or its content"]
     path.write_text("data: {}\n")
     assert main(["study", str(path)]) == 2
-    assert capsys.readouterr().err.startswith(f"{path}:1: grid: missing")
+    assert capsys.readouterr().err.startswith(f"{path}:1: base: missing")
+    path.write_text("output_dir: x\nbase: configs/lstm.yaml\ngird: {}\n")
+    assert problems(path) == ["3: gird: unknown key. Did you mean 'grid'?"]
+    for verb in ("validate", "plan"):
+        assert main([verb, str(path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_widths_are_found_within_one_percent(written: Written) -> None:
@@ -366,10 +377,21 @@ def test_a_difference_outside_the_grid_is_reported(
     assert main(["study", str(folder), "--check"]) == 1
     line = next(line for line in capsys.readouterr().err.splitlines() if "data.batch_size differs" in line)
     assert line.endswith("; 3: lstm-seed1")
-    # Runs that belong to no study are compared for their models and seeds.
-    runs = by_name(check_conditions([folder / "bert-seed1", folder / "lstm-seed2"]))
+
+
+def test_runs_of_no_study_are_compared_for_models_and_seeds(written: Written, one_thread: None) -> None:
+    grid = {"model": [BERT, LSTM], "training.mlm_probability": [0.2, 0.3]}
+    study = prepare(read_study(written(grid, seeds=[1, 2])))
+    (bert, _, other_bert, _, lstm, *_) = study.cells
+    for cell in (bert, other_bert, lstm):
+        run(cell.config, quiet=True)
+    # A causal model does not read how many tokens are hidden.
+    runs = by_name(check_conditions([other_bert.folder, lstm.folder]))
     assert all(each.intended for each in runs.values())
-    assert list(runs["steps"].values) == ["bert-seed1", "lstm-seed2"]
+    assert runs["training.mlm_probability"].values == {other_bert.name: 0.3, lstm.name: None}
+    assert list(runs["steps"].values) == [other_bert.name, lstm.name]
+    unintended = {each.name for each in check_conditions([bert.folder, other_bert.folder]) if each.unintended}
+    assert unintended == {"masks", "training.mlm_probability"}
 
 
 def test_the_list_shows_how_far_each_cell_is(
@@ -403,7 +425,9 @@ def test_a_run_that_stopped_early_is_done(written: Written, corpus: ToyCorpus, o
 
 
 def test_the_example_of_the_guide_is_a_study(tmp_path: Path) -> None:
-    example, grid = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    example, first, grid = examples
+    assert StudySection.model_validate(yaml.safe_load(first)).base == "quickstart/lstm.yaml"
     (tmp_path / "x.yaml").write_text(example)
     study = read_study(tmp_path / "x.yaml")
     assert [cell.name for cell in study.cells[:3]] == ["gpt2-seed1", "gpt2-seed2", "bert-seed1"]

@@ -252,7 +252,8 @@ def _loss_difference(name: str, first: Row, second: Row) -> Estimate | None:
     values = [[last_evaluation(run).get(name) for run in row] for row in (ones, twos)]
     if len(ones) < 2 or any(value is None for each in values for value in each):
         return None
-    return over_seeds([one - two for one, two in zip(*values, strict=True)])
+    found = over_seeds([one - two for one, two in zip(*values, strict=True)])
+    return None if found.low is None else found
 
 
 def _paired(first: Row, second: Row) -> tuple[list[Run], list[Run]]:

@@ -37,7 +37,9 @@ _TEXT = tuple(f"data.{key}" for key in TEXT_KEYS)
 _TOKENIZER = (*_TEXT, "tokenizer")
 _AMOUNTS = (*_TOKENIZER, *_BUDGET, "data", "training.gradient_accumulation_steps")
 _ORDER = (*_AMOUNTS, "random_seed", "seeds.data_order")
-_MASKS = (*_ORDER, "seeds.masking", "training.mlm_probability", "training.masking", "training.objective")
+_MASKING = ("seeds.masking", "training.mlm_probability", "training.masking")
+"""Settings that only an objective with masks reads."""
+_MASKS = (*_ORDER, *_MASKING, "training.objective")
 IMPLIED = {
     "training text": _TEXT,
     "validation text": ("data.validation_corpus", "data.documents", "data.blank_lines"),
@@ -119,16 +121,23 @@ class _Run:
     def state(self) -> TrainState:
         return read_state(self.folder / f"checkpoint-{self.step}")
 
+    @property
+    def hides(self) -> bool:
+        """Check whether the objective hides tokens, and so reads the settings of masks."""
+        return any(key in self.settings for key in _MASKING)
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         experiment = read_description(self.folder / f"checkpoint-{self.step}")["experiment"]
-        return {key: value for key, value in flat(experiment).items() if not covered(key, _NO_CONDITION)}
+        found = {key: value for key, value in flat(experiment).items() if not covered(key, _NO_CONDITION)}
+        known = CORE_OBJECTIVES.get(str(found.get("training.objective")))
+        unread = _MASKING if known is not None and known.causal else ()
+        return {key: value for key, value in found.items() if key not in unread}
 
     @property
     def masks(self) -> str | None:
         """Return what decides which tokens are hidden; None for an objective that hides none."""
-        known = CORE_OBJECTIVES.get(str(self.settings.get("training.objective")))
-        if known is not None and known.causal:
+        if not self.hides:
             return None
         seed = self.settings.get("seeds.masking")
         seed = self.settings.get("random_seed") if seed is None else seed
@@ -249,6 +258,8 @@ def _condition(name: str, runs: Sequence[_Run], values: Mapping[str, Any], *, se
 
 
 def _is_intended(name: str, one: _Run, other: _Run, *, setting: bool) -> bool:
+    if setting and name in _MASKING and one.hides != other.hides:
+        return True  # it follows from the objective, which is compared itself
     meant = _meant(one, other)
     return (setting and name in meant) or any(covered(key, IMPLIED.get(name, ())) for key in meant)
 

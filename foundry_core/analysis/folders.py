@@ -8,7 +8,7 @@ from pathlib import Path
 from foundry_core.analysis.runs import Run, is_run
 from foundry_core.config.settings import SEEDS, covered
 from foundry_core.errors import CheckpointError, warn
-from foundry_core.run_folder import CELLS
+from foundry_core.run_folder import CELLS, no_checkpoints
 from foundry_core.storage.manifest import parse_json, read_plain_file
 
 
@@ -38,7 +38,8 @@ def _below(path: Path) -> list[Run]:
         warn(f"{path}: {waiting} of {len(cells)} cells have not begun and are left out")
     runs = runs or [Run(each) for each in sorted(path.iterdir()) if is_run(each)]
     if not runs:
-        raise CheckpointError(f"{path} is neither a run nor a folder of runs: none of its subfolders is a run")
+        lacking = "is neither a run nor a folder of runs: none of its subfolders is a run"
+        raise CheckpointError(no_checkpoints(path, lacking))
     return runs
 
 

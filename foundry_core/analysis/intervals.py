@@ -62,9 +62,12 @@ def _t_inside(value: float, freedom: int) -> float:
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Return the mean of one value for each seed; the interval is that of the t distribution."""
+    """Return the mean of one value for each seed; the interval is that of the t distribution.
+
+    There is none if all values are the same, such as accuracies of 100 %: no seed has shown how far others may be.
+    """
     mean = math.fsum(values) / len(values)
-    if len(values) < 2 or not all(map(math.isfinite, values)):
+    if len(set(values)) < 2 or not all(map(math.isfinite, values)):
         return Estimate(mean, count=len(values))
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
     half = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))

@@ -25,6 +25,7 @@ from foundry_core.data.preparation import TOKENIZER_DATA, TRAINING_DATA
 from foundry_core.data.rows import MixedRows
 from foundry_core.errors import CheckpointError
 from foundry_core.models.building import read_description
+from foundry_core.run_folder import no_checkpoints
 
 _DECIDING = (
     *("data.batching", "data.order", "data.order_settings", "data.isolate_documents", "data.max_sequence_length"),
@@ -78,9 +79,7 @@ class SeenRun:
         self.folder = Path(output_dir)
         folders = checkpoints(self.folder)
         if not folders:
-            there = self.folder.is_dir()
-            problem = " does not contain checkpoints" if there else ": there is no such folder"
-            raise CheckpointError(f"{self.folder}{problem}")
+            raise CheckpointError(no_checkpoints(self.folder))
         self._states = [read_state(folder) for folder in folders]
         self._names = [folder.name for folder in folders]
         descriptions = [read_description(folder) for folder in folders]

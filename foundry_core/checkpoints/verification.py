@@ -29,7 +29,7 @@ from foundry_core.data.token_file import stored_tokens
 from foundry_core.errors import CheckpointError, FoundryError
 from foundry_core.models.building import read_description
 from foundry_core.random_streams import derive
-from foundry_core.run_folder import CHECKPOINT, MANIFEST, milestone_words
+from foundry_core.run_folder import CHECKPOINT, MANIFEST, milestone_words, no_checkpoints
 
 _MOST_STEPS, _MOST_DERIVED = 1 << 26, 1 << 31
 """Steps and rows from one checkpoint to the next that are derived: some minutes of work."""
@@ -66,10 +66,7 @@ def verify_run(output_dir: str | Path) -> tuple[list[Verified], list[str]]:
     find = lru_cache(maxsize=1)(stored_tokens)  # whose checksum is computed once for all checkpoints
     folders = checkpoints(output_dir)
     if not folders:
-        there = Path(output_dir).is_dir()
-        raise CheckpointError(
-            f"{output_dir}" + (" does not contain checkpoints" if there else ": there is no such folder")
-        )
+        raise CheckpointError(no_checkpoints(Path(output_dir)))
     for folder in folders:
         try:
             whole.append(_verified(folder, whole, find))

@@ -169,6 +169,9 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
+        greedy = [each.option_strings[0] for each in self._actions if each.option_strings and each.nargs == "+"]
+        if "are required" in message and greedy:
+            message += f": name it before {' and '.join(greedy)}, which take all that follows"
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
 

@@ -206,15 +206,13 @@ def open_folder(folder: Path, device: str) -> tuple[BaseLanguageModel, PreTraine
 def checkpoint_folder(path: str | Path) -> Path:
     """Return a checkpoint or model folder as it was named, or the newest valid checkpoint of a run."""
     from foundry_core.checkpoints.checkpoint import checkpoints, newest_valid
-    from foundry_core.run_folder import MANIFEST, MODEL_CONFIG
+    from foundry_core.run_folder import MANIFEST, MODEL_CONFIG, no_checkpoints
 
     folder = Path(path)
     if os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / MODEL_CONFIG):
         return folder
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such folder")
     if not checkpoints(folder):
-        raise CheckpointError(f"{folder} is neither a checkpoint nor a run with checkpoints")
+        raise CheckpointError(no_checkpoints(folder, "is neither a checkpoint nor a run with checkpoints"))
     newest, passed_over = newest_valid(folder)
     for line in passed_over:
         warn(line)
@@ -224,6 +222,7 @@ def checkpoint_folder(path: str | Path) -> Path:
 def whole_checkpoints(run: str | Path) -> list[Path]:
     """Return the checkpoints of a run that are whole, in their order; warn of the others."""
     from foundry_core.checkpoints.checkpoint import check_whole, checkpoints
+    from foundry_core.run_folder import no_checkpoints
 
     found = []
     for folder in checkpoints(run):
@@ -234,7 +233,7 @@ def whole_checkpoints(run: str | Path) -> list[Path]:
         else:
             found.append(folder)
     if not found:
-        raise CheckpointError(f"{run} is not a run with a valid checkpoint, which --all needs")
+        raise CheckpointError(no_checkpoints(Path(run), "is not a run with a valid checkpoint, which --all needs"))
     return found
 
 

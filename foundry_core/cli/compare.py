@@ -87,17 +87,8 @@ def execute(options: argparse.Namespace) -> None:
 def shown(comparison: Comparison) -> str:
     """Return the table for the terminal, accuracies by phenomenon below it, and the notes."""
     from foundry_core.analysis import tables
-    from foundry_core.analysis.figures import COSTS
 
-    figures = comparison.overall
-    several = any(len(row.runs) > 1 for row in comparison.rows)
-    parts = [table(*tables.terminal(comparison, figures, seeds=several))]
-    if max(map(len, parts[0].splitlines())) > screen_width():
-        costs, results = [name for name in figures if name in COSTS], [name for name in figures if name not in COSTS]
-        parts = [
-            table(*tables.terminal(comparison, costs, seeds=several)),
-            table(*tables.terminal(comparison, results)),
-        ]
+    parts = [table(*each) for each in _side_by_side(comparison)]
     for suite in comparison.suites:
         if suite.phenomena:
             _, rows = tables.terminal(comparison, list(suite.phenomena))
@@ -108,9 +99,39 @@ def shown(comparison: Comparison) -> str:
     lines = list(comparison.notes)
     if wrong:
         lines.append(f"NOT EQUAL, and not intended: {', '.join(wrong)}")
+        if any(each.unintended and each.setting for each in comparison.conditions):
+            lines.append("(A setting that is meant to differ is named with --varied KEY, or varied by a study.)")
     elif comparison.conditions:
         lines.append(f"{len(comparison.conditions)} conditions checked: equal, or different as intended.")
     return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])
+
+
+def _side_by_side(comparison: Comparison) -> list[tuple[list[str], list[list[str]]]]:
+    """Return the figures as one table, or as several that the screen has room for, the figures of a suite together."""
+    from foundry_core.analysis.figures import COSTS
+    from foundry_core.analysis.tables import terminal
+
+    def made(names: list[str], first: bool) -> tuple[list[str], list[list[str]]]:
+        return terminal(comparison, names, seeds=first and any(len(row.runs) > 1 for row in comparison.rows))
+
+    figures = comparison.overall
+    if _width(made(figures, True)) <= screen_width():
+        return [made(figures, True)]
+    accuracies = [list(suite.totals) for suite in comparison.suites]
+    losses = [name for name in figures if name not in (*COSTS, *(name for suite in accuracies for name in suite))]
+    found = [[name for name in figures if name in COSTS], losses]
+    for names in accuracies:
+        joined = [*found[-1], *names]
+        if _width(made(joined, False)) <= screen_width():
+            found[-1] = joined
+        else:
+            found.append(names)
+    return [made(names, at == 0) for at, names in enumerate(found) if names]
+
+
+def _width(columns: tuple[list[str], list[list[str]]]) -> int:
+    header, rows = columns
+    return sum(max(map(len, cells)) + 2 for cells in zip(header, *rows, strict=True)) - 2
 
 
 def write_page(comparison: Comparison, path: str | Path) -> None:

@@ -21,12 +21,14 @@ examples:
   foundry generate runs/gpt2 --tokens 100 --temperature 0.8 --samples 3 --seed 1
   foundry generate runs/gpt2 --prompt "The" --greedy"""
 
+_TOKENS = 40
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     parser.add_argument("--prompt", type=text_argument, default="", metavar="TEXT", help="the text to continue")
     count, whole, temperature = number(int, 1, 1_000_000), number(int, 0, 2**63 - 1), number(float, 0.001, 1000)
-    parser.add_argument("--tokens", type=count, default=40, metavar="N", help="add at most N tokens (default 40)")
+    parser.add_argument("--tokens", type=count, metavar="N", help=f"add at most N tokens (default {_TOKENS})")
     parser.add_argument(
         "--temperature", type=temperature, default=1.0, metavar="T", help="below 1: less random (default 1)"
     )
@@ -43,13 +45,13 @@ def execute(options: argparse.Namespace) -> None:
         from foundry_core.evaluation.generation import continuations, prompt_warnings
 
     _, model, tokenizer = open_checkpoint(options)
-    for line in prompt_warnings(model, tokenizer, options.prompt, options.tokens):
+    for line in prompt_warnings(model, tokenizer, options.prompt, options.tokens or 0):
         warn(line)
     texts = continuations(
         model,
         tokenizer,
         options.prompt,
-        tokens=options.tokens,
+        tokens=options.tokens or _TOKENS,
         samples=options.samples,
         seed=options.seed,
         temperature=0.0 if options.greedy else options.temperature,

@@ -61,7 +61,6 @@ _TRANSFORMER = """\
                 activation_function: gelu, dropout: 0.0, attention_dropout: 0.0}"""
 _RNN = "  rnn: {embedding_size: 128, hidden_size: 128, num_layers: 1, dropout: 0.0}"
 _CAUSAL = "  objective: causal_lm\n  learning_rate: 5.0e-3"
-_MASKED_ONLY = ("training.objective", "training.mlm_probability")
 _MASKED = "  objective: masked_lm\n  mlm_probability: 0.3\n  learning_rate: 3.0e-3"
 
 # Package, model, training. The rows are short for all because BERT needs them: with 64 tokens in a row it takes over 2M
@@ -160,8 +159,8 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     header = ("model", "parameters", "tokens/s", "test loss", "floor", "0 attractors", "1", "2")
     report(f"\n{table(header, rows)}\n\n{_EXPLANATION.format(entropy=corpus.entropy_per_token)}")
     page = folder / PAGE
-    runs = find_runs(folder / "runs" / name for name in names)
-    write_page(compare(runs, "What three models have learned", ("training.learning_rate", *_MASKED_ONLY)), page)
+    trained = find_runs(folder / "runs" / name for name in names)
+    write_page(compare(trained, "What three models have learned", ["training.learning_rate"]), page)
     report(f"Learning curves, conditions and settings side by side: {page}")
     _mark(folder, yamls, seed=seed, results=results)
     report(f"Took {duration(time.monotonic() - started)}. Next: foundry generate {folder}/runs/{names[0]} --samples 5")

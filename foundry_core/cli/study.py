@@ -147,7 +147,7 @@ def _train(study: Study, options: argparse.Namespace) -> None:
     if len(cells) > 1:
         from foundry_core.analysis.conditions import check_conditions
 
-        problems = _problems(check_conditions(study.folder))
+        problems = _unintended(check_conditions(study.folder))
         for line in problems:
             warn(line)
         if not problems:
@@ -179,7 +179,7 @@ def _check(study: Study, *, as_json: bool) -> None:
         print(table(("condition", "", "values"), rows))
         if varied:
             print("\n" + hanging("", f"Settings that differ as intended: {_sections(varied)}"))
-    problems = _problems(conditions)
+    problems = _unintended(conditions)
     if problems:
         raise FoundryError("\n".join(problems))
 
@@ -205,7 +205,7 @@ def _shown(condition: Condition) -> str:
     return "; ".join(f"{value}: {' '.join(runs)}" for value, runs in groups.items())
 
 
-def _problems(conditions: Sequence[Condition]) -> list[str]:
+def _unintended(conditions: Sequence[Condition]) -> list[str]:
     """Return a line for each condition that differs and should not."""
     return [
         f"{each.name} differs, and the study does not vary it: {_shown(each)}" for each in conditions if each.unintended

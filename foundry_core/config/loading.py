@@ -51,6 +51,11 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     return checked(yaml_source, from_file=not isinstance(source, Mapping))
 
 
+def study_key(data: Any) -> str | None:
+    """Return a key of a YAML that only a study has; None for an experiment."""
+    return next((key for key in ("grid", "base", "match") if isinstance(data, Mapping) and key in data), None)
+
+
 def checked(source: YamlSource, *, from_file: bool = True) -> ExperimentConfig:
     """Check the content of a file that has been read. Raises ConfigError as `load_config` does.
 
@@ -117,9 +122,8 @@ class _Check:
         if isinstance(model, dict) and "architecture" not in model and "layers" in model:
             message = f"written before model.architecture existed: convert it with: foundry migrate {path}"
             raise ConfigError([Problem(path, self.source.line_of(("model",)), "model", message)])
-        if "grid" in self.data:
-            problem = Problem(path, self.source.line_of(("grid",)), "grid", f"is of a study: foundry study {path}")
-            raise ConfigError([problem])
+        if key := study_key(self.data):
+            raise ConfigError([Problem(path, self.source.line_of((key,)), key, f"is of a study: foundry study {path}")])
         if is_second_format(self.data):
             message = f"has keys of an older format: convert the file with: foundry migrate {path}"
             raise ConfigError([Problem(path, 1, "file", message)])

@@ -36,14 +36,21 @@ def _room(model: BaseLanguageModel, tokens: int) -> float:
 
 
 @contextmanager
-def _lengths_not_warned_of() -> Iterator[None]:
-    """Keep transformers from warning of texts longer than a row: where that is a bound, `_room` keeps it."""
-    logger = logging.getLogger("transformers.generation.stopping_criteria")
-    before, logger.disabled = logger.disabled, True
+def _nothing_warned_of() -> Iterator[None]:
+    """Keep transformers from warnings that are about nothing here.
+
+    Of texts longer than a row: where that is a bound, `_room` keeps it. Of padding without a mask: in the cached steps
+    it leaves the mask out itself, and what it takes for padding is the end of a sample that is complete.
+    """
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("generation.stopping_criteria", "modeling_utils")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
         yield
     finally:
-        logger.disabled = before
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 def continuations(
@@ -80,7 +87,7 @@ def continuations(
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
     )
-    with evaluating(model), kept_generators(), _lengths_not_warned_of():
+    with evaluating(model), kept_generators(), _nothing_warned_of():
         torch.manual_seed(seed)
         output = model.generate(
             ids,

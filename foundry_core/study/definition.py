@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.config.loading import checked
+from foundry_core.config.loading import checked, study_key
 from foundry_core.config.problems import findings
 from foundry_core.config.sections import TEXT_KEYS, Count, Seed
 from foundry_core.config.yaml_source import KeyPath, YamlSource, dotted
@@ -45,7 +45,7 @@ class StudySection(ConfigSection):
 
     output_dir: PathText = Field(description="the study's folder: a run for each cell, and what they share")
     base: Any = Field(description="the experiment: the path of a YAML, or its content")
-    grid: dict[str, Any] = Field(description="by key of the experiment, a list of values or a mapping of names to them")
+    grid: dict[str, Any] = Field({}, description="by key of the experiment, its values: a list, or names and values")
     seeds: Annotated[tuple[Seed, ...], Field(strict=False)] = Field((), description="values of random_seed")
     match: MatchSection | None = Field(None, description="widths to find before training: parameters and by")
     suites: Annotated[tuple[PathText, ...], Field(strict=False)] = Field(
@@ -142,9 +142,8 @@ class Study:
 
 
 def is_study(path: str | Path) -> bool:
-    """Check whether a YAML is a study: it has the key `grid`. Raises ConfigError if it is not YAML."""
-    data = YamlSource.read(path).data
-    return isinstance(data, Mapping) and "grid" in data
+    """Check whether a YAML is a study: it has a key that only a study has. Raises ConfigError if it is not YAML."""
+    return study_key(YamlSource.read(path).data) is not None
 
 
 def read_study(path: str | Path) -> Study:
@@ -159,9 +158,9 @@ def read_study(path: str | Path) -> Study:
     file = Path(path) / STUDY if Path(path).is_dir() else Path(path)
     source = YamlSource.read(file)
     source.require_sections("see foundry study --help")
-    if "grid" not in source.data:
+    if study_key(source.data) is None:
         advice = "an experiment is trained with foundry train, and can be the base of a study"
-        raise ConfigError([Problem(source.path, 1, "grid", f"missing: {advice}")])
+        raise ConfigError([Problem(source.path, 1, "base", f"missing: {advice}")])
     problems: Problems = []
     try:
         settings = StudySection.model_validate(source.data)

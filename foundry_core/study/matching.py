@@ -118,7 +118,7 @@ def _fitted(study: Study, cell: Cell, target: int, tokenizer: PreTrainedTokenize
         more = "more" if count > target else "fewer"
         closest = f"the closest is {sizes}, with {count:,} ({off(best):.1%} {more})"
         advice = "change match.parameters, or list another width after it under match.by, to make up the difference"
-        found = f"no {cell.by[0]} is within {TOLERANCE:.0%} of {target:,} parameters: {closest}. {advice}"
+        found = f"no {cell.by[0]} is within {TOLERANCE:.0%} of {target:,} parameters: {closest}; {advice}"
         raise _problem(study, cell, found)
     return replace(cell, matched=best[0], parameters=best[1])
 

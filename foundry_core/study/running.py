@@ -153,7 +153,9 @@ class _Pool:
         if first is None:
             self.done += 1
             return
-        self.report(f"{cell.name}: begins, see {cell_log(self.study, cell)}")
+        trained = standing(cell).state == "done"
+        what = "is trained, its suites are scored where they are not yet" if trained else "begins"
+        self.report(f"{cell.name}: {what}, see {cell_log(self.study, cell)}")
         self.running.append(_Running(cell, commands, _started(self.study, cell, first, self.jobs)))
 
     def _ended(self, each: _Running, code: int, stopped: str | None) -> None:
