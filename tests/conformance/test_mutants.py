@@ -72,7 +72,7 @@ def test_a_model_that_keeps_documents_apart_passes_the_kit() -> None:
 
 
 def test_a_model_with_an_auxiliary_term_passes_the_kit() -> None:
-    checks = ("objective", "masking", "numerics", "data-parallel", "exact-resume")
+    checks = ("objective", "masking", "numerics", "data-parallel", "exact-resume", "two-processes")
     assert [f"{result.check.name}: {result.reason}" for result in failures(BalancedModel, *checks)] == []
 
 
