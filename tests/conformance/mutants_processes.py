@@ -34,8 +34,8 @@ def scales(defect: str, base: type[SmallModel], number: Any) -> None:
 
 
 scales("chance from a generator of its own", AttentionModel, lambda: torch.rand((), generator=CHANCE))
-scales("chance of numpy in training", RecurrentModel, lambda: np.random.random())
-scales("a number that is that of the process", RecurrentModel, lambda: os.getpid() % 1000)
+scales("chance of numpy in training", RecurrentModel, np.random.random)
+scales("a number that is that of the process", RecurrentModel, lambda: os.getpid() % 10)
 
 
 @MUTANTS.plant("layers in an order of the rank", caught_by="two-processes")

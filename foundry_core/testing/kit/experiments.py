@@ -1,4 +1,7 @@
-"""Checks of whole experiments: killed and resumed, and divided between two processes."""
+"""Checks of whole experiments: killed and resumed, and divided between two processes.
+
+Forked children carry them out: processes as real as those of a run, which need not import torch again.
+"""
 
 from __future__ import annotations
 
