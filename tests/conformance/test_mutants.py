@@ -23,6 +23,7 @@ from . import (
     mutants_masking,
     mutants_numerics,
     mutants_objective,
+    mutants_processes,
     mutants_reach,
     mutants_settings,
     mutants_training,
@@ -72,7 +73,7 @@ def test_a_model_that_keeps_documents_apart_passes_the_kit() -> None:
 
 
 def test_a_model_with_an_auxiliary_term_passes_the_kit() -> None:
-    checks = ("objective", "masking", "numerics", "data-parallel", "exact-resume")
+    checks = ("objective", "masking", "numerics", "data-parallel", "exact-resume", "two-processes")
     assert [f"{result.check.name}: {result.reason}" for result in failures(BalancedModel, *checks)] == []
 
 
@@ -128,6 +129,8 @@ def test_log_probabilities_are_logits() -> None:
             "resize",
             "embedding and encoder.table were one module and are two: resize it",
         ),
+        (mutants_processes.SavedStatistics, "two-processes", "in two processes gives other buffers: model.mean"),
+        (mutants_processes.StatisticsInEvaluation, "two-processes", "gives other losses; eval_loss after step 3 is"),
     ],
 )
 def test_a_failure_names_its_usual_cause(mutant: type[SmallModel], check: str, what: str) -> None:

@@ -18,7 +18,15 @@ from foundry_core.testing.kit.reopened import elsewhere
 from foundry_core.testing.kit.run import run_check
 from foundry_core.testing.kit.surroundings import changed, kept_surroundings, settings
 
-from . import mutants_counting, mutants_integration, mutants_reach, mutants_settings, mutants_state, packages
+from . import (
+    mutants_counting,
+    mutants_integration,
+    mutants_processes,
+    mutants_reach,
+    mutants_settings,
+    mutants_state,
+    packages,
+)
 from .bases import SmallModel
 from .bases_state import BASES_STATE
 from .mutants import Mutant, failures, whole_kit
@@ -29,6 +37,7 @@ MUTANTS: list[Mutant | Package] = [
     *mutants_state.MUTANTS,
     *mutants_counting.STATE,
     *mutants_integration.MUTANTS,
+    *mutants_processes.MUTANTS,
     *mutants_settings.SETTINGS,
     *mutants_settings.PACKAGES,
     *PACKAGES,

@@ -1,4 +1,4 @@
-"""Checks of a model in use: exact resume, compilation, other devices, several processes, opening by transformers.
+"""Checks of a model in use: recomputing, compilation, other devices, parts of a batch, opening by transformers.
 
 Shapes: B batch, T tokens.
 """
@@ -6,35 +6,22 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import logging
-import os
-import random
-import string
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-import rich.progress  # noqa: F401 - a run shows its progress; imported before forking, not in each child
 import torch
 from safetensors.torch import load, save
 from torch import distributed, nn
 from torch._C._distributed_c10d import FileStore
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from foundry_core.checkpoints.checkpoint import optimizer_file
-from foundry_core.config.experiment import ExperimentConfig
-from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import plain_rows, saved_bytes
 from foundry_core.models.loss import language_loss
-from foundry_core.storage.files import write_file
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,
@@ -50,87 +37,8 @@ from foundry_core.testing.kit.check import (
     unless_counting,
 )
 from foundry_core.testing.kit.masking import padded
-from foundry_core.testing.kit.processes import die, forked, killed
+from foundry_core.testing.kit.processes import forked, within_this_machine
 from foundry_core.testing.kit.reopened import reopened
-from foundry_core.training.run import run
-
-_STEPS, _KILLED_AFTER, _MICRO_BATCHES = 12, 5, 2
-
-
-@check(
-    "integration",
-    "exact-resume",
-    scope="objective",
-    after=("save-load",),
-    fix="Everything that training changes must be a parameter or a persistent buffer, and random numbers must come "
-    "from torch's generator, which is seeded before every step. Keep no counters, caches or generators on the "
-    "model.",
-)
-def exact_resume(case: Case) -> None:
-    """A run of 12 steps with dropout that is killed after the fifth and resumed ends with the same weights, optimizer
-    state, losses and ledger as an uninterrupted run, bit for bit.
-    """
-    lines = random.Random(0)
-    text = "".join(f"{''.join(lines.choices(string.ascii_lowercase, k=30))}\n" for _ in range(30))
-    write_file(case.folder / "train.txt", text.encode())
-    write_file(case.folder / "test.txt", text[::-1][: len(text) // 5].encode())
-    with TemporaryDirectory(dir=case.folder) as folder:
-        alone, resumed = (_experiment(case, Path(folder), name) for name in ("alone", "resumed"))
-        killed(lambda: _run_until_killed(resumed))
-        left_alone, after_a_crash = (
-            json.loads(answer)
-            for answer in forked(lambda: _outcome(alone, resume=False), lambda: _outcome(resumed, resume=True))
-        )
-    for what, expected in left_alone.items():
-        require(after_a_crash[what] == expected, f"after a kill, {what} differ from those of an uninterrupted run")
-
-
-def _experiment(case: Case, folder: Path, name: str) -> ExperimentConfig:
-    return case.config_with(
-        model=case.settings_with_dropout(0.2).model_dump(),
-        data={
-            "batch_size": 2,
-            "max_sequence_length": min(12, case.length),
-            "test_corpus": str(case.folder / "test.txt"),
-        },
-        tokenizer={"output_dir": str(folder / "tokenizer")},
-        training={
-            "output_dir": str(folder / name),
-            "train_steps": _STEPS,
-            "gradient_accumulation_steps": _MICRO_BATCHES,
-            "learning_rate": 0.01,
-            "checkpoints": {"steps": [_KILLED_AFTER - 1]},
-            "evaluate_every_steps": 3,
-        },
-        logging={"log_every_steps": 1},
-    )
-
-
-def _run_until_killed(config: ExperimentConfig) -> None:
-    passes = 0
-
-    def count(module: nn.Module, inputs: Any) -> None:
-        nonlocal passes
-        passes += isinstance(module, BaseLanguageModel) and module.training
-        if passes == _KILLED_AFTER * _MICRO_BATCHES + 2:  # in the middle of a step
-            die()
-
-    register_module_forward_pre_hook(count)
-    run(config, quiet=True)
-
-
-def _outcome(config: ExperimentConfig, *, resume: bool) -> bytes:
-    run(config, resume=resume, quiet=True)
-    output_dir = Path(config.training.output_dir)
-    last = output_dir / f"checkpoint-{_STEPS}"
-    state = json.loads((last / "trainer_state.json").read_bytes())
-    outcome = {
-        "weights": hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest(),
-        "optimizer states": hashlib.sha256(optimizer_file(last).read_bytes()).hexdigest(),
-        "losses": state["log_history"],
-        "rows read": state["foundry"]["ledger"],
-    }
-    return json.dumps(outcome).encode()
 
 
 @check(
@@ -302,8 +210,7 @@ def _summed_loss(model: nn.Module, rows: torch.Tensor, batch: torch.Tensor) -> A
 
 
 def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str) -> bytes:
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    within_this_machine()
     store = FileStore(f"{folder}/store", 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=30))
     model = case.stirred(dropout=0.0).train()

@@ -182,8 +182,8 @@ def pure_evaluation(case: Case) -> None:
     "numerics",
     "seed",
     needs=unless_counting("nothing is drawn"),
-    fix="Draw only from torch's global generator, and never seed it: the trainer does so before every step. If "
-    "dropout is set, apply it.",
+    fix="Draw only from torch's global generator, and never seed it: the trainer does so before every micro-batch. "
+    "If dropout is set, apply it.",
 )
 def seed(case: Case) -> None:
     """Initial weights and training depend on the seed: the same seed gives the same bits, another seed gives different

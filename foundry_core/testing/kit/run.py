@@ -23,6 +23,7 @@ from foundry_core.testing.kit import (  # noqa: F401
     cost,
     counting,
     documents,
+    experiments,
     generation,
     integration,
     learning,
