@@ -298,7 +298,9 @@ class Trainer:
 
     def _seed_dropout(self, number: int) -> None:
         """Make what a micro-batch of the next step draws a function of seed, step and its number."""
-        torch.manual_seed(derive(self.config.seed("dropout"), "dropout", self.state.step, number))
+        seed = derive(self.config.seed("dropout"), "dropout", self.state.step, number)
+        # Without a GPU torch.manual_seed notes where it was called from, which takes 1 ms instead of 2 us.
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
     def _add_gradient(self, batch: Batch, divisor: int, number: int) -> dict[str, torch.Tensor]:
         """Add the gradient of a micro-batch's summed loss over `divisor`; return the sums to report.
