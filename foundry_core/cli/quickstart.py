@@ -159,8 +159,8 @@ def quickstart(folder: str | Path, *, seed: int = 1, share: float = 1.0) -> dict
     header = ("model", "parameters", "tokens/s", "test loss", "floor", "0 attractors", "1", "2")
     report(f"\n{table(header, rows)}\n\n{_EXPLANATION.format(entropy=corpus.entropy_per_token)}")
     page = folder / PAGE
-    trained = find_runs(folder / "runs" / name for name in names)
-    write_page(compare(trained, "What three models have learned", ["training.learning_rate"]), page)
+    runs = find_runs(folder / "runs" / name for name in names)
+    write_page(compare(runs, "What three models have learned", ["training.learning_rate"]), page)
     report(f"Learning curves, conditions and settings side by side: {page}")
     _mark(folder, yamls, seed=seed, results=results)
     report(f"Took {duration(time.monotonic() - started)}. Next: foundry generate {folder}/runs/{names[0]} --samples 5")

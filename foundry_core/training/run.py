@@ -67,8 +67,7 @@ def run(
     with _together(config, extra_observers, quiet=quiet) as (stop, world, suites):
         with stop.at_once():
             with world.in_turn("preparing the data"):  # the others find prepared what process 0 has prepared
-                asked = partial(check_before_preparing, config, resume, allowed_changes, profile)
-                begun = asked() if world.first else None
+                begun = check_before_preparing(config, resume, allowed_changes, profile) if world.first else None
                 resumed = bool(world.from_first("looking for checkpoints", lambda: begun is not None))
                 corpora = experiment_corpora(config)
                 tokenizer = experiment_tokenizer(config, corpora.train, resume=resumed)
