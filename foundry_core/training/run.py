@@ -40,6 +40,9 @@ from foundry_core.training.suites import RunSuites
 from foundry_core.training.trainer import Trainer
 from foundry_core.training.warm_start import check_start, check_start_tokenizer
 
+_ONE_REQUEST_SECONDS = 5.0
+"""A request to stop that reaches one of several processes by two ways does so within this time."""
+
 
 def run(
     config: ExperimentConfig,
@@ -63,7 +66,8 @@ def run(
         FoundryError: One line for whatever the user can fix.
     """
     manager, device = config.chosen.plugins.manager, choose_device(config.training.device)
-    with StopRequest(repeated=started_together()) as stop, joined(device) as world, _alone(config, world):
+    patience = _ONE_REQUEST_SECONDS if started_together() else 0.0
+    with StopRequest(patience=patience) as stop, joined(device) as world, _alone(config, world):
         quiet = quiet or not world.first
         suites = RunSuites(config) if world.first else None
         watching = [*sinks(config, quiet=quiet), suites, *extra_observers] if world.first else []
