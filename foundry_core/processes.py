@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -210,6 +211,8 @@ class World:
 
     def _broken(self, cause: RuntimeError) -> FoundryError:
         """Return the error of a collective operation that failed: it names the processes that do not answer."""
+        # They keep the operation, and it the connections, which would not close before this process ends.
+        traceback.clear_frames(cause.__traceback__)
         missing = [rank for rank in range(self.size) if rank != self.rank]
         try:
             assert self._store is not None

@@ -19,7 +19,7 @@ from foundry_core import ExperimentConfig, hookimpl, run
 from foundry_core.systems import RENDEZVOUS
 from tests.faults.harness import Child, Tell
 
-Life = Callable[[Tell], object]
+Life = Callable[[Tell], None]
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
+    if started_together():  # torch reads this when it is imported: it prints pages when a process has gone otherwise
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     launches = options.processes > 1 and not started_together()
     if launches or not reports():  # one process of the run prints the warnings
         silence_warnings()
