@@ -191,10 +191,11 @@ class Command:
         return marked(self._mark)
 
     def rank(self, number: int) -> int:
-        """Return the process with a rank."""
+        """Return the process with a rank, and not a data worker of it."""
         for pid in self.left():
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if f"RANK={number}".encode() in environment:
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            if f"RANK={number}".encode() in environment and parent == self.process.pid:
                 return pid
         raise AssertionError(f"there is no process {number}")
 
