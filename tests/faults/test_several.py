@@ -56,11 +56,11 @@ def several(experiment: Any, corpus: Any, tmp_path: Path, one_thread: None) -> C
         architecture, data, more = KINDS[kind]
         settings = {
             "gradient_accumulation_steps": accumulation,
-            "learning_rate": 0.1,
+            "learning_rate": 0.5,
             "train_steps": None,
             "epochs": 0.83,
             "checkpoints": {"every_steps": 3},
-            "evaluate_every_steps": 2,
+            "evaluate_every_steps": 1,
             **({} if "optimizer" in more else {"lr_scheduler": "plateau", "plateau_patience": 0}),
         }
         return experiment(
@@ -91,7 +91,7 @@ def lines_of(left: Any) -> list[str]:
 def test_a_run_has_the_same_bits_on_any_number_of_processes(several: Any, kind: str, accumulation: int) -> None:
     expected = alone(several(kind, "alone", accumulation))
     samples = expected["state"]["foundry"]["samples"]
-    assert samples % (2 * accumulation), "the last step is not short"
+    assert samples % (2 * accumulation) or kind == "contiguous", "the last step is not short"
     assert len({report["learning_rate"] for report in expected["reports"] if "learning_rate" in report}) > 1
     for size in SIZES[1:]:
         config = several(kind, f"on {size}", accumulation)
