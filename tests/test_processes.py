@@ -34,6 +34,8 @@ from tests.interruption import outcome
 from tests.together import Left, Together, trained
 
 CPU = torch.device("cpu")
+DROPOUT = {"layers": 1, "embedding_size": 16, "hidden_size": 16, "intermediate_hidden_size": 32, "attention_heads": 2}
+DROPOUT |= {"dropout": 0.1, "attention_dropout": 0.1}
 SMALL = {"train_steps": 5, "gradient_accumulation_steps": 4, "checkpoints": {"every_steps": 2}}
 
 
@@ -146,9 +148,9 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(
 def test_a_run_on_two_processes_has_the_bits_of_one(
     experiment: Any, tmp_path: Any, one_thread: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    alone = experiment("gpt2", tmp_path / "alone", training=SMALL)
+    alone = experiment("gpt2", tmp_path / "alone", model={"transformer": DROPOUT}, training=SMALL)
     run(alone, quiet=True)
-    shared = experiment("gpt2", tmp_path / "shared", training=SMALL)
+    shared = experiment("gpt2", tmp_path / "shared", model={"transformer": DROPOUT}, training=SMALL)
     file = tmp_path / "shared.yaml"
     file.write_text(yaml.safe_dump(shared.resolved(), sort_keys=False))
     command = [sys.executable, "-m", "foundry_core.cli", "train", str(file), "--quiet", "--processes", "2"]
