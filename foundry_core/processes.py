@@ -11,9 +11,12 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from hashlib import sha256
+from itertools import count
 from typing import Any
 
 import torch
@@ -25,7 +28,11 @@ from foundry_core.systems import RENDEZVOUS, started_together
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others: one of them may prepare a large corpus."""
 _GONE_SECONDS = 4.0
+"""How long the others have to answer when a collective operation has failed."""
+_ANSWER_SECONDS = 0.5
 _POLL_SECONDS = 0.05
+_INTERRUPTED = 130
+_runs = count()
 
 
 # Under its name since torch 2.13, and before.
@@ -67,6 +74,10 @@ class World:
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """Return for each flag whether a process has it set."""
         return [count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.int64)).tolist()]
+
+    def meet(self) -> None:
+        """Wait until all processes have come here."""
+        self.sum(torch.zeros(1))
 
     def exchanged(self, flat: torch.Tensor, room: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return the same share, the rank's, of a flat tensor from each process, in the order of their ranks.
@@ -142,6 +153,17 @@ class World:
                 )
                 raise UsageError(f"the processes of this run differ in {differing[0]}: {found}; start them alike")
 
+    def find_others(self) -> None:
+        """Wait until all processes of the run have come to their store. Raises EndedElsewhereError if one has ended."""
+        if self._store is not None:
+            self._store.set(f"here/{self.rank}", "")
+            for rank in range(self.size):
+                self._wait_for(f"here/{rank}", "starting", rank)
+
+    def all_ended(self) -> bool:
+        """Check whether each process has recorded that it ended."""
+        return all(self._has(f"ended/{rank}") for rank in range(self.size))
+
     def _key(self) -> str:
         """Return the name of the next message; the processes send them in the same order."""
         self._messages += 1
@@ -154,18 +176,21 @@ class World:
     def _wait_for(self, key: str, what: str, rank: int = 0) -> None:
         """Wait until another process has left a message. In Python, so that a signal is answered at once."""
         until = time.monotonic() + PATIENCE.total_seconds()
-        while not self._has(key):
-            self._check_others()
-            if time.monotonic() > until:
-                raise TrainingError(f"waited {PATIENCE.total_seconds() / 3600:.0f} h for process {rank}: {what}")
-            time.sleep(_POLL_SECONDS)
+        try:
+            while not self._has(key):
+                self._check_others()
+                if time.monotonic() > until:
+                    raise TrainingError(f"waited {PATIENCE.total_seconds() / 3600:.0f} h for process {rank}: {what}")
+                time.sleep(_POLL_SECONDS)
+        except RuntimeError as error:  # the store has gone with the process that kept it
+            raise self._lost([0]) from error
 
     def _check_others(self) -> None:
         """Raise EndedElsewhereError if another process has recorded that it ended."""
         assert self._store is not None
         for rank in range(self.size):
             if rank != self.rank and self._has(f"ended/{rank}"):
-                raise EndedElsewhereError(json.loads(self._store.get(f"ended/{rank}"))[0])
+                raise EndedElsewhereError(json.loads(self._store.get(f"ended/{rank}")))
 
     @contextmanager
     def _communicating(self, tensor: torch.Tensor | None = None) -> Iterator[None]:
@@ -173,6 +198,8 @@ class World:
         begun = self._now(tensor)
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # that of gloo and NCCL
             raise self._broken(error) from error
         self.seconds += self._now(tensor) - begun
@@ -183,11 +210,13 @@ class World:
         return time.perf_counter()
 
     def _broken(self, cause: RuntimeError) -> FoundryError:
-        """Return the error of a collective operation that failed; one of the processes left names the missing one."""
+        """Return the error of a collective operation that failed: it names the processes that do not answer."""
+        # They keep the operation, and it the connections, which would not close before this process ends.
+        traceback.clear_frames(cause.__traceback__)
         missing = [rank for rank in range(self.size) if rank != self.rank]
         try:
             assert self._store is not None
-            self._store.set(f"alive/{self.rank}", "")
+            self._store.set("asked", "")
             until = time.monotonic() + _GONE_SECONDS
             while missing and time.monotonic() < until:
                 self._check_others()
@@ -197,33 +226,90 @@ class World:
             return ended
         except RuntimeError:
             missing = [0]  # the store has gone with the process that kept it
-        if not missing:
-            return TrainingError(f"the processes cannot communicate: {' '.join(str(cause).split())}")
-        reports = self.rank == min(rank for rank in range(self.size) if rank not in missing)
-        if not reports or RENDEZVOUS in os.environ:  # who started the processes sees how one ended
+        if missing:
+            return self._lost(missing)
+        return TrainingError(f"the processes cannot communicate: {' '.join(str(cause).split())}")
+
+    def _lost(self, missing: Sequence[int]) -> FoundryError:
+        if RENDEZVOUS in os.environ:  # what started the processes sees how one ended
             return EndedElsewhereError(TrainingError.exit_code)
         which = ", ".join(map(str, missing))
         return TrainingError(
             f"process {which} of {self.size} was killed or lost; go on from the last checkpoint with --resume"
         )
 
+    def answer(self) -> None:
+        """Answer the question who is still there, once it is asked; for a thread of its own.
+
+        The main thread may be waiting in an operation with a process that is there, and notice nothing.
+        """
+        assert self._store is not None
+        with suppress(RuntimeError):  # the store has gone, and the run with it
+            while not self._has("asked"):
+                time.sleep(_ANSWER_SECONDS)
+            self._store.set(f"alive/{self.rank}", "")
+
     def ended_with(self, error: BaseException) -> BaseException:
-        """Record why this process ends; return what to end with, a silent error if process 0 reports the same."""
+        """Record that this process ends; return what to end with, a silent error if another one reports the same."""
         if self._store is None:
             return error
-        code = error.exit_code if isinstance(error, FoundryError) else 1
-        try:
-            self._store.set(f"ended/{self.rank}", json.dumps([code, str(error)]))
-            until = time.monotonic() + (0.0 if self.first else _GONE_SECONDS / 2)
-            while time.monotonic() < until:
-                if self._has("ended/0"):
-                    if json.loads(self._store.get("ended/0"))[1] == str(error):
-                        return EndedElsewhereError(code)
-                    break
-                time.sleep(_POLL_SECONDS)
-        except RuntimeError:  # process 0 has gone, and the store with it
-            pass
+        code = error.exit_code if isinstance(error, FoundryError) else EndedElsewhereError.exit_code
+        code = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else code
+        silent = isinstance(error, EndedElsewhereError)
+        with suppress(RuntimeError):  # the store may have gone
+            what = sha256(f"{type(error).__name__}: {error}".encode()).hexdigest()
+            silent = silent or self._store.add(f"reported/{what}", 1) > 1
+            self._store.set(f"ended/{self.rank}", json.dumps(code))
+        return EndedElsewhereError(code) if silent else error
+
+
+def _store_of_run() -> tuple[Any, int, int]:
+    """Return what the processes leave messages in, the rank of this one and how many there are.
+
+    Raises:
+        UsageError: The environment does not say where they meet.
+        TrainingError: They do not meet.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        place = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store, rank, size = next(rendezvous(os.environ.get(RENDEZVOUS, "env://"), *place))
+    except ValueError as error:
+        advice = "start them with torchrun or --processes, or unset RANK and WORLD_SIZE"
+        raise UsageError(
+            f"RANK and WORLD_SIZE are set as for one of several processes, but {error}: {advice}"
+        ) from error
+    except RuntimeError as error:
+        raise TrainingError(f"the processes of this run do not meet: {' '.join(str(error).split())}") from error
+    return store, rank, size
+
+
+def ended_before_joining(error: FoundryError) -> BaseException:
+    """Return what a process ends with that has not joined the others: see `World.ended_with`."""
+    try:
+        store, rank, size = _store_of_run()
+    except FoundryError:
         return error
+    world = World(rank, size, _part(store, f"foundry/{next(_runs)}"))
+    ended = world.ended_with(error)
+    _stay(world)
+    return ended
+
+
+def _part(store: Any, name: str) -> Any:
+    """Return the messages of a store that begin with a name."""
+    prefixed: Any = dist.PrefixStore  # type: ignore[attr-defined]
+    return prefixed(name, store)
+
+
+def _stay(world: World) -> None:
+    """Let process 0 end after the others have learnt why, if it keeps the store of their messages."""
+    if not world.first or RENDEZVOUS in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    until = time.monotonic() + _GONE_SECONDS
+    while time.monotonic() < until and not world.all_ended():
+        time.sleep(_POLL_SECONDS)
 
 
 @contextmanager
@@ -244,22 +330,28 @@ def joined(device: torch.device) -> Iterator[World]:
         if here > torch.cuda.device_count():
             raise UsageError(f"{here} processes need as many GPUs, and torch finds {torch.cuda.device_count()}")
         torch.cuda.set_device(local)
-    from torch.distributed.rendezvous import rendezvous
-
-    url, place = os.environ.get(RENDEZVOUS, "env://"), (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    store, rank, size = next(rendezvous(url, *place))
-    prefixed: Any = dist.PrefixStore  # type: ignore[attr-defined]
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=prefixed("torch", store), rank=rank, world_size=size, timeout=PATIENCE)
-    world = World(rank, size, prefixed("foundry", store))
+    store, rank, size = _store_of_run()
+    run = next(_runs)
+    world = World(rank, size, _part(store, f"foundry/{run}"))
     if not world.first:
         silence_warnings()
-    if RENDEZVOUS in os.environ:
-        threading.Thread(target=_stop_with_launcher, daemon=True).start()
     try:
+        world.find_others()
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        own = _part(store, f"torch/{run}")
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
+        threading.Thread(target=world.answer, daemon=True).start()
+        if RENDEZVOUS in os.environ:
+            threading.Thread(target=_stop_with_launcher, daemon=True).start()
         yield world
     except BaseException as error:
-        raise world.ended_with(error) from error
+        ended = world.ended_with(error)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        _stay(world)
+        if ended is error:
+            raise
+        raise ended from error
     dist.destroy_process_group()
 
 

@@ -29,6 +29,11 @@ def started_together() -> bool:
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
+def reports() -> bool:
+    """Check whether this process reports to the user: the only one of a run, or the first."""
+    return not started_together() or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
     """Let `STOP_SIGNALS` wait while processes are started: one that does not ignore them yet would run our handlers."""
@@ -46,6 +51,11 @@ def ignore_stop_signals() -> None:
     """Ignore `STOP_SIGNALS` in a process that was started while they waited: its parent decides."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    unblock_stop_signals()
+
+
+def unblock_stop_signals() -> None:
+    """Let `STOP_SIGNALS` arrive in a process that was started while they waited."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 

@@ -263,6 +263,22 @@ def streams_by_hash(original: Any, seed: int, stream: str, *position: int) -> An
     return original(hash(str(seed)), stream, *position)
 
 
+# Several processes
+
+
+def added_one_after_the_other(original: Any, parts: Any) -> Any:
+    return sum(parts[1:], parts[0])
+
+
+def errors_kept_to_oneself(original: Any, self: Any, error: BaseException) -> BaseException:
+    """End without a word to the other processes."""
+    return error
+
+
+def each_decides_alone(original: Any, self: Any, flags: Any) -> list[bool]:
+    return [bool(flag) for flag in flags]
+
+
 # Stopping
 
 

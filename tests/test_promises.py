@@ -236,6 +236,30 @@ MECHANISMS = [
         mutants.milestones_are_like_any_other,
         "test_milestones.py::test_keep_leaves_milestones_and_listed_steps",
     ),
+    Without(
+        "R20",
+        "foundry_core.training.gradients:added",
+        mutants.added_one_after_the_other,
+        "test_processes.py::test_the_sum_of_a_step_is_the_same_tree_everywhere",
+    ),
+    Without(
+        "R20",
+        "foundry_core.training.trainer:Trainer._seed_dropout",
+        mutants.dropout_seeded_once,
+        "test_processes.py::test_a_run_on_two_processes_has_the_bits_of_one",
+    ),
+    Without(
+        "R20",
+        "foundry_core.processes:World.ended_with",
+        mutants.errors_kept_to_oneself,
+        "test_processes.py::test_what_goes_wrong_in_a_process_is_one_line_and_ends_all",
+    ),
+    Without(
+        "R20",
+        "foundry_core.processes:World.any",
+        mutants.each_decides_alone,
+        "test_processes.py::test_a_signal_to_one_process_stops_all_at_one_step",
+    ),
 ]
 
 

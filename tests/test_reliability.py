@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "foundry_core"
 PAGE = CORE / "RELIABILITY.md"
-PROMISES = [f"R{number}" for number in range(1, 20)]
+PROMISES = [f"R{number}" for number in range(1, 21)]
 
 
 def sections() -> dict[str, str]:

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from foundry_core.cli.common import add_config_arguments, large_imports, number, read_config, report
-from foundry_core.errors import EndedElsewhereError, UsageError
-from foundry_core.systems import started_together
+from foundry_core.errors import FoundryError, UsageError, silence_warnings
+from foundry_core.systems import reports, started_together
 
 EXAMPLE = """\
 examples:
@@ -25,6 +25,8 @@ examples:
   foundry train configs/gpt2.yaml --profile 10
   foundry train configs/gpt2.yaml --processes 2
   foundry train my.yaml --plugin my_architecture.py"""
+
+_GO_ON = "continue from the last checkpoint with --resume"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -46,15 +48,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    config = read_config(options)
-    if options.processes > 1 and not started_together():
+    if started_together():  # torch reads this when it is imported: it prints pages when a process has gone otherwise
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    launches = options.processes > 1 and not started_together()
+    if launches or not reports():  # one process of the run prints the warnings
+        silence_warnings()
+    try:
+        config = read_config(options)
+    except FoundryError as error:
+        if not started_together():
+            raise
+        with large_imports():
+            from foundry_core.processes import ended_before_joining
+
+        raise ended_before_joining(error) from error
+    if launches:
         from foundry_core.training.division import check_division
         from foundry_core.training.launcher import launch
 
         check_division(config, options.processes)
-        code = launch((sys.executable, "-P", "-m", __name__.rpartition(".")[0], *options.arguments), options.processes)
-        if code:
-            raise EndedElsewhereError(code)
+        command = (sys.executable, "-P", "-m", __name__.rpartition(".")[0], *options.arguments)
+        try:
+            launch(command, options.processes)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_GO_ON) from None
         return
     if options.profile:  # torch reads this when it is imported: its profiler prints lines of its own otherwise
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -76,9 +93,9 @@ def execute(options: argparse.Namespace) -> None:
             profile=options.profile,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("continue from the last checkpoint with --resume") from None
+        raise KeyboardInterrupt(_GO_ON) from None
     checkpoint = Path(config.training.output_dir) / f"checkpoint-{state.step}"
-    if started_together() and os.environ["RANK"] != "0":
+    if not reports():
         return
     seen = amounts(state.epoch, state.tokens_seen, state.words_seen, state.bytes_seen)
     report(f"trained {state.step} steps, {seen}: {checkpoint}")

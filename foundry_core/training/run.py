@@ -42,6 +42,9 @@ from foundry_core.training.suites import RunSuites
 from foundry_core.training.trainer import Trainer
 from foundry_core.training.warm_start import check_start, check_start_tokenizer
 
+_ONE_REQUEST_SECONDS = 5.0
+"""A request to stop that reaches one of several processes by two ways does so within this time."""
+
 
 def run(
     config: ExperimentConfig,
@@ -90,8 +93,8 @@ def _together(
     config: ExperimentConfig, observers: Sequence[Any], *, quiet: bool
 ) -> Iterator[tuple[StopRequest, World, RunSuites]]:
     """Join the processes of the run; the first holds the lock of its folder and has its observers and its suites."""
-    device = choose_device(config.training.device)
-    with StopRequest(repeated=started_together()) as stop, joined(device) as world, ExitStack() as held:
+    device, patience = choose_device(config.training.device), _ONE_REQUEST_SECONDS if started_together() else 0.0
+    with StopRequest(patience=patience) as stop, joined(device) as world, ExitStack() as held:
         check_division(config, world.size)
         suites = RunSuites(config, world)
         if world.first:

@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from foundry_core.errors import StoppedError
-from foundry_core.systems import REPEATED_SIGNALS, STOP_SIGNALS
-
-_ONE_REQUEST_SECONDS = 5.0
+from foundry_core.errors import EndedElsewhereError, StoppedError
+from foundry_core.systems import REPEATED_SIGNALS, STOP_SIGNALS, unblock_stop_signals
 
 
 class _Asked(KeyboardInterrupt):
@@ -27,18 +25,19 @@ class StopRequest:
     handlers.
 
     Args:
-        repeated: One request can arrive twice: a scheduler signals each process of a run, and so does what started
-            them. Then one that comes within seconds of the first is part of it.
+        patience: Seconds after the first signal in which another one is part of the same request: a scheduler signals
+            each process of a run, and so does what started them. Then signals are also ignored once a run has stopped,
+            and those that were blocked while the process started arrive.
 
     Attributes:
         requested: The name of the signal, or None.
     """
 
-    def __init__(self, *, repeated: bool = False) -> None:
+    def __init__(self, *, patience: float = 0.0) -> None:
         self.requested: str | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._at_once = False
-        self._patience, self._ignored_until = _ONE_REQUEST_SECONDS if repeated else 0.0, 0.0
+        self._patience, self._ignored_until = patience, 0.0
 
     @property
     def flags(self) -> list[bool]:
@@ -66,12 +65,18 @@ class StopRequest:
             self._before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
             for number in self._before:
                 signal.signal(number, self._note)
+            if self._patience:
+                unblock_stop_signals()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        if self._patience and isinstance(error, StoppedError | EndedElsewhereError):
+            for number in self._before:  # it would end the process on its way out, with another exit code
+                signal.signal(number, signal.SIG_IGN)
+        else:
+            self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

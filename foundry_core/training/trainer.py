@@ -201,6 +201,8 @@ class Trainer:
                 if due or overdue:
                     with watch:
                         self._save(ephemeral=not due)
+            self.saver.finish()
+            self.world.meet()
         return state
 
     @contextmanager
@@ -226,7 +228,7 @@ class Trainer:
         if self.saver.parent != name:
             self._save(ephemeral=True)
         self.saver.finish()
-        self.world.any([False])  # what started the processes may kill those that are left when the first one ends
+        self.world.meet()  # the others report a checkpoint once it is there, and do not leave process 0 alone with it
         raise StoppedError(
             f"stopped by {signal_name} after step {self.state.step:,} of {self.plan.total_steps:,}: go on from {name} "
             "with --resume"
