@@ -53,11 +53,15 @@ class Reduction(Protocol):
         """Leave the gradient of the step in the parameters of each process."""
 
 
-def reduction_of(config: ExperimentConfig, model: BaseLanguageModel, world: World) -> Reduction:
-    """Return what `training.reduction` asks for."""
-    if config.training.reduction == "exact":
-        return ExactReduction(model, world, config.training.gradient_accumulation_steps)
-    return FastReduction(model, world, config.training.gradient_accumulation_steps)
+def reduction_of(config: ExperimentConfig, model: BaseLanguageModel, world: World, device: torch.device) -> Reduction:
+    """Put a model on its device and return what `training.reduction` asks for."""
+    kind, micro_batches = config.training.reduction, config.training.gradient_accumulation_steps
+    if kind == "sharded" and world.size > 1:
+        from foundry_core.training.sharding import ShardedReduction  # takes 1 s to import
+
+        return ShardedReduction(model, world, micro_batches, device)
+    model.to(device)
+    return (ExactReduction if kind == "exact" else FastReduction)(model, world, micro_batches)
 
 
 def added(parts: Sequence[torch.Tensor]) -> torch.Tensor:

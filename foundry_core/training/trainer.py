@@ -37,6 +37,7 @@ from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import training_flops
+from foundry_core.models.shards import whole
 from foundry_core.processes import World
 from foundry_core.random_streams import derive
 from foundry_core.registry.reports import StepReport
@@ -101,9 +102,9 @@ class Trainer:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         with model_memory_watched():
-            self.model = model.to(self.device).train()
+            self.reduction = reduction_of(config, model, self.world, self.device)
+            self.model = model.train()
             self.optimizer = self._optimizer()
-        self.reduction = reduction_of(config, model, self.world)
         self.forward = self.reduction.forward(
             compiled_forward(model, self.precision) if self.choices.compile else model
         )
@@ -285,7 +286,7 @@ class Trainer:
         self.reduction.finish()
         scaler.unscale_(self.optimizer)
         limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         figures = {name: total / count for name, total in self.figures.summed(sums).items()}
         self._check_numbers(figures.get("optimised", figures["loss"]), norm)
         scaler.step(self.optimizer)
