@@ -144,8 +144,9 @@ def adamw(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Opti
 
 
 def sgd(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Stochastic gradient descent in the fused form."""
-    return SGD(groups, lr=training.learning_rate, momentum=training.sgd_momentum, fused=True)
+    """Stochastic gradient descent in the fused form, which torch does not have for divided tensors."""
+    divided = any(is_divided(each) for group in groups for each in group["params"])
+    return SGD(groups, lr=training.learning_rate, momentum=training.sgd_momentum, fused=not divided)
 
 
 CORE_BUILDERS = {"adamw": adamw, "sgd": sgd, "asgd": sgd}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -177,14 +177,14 @@ class Trainer:
         batches = self.batches()
         with nullcontext(stop) if stop is not None else StopRequest() as stop, self._observed():
             if self.saver.parent is None:
-                with self._memory_watched("the evaluation before the first step"):
+                with self._watched("the evaluation before the first step"):
                     self._evaluate()
                 self._save()
             self.saver.tidy_again()
             watch = Stopwatch(plan, state, settings.num_workers, self.world)
             while not self.evaluations.ended(state.step):
                 overdue = self._agree(stop)
-                with self._memory_watched(f"step {state.step + 1}"):
+                with self._watched(f"step {state.step + 1}"):
                     report = self.take_step(watch.next_of(batches, self.share.size))
                 if state.step == start + 1:
                     # An optimizer whose state cannot be saved is refused now, not at a checkpoint hours later.
@@ -193,7 +193,7 @@ class Trainer:
                 if logged:
                     self._log_step(watch.report(state, *report))
                 if plan.evaluation_due(state.step):
-                    with watch, self._memory_watched(f"the evaluation after step {state.step}"):
+                    with watch, self._watched(f"the evaluation after step {state.step}"):
                         self._evaluate()
                 last = self.evaluations.ended(state.step)
                 if last and not logged and report[0]:
@@ -236,9 +236,11 @@ class Trainer:
         """Check whether a step is reported, for which its losses are needed."""
         return step == self.plan.total_steps or step % self.config.logging.log_every_steps == 0
 
-    def _memory_watched(self, stage: str) -> AbstractContextManager[None]:
-        """Turn running out of memory into one line that says how to continue; no batch is skipped."""
-        return memory_watched(partial(smaller_batch, self.config, stage))
+    @contextmanager
+    def _watched(self, stage: str) -> Iterator[None]:
+        """Turn running out of memory, or a lost process, into one line that says how to continue; skip no batch."""
+        with self.world.watched(), memory_watched(partial(smaller_batch, self.config, stage)):
+            yield
 
     def _begin(self) -> None:
         plan = self.plan
