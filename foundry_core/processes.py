@@ -185,8 +185,9 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            lost = isinstance(error, dist.DistError) or "gloo" in str(error)  # type: ignore[attr-defined]
-            raise (self._broken(error) if lost and self.size > 1 else error) from error.__cause__
+            if isinstance(error, dist.DistError) or "gloo" in str(error):  # type: ignore[attr-defined]
+                raise self._broken(error) from error
+            raise
 
     @contextmanager
     def _communicating(self, tensor: torch.Tensor | None = None) -> Iterator[None]:

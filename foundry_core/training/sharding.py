@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from foundry_core.errors import TrainingError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED, training_loss
+from foundry_core.models.shards import is_divided
 from foundry_core.processes import World
 
 
@@ -40,7 +42,8 @@ class ShardedReduction:
     factor = 1
 
     def __init__(self, model: BaseLanguageModel, world: World, micro_batches: int, device: torch.device):
-        self._model, self._own, self._device = model, micro_batches // world.size, device
+        self._model, self._world, self._device = model, world, device
+        self._own = micro_batches // world.size
         self._passes = self._expected = 0
         world.seconds = math.nan
         # A copy in bf16 of each weight, kept until the end of a pass, would be all weights.
@@ -61,24 +64,45 @@ class ShardedReduction:
                 module.set_force_sum_reduction_for_comms(True)
         if hasattr(FSDPModule, "set_reduce_scatter_unused_params"):  # since torch 2.13
             model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
+        self._names = [name for name, each in model.named_parameters() if each.requires_grad]
+        self._used = set[str]()
+        self._not_followed = {
+            module: module.register_forward_pre_hook(partial(self._follow, name))
+            for name, module in model.named_modules()
+            if isinstance(module, FSDPModule)
+        }
         model.register_forward_hook(_divide_again)
+
+    def _follow(self, place: str, module: nn.Module, *_: Any) -> None:
+        """Record from now on which of the weights that have been put together for the first time get a gradient."""
+        self._not_followed.pop(module).remove()
+        for name, parameter in module.named_parameters(place):
+            if parameter.requires_grad and not is_divided(parameter):
+                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._used.add(name))
 
     def forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward
 
     def begin(self, micro_batches: int) -> None:
         self._passes, self._expected = 0, min(self._own, micro_batches)
+        self._used.clear()
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         self._passes += 1
         return nullcontext()
 
     def finish(self) -> None:
+        used = [name in self._used for name in self._names]
         for _ in range(self._expected - self._passes):
             ids = torch.zeros(1, 2, dtype=torch.int64, device=self._device)
             nothing = torch.full_like(ids, IGNORED)
             output = self._model(input_ids=ids, labels=nothing, reduction="sum", return_logits=False)
             torch.autograd.backward(training_loss(self._model, output) * 0)
+        # A parameter that no micro-batch of the step has used is not updated; FSDP2 gives it a gradient of 0.
+        parameters = dict(self._model.named_parameters())
+        for name, somewhere in zip(self._names, self._world.any(used), strict=True):
+            if not somewhere:
+                parameters[name].grad = None
 
 
 def _apart(model: BaseLanguageModel) -> list[nn.Module]:
