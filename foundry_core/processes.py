@@ -48,7 +48,8 @@ class World:
         store: Where they leave messages for each other; None in a world of one.
 
     Attributes:
-        seconds: The time that this process has spent communicating, and waiting for others to do so.
+        seconds: The time that this process has spent communicating, and waiting for others to do so, while it did not
+            compute; not a number where that is not measured.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None):
@@ -70,6 +71,17 @@ class World:
             with self._communicating(values):
                 dist.all_reduce(values)
         return values
+
+    def adding(self, values: torch.Tensor) -> Callable[[], None]:
+        """Begin to add up a tensor over the processes, in place; return what waits until that is done."""
+        with self._communicating():
+            work: Any = dist.all_reduce(values, async_op=True)
+
+        def wait() -> None:
+            with self._communicating(values):
+                work.wait()
+
+        return wait
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """Return for each flag whether a process has it set."""
@@ -191,6 +203,16 @@ class World:
         for rank in range(self.size):
             if rank != self.rank and self._has(f"ended/{rank}"):
                 raise EndedElsewhereError(json.loads(self._store.get(f"ended/{rank}")))
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn the failure of a collective operation that torch makes by itself into the line of who is missing."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                raise self._broken(error) from error
+            raise
 
     @contextmanager
     def _communicating(self, tensor: torch.Tensor | None = None) -> Iterator[None]:

@@ -18,6 +18,7 @@ from torch import nn
 from foundry_core.errors import CheckpointError
 from foundry_core.models.carried import CarriedState
 from foundry_core.models.folder import open_tensors
+from foundry_core.models.shards import divided_like
 
 _MARK, _CARRIED, _LANES = "weights:", "carried:", "micro_batches"
 
@@ -116,5 +117,5 @@ def load_kept(path: Path, kind: str, like: Mapping[str, torch.Tensor]) -> Weight
             tensor = file.get_tensor(key)
             if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
                 raise CheckpointError(f"{path}: {key} is {tensor.dtype} of shape {tuple(tensor.shape)}")
-            found[name] = tensor.to(expected.device, copy=True)
+            found[name] = divided_like(tensor.clone(), expected)
     return found

@@ -18,6 +18,7 @@ from foundry_core.checkpoints.kept_weights import is_kept
 from foundry_core.checkpoints.state import OptimizerValues
 from foundry_core.errors import CheckpointError, PluginError
 from foundry_core.models.folder import open_tensors
+from foundry_core.models.shards import divided_like
 
 _PLAIN = (bool, int, float, str, type(None))
 _SET_BY_CORE = ("params", "names", "role", "lr", "weight_decay")
@@ -107,8 +108,8 @@ def load_optimizer(path: Path, stored: OptimizerValues, model: nn.Module, optimi
         if not (value is None or expected[key] is None or _nature(value) == _nature(expected[key])):
             raise CheckpointError(f"{path}: {key} is {_nature(value)}, not {_nature(expected[key])}")
         # Some keep a step counter on the CPU, others on the device of the parameter.
-        on_device = value.to(expected[key].device) if isinstance(value, torch.Tensor) else value
-        optimizer.state[parameters[name]][kind] = on_device
+        placed = divided_like(value, expected[key]) if isinstance(value, torch.Tensor) else value
+        optimizer.state[parameters[name]][kind] = placed
     groups = stored.get("groups", [])
     if groups and len(groups) != len(optimizer.param_groups):
         raise CheckpointError(

@@ -59,6 +59,7 @@ def cross_section_problems(experiment: Any, chosen: Chosen) -> Found:
         _rows_have_room,
         _steps_fit,
         _switches_are_supported,
+        _sharding_is_supported,
         _objective_is_accepted,
         _special_tokens_are_usable,
         _something_is_masked,
@@ -191,6 +192,19 @@ def _switches_are_supported(experiment: Any, chosen: Chosen) -> Found:
     for key in ("gradient_checkpointing", "compile"):
         if not getattr(chosen.capabilities, key) and getattr(experiment.training, key) is True:
             yield ("training", key), f"{chosen.architecture} does not support it"
+
+
+def _sharding_is_supported(experiment: Any, chosen: Chosen) -> Found:
+    training = experiment.training
+    if training.reduction != "sharded":
+        return
+    if training.compile is True:
+        yield ("training", "compile"), "is not supported with reduction: sharded"
+    if training.precision == "fp16":
+        yield ("training", "precision"), "fp16 is not supported with reduction: sharded; use bf16"
+    if training.suites:
+        line = "one process scores them, and with reduction: sharded none has the whole model: score its checkpoints"
+        yield ("training", "suites"), f"{line} with foundry evaluate --suite"
 
 
 def _objective_is_accepted(experiment: Any, chosen: Chosen) -> Found:

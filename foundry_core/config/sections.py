@@ -324,10 +324,11 @@ class TrainingConfig(_Counting):
         None, description="checkpoint whose weights training starts from, with the same tokenizer"
     )
     gradient_accumulation_steps: int = Field(1, ge=1, le=MOST_ROWS, description="forward passes in one optimizer step")
-    reduction: Literal["exact", "fast"] = Field(
+    reduction: Literal["exact", "fast", "sharded"] = Field(
         "exact",
         description="how the gradients of micro-batches add up: exact: the same bits on any number of processes; fast: "
-        "several processes communicate while they compute, equal up to rounding",
+        "several processes communicate while they compute, equal up to rounding; sharded: each holds a part of the "
+        "model, which need not fit into one",
     )
     max_grad_norm: float | None = Field(1.0, gt=0, description="scale gradients down to this norm; null: never")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

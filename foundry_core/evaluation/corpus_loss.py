@@ -59,17 +59,21 @@ def evaluate(
         order, batch_size, carried = LaneOrder(len(rows), rows.lanes), rows.lanes, CarriedState()
         world = World()
     sums = torch.zeros(-(-len(rows) // batch_size), 2, dtype=torch.float64)
-    own = world.part(len(sums))
-    part = Batches(rows, order, collate, batch_size, own.start * batch_size, min(own.stop * batch_size, len(rows)))
+    own, most = world.part(len(sums)), -(-len(sums) // world.size)
+    # All make equally many passes, each of which may put weights together that the processes hold in parts.
+    first = min(own.start, len(sums) - most)
+    read = range(first, first + most)
+    part = Batches(rows, order, collate, batch_size, read.start * batch_size, min(read.stop * batch_size, len(rows)))
     with evaluating(model), autocast() if autocast is not None else torch.autocast(device.type, enabled=False):
-        for number, batch in zip(own, part, strict=True):
+        for number, batch in zip(read, part, strict=True):
             given = to_device(batch, device)
             if carried is not None:
                 given = carried.given(given, row_lengths(rows, order, number * batch_size, batch_size))
             output = model(**given, reduction="sum", return_logits=False)
             if carried is not None:
                 carried.advance(output.state)
-            sums[number] = torch.tensor([float(output.loss), int(output.count)], dtype=torch.float64)
+            if number in own:
+                sums[number] = torch.tensor([float(output.loss), int(output.count)], dtype=torch.float64)
     # One after the other, in the order of the rows: the same bits however many processes there are.
     total, counted = (reduce(add, column, 0.0) for column in world.sum(sums).T.tolist())
     count = int(counted)

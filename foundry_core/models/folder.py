@@ -26,6 +26,7 @@ from foundry_core.models.building import build, describe, described, read_descri
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.migrations import own_shapes, pending, present_names
 from foundry_core.models.registration import register_auto_classes
+from foundry_core.models.shards import divided_like
 from foundry_core.random_streams import kept_generators
 from foundry_core.registry.architecture import BuildContext, Migration
 from foundry_core.registry.loading import blame
@@ -148,7 +149,7 @@ def load_weights(model: LanguageModel, path: Path, steps: Sequence[Migration] = 
     """
     with open_tensors(path) as file, torch.no_grad():
         for name, tensor in fitting(model, path, file, steps).items():
-            tensor.copy_(file.get_tensor(name))
+            tensor.copy_(divided_like(file.get_tensor(name), tensor))
 
 
 def fitting(model: LanguageModel, path: Path, file: Any, steps: Sequence[Migration] = ()) -> dict[str, torch.Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -50,6 +52,41 @@ class GivenHiddenStates(nn.Module):
         if inputs_embeds is None:
             raise TypeError("its forward does not pass inputs_embeds to its base model")
         return _Answer((inputs_embeds,))
+
+
+def skeleton_of(model: Any) -> Skeleton | None:
+    """Return the skeleton of a model, unless a subclass builds another inner model than the one it is a skeleton of."""
+    owners = [next(base for base in type(model).__mro__ if name in vars(base)) for name in ("skeleton", "inner_model")]
+    skeleton: Skeleton | None = model.skeleton()
+    return skeleton if owners[0] is owners[1] else None
+
+
+def layers_of(inner: nn.Module) -> list[nn.Module]:
+    """Return the layers of a transformers model that follow each other, those that contain others and not these."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found: dict[str, nn.Module] = {}
+    for name, module in inner.named_modules():
+        outer = any(name.startswith(f"{each}.") for each in found)
+        if isinstance(module, GradientCheckpointingLayer) and not outer:
+            found[name] = module
+    return list(found.values())
+
+
+def called_as_layer(block: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
+    """Call a function of a layer and its input, in place of the layer's forward if the layer has hooks.
+
+    They put its weights together where each process holds a part of them.
+    """
+    layer = given[0] if given else None
+    if not (isinstance(layer, nn.Module) and layer._forward_pre_hooks):
+        return block(*given)
+    layer.forward = partial(block, layer)
+    try:
+        output: torch.Tensor = layer(*given[1:])
+    finally:
+        del layer.forward
+    return output
 
 
 def copied_cache(cache: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, cast
 
@@ -225,6 +225,15 @@ class LanguageModel(LanguageModelLoss, nn.Module, ABC, Generic[Settings_co]):
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass; architectures that declare the capability override this."""
         raise FoundryError(f"{self.model_type} does not support gradient checkpointing")
+
+    def blocks_to_shard(self) -> Sequence[nn.Module]:
+        """Return the modules whose weights are put together one after the other under `training.reduction: sharded`.
+
+        Those that the forward pass calls one by one, such as the blocks of a stack; none shares a parameter with what
+        is outside it. By default there are none, and all weights are put together for the time of a forward pass and
+        of a backward pass.
+        """
+        return ()
 
     def parameter_roles(self) -> dict[str, str]:
         """Return what parameters are for, by name; one that is missing counts as `other`.

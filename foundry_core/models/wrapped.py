@@ -11,9 +11,10 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.inner import GivenHiddenStates, Skeleton, copied_cache
+from foundry_core.models.inner import GivenHiddenStates, Skeleton, called_as_layer, copied_cache, layers_of, skeleton_of
 from foundry_core.models.interface import Settings_co, TransformersForm
 from foundry_core.models.isolation import document_mask, document_positions
 from foundry_core.models.kernels import WORTH_SAVING, tied_rows
@@ -67,7 +68,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         self._recomputes = False
         self._shared_table: torch.Tensor | None = None
         self._layers: Callable[..., torch.Tensor | None] | None = None
-        self._postponed = _skeleton_of(self)
+        self._postponed = skeleton_of(self)
         if self._postponed is None:
             self._take(self.inner_model())
         else:
@@ -185,10 +186,13 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         return None
 
     def recomputed(self, block: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
-        """Call a block of `fast_hidden_states`; under gradient checkpointing the backward pass computes it again."""
-        if not (self._recomputes and self.training):
-            return block(*given)
-        return cast("torch.Tensor", checkpoint(block, *given, use_reentrant=False))
+        """Call a block of `fast_hidden_states`; under gradient checkpointing the backward pass computes it again.
+
+        given: Its arguments; first the layer whose weights it reads, if `blocks_to_shard` names that one.
+        """
+        if self._recomputes and self.training:
+            block = partial(checkpoint, block, use_reentrant=False)
+        return called_as_layer(block, *given)
 
     def looked_up(self, input_ids: torch.Tensor, embeddings: nn.Module) -> torch.Tensor:
         """Return the rows of the embeddings for `fast_hidden_states`; if the output layer shares them, for less memory.
@@ -377,6 +381,9 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if self._postponed is None:
             self._let_inner_recompute()
 
+    def blocks_to_shard(self) -> Sequence[nn.Module]:
+        return layers_of(self.model)
+
     def _let_inner_recompute(self) -> None:
         # The name since transformers 5.24, and the one before it.
         name = "activation_checkpointing_enable"
@@ -391,9 +398,3 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if self._postponed is None:
             return super().transformers_form()
         return TransformersForm(self.weights, self._postponed.class_name, self._postponed.config.to_dict())
-
-
-def _skeleton_of(model: WrappedLanguageModel[Any]) -> Skeleton | None:
-    """Return the skeleton of a model, unless a subclass builds another inner model than the one it is a skeleton of."""
-    owners = [next(base for base in type(model).__mro__ if name in vars(base)) for name in ("skeleton", "inner_model")]
-    return model.skeleton() if owners[0] is owners[1] else None

@@ -94,6 +94,8 @@ def choose(
     made = {name: (getattr(settings, name), "as configured") for name in KEYS}
     if begun is not None:
         made |= {name: (getattr(begun, name), "as the run began") for name in KEYS if made[name][0] == "auto"}
+    if settings.reduction == "sharded":
+        made["compile"] = (False, "training.reduction: sharded does not compile")
     if made["precision"][0] == "auto":
         made["precision"] = precision_of(device, proven, gain)
     elif made["precision"][0] == "bf16" and device.type == "cpu" and (times := gain()) < 1:

@@ -1,20 +1,18 @@
 """The gradient of an optimizer step: the sum over its micro-batches, which the processes of the run divide.
 
 `exact` adds them up in an order that depends on their number only, so that any number of processes computes the same
-bits: a tree over the micro-batches of the step, in which each process has one subtree. `fast` leaves the order to
-torch's DistributedDataParallel, which communicates while the backward pass computes: equal up to rounding.
+bits: a tree over the micro-batches of the step, in which each process has one subtree. `fast` communicates while the
+backward pass computes, in an order that depends on the processes: equal up to rounding.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, TypeAlias
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Protocol, TypeAlias
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.models.base import BaseLanguageModel
@@ -28,19 +26,8 @@ NEUTRAL = -0.0
 """What added to any number leaves it as it is: 0.0 would turn -0.0 into 0.0."""
 
 
-_FORWARD_SYNC = "forward_sync_buffers"  # since torch 2.13, and "broadcast_buffers" before
-_SINCE_2_13 = _FORWARD_SYNC in inspect.signature(DistributedDataParallel.__init__).parameters
-_NO_BUFFERS: dict[str, Any] = {_FORWARD_SYNC if _SINCE_2_13 else "broadcast_buffers": False}
-
-
 class Reduction(Protocol):
     """Sums the gradients of a step over micro-batches and processes."""
-
-    factor: int
-    """What to multiply the loss by before the backward pass."""
-
-    def forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what computes the outputs of the model in training."""
 
     def begin(self, micro_batches: int) -> None:
         """Begin a step of so many micro-batches in all processes."""
@@ -52,11 +39,15 @@ class Reduction(Protocol):
         """Leave the gradient of the step in the parameters of each process."""
 
 
-def reduction_of(config: ExperimentConfig, model: BaseLanguageModel, world: World) -> Reduction:
-    """Return what `training.reduction` asks for."""
-    if config.training.reduction == "exact":
-        return ExactReduction(model, world, config.training.gradient_accumulation_steps)
-    return FastReduction(model, world, config.training.gradient_accumulation_steps)
+def reduction_of(config: ExperimentConfig, model: BaseLanguageModel, world: World, device: torch.device) -> Reduction:
+    """Put a model on its device and return what `training.reduction` asks for."""
+    kind, micro_batches = config.training.reduction, config.training.gradient_accumulation_steps
+    if kind == "sharded" and world.size > 1:
+        from foundry_core.training.sharding import ShardedReduction  # takes 1 s to import
+
+        return ShardedReduction(model, world, micro_batches, device)
+    model.to(device)
+    return (ExactReduction if kind == "exact" else FastReduction)(model, world, micro_batches)
 
 
 def added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -79,8 +70,6 @@ class ExactReduction:
         micro_batches: Those of a whole step.
     """
 
-    factor = 1
-
     def __init__(self, model: BaseLanguageModel, world: World, micro_batches: int):
         self._parameters, self._world = [p for p in model.parameters() if p.requires_grad], world
         # Micro-batches that stand one after the other in the tree are added up by autograd in `grad`.
@@ -88,9 +77,6 @@ class ExactReduction:
         self._sums: list[tuple[int, Gradients]] = []
         self._in_grad = 0
         self._flat: torch.Tensor | None = None
-
-    def forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        return forward
 
     def begin(self, micro_batches: int) -> None:
         self._sums.clear()
@@ -156,52 +142,84 @@ def _joined(earlier: Gradients, later: Gradients) -> Gradients:
     return [b if a is None else a for a, b in zip(earlier, later, strict=True)]
 
 
-class _Forward(nn.Module):
-    """A model whose outputs something else computes, such as what torch has compiled it to."""
-
-    def __init__(self, model: nn.Module, forward: Callable[..., Any]):
-        super().__init__()
-        self.model = model
-        self._computed = (forward,)  # in a tuple, so that it is not registered a second time
-
-    def forward(self, **batch: Any) -> Any:
-        return self._computed[0](**batch)
-
-
 class FastReduction:
-    """Adds gradients up as autograd and DistributedDataParallel do; arguments as of `ExactReduction`."""
+    """Adds gradients up in buckets, each as soon as the last micro-batch of the process has computed its gradients.
+
+    As torch's DistributedDataParallel does: the backward pass goes on meanwhile. Unlike there, a parameter may have no
+    gradient, in one process or in all, and a process no micro-batch in a short last step: then it adds nothing.
+    Arguments as of `ExactReduction`.
+    """
 
     def __init__(self, model: BaseLanguageModel, world: World, micro_batches: int):
-        self._model, self._world, self._own = model, world, micro_batches // world.size
-        self._parallel: DistributedDataParallel | None = None
-        self._one_is_idle = False
-        self.factor = world.size  # DistributedDataParallel takes the mean over the processes
-
-    def forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        if self._world.size == 1:
-            return forward
-        device = next(self._model.parameters()).device
-        self._parallel = DistributedDataParallel(
-            _Forward(self._model, forward),
-            device_ids=[device.index or torch.cuda.current_device()] if device.type == "cuda" else None,
-            **_NO_BUFFERS,
-            gradient_as_bucket_view=True,
-        )
-        return self._parallel
+        self._world = world
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # The backward pass comes to the last ones first.
+        self._buckets = _in_buckets(parameters[::-1]) if world.size > 1 else []
+        self._missing = [0] * len(self._buckets)
+        self._sent: list[tuple[torch.Tensor, Callable[[], None]]] = []
+        self._sends = False
+        for number, bucket in enumerate(self._buckets):
+            for parameter in bucket:
+                parameter.register_post_accumulate_grad_hook(partial(self._computed, number))  # type: ignore[no-untyped-call]
 
     def begin(self, micro_batches: int) -> None:
-        # In a last step that is short, a process may have no micro-batch, and without a backward pass no gradient.
-        self._one_is_idle = micro_batches <= (self._world.size - 1) * self._own
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self._sent.clear()
 
-    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        if self._parallel is None or (last and not self._one_is_idle):
-            return nullcontext()
-        return self._parallel.no_sync()
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        self._sends = last
+        yield
+        self._sends = False
+
+    def _computed(self, number: int, parameter: torch.Tensor) -> None:
+        """Send what is complete when a parameter of a bucket has its gradient, in the same order in all processes."""
+        if self._sends:
+            self._missing[number] -= 1
+            while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+                self._send()
+
+    def _send(self) -> None:
+        bucket = self._buckets[len(self._sent)]
+        flat = torch.zeros(sum(each.numel() + 1 for each in bucket), device=bucket[0].device)
+        # The values at the end count the processes in which a parameter has a gradient: in none, it is not updated.
+        there = flat[-len(bucket) :]
+        for number, (view, parameter) in enumerate(zip(_parts(flat, bucket), bucket, strict=True)):
+            if parameter.grad is not None:
+                view.copy_(parameter.grad)
+                there[number] = 1.0
+                parameter.grad = None
+        self._sent.append((flat, self._world.adding(flat)))
 
     def finish(self) -> None:
-        if self._parallel is None or not self._one_is_idle:
-            return
-        for parameter in self._model.parameters():
-            if parameter.requires_grad:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self._world.sum(gradient).div_(self._world.size)
+        while len(self._sent) < len(self._buckets):
+            self._send()
+        for bucket, (flat, wait) in zip(self._buckets, self._sent, strict=True):
+            wait()
+            there = flat[-len(bucket) :].tolist()
+            for view, parameter, count in zip(_parts(flat, bucket), bucket, there, strict=True):
+                parameter.grad = view if count else None
+
+
+_BUCKET_VALUES = 25 * 2**18
+"""25 MiB of fp32, as DistributedDataParallel has them."""
+
+
+def _in_buckets(parameters: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Divide parameters, in their order, into buckets that are about equally large."""
+    buckets, room = list[list[torch.Tensor]](), 0
+    for parameter in parameters:
+        if room < parameter.numel():
+            buckets.append([])
+            room = _BUCKET_VALUES
+        buckets[-1].append(parameter)
+        room -= parameter.numel()
+    return buckets
+
+
+def _parts(flat: torch.Tensor, bucket: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield the part of a bucket's values that belongs to each of its parameters."""
+    start = 0
+    for parameter in bucket:
+        yield flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()

@@ -12,6 +12,7 @@ from foundry_core.config.sections import TrainingConfig
 from foundry_core.errors import PluginError
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.roles import DECAYED, ROLES, Role, derived_roles
+from foundry_core.models.shards import is_divided
 from foundry_core.registry.isolation import failing_as
 from foundry_core.registry.loading import import_string
 from foundry_core.registry.optimizer import CORE_OPTIMIZERS, Optimizer
@@ -113,7 +114,7 @@ class AdamW(torch.optim.AdamW):
         """
         every = [each for group in self.param_groups for each in group["params"]]
         new = [each for each in every if each.grad is not None and not self.state.get(each)]
-        if any(each.device.type != "cpu" or each.dtype != torch.float32 for each in new):
+        if any(each.device.type != "cpu" or each.dtype != torch.float32 or is_divided(each) for each in new):
             return
         sizes = [-(-each.numel() // _LINE) * _LINE for each in new]
         moments = torch.split(torch.zeros(2 * sum(sizes)), 2 * sizes)
@@ -143,8 +144,9 @@ def adamw(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Opti
 
 
 def sgd(groups: ParameterGroups, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Stochastic gradient descent in the fused form."""
-    return SGD(groups, lr=training.learning_rate, momentum=training.sgd_momentum, fused=True)
+    """Stochastic gradient descent in the fused form, which torch does not have for divided tensors."""
+    divided = any(is_divided(each) for group in groups for each in group["params"])
+    return SGD(groups, lr=training.learning_rate, momentum=training.sgd_momentum, fused=not divided)
 
 
 CORE_BUILDERS = {"adamw": adamw, "sgd": sgd, "asgd": sgd}

@@ -20,6 +20,7 @@ from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.folder import stored_tensors
+from foundry_core.models.shards import whole
 from foundry_core.processes import World
 from foundry_core.registry.reports import RunInfo
 from foundry_core.run_folder import CONFIG, RECORD
@@ -68,7 +69,7 @@ def check_beginning(
     for tensors in (stored_tensors(model), optimizer_tensors(model, optimizer)):
         for name, tensor in sorted(tensors.items()):
             weights.update(name.encode())
-            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            weights.update(whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     described = json.dumps(config.resolved(), sort_keys=True, default=str)
     world.check_same(
         {

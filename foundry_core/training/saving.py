@@ -29,6 +29,7 @@ from foundry_core.checkpoints.state import TrainState
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import warn
 from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.shards import gathered
 from foundry_core.run_folder import checkpoint_name
 from foundry_core.training.notifier import Notifier
 
@@ -103,15 +104,16 @@ class CheckpointSaver:
     def save(
         self, state: TrainState, *, ephemeral: bool = False, kept: Mapping[str, torch.Tensor] | None = None
     ) -> None:
-        """Save a checkpoint, after the one before has been saved.
+        """Save a checkpoint, after the one before has been saved. All processes put its tensors together.
 
         kept: What only a resumed run needs, under its names in the optimizer's file.
         """
         self.finish()
+        living = checkpoint_tensors(self._model, self._optimizer, kept)
+        tensors = {file: gathered(content, keep=self._writes) for file, content in living.items()}
         if not self._writes:
             self.parent = checkpoint_name(state.step)
             return
-        tensors = checkpoint_tensors(self._model, self._optimizer, kept)
         if self._buffers is not None:
             tensors, state = self._buffers.copy(tensors), deepcopy(state)
         device = next(self._model.parameters()).device

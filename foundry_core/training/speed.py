@@ -65,7 +65,7 @@ class Stopwatch:
         now = time.perf_counter()
         elapsed, steps = max(now - self._mark, 1e-9), max(state.step - self._step, 1)
         speed = (state.tokens_seen - self._tokens) / elapsed
-        waited, communicated = min(self._waited, elapsed), min(self._world.seconds - self._communicated, elapsed)
+        waited, communicated = min(self._waited, elapsed), self._world.seconds - self._communicated
         self._communicated = self._world.seconds
         self._mark, self._tokens, self._step, self._waited = now, state.tokens_seen, state.step, 0.0
         starting, self._starting = min(self._starting or 0.0, waited), 0.0
@@ -84,7 +84,7 @@ class Stopwatch:
             auxiliary={name[len(AUXILIARY) :]: term for name, term in losses.items() if name.startswith(AUXILIARY)},
             optimised_loss=losses.get("optimised"),
             data_wait=waited / elapsed,
-            communication=communicated / elapsed,
+            communication=None if math.isnan(communicated) else min(communicated / elapsed, 1.0),
             tokens_by_corpus=dict(state.tokens_by_corpus),
             bytes_seen=state.bytes_seen,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from foundry_core.evaluation.corpus_loss import evaluate
 from foundry_core.evaluation.inference import to_device
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import training_flops
+from foundry_core.models.shards import whole
 from foundry_core.processes import World
 from foundry_core.random_streams import derive
 from foundry_core.registry.reports import StepReport
@@ -101,12 +102,10 @@ class Trainer:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         with model_memory_watched():
-            self.model = model.to(self.device).train()
+            self.reduction = reduction_of(config, model, self.world, self.device)
+            self.model = model.train()
             self.optimizer = self._optimizer()
-        self.reduction = reduction_of(config, model, self.world)
-        self.forward = self.reduction.forward(
-            compiled_forward(model, self.precision) if self.choices.compile else model
-        )
+        self.forward: Callable[..., Any] = compiled_forward(model, self.precision) if self.choices.compile else model
         self.schedule = Schedule(settings, self.plan.total_steps, config.schedule)
         self.lanes = Lanes(config, data, self.share, self.world)
         self.figures = Figures(self.share, self.world)
@@ -176,14 +175,14 @@ class Trainer:
         batches = self.batches()
         with nullcontext(stop) if stop is not None else StopRequest() as stop, self._observed():
             if self.saver.parent is None:
-                with self._memory_watched("the evaluation before the first step"):
+                with self._watched("the evaluation before the first step"):
                     self._evaluate()
                 self._save()
             self.saver.tidy_again()
             watch = Stopwatch(plan, state, settings.num_workers, self.world)
             while not self.evaluations.ended(state.step):
                 overdue = self._agree(stop)
-                with self._memory_watched(f"step {state.step + 1}"):
+                with self._watched(f"step {state.step + 1}"):
                     report = self.take_step(watch.next_of(batches, self.share.size))
                 if state.step == start + 1:
                     # An optimizer whose state cannot be saved is refused now, not at a checkpoint hours later.
@@ -192,7 +191,7 @@ class Trainer:
                 if logged:
                     self._log_step(watch.report(state, *report))
                 if plan.evaluation_due(state.step):
-                    with watch, self._memory_watched(f"the evaluation after step {state.step}"):
+                    with watch, self._watched(f"the evaluation after step {state.step}"):
                         self._evaluate()
                 last = self.evaluations.ended(state.step)
                 if last and not logged and report[0]:
@@ -238,9 +237,11 @@ class Trainer:
         """Check whether a step is reported, for which its losses are needed."""
         return step == self.plan.total_steps or step % self.config.logging.log_every_steps == 0
 
-    def _memory_watched(self, stage: str) -> AbstractContextManager[None]:
-        """Turn running out of memory into one line that says how to continue; no batch is skipped."""
-        return memory_watched(partial(smaller_batch, self.config, stage))
+    @contextmanager
+    def _watched(self, stage: str) -> Iterator[None]:
+        """Turn running out of memory, or a lost process, into one line that says how to continue; skip no batch."""
+        with self.world.watched(), memory_watched(partial(smaller_batch, self.config, stage)):
+            yield
 
     def _begin(self) -> None:
         plan = self.plan
@@ -288,7 +289,7 @@ class Trainer:
         self.reduction.finish()
         scaler.unscale_(self.optimizer)
         limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         figures = {name: total / count for name, total in self.figures.summed(sums).items()}
         self._check_numbers(figures.get("optimised", figures["loss"]), norm)
         scaler.step(self.optimizer)
@@ -314,7 +315,7 @@ class Trainer:
         with self.precision.autocast():
             batch = to_device(batch, self.device)
             optimised, figures = summed_losses(self.model, self.forward, batch, self.own_loss, carried)
-        torch.autograd.backward(self.precision.scaler.scale(optimised / divisor * self.reduction.factor))
+        torch.autograd.backward(self.precision.scaler.scale(optimised / divisor))
         return figures
 
     def _predictions(self, batch: Batch) -> int:

@@ -25,9 +25,9 @@ from tests.interruption import outcome
 from tests.together import Together, gone_within, marked, trained
 
 SIZES = (1, 2, 4)
-TRANSFORMER = {"layers": 1, "embedding_size": 16, "hidden_size": 16, "intermediate_hidden_size": 32}
+TRANSFORMER: dict[str, Any] = {"layers": 1, "embedding_size": 16, "hidden_size": 16, "intermediate_hidden_size": 32}
 TRANSFORMER |= {"attention_heads": 2, "dropout": 0.1, "attention_dropout": 0.1}
-RNN = {"embedding_size": 16, "hidden_size": 16, "num_layers": 2, "dropout": 0.1}
+RNN: dict[str, Any] = {"embedding_size": 16, "hidden_size": 16, "num_layers": 2, "dropout": 0.1}
 MAMBA = {"hidden_size": 16, "num_layers": 1, "state_size": 4, "dropout": 0.1}
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"transformer": TRANSFORMER},

@@ -217,6 +217,9 @@ class MambaLanguageModel(BaseLanguageModel[MambaModelConfig]):
     def gradient_checkpointing_enable(self) -> None:
         self._checkpointing = True
 
+    def blocks_to_shard(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
 
