@@ -98,6 +98,12 @@ def _grow(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     return growth.measure(folder, max(1, min(options.rounds, 3)), quick=options.quick)
 
 
+def _scale(options: argparse.Namespace, folder: Path) -> Iterator[Finding]:
+    from benchmarks import scaling
+
+    return scaling.measure(folder, options.rounds, quick=options.quick)
+
+
 Part: TypeAlias = Callable[[argparse.Namespace, Path], Iterator[Finding]]
 PARTS: dict[str, Part] = {
     "train": _train,
@@ -106,6 +112,7 @@ PARTS: dict[str, Part] = {
     "save": _save,
     "start": _start,
     "grow": _grow,
+    "scale": _scale,
 }
 FURTHER: dict[str, Part] = {"memory": _memory}
 """Parts that `train` contains."""

@@ -53,7 +53,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    shown = [row for row in rows if row.result is not None and row.part != "grow"][::-1]
+    shown = [row for row in rows if row.result is not None and row.part not in ("grow", "extrapolated")][::-1]
     figure, axes = pyplot.subplots(figsize=(10, 1 + 0.28 * max(len(shown), 4)))
     for place, row in enumerate(shown):
         result = row.result

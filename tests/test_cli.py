@@ -378,6 +378,27 @@ def test_what_a_locale_cannot_print_is_escaped(trained, tmp_path):
     assert "experiment_name: b\u00fccher" in output.decode("utf-8")
 
 
+def test_plan_says_what_each_of_several_processes_needs(trained, tmp_path, capsys):
+    accumulation = "training.gradient_accumulation_steps=4"
+    command = ["plan", str(trained / "x.yaml"), f"training.output_dir={tmp_path}", "--no-timing", accumulation]
+    plans = []
+    for processes in ("1", "2", "4"):
+        assert main([*command, "--json", "--processes", processes]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    assert [plan["processes"] for plan in plans] == [1, 2, 4]
+    assert [plan["rows_of_a_process_in_a_step"] for plan in plans] == [32, 16, 8]
+    assert all(plan["processes_that_fit"] == [1, 2, 4] for plan in plans)
+    # One process holds a sum beside the gradient, for its tree of two by two; several exchange two gradients' room.
+    gradient = 4 * plans[0]["parameters"]
+    assert [plan["memory_bytes"] - plans[0]["memory_bytes"] for plan in plans] == [0, gradient, gradient]
+    alike = ("steps", "training_tokens", "tokens_per_step", "training_flops", "bytes_of_a_checkpoint")
+    assert all(plan[name] == plans[0][name] for plan in plans for name in alike)
+    assert main([*command, "--processes", "3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "3 processes cannot divide" in line
+    assert "there can be 1, 2, 4" in line
+
+
 @pytest.mark.long
 def test_plan_times_parts_of_a_step_that_would_take_long(trained, tmp_path, capsys):
     def planned(*settings):

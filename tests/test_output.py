@@ -1,5 +1,6 @@
 """Writing to the terminal stops nothing: its reader has gone, a disk is full, the shell has closed it."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from foundry_core import RunInfo, hookimpl
+from foundry_core import RunInfo, StepReport, hookimpl
 from foundry_core.errors import warn
 from foundry_core.registry.hooks import hook_manager
 from foundry_core.training.console import Console
@@ -113,3 +114,14 @@ def test_progress_and_warnings_stop_nothing(monkeypatch, stream):
     notifier.tell("foundry_run_ended", step=3)
     assert told == [3]
     assert sys.stdout is before
+
+
+def test_a_step_says_its_share_of_communication_if_there_is_any():
+    stream = io.StringIO()
+    for share in (0.0, 0.125):
+        Console(stream).foundry_step_ended(
+            StepReport(1, 2, 0.1, 4.5, 0.1, 1.0, 5, 5, 1000.0, 60.0, communication=share)
+        )
+    alone, together = stream.getvalue().splitlines()
+    assert alone.endswith("1k tokens/s  01:00 left")
+    assert "tokens/s  12% communication  01:00 left" in together

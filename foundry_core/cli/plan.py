@@ -84,7 +84,8 @@ def execute(options: argparse.Namespace) -> None:
     if options.config is None:
         raise UsageError("give a YAML, or --measure for architectures at their base size (see foundry plan --help)")
     if names_a_study(options):
-        print_study_plan(options.config, partial(_facts, timing=not options.no_timing), as_json=options.json)
+        facts_of = partial(_facts, timing=not options.no_timing, processes=options.processes)
+        print_study_plan(options.config, facts_of, as_json=options.json)
         return
     facts = _facts(read_config(options), timing=not options.no_timing, processes=options.processes)
     if options.json:
@@ -112,6 +113,8 @@ def _facts(config: Any, *, timing: bool, processes: int = 1) -> dict[str, Any]:
         )
     if timing:
         seconds = _step_seconds(trainer, activations, memory - needed + activations)
+        # Communication aside: processes on GPUs compute side by side, those on a CPU share the cores that were timed.
+        seconds /= 1 if facts["device"] == "cpu" else processes
         facts |= {"seconds_per_step": seconds, "seconds": seconds * trainer.plan.total_steps}
     return facts
 

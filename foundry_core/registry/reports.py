@@ -34,7 +34,9 @@ class StepReport:
     tokens_per_second: since the last report. *_seen: since the start of the experiment, without padding and overlap.
     seconds_left: at the present speed. auxiliary: the auxiliary terms of the model, by name. optimised_loss: what the
     gradient is of, with these terms or by the objective's own loss; None where that is `loss`. data_wait: share of the
-    time since the last report that went into waiting for batches. tokens_by_corpus: where there are several.
+    time since the last report that went into waiting for batches. communication: share of it in which process 0 waited
+    for others or exchanged numbers with them; what overlaps with a backward pass does not count. tokens_by_corpus:
+    where there are several.
     """
 
     step: int

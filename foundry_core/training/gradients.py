@@ -61,6 +61,21 @@ def added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return total
 
 
+def add_over(world: World, flat: torch.Tensor, room: torch.Tensor) -> None:
+    """Add a flat tensor up over the processes, in place, as their tree does.
+
+    Args:
+        flat: Of a multiple of as many values as there are processes.
+        room: Of the same size, for what the others send.
+    """
+    if world.size == 2 and flat.device.type == "cpu":
+        # Two have one sum, a + b is b + a, and gloo's all-reduce takes a fifth of the time (64 MB: 82 ms of 510). What
+        # NCCL adds up inside a switch may treat subnormal numbers otherwise.
+        world.sum(flat)
+    else:
+        world.collected(flat, added(world.exchanged(flat, room)))
+
+
 class ExactReduction:
     """Adds gradients up in an order that is a function of the number of micro-batches in a step.
 
@@ -126,7 +141,7 @@ class ExactReduction:
         views[-1].fill_(NEUTRAL)
         for view, parameter, gradient in zip(views, self._parameters, sums, strict=False):
             view.view_as(parameter).copy_(gradient) if gradient is not None else view.fill_(NEUTRAL)
-        self._world.collected(flat, added(self._world.exchanged(flat, room)))
+        add_over(self._world, flat, room)
         there = views[-2].tolist()
         return [
             view.view_as(parameter) if count else None
