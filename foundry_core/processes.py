@@ -368,8 +368,9 @@ def joined(device: torch.device) -> Iterator[World]:
         world.find_others()
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         own = _part(store, f"torch/{run}")
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
         threading.Thread(target=world.answer, daemon=True).start()
+        with world.watched():  # another process may end while this one still connects to it
+            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
         if RENDEZVOUS in os.environ:
             threading.Thread(target=_stop_with_launcher, daemon=True).start()
         yield world

@@ -83,11 +83,11 @@ def execute(options: argparse.Namespace) -> None:
         return
     if options.config is None:
         raise UsageError("give a YAML, or --measure for architectures at their base size (see foundry plan --help)")
+    facts_of = partial(_facts, timing=not options.no_timing, processes=options.processes)
     if names_a_study(options):
-        facts_of = partial(_facts, timing=not options.no_timing, processes=options.processes)
         print_study_plan(options.config, facts_of, as_json=options.json)
         return
-    facts = _facts(read_config(options), timing=not options.no_timing, processes=options.processes)
+    facts = facts_of(read_config(options))
     if options.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -113,7 +113,7 @@ def _facts(config: Any, *, timing: bool, processes: int = 1) -> dict[str, Any]:
         )
     if timing:
         seconds = _step_seconds(trainer, activations, memory - needed + activations)
-        # Communication aside: processes on GPUs compute side by side, those on a CPU share the cores that were timed.
+        # Communication aside: GPUs compute side by side, processes on a CPU share the cores that were timed.
         seconds /= 1 if facts["device"] == "cpu" else processes
         facts |= {"seconds_per_step": seconds, "seconds": seconds * trainer.plan.total_steps}
     return facts

@@ -96,7 +96,7 @@ class Console:
     @hookimpl
     def foundry_step_ended(self, report: StepReport) -> None:
         terms = "".join(f"{name} {term:.4f}  " for name, term in report.auxiliary.items())
-        talk = f"{report.communication:.0%} communication  " if report.communication > 0 else ""
+        talk = f"{report.communication:.0%} communication  " if report.communication else ""
         line = (
             f"loss {report.loss:.4f}  {terms}lr {report.learning_rate:.2e}  "
             f"{compact(report.tokens_per_second)} tokens/s  {talk}{duration(report.seconds_left)} left"
