@@ -91,7 +91,8 @@ def run(
                 choices = agreed_choices(
                     config, world, partial(choose, config, model, tokenizer, rows, begun=begun, quiet=quiet)
                 )
-                maker: Callable[..., Trainer] = _profiled(profile) if profile else trainer_of(config)
+                profiled = profile and world.first
+                maker: Callable[..., Trainer] = _profiled(profile) if profiled else trainer_of(config)
                 notifier = Notifier(manager, silent=not world.first)
                 trainer = maker(config, model, tokenizer, rows, notifier, choices, world)
                 (trainer.resume if resume else trainer.begin)(allowed_changes)

@@ -25,7 +25,7 @@ from tests.interruption import outcome
 from tests.together import Together, gone_within, marked, trained
 
 SIZES = (1, 2, 4)
-TRANSFORMER = {"layers": 1, "embedding_size": 16, "hidden_size": 16, "intermediate_hidden_size": 32}
+TRANSFORMER: dict[str, Any] = {"layers": 1, "embedding_size": 16, "hidden_size": 16, "intermediate_hidden_size": 32}
 TRANSFORMER |= {"attention_heads": 2, "dropout": 0.1, "attention_dropout": 0.1}
 RNN = {"embedding_size": 16, "hidden_size": 16, "num_layers": 2, "dropout": 0.1}
 MAMBA = {"hidden_size": 16, "num_layers": 1, "state_size": 4, "dropout": 0.1}
@@ -105,7 +105,7 @@ def test_a_run_has_the_same_bits_on_any_number_of_processes(several: Any, kind: 
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("kind", ["gpt2", pytest.param("contiguous", marks=pytest.mark.faults)])
-def test_killed_and_resumed_on_other_numbers_of_processes_a_run_is_the_same(
+def test_killed_and_resumed_on_other_numbers_a_run_is_the_same(
     several: Any, kind: str, kills: int, figure: Any
 ) -> None:
     """One process is killed at a random time; the others end within ten seconds, and another number goes on."""
