@@ -115,9 +115,14 @@ class _Warned:
     silent = False
 
 
-def silence_warnings() -> None:
-    """Print no more warnings in this process: another one of the same run prints them."""
-    _Warned.silent = True
+@contextmanager
+def warnings_silenced(silent: bool = True) -> Iterator[None]:
+    """Print no warnings in the block, if `silent` is given: another process of the same run prints them."""
+    before, _Warned.silent = _Warned.silent, silent or _Warned.silent
+    try:
+        yield
+    finally:
+        _Warned.silent = before
 
 
 def warn(line: str) -> None:

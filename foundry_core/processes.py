@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from foundry_core.errors import EndedElsewhereError, FoundryError, TrainingError, UsageError, silence_warnings
+from foundry_core.errors import EndedElsewhereError, FoundryError, TrainingError, UsageError, warnings_silenced
 from foundry_core.systems import RENDEZVOUS, started_together
 
 PATIENCE = timedelta(hours=12)
@@ -301,14 +301,19 @@ def _store_of_run() -> tuple[Any, int, int]:
     """
     from torch.distributed.rendezvous import rendezvous
 
-    try:
-        place = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store, rank, size = next(rendezvous(os.environ.get(RENDEZVOUS, "env://"), *place))
-    except ValueError as error:
-        advice = "start them with torchrun or --processes, or unset RANK and WORLD_SIZE"
+    url = os.environ.get(RENDEZVOUS, "env://")
+    needed = ("RANK", "WORLD_SIZE", *(("MASTER_PORT",) if RENDEZVOUS not in os.environ else ()))
+    wrong = [name for name in needed if not os.environ.get(name, "").isdecimal()]
+    if RENDEZVOUS not in os.environ and not os.environ.get("MASTER_ADDR"):
+        wrong.append("MASTER_ADDR")
+    if wrong:
+        found = ", ".join(f"{name} is {os.environ.get(name, 'missing')!s}" for name in wrong)
         raise UsageError(
-            f"RANK and WORLD_SIZE are set as for one of several processes, but {error}: {advice}"
-        ) from error
+            f"RANK and WORLD_SIZE are set, as for one of several processes, but {found}: start them with torchrun or "
+            "--processes, or unset both"
+        )
+    try:
+        store, rank, size = next(rendezvous(url, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))
     except RuntimeError as error:
         raise TrainingError(f"the processes of this run do not meet: {' '.join(str(error).split())}") from error
     return store, rank, size
@@ -362,8 +367,6 @@ def joined(device: torch.device) -> Iterator[World]:
     store, rank, size = _store_of_run()
     run = next(_runs)
     world = World(rank, size, _part(store, f"foundry/{run}"))
-    if not world.first:
-        silence_warnings()
     try:
         world.find_others()
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -373,7 +376,8 @@ def joined(device: torch.device) -> Iterator[World]:
             dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
         if RENDEZVOUS in os.environ:
             threading.Thread(target=_stop_with_launcher, daemon=True).start()
-        yield world
+        with warnings_silenced(not world.first):
+            yield world
     except BaseException as error:
         ended = world.ended_with(error)
         if dist.is_initialized():

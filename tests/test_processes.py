@@ -34,14 +34,8 @@ from tests.interruption import outcome
 from tests.together import Left, Together, trained
 
 CPU = torch.device("cpu")
-DROPOUT: dict[str, Any] = {
-    "layers": 1,
-    "embedding_size": 16,
-    "hidden_size": 16,
-    "intermediate_hidden_size": 32,
-    "attention_heads": 2,
-}
-DROPOUT |= {"dropout": 0.1, "attention_dropout": 0.1}
+DROPOUT: dict[str, Any] = {"layers": 1, "embedding_size": 16, "hidden_size": 16, "intermediate_hidden_size": 32}
+DROPOUT |= {"attention_heads": 2, "dropout": 0.1, "attention_dropout": 0.1}
 SMALL = {"train_steps": 5, "gradient_accumulation_steps": 4, "checkpoints": {"every_steps": 2}}
 
 

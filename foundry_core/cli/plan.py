@@ -104,17 +104,16 @@ def _facts(config: Any, *, timing: bool, processes: int = 1) -> dict[str, Any]:
     """Return what a run will be, with the time that it takes if that is asked for."""
     facts, trainer = planned(config, processes)
     memory, needed, activations = facts.pop("memory"), facts["memory_bytes"], facts["of_which_activations"]
-    together = needed * (processes if facts["device"] == "cpu" else 1)  # each GPU has its own
-    if together > memory:
+    sharing = processes if facts["device"] == "cpu" else 1  # each GPU has memory of its own
+    if sharing * needed > memory:
         warn(
-            f"a step needs about {together / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB: lower "
+            f"a step needs about {sharing * needed / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB: lower "
             "data.batch_size and raise training.gradient_accumulation_steps by the same factor, or lower "
             "data.max_sequence_length"
         )
     if timing:
-        seconds = _step_seconds(trainer, activations, memory - needed + activations)
         # Communication aside: GPUs compute side by side, processes on a CPU share the cores that were timed.
-        seconds /= 1 if facts["device"] == "cpu" else processes
+        seconds = _step_seconds(trainer, activations, memory - needed + activations) * sharing / processes
         facts |= {"seconds_per_step": seconds, "seconds": seconds * trainer.plan.total_steps}
     return facts
 
@@ -129,7 +128,7 @@ def planned(config: Any, processes: int = 1) -> tuple[dict[str, Any], Any]:
         from foundry_core.registry.hooks import hook_manager
         from foundry_core.training.choices import choose
         from foundry_core.training.counting import trainer_of
-        from foundry_core.training.division import check_division, fitting, sums_held
+        from foundry_core.training.division import check_division, described, sums_held
         from foundry_core.training.notifier import Notifier
         from foundry_core.training.saving import KEPT_STATES
 
@@ -173,9 +172,7 @@ def planned(config: Any, processes: int = 1) -> tuple[dict[str, Any], Any]:
         "tokens_per_step": round(plan.samples_per_step * plan.tokens_per_epoch / plan.rows),
         "steps": plan.total_steps,
         "of_which_warm_up": plan.warmup_steps,
-        "processes": processes,
-        "rows_of_a_process_in_a_step": plan.samples_per_step // processes,
-        "processes_that_fit": fitting(config),
+        **described(config, processes),
         "epochs": round(plan.budget["epochs"], 3),
         **({"passes": passes} if (passes := _passes(trainer)) else {}),
         "training_tokens": plan.budget["tokens"],

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from foundry_core.cli.common import add_config_arguments, large_imports, number, read_config, report
-from foundry_core.errors import FoundryError, UsageError, silence_warnings
+from foundry_core.errors import FoundryError, UsageError, warnings_silenced
 from foundry_core.systems import reports, started_together
 
 EXAMPLE = """\
@@ -51,10 +51,9 @@ def execute(options: argparse.Namespace) -> None:
     if started_together():  # torch reads this when it is imported: it prints pages when a process has gone otherwise
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     launches = options.processes > 1 and not started_together()
-    if launches or not reports():  # one process of the run prints the warnings
-        silence_warnings()
     try:
-        config = read_config(options)
+        with warnings_silenced(launches or not reports()):  # one process of the run prints them
+            config = read_config(options)
     except FoundryError as error:
         if not started_together():
             raise

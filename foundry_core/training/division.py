@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import UsageError
 
@@ -45,6 +47,13 @@ def fitting(config: ExperimentConfig) -> list[int]:
         return [1]
     most = training.gradient_accumulation_steps
     return [each for each in range(1, most + 1) if _divides(each, most, training.reduction)]
+
+
+def described(config: ExperimentConfig, processes: int) -> dict[str, Any]:
+    """Return how a number of processes divides a step, by the names of these facts in `foundry plan`."""
+    rows = config.data.batch_size * config.training.gradient_accumulation_steps
+    numbers = {"processes": processes, "rows_of_a_process_in_a_step": rows // processes}
+    return {**numbers, "processes_that_fit": fitting(config)}
 
 
 def sums_held(config: ExperimentConfig, processes: int) -> int:

@@ -105,7 +105,7 @@ def test_a_run_has_the_same_bits_on_any_number_of_processes(several: Any, kind: 
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("kind", ["gpt2", pytest.param("contiguous", marks=pytest.mark.faults)])
-def test_a_run_killed_and_resumed_on_other_numbers_is_the_same(
+def test_killed_and_resumed_on_other_numbers_a_run_is_the_same(
     several: Any, kind: str, kills: int, figure: Any
 ) -> None:
     """One process is killed at a random time; the others end within ten seconds, and another number goes on."""
