@@ -19,6 +19,7 @@ import yaml
 
 from foundry_core.checkpoints.checkpoint import optimizer_file
 from foundry_core.cli import VERBS, main
+from foundry_core.cli.common import number
 from foundry_core.devices import memory_of
 from foundry_core.testing.toy_language import write_corpus
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, tokenizer_digest
@@ -495,7 +496,8 @@ def numeric_options(parser):
         if isinstance(action.choices, dict):
             for inner in filter(lambda one: isinstance(one, argparse.ArgumentParser), action.choices.values()):
                 yield from numeric_options(inner)
-        if isinstance(action.default, int | float) and not isinstance(action.default, bool):
+        checked = getattr(action.type, "__qualname__", "").startswith(f"{number.__name__}.")
+        if checked or (isinstance(action.default, int | float) and not isinstance(action.default, bool)):
             yield action.option_strings[0], action.type
 
 
