@@ -66,8 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
     what = "measure the YAML; with names, or without a YAML, architectures at their base size (all that have one)"
     parser.add_argument("--measure", nargs="*", metavar="ARCH", help=what)
-    what = "plan for N processes, as foundry train takes them: what each of them does and needs"
-    parser.add_argument("--processes", type=number(int, 1, 1024), default=1, metavar="N", help=what)
+    parser.add_argument("--processes", type=number(int, 1, 1024), default=1, metavar="N", help="plan for N processes")
     parser.add_argument("--no-timing", action="store_true", help="do not run steps to estimate the time")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -83,11 +82,11 @@ def execute(options: argparse.Namespace) -> None:
         return
     if options.config is None:
         raise UsageError("give a YAML, or --measure for architectures at their base size (see foundry plan --help)")
+    facts_of = partial(_facts, timing=not options.no_timing, processes=options.processes)
     if names_a_study(options):
-        facts_of = partial(_facts, timing=not options.no_timing, processes=options.processes)
         print_study_plan(options.config, facts_of, as_json=options.json)
         return
-    facts = _facts(read_config(options), timing=not options.no_timing, processes=options.processes)
+    facts = facts_of(read_config(options))
     if options.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -113,8 +112,7 @@ def _facts(config: Any, *, timing: bool, processes: int = 1) -> dict[str, Any]:
         )
     if timing:
         seconds = _step_seconds(trainer, activations, memory - needed + activations)
-        # Communication aside: processes on GPUs compute side by side, those on a CPU share the cores that were timed.
-        seconds /= 1 if facts["device"] == "cpu" else processes
+        seconds /= 1 if facts["device"] == "cpu" else processes  # on a CPU they share the cores that were timed
         facts |= {"seconds_per_step": seconds, "seconds": seconds * trainer.plan.total_steps}
     return facts
 
