@@ -89,30 +89,29 @@ def execute(options: argparse.Namespace) -> None:
     facts = facts_of(read_config(options))
     if options.json:
         print(json.dumps(facts, indent=1))
-    else:
-        reasons = facts.pop("reasons")
-        print(
-            listing(
-                (name.replace("_", " "), shown_fact(name, value) + (f" ({reasons[name]})" if name in reasons else ""))
-                for name, value in facts.items()
-            )
+        return
+    reasons = facts.pop("reasons")
+    print(
+        listing(
+            (name.replace("_", " "), shown_fact(name, value) + (f" ({reasons[name]})" if name in reasons else ""))
+            for name, value in facts.items()
         )
+    )
 
 
 def _facts(config: Any, *, timing: bool, processes: int = 1) -> dict[str, Any]:
     """Return what a run will be, with the time that it takes if that is asked for."""
     facts, trainer = planned(config, processes)
     memory, needed, activations = facts.pop("memory"), facts["memory_bytes"], facts["of_which_activations"]
-    together = needed * (processes if facts["device"] == "cpu" else 1)  # each GPU has its own
-    if together > memory:
+    sharing = processes if facts["device"] == "cpu" else 1  # memory and cores; each GPU has its own
+    if (together := needed * sharing) > memory:
         warn(
             f"a step needs about {together / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB: lower "
             "data.batch_size and raise training.gradient_accumulation_steps by the same factor, or lower "
             "data.max_sequence_length"
         )
     if timing:
-        seconds = _step_seconds(trainer, activations, memory - needed + activations)
-        seconds /= 1 if facts["device"] == "cpu" else processes  # on a CPU they share the cores that were timed
+        seconds = _step_seconds(trainer, activations, memory - needed + activations) * sharing / processes
         facts |= {"seconds_per_step": seconds, "seconds": seconds * trainer.plan.total_steps}
     return facts
 
