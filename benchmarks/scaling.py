@@ -127,6 +127,8 @@ class Line:
         ones, x, y = (sum(value) for value in zip(*((1 / t**2, b / t**2, 1 / t) for b, t in points), strict=True))
         xx, xy = sum(b * b / t**2 for b, t in points), sum(b / t for b, t in points)
         latency = max((y * xx - xy * x) / (ones * xx - x * x), 0.0)
+        if latency * x >= xy:  # on a busy machine a large exchange may have been the faster one
+            return cls(0.0, max(b / t for b, t in points))
         return cls(latency, xx / (xy - latency * x))
 
     def seconds(self, size: float, processes: int) -> float:

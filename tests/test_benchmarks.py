@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.extrapolation import CLUSTERS, MODELS, efficiency, markdown
 from benchmarks.inputs import SIZES, TEXTS
 from benchmarks.measuring import Ratio, Row
 from benchmarks.report import table
+from benchmarks.scaling import Line
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +46,8 @@ def test_a_smoke_run_measures_every_row(tmp_path: Path) -> None:
     found = [row for row in results["rows"] if row["result"] is None]
     optional = ("nanoGPT", "plain loop", "minicons", "run_clm", "Trainer script", "transformers, best settings")
     assert [row for row in found if not row["against"].startswith(optional)] == []
-    assert {row["part"] for row in results["rows"]} == {"train", "memory", "prepare", "score", "save", "start", "grow"}
+    parts = {"train", "memory", "prepare", "score", "save", "start", "grow", "scale", "extrapolated"}
+    assert {row["part"] for row in results["rows"]} == parts
     assert set(results["train"]) == set(SIZES)
     for size in ("bert small, dropout 0", "gpt2 base"):
         apart = results["train"][size]["largest_loss_difference"]
@@ -70,3 +73,23 @@ def test_a_row_states_the_limit_that_it_reaches() -> None:
     missing = Row("train", "x", "y", None, 1.5, note="no checkout")
     assert missing.verdict == "not measured"
     assert "no checkout" in table([missing])
+
+
+def test_a_fit_recovers_latency_and_bandwidth_of_an_exchange() -> None:
+    sizes = [2**12, 2**16, 2**20, 2**24]
+    line = Line.fitted({size: 1e-4 + 1.5 * size / 2e9 for size in sizes}, processes=4)
+    assert line.latency == pytest.approx(1e-4)
+    assert line.bandwidth == pytest.approx(2e9)
+    assert line.seconds(2**20, 4) == pytest.approx(1e-4 + 1.5 * 2**20 / 2e9)
+
+
+def test_efficiency_falls_with_gpus_and_with_slower_links() -> None:
+    for model in MODELS:
+        machine, others, cluster = (efficiency(model, CLUSTERS[number]) for number in (0, 1, 3))
+        assert 1 >= machine.fast >= machine.exact_by_machine >= others.exact_by_machine > 0
+        assert machine.exact == pytest.approx(machine.exact_by_machine, abs=0.01)  # one machine: the same traffic
+        assert cluster.exact < cluster.exact_by_machine < machine.exact
+
+
+def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
+    assert markdown() in (ROOT / "docs" / "training" / "scaling.md").read_text(encoding="utf-8")

@@ -66,8 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
     what = "measure the YAML; with names, or without a YAML, architectures at their base size (all that have one)"
     parser.add_argument("--measure", nargs="*", metavar="ARCH", help=what)
-    what = "plan for N processes, as foundry train takes them: what each of them does and needs"
-    parser.add_argument("--processes", type=number(int, 1, 1024), default=1, metavar="N", help=what)
+    parser.add_argument("--processes", type=number(int, 1, 1024), default=1, metavar="N", help="plan for N processes")
     parser.add_argument("--no-timing", action="store_true", help="do not run steps to estimate the time")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -90,14 +89,14 @@ def execute(options: argparse.Namespace) -> None:
     facts = facts_of(read_config(options))
     if options.json:
         print(json.dumps(facts, indent=1))
-    else:
-        reasons = facts.pop("reasons")
-        print(
-            listing(
-                (name.replace("_", " "), shown_fact(name, value) + (f" ({reasons[name]})" if name in reasons else ""))
-                for name, value in facts.items()
-            )
+        return
+    reasons = facts.pop("reasons")
+    print(
+        listing(
+            (name.replace("_", " "), shown_fact(name, value) + (f" ({reasons[name]})" if name in reasons else ""))
+            for name, value in facts.items()
         )
+    )
 
 
 def _facts(config: Any, *, timing: bool, processes: int = 1) -> dict[str, Any]:
