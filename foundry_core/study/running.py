@@ -105,6 +105,7 @@ class _Pool:
         self.failed: list[str] = []
         self.done, self.asked = 0, False
         self.reported_in_use: set[str] = set()
+        self._stop_signal = _stop_signal()  # once this process is asked to stop, it ignores what repeats itself, too
 
     def turn(self, stopped: str | None) -> bool:
         """Begin what there is room for, see to what has ended, and return whether anything is left to wait for."""
@@ -117,7 +118,7 @@ class _Pool:
         if stopped and not self.asked:
             self.asked = True
             for each in self.running:
-                each.process.send_signal(_stop_signal())
+                each.process.send_signal(self._stop_signal)
         for each in list(self.running):
             code = each.process.poll()
             if code is not None:
