@@ -185,7 +185,7 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, dist.DistError) or "gloo" in str(error):  # type: ignore[attr-defined]
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
                 raise self._broken(error) from error
             raise
 

@@ -94,7 +94,8 @@ def losses(log: Any) -> dict[tuple[int, str], float]:
 
 
 def weights(config: ExperimentConfig) -> dict[str, torch.Tensor]:
-    return load_file(checkpoints(config.training.output_dir)[-1] / "model.safetensors")
+    found: dict[str, torch.Tensor] = load_file(checkpoints(config.training.output_dir)[-1] / "model.safetensors")
+    return found
 
 
 @pytest.mark.slow
@@ -124,7 +125,7 @@ def test_a_sharded_run_goes_on_in_any_number_of_processes(
     """On 2, on 1 under exact, on 2 again, it comes to what it does alone; its checkpoints are those of any run."""
     kind = "the fused layers of gpt2"
     steps = {"train_tokens": None, "lr_scheduler": "constant"}
-    legs = [
+    legs: list[dict[str, Any]] = [
         {"config": divided(kind, how, train_steps=count, **steps).resolved(), "allow": allow, "alone": alone}
         for how, count, allow, alone in (
             ("sharded", 3, None, False),
