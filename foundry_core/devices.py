@@ -134,6 +134,17 @@ def keep_freed_memory() -> bool:
     return True
 
 
+def return_freed_memory() -> None:
+    """Let the C library return large blocks to the system when they are freed, after `keep_freed_memory`.
+
+    For weights that are put together and freed one block after the other: kept, what was freed of a GPT-2 of 85M
+    parameters in two processes grew to 2.7 GB in each; returned, each takes 1.1 GB.
+    """
+    library, mmap_threshold = ctypes.CDLL(None), -3
+    if hasattr(library, "mallopt"):
+        library.mallopt(mmap_threshold, 2**20)
+
+
 def memory_of(device: torch.device) -> int:
     """Return the bytes of memory that a device has, used or not."""
     if device.type == "cuda":

@@ -52,9 +52,9 @@ class StepReport:
     auxiliary: Mapping[str, float] = field(default_factory=dict)
     optimised_loss: float | None = None
     data_wait: float = 0.0
-    communication: float | None = 0.0
     tokens_by_corpus: Mapping[str, int] = field(default_factory=dict)
     bytes_seen: int = 0
+    communication: float | None = 0.0
 
 
 @dataclass(frozen=True)

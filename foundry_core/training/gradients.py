@@ -175,11 +175,11 @@ class FastReduction:
         self._sends = False
         for number, bucket in enumerate(self._buckets):
             for parameter in bucket:
-                parameter.register_post_accumulate_grad_hook(partial(self._computed, number))  # type: ignore[no-untyped-call]
+                computed = partial(self._computed, number)
+                parameter.register_post_accumulate_grad_hook(computed)  # type: ignore[no-untyped-call]
 
     def begin(self, micro_batches: int) -> None:
         self._missing = [len(bucket) for bucket in self._buckets]
-        self._sent.clear()
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -214,6 +214,7 @@ class FastReduction:
             there = flat[-len(bucket) :].tolist()
             for view, parameter, count in zip(_parts(flat, bucket), bucket, there, strict=True):
                 parameter.grad = view if count else None
+        self._sent.clear()  # from now on the gradients alone hold them
 
 
 _BUCKET_VALUES = 25 * 2**18

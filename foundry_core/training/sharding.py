@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from foundry_core.devices import return_freed_memory
 from foundry_core.errors import TrainingError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED, training_loss
@@ -45,6 +46,8 @@ class ShardedReduction:
         world.seconds = math.nan
         # A copy in bf16 of each weight, kept until the end of a pass, would be all weights.
         torch.set_autocast_cache_enabled(False)
+        if device.type == "cpu":
+            return_freed_memory()
         mesh = init_device_mesh(device.type, (world.size,))
         try:
             for block in _apart(model):
@@ -54,20 +57,19 @@ class ShardedReduction:
             raise TrainingError(
                 f"training.reduction: sharded cannot divide this {model.model_type}: {' '.join(str(error).split())}"
             ) from error
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                # A sum, and not the mean of NCCL, which gloo does not have.
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)
+        divided: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for module in divided:
+            # A sum, and not the mean of NCCL, which gloo does not have.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
         if hasattr(FSDPModule, "set_reduce_scatter_unused_params"):  # since torch 2.13
             model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
         self._names = [name for name, each in model.named_parameters() if each.requires_grad]
         self._used = set[str]()
-        named: list[tuple[str, nn.Module]] = list(model.named_modules())
         self._not_followed = {
             module: module.register_forward_pre_hook(partial(self._follow, name))
-            for name, module in named
-            if FSDPModule in type(module).__mro__
+            for name, module in model.named_modules()
+            if module in divided
         }
         model.register_forward_hook(_divide_again)
 
@@ -76,7 +78,11 @@ class ShardedReduction:
         self._not_followed.pop(module).remove()
         for name, parameter in module.named_parameters(place):
             if parameter.requires_grad and not is_divided(parameter):
-                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._used.add(name))  # type: ignore[no-untyped-call]
+                note = partial(self._note, name)
+                parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
+
+    def _note(self, name: str, parameter: torch.Tensor) -> None:
+        self._used.add(name)
 
     def begin(self, micro_batches: int) -> None:
         self._passes, self._expected = 0, min(self._own, micro_batches)
