@@ -41,7 +41,6 @@ class PatchyModelConfig(ModelConfig):
     """The section `model:` for patchy, which has nothing to set."""
 
 
-@register_architecture("patchy", config=PatchyModelConfig, examples={"tiny": {}})
 class PatchyModel(BaseLanguageModel[PatchyModelConfig]):
     """A model with a parameter that rows of one kind use alone, and one that nothing uses."""
 
@@ -61,6 +60,10 @@ class PatchyModel(BaseLanguageModel[PatchyModelConfig]):
 
     def resize_token_embeddings(self, new_num_tokens: int) -> None:
         raise NotImplementedError
+
+
+def register_patchy() -> None:
+    register_architecture("patchy", config=PatchyModelConfig, examples={"tiny": {}})(PatchyModel)
 
 
 def trained(config: ExperimentConfig, world: World | None = None, allow: Sequence[str] | None = None) -> TrainState:
@@ -95,6 +98,7 @@ def in_processes(count: int, folder: Path, legs: Sequence[Mapping[str, Any]]) ->
 
 
 def main(folder: Path) -> None:
+    register_patchy()
     ends = []
     with joined(torch.device("cpu")) as world:
         for leg in json.loads((folder / "legs.json").read_text()):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from foundry_core import BaseLanguageModel, ExperimentConfig
+from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, load_config
 from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.errors import ConfigError
 from foundry_core.evaluation.corpus_loss import evaluate_corpus
+from foundry_core.registry.architecture import registered_architectures
 from foundry_core.testing.toy_language import ToyCorpus
-from tests.divided import in_processes, trained
+from tests.divided import in_processes, register_patchy, trained
 from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
@@ -61,6 +64,13 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.fixture
+def patchy() -> Iterator[None]:
+    register_patchy()
+    yield
+    del registered_architectures()["patchy"]
+
+
+@pytest.fixture
 def divided(experiment: Experiment, corpus: ToyCorpus, tmp_path: Path) -> Experiment:
     """`divided(kind, reduction, **training)`: a run of 4 micro-batches a step whose last step has one alone."""
 
@@ -99,6 +109,7 @@ def weights(config: ExperimentConfig) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patchy")
 def test_each_reduction_comes_to_what_exact_does(divided: Experiment, tmp_path: Path) -> None:
     """Rows, masks and losses, of training and of evaluations; 6 micro-batches are divided unevenly in the last step."""
     configs = [divided(kind, reduction) for kind in KINDS for reduction in ("fast", "sharded")]
@@ -118,7 +129,7 @@ def test_each_reduction_comes_to_what_exact_does(divided: Experiment, tmp_path: 
                 assert close or name.endswith("key.bias"), f"{which}: {name}"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_in_any_number_of_processes(
     divided: Experiment, corpus: ToyCorpus, tmp_path: Path
 ) -> None:
@@ -148,10 +159,31 @@ def test_a_sharded_run_goes_on_in_any_number_of_processes(
     model = BaseLanguageModel.from_pretrained(last)
     ids = torch.arange(12)[None]
     torch.testing.assert_close(opened(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
-    from transformers import AutoTokenizer
-
     report = evaluate_corpus(model, AutoTokenizer.from_pretrained(last), corpus.test)
     assert report.loss == pytest.approx(end["log"][-1]["eval_loss"], abs=1e-6)
+
+
+def test_the_blocks_to_shard_are_called_where_they_have_hooks(
+    experiment: Experiment, letters: Any, tmp_path: Path
+) -> None:
+    """Hooks put their weights together: by core's formulation of the layers too, recomputed or not."""
+    ids = torch.arange(22).view(2, 11)
+    for architecture, layers in (("gpt2", "model.transformer.h"), ("bert", "model.bert.encoder.layer")):
+        for recomputed in (False, True):
+            model = create_model(experiment(architecture, tmp_path), letters).train()
+            if recomputed:
+                model.gradient_checkpointing_enable()
+            gradients, called = [], list[Any]()
+            for hooked in (False, True):
+                blocks = list(model.blocks_to_shard())
+                assert blocks == list(model.get_submodule(layers).children())
+                for block in blocks if hooked else ():
+                    block.register_forward_pre_hook(lambda module, given, called=called: called.append(module))
+                model.zero_grad()
+                model(ids, labels=ids, return_logits=False).loss.backward()
+                gradients.append([parameter.grad for parameter in model.parameters()])
+            assert called == blocks
+            assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True) if a is not None and b is not None)
 
 
 @each("key, value, problem", [
@@ -165,3 +197,16 @@ def test_sharding_refuses_what_needs_the_whole_model(
     with pytest.raises(ConfigError, match=problem):
         experiment("gpt2", tmp_path, training={"reduction": "sharded", key: value})
     assert experiment("gpt2", tmp_path, training={"reduction": "sharded"}).training.reduction == "sharded"
+
+
+def test_the_examples_of_the_page_are_valid(experiment: Experiment, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training" / "sharding.md").read_text(encoding="utf-8")
+    examples = [yaml.safe_load(each) for each in re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
+    for example in examples:
+        load_config(
+            {
+                **experiment("gpt2", tmp_path).resolved(),
+                "training": {"output_dir": "run", "epochs": 1, **example["training"]},
+            }
+        )
+    assert {each["training"]["reduction"] for each in examples} == {"fast", "sharded"}
