@@ -59,3 +59,10 @@ def copied_cache(cache: Any) -> Any:
     for layer in copied.layers:
         layer.__dict__ = tree_map_only(torch.Tensor, torch.Tensor.clone, layer.__dict__)
     return copied
+
+
+def skeleton_of(model: Any) -> Skeleton | None:
+    """Return the skeleton of a model, unless a subclass builds another inner model than the one it is a skeleton of."""
+    owners = [next(base for base in type(model).__mro__ if name in vars(base)) for name in ("skeleton", "inner_model")]
+    found: Skeleton | None = model.skeleton() if owners[0] is owners[1] else None
+    return found

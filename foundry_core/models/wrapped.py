@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import FoundryError
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.models.inner import GivenHiddenStates, Skeleton, copied_cache
+from foundry_core.models.inner import GivenHiddenStates, Skeleton, copied_cache, skeleton_of
 from foundry_core.models.interface import Settings_co, TransformersForm
 from foundry_core.models.isolation import document_mask, document_positions
 from foundry_core.models.kernels import WORTH_SAVING, tied_rows
@@ -67,7 +67,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         self._recomputes = False
         self._shared_table: torch.Tensor | None = None
         self._layers: Callable[..., torch.Tensor | None] | None = None
-        self._postponed = _skeleton_of(self)
+        self._postponed = skeleton_of(self)
         if self._postponed is None:
             self._take(self.inner_model())
         else:
@@ -340,6 +340,11 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         inner = self.model.base_model(input_ids, attention_mask=added, return_dict=True, **asked)
         return cast("torch.Tensor", inner.last_hidden_state)
 
+    @property
+    def max_positions(self) -> int:
+        """The number of tokens that there are positions for: by default those of a row of training."""
+        return self.context.max_sequence_length
+
     def _past(self, state: Any, length: int) -> int:
         """Count the tokens that the state has read. Raises FoundryError if `length` more of them cannot follow."""
         if state is not None and length > 1 and getattr(self.model, "_is_stateful", False):
@@ -350,10 +355,11 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if self.config.capabilities.unbounded_length:
             return 0
         past = int(state.get_seq_length()) if state is not None else 0
-        if past + length > self.context.max_sequence_length:
+        if past + length > self.max_positions:
+            trained = self.max_positions == self.context.max_sequence_length
             raise FoundryError(
                 f"{past + length} tokens are more than this {self.model_type} was built for "
-                f"(data.max_sequence_length: {self.context.max_sequence_length})"
+                f"({'data.max_sequence_length' if trained else 'max_positions'}: {self.max_positions})"
             )
         return past
 
@@ -391,9 +397,3 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         if self._postponed is None:
             return super().transformers_form()
         return TransformersForm(self.weights, self._postponed.class_name, self._postponed.config.to_dict())
-
-
-def _skeleton_of(model: WrappedLanguageModel[Any]) -> Skeleton | None:
-    """Return the skeleton of a model, unless a subclass builds another inner model than the one it is a skeleton of."""
-    owners = [next(base for base in type(model).__mro__ if name in vars(base)) for name in ("skeleton", "inner_model")]
-    return model.skeleton() if owners[0] is owners[1] else None
