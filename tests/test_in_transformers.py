@@ -228,8 +228,8 @@ def test_what_is_asked_for_is_given_or_refused(opened: Open, name: str) -> None:
     if name in ADAPTED:
         assert "does not support output_attentions" in refusal(opened(name, output_attentions=True), IDS)
         model = opened(name)
-        for given in ({}, {"input_ids": IDS, "inputs_embeds": model.get_input_embeddings()(IDS)}):
-            assert refusal(model, **{"ids": given.pop("input_ids", None), **given}).startswith("give either")
+        for ids, vectors in ((None, None), (IDS, model.get_input_embeddings()(IDS))):
+            assert refusal(model, ids, inputs_embeds=vectors).startswith("give either input_ids or inputs_embeds")
         assert isinstance(model(IDS, return_dict=False), tuple)
 
 
