@@ -43,7 +43,15 @@ if TYPE_CHECKING:
     from foundry_core.registry.schedule import LearningRateSchedule
     from foundry_core.registry.suite import Suite
     from foundry_core.registry.tokenizer_type import TokenizerType
-    from foundry_core.schema import ConfigSection, Dropout, Layers, ModelConfig, TransformerConfig
+    from foundry_core.schema import (
+        ConfigSection,
+        Dropout,
+        Layers,
+        LearnedPositionsConfig,
+        ModelConfig,
+        Positions,
+        TransformerConfig,
+    )
     from foundry_core.tokenization.training import TokenizerFactory
     from foundry_core.training.run import run
 
@@ -73,7 +81,7 @@ _NAMES = {
     "registry.schedule": "LearningRateSchedule",
     "registry.suite": "Suite",
     "registry.tokenizer_type": "TokenizerType",
-    "schema": "ConfigSection Dropout Layers ModelConfig TransformerConfig",
+    "schema": "ConfigSection Dropout Layers LearnedPositionsConfig ModelConfig Positions TransformerConfig",
     "tokenization.training": "TokenizerFactory",
     "training.run": "run",
 }
@@ -95,6 +103,7 @@ __all__ = [
     "ExperimentConfig",
     "FoundryError",
     "Layers",
+    "LearnedPositionsConfig",
     "LearningRateSchedule",
     "MaskedLMDataCollator",
     "Migration",
@@ -104,6 +113,7 @@ __all__ = [
     "Operation",
     "Optimizer",
     "OrderedRows",
+    "Positions",
     "RunInfo",
     "Score",
     "Skeleton",

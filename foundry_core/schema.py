@@ -235,8 +235,8 @@ class ModelConfig(ConfigSection):
     architecture: str = Field(description="name of an installed architecture: see `foundry plugins list`")
 
 
-MOST_LAYERS, WIDEST = 10_000, 2**20
-"""Limits on the blocks of a model and on any width inside it, beyond what any machine holds."""
+MOST_LAYERS, WIDEST, LONGEST = 10_000, 2**20, 2**24
+"""Limits on the blocks of a model, on any width inside it and on a row, beyond what any machine holds."""
 
 Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
 
@@ -250,6 +250,9 @@ class Marked:
 
 Dropout = Annotated[float, Field(ge=0, lt=1), Marked("dropout")]
 """A probability with which values are dropped in training."""
+
+Positions = Annotated[int, Field(ge=4, le=LONGEST)]
+"""A number of positions, one for each token that is read at a time."""
 
 Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS), Marked("layers")]
 """A number of layers on top of each other."""
@@ -281,3 +284,13 @@ class TransformerConfig(ConfigSection):
     activation_function: Activation = Field("gelu", description="gelu is exact, gelu_new is GPT-2's tanh approximation")
     dropout: Dropout = Field(0.1, description="dropout on embeddings and after each sub-layer")
     attention_dropout: Dropout = Field(0.1, description="dropout on attention probabilities")
+
+
+class LearnedPositionsConfig(TransformerConfig):
+    """The sizes of a transformer that looks positions up in a table."""
+
+    max_positions: Positions | None = Field(
+        None,
+        description="rows of the table of positions; null: data.max_sequence_length. Those beyond it are never "
+        "trained: they are for tools that read longer texts",
+    )

@@ -186,6 +186,36 @@ def test_what_transformers_saves_opens_again(
         assert torch.equal(BaseLanguageModel.from_pretrained(folder)(IDS).logits, logits), name
 
 
+FINE_TUNING_STRANGER = """
+import sys
+import torch, transformers
+folder, again = sys.argv[1:]
+auto = transformers.AutoModelForSequenceClassification
+model = auto.from_pretrained(folder, trust_remote_code=True, num_labels=3)
+ids = torch.arange(12).view(2, 6)
+model(ids, labels=torch.tensor([0, 2])).loss.backward()
+with torch.no_grad():
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter -= parameter.grad
+model.save_pretrained(again)
+back = auto.from_pretrained(again, trust_remote_code=True)
+assert back.config.num_labels == 3
+assert torch.equal(back(ids).logits, model(ids).logits)
+hidden = transformers.AutoModel.from_pretrained(again, trust_remote_code=True)(ids).last_hidden_state
+assert torch.equal(model.score(hidden[:, -1]), model(ids).logits)
+"""
+
+
+@pytest.mark.long
+def test_a_stranger_fine_tunes_a_classifier_and_opens_it_again(folders: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FINE_TUNING_STRANGER, str(folders / "lstm"), str(tmp_path / "again")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert [path.name for path in (tmp_path / "again").glob("*.py")] == ["modeling_foundry.py"]
+    assert "AutoModelForCausalLM" in json.loads((tmp_path / "again" / "config.json").read_bytes())["auto_map"]
+
+
 # The way back.
 
 
@@ -254,7 +284,9 @@ def test_every_parameter_is_stored_once(build: Build, folders: Path, name: str) 
 @pytest.mark.parametrize("name", ["lstm", "rnn-both"])
 def test_the_loading_module_imports_from_the_installed_plugin(folders: Path, name: str) -> None:
     config = json.loads((folders / name / "config.json").read_bytes())
-    assert sorted(config["auto_map"]) == ["AutoConfig", AUTO[MODELS[name][2]]]
+    others = ["AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenClassification"]
+    assert sorted(config["auto_map"]) == sorted(["AutoConfig", AUTO[MODELS[name][2]], *others])
+    assert config["hidden_size"] == (64 if name == "rnn-both" else 32)
     lines = (folders / name / "modeling_foundry.py").read_text().splitlines()
     assert lines[0] == "import foundry_rnn  # pip install foundry-rnn"
     assert not (folders / "gpt2" / "modeling_foundry.py").exists()

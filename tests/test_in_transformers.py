@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DataCollatorForLanguageModeling
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DataCollatorForLanguageModeling,
+)
 
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
 from foundry_core.errors import FoundryError
@@ -28,6 +35,7 @@ ADAPTED = {
     "gru-masked": ("gru", "tiny", "masked_lm"),
     "rnn": ("rnn", "tiny", "causal_lm"),
     "mamba": ("mamba", "tiny", "causal_lm"),
+    "rnn-one-hot": ("rnn", "tiny_one_hot", "causal_lm"),
 }
 WRAPPED = {
     "gpt2": ("gpt2", "tiny", "causal_lm"),
@@ -36,6 +44,7 @@ WRAPPED = {
     "deberta-v2": ("transformers", "tiny_deberta_v2", "masked_lm"),
 }
 MODELS = {**ADAPTED, **WRAPPED}
+COUNTED = {"ngram": ("ngram", "tiny", "causal_lm")}
 CAUSAL = [name for name, model in MODELS.items() if model[2] == "causal_lm"]
 IDS = torch.randint(0, 26, (4, 10), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)
@@ -53,14 +62,14 @@ def opened(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def make(name: str, *, ours: bool = False, **options: Any) -> Any:
-        folder, (architecture, example, objective) = home / name, MODELS[name]
+    def make(name: str, *, ours: bool = False, auto: Any = None, **options: Any) -> Any:
+        folder, (architecture, example, objective) = home / name, {**MODELS, **COUNTED}[name]
         if not folder.exists():
             config = experiment(architecture, home, example=example, training={"objective": objective})
             create_model(config, letters).save_pretrained(folder)
         if ours:
             return BaseLanguageModel.from_pretrained(folder)
-        auto: Any = AutoModelForCausalLM if objective == "causal_lm" else AutoModelForMaskedLM
+        auto = auto or (AutoModelForCausalLM if objective == "causal_lm" else AutoModelForMaskedLM)
         return auto.from_pretrained(folder, **options)
 
     yield make
@@ -219,8 +228,8 @@ def test_what_is_asked_for_is_given_or_refused(opened: Open, name: str) -> None:
     if name in ADAPTED:
         assert "does not support output_attentions" in refusal(opened(name, output_attentions=True), IDS)
         model = opened(name)
-        vectors = model.get_input_embeddings()(IDS)
-        assert refusal(model, None, inputs_embeds=vectors).endswith(" does not support inputs_embeds")
+        for ids, vectors in ((None, None), (IDS, model.get_input_embeddings()(IDS))):
+            assert refusal(model, ids, inputs_embeds=vectors).startswith("give either input_ids or inputs_embeds")
         assert isinstance(model(IDS, return_dict=False), tuple)
 
 
@@ -243,3 +252,71 @@ def test_the_hidden_states_of_mamba_are_those_of_its_layers(opened: Open) -> Non
     settings = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
     written = opened("mamba").generate(IDS, attention_mask=mask, output_hidden_states=True, **settings)
     assert [states[-1].shape[1] for states in written.hidden_states] == [10, 1, 1]
+
+
+# Vectors, and other heads.
+
+BOTH_SIDES = torch.ones_like(IDS)
+BOTH_SIDES[0, :3] = BOTH_SIDES[1, 7:] = 0
+CLASSIFIERS = {"texts": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification}
+
+
+@each("name", ADAPTED)
+def test_without_a_head_it_returns_what_the_head_reads(opened: Open, name: str) -> None:
+    """From ids and from their vectors, which get gradients; a generated text continues either."""
+    whole, body, real = opened(name), opened(name, auto=AutoModel), BOTH_SIDES == 1
+    vectors = whole.get_input_embeddings()(IDS).detach().requires_grad_()
+    expected = whole(IDS, attention_mask=BOTH_SIDES).logits[real]
+    for given in ({"input_ids": IDS}, {"inputs_embeds": vectors}):
+        found = body(**given, attention_mask=BOTH_SIDES, output_hidden_states=True)
+        assert found.last_hidden_state.shape[-1] == body.config.hidden_size
+        assert torch.equal(body.model.output_layer(found.last_hidden_state)[real], expected)
+        assert torch.equal(whole(**given, attention_mask=BOTH_SIDES).logits[real], expected)
+        assert len(found.hidden_states) >= 2
+    found.last_hidden_state[real].square().sum().backward()
+    assert bool(vectors.grad[real].any(-1).all())
+    if name in CAUSAL:
+        settings: dict[str, Any] = {"attention_mask": MASK.flip(1), "max_new_tokens": 4, "do_sample": False}
+        ids, written = (whole.generate(**each, **settings) for each in ({"inputs": IDS}, {"inputs_embeds": vectors}))
+        assert torch.equal(ids[:, 10:], written)
+        with pytest.raises(FoundryError, match="^beam search continues input_ids, not inputs_embeds$"):
+            whole.generate(inputs_embeds=vectors, num_beams=2)
+
+
+@each("name", ADAPTED)
+@pytest.mark.long
+def test_a_classifier_learns_with_its_body_and_opens_again(opened: Open, tmp_path: Path, name: str) -> None:
+    """Whether the first real token is a vowel, of a text or of each of its tokens; padding on either side is unseen."""
+    rows = torch.randint(0, 26, (64, 6), generator=torch.Generator().manual_seed(1))
+    for what, auto in CLASSIFIERS.items():
+        model = opened(name, auto=auto, num_labels=3)
+        before = {key: each.clone() for key, each in model.named_parameters()}
+        labels = rows[:, 0] % 3 if what == "texts" else rows % 3
+        optimizer, losses = torch.optim.AdamW(model.train().parameters(), lr=1e-2), []
+        for _ in range(30):
+            losses.append(model(rows, attention_mask=torch.ones_like(rows), labels=labels).loss)
+            losses[-1].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert losses[-1] < losses[0] / 2
+        kept = {key for key, each in model.named_parameters() if torch.equal(each, before[key])}
+        assert all("output_layer" in key or "projection" in key for key in kept), kept
+        model.eval().save_pretrained(tmp_path / what)
+        again = auto.from_pretrained(tmp_path / what)
+        assert type(again).__name__.endswith("Classification")
+        logits = again(rows[:1]).logits
+        assert torch.equal(logits, model(rows[:1]).logits)
+        for columns in ((2, 0), (0, 2)):
+            mask = torch.nn.functional.pad(torch.ones_like(rows[:1]), columns)
+            padded = again(torch.nn.functional.pad(rows[:1], columns), attention_mask=mask).logits
+            torch.testing.assert_close(padded if what == "texts" else padded[mask == 1][None], logits)
+
+
+def test_a_table_of_counts_has_no_vectors_to_read(opened: Open) -> None:
+    counted = opened("ngram")
+    assert counted.config.auto_map.keys() == {"AutoConfig", "AutoModelForCausalLM"}
+    assert refusal(opened("ngram", auto=AutoModel), IDS) == "ngram does not have hidden states"
+    assert "inputs_embeds" in refusal(counted, None, inputs_embeds=torch.zeros(1, 2, 0))
+    for auto in CLASSIFIERS.values():
+        with pytest.raises(FoundryError, match="^ngram does not have hidden states$"):
+            opened("ngram", auto=auto)

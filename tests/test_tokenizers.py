@@ -521,8 +521,9 @@ def test_a_saved_tokenizer_adds_what_its_model_was_trained_with(tokenizers, kind
         assert saved("the", "cat", return_token_type_ids=True)["token_type_ids"][-1] == 1
         assert encode(saved, "the cat") == [inner]
         assert tokenizer_digest(saved) == tokenizer_digest(plain)
-        if not framed:
-            assert saved.bos_token_id == saved.eos_token_id == separator_id(plain)
+        # The names that other tools ask for: what opens a document in training, and what ends it.
+        assert saved.bos_token_id == (saved.cls_token_id if framed else separator_id(plain))
+        assert saved.eos_token_id == separator_id(plain)
     assert plain("the cat") == {"input_ids": inner, "attention_mask": [1] * len(inner)}
     assert (plain.bos_token, plain.eos_token) == (None, None) if kind == "wordpiece" else ("<s>", "</s>")
 

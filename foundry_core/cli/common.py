@@ -342,12 +342,26 @@ def yaml_scalar(value: Any) -> str:
     return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")
 
 
+_PIPELINES = {"GLUE, as the BabyLM pipeline fine-tunes on it,": 512}
+"""Tokens that evaluations of others read at a time."""
+
+
+def shown_positions(number: int | None) -> str:
+    """Return how many tokens a model reads at a time, and who will need more; None: any number."""
+    if number is None:
+        return "any number"
+    more = [f"{name} reads {tokens:,}" for name, tokens in _PIPELINES.items() if tokens > number]
+    return f"{number:,}" + (f" ({'; '.join(more)}: set max_positions, or longer rows)" if more else "")
+
+
 def shown_fact(name: str, value: Any) -> str:
     """Return a fact of a planned run, by its name in the JSON of `foundry plan`, as a person reads it."""
     from foundry_core.training.console import duration, share
 
     if name.startswith("unknown_share"):
         return f"no {name.rpartition('_')[2]} corpus" if value is None else share(value)
+    if name == "positions":
+        return shown_positions(value)
     if name == "compile":
         return "on" if value else "off"
     if name in ("checkpoints", "evaluations"):

@@ -134,8 +134,7 @@ def planned(config: Any, processes: int = 1) -> tuple[dict[str, Any], Any]:
     check_division(config, processes)
     tokenizer, data = prepare_data(config)
     model = create_model(config, tokenizer)
-    count, footprint = model.get_parameter_count(), model.get_memory_footprint()
-    length = data.train_rows.length
+    count, footprint, length = model.get_parameter_count(), model.get_memory_footprint(), data.train_rows.length
     choices = choose(config, model, tokenizer, data, trial=False)
     trainer = trainer_of(config)(config, model, tokenizer, data, Notifier(hook_manager([])), choices)
     plan = trainer.plan
@@ -152,6 +151,7 @@ def planned(config: Any, processes: int = 1) -> tuple[dict[str, Any], Any]:
     facts: dict[str, Any] = {
         "architecture": config.model.architecture,
         "objective": config.training.objective,
+        "positions": None if config.capabilities.unbounded_length else getattr(model, "max_positions", length),
         "device": str(trainer.device),
         **choices.values,
         "reasons": dict(choices.reasons),

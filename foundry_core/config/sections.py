@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag
 
 from foundry_core.registry.tokenizer_type import Role
-from foundry_core.schema import ConfigSection, PathText
+from foundry_core.schema import ConfigSection, PathText, Positions
 
 MOST_ROWS = 2**20
 """Limit on the sequences in one forward pass, and in one optimizer step."""
@@ -135,7 +135,7 @@ class DataConfig(ConfigSection):
     blank_lines: Literal["drop", "keep"] = Field(
         "drop", description="of documents: line; keep: a blank line of a .txt file is an empty document, one separator"
     )
-    max_sequence_length: int = Field(128, ge=4, le=2**24, description="tokens in a row, special tokens included")
+    max_sequence_length: Positions = Field(128, description="tokens in a row, special tokens included")
     tokens_per_row: int | None = Field(
         None,
         ge=1,

@@ -29,11 +29,28 @@ class _Registration:
 
 registration = _Registration()
 
+OF_OBJECTIVES = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
+"""The auto classes of which a model has one, that of its objective."""
+AUTO_CLASSES = (
+    "AutoConfig",
+    *OF_OBJECTIVES,
+    *("AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenClassification"),
+)
+"""The auto classes that know an adapted architecture, configuration first."""
 
-def class_names(architecture: str) -> tuple[str, str, str]:
-    """Return the names of the configuration class, the causal and the masked model class of an architecture."""
+
+def class_names(architecture: str) -> dict[str, str]:
+    """Return the names of the classes of an architecture, by those of the auto classes that open them."""
     name = "".join(part.capitalize() for part in architecture.replace("-", "_").split("_"))
-    return f"Foundry{name}Config", f"Foundry{name}ForCausalLM", f"Foundry{name}ForMaskedLM"
+    return {auto: f"Foundry{name}{auto.removeprefix('Auto').removeprefix('Model') or 'Model'}" for auto in AUTO_CLASSES}
+
+
+def hidden_size(model: LanguageModel) -> int:
+    """Return the width of what the output layer reads, which is that of the last hidden states."""
+    parameters = dict(model.named_parameters())
+    read = [parameters[name] for name, role in model.parameter_roles().items() if role == "output"]
+    width: int = [*model.get_input_embeddings().parameters(), *read][-1].shape[-1]
+    return width
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
@@ -49,6 +66,7 @@ class AdaptedConfig(PreTrainedConfig):  # type: ignore[misc]
     foundry: dict[str, Any] | None = None
     vocab_size: int = 0
     max_position_embeddings: int = 0
+    hidden_size: int = 0
     tie_word_embeddings: bool = False
     # What transformers' Trainer leaves out when it collects predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["state", "count", "token_losses"]
@@ -64,14 +82,14 @@ class AdaptedConfig(PreTrainedConfig):  # type: ignore[misc]
             self.__dict__.pop("auto_map", None)
             return {}
         module, names = MODELING.removesuffix(".py"), class_names(architecture)
-        auto = dict(zip(names, ("AutoConfig", "AutoModelForCausalLM", "AutoModelForMaskedLM"), strict=True))
-        saved = {names[0], *(self.architectures or ())}
-        self.auto_map = {auto[name]: f"{module}.{name}" for name in names if name in saved}
-        text = (
-            f"import {point.module.partition('.')[0]}  # pip install {point.distribution}\n"
-            f"from foundry_core import auto_classes\n\n"
-            f'{", ".join(names)} = auto_classes("{architecture}")\n'
-        )
+        kept = {*(self.architectures or ()), *(names.get(auto) for auto in getattr(self, "auto_map", None) or ())}
+        if self.hidden_size:
+            kept |= {name for auto, name in names.items() if auto not in OF_OBJECTIVES}
+        names = {auto: name for auto, name in names.items() if auto == "AutoConfig" or name in kept}
+        self.auto_map = {auto: f"{module}.{name}" for auto, name in names.items()}
+        text = f"import {point.module.partition('.')[0]}  # pip install {point.distribution}\n"
+        text += "from foundry_core import auto_classes\n\n"
+        text += "".join(f'({name},) = auto_classes("{architecture}", "{auto}")\n' for auto, name in names.items())
         return {MODELING: text.encode()}
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **keywords: Any) -> None:
@@ -89,18 +107,19 @@ class AdaptedConfig(PreTrainedConfig):  # type: ignore[misc]
 def config_class_of(architecture: str) -> type[AdaptedConfig]:
     """Return the configuration class of an architecture; `adapter.auto_classes` registers it."""
     attributes = {"__module__": __name__, "model_type": f"foundry_{architecture}"}
-    made = type(class_names(architecture)[0], (AdaptedConfig,), attributes)
+    made = type(class_names(architecture)["AutoConfig"], (AdaptedConfig,), attributes)
     setattr(sys.modules[__name__], made.__name__, made)  # so that it can be pickled by reference
     return made
 
 
 def adapted_config(model: LanguageModel) -> AdaptedConfig:
     """Return the configuration of the adapter of a model."""
-    _, causal, masked = class_names(model.model_type)
+    causal, masked = (class_names(model.model_type)[auto] for auto in OF_OBJECTIVES)
     return config_class_of(model.model_type)(
         foundry=describe(model),
         vocab_size=model.context.vocab_size,
         max_position_embeddings=model.context.max_sequence_length,
+        hidden_size=hidden_size(model),
         tie_word_embeddings=bool(tied_names(model)),
         architectures=[causal if model.context.objective.causal else masked],
         **model.context.special_ids,

@@ -47,6 +47,8 @@ def model_files(model: LanguageModel) -> dict[str, bytes]:
         files = {}
     config.update(model.context.special_ids, architectures=[name], dtype="float32")
     config["foundry"] = describe(model)
+    for labels in ("id2label", "label2id"):  # of a classifier, and transformers would warn of another number of them
+        config.pop(labels, None)
     contents = {MODEL_CONFIG: config}
     if model.supports_generation:
         ids = model.context.special_ids

@@ -38,10 +38,8 @@ if TYPE_CHECKING:
 # The name of a state in transformers: since 5.24, before that, and before that in recurrent models.
 _STATE_NAMES = ("cache", "past_key_values", "cache_params")
 
-# What a caller may ask of a base model, and the name of the answer.
+# What a caller may ask of a base model, and the name of the answer; keywords of `lm_output` that no base model has.
 _ASKED = {"output_hidden_states": "hidden_states", "output_attentions": "attentions"}
-
-# Keywords of `lm_output` that no base model has.
 _OF_THE_LOSS = {"reduction", "return_logits", "auxiliary", "read"}
 
 # What there is of a wrapped model only when its inner model has been built.
@@ -55,10 +53,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     """
 
     branches: ClassVar[bool] = False
-    """Whether nothing but an attention mask (B, 1, T, T) and `position_ids` tells what a token continues.
-
-    Then texts that begin alike can share a row.
-    """
+    """Whether only an attention mask (B, 1, T, T) and `position_ids` say what a token continues: rows can be shared."""
 
     model: Any
     arguments: AbstractSet[str]
@@ -344,6 +339,11 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
         inner = self.model.base_model(input_ids, attention_mask=added, return_dict=True, **asked)
         return cast("torch.Tensor", inner.last_hidden_state)
 
+    @property
+    def max_positions(self) -> int:
+        """The number of tokens that there are positions for: by default those of a row of training."""
+        return self.context.max_sequence_length
+
     def _past(self, state: Any, length: int) -> int:
         """Count the tokens that the state has read. Raises FoundryError if `length` more of them cannot follow."""
         if state is not None and length > 1 and getattr(self.model, "_is_stateful", False):
@@ -353,11 +353,11 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
             )
         if self.config.capabilities.unbounded_length:
             return 0
-        past = int(state.get_seq_length()) if state is not None else 0
-        if past + length > self.context.max_sequence_length:
+        past, most = int(state.get_seq_length()) if state is not None else 0, self.max_positions
+        if past + length > most:
+            key = "data.max_sequence_length" if most == self.context.max_sequence_length else "max_positions"
             raise FoundryError(
-                f"{past + length} tokens are more than this {self.model_type} was built for "
-                f"(data.max_sequence_length: {self.context.max_sequence_length})"
+                f"{past + length} tokens are more than this {self.model_type} was built for ({key}: {most})"
             )
         return past
 

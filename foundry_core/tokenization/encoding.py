@@ -41,23 +41,25 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int:
 def as_trained(tokenizer: PreTrainedTokenizerFast, *, framed: bool) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a checkpoint, a copy that adds around a text what its model was trained to see there.
 
+    Its bos_token and eos_token are those of config.json: what opens a document in training, and the separator, which
+    ends it. Scorers prepend bos: a `<s>` that was never trained would spoil the first prediction.
+
     Args:
-        framed: Whether rows are framed, so that a text stands between cls_token and sep_token. Otherwise nothing is
-            added, and bos_token and eos_token are the separator, which opens and ends a document in training. Scorers
-            prepend bos: a `<s>` that was never trained would spoil the first prediction.
+        framed: Whether rows are framed, so that a text stands between cls_token, which opens it, and sep_token.
+            Otherwise nothing is added, and the separator opens it.
     """
     saved = deepcopy(tokenizer)
     saved.model_input_names = list(MODEL_INPUTS)
     backend, cls, sep = saved.backend_tokenizer, saved.cls_token, saved.sep_token
     backend.post_processor = None
+    saved.bos_token = saved.eos_token = saved.convert_ids_to_tokens(separator_id(saved))
     if framed:
+        saved.bos_token = cls
         backend.post_processor = processors.TemplateProcessing(
             single=f"{cls} $A {sep}",
             pair=f"{cls} $A {sep} $B:1 {sep}:1",
             special_tokens=[(name, backend.token_to_id(name)) for name in dict.fromkeys((cls, sep))],
         )
-    else:
-        saved.bos_token = saved.eos_token = saved.convert_ids_to_tokens(separator_id(saved))
     return saved
 
 

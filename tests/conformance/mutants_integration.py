@@ -158,6 +158,16 @@ class SpecialTokensOfAnother(AttentionModel):
         return outer
 
 
+@MUTANTS.plant("vectors that are taken and not read", caught_by="hugging-face")
+class VectorsNotRead(RecurrentModel):
+    def forward(
+        self, input_ids: Any, *arguments: Any, inputs_embeds: torch.Tensor | None = None, **keywords: Any
+    ) -> ModelOutput:
+        if inputs_embeds is not None:
+            input_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long)
+        return super().forward(input_ids, *arguments, **keywords)
+
+
 @MUTANTS.plant("a tensor made on the CPU", caught_by="meta-device")
 class MadeOnTheCPU(RecurrentModel):
     def start(self, x_BTD: torch.Tensor) -> torch.Tensor:

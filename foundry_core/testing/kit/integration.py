@@ -6,6 +6,7 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch import distributed, nn
 from torch._C._distributed_c10d import FileStore
 from torch.nn.parallel import DistributedDataParallel
 
+from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import plain_rows, saved_bytes
 from foundry_core.models.loss import language_loss
 from foundry_core.testing.kit.case import Case, Suite
@@ -230,11 +232,12 @@ def _trained_in_parallel(case: Case, batch: torch.Tensor, rank: int, folder: str
     after=("save-load",),
     fix="End the module of the model with `register_auto_classes(NAME)`; for a wrapped transformers model, pass "
     "`**context.special_ids` to its configuration. Build from the configuration alone: config.json is all there "
-    "is when the folder is opened.",
+    "is when the folder is opened. A `forward` that names `inputs_embeds` reads these vectors in place of the ids.",
 )
 def hugging_face(suite: Suite) -> None:
     """The saved folder opens with transformers' auto class in a fresh process and returns the same logits, and its
-    configuration names the special tokens of the tokenizer.
+    configuration names the special tokens of the tokenizer. `AutoModel` returns hidden states of the width that the
+    configuration names, and input embeddings in place of ids give the same logits, if `forward` takes them.
     """
     for each in reopened(suite):
         if isinstance(each.by_transformers, str):
@@ -246,6 +249,24 @@ def hugging_face(suite: Suite) -> None:
             for role, number in model.context.special_ids.items() if config is not None else ():
                 found, where = getattr(config, role, None), type(config).__name__
                 require(found == number, f"{each.case}: {role} is {found} in {where}, {number} in the tokenizer")
+        if model.is_adapted:
+            _require_vectors(each.case, model, outer)
+
+
+def _require_vectors(case: Case, model: BaseLanguageModel, outer: Any) -> None:
+    """Require the vectors of an adapted model, its hidden states and those it takes, to be what others expect."""
+    ids, mask = _padded(case)
+    found: list[torch.Tensor] = []
+    model(ids, attention_mask=mask, read=lambda hidden_BTD, head: found.append(hidden_BTD))
+    require(bool(found), f"{case}: the keyword `read` is not passed on to `self.lm_output`")
+    if found[0].is_floating_point():
+        shape, width = tuple(found[0].shape), outer.config.hidden_size
+        require(shape == (*ids.shape, width), f"{case}: hidden states have shape {shape}, hidden_size is {width}")
+    if "inputs_embeds" in inspect.signature(model.forward).parameters:
+        given = {"inputs_embeds": model.get_input_embeddings()(ids)}
+        by_ids, by_vectors = (outer(**each, attention_mask=mask).logits for each in ({"input_ids": ids}, given))
+        real = mask.bool()
+        require_close(by_vectors[real], by_ids[real], f"{case}: logits by inputs_embeds", atol=1e-5)
 
 
 @check(

@@ -210,8 +210,8 @@ def rows_independent(case: Case) -> None:
 @check(
     "masking",
     "lengths",
-    fix="Refuse more than `context.max_sequence_length` tokens with a one-line FoundryError, or declare "
-    "`unbounded_length`.",
+    fix="Refuse more than `context.max_sequence_length` tokens with a one-line FoundryError, or more than the model's "
+    "`max_positions` where it has that, or declare `unbounded_length`.",
 )
 def lengths(case: Case) -> None:
     """Rows of one token and of the maximum length get logits for every token and a finite loss; one more token, in the
@@ -223,11 +223,13 @@ def lengths(case: Case) -> None:
     if case.capabilities.unbounded_length:
         _require_read(case, model, case.length + 1)
         return
-    what = f"{case.length + 1} tokens, one more than the longest row"
-    require_refused(lambda: model(case.ids(1, case.length + 1)), what)
+    longest = getattr(model, "max_positions", case.length)
+    _require_read(case, model, longest)
+    what = f"{longest + 1} tokens, one more than the longest row"
+    require_refused(lambda: model(case.ids(1, longest + 1)), what)
     if case.capabilities.stateful:
-        full = model(case.ids(1, case.length), use_cache=True).state
-        what = f"one token after a state of {case.length}, the longest"
+        full = model(case.ids(1, longest), use_cache=True).state
+        what = f"one token after a state of {longest}, the longest"
         require_refused(lambda: model(case.ids(1, 1), state=full, use_cache=True), what)
 
 

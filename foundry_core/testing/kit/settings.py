@@ -31,7 +31,7 @@ _REFUSED = "refused"
 
 _INSTEAD_OF_NONE: dict[str, tuple[Any, ...]] = {
     "boolean": (True, False),
-    "integer": (1, 2, 3, 8),
+    "integer": (1, 2, 3, 8, 64),
     "number": (0.5, 2.0),
     "string": get_args(Activation),
 }

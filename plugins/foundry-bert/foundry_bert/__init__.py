@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, TransformerConfig
+from foundry_core import Architecture, Capabilities, ConfigSection, LearnedPositionsConfig, ModelConfig
 
 
 class BertSection(ConfigSection):
@@ -23,7 +23,7 @@ class BertSection(ConfigSection):
 class BertModelConfig(ModelConfig):
     """The section `model:` for bert."""
 
-    transformer: TransformerConfig = Field(description="sizes of the transformer")
+    transformer: LearnedPositionsConfig = Field(description="sizes of the transformer")
     bert: BertSection = Field(BertSection(), description="settings that only BERT has")
 
 
@@ -38,6 +38,7 @@ bert = Architecture(
         generation=False,
         left_padding=True,
         gradient_checkpointing=True,
+        longest_sequence=config.transformer.max_positions,
         bidirectional=True,
         tied_embeddings=True,
         isolates_documents=True,

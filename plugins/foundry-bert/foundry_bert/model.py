@@ -19,12 +19,16 @@ from foundry_core import WrappedLanguageModel, attention, attention_mask, dropou
 class BertLanguageModel(WrappedLanguageModel[BertModelConfig]):
     """BERT with the sizes in `model.transformer`, segment embeddings and a tied output layer."""
 
+    @property
+    def max_positions(self) -> int:
+        return self.settings.transformer.max_positions or super().max_positions
+
     def inner_model(self) -> BertForMaskedLM:
         """Build the BERT of transformers."""
         settings, context = self.settings.transformer, self.context
         inner = BertConfig(
             vocab_size=context.vocab_size,
-            max_position_embeddings=context.max_sequence_length,
+            max_position_embeddings=self.max_positions,
             num_hidden_layers=settings.layers,
             hidden_size=settings.hidden_size,
             intermediate_size=settings.intermediate_hidden_size,

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from foundry_core import Architecture, Capabilities, ConfigSection, ModelConfig, TransformerConfig
+from foundry_core import Architecture, Capabilities, ConfigSection, LearnedPositionsConfig, ModelConfig
 
 
 class GPT2Section(ConfigSection):
@@ -17,7 +17,7 @@ class GPT2Section(ConfigSection):
 class GPT2ModelConfig(ModelConfig):
     """The section `model:` for gpt2."""
 
-    transformer: TransformerConfig = Field(description="sizes of the transformer")
+    transformer: LearnedPositionsConfig = Field(description="sizes of the transformer")
     gpt2: GPT2Section = Field(GPT2Section(), description="settings that only GPT-2 has")
 
 
@@ -44,6 +44,7 @@ gpt2 = Architecture(
         stateful=True,
         left_padding=True,
         gradient_checkpointing=True,
+        longest_sequence=config.transformer.max_positions,
         tied_embeddings=config.gpt2.tie_embeddings,
         isolates_documents=True,
     ),

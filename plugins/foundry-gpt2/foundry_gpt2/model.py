@@ -92,6 +92,10 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
 
     branches = True
 
+    @property
+    def max_positions(self) -> int:
+        return self.settings.transformer.max_positions or super().max_positions
+
     def inner_model(self) -> GPT2LMHeadModel:
         """Build the GPT-2 of transformers."""
         from transformers import GPT2LMHeadModel
@@ -118,7 +122,7 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
         settings, context = self.settings.transformer, self.context
         return GPT2Config(
             vocab_size=context.vocab_size,
-            n_positions=context.max_sequence_length,
+            n_positions=self.max_positions,
             n_layer=settings.layers,
             n_embd=settings.hidden_size,
             n_inner=settings.intermediate_hidden_size,

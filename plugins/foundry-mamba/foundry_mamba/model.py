@@ -163,12 +163,13 @@ class MambaLanguageModel(BaseLanguageModel[MambaModelConfig]):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         state: Any = None,
         use_cache: bool = True,
         output_hidden_states: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False.
@@ -178,11 +179,12 @@ class MambaLanguageModel(BaseLanguageModel[MambaModelConfig]):
         The recurrence runs over the real tokens of each row: a stable sort moves them to its front, so that padding on
         either side, or a masked token in between, affects neither their outputs nor the state.
         """
-        real_BT, order = self.real_tokens(input_ids, attention_mask), None
+        given: Any = input_ids if inputs_embeds is None else inputs_embeds
+        real_BT, order = self.real_tokens(given, attention_mask), None
         if real_BT is not None:
             real_BT, order = real_BT.long().sort(dim=1, descending=True, stable=True)
-            input_ids = input_ids.gather(1, order)
-        stream_BTW = self.dropout(self.embedding(input_ids))
+            given = given.gather(1, order if inputs_embeds is None else order.unsqueeze(-1).expand_as(given))
+        stream_BTW = self.dropout(self.embedding(given) if inputs_embeds is None else given)
         hidden_states: list[torch.Tensor] = []
         states: list[_State] = []
         for index, block in enumerate(self.blocks):

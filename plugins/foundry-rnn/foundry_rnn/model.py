@@ -130,13 +130,14 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         state: Any = None,
         use_cache: bool = True,
         output_hidden_states: bool | None = None,
         document_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """Compute the output. The state costs nothing, so it is returned unless `use_cache` is False.
@@ -145,21 +146,27 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
             labels: Like the input, or one column longer: then every token predicts, the last one too.
             output_hidden_states: Return what the first layer reads and the states of every layer, each (B, T, D).
             document_ids: The document of each token: the recurrence begins anew with each, from no state.
+            inputs_embeds: In place of the ids, vectors (B, T, E) as of the input embeddings. Of a model that reads
+                one-hot vectors, these are what the first layer makes of them.
         """
-        if document_ids is not None:
+        if document_ids is not None and input_ids is not None:
             return self._isolated(input_ids, attention_mask, labels, document_ids, **kwargs)
-        length = input_ids.shape[1]
+        given: Any = input_ids if inputs_embeds is None else inputs_embeds
+        length = given.shape[1]
         # In training on rows of their own nothing is predicted from the last token, and no state is needed after it.
         all_predict = labels is None or not self.context.objective.causal or labels.shape[1] > length
         predicting = length if all_predict else length - 1
         needed = not self.training or kwargs.get("return_logits", True) or output_hidden_states
-        real_BT = self.real_tokens(input_ids, attention_mask)
-        settings, fast = self.settings.rnn, self._fast(input_ids)
+        real_BT = self.real_tokens(given, attention_mask)
+        settings, fast = self.settings.rnn, self._fast(given)
         scanned = fast and real_BT is None and not settings.bidirectional
         read = length if needed or not scanned else max(predicting, 1)
         by_layer = scanned or settings.layer_by_layer or bool(output_hidden_states)
-        embedded_BTE = self._embedded(input_ids[:, :read])
-        layers, dropped_BTH, state = self._states(embedded_BTE, real_BT, state, fast=fast, by_layer=by_layer)
+        looked_up = inputs_embeds is not None
+        embedded_BTE = given[:, :read] if looked_up else self._embedded(given[:, :read])
+        layers, dropped_BTH, state = self._states(
+            embedded_BTE, real_BT, state, fast=fast, by_layer=by_layer, looked_up=looked_up
+        )
         if labels is not None and self.training:
             kwargs["auxiliary"] = self._activation_terms(layers[-1], dropped_BTH, real_BT, predicting)
         carried = use_cache and not settings.bidirectional and read == length
@@ -225,11 +232,21 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         )
 
     def _states(
-        self, embedded_BTE: torch.Tensor, real_BT: torch.Tensor | None, state: Any, *, fast: bool, by_layer: bool
+        self,
+        embedded_BTE: torch.Tensor,
+        real_BT: torch.Tensor | None,
+        state: Any,
+        *,
+        fast: bool,
+        by_layer: bool,
+        looked_up: bool = False,
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Any]:
-        """Return states of the layers, (B, T, H), at least of the last, these after dropout, and the final state."""
+        """Return states of the layers, (B, T, H), at least of the last, these after dropout, and the final state.
+
+        looked_up: One-hot vectors have been multiplied with the input weights already.
+        """
         if by_layer:
-            return self._layer_by_layer(embedded_BTE, real_BT, state, fast=fast)
+            return self._layer_by_layer(embedded_BTE, real_BT, state, fast=fast, looked_up=looked_up)
         embedded_BTE = self.dropout(embedded_BTE)
         if real_BT is None:
             hidden_BTH, state = self.recurrent(embedded_BTE, state)
@@ -237,8 +254,8 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
             hidden_BTH, state = self._over_real_tokens(embedded_BTE, real_BT, state)
         return (hidden_BTH,), self.output_dropout(hidden_BTH), state
 
-    def _fast(self, input_ids: torch.Tensor) -> bool:
-        return self.kernels == "fast" and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+    def _fast(self, given: torch.Tensor) -> bool:
+        return self.kernels == "fast" and given.device.type == "cpu" and not torch.compiler.is_compiling()
 
     def _embedded(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Return the embeddings (B, T, E) or one-hot vectors; in training those of a share of the words are 0."""
@@ -261,10 +278,13 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         return dropout(x_TBE, share, True) if self.kernels == "fast" else F.dropout(x_TBE, share)
 
     def _layer_by_layer(
-        self, embedded_BTE: torch.Tensor, real_BT: torch.Tensor | None, state: Any, *, fast: bool
+        self, embedded_BTE: torch.Tensor, real_BT: torch.Tensor | None, state: Any, *, fast: bool, looked_up: bool
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Any]:
         """Return what each layer returns after what the first one reads, the last after dropout, and the state."""
-        settings, one_hot = self.settings.rnn, self.settings.rnn.embedding_size is None
+        settings, first = self.settings.rnn, None
+        if settings.embedding_size is None:
+            width = embedded_BTE.shape[-1]
+            first = torch.eye(width).to(embedded_BTE) if looked_up else self.embedding.weight.t()
         x_BTE, back, lengths_B = embedded_BTE, None, None
         if real_BT is not None:
             x_BTE, lengths_B, back = _real_tokens_first(x_BTE, real_BT)
@@ -272,7 +292,7 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         between = Between(
             partial(self._dropped, share=settings.shares[1]),
             share=(settings.weight_drop or 0.0) if self.training else 0.0,
-            input_weights=tuple(self.embedding.weight.t().chunk(2 if settings.bidirectional else 1)) if one_hot else (),
+            input_weights=() if first is None else first.chunk(2 if settings.bidirectional else 1),
             fast=fast,
         )
         modules = self._stack()

@@ -13,9 +13,23 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from foundry_core import Architecture, Capabilities, ConfigSection, Dropout, Layers, ModelConfig, did_you_mean
+from foundry_core import (
+    Architecture,
+    Capabilities,
+    ConfigSection,
+    Dropout,
+    Layers,
+    ModelConfig,
+    Positions,
+    did_you_mean,
+)
 from foundry_transformers import catalogue
 from foundry_transformers.catalogue import ModelType
+
+_MAX_POSITIONS = (
+    "number of positions; null: data.max_sequence_length. Those beyond it are never trained: they are for tools that "
+    "read longer texts"
+)
 
 
 class TransformersSection(ConfigSection):
@@ -77,7 +91,7 @@ def _refused(kind: ModelType, key: str) -> str:
     if catalogue.special_token(key):
         return "comes from the tokenizer: see tokenizer.special_tokens"
     if own_name == kind.positions or key in catalogue.POSITIONS:
-        return "comes from data.max_sequence_length"
+        return "comes from data.max_sequence_length" + ("" if kind.positions is None else ", or set max_positions")
     if key == "use_cache":
         return "is set for each call: remove it"
     if own_name in kind.settings:
@@ -117,6 +131,8 @@ def section_class(model_type: str) -> type[TransformersSection]:
         for key, setting in kind.settings.items()
         if key not in (kind.vocabulary, kind.positions, "use_cache") and catalogue.special_token(key) is None
     }
+    if kind.positions is not None:
+        fields["max_positions"] = (Positions | None, Field(None, description=_MAX_POSITIONS))
     return create_model(f"{kind.config_class}Section", __base__=TransformersSection, __module__=__name__, **fields)
 
 
@@ -198,6 +214,7 @@ def _capabilities(config: TransformersModelConfig) -> Capabilities:
         left_padding=placed or kind.blanks_padding,
         gradient_checkpointing=kind.gradient_checkpointing,
         unbounded_length=kind.positions is None,
+        longest_sequence=getattr(section, "max_positions", None),
         bidirectional=not causal,
         tied_embeddings=getattr(section, "tie_word_embeddings", True),
         # DeBERTa does not take a mask of pairs of tokens.

@@ -43,12 +43,17 @@ class TransformersLanguageModel(WrappedLanguageModel[TransformersModelConfig]):
         assert kind is not None
         return kind
 
+    @property
+    def max_positions(self) -> int:
+        return getattr(self.settings.transformers, "max_positions", None) or super().max_positions
+
     def inner_model(self) -> PreTrainedModel:
         kind = self.kind
         name = kind.causal_class if self.context.objective.causal else kind.masked_class
         assert name is not None  # the objective is one that the descriptor declares
         with _refused_in_one_line(f"transformers refuses these settings of a {kind.name}"):
-            return _built(kind, getattr(transformers, name), _settings(self.settings, self.context, kind))
+            settings = _settings(self.settings, self.context, kind, self.max_positions)
+            return _built(kind, getattr(transformers, name), settings)
 
     def parameter_roles(self) -> dict[str, str]:
         """Name the roles of the parameters that the library's models create outside layers."""
@@ -163,14 +168,16 @@ def _first_position(context: BuildContext) -> int:
     return 0 if context.pad_token_id is None else context.pad_token_id + 1
 
 
-def _settings(config: TransformersModelConfig, context: BuildContext, kind: ModelType) -> dict[str, Any]:
+def _settings(
+    config: TransformersModelConfig, context: BuildContext, kind: ModelType, positions: int
+) -> dict[str, Any]:
     """Return the arguments of the configuration class: the section, and sizes and ids from the context."""
-    section = config.transformers.model_dump(exclude={"model_type"})
+    section = config.transformers.model_dump(exclude={"model_type", "max_positions"})
     settings = {key: value for key, value in section.items() if value is not None or not kind.settings[key].opaque}
     settings[kind.vocabulary] = context.vocab_size
     if kind.positions is not None:
         first = _first_position(context) if kind.counts_from_padding else 0
-        settings[kind.positions] = context.max_sequence_length + first
+        settings[kind.positions] = positions + first
     # An id that this tokenizer lacks is None; the library's default is an id of the published vocabulary.
     for key, setting in kind.settings.items():
         role = catalogue.special_token(key)
