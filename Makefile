@@ -68,7 +68,7 @@ dist-check:
 	$(PYTHON) -m venv $(CHECK)
 	$(CHECK)/bin/python -m pip install --quiet --constraint $(CONSTRAINT) dist/*.whl "pytest>=8"
 	cd $(CHECK) && tar -xzf $(CURDIR)/dist/model_foundry-*.tar.gz && mv model_foundry-* sources && \
-		rm -r sources/foundry_core sources/plugins/foundry-*/foundry_*
+		rm -r sources/*.egg-info sources/foundry_core sources/plugins/foundry-*/foundry_*
 	cd $(CHECK)/sources && OMP_NUM_THREADS=1 sh release/check.sh $(abspath $(CHECK))/bin
 
 # make version VERSION=0.2.0

@@ -82,9 +82,10 @@ def done(*command: str | Path, cwd: Path, **variables: str) -> str:
 _BUILD_SDISTS = """
 import os, sys
 from setuptools import build_meta
-for folder in sys.argv[2:]:
+target, *folders = sys.argv[1:]  # each build replaces the list
+for folder in folders:
     os.chdir(folder)
-    build_meta.build_sdist(sys.argv[1])
+    build_meta.build_sdist(target)
 """
 
 
