@@ -1,7 +1,7 @@
 # From the wheels of `make dist`:
 #   docker build --tag foundry .
 #   docker build --tag foundry:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
-#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/work" foundry train lstm.yaml
+#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/experiments" foundry train lstm.yaml
 FROM python:3.12-slim
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -18,8 +18,9 @@ COPY dist/*.whl /opt/foundry/
 RUN pip install --no-cache-dir --constraint /opt/foundry/constraints.txt /opt/foundry/*.whl \
     && foundry plugins doctor
 
-# Any user may run it; caches of libraries go where every user can write.
-ENV HOME=/tmp PYTHONUNBUFFERED=1
-WORKDIR /work
+# Any user may run it, so that caches of libraries go where every user can write.
+RUN mkdir --mode 1777 /home/foundry
+ENV HOME=/home/foundry PYTHONUNBUFFERED=1
+WORKDIR /experiments
 ENTRYPOINT ["foundry"]
 CMD ["--help"]

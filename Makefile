@@ -50,7 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks $(BENCH) $(NANOGPT:%=--nanogpt %) $(EXAMPLES:%=--examples %)
 
-# Wheel and source distribution of core and of each plugin, into dist/. What is built is the last commit plus your changes.
+# Wheel and source distribution of core and of each plugin, into dist/. It takes the tree as it is: release from a clean clone.
 dist: $(STAMP)
 	$(BIN)/python -c "import build, twine" 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[release]"

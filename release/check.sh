@@ -10,4 +10,4 @@ bin=$1
 "$bin/foundry" verify quickstart/runs/lstm
 "$bin/foundry" new-plugin released --dir quickstart
 "$bin/foundry" check lstm
-"$bin/python" -m pytest plugins tests/test_public_api.py tests/test_recipes.py
+"$bin/python" -m pytest plugins tests/test_public_api.py tests/test_new_plugin.py
