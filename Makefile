@@ -1,11 +1,11 @@
-# run, quick, test, test-all, test-slow, test-faults, lint, bench; each makes .venv first when it is missing or older than the package metadata.
+# run, quick, test, test-all, test-slow, test-faults, lint, bench, dist; each makes .venv first when it is missing or older than the package metadata.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram)
 STAMP := $(VENV)/.installed
 
-.PHONY: run quick test test-all test-slow test-faults lint bench setup clean
+.PHONY: run quick test test-all test-slow test-faults lint bench dist dist-check version setup clean
 
 setup: $(STAMP)
 
@@ -50,5 +50,30 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks $(BENCH) $(NANOGPT:%=--nanogpt %) $(EXAMPLES:%=--examples %)
 
+# Wheel and source distribution of core and of each plugin, into dist/. It takes the tree as it is: release from a clean clone.
+dist: $(STAMP)
+	$(BIN)/python -c "import build, twine" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[release]"
+	rm -rf dist
+	for folder in . $(PLUGINS); do $(BIN)/python -m build --outdir dist $$folder >dist.log 2>&1 || { cat dist.log; exit 1; }; done
+	rm dist.log
+	$(BIN)/python -m twine check --strict dist/*
+
+# What `make dist` has built, in an environment of its own without these sources: doctor, quickstart, the kit, and the
+# tests of core's source distribution on the installed packages. make dist-check PYTHON=python3.12
+CONSTRAINT ?= $(CURDIR)/constraints.txt
+CHECK ?= dist/check
+dist-check:
+	rm -rf $(CHECK)
+	$(PYTHON) -m venv $(CHECK)
+	$(CHECK)/bin/python -m pip install --quiet --constraint $(CONSTRAINT) dist/*.whl "pytest>=8"
+	cd $(CHECK) && tar -xzf $(CURDIR)/dist/model_foundry-*.tar.gz && mv model_foundry-* sources && \
+		rm -r sources/*.egg-info sources/foundry_core sources/plugins/foundry-*/foundry_*
+	cd $(CHECK)/sources && OMP_NUM_THREADS=1 sh release/check.sh $(abspath $(CHECK))/bin
+
+# make version VERSION=0.2.0
+version: $(STAMP)
+	$(BIN)/python release/version.py $(VERSION)
+
 clean:
-	rm -rf $(VENV) quickstart
+	rm -rf $(VENV) quickstart dist

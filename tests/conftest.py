@@ -13,7 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -79,23 +79,48 @@ def done(*command: str | Path, cwd: Path, **variables: str) -> str:
     return result.stdout
 
 
+_BUILD_SDISTS = """
+import os, sys
+from setuptools import build_meta
+target, *folders = sys.argv[1:]  # each build replaces the list
+for folder in folders:
+    os.chdir(folder)
+    build_meta.build_sdist(target)
+"""
+
+
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A wheel of each distribution, built from a copy of its sources, so that no build folder litters the tree."""
-    folder = tmp_path_factory.mktemp("wheels")
+def sdists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The sources of each distribution, packed from a copy, so that nothing litters the tree."""
+    manifest = [line.split() for line in (ROOT / "MANIFEST.in").read_text("utf-8").splitlines()]
+    grafted = [part for words in manifest if words[:1] in (["graft"], ["include"]) for part in words[1:]]
+    folder = tmp_path_factory.mktemp("sdists")
     copies = []
     for name in ("model-foundry", *PLUGINS):
-        copy = tmp_path_factory.mktemp(name)
-        copies.append(copy)
-        for part in ("pyproject.toml", "README.md", "LICENSE", package(name)):
+        copies.append(tmp_path_factory.mktemp(name))
+        own = ("MANIFEST.in", *grafted) if name == "model-foundry" else ("tests",)
+        for part in ("pyproject.toml", "README.md", "LICENSE", package(name), *own):
             path = source(name) / part
             if path.is_dir():
-                shutil.copytree(path, copy / part, ignore=shutil.ignore_patterns("__pycache__", "build"))
+                ignored = shutil.ignore_patterns("__pycache__", "build", "_build", "*.egg-info")
+                shutil.copytree(path, copies[-1] / part, ignore=ignored)
             else:
-                shutil.copy(path, copy / part)
+                shutil.copy(path, copies[-1] / part)
+    done(sys.executable, "-c", _BUILD_SDISTS, folder, *copies, cwd=folder)
+    return _by_distribution(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="session")
+def wheels(sdists: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A wheel of each distribution, built from its packed sources as a release is."""
+    folder = tmp_path_factory.mktemp("wheels")
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
-    done(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, *copies, cwd=folder)
-    found = {path.name.split("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
+    done(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, *sdists.values(), cwd=folder)
+    return _by_distribution(folder.glob("*.whl"))
+
+
+def _by_distribution(files: Iterable[Path]) -> dict[str, Path]:
+    found = {path.name.split("-")[0].replace("_", "-"): path for path in files}
     assert set(found) == {"model-foundry", *PLUGINS}
     return found
 

@@ -1,26 +1,25 @@
-"""The wheels: built from the sources, installed into an environment of their own, and removed again."""
+"""What a release consists of: packed sources, and wheels built from them, installed into an environment and removed."""
 
 from __future__ import annotations
 
 import re
 import shutil
-import tomllib
+import subprocess
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-import foundry_core
+from release import version
 from tests.each import each
 
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram")
-KINDS = (".py", ".template")
 DISTRIBUTIONS = ("model-foundry", *PLUGINS)
 
 
@@ -30,15 +29,21 @@ def source(name: str) -> Path:
 
 
 def metadata(wheel: Path) -> dict[str, list[str]]:
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        message = Parser().parsestr(archive.read(name).decode())
-    return {key: [str(value) for value in message.get_all(key, [])] for key in message}
+    """The headers of a wheel, and its readme as `Description`."""
+    (text,) = [text for name, text in contents(wheel).items() if name.endswith(".dist-info/METADATA")]
+    message = Parser().parsestr(text.decode())
+    headers = {key: [str(value) for value in message.get_all(key, [])] for key in message}
+    return headers | {"Description": [str(message.get_payload())]}
 
 
-def contents(wheel: Path) -> list[str]:
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.namelist()
+def contents(archive: Path) -> dict[str, bytes]:
+    """The files of a wheel, or of packed sources without the folder that they all stand in, by path."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            return {name: wheel.read(name) for name in wheel.namelist()}
+    with tarfile.open(archive) as sources:
+        files = {member.name.partition("/")[2]: sources.extractfile(member) for member in sources if member.isfile()}
+        return {name: file.read() for name, file in files.items() if file is not None}
 
 
 def test_the_environment_has_nothing_of_foundry_but_the_wheel(environment: Any) -> None:
@@ -140,23 +145,56 @@ def test_a_wheel_holds_its_typed_package_and_nothing_else(name: str, wheels: dic
     assert f"{package}/py.typed" in files
     assert {file.split("/")[0] for file in files} == {package, f"{name.replace('-', '_')}-0.1.0.dist-info"}
     here = source(name) / package
-    sources = {f"{package}/{path.relative_to(here)}" for kind in KINDS for path in here.rglob(f"*{kind}")}
-    assert {file for file in files if file.endswith(KINDS)} == sources
+    sources = {f"{package}/{path.relative_to(here)}" for path in here.rglob("*") if path.is_file()}
+    packed = {file for file in files if file.startswith(f"{package}/")}
+    assert packed == {path for path in sources if "__pycache__" not in path}
     assert (f"{package}/state_keys.txt" in files) == (name in PLUGINS)
     assert metadata(wheels[name])["License-Expression"] == ["Apache-2.0"]
 
 
-def test_the_wheel_of_core_holds_licence_promises_and_guide(wheels: dict[str, Path]) -> None:
-    (licence,) = [file for file in contents(wheels["model-foundry"]) if file.endswith("/LICENSE")]
+def test_the_wheel_of_core_holds_promises_and_guide(wheels: dict[str, Path]) -> None:
     sources = {
-        licence: "LICENSE",
         "foundry_core/RELIABILITY.md": "foundry_core/RELIABILITY.md",
         "foundry_core/PLUGINS.md": "plugins/README.md",
         "foundry_core/STABILITY.md": "plugins/STABILITY.md",
     }
-    with zipfile.ZipFile(wheels["model-foundry"]) as archive:
-        for file, path in sources.items():
-            assert archive.read(file) == (ROOT / path).read_bytes(), file
+    files = contents(wheels["model-foundry"])
+    for file, path in sources.items():
+        assert files[file] == (ROOT / path).read_bytes(), file
+
+
+@each("name", DISTRIBUTIONS)
+def test_licence_and_readme_are_in_wheel_and_sources(
+    name: str, wheels: dict[str, Path], sdists: dict[str, Path]
+) -> None:
+    (licence,) = [text for file, text in contents(wheels[name]).items() if file.endswith("/LICENSE")]
+    packed = contents(sdists[name])
+    assert licence == packed["LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    said = metadata(wheels[name])
+    assert said["Description-Content-Type"] == ["text/markdown"]
+    assert said["Description"] == [packed["README.md"].decode()]
+    assert len(said["Summary"]) == len(said["Keywords"]) == 1
+
+
+@each("name", PLUGINS)
+def test_a_readme_has_no_link_into_the_checkout(name: str, wheels: dict[str, Path]) -> None:
+    (readme,) = metadata(wheels[name])["Description"]
+    assert not re.findall(r"\]\((?!https://|#)[^)]*\)", readme)
+
+
+def test_the_sources_of_core_hold_what_the_tests_read(sdists: dict[str, Path]) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is not a checkout")
+    tracked = {file for file in listed.stdout.split("\0") if file and not file.startswith(".")}
+    assert {file for file in tracked if (ROOT / file).exists()} - contents(sdists["model-foundry"]).keys() == set()
+
+
+@each("name", PLUGINS)
+def test_the_sources_of_a_plugin_hold_its_tests(name: str, sdists: dict[str, Path]) -> None:
+    tests = {f"tests/{path.name}" for path in (source(name) / "tests").glob("*.py")}
+    assert tests
+    assert tests <= contents(sdists[name]).keys()
 
 
 @each("name", DISTRIBUTIONS)
@@ -164,9 +202,12 @@ def test_a_wheel_links_to_the_page_of_core(name: str, wheels: dict[str, Path]) -
     assert metadata(wheels[name])["Project-URL"] == ["Documentation, https://pypi.org/project/model-foundry/"]
 
 
-def test_the_version_is_the_same_wherever_it_stands(wheels: dict[str, Path], environment: Any) -> None:
-    version = metadata(wheels["model-foundry"])["Version"][0]
-    assert environment.foundry("--version").stdout == f"model-foundry {version}\n"
+def test_the_version_is_the_one_that_core_states(wheels: dict[str, Path], environment: Any) -> None:
+    kept = version.kept(ROOT)
+    assert {name: metadata(wheels[name])["Version"] for name in DISTRIBUTIONS} == {
+        name: [kept] for name in DISTRIBUTIONS
+    }
+    assert environment.foundry("--version").stdout == f"model-foundry {kept}\n"
 
 
 def test_building_leaves_nothing_in_the_tree(wheels: dict[str, Path]) -> None:
@@ -174,13 +215,22 @@ def test_building_leaves_nothing_in_the_tree(wheels: dict[str, Path]) -> None:
     assert not [name for name in DISTRIBUTIONS if (source(name) / "build").exists()]
 
 
-def test_one_version_stands_in_every_file_of_a_release() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    versions = {"CITATION.cff": citation["version"], "foundry_core": foundry_core.__version__}
-    for name in DISTRIBUTIONS:
-        project = tomllib.loads((source(name) / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        versions[name] = project["version"]
-    assert len(set(versions.values())) == 1, versions
+def test_one_command_writes_the_version_everywhere(sdists: dict[str, Path], tmp_path: Path) -> None:
+    for name, text in contents(sdists["model-foundry"]).items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
+    kept = version.kept(tmp_path)
+    assert version.write(tmp_path, kept) == []  # all of it agrees now
+    changed = version.write(tmp_path, "1.2.0rc1")
+    assert set(changed) >= {"foundry_core/__init__.py", "CITATION.cff", "plugins/README.md", "plugins/STABILITY.md"}
+    for name in PLUGINS:
+        text = (tmp_path / "plugins" / name / "pyproject.toml").read_text("utf-8")
+        assert 'version = "1.2.0rc1"' in text
+        assert '"model-foundry>=1.2,<2"' in text
+    assert version.write(tmp_path, kept) == changed
+    with pytest.raises(SystemExit, match="1.2 is not a version"):
+        version.write(tmp_path, "1.2")
 
 
 @each("name", DISTRIBUTIONS)
@@ -191,3 +241,10 @@ def test_a_wheel_names_its_authors_and_is_marked_as_typed(name: str, wheels: dic
     # PEP 639 forbids such a classifier where there is a license expression.
     assert not [each for each in said["Classifier"] if each.startswith("License ::")]
     assert len(set(said["Requires-Dist"])) == len(said["Requires-Dist"])
+    core = metadata(wheels["model-foundry"])
+    assert pythons(said) == pythons(core) != []
+    assert said["Requires-Python"] == core["Requires-Python"]
+
+
+def pythons(said: dict[str, list[str]]) -> list[str]:
+    return [each for each in said["Classifier"] if each.startswith("Programming Language :: Python :: 3.")]

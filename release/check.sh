@@ -1,0 +1,13 @@
+#!/bin/sh
+# Checks an installed foundry: check.sh BIN, the folder of its commands; in the unpacked sources of core, whose packages
+# have been removed, so that only what is installed can be imported.
+set -eu
+bin=$1
+"$bin/foundry" --version
+"$bin/foundry" plugins list
+"$bin/foundry" plugins doctor
+"$bin/foundry" quickstart quickstart
+"$bin/foundry" verify quickstart/runs/lstm
+"$bin/foundry" new-plugin released --dir quickstart
+"$bin/foundry" check lstm
+"$bin/python" -m pytest plugins tests/test_public_api.py tests/test_new_plugin.py
