@@ -21,11 +21,12 @@ from docs.generator.keys import Reader
 from docs.generator.pages import DOCS, made_pages, relinked, write_pages
 from docs.generator.verbs import below, parser_of
 from foundry_core import ExperimentConfig, load_config
-from foundry_core.cli import VERBS
+from foundry_core.cli import VERBS, main
 from foundry_core.registry.core_steps import CORE_CORPUS_STEPS
 from foundry_core.registry.loading import available_architectures, get_architecture
 from foundry_core.schema import ConfigSection, NotValid, Values
 from foundry_core.study.definition import StudySection, read_study
+from foundry_core.testing.toy_language import write_corpus
 
 ROOT = DOCS.parent
 
@@ -94,6 +95,8 @@ def test_every_key_has_a_description_and_a_valid_example() -> None:
         example = reader.example(dotted, {}, default if not isinstance(default, ConfigSection) else {})
         if not field.description and not list(sections_of(field.annotation)):
             wrong.append(f"{dotted}: no description")
+        if example is None and dotted != "model.architecture" and not list(sections_of(field.annotation)):
+            wrong.append(f"{dotted}: no example")
         if example is not None and "_settings" not in name and name not in ("steps", "of"):
             try:
                 getattr(Values(section, {name: example}), name)
@@ -301,3 +304,52 @@ def test_the_python_of_the_page_on_notebooks_runs(
 def test_keys_are_shown_as_they_are_written_in_a_yaml() -> None:
     values = [{"a": [1, 0.5, "10M"]}, "corpora/train.txt", "<eos>", True, None, r"\bif\b"]
     assert [yaml.safe_load(keys.flow(value)) for value in values] == values
+
+
+def carry_out(page: str, *left_out: str) -> None:
+    """Carry out the command lines of a page in the current folder, in their order."""
+    for line in commands(pages()[page]):
+        words = shlex.split(line)[1:]
+        if words[0] not in left_out:
+            assert main(words) == 0, line
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_a_first_study_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(Path("first/corpus"), train_sentences=8_000, test_sentences=300, seed=1)
+    (study,) = blocks(pages()["tutorials/first_study.md"], "yaml")
+    Path("study.yaml").write_text(study)
+    carry_out("tutorials/first_study.md", "quickstart")
+    names: dict[str, Any] = {}
+    for block in blocks(pages()["tutorials/first_study.md"], "python"):
+        exec(block, names)
+    assert names["run"].evaluations()["loss"].iloc[-1] < 2.4
+    assert Path("comparison.html").exists()
+    assert abs(names["run"].parameters - 110_000) <= 1_100
+
+
+def last_column(printed: str) -> list[str]:
+    """Return the last cell of each row of the last table."""
+    return [row.split()[-1] for row in printed.rpartition("---\n")[2].splitlines()]
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_an_ablation_can_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    corpus = write_corpus(Path("corpus"), train_sentences=2_000, test_sentences=200, seed=1)
+    lines = corpus.train.read_text().splitlines()
+    corpus.train.write_text("".join(f"{'if ' if at % 5 == 0 else ''}{line}\n" for at, line in enumerate(lines)))
+    drop, _, study, *_ = map(yaml.safe_load, blocks(pages()["tutorials/corpus_ablation.md"], "yaml"))
+    base = experiment_with({"training": {"output_dir": "runs/base", "train_steps": 30}})
+    base["data"] = {"training_corpus": str(corpus.train), "test_corpus": str(corpus.test), "max_sequence_length": 24}
+    base["tokenizer"] = {"tokenizer_type": "word", "vocab_size": 200}
+    Path("base.yaml").write_text(yaml.safe_dump(base))
+    Path("ablation.yaml").write_text(yaml.safe_dump({**base, "data": base["data"] | drop["data"]}))
+    Path("conditionals.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    carry_out("tutorials/corpus_ablation.md")
+    assert set(last_column(capsys.readouterr().out)) == {"0"}
+    assert main(["seen", "studies/conditionals/whole-seed1", "--grep", r"\bif\b"]) == 0
+    assert int(last_column(capsys.readouterr().out)[-1]) > 100

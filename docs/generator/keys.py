@@ -89,6 +89,23 @@ EXAMPLES: dict[str, Any] = {
     "transformer.hidden_size": 192,
     "transformer.intermediate_hidden_size": 768,
     "transformer.attention_heads": 6,
+    "rnn.embedding_size": 192,
+    "rnn.hidden_size": 256,
+    "rnn.num_layers": 2,
+    "rnn.last_hidden_size": 192,
+    "rnn.input_dropout": 0.4,
+    "rnn.hidden_dropout": 0.25,
+    "rnn.output_dropout": 0.4,
+    "rnn.embedding_dropout": 0.1,
+    "rnn.weight_drop": 0.5,
+    "rnn.init_range": 0.1,
+    "rnn.forget_bias": 1.0,
+    "mamba.hidden_size": 128,
+    "mamba.num_layers": 4,
+    "mamba.time_step_rank": 8,
+    "ngram.order": 5,
+    "transformers.model_type": "llama",
+    "rnn.rnn_type": "lstm",
 }
 """Examples of keys whose default is no value, by the key or by what it ends with."""
 
@@ -189,6 +206,8 @@ class Reader:
             others = [each for each in variant.get("enum", ()) if each not in (None, default)]
             if others:
                 return others[0]
+            if "const" in variant and default is None:
+                return variant["const"]
             if variant.get("type") == "boolean":
                 return not default
         return default if not isinstance(default, Mapping) and default not in (None, [], ()) else None
@@ -299,12 +318,18 @@ def models_page() -> str:
         parts.append("\n".join(f"* {code(each.name)}: {escaped(each.summary)}" for each in group))
         example = {"model": variants[names[0]]["examples"][0]}
         parts.append(block("\n".join(_yaml(example)), "yaml"))
+        of_libraries = []
         for key in reader.keys(variants[names[0]], "model"):
-            if key.name not in shown and key.types:
+            if not key.description:
+                of_libraries.append(key.name.rpartition(".")[2])
+            elif key.name not in shown and key.types:
                 parts.append(key.markdown())
                 shown.add(key.name)
             elif key.types and key.name.count(".") > 1:
                 parts.append(f"{code(key.name)}: as above.")
+        if of_libraries:
+            parts.append("Settings of the library, as its documentation of each model type explains them:")
+            parts.append(", ".join(map(code, of_libraries)) + ".")
     introduction = (
         "The keys under `model` of the architectures that foundry ships. Sizes have no default. Each example is what "
         "`foundry init` writes; `foundry plugins show NAME` prints the same for an architecture of another package."

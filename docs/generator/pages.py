@@ -16,11 +16,11 @@ from docs.generator.verbs import verbs_page
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
-GALLERY = ("gpt2", "bert", "rnn", "mamba", "transformers", "ngram")
+PLUGINS = [path.name for path in sorted((ROOT / "plugins").glob("foundry-*")) if (path / "README.md").exists()]
 INCLUDED = {
     "plugins/guide.md": "plugins/README.md",
     "plugins/stability.md": "plugins/STABILITY.md",
-    **{f"plugins/{name}.md": f"plugins/foundry-{name}/README.md" for name in GALLERY},
+    **{f"plugins/{name}.md": f"plugins/{name}/README.md" for name in PLUGINS},
     "explanation/reliability.md": "foundry_core/RELIABILITY.md",
     "explanation/benchmarks.md": "benchmarks/README.md",
     "changelog.md": "CHANGELOG.md",
@@ -91,7 +91,13 @@ def write_pages(folder: Path = DOCS) -> None:
 def listed(page: Path) -> list[str]:
     """Return what the toctrees of a page name, in their order, as paths from its folder without a suffix."""
     trees = re.findall(r"(?ms)^```\{toctree\}\n(.*?)^```", page.read_text(encoding="utf-8"))
-    return [line.strip() for tree in trees for line in tree.splitlines() if re.match(r"[\w/-]+$", line.strip())]
+    found: list[str] = []
+    for name in re.findall(r"(?m)^[\w/*-]+$", "".join(trees)):
+        several = (
+            sorted(path.stem for path in page.parent.glob(f"{name}.md") if path != page) if "*" in name else [name]
+        )
+        found += [each for each in several if each not in found]
+    return found
 
 
 def overview(folder: Path) -> str:
