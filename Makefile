@@ -1,11 +1,11 @@
-# run, quick, test, test-all, test-slow, test-faults, lint, bench, dist; each makes .venv first when it is missing or older than the package metadata.
+# run, quick, test, test-all, test-slow, test-faults, lint, docs, bench, dist; each makes .venv first when it is missing or older than the package metadata.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram)
 STAMP := $(VENV)/.installed
 
-.PHONY: run quick test test-all test-slow test-faults lint bench dist dist-check version setup clean
+.PHONY: run quick test test-all test-slow test-faults lint docs bench dist dist-check version setup clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The documentation, into docs/_build/html; needs no network once the packages that build it are installed.
+docs: $(STAMP)
+	$(BIN)/python -c "import furo, myst_parser, sphinx" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[docs]"
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
 
 # Against transformers, datasets, minicons and, where checkouts are named, nanoGPT and pytorch/examples: 50 minutes,
 # a quarter of an hour with BENCH="--rounds 1 --megabytes 2". make bench NANOGPT=PATH EXAMPLES=PATH BENCH="train --rounds 3"
