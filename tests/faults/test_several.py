@@ -146,7 +146,7 @@ def test_a_lost_process_is_named_once_where_nothing_watches(victim: int) -> None
     """As with torchrun on several machines; the neighbour that notices is not the only one left."""
 
     def life(tell: Any) -> None:
-        with joined(torch.device("cpu")) as world:
+        with joined(lambda: torch.device("cpu")) as world:
             for number in range(10**6):
                 world.meet()
                 if number == 20:
