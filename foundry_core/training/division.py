@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from foundry_core.models.base import BaseLanguageModel
 
 
 def check_division(config: ExperimentConfig, processes: int) -> None:
@@ -56,7 +59,7 @@ def described(config: ExperimentConfig, processes: int) -> dict[str, Any]:
     return {**numbers, "processes_that_fit": fitting(config)}
 
 
-def memory_held(config: ExperimentConfig, processes: int, model: Any, state: int) -> int:
+def memory_held(config: ExperimentConfig, processes: int, model: BaseLanguageModel, state: int) -> int:
     """Return how many bytes a process holds of weights, what the optimizer remembers, gradients and their sums.
 
     Args:
