@@ -386,9 +386,9 @@ def _backend(device: torch.device, processes: int) -> str:
         raise UsageError("training.device: a Mac has one GPU, for one process; use cpu")
     if device.type != "cuda":
         return "gloo"
-    local, here = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if here > torch.cuda.device_count():
-        raise UsageError(f"{here} processes need as many GPUs, and torch finds {torch.cuda.device_count()}")
+    local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if (here := max(local + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))) > there:  # srun does not set the size
+        raise UsageError(f"{here} processes need as many GPUs, and torch finds {there}")
     torch.cuda.set_device(local)
     return "cpu:gloo,cuda:nccl"
 
