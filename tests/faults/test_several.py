@@ -44,6 +44,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "isolated": ("gpt2", {"isolate_documents": True}, {}),
     "averaged": ("lstm", {}, {"optimizer": "asgd", "asgd_nonmonotonic_interval": 1, "restore_best": "at_end"}),
     "workers": ("gpt2", {}, {"num_workers": 2}),
+    "recomputed in bf16": ("gpt2", {}, {"precision": "bf16", "gradient_checkpointing": True}),
 }
 KILLS = [pytest.param(2, id="sample"), pytest.param(20, id="all", marks=pytest.mark.faults)]
 
