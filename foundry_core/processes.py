@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from foundry_core.errors import EndedElsewhereError, FoundryError, TrainingError, UsageError, warnings_silenced
 from foundry_core.systems import RENDEZVOUS, started_together
@@ -33,8 +34,6 @@ _ANSWER_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 _INTERRUPTED = 130
 _runs = count()
-
-
 # Under its name since torch 2.13, and before.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -299,8 +298,6 @@ def _store_of_run() -> tuple[Any, int, int]:
         UsageError: The environment does not say where they meet.
         TrainingError: They do not meet.
     """
-    from torch.distributed.rendezvous import rendezvous
-
     url = os.environ.get(RENDEZVOUS, "env://")
     needed = ("RANK", "WORLD_SIZE", *(("MASTER_PORT",) if RENDEZVOUS not in os.environ else ()))
     wrong = [name for name in needed if not os.environ.get(name, "").isdecimal()]
@@ -333,8 +330,7 @@ def ended_before_joining(error: FoundryError) -> BaseException:
 
 def _part(store: Any, name: str) -> Any:
     """Return the messages of a store that begin with a name."""
-    prefixed: Any = dist.PrefixStore  # type: ignore[attr-defined]
-    return prefixed(name, store)
+    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 def _stay(world: World) -> None:
@@ -347,32 +343,27 @@ def _stay(world: World) -> None:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def joined(choose_device: Callable[[], torch.device]) -> Iterator[World]:
     """Join the processes of the run that this one was started for; a world of one if it was started alone.
 
     Args:
-        device: That of the run. Of several GPUs, each process of a machine gets its own.
+        choose_device: Returns that of the run. Of several GPUs, each process of a machine gets its own.
 
     Raises:
-        UsageError: There are not as many GPUs as processes.
+        UsageError: The device is not there, or there are not as many GPUs as processes.
     """
     if not started_together():
+        choose_device()
         yield World()
         return
-    local, here = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if device.type == "cuda":
-        if here > torch.cuda.device_count():
-            raise UsageError(f"{here} processes need as many GPUs, and torch finds {torch.cuda.device_count()}")
-        torch.cuda.set_device(local)
-    store, rank, size = _store_of_run()
-    run = next(_runs)
+    (store, rank, size), run = _store_of_run(), next(_runs)
     world = World(rank, size, _part(store, f"foundry/{run}"))
     try:
+        backend = _backend(choose_device(), size)
         world.find_others()
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        own = _part(store, f"torch/{run}")
         threading.Thread(target=world.answer, daemon=True).start()
         with world.watched():  # another process may end while this one still connects to it
+            own = _part(store, f"torch/{run}")
             dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
         if RENDEZVOUS in os.environ:
             threading.Thread(target=_stop_with_launcher, daemon=True).start()
@@ -387,6 +378,19 @@ def joined(device: torch.device) -> Iterator[World]:
             raise
         raise ended from error
     dist.destroy_process_group()
+
+
+def _backend(device: torch.device, processes: int) -> str:
+    """Return what processes communicate by; on GPUs, take the one of this process."""
+    if device.type == "mps" and processes > 1:
+        raise UsageError("training.device: a Mac has one GPU, for one process; use cpu")
+    if device.type != "cuda":
+        return "gloo"
+    local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if (here := max(local + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))) > there:  # srun does not set the size
+        raise UsageError(f"{here} processes need as many GPUs, and torch finds {there}")
+    torch.cuda.set_device(local)
+    return "cpu:gloo,cuda:nccl"
 
 
 def _stop_with_launcher() -> None:

@@ -100,7 +100,7 @@ def in_processes(count: int, folder: Path, legs: Sequence[Mapping[str, Any]]) ->
 def main(folder: Path) -> None:
     register_patchy()
     ends = []
-    with joined(torch.device("cpu")) as world:
+    with joined(lambda: torch.device("cpu")) as world:
         for leg in json.loads((folder / "legs.json").read_text()):
             config = load_config(leg["config"])
             with world.in_turn("a leg that one process carries out"):

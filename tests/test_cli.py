@@ -394,6 +394,8 @@ def test_plan_says_what_each_of_several_processes_needs(trained, tmp_path, capsy
     assert [plan["memory_bytes"] - plans[0]["memory_bytes"] for plan in plans] == [0, gradient, gradient]
     alike = ("steps", "training_tokens", "tokens_per_step", "training_flops", "bytes_of_a_checkpoint")
     assert all(plan[name] == plans[0][name] for plan in plans for name in alike)
+    assert main([*command, "--json", "--processes", "2", "training.reduction=sharded"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory_bytes"] < plans[1]["memory_bytes"]
     assert main([*command, "--processes", "3"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "3 processes cannot divide" in line

@@ -216,10 +216,10 @@ def test_building_leaves_nothing_in_the_tree(wheels: dict[str, Path]) -> None:
 
 
 def test_one_command_writes_the_version_everywhere(sdists: dict[str, Path], tmp_path: Path) -> None:
-    for name, text in contents(sdists["model-foundry"]).items():
+    for name, content in contents(sdists["model-foundry"]).items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text)
+        path.write_bytes(content)
     kept = version.kept(tmp_path)
     assert version.write(tmp_path, kept) == []  # all of it agrees now
     changed = version.write(tmp_path, "1.2.0rc1")

@@ -97,7 +97,7 @@ def test_the_sum_of_a_step_is_the_same_tree_everywhere(size: int) -> None:
     ]
 
     def life(tell: Any) -> None:
-        with joined(CPU) as world:
+        with joined(lambda: CPU) as world:
             found = [reduced(world, *case) for case in cases]
             tell(("wrong", [case for case, a, b in zip(cases, found, expected, strict=True) if a != b]))
 
@@ -188,6 +188,7 @@ FAILURES: dict[str, tuple[tuple[int, ...], int, str]] = {
     "fails in a step": ((1,), 4, "no such row"),
     "runs out of disk": ((0,), 8, "cannot write {run}/"),
     "lacks its corpus": ((1,), 4, "{gone}"),
+    "lacks its device": ((0, 1), 2, "training.device: "),
     "finds the run in use": ((0,), 8, "{run} is in use by pid"),
     "has another version": ((1,), 2, "the processes of this run differ in the version of transformers: "),
     "has numbers that are not finite": ((0, 1), 7, "stopped before the update of step 2: loss nan"),
@@ -207,6 +208,8 @@ def test_what_goes_wrong_in_a_process_is_one_line_and_ends_all(
     if what == "lacks its corpus":
         own = experiment("gpt2", tmp_path, training=SMALL, data={"training_corpus": str(gone)})
         gone.unlink()
+    if what == "lacks its device":
+        config = own = experiment("gpt2", tmp_path, training={**SMALL, "device": "mps"})
     if what == "has numbers that are not finite":
         config = own = experiment("gpt2", tmp_path, training={**SMALL, "learning_rate": 1e30, "max_grad_norm": None})
 

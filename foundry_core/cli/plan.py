@@ -127,7 +127,7 @@ def planned(config: Any, processes: int = 1) -> tuple[dict[str, Any], Any]:
         from foundry_core.registry.hooks import hook_manager
         from foundry_core.training.choices import choose
         from foundry_core.training.counting import trainer_of
-        from foundry_core.training.division import check_division, described, sums_held
+        from foundry_core.training.division import check_division, described, memory_held
         from foundry_core.training.notifier import Notifier
         from foundry_core.training.saving import KEPT_STATES
 
@@ -186,7 +186,7 @@ def planned(config: Any, processes: int = 1) -> tuple[dict[str, Any], Any]:
         "evaluations_beyond_the_end": list(plan.unreached_evaluations),
         "bytes_of_a_checkpoint": checkpoint,
         "disk_bytes": kept * (checkpoint - remembered) + states * remembered,
-        "memory_bytes": checkpoint + footprint.gradients * (1 + sums_held(config, processes)) + activations,
+        "memory_bytes": memory_held(config, processes, model, checkpoint) + activations,
         "of_which_activations": activations,
         "memory": memory_of(trainer.device),
     }

@@ -54,6 +54,8 @@ def execute(options: argparse.Namespace) -> None:
     try:
         with warnings_silenced(launches or not reports()):  # one process of the run prints them
             config = read_config(options)
+        if options.allow and not options.resume and config.training.start_from is None:
+            raise UsageError("--allow can only be used with --resume, or with training.start_from")
     except FoundryError as error:
         if not started_together():
             raise
@@ -80,9 +82,6 @@ def execute(options: argparse.Namespace) -> None:
         from foundry_core.training.run import run
 
     postpone_registration()
-
-    if options.allow and not options.resume and config.training.start_from is None:
-        raise UsageError("--allow can only be used with --resume, or with training.start_from")
     try:
         state = run(
             config,

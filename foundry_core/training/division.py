@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foundry_core.config.experiment import ExperimentConfig
 from foundry_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from foundry_core.models.base import BaseLanguageModel
 
 
 def check_division(config: ExperimentConfig, processes: int) -> None:
@@ -56,12 +59,25 @@ def described(config: ExperimentConfig, processes: int) -> dict[str, Any]:
     return {**numbers, "processes_that_fit": fitting(config)}
 
 
-def sums_held(config: ExperimentConfig, processes: int) -> int:
-    """Return how many sums of gradients a process holds at most besides the gradient itself."""
+def memory_held(config: ExperimentConfig, processes: int, model: BaseLanguageModel, state: int) -> int:
+    """Return how many bytes a process holds of weights, what the optimizer remembers, gradients and their sums.
+
+    Args:
+        model: The model, before its reduction has it.
+        state: The bytes of the weights and of what the optimizer remembers, of the whole model.
+    """
+    gradients, how = model.get_memory_footprint().gradients, config.training.reduction
     own = config.training.gradient_accumulation_steps // processes
-    exact = (own // consecutive(own)).bit_length() - 1 if config.training.reduction == "exact" else 0
-    # What the processes exchange, and what they receive; torch keeps buckets as large as the gradient.
-    return exact + (0 if processes == 1 else 2 if config.training.reduction == "exact" else 1)
+    if how == "exact":
+        sums = (own // consecutive(own)).bit_length() - 1
+        # What the processes exchange, and what they receive.
+        return state + gradients * (1 + sums + (2 if processes > 1 else 0))
+    if how == "fast" or processes == 1:  # buckets as large as the gradient
+        return state + gradients * (1 + (processes > 1))
+    # What is put together at a time, with its gradient: one block, and what is in no block.
+    blocks = [sum(each.nbytes for each in block.parameters()) for block in model.blocks_to_shard()]
+    together = model.get_memory_footprint().parameters - sum(blocks) + max(blocks, default=0)
+    return -(-(state + gradients) // processes) + 2 * together
 
 
 def _divides(processes: int, micro_batches: int, reduction: str) -> bool:

@@ -25,6 +25,10 @@ Gradients: TypeAlias = list[torch.Tensor | None]
 NEUTRAL = -0.0
 """What added to any number leaves it as it is: 0.0 would turn -0.0 into 0.0."""
 
+_LINE = 16
+"""Values of a cache line. A gradient begins with one, as in an allocation of its own: the order in which a GPU adds up
+its norm depends on that."""
+
 
 class Reduction(Protocol):
     """Sums the gradients of a step over micro-batches and processes."""
@@ -129,22 +133,23 @@ class ExactReduction:
 
     def _over_processes(self, sums: Gradients) -> Gradients:
         """Add up the gradients of the processes: each adds one share of the values, and all collect the shares."""
-        sizes = [parameter.numel() for parameter in self._parameters]
+        sizes = [-(-parameter.numel() // _LINE) * _LINE for parameter in self._parameters]
         count = sum(sizes) + len(sizes)
         padded = -(-count // self._world.size) * self._world.size
         if self._flat is None:
-            self._flat = torch.empty(2, padded, device=self._parameters[0].device)
+            self._flat = torch.zeros(2, padded, device=self._parameters[0].device)
         flat, room = self._flat
         views = flat.split([*sizes, len(sizes), padded - count])
         # The values at the end count the processes in which a parameter has a gradient: in none, it is not updated.
         views[-2].copy_(torch.tensor([NEUTRAL if each is None else 1.0 for each in sums]))
         views[-1].fill_(NEUTRAL)
         for view, parameter, gradient in zip(views, self._parameters, sums, strict=False):
-            view.view_as(parameter).copy_(gradient) if gradient is not None else view.fill_(NEUTRAL)
+            part = view[: parameter.numel()].view_as(parameter)
+            part.copy_(gradient) if gradient is not None else part.fill_(NEUTRAL)
         add_over(self._world, flat, room)
         there = views[-2].tolist()
         return [
-            view.view_as(parameter) if count else None
+            view[: parameter.numel()].view_as(parameter) if count else None
             for view, parameter, count in zip(views, self._parameters, there, strict=False)
         ]
 

@@ -93,7 +93,7 @@ def _together(
     config: ExperimentConfig, observers: Sequence[Any], *, quiet: bool
 ) -> Iterator[tuple[StopRequest, World, RunSuites]]:
     """Join the processes of the run; the first holds the lock of its folder and has its observers and its suites."""
-    device, patience = choose_device(config.training.device), _ONE_REQUEST_SECONDS if started_together() else 0.0
+    device, patience = partial(choose_device, config.training.device), _ONE_REQUEST_SECONDS * started_together()
     with StopRequest(patience=patience) as stop, joined(device) as world, ExitStack() as held:
         check_division(config, world.size)
         suites = RunSuites(config, world)

@@ -44,6 +44,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "isolated": ("gpt2", {"isolate_documents": True}, {}),
     "averaged": ("lstm", {}, {"optimizer": "asgd", "asgd_nonmonotonic_interval": 1, "restore_best": "at_end"}),
     "workers": ("gpt2", {}, {"num_workers": 2}),
+    "recomputed in bf16": ("gpt2", {}, {"precision": "bf16", "gradient_checkpointing": True}),
 }
 KILLS = [pytest.param(2, id="sample"), pytest.param(20, id="all", marks=pytest.mark.faults)]
 
@@ -146,7 +147,7 @@ def test_a_lost_process_is_named_once_where_nothing_watches(victim: int) -> None
     """As with torchrun on several machines; the neighbour that notices is not the only one left."""
 
     def life(tell: Any) -> None:
-        with joined(torch.device("cpu")) as world:
+        with joined(lambda: torch.device("cpu")) as world:
             for number in range(10**6):
                 world.meet()
                 if number == 20:
