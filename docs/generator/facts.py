@@ -134,6 +134,8 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "LOCAL_RANK": ("the number of this process on its machine, and of its GPU", "0"),
     "LOCAL_WORLD_SIZE": ("how many of the processes are on this machine", "4"),
     "MASTER_ADDR": ("the machine at which the processes meet; read by torch, as is `MASTER_PORT`", "node1"),
+    "TORCHELASTIC_USE_AGENT_STORE": ("set by torchrun, which then keeps what its processes tell each other", ""),
+    "TORCH_CPP_LOG_LEVEL": ("set in each of several processes, so that torch's C++ prints errors alone", "INFO"),
     "OMP_NUM_THREADS": (
         "threads of each process. Another number changes the last bits of sums. Where it is not set, "
         "processes of one run, and cells of `foundry study --jobs`, share the cores",

@@ -89,6 +89,7 @@ EXAMPLES: dict[str, Any] = {
     "transformer.hidden_size": 192,
     "transformer.intermediate_hidden_size": 768,
     "transformer.attention_heads": 6,
+    "transformer.max_positions": 512,
     "rnn.embedding_size": 192,
     "rnn.hidden_size": 256,
     "rnn.num_layers": 2,
