@@ -1,7 +1,7 @@
 """The processes of a run: one, or several that train one model together and take every decision together.
 
-`torchrun` and `foundry train --processes` start them; the environment names each one's rank. A world of one talks to
-nobody, so that no other module needs to tell the two apart.
+`torchrun` and `foundry train --processes` start them; the environment names each one's rank. In a world of one nothing
+is sent, so that no other module needs to tell the two apart.
 """
 
 from __future__ import annotations

@@ -44,11 +44,11 @@ class Stopwatch:
         self._judged: tuple[float, float] | None = (0.0, 0.0)
 
     def __enter__(self) -> None:
-        self._paused_at, self._talked_at = time.perf_counter(), self._world.seconds
+        self._paused_at, self._communicated_at = time.perf_counter(), self._world.seconds
 
     def __exit__(self, *exception: object) -> None:
         self._mark += time.perf_counter() - self._paused_at
-        self._communicated += self._world.seconds - self._talked_at
+        self._communicated += self._world.seconds - self._communicated_at
 
     def next_of(self, batches: Iterator[Batch], count: int) -> list[Batch]:
         """Return the next `count` batches, or those that are left, and measure the time until they are there."""
