@@ -20,6 +20,7 @@ from foundry_core.registry.isolation import last_line_in
 
 # Each registers its checks when it is imported.
 from foundry_core.testing.kit import (  # noqa: F401
+    alone,
     cost,
     counting,
     documents,
