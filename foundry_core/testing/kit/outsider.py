@@ -92,7 +92,7 @@ def _head(auto_class: Any, folder: Path, ids: torch.Tensor) -> torch.Tensor:
     """Return the logits of a new head. Raise ValueError unless it is new, learns, and is saved with the rest."""
     trust = {"trust_remote_code": True}
     model = auto_class.from_pretrained(folder, num_labels=3, **trust)
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     if not bool(logits.any()) or not bool(logits.isfinite().all()):
         raise ValueError(f"the new head of {auto_class.__name__} is not initialised")
     labels = torch.arange(logits[..., 0].numel()).view(logits.shape[:-1]) % 3

@@ -20,7 +20,6 @@ from foundry_core.registry.isolation import last_line_in
 
 # Each registers its checks when it is imported.
 from foundry_core.testing.kit import (  # noqa: F401
-    alone,
     cost,
     counting,
     documents,
@@ -33,6 +32,7 @@ from foundry_core.testing.kit import (  # noqa: F401
     objective,
     packaging,
     settings,
+    standalone,
     state,
     terms,
     training,

@@ -24,6 +24,9 @@ from transformers.utils import ModelOutput
 State = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 """For each block the last K - 1 inputs of its convolution, (B, K - 1, D), and its recurrence, (B, D, N)."""
 
+_PASSED_ON = ("use_cache", "output_hidden_states")
+"""Arguments of `generate` that reach `forward`."""
+
 
 class FoundryMambaConfig(PretrainedConfig):  # type: ignore[misc]
     """Configuration: `settings` is the section `model:` that the model was trained with."""
@@ -134,8 +137,8 @@ class FoundryMambaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         """Initialise a layer that the file of the weights does not have, such as a new head."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.embedding  # type: ignore[no-any-return]
@@ -226,7 +229,7 @@ class FoundryMambaForCausalLM(FoundryMambaPreTrainedModel, GenerationMixin):  # 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.output_layer
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: Any) -> None:
         self.model.output_layer = value
 
     def forward(
@@ -263,7 +266,7 @@ class FoundryMambaForCausalLM(FoundryMambaPreTrainedModel, GenerationMixin):  # 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, state: Any = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        passed = {name: kwargs[name] for name in ("use_cache", "output_hidden_states") if name in kwargs}
+        passed: dict[str, Any] = {name: kwargs[name] for name in _PASSED_ON if name in kwargs}
         if state is None:
             return {"input_ids": input_ids, "attention_mask": attention_mask, **passed}
         return {"input_ids": input_ids[:, -1:], "state": state, **passed}

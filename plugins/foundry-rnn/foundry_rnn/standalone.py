@@ -11,7 +11,7 @@ Shapes: B batch, T tokens, E width of the embeddings, H width of the states (bot
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,10 @@ from transformers.utils import ModelOutput
 State = tuple[tuple[torch.Tensor, ...], ...]
 """For each layer its hidden state and, of an LSTM, its cell state, each (directions, B, H / directions)."""
 
-_LAYERS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-_COMPUTED = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
+_LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+_PASSED_ON = ("use_cache", "output_hidden_states")
+"""Arguments of `generate` that reach `forward`."""
 
 
 class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
@@ -88,8 +90,8 @@ class FoundryRnnPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         """Initialise a layer that the file of the weights does not have, such as a new head."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.embedding  # type: ignore[no-any-return]
@@ -127,7 +129,7 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         self.post_init()
 
     def _new_layers(self, width: int, size: int, number: int) -> nn.RNNBase:
-        rnn, cell = self.config.settings["rnn"], self.config.cell
+        rnn, cell = self.config.settings["rnn"], str(self.config.cell)
         kind = {"nonlinearity": rnn["nonlinearity"]} if cell == "rnn" else {}
         return _LAYERS[cell](width, size, number, bias=rnn["bias"], bidirectional=self.both, **kind)
 
@@ -231,13 +233,14 @@ def _computed(
 
     lengths_B: The number of real tokens of each row, which come first; None if all are.
     """
-    lstm, compute = module.mode == "LSTM", _COMPUTED[module.mode]
+    lstm, compute = module.mode == "LSTM", getattr(torch, module.mode.lower())  # torch.rnn_tanh is of RNN_TANH
     settings = (weights, module.bias, 1, 0.0, module.training, module.bidirectional)
     if lengths_B is None:
         states_BTH, *after = compute(x_BTE, before if lstm else before[0], *settings, True)
         return states_BTH, tuple(after)
     packed = pack_padded_sequence(x_BTE, lengths_B.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-    order, back = packed.sorted_indices, packed.unsorted_indices
+    order: Any = packed.sorted_indices
+    back: Any = packed.unsorted_indices
     start = tuple(each.index_select(1, order) for each in before)
     data, *after = compute(packed.data, packed.batch_sizes, start if lstm else start[0], *settings)
     packed = PackedSequence(data, packed.batch_sizes, order, back)
@@ -258,7 +261,7 @@ class _LanguageModel(FoundryRnnPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.model.output_layer
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: Any) -> None:
         self.model.output_layer = value
 
     def forward(
@@ -309,7 +312,7 @@ class FoundryRnnForCausalLM(_LanguageModel, GenerationMixin):  # type: ignore[mi
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, state: Any = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        passed = {name: kwargs[name] for name in ("use_cache", "output_hidden_states") if name in kwargs}
+        passed: dict[str, Any] = {name: kwargs[name] for name in _PASSED_ON if name in kwargs}
         if state is None:
             return {"input_ids": input_ids, "attention_mask": attention_mask, **passed}
         return {"input_ids": input_ids[:, -1:], "state": state, **passed}
