@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_toke
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 from tests.each import each
 
+PAGE = Path(__file__).parents[1] / "docs" / "sharing" / "export.md"
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 PLAIN = {"config.json", "generation_config.json", "model.safetensors", *TOKENIZER}
 IDS = torch.randint(0, 26, (3, 10), generator=torch.Generator().manual_seed(0))
@@ -170,6 +173,25 @@ def test_its_tokenizer_names_bos_and_eos_and_encodes_as_before(
             assert (f"{role}: {getattr(after, role)}" in printed) == (getattr(before, role) is None), (name, printed)
         assert after("a cat")["input_ids"] == before("a cat")["input_ids"]
     assert "eos_token: [SEP]" in printed or before.eos_token is not None
+
+
+@pytest.mark.long
+def test_the_page_about_it_does_what_it_says(
+    saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt2", "lstm"):
+        shutil.copytree(saved(name), tmp_path / "runs" / name)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert [language for language, _ in blocks] == ["", "python", "", "python"]
+    found: dict[str, Any] = {}
+    for language, text in blocks:
+        if language:
+            exec(text, found)
+        else:
+            assert main(text.split()[1:]) == 0
+    batch = found["tokenizer"](["abc", "de"], padding=True, return_tensors="pt")
+    assert found["classifier"](**batch).logits.shape == (2, 2)
 
 
 # Refusals.

@@ -72,9 +72,7 @@ def standalone(suite: Suite) -> None:
 
 def _looked_at(suite: Suite, parent: Path, given: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Path:
     """Run the other process; returns the file with what it finds."""
-    first = {
-        (case.objective.name, case.sees_right): str(number) for number, case in reversed([*enumerate(suite.cases)])
-    }
+    first = {case.sees_right: str(number) for number, case in reversed([*enumerate(suite.cases)])}
     metadata = {str(number): case.objective.auto_class for number, case in enumerate(suite.cases)}
     metadata[outsider.THOROUGHLY] = json.dumps(sorted(first.values()))
     request = {name: ids for name, (ids, _) in given.items()} | {
