@@ -39,6 +39,7 @@ NOT_APPLICABLE = (
     "step-by-step",
     "refusal",
     "gradient-checkpointing",
+    "standalone",
 )
 """Checks of what the model of the guide does not have: two directions, dropout, a state, and so on."""
 

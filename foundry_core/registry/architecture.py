@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from foundry_core.errors import PluginError
-from foundry_core.registry.checks import check, check_import_string, check_name, check_names
+from foundry_core.registry.checks import check, check_file_name, check_import_string, check_name, check_names
 from foundry_core.registry.objective import Objective
 from foundry_core.schema import ModelConfig
 
@@ -126,6 +126,8 @@ class Architecture:
         proven_precisions: Precisions besides fp32 in which it is known to learn as well: `precision: auto` takes
             another one than fp32 on a CPU only if it is named here.
         base: The `model:` section (without `architecture`) of its usual base size, for `foundry plan --measure`.
+        standalone: A file in the plugin's package, by its path there, that opens a model of this architecture with
+            torch and transformers alone: `foundry export --standalone` copies it. Only for one that transformers lacks.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Architecture:
     migrations: Mapping[str, Migration] = field(default_factory=dict)
     proven_precisions: tuple[str, ...] = ()
     base: Mapping[str, Any] = field(default_factory=dict)
+    standalone: str | None = None
 
     def __post_init__(self) -> None:
         if self.plugin_api_version not in (None, PLUGIN_API_VERSION):
@@ -154,6 +157,8 @@ class Architecture:
             check(isinstance(migration, Migration), f"{whose} migrations[{version!r}]", migration, "a Migration")
         if not isinstance(self.model_class, type):
             check_import_string(f"{whose} model_class", self.model_class)
+        if self.standalone is not None:
+            check_file_name(f"{whose} standalone", self.standalone)
 
 
 M = TypeVar("M", bound=type)

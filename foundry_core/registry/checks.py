@@ -31,3 +31,9 @@ def check_import_string(field: str, target: Any) -> None:
     """Check that a value has the form `"package.module:attribute"`."""
     holds = isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", target) is not None
     check(holds, field, target, 'an import string such as "package.module:name"')
+
+
+def check_file_name(field: str, path: Any) -> None:
+    """Check that a value is the path of a Python file inside a package, such as `parts/standalone.py`."""
+    holds = isinstance(path, str) and re.fullmatch(r"(\w+/)*\w+\.py", path) is not None
+    check(holds, field, path, 'the path of a Python file in its package such as "standalone.py"')

@@ -29,12 +29,64 @@ from foundry_core import hookimpl
 def foundry_run_ended(step):
     pass
 """
+ALONE = LIGHT.replace("    plugin_api_version=1,\n", '    plugin_api_version=1,\n    standalone="alone.py",\n') + HOOK
+STANDALONE = f"""
+import torch
+from torch import nn
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+class {NAME.capitalize()}Config(PretrainedConfig):
+    model_type = "{NAME}_standalone"
+
+    def __init__(self, settings=None, vocab_size=0, **kwargs):
+        super().__init__(**kwargs)
+        self.settings, self.vocab_size = settings or {{}}, vocab_size
+
+class Block{MODEL.partition("class Block")[2].partition("class ")[0]}
+
+class {NAME.capitalize()}ForCausalLM(PreTrainedModel, GenerationMixin):
+    config_class = {NAME.capitalize()}Config
+    _is_stateful = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        sizes = config.settings["{NAME}"]
+        width = sizes["hidden_size"]
+        self.model = nn.Module()
+        self.model.embedding = nn.Embedding(config.vocab_size, width)
+        self.model.blocks = nn.ModuleList(Block(width, sizes["dropout"]) for _ in range(sizes["layers"]))
+        self.model.norm = nn.LayerNorm(width)
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls):
+        return False
+
+    def get_input_embeddings(self):
+        return self.model.embedding
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
+        return {{"input_ids": input_ids, "attention_mask": attention_mask}}
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, return_dict=None):
+        x = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        real = torch.ones_like(x[..., :1]) if attention_mask is None else attention_mask.unsqueeze(-1).to(x)
+        for block in self.model.blocks:
+            x, _ = block(x, real, None)
+        return CausalLMOutput(logits=self.model.norm(x) @ self.model.embedding.weight.T)
+"""
+"""A file that opens the model without foundry."""
 
 
 @dataclass(frozen=True)
 class Package:
     """Files of the site folder. entry: name of the entry point. requires: its requirements. light, model: text of
-    the modules. committed: the model's when its names were committed; None for a package without a list.
+    the modules. alone: text of the file that opens the model without foundry, if it is named. committed: the model's
+    when its names were committed; None for a package without a list.
     """
 
     defect: str = ""
@@ -43,6 +95,7 @@ class Package:
     requires: tuple[str, ...] = ("model-foundry<0.2,>=0.1",)
     light: str = LIGHT + HOOK
     model: str = MODEL
+    alone: str = STANDALONE
     committed: str | None = MODEL
 
     base = "package"
@@ -88,6 +141,17 @@ def _mutants() -> Iterator[Package]:
     yield plant("a weight renamed since", "keys", model=MODEL.replace("self.embedding", "self.table"))
     forgotten = MODEL.replace(f'register_auto_classes("{NAME}")', "")
     yield plant("the auto classes not told", "hugging-face", model=forgotten)
+    for defect, right, wrong in (
+        ("a standalone file that imports foundry", "import torch\n", "import torch\nimport foundry_core\n"),
+        ("a standalone file without a configuration", "Config(Pre", "Settings(Pre"),
+        ("a standalone file without the class of its objective", "ForCausalLM", "ForMaskedLM"),
+        ("a standalone file with another name of a weight", "self.model.norm", "self.model.last_norm"),
+        ("a standalone file that computes a little more", "block(x, real, None)", "block(x * 1.00001, real, None)"),
+        ("a standalone file that reads padding", "attention_mask is None else", "True else"),
+        ("a standalone file that takes other embeddings", "None else inputs_embeds", "None else inputs_embeds * 2"),
+    ):
+        assert right in STANDALONE, right
+        yield plant(defect, "standalone", light=ALONE, alone=STANDALONE.replace(right, wrong))
 
 
 PACKAGES = list(_mutants())
@@ -119,6 +183,7 @@ def _write_modules(site: Path, package: Package) -> None:
     (site / PACKAGE).mkdir(exist_ok=True)
     (site / PACKAGE / "__init__.py").write_text(package.light)
     (site / PACKAGE / "model.py").write_text(package.model)
+    (site / PACKAGE / "alone.py").write_text(package.alone)
     importlib.invalidate_caches()
 
 

@@ -85,7 +85,9 @@ def test_a_model_without_a_defect_passes(base: type[SmallModel]) -> None:
 
 
 def test_a_package_without_a_defect_passes(tmp_path: Path) -> None:
-    assert packages.failures(packages.RIGHT, tmp_path, "packaging", "state", "initial-weights", "hugging-face") == {}
+    right = packages.RIGHT.but(light=packages.ALONE)
+    checks = ("packaging", "state", "initial-weights", "hugging-face", "standalone")
+    assert packages.failures(right, tmp_path, *checks) == {}
 
 
 @pytest.mark.parametrize("mutant", [each for each in MUTANTS if each not in IMPORTED[1:]], ids=str)

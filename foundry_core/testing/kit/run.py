@@ -33,6 +33,7 @@ from foundry_core.testing.kit import (  # noqa: F401
     objective,
     packaging,
     settings,
+    standalone,
     state,
     terms,
     training,

@@ -66,4 +66,5 @@ mamba = Architecture(
         "training": {"learning_rate": 3e-3},
     },
     base={"mamba": {"hidden_size": 768, "num_layers": 24, "state_size": 16}},
+    standalone="standalone.py",
 )

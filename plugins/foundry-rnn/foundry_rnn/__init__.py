@@ -175,6 +175,7 @@ def _descriptor(name: RNNType, summary: str, learning_rate: float) -> Architectu
             "training": {"learning_rate": learning_rate},
         },
         base={"rnn": {"embedding_size": 650, "hidden_size": 650, "num_layers": 2}},  # Gulordava et al. 2018
+        standalone="standalone.py",
     )
 
 
