@@ -47,6 +47,7 @@ VERBS = {
     "verify": "check the files and the history of a run",
     "seen": "show what a run has trained on, and how often",
     "generate": "generate text from a checkpoint",
+    "push": "publish a run or a study on the Hugging Face hub",
     "migrate": "convert a YAML of the old format",
     "schema": "print the JSON schema of the YAML, for editors",
     "check": "run the checks of an architecture or another plugin",
