@@ -30,7 +30,8 @@ HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safet
 
 LAYERS = (
     "errors random_streams run_folder systems < storage < schema devices processes < registry < config < corpus "
-    "< tokenization < models < data < checkpoints < evaluation < training < analysis < study < testing < cli"
+    "< tokenization < models < data < checkpoints < evaluation < training < analysis < study < publishing < testing "
+    "< cli"
 )
 """A module imports from its own package and from what stands to its left."""
 

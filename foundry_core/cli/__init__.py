@@ -48,6 +48,7 @@ VERBS = {
     "seen": "show what a run has trained on, and how often",
     "generate": "generate text from a checkpoint",
     "export": "write a checkpoint as a folder for other tools",
+    "push": "publish a run or a study on the Hugging Face hub",
     "migrate": "convert a YAML of the old format",
     "schema": "print the JSON schema of the YAML, for editors",
     "check": "run the checks of an architecture or another plugin",

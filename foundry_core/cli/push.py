@@ -1,0 +1,119 @@
+"""Publish a run, or every run of a study, on the Hugging Face hub.
+
+Each checkpoint becomes a branch of the repository, `step-1000`, and a second
+one where the run has a name for it, `chck_10M`; `main` is the last. The
+optimizer stays here. README.md says, from the record of the run, what it was
+trained on, how far, with which settings and seeds, how it scores, and how to
+load it. Nothing is sent if two checkpoints have the same weights.
+
+What is there already is not sent again, so the same command goes on after an
+interruption. `--dry-run` writes what would be sent and needs no network. To
+log in: `hf auth login`, or HF_TOKEN.
+
+Of a study each run becomes a repository, the name of its cell after the one
+that is given, and all of them a collection.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foundry_core.cli.common import large_imports, path_argument, report, text_argument, whole_checkpoints
+from foundry_core.errors import UsageError, warn
+
+if TYPE_CHECKING:
+    from foundry_core.analysis.runs import Run
+    from foundry_core.publishing.hub import Publication
+
+EXAMPLE = """\
+examples:
+  foundry push runs/lstm anna/lstm --licence apache-2.0 --dry-run look
+  foundry push runs/lstm anna/lstm --licence apache-2.0 --language en
+  foundry push runs/lstm anna/lstm --licence mit --private --with-optimizer
+  foundry push studies/sizes anna/sizes --licence cc-by-4.0"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    what = "folder of a run or of a study, or a folder whose subfolders are runs"
+    parser.add_argument("run", metavar="RUN", type=path_argument, help=what)
+    what = "NAMESPACE/NAME on the hub; for a study NAMESPACE/PREFIX"
+    parser.add_argument("repository", metavar="REPOSITORY", type=text_argument, help=what)
+    what = "licence of the model, as the hub names it: apache-2.0, mit, cc-by-4.0, cc-by-sa-4.0, cc0-1.0, other"
+    parser.add_argument("--licence", "--license", required=True, type=text_argument, metavar="ID", help=what)
+    what = "language of the text, such as en (repeatable)"
+    parser.add_argument("--language", action="append", default=[], type=text_argument, metavar="CODE", help=what)
+    what = "write what would be sent to an empty or new folder, a subfolder for each revision, and send nothing"
+    parser.add_argument("--dry-run", type=path_argument, metavar="DIR", help=what)
+    what = "publish the states from which training goes on, too, as far as they are kept"
+    parser.add_argument("--with-optimizer", action="store_true", help=what)
+    what = "leave out the checkpoint of this revision, such as step-1000 (repeatable)"
+    parser.add_argument("--leave-out", action="append", default=[], type=text_argument, metavar="NAME", help=what)
+    parser.add_argument("--private", action="store_true", help="make new repositories private")
+
+
+def execute(options: argparse.Namespace) -> None:
+    with large_imports():
+        from foundry_core.analysis.folders import find_runs
+        from foundry_core.analysis.runs import is_run
+        from foundry_core.publishing import hub
+        from foundry_core.publishing.licences import check_licence
+        from foundry_core.training.progress import counting
+
+    options.licence = check_licence(options.licence)
+    hub.check_repository(options.repository)
+    folder = Path(options.dry_run) if options.dry_run is not None else None
+    if folder is not None:
+        hub.check_empty(folder)
+    one, runs = is_run(Path(options.run)), find_runs([options.run])
+    names = [options.repository if one else hub.repository_of(options.repository, run.folder.name) for run in runs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"two runs would become {twice}, as the hub does not take their names: push them one by one")
+    # Everything is read before the first file is sent: a refusal leaves no half of a study on the hub.
+    publications = [_publication(run, name, options) for run, name in zip(runs, names, strict=True)]
+    collection = None
+    if not one:
+        namespace, _, title = options.repository.partition("/")
+        items = [(each.repository, each.note) for each in publications]
+        collection = hub.Collection(title, namespace, items)
+    api = hub.logged_in() if folder is None else None
+    with counting("publishing", sum(len(each.revisions) for each in publications)) as begin:
+        for each in publications:
+            if folder is not None:
+                place = folder if one else folder / each.repository.partition("/")[2]
+                hub.write_dry_run(place, each, begin)
+            else:
+                sent = hub.send(api, each, begin, private=options.private)
+                report(f"https://huggingface.co/{each.repository}: {_counted(sent, each)}")
+    if collection is not None and folder is not None:
+        hub.write_collection(folder, collection, private=options.private)
+    elif collection is not None:
+        report(f"collection: {hub.send_collection(api, collection, private=options.private)}")
+    if folder is not None:
+        total = sum(len(each.revisions) for each in publications)
+        report(f"wrote {total} revisions of {len(publications)} repositories, nothing was sent: {folder}")
+
+
+def _publication(run: Run, repository: str, options: argparse.Namespace) -> Publication:
+    """Return what a run becomes; warn if it is not finished."""
+    from foundry_core.publishing.card import Card
+    from foundry_core.publishing.hub import Publication
+    from foundry_core.publishing.revisions import revision_files, revisions_of
+
+    revisions = revisions_of(whole_checkpoints(run.folder), options.leave_out)
+    if not run.finished:
+        warn(f"{run.folder} has not come to the end of its plan: main is its step {revisions[-1].step:,}")
+    card = Card(run, repository, revisions, options.licence, options.language)
+    files = {
+        name: revision_files(each, card.of(each, name), with_optimizer=options.with_optimizer)
+        for each in revisions
+        for name in each.names
+    }
+    return Publication(repository, files, f"{run.architecture}, seed {run.seed_label}")
+
+
+def _counted(sent: list[str], publication: Publication) -> str:
+    there = len(publication.revisions) - len(sent)
+    return f"sent {len(sent)} revisions" + (f", {there} were there" if there else "")
