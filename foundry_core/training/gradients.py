@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.errors import TrainingError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.processes import World
 from foundry_core.training.division import consecutive
@@ -91,6 +92,9 @@ class ExactReduction:
 
     def __init__(self, model: BaseLanguageModel, world: World, micro_batches: int):
         self._parameters, self._world = [p for p in model.parameters() if p.requires_grad], world
+        others = {str(p.dtype) for p in self._parameters if p.dtype != torch.float32}
+        if others and world.size > 1:
+            raise TrainingError(f"several processes add up gradients of float32, and this model has {min(others)}")
         # Micro-batches that stand one after the other in the tree are added up by autograd in `grad`.
         self._run = consecutive(micro_batches // world.size)
         self._sums: list[tuple[int, Gradients]] = []
