@@ -68,7 +68,7 @@ def again(source: Path, step: int, new: int) -> None:
     (folder / MANIFEST).write_bytes(sealed({**manifest, "step": new}))
 
 
-def test_each_checkpoint_becomes_a_revision_to_load(trained, corpus, tmp_path, capsys):
+def test_each_checkpoint_becomes_a_revision_to_load(trained, corpus, tmp_path, capsys, monkeypatch):
     assert push(trained / "lstm", tmp_path / "sent") == 0
     assert "wrote 5 revisions of 1 repositories, nothing was sent" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "sent").iterdir()) == sorted(NAMES)
@@ -80,7 +80,14 @@ def test_each_checkpoint_becomes_a_revision_to_load(trained, corpus, tmp_path, c
             trained / "lstm" / f"checkpoint-{step}" / WEIGHTS
         )
         assert f'"{name}"' in (tmp_path / "sent" / name / "README.md").read_text()
-    assert main(["evaluate", str(tmp_path / "sent" / "step-10"), str(corpus.test)]) == 0
+    card = (tmp_path / "sent" / "step-10" / "README.md").read_text()
+    download, *commands = re.findall(r"^```sh\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)[0].splitlines()
+    assert download == f"hf download {REPOSITORY} --revision step-10 --local-dir model"
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(corpus.test, "TEXT.txt")
+    Path("sent/step-10").rename("model")
+    assert [main(command.split()[1:]) for command in commands] == [0, 0]
+    assert Path("surprisal.tsv").stat().st_size > 0
 
 
 def test_the_card_states_what_the_run_has_recorded(trained, tmp_path):

@@ -52,7 +52,7 @@ def check_repository(name: str) -> str:
         UsageError: It is not `namespace/name`, or the hub would refuse it.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is documented there
 
     try:
         if name.count("/") != 1:
@@ -186,11 +186,12 @@ def _errors(what: str) -> Iterator[None]:
     """Turn an error of the hub, or of the way to it, into one line."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Its bases are the error of whichever library asks the hub, and OSError.
-    kinds: tuple[type[Exception], ...] = tuple(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
     try:
         yield
-    except kinds as error:
+    except Exception as error:
+        # The bases are the error of whichever library asks the hub, and OSError.
+        if not isinstance(error, HfHubHTTPError.__bases__):
+            raise
         reason = " ".join(str(error).split())
         hint = "; run the command again to go on" if not isinstance(error, HfHubHTTPError) else ""
         raise FoundryError(f"{what}: the Hugging Face hub: {type(error).__name__}: {reason}{hint}") from error

@@ -24,7 +24,7 @@ logits = model(**inputs).logits[inputs["input_ids"] == tokenizer.mask_token_id]
 print(tokenizer.decode(logits.argmax(-1)))"""
 _SHELL = """\
 hf download {repository} --revision {revision} --local-dir model
-foundry evaluate model TEXT.txt
+foundry evaluate model --corpus TEXT.txt
 foundry surprisal model TEXT.txt --output surprisal.tsv"""
 
 
