@@ -34,7 +34,7 @@ def write(root: Path, version: str) -> list[str]:
         raise SystemExit(f"{version} is not a version such as 0.2.0 or 0.2.0rc1")
     changed = []
     lowest, below = core_versions(version)
-    places = {
+    places: dict[str, tuple[str, str] | None] = {
         CORE: ('^__version__ = ".+"$', f'__version__ = "{version}"'),
         "CITATION.cff": ("^version: .+$", f"version: {version}"),
         "plugins/foundry-*/pyproject.toml": ('^version = ".+"$', f'version = "{version}"'),
@@ -44,7 +44,7 @@ def write(root: Path, version: str) -> list[str]:
         for path in sorted(root.glob(pattern)):
             before = text = path.read_text("utf-8")
             if place is not None:
-                text, count = re.subn(*place, text, count=1, flags=re.MULTILINE)
+                text, count = re.subn(place[0], place[1], text, count=1, flags=re.MULTILINE)
                 if not count:
                     raise SystemExit(f"{path} has no line with its version")
             text = _BOUND.sub(f"model-foundry>={lowest},<{below}", text)
