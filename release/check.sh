@@ -10,4 +10,6 @@ bin=$1
 "$bin/foundry" verify quickstart/runs/lstm
 "$bin/foundry" new-plugin released --dir quickstart
 "$bin/foundry" check lstm
-"$bin/python" -m pytest plugins tests/test_public_api.py tests/test_new_plugin.py
+# ruff and mypy, which that test starts, are not among what a user installs.
+"$bin/python" -m pytest plugins tests/test_public_api.py tests/test_new_plugin.py \
+    --deselect tests/test_new_plugin.py::test_the_linters_have_nothing_to_say

@@ -225,9 +225,9 @@ def test_one_command_writes_the_version_everywhere(sdists: dict[str, Path], tmp_
     changed = version.write(tmp_path, "1.2.0rc1")
     assert set(changed) >= {"foundry_core/__init__.py", "CITATION.cff", "plugins/README.md", "plugins/STABILITY.md"}
     for name in PLUGINS:
-        text = (tmp_path / "plugins" / name / "pyproject.toml").read_text("utf-8")
-        assert 'version = "1.2.0rc1"' in text
-        assert '"model-foundry>=1.2,<2"' in text
+        project = (tmp_path / "plugins" / name / "pyproject.toml").read_text("utf-8")
+        assert 'version = "1.2.0rc1"' in project
+        assert '"model-foundry>=1.2,<2"' in project
     assert version.write(tmp_path, kept) == changed
     with pytest.raises(SystemExit, match="1.2 is not a version"):
         version.write(tmp_path, "1.2")
