@@ -135,6 +135,10 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "LOCAL_WORLD_SIZE": ("how many of the processes are on this machine", "4"),
     "MASTER_ADDR": ("the machine at which the processes meet; read by torch, as is `MASTER_PORT`", "node1"),
     "TORCHELASTIC_USE_AGENT_STORE": ("set by torchrun, which then keeps what its processes tell each other", ""),
+    "PYTHONWARNINGS": (
+        "Python's own; `--processes` adds what silences its notes on a process that was killed",
+        "error",
+    ),
     "TORCH_CPP_LOG_LEVEL": ("set in each of several processes, so that torch's C++ prints errors alone", "INFO"),
     "OMP_NUM_THREADS": (
         "threads of each process. Another number changes the last bits of sums. Where it is not set, "

@@ -16,6 +16,7 @@ from foundry_core.errors import EndedElsewhereError, StoppedError, TrainingError
 from foundry_core.systems import RENDEZVOUS, STOP_SIGNALS, stop_signals_blocked, usable_cores
 from foundry_core.training.signals import StopRequest
 
+_NO_SEMAPHORES = "ignore::UserWarning:multiprocessing.resource_tracker"
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 5.0
 """How long the others have, once one has failed, to end by themselves: they find that it no longer answers."""
@@ -45,6 +46,8 @@ def launch(command: Sequence[str], count: int) -> None:
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             RENDEZVOUS: (Path(folder) / "rendezvous").as_uri(),
+            # Of a process that is killed, Python reports the semaphores of its data workers in lines of its own.
+            "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _NO_SEMAPHORES))),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(usable_cores() // count, 1))),
         }
         # Signals wait in a process until it has imported what handles them.
