@@ -107,6 +107,7 @@ def seen(plan: RunPlan, data: ExperimentData, rows: int, unit: str, seed: int) -
     return rows / plan.rows if unit == "epochs" else counts[unit]
 
 
+@pytest.mark.long
 def test_no_budget_or_milestone_is_ever_exceeded() -> None:
     refused = met = 0
     for draw, sizes, data, key, amount, config in trials():

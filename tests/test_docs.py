@@ -28,6 +28,8 @@ from foundry_core.schema import ConfigSection, NotValid, Values
 from foundry_core.study.definition import StudySection, read_study
 from foundry_core.testing.toy_language import write_corpus
 
+pytestmark = pytest.mark.long
+
 ROOT = DOCS.parent
 
 

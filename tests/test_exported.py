@@ -26,6 +26,8 @@ from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_toke
 from foundry_core.tokenization.training import default_special_tokens, train_tokenizer
 from tests.each import each
 
+pytestmark = pytest.mark.long
+
 PAGE = Path(__file__).parents[1] / "docs" / "sharing" / "export.md"
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 PLAIN = {"config.json", "generation_config.json", "model.safetensors", *TOKENIZER}

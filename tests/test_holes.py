@@ -276,6 +276,7 @@ def test_an_architecture_without_padding_before_text_is_refused(experiment: Call
     ("architecture", "example"),
     [(name, "tiny") for name in ("lstm", "gpt2", "bert", "mamba", "transformers")] + [("transformers", "tiny_roberta")],
 )
+@pytest.mark.long
 def test_rows_and_steps_without_any_text_are_taken(
     architecture: str, example: str, ablated: Callable[..., Any]
 ) -> None:

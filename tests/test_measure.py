@@ -26,6 +26,7 @@ def test_each_architecture_of_ours_has_a_valid_base_size() -> None:
         assert architecture.base.keys() == architecture.recipe["model"].keys(), name
 
 
+@pytest.mark.long
 def test_architectures_are_measured_at_base_size_without_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_thread: None
 ) -> None:

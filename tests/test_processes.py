@@ -33,6 +33,8 @@ from tests.faults.harness import Fault, ObservedDisk
 from tests.interruption import outcome
 from tests.together import Left, Together, trained
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 DROPOUT: dict[str, Any] = {"layers": 1, "embedding_size": 16, "hidden_size": 16, "intermediate_hidden_size": 32}
 DROPOUT |= {"attention_heads": 2, "dropout": 0.1, "attention_dropout": 0.1}

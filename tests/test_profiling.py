@@ -61,6 +61,7 @@ def outcome(config: ExperimentConfig) -> Any:
 
 
 @each(("architecture", "steps", "profiled"), [("gpt2", 9, 4), ("lstm", 4, 1)])
+@pytest.mark.long
 def test_a_profiled_run_ends_with_the_same_bytes(
     build: Any, capsys: pytest.CaptureFixture[str], architecture: str, steps: int, profiled: int
 ) -> None:

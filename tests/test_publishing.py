@@ -27,6 +27,8 @@ from foundry_core.storage.manifest import file_digest, sealed
 from tests.each import each
 from tests.test_compare import score
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = "anna/tiny"
 NAMES = ["step-0", "step-10", "chck_100", "step-20", "main"]
 
