@@ -14,9 +14,9 @@ from foundry_core.training.division import consecutive
 
 MICRO_BATCHES, ROWS, LENGTH = 64, 8, 1024
 LINK_SHARE = 0.75
-"""What of the published speed of a link a collective operation reaches."""
+"""Share of the published speed of a link that a collective operation reaches."""
 KERNEL_SECONDS, KERNELS_PER_LAYER = 5e-6, 60
-"""What a kernel costs at least, and how many the two passes start for a layer: a small model waits for them."""
+"""Least time of a kernel, and the number that the two passes start for a layer: a small model waits for them."""
 BACKWARD = 2 / 3
 """Share of a micro-batch's time that is the backward pass, which `fast` communicates beside."""
 
@@ -57,7 +57,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Link:
-    """What a GPU can send, bytes per second in one direction by its data sheet, and seconds that a message takes."""
+    """Describes a link: bytes per second in one direction by its data sheet, and the seconds that a message takes."""
 
     name: str
     speed: float
@@ -151,7 +151,7 @@ def adding(model: Model, cluster: Cluster, own: int) -> float:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What part of the speed of N GPUs without communication a run has.
+    """Holds the share of the speed of N GPUs without communication that a run reaches.
 
     Attributes:
         exact: `training.reduction: exact` as it is.

@@ -60,6 +60,11 @@ def unblock_stop_signals() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+def processes_here() -> int:
+    """Return how many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started_together() else 1
+
+
 def usable_cores() -> int:
     """Return the number of cores for this process; where the system does not limit them, those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -107,7 +107,7 @@ CAUSES: dict[str, list[tuple[str, str]]] = {
         ("another process of the same run has ended", "its line is the reason; the exit code is its own"),
     ],
 }
-"""What usually leads to an error of each kind, and what to do about it."""
+"""Usual causes of the errors of each kind, and their cures."""
 
 OTHER_CODES = [
     ("0", "success"),
@@ -157,7 +157,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "CUDA_VISIBLE_DEVICES": ("read by torch: the GPUs that may be used", "0"),
     "HF_HUB_OFFLINE": ("read by transformers; foundry downloads nothing either way", "1"),
 }
-"""What each environment variable does, and an example."""
+"""The effect of each environment variable, and an example."""
 
 
 def modules() -> Iterator[str]:

@@ -108,7 +108,7 @@ EXAMPLES: dict[str, Any] = {
     "transformers.model_type": "llama",
     "rnn.rnn_type": "lstm",
 }
-"""Examples of keys whose default is no value, by the key or by what it ends with."""
+"""Examples for keys without a default, by the key or by what it ends with."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Chart:
 
     @property
     def log(self) -> bool:
-        """Whether its values are drawn on a logarithmic scale: a perplexity falls by orders of magnitude."""
+        """Check whether its values are drawn on a logarithmic scale: a perplexity falls by orders of magnitude."""
         return "perplexity" in self.title and not self.suite
 
 

@@ -1,4 +1,4 @@
-"""What a reader has to be told about the figures of runs that stand side by side."""
+"""Notes for the reader on the figures of runs that stand side by side."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from foundry_core.data.workers import Batch
 from foundry_core.errors import warn
 from foundry_core.processes import World
 from foundry_core.registry.reports import StepReport
-from foundry_core.systems import usable_cores
+from foundry_core.systems import processes_here, usable_cores
 from foundry_core.training.losses import AUXILIARY
 from foundry_core.training.plan import RunPlan
 
@@ -97,7 +97,7 @@ class Stopwatch:
         self._judged = (waited, elapsed) if elapsed < _JUDGED_SECONDS else (0.0, 0.0)
         if elapsed >= _JUDGED_SECONDS and waited > TOO_MUCH * elapsed:
             self._judged = None
-            advice = bottleneck_advice(waited / elapsed, self._num_workers, usable_cores())
+            advice = bottleneck_advice(waited / elapsed, self._num_workers, max(usable_cores() // processes_here(), 1))
             warn(f"waiting for batches took {waited / elapsed:.0%} of the time up to step {step:,}: {advice}")
 
 

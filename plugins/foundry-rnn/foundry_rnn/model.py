@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, E embedding width, H state width (both directions together), V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,8 @@ from foundry_core import (
 )
 from foundry_rnn import RNNModelConfig
 from foundry_rnn.documents import parts_of_documents
-from foundry_rnn.scan import Between, State, recurrent_states
+from foundry_rnn.scan import Between, recurrent_states
+from foundry_rnn.states import by_module, flat_state, of_first_rows, where_read
 
 _LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -206,7 +207,7 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
             # What stands after a document does not reach it, unless it is read from right to left.
             masked = shown if settings.bidirectional else None
             by_layer = (fast and masked is None) or settings.layer_by_layer
-            before = None if state is None or whole else _of_first_rows(state, len(real_SL))
+            before = None if state is None or whole else of_first_rows(state, len(real_SL))
             embedded_SLE = embedded[number].view(*real_SL.shape, -1)
             layers, dropped_SLH, state = self._states(embedded_SLE, masked, before, fast=fast, by_layer=by_layer)
             found.append(dropped_SLH[real_SL])
@@ -296,15 +297,15 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
             fast=fast,
         )
         modules = self._stack()
-        before = _by_module(state, len(modules), lstm=self.model_type == "lstm")
+        before = by_module(state, len(modules), lstm=self.model_type == "lstm")
         layers, after = recurrent_states(modules, x_TBE, before, between, lengths_B)
         given = [x_TBE, *layers, self._dropped(layers[-1], self.output_dropout.p)]
         *found, dropped_BTH = (each.transpose(0, 1) for each in given)
-        last: Any = after[0] if len(after) == 1 else _together(after)
+        last: Any = after[0] if len(after) == 1 else flat_state(after)
         if real_BT is None or back is None or lengths_B is None:
             return tuple(found), dropped_BTH, last
         *found, dropped_BTH = (_put_back(each, back, real_BT) for each in (*found, dropped_BTH))
-        return tuple(found), dropped_BTH, _where_read(lengths_B > 0, last, state)
+        return tuple(found), dropped_BTH, where_read(lengths_B > 0, last, state)
 
     def _activation_terms(
         self, states_BTH: torch.Tensor, dropped_BTH: torch.Tensor, real_BT: torch.Tensor | None, predicting: int
@@ -329,7 +330,7 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         packed = pack_padded_sequence(front, lengths_B.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
         packed_output, after = self.recurrent(packed, state)
         output, _ = pad_packed_sequence(packed_output, batch_first=True, total_length=embedded_BTE.shape[1])
-        return _put_back(output, back, real_BT), _where_read(lengths_B > 0, after, state)
+        return _put_back(output, back, real_BT), where_read(lengths_B > 0, after, state)
 
     def flops(self, batch: int, length: int) -> int:
         """Count as core does; one-hot vectors are multiplied with the table that embeddings are looked up in."""
@@ -381,37 +382,11 @@ def _put_back(x_BTH: torch.Tensor, back_BT: torch.Tensor, real_BT: torch.Tensor)
     return x_BTH.gather(1, back_BT.unsqueeze(-1).expand_as(x_BTH)) * real_BT.unsqueeze(-1)
 
 
-def _by_module(state: Any, modules: int, *, lstm: bool) -> list[State | None]:
-    """Return the part of a state that belongs to each module: with several, hidden states come first, then cells."""
-    if state is None or modules == 1:
-        return [state] * modules
-    return [state[at::modules] if lstm else state[at] for at in range(modules)]
-
-
-def _together(states: Sequence[State]) -> tuple[torch.Tensor, ...]:
-    """Return one flat state of those of several modules."""
-    parts = [each if isinstance(each, tuple) else (each,) for each in states]
-    return tuple(each for group in zip(*parts, strict=True) for each in group)
-
-
 def _mean_square(values_BTH: torch.Tensor, counted_BT: torch.Tensor | None) -> torch.Tensor:
     squares = values_BTH.to(torch.promote_types(values_BTH.dtype, torch.float32)).square()
     if counted_BT is None:
         return squares.sum() / max(squares.numel(), 1)
     return (squares * counted_BT.unsqueeze(-1)).sum() / (counted_BT.sum() * squares.shape[-1]).clamp(min=1)
-
-
-def _of_first_rows(state: Any, rows: int) -> Any:
-    if isinstance(state, tuple):
-        return tuple(_of_first_rows(each, rows) for each in state)
-    return state[:, :rows].contiguous()
-
-
-def _where_read(read_B: torch.Tensor, after: Any, before: Any) -> Any:
-    """Return the states of each row: those after it where it has real tokens, elsewhere those before, by default 0."""
-    if isinstance(after, tuple):  # hidden and cell of an LSTM, or those of several modules
-        return tuple(_where_read(read_B, *pair) for pair in zip(after, before or (None,) * len(after), strict=True))
-    return torch.where(read_B[:, None], after, torch.zeros_like(after) if before is None else before)
 
 
 register_auto_classes("lstm", "gru", "rnn")
