@@ -62,18 +62,29 @@ def export(
         UsageError: The model cannot be opened without foundry.
         PluginError: The file that its plugin names is missing, or lacks a class.
     """
-    files = standalone_files(model) if standalone and model.is_adapted else model_files(model)
-    others, named = for_others(model, tokenizer)
+    files, exported = exported_files(model, tokenizer, standalone=standalone)
     sink = InPlaceFolder(folder)
     sink.write(WEIGHTS, weights_file(stored_tensors(model)))
-    for name, content in (*tokenizer_files(others).items(), *files.items()):
-        if name != MODEL_CONFIG:
-            sink.write(name, content)
-    sink.write(MODEL_CONFIG, files[MODEL_CONFIG])
+    for name, content in sorted(files.items(), key=lambda item: item[0] == MODEL_CONFIG):
+        sink.write(name, content)
+    return exported
+
+
+def exported_files(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, *, standalone: bool
+) -> tuple[dict[str, bytes], Exported]:
+    """Return the files of a folder besides the weights, the same for all checkpoints of a run, and what opens it.
+
+    Raises:
+        UsageError: The model cannot be opened without foundry.
+        PluginError: The file that its plugin names is missing, or lacks a class.
+    """
+    files = standalone_files(model) if standalone and model.is_adapted else model_files(model)
+    others, named = for_others(model, tokenizer)
     own = model.context.objective.auto_class
     mapped = json.loads(files[MODEL_CONFIG]).get("auto_map", {})
     further = sorted(name for name in mapped if name not in (own, "AutoConfig"))
-    return Exported((own, *further), MODELING in files, named)
+    return tokenizer_files(others) | files, Exported((own, *further), MODELING in files, named)
 
 
 def standalone_files(model: BaseLanguageModel) -> dict[str, bytes]:
