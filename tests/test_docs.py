@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import doctest
 import io
 import json
 import os
@@ -235,6 +236,18 @@ def blocks(text: str, *languages: str) -> list[str]:
     return [code for name, code in re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text) if name in languages]
 
 
+def test_examples_with_prompts_print_what_they_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    for place, text in pages().items():
+        examples = blocks(text, "pycon")
+        assert sum(block.count(">>> ") for block in examples) == len(re.findall(r"(?m)^\s*>>> ", text)), place
+        for block in examples:
+            runner.run(parser.get_doctest(block, {}, place, None, None))
+    assert runner.tries > 5
+    assert runner.failures == 0
+
+
 BASE: dict[str, Any] = {
     "experiment_name": "page",
     "data": {"training_corpus": "train.txt"},
@@ -420,7 +433,7 @@ def test_the_tutorial_of_gulordavas_lstm_can_be_followed(
     items = [("are", "correct"), ("is", "wrong")]
     rows = [row.format(*item, kind) for kind in ("original", "generated") for item in items]
     Path("generated.tab").write_text(header + "".join(rows))
-    monkeypatch.setattr("sys.stdin", io.StringIO("the keys to the cabinet are\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the keys to the cabinet are\n")))
     whole = "train configs/recipes/gulordava-2018.yaml"
     less = ["training.epochs=2", "training.evaluate_at={milestones: {epochs: [1, 2]}}"]
     less += ["training.checkpoints={milestones: {epochs: [1]}}"]
