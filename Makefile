@@ -51,6 +51,7 @@ docs: $(STAMP)
 	$(BIN)/python -c "import furo, myst_parser, sphinx" 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[docs]"
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	$(BIN)/python -m docs.generator.links docs/_build/html
 
 # Against transformers, datasets, minicons and, where checkouts are named, nanoGPT and pytorch/examples: 50 minutes,
 # a quarter of an hour with BENCH="--rounds 1 --megabytes 2". make bench NANOGPT=PATH EXAMPLES=PATH BENCH="train --rounds 3"

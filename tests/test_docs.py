@@ -21,6 +21,7 @@ import foundry_core
 from docs.generator import facts, keys
 from docs.generator.api import hooks
 from docs.generator.keys import Reader
+from docs.generator.links import broken
 from docs.generator.pages import DOCS, made_pages, relinked, write_pages
 from docs.generator.verbs import below, parser_of
 from foundry_core import ExperimentConfig, load_config
@@ -188,6 +189,30 @@ def test_every_link_leads_to_a_page_and_a_heading() -> None:
 def test_a_link_to_nothing_is_found() -> None:
     page = "# A `b`: c\n[v](b.md) [w](#a-b-c) [x](#c) [y](https://example.org)\n```\n[z](c.md)\n```\n"
     assert list(broken_links({"a.md": page})) == ["a.md: b.md#", "a.md: #c"]
+
+
+def test_a_broken_link_of_the_built_site_is_found(tmp_path: Path) -> None:
+    head = '<link href="style.css"><script src="https://example.org/a.js"></script><h1 id="a-b">A</h1>'
+    links = ["#a-b", "#c", "deep/", "deep/index.html#x", "gone.html", "../outside.html", "https://example.org/gone"]
+    (tmp_path / "site" / "deep").mkdir(parents=True)
+    (tmp_path / "outside.html").write_text("")
+    (tmp_path / "site" / "deep" / "index.html").write_text('<a href="../index.html#a-b">up</a>')
+    (tmp_path / "site" / "index.html").write_text(head + "".join(f'<a href="{link}">a</a>' for link in links))
+    wrong = ["#c", "deep/index.html#x", "gone.html", "../outside.html", "style.css", "https://example.org/a.js"]
+    assert list(broken(tmp_path / "site")) == [f"index.html: {link}" for link in wrong]
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list(broken(tmp_path)) == []
+    for place in pages():
+        text = (tmp_path / place).with_suffix(".html").read_text(encoding="utf-8")
+        assert len(re.findall(r"<h1>", text)) == 1, place
+        assert len(re.findall(r'<meta name="description" content="[^"]{12,}"', text)) == 1, place
 
 
 def test_every_page_is_in_the_overview_that_models_read(tmp_path: Path) -> None:
@@ -410,5 +435,5 @@ def test_the_tutorial_of_reading_times_can_be_followed(tmp_path: Path, monkeypat
     for block in blocks(page, "python"):
         exec(block, names)
     assert names["model"].params["surprisal"] == pytest.approx(10, abs=0.2)
-    assert list(names["gains"]) == [50, 100, 200, 400]
+    assert list(names["gains"]) == [0, 50, 100, 200, 400]
     assert max(names["gains"], key=names["gains"].get) == 400
