@@ -61,19 +61,24 @@ class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 @dataclass
-class FoundryRnnOutput(ModelOutput):  # type: ignore[misc]
-    """What a model here returns; None stands for what it does not have, or was not asked for.
+class FoundryRnnStates(ModelOutput):  # type: ignore[misc]
+    """What the model without a head returns. It has no `logits`: tools take them wherever there is such an attribute.
 
-    Attributes:
-        logits: (B, T, V), of a new head (B, labels) or (B, T, labels).
-        last_hidden_state: The last of the hidden states, (B, T, H), of a model without a head.
-        hidden_states: What the first layer reads, and what each layer returns, each (B, T, width).
-        state: The recurrent state after the last real token of each row.
+    last_hidden_state (B, T, H); hidden_states: what the first layer reads, and what each layer returns, if asked for;
+    state: the recurrent state after the last real token of each row.
     """
+
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    state: State | None = None
+
+
+@dataclass
+class FoundryRnnOutput(ModelOutput):  # type: ignore[misc]
+    """What a model with a head returns: logits (B, T, V), of a new head (B, labels) or (B, T, labels)."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     state: State | None = None
 
@@ -174,7 +179,7 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
             after.append(end)
         if real_BT is not None and back_BT is not None:
             layers = [_moved(each, back_BT) * real_BT.unsqueeze(-1) for each in layers]
-        output = FoundryRnnOutput(
+        output = FoundryRnnStates(
             last_hidden_state=layers[-1],
             hidden_states=tuple(layers) if self._asked(output_hidden_states) else None,
             state=None if self.both else tuple(after),
