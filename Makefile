@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram)
 STAMP := $(VENV)/.installed
+# Where it is set, as in many containers, each process compiles core, and rewrites all tests, once more: 4 s.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run quick test test-all test-slow test-faults lint docs bench dist dist-check version setup clean
 

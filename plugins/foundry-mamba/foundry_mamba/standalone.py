@@ -47,8 +47,11 @@ class FoundryMambaConfig(PretrainedConfig):  # type: ignore[misc]
 class FoundryMambaStates(ModelOutput):  # type: ignore[misc]
     """What the model without a head returns. It has no `logits`: tools take them wherever there is such an attribute.
 
-    last_hidden_state (B, T, W); hidden_states: what the first block reads, and what each block returns, if asked for;
-    state: the recurrent state after the last real token of each row.
+    Attributes:
+        last_hidden_state: What the layer onto the vocabulary reads, (B, T, W).
+        hidden_states: What the first block reads, and what each block returns, each (B, T, width). The last of them is
+            `last_hidden_state`, normalised.
+        state: The recurrent state after the last real token of each row.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -292,7 +295,7 @@ class FoundryMambaForCausalLM(FoundryMambaPreTrainedModel, GenerationMixin):  # 
 
 
 class _Classifier(FoundryMambaPreTrainedModel):
-    """A model with a new linear layer on its states."""
+    """A model with a new linear layer on its last hidden states."""
 
     def __init__(self, config: FoundryMambaConfig):
         super().__init__(config)
@@ -313,15 +316,14 @@ class _Classifier(FoundryMambaPreTrainedModel):
     ) -> Any:
         """Return the logits and the loss of `labels`; without a mask all tokens are real."""
         states = self.model(input_ids, attention_mask, inputs_embeds, None, output_hidden_states, True)
-        read = self._read(states.last_hidden_state, attention_mask)
-        logits = self.score(self.model.dropout(read))
+        logits = self.score(self._read(states.last_hidden_state, attention_mask))
         loss = None if labels is None else self._loss(logits, labels)
         output = FoundryMambaOutput(loss=loss, logits=logits, hidden_states=states.hidden_states)
         return self._answer(output, return_dict)
 
 
 class FoundryMambaForSequenceClassification(_Classifier):
-    """Classifies texts, labels (B,), by the states at their last real tokens."""
+    """Classifies texts, labels (B,), by their last real tokens, which have read all of a text."""
 
     def _read(self, hidden_BTW: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         real_BT = torch.ones_like(hidden_BTW[..., 0]) if attention_mask is None else attention_mask
@@ -339,7 +341,7 @@ class FoundryMambaForSequenceClassification(_Classifier):
 
 
 class FoundryMambaForTokenClassification(_Classifier):
-    """Classifies tokens, labels (B, T), -100 where there is none, by the states there."""
+    """Classifies tokens, labels (B, T), -100 where there is none, by the last hidden states there."""
 
     def _read(self, hidden_BTW: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         return hidden_BTW
