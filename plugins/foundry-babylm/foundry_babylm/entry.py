@@ -41,8 +41,8 @@ def entry_yaml(track: Track, architecture: str, name: str) -> tuple[str, list[st
         "training.checkpoints.ephemeral_minutes": 30,
     }
     title = (
-        f"An entry to the BabyLM challenge, track {track.name}, with at most {track.corpus}M words of text, of which at "
-        f"most {track.seen}M are seen, repetitions included"
+        f"An entry to the BabyLM challenge, track {track.name}, with at most {track.corpus}M words of text, of which "
+        f"at most {track.seen}M are seen, repetitions included"
     )
     text = starting_yaml(architecture, name, settings, title)
     try:

@@ -117,7 +117,7 @@ def _of_names(path: Path, track: Track, saved: Mapping[str, Mapping[str, Any]], 
     if rest:
         fewer = f", or enter those that there are with foundry babylm collect --last {due[-1]}" if due else ""
         yield Finding(
-            f"after {seen:,} words there is no {rest[0]}, and the official collate_preds.py asks for all up to {rest[-1]}",
+            f"after {seen:,} words there is no {rest[0]}, and the official script collects all up to {rest[-1]}",
             f"train on{fewer}",
             stops=False,
         )
@@ -169,81 +169,6 @@ def _of_folder(folder: Path, experiment: ExperimentConfig | None, *, exported: b
                 "foundry evaluate scores it; the pipeline cannot",
                 stops=False,
             )
-
-
-def _of_names(path: Path, track: Track, saved: Mapping[str, Mapping[str, Any]], seen: int) -> Iterator[Finding]:
-    """Yield what is wrong with the names of the checkpoints, of which those within the words seen have to be there."""
-    due = [name for name, millions in track.checkpoints.items() if millions * MILLION <= seen]
-    missing = [name for name in due if not (path / name).is_dir()]
-    if missing:
-        yield Finding(
-            f"there is no {', '.join(missing)}",
-            "checkpoints.names: babylm and milestones.words, as foundry babylm init writes them; for checkpoints that "
-            "are there, foundry train --resume adds the names",
-        )
-    first: dict[str, str] = {}
-    for name in (name for name in due if name not in missing):
-        target = (path / name).resolve().name
-        words = saved.get(str(path / target), {}).get("words_seen") or 0
-        if words > track.checkpoints[name] * MILLION:
-            yield Finding(f"{name} has seen {words:,} words", "remove the link, and name a checkpoint that saw fewer")
-        if first.setdefault(target, name) != name:
-            yield Finding(
-                f"{first[target]} and {name} are both {target}", "train with steps of fewer than a million words"
-            )
-    rest = [name for name in track.checkpoints if name not in due]
-    if rest:
-        fewer = f", or enter those that there are with foundry babylm collect --last {due[-1]}" if due else ""
-        yield Finding(
-            f"after {seen:,} words there is no {rest[0]}, and the official collate_preds.py asks for all up to {rest[-1]}",
-            f"train on{fewer}",
-            stops=False,
-        )
-    if due:
-        yield Finding(
-            "the pipeline ignores the revision of a local folder, and would score one model under every name",
-            f"export each checkpoint into a folder of its own, such as entry/{due[0]}/{path.name}",
-            stops=False,
-        )
-
-
-def _of_folder(folder: Path, experiment: ExperimentConfig | None, *, exported: bool) -> Iterator[Finding]:
-    config, tokenizer = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
-    mapped, masked = config.get("auto_map"), "MaskedLM" in str(config.get("architectures"))
-    if mapped is not None and _imports_foundry(folder):
-        without = f"{PINNED}, which the pipeline pins, cannot open a folder that imports foundry"
-        if exported:
-            yield Finding(without, "write it with foundry export --standalone")
-        elif experiment is not None and experiment.architecture.standalone is None:
-            yield Finding(f"{without}, and there is no standalone file of {experiment.architecture.name}", _ANOTHER)
-        else:
-            yield Finding(without, "foundry export CHECKPOINT FOLDER --standalone for each checkpoint", stops=False)
-    lacking = [name for name in _OPENED if mapped is not None and name not in mapped]
-    if lacking:
-        yield Finding(f"GLUE is fine-tuned, and there is no {' and no '.join(lacking)}", _ANOTHER)
-
-    fixed = mapped is None if experiment is None else not experiment.capabilities.unbounded_length
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
-    if fixed and positions is not None and positions < POSITIONS:
-        yield Finding(
-            f"the model reads {positions} tokens, fine-tuning on GLUE {POSITIONS}",
-            f"train with data.max_sequence_length: {POSITIONS}, or with model.transformer.max_positions: {POSITIONS}",
-        )
-    if tokenizer.get("pad_token") is None:
-        yield Finding("the tokenizer has no pad token, which batches need", "tokenizer.special_tokens: {pad: <pad>}")
-    if tokenizer.get("bos_token") is None and (exported or config.get("bos_token_id") is None):
-        yield Finding("the tokenizer has no bos token, and AoA would be NaN", "write it with foundry export")
-    if masked and tokenizer.get("mask_token") is None:
-        yield Finding("the tokenizer has no mask token", "tokenizer.special_tokens: {mask: <mask>}")
-    if not masked:
-        yield Finding(
-            "eval_finetuning.sh classifies by the state of the first token, which has seen nothing of the text",
-            f"add {_FINAL_TOKEN} to its commands",
-            stops=False,
-        )
-        if _json(folder / "tokenizer.json").get("post_processor") is None:
-            what = "the tokenizer puts nothing before a text: the first token of a sentence is not scored"
-            yield Finding(what, "none; it is the same for both sentences of most pairs", stops=False)
 
 
 def _of_name(path: Path) -> Iterator[Finding]:

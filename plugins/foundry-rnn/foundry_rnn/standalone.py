@@ -374,7 +374,7 @@ class _Classifier(FoundryRnnPreTrainedModel):
 
 
 class FoundryRnnForSequenceClassification(_Classifier):
-    """Classifies texts, labels (B,), by the last real token, which has read all of a text; both directions by the mean."""
+    """Classifies texts, labels (B,), by the last real token, which has read the text; both directions by the mean."""
 
     def _read(self, hidden_BTH: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         real_BT = torch.ones_like(hidden_BTH[..., 0]) if attention_mask is None else (attention_mask != 0)
