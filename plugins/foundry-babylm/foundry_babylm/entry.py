@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 import yaml
-from foundry_core import FoundryError, load_config, starting_yaml, write_answer
 
 from foundry_babylm.tracks import Track
+from foundry_core import FoundryError, load_config, starting_yaml, write_answer
 
 POSITIONS = 512
 """Tokens that the pipeline's fine-tuning reads at a time: --sequence_length in strict/scripts/eval_finetuning.sh."""
@@ -41,8 +41,8 @@ def entry_yaml(track: Track, architecture: str, name: str) -> tuple[str, list[st
         "training.checkpoints.ephemeral_minutes": 30,
     }
     title = (
-        f"An entry to the BabyLM challenge, track {track.name}: at most {track.corpus}M words of text, of which at most "
-        f"{track.seen}M are seen, repetitions included"
+        f"An entry to the BabyLM challenge, track {track.name}, with at most {track.corpus}M words of text, of which "
+        f"at most {track.seen}M are seen, repetitions included"
     )
     text = starting_yaml(architecture, name, settings, title)
     try:

@@ -44,20 +44,27 @@ class FoundryMambaConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 @dataclass
-class FoundryMambaOutput(ModelOutput):  # type: ignore[misc]
-    """What a model here returns; None stands for what it does not have, or was not asked for.
+class FoundryMambaStates(ModelOutput):  # type: ignore[misc]
+    """What the model without a head returns. It has no `logits`: tools take them wherever there is such an attribute.
 
     Attributes:
-        logits: (B, T, V), of a new head (B, labels) or (B, T, labels).
-        last_hidden_state: What the layer onto the vocabulary reads, (B, T, W), of a model without a head.
+        last_hidden_state: What the layer onto the vocabulary reads, (B, T, W).
         hidden_states: What the first block reads, and what each block returns, each (B, T, width). The last of them is
             `last_hidden_state`, normalised.
         state: The recurrent state after the last real token of each row.
     """
 
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    state: State | None = None
+
+
+@dataclass
+class FoundryMambaOutput(ModelOutput):  # type: ignore[misc]
+    """What a model with a head returns: logits (B, T, V), of a new head (B, labels) or (B, T, labels)."""
+
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     state: State | None = None
 
@@ -204,7 +211,7 @@ class FoundryMambaModel(FoundryMambaPreTrainedModel):
             layers = [_moved(each, back_BT) for each in layers]
         asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden_states = tuple(layers) if asked else None
-        output = FoundryMambaOutput(last_hidden_state=layers[-1], hidden_states=hidden_states, state=tuple(after))
+        output = FoundryMambaStates(last_hidden_state=layers[-1], hidden_states=hidden_states, state=tuple(after))
         return self._answer(output, return_dict)
 
 

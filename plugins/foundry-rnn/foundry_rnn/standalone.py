@@ -64,20 +64,27 @@ class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 @dataclass
-class FoundryRnnOutput(ModelOutput):  # type: ignore[misc]
-    """What a model here returns; None stands for what it does not have, or was not asked for.
+class FoundryRnnStates(ModelOutput):  # type: ignore[misc]
+    """What the model without a head returns. It has no `logits`: tools take them wherever there is such an attribute.
 
     Attributes:
-        logits: (B, T, V), of a new head (B, labels) or (B, T, labels).
-        last_hidden_state: What the layer onto the vocabulary reads, (B, T, H), of a model without a head.
+        last_hidden_state: What the layer onto the vocabulary reads, (B, T, H).
         hidden_states: What the first layer reads, and what each layer returns, each (B, T, width). The last of them is
             `last_hidden_state`, after dropout and the projection of tied embeddings of another width.
         state: The recurrent state after the last real token of each row.
     """
 
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    state: State | None = None
+
+
+@dataclass
+class FoundryRnnOutput(ModelOutput):  # type: ignore[misc]
+    """What a model with a head returns: logits (B, T, V), of a new head (B, labels) or (B, T, labels)."""
+
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     state: State | None = None
 
@@ -180,7 +187,7 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         layers[-1] = self.dropped(layers[-1], "output_dropout")
         if self.projection is not None:
             layers[-1] = self.projection(layers[-1])
-        output = FoundryRnnOutput(
+        output = FoundryRnnStates(
             last_hidden_state=layers[-1],
             hidden_states=tuple(layers) if self._asked(output_hidden_states) else None,
             state=None if self.both else tuple(after),
@@ -367,7 +374,7 @@ class _Classifier(FoundryRnnPreTrainedModel):
 
 
 class FoundryRnnForSequenceClassification(_Classifier):
-    """Classifies texts, labels (B,), by the last real token, which has read all of a text; of two directions, by the mean."""
+    """Classifies texts, labels (B,), by the last real token, which has read the text; both directions by the mean."""
 
     def _read(self, hidden_BTH: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         real_BT = torch.ones_like(hidden_BTH[..., 0]) if attention_mask is None else (attention_mask != 0)
