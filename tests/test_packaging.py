@@ -22,6 +22,7 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram")
 DISTRIBUTIONS = ("model-foundry", *PLUGINS)
+VERSION = version.kept(ROOT)
 
 
 def source(name: str) -> Path:
@@ -71,18 +72,18 @@ def test_a_plugin_adds_and_removes_exactly_its_architecture(environment: Any, wh
     environment.install(wheels["foundry-bert"], wheels["foundry-rnn"])
     try:
         assert environment.architectures() == {
-            "bert": "foundry-bert 0.1.0",
-            **dict.fromkeys(("gru", "lstm", "rnn"), "foundry-rnn 0.1.0"),
+            "bert": f"foundry-bert {VERSION}",
+            **dict.fromkeys(("gru", "lstm", "rnn"), f"foundry-rnn {VERSION}"),
         }
         environment.uninstall("foundry-rnn")
-        assert environment.architectures() == {"bert": "foundry-bert 0.1.0"}
+        assert environment.architectures() == {"bert": f"foundry-bert {VERSION}"}
         valid = environment.foundry("validate", path)
         assert (valid.returncode, valid.stderr) == (0, "")
         assert valid.stdout.startswith(f"{path}: valid; bert, masked_lm, ")
 
         environment.install(wheels["foundry-gpt2"])
         environment.uninstall("foundry-bert")
-        assert environment.architectures() == {"gpt2": "foundry-gpt2 0.1.0"}
+        assert environment.architectures() == {"gpt2": f"foundry-gpt2 {VERSION}"}
         refused = environment.foundry("validate", path)
         assert (refused.returncode, refused.stdout) == (2, "")
         line = r".*/bert\.yaml:\d+: model\.architecture: Unknown architecture: 'bert'\. Available: gpt2\.\n"
@@ -144,7 +145,7 @@ def test_a_wheel_holds_its_typed_package_and_nothing_else(name: str, wheels: dic
     package = "foundry_core" if name == "model-foundry" else name.replace("-", "_")
     files = contents(wheels[name])
     assert f"{package}/py.typed" in files
-    assert {file.split("/")[0] for file in files} == {package, f"{name.replace('-', '_')}-0.1.0.dist-info"}
+    assert {file.split("/")[0] for file in files} == {package, f"{name.replace('-', '_')}-{VERSION}.dist-info"}
     here = source(name) / package
     sources = {f"{package}/{path.relative_to(here)}" for path in here.rglob("*") if path.is_file()}
     packed = {file for file in files if file.startswith(f"{package}/")}
@@ -224,11 +225,10 @@ def test_a_wheel_links_to_the_page_of_core(name: str, wheels: dict[str, Path]) -
 
 
 def test_the_version_is_the_one_that_core_states(wheels: dict[str, Path], environment: Any) -> None:
-    kept = version.kept(ROOT)
     assert {name: metadata(wheels[name])["Version"] for name in DISTRIBUTIONS} == {
-        name: [kept] for name in DISTRIBUTIONS
+        name: [VERSION] for name in DISTRIBUTIONS
     }
-    assert environment.foundry("--version").stdout == f"model-foundry {kept}\n"
+    assert environment.foundry("--version").stdout == f"model-foundry {VERSION}\n"
 
 
 def test_building_leaves_nothing_in_the_tree(wheels: dict[str, Path]) -> None:
@@ -245,6 +245,7 @@ def test_one_command_writes_the_version_everywhere(sdists: dict[str, Path], tmp_
     assert version.write(tmp_path, kept) == []  # all of it agrees now
     changed = version.write(tmp_path, "1.2.0rc1")
     assert set(changed) >= {"foundry_core/__init__.py", "CITATION.cff", "plugins/README.md", "plugins/STABILITY.md"}
+    assert "version = {1.2.0rc1}" in (tmp_path / "docs" / "project.md").read_text("utf-8")
     for name in PLUGINS:
         project = (tmp_path / "plugins" / name / "pyproject.toml").read_text("utf-8")
         assert 'version = "1.2.0rc1"' in project

@@ -124,6 +124,10 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "FOUNDRY_PLUGINS_DISABLE": ("do not use these plugins", "foundry-mamba"),
     "FOUNDRY_RENDEZVOUS": ("where the processes of `foundry train --processes` meet; set by it, not by you", ""),
     "FOUNDRY_TEST_DATA": ("a folder with texts that some slow tests read", ""),
+    "FOUNDRY_TEST_TRANSFORMERS": (
+        "Pythons of other environments, `:` between them, in which slow tests open exported folders",
+        ".venv-4.51.3/bin/python",
+    ),
     "FOUNDRY_TEST_DISK": ("a folder on a disk, for tests that must not run in memory", ""),
     "RANK": (
         "the number of this process among those that train a run together; set by `torchrun`, `foundry train "
