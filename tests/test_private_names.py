@@ -55,6 +55,7 @@ def private_names_used(tree: ast.AST, private: set[str]) -> Iterator[tuple[str, 
             yield from ((name, node) for name in names if name in private)
 
 
+@pytest.mark.long
 def test_tests_do_not_use_private_names_of_core() -> None:
     private = private_names_of_core() - OF_TRANSFORMERS
     offenders = [
