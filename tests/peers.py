@@ -127,8 +127,8 @@ def exported(cases: Cases, home: Path) -> Cases:
     """Export each checkpoint for processes without foundry, and return the cases of these folders."""
     found = {}
     for name, case in cases.items():
-        folder = home / name.replace(" ", "-")
-        model, tokenizer = BaseLanguageModel.from_pretrained(case["folder"]), load_tokenizer(case["folder"])
+        folder, checkpoint = home / name.replace(" ", "-"), Path(case["folder"])
+        model, tokenizer = BaseLanguageModel.from_pretrained(checkpoint), load_tokenizer(checkpoint)
         export(model, tokenizer, folder, standalone=True)
         found[name] = {**case, "folder": str(folder)}
     return found
