@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from tests.each import each
 from tests.test_rules import CORE_FILES, ROOT, dotted, parsed, where
 
