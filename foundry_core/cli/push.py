@@ -19,6 +19,7 @@ that is given, and all of them a collection.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,15 +135,15 @@ def _publication(
     """Return what a run becomes; warn if it is not finished."""
     from foundry_core.publishing.card import Card
     from foundry_core.publishing.hub import Publication
-    from foundry_core.publishing.revisions import revision_files, revisions_of, shared_files
+    from foundry_core.publishing.revisions import revision_files, revisions_of, shared_by
 
     revisions = revisions_of(whole_checkpoints(run.folder), options.leave_out)
     if not run.finished:
         warn(f"{run.folder} has not come to the end of its plan: main is its step {revisions[-1].step:,}")
-    shared = shared_files(revisions)
-    card = Card(run, repository, revisions, shared, stated, study)
+    shared = shared_by(revisions)
+    card = Card(run, repository, revisions, shared.files, stated, study)
     files = {
-        name: revision_files(each, shared, card.of(each, name), with_optimizer=options.with_optimizer)
+        name: partial(revision_files, each, shared, card.of(each, name), with_optimizer=options.with_optimizer)
         for each in revisions
         for name in each.names
     }

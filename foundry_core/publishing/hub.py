@@ -30,11 +30,11 @@ class Publication:
 
     Attributes:
         repository: `namespace/name`.
-        revisions: The files of each branch, by its name.
+        revisions: What returns the files of each branch, by its name: they may take memory.
     """
 
     repository: str
-    revisions: Mapping[str, Files]
+    revisions: Mapping[str, Callable[[], Files]]
 
 
 def check_repository(name: str, what: str = "a repository", example: str = "anna/lstm") -> str:
@@ -88,7 +88,7 @@ def write_dry_run(folder: Path, publication: Publication, begin: Callable[[str],
     """
     for name, files in publication.revisions.items():
         begin(name)
-        for file, content in files.items():
+        for file, content in files().items():
             InPlaceFolder(folder / name).write(file, content if isinstance(content, bytes) else _pieces(content))
 
 
@@ -150,8 +150,9 @@ def send(api: Any, publication: Publication, begin: Callable[[str], None], *, pr
     with _errors(name):
         api.create_repo(name, private=private, exist_ok=True)
         branches = {each.name for each in api.list_repo_refs(name).branches}
-    for revision, files in sorted(publication.revisions.items(), key=lambda item: item[0] == MAIN):
+    for revision, files_of in sorted(publication.revisions.items(), key=lambda item: item[0] == MAIN):
         begin(revision)
+        files = files_of()
         with _errors(f"{name}, revision {revision}"):
             is_new = revision != MAIN and revision not in branches
             if is_new:

@@ -15,7 +15,9 @@ from foundry_core.checkpoints.state import unchecked_manifest
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean, warn
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.building import read_description, release
+from foundry_core.models.folder import open_tensors
 from foundry_core.models.migrations import pending
+from foundry_core.models.tensor_file import weights_file
 from foundry_core.run_folder import MANIFEST, OPTIMIZER, TRAINER_STATE, WEIGHTS
 from foundry_core.storage.manifest import sealed
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer
@@ -99,8 +101,21 @@ def _check_different(revisions: Sequence[Revision]) -> None:
         )
 
 
-def shared_files(revisions: Sequence[Revision]) -> dict[str, bytes]:
-    """Return what all revisions have besides their weights: the folder of `foundry export`, standalone if it can be.
+@dataclass(frozen=True)
+class Shared:
+    """What the revisions of a run have in common.
+
+    Attributes:
+        files: Everything but the weights: the folder of `foundry export`, standalone if it can be.
+        names: What weights are called there, by their names in a checkpoint, if it is anything else.
+    """
+
+    files: Mapping[str, bytes]
+    names: Mapping[str, str]
+
+
+def shared_by(revisions: Sequence[Revision]) -> Shared:
+    """Return what the revisions of a run have in common.
 
     Raises:
         CheckpointError: A checkpoint has its weights under names that the installed plugin no longer uses.
@@ -116,19 +131,18 @@ def shared_files(revisions: Sequence[Revision]) -> dict[str, bytes]:
     folder = revisions[-1].folder
     model = BaseLanguageModel.from_pretrained(folder)
     standalone = model.config.architecture.standalone is not None
-    return exported_files(model, load_tokenizer(folder), standalone=standalone)[0]
+    files, exported = exported_files(model, load_tokenizer(folder), standalone=standalone)
+    return Shared(files, exported.names)
 
 
-def revision_files(
-    revision: Revision, shared: Mapping[str, bytes], card: str, *, with_optimizer: bool = False
-) -> Files:
+def revision_files(revision: Revision, shared: Shared, card: str, *, with_optimizer: bool = False) -> Files:
     """Return the files of a revision: the one place where they are chosen.
 
     Without the optimizer it is a folder of `foundry export`: nothing that only training reads, and not the manifest,
     which lists that. With it, it is a checkpoint from which training goes on.
     """
-    folder, added = revision.folder, {**shared, CARD: card.encode()}
-    files: dict[str, Path | bytes] = {**added, WEIGHTS: folder / WEIGHTS}
+    folder = revision.folder
+    files: dict[str, Path | bytes] = {**shared.files, CARD: card.encode(), WEIGHTS: _weights(folder, shared.names)}
     if not with_optimizer:
         return files
     try:
@@ -136,12 +150,20 @@ def revision_files(
     except CheckpointError as error:
         warn(f"{revision.names[0]} is published without the optimizer: {error}")
         return files
-    state, before = optimizer_file(folder), revision.manifest["files"]
+    before = revision.manifest["files"]
     listed = {name: before[name] for name in (WEIGHTS, TRAINER_STATE)}
     listed[OPTIMIZER] = before.get(OPTIMIZER) or revision.manifest["optimizer"]
-    listed |= {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in added.items()
-    }
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            listed[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     kept = {name: value for name, value in revision.manifest.items() if name not in ("optimizer", "sha256")}
-    files |= {TRAINER_STATE: folder / TRAINER_STATE, OPTIMIZER: state, MANIFEST: sealed({**kept, "files": listed})}
-    return files
+    files |= {TRAINER_STATE: folder / TRAINER_STATE, OPTIMIZER: optimizer_file(folder)}
+    return files | {MANIFEST: sealed({**kept, "files": listed})}
+
+
+def _weights(folder: Path, names: Mapping[str, str]) -> Path | bytes:
+    """Return the weights of a checkpoint under the names of others: its own file, if these are its names."""
+    if not names:
+        return folder / WEIGHTS
+    with open_tensors(folder / WEIGHTS) as file:
+        return b"".join(weights_file({names.get(name, name): file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
