@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
     def respond(self) -> None:
         """Answer a request of any method."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, headers = 200, {}
+        status, headers = 200, dict[str, str]()
         try:
             content = self.found(unquote(urlsplit(self.path).path), body, headers)
         except Refused as refused:

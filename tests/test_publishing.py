@@ -152,9 +152,8 @@ def test_the_card_states_what_the_run_has_recorded(trained, tmp_path):
     opened = open_run(trained / "lstm")
     last = opened.evaluated[-1]
     whole = next(row for row in opened.scored if row["level"] == "suite" and row["step"] == 20)
-    results = {
-        (each.dataset_name, each.metric_type): each.metric_value for each in reversed(ModelCard(text).data.eval_results)
-    }
+    read: Any = ModelCard(text).data  # as huggingface_hub reads it
+    results = {(each.dataset_name, each.metric_type): each.metric_value for each in reversed(read.eval_results)}
     (name,) = opened.record["corpora"]["test_corpus"]["names"]
     assert results[f"test text: {name}", "loss"] == round(last["loss"], 5)
     assert results["toy", "accuracy"] == round(100 * whole["accuracy"], 2)
@@ -180,18 +179,37 @@ def test_the_card_states_what_the_run_has_recorded(trained, tmp_path):
     assert yaml.safe_load(snippets(body, "yaml")[0]) == opened.config
 
 
+def check_goes_on(sent: Path, trained: Path, goal: Path, step: int, last: int) -> None:
+    """Check that training from a revision ends with the weights of the run."""
+    there = json.loads((sent / MANIFEST).read_text())
+    assert {OPTIMIZER, TRAINER_STATE, "README.md"} <= set(there["files"])
+    shutil.copytree(sent, goal / f"checkpoint-{step}")
+    settings = yaml.safe_load((trained / "config.yaml").read_text())
+    settings["training"]["output_dir"] = str(goal)
+    run(load_config(settings), resume=True, quiet=True)
+    weights = [folder / f"checkpoint-{last}" / WEIGHTS for folder in (goal, trained)]
+    assert file_digest(weights[0]) == file_digest(weights[1])
+
+
 def test_training_goes_on_from_a_revision_with_optimizer(trained, tmp_path):
     for architecture in ("lstm", "bert"):
-        sent, goal = tmp_path / "sent" / architecture, tmp_path / architecture
+        sent = tmp_path / "sent" / architecture
         assert push(trained / architecture, sent, "--with-optimizer") == 0
-        there = json.loads((sent / "step-10" / MANIFEST).read_text())
-        assert {OPTIMIZER, TRAINER_STATE, "README.md"} <= set(there["files"])
-        shutil.copytree(sent / "step-10", goal / "checkpoint-10")
-        settings = yaml.safe_load((trained / architecture / "config.yaml").read_text())
-        settings["training"]["output_dir"] = str(goal)
-        run(load_config(settings), resume=True, quiet=True)
-        weights = [folder / "checkpoint-20" / WEIGHTS for folder in (goal, trained / architecture)]
-        assert file_digest(weights[0]) == file_digest(weights[1])
+        check_goes_on(sent / "step-10", trained / architecture, tmp_path / architecture, 10, 20)
+
+
+def test_weights_have_the_names_of_an_exported_folder(experiment, tmp_path):
+    """transformers 4 calls the output layer of a GPT-NeoX otherwise than 5, whose names a checkpoint has."""
+    training = {"train_steps": 2, "checkpoints": {"every_steps": 1, "keep_optimizer": "all"}}
+    run(experiment("transformers", tmp_path, example="tiny_gpt_neox", training=training), quiet=True)
+    assert push(tmp_path / "run", tmp_path / "sent", "--with-optimizer") == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "exported")]) == 0
+    found = files(tmp_path / "sent" / "main")
+    assert found[WEIGHTS] != (tmp_path / "run" / "checkpoint-2" / WEIGHTS).read_bytes()
+    assert {name: found[name] for name in found.keys() - {OPTIMIZER, TRAINER_STATE, MANIFEST, "README.md"}} == files(
+        tmp_path / "exported"
+    )
+    check_goes_on(tmp_path / "sent" / "step-1", tmp_path / "run", tmp_path / "goal", 1, 2)
 
 
 def test_revisions_of_the_same_weights_are_refused(experiment, tmp_path, capsys):
@@ -349,8 +367,9 @@ def test_what_the_hub_refuses_is_a_line_with_the_way_out(trained, hub, capsys, m
     def refusal(token: str = "hf_writes", repository: str = REPOSITORY) -> str:
         monkeypatch.setenv("HF_TOKEN", token)
         assert push(trained / "lstm", None, repository=repository) in (1, 2)
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
+        lines: list[str] = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        return lines[0]
 
     login = "run `hf auth login` with a token that may write there"
     assert f"does not accept your token: {login}" in refusal("hf_wrong")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundry_core.cli.common import (
     add_plugin_argument,
@@ -98,7 +98,7 @@ def execute(options: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"two runs would become {twice}, as the hub does not take their names: push them one by one")
-    api = hub.logged_in() if folder is None else None
+    api: Any = hub.logged_in() if folder is None else None
     study = None if one else Study(runs, {run.folder: name for run, name in zip(runs, names, strict=True)})
     # Everything is read before the first file is sent: a refusal leaves no half of a study on the hub.
     publications = []

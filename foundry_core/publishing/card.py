@@ -22,7 +22,6 @@ from foundry_core.publishing.scores import Scores
 from foundry_core.publishing.study import Study
 from foundry_core.run_folder import MODEL_CONFIG, TOKENIZER, TOKENS
 from foundry_core.storage.manifest import parse_json, read_plain_file
-from foundry_core.training.console import duration
 
 _CORPORA = {
     "training_corpus": ("training", TRAINING_DATA),
@@ -222,7 +221,8 @@ class Card:
         sentences = [f"Asked for: `training.{asked[0]}: {asked[1]:,}`."] if asked else []
         if run.seconds:
             flops = f", {run.flops:.2e} floating-point operations" if run.flops else ""
-            sentences.append(f"Training took {duration(run.seconds)}{flops}.")
+            time = f"{run.seconds:,.0f} seconds" if run.seconds < 3600 else f"{run.seconds / 3600:,.1f} hours"
+            sentences.append(f"Training took {time}{flops}.")
         rows = [[unit, number(planned.get(unit)), number(trained.get(unit))] for unit in units]
         return "\n\n".join([*filter(None, [" ".join(sentences)]), table(["unit", "planned", "trained"], rows)])
 

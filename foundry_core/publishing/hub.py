@@ -113,7 +113,7 @@ def logged_in() -> Any:
         FoundryError: The hub does not accept the token, or cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # it is documented there
 
     if get_token() is None:
         raise UsageError("nobody is logged in to the Hugging Face hub: run `hf auth login`, or set HF_TOKEN")
@@ -162,8 +162,8 @@ def send(api: Any, publication: Publication, begin: Callable[[str], None], *, pr
             surplus = [file for file in ONLY_FOR_TRAINING if is_new and file in there and file not in files]
             missing = {file: content for file, content in files.items() if not _same(there.get(file), content)}
             if missing or surplus:
-                changes = [CommitOperationAdd(file, content) for file, content in missing.items()]
-                changes += [CommitOperationDelete(file) for file in surplus]
+                added = [CommitOperationAdd(file, content) for file, content in missing.items()]
+                changes = [*added, *(CommitOperationDelete(file) for file in surplus)]
                 api.create_commit(name, changes, commit_message=f"Upload {revision}", revision=revision)
                 sent.append(revision)
     return sent
