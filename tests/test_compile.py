@@ -12,6 +12,8 @@ import torch
 import yaml
 
 from foundry_core import create_model, run
+from foundry_core.checkpoints.checkpoint import checkpoints
+from foundry_core.checkpoints.state import read_state
 from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.training.choices import choose
 from tests.interruption import outcome
@@ -51,7 +53,7 @@ def test_two_processes_that_compile_have_the_bits_of_one(experiment, tmp_path):
         command = [sys.executable, "-m", "foundry_core.cli", "train", str(file), "--quiet", "--processes", processes]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=400)
         found.append(outcome(config))
-    assert found[0]["state"]["compile"] is True
+        assert read_state(checkpoints(config.training.output_dir)[-1]).compile is True
     assert found[0] == found[1]
 
 
