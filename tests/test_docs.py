@@ -296,6 +296,22 @@ def test_every_yaml_of_a_page_of_the_site_is_valid(tmp_path: Path, monkeypatch: 
     assert wrong == []
 
 
+def test_every_key_that_a_page_names_exists() -> None:
+    found = {*all_keys(), *(dotted.rpartition(".")[0] for dotted in all_keys()), "model.architecture"}
+    of_core = ("explanation/reliability.md", "explanation/inside.md")  # which name modules
+    named, wrong = 0, []
+    for place, text in {**pages(), "README.md": (ROOT / "README.md").read_text()}.items():
+        if place in of_core or place.startswith(("reference/", "changelog")):
+            continue
+        for code in re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```", "", text)):
+            key = re.match(r"((?:data|tokenizer|training|logging|model|seeds|match)(?:\.[a-z_]+)+)(?:$|[:=])", code)
+            if key and not code.endswith((".py", ".safetensors")) and not code.startswith("model.transformers."):
+                named += 1
+                wrong += [f"{place}: {code}"] if key.group(1) not in found else []
+    assert named > 150
+    assert wrong == []
+
+
 def commands(text: str) -> Iterator[str]:
     """Yield the command lines of a page that start foundry."""
     for block in blocks(text, "", "bash", "console", "sh", "text"):
@@ -415,7 +431,7 @@ def test_the_page_on_your_own_text_can_be_followed(tmp_path: Path, monkeypatch: 
     Path("lstm.yaml").write_text(yaml.safe_dump(shown))
     carry_out("start/your_text.md", "init", "train lstm.yaml --resume")
     names: dict[str, Any] = {}
-    exec(*blocks(pages()["start/your_text.md"], "python"), names)
+    exec(blocks(pages()["start/your_text.md"], "python")[0], names)
     assert names["model"].config.vocab_size == len(names["tokenizer"]) == 8000
 
 
