@@ -305,7 +305,11 @@ def test_every_key_that_a_page_names_exists() -> None:
             continue
         for code in re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```", "", text)):
             key = re.match(r"((?:data|tokenizer|training|logging|model|seeds|match)(?:\.[a-z_]+)+)(?:$|[:=])", code)
-            if key and not code.endswith((".py", ".safetensors")) and not code.startswith("model.transformers."):
+            if (
+                key
+                and not code.endswith((".json", ".py", ".safetensors"))
+                and not code.startswith("model.transformers.")
+            ):
                 named += 1
                 wrong += [f"{place}: {code}"] if key.group(1) not in found else []
     assert named > 150
