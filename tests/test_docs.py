@@ -489,17 +489,21 @@ def test_the_tutorial_of_an_ablation_can_be_followed(
     corpus = write_corpus(Path("corpus"), train_sentences=2_000, test_sentences=200, seed=1)
     lines = corpus.train.read_text().splitlines()
     corpus.train.write_text("".join(f"{'if ' if at % 5 == 0 else ''}{line}\n" for at, line in enumerate(lines)))
-    drop, _, study, *_ = map(yaml.safe_load, blocks(pages()["tutorials/corpus_ablation.md"], "yaml"))
+    drop, _, given, study = map(yaml.safe_load, blocks(pages()["tutorials/corpus_ablation.md"], "yaml"))
     base = experiment_with({"training": {"output_dir": "runs/base", "train_steps": 30}})
     base["data"] = {"training_corpus": str(corpus.train), "test_corpus": str(corpus.test), "max_sequence_length": 24}
     base["tokenizer"] = {"tokenizer_type": "word", "vocab_size": 200}
     Path("base.yaml").write_text(yaml.safe_dump(base))
     Path("ablation.yaml").write_text(yaml.safe_dump({**base, "data": base["data"] | drop["data"]}))
     Path("conditionals.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    carry_out("tutorials/corpus_ablation.md")
+    carry_out("tutorials/corpus_ablation.md", "study", "compare", "seen")
+    Path("base.yaml").write_text(yaml.safe_dump({**base, **given}))
+    carry_out("tutorials/corpus_ablation.md", "data", "tokenizer")
     assert set(last_column(capsys.readouterr().out)) == {"0"}
     assert main(["seen", "studies/conditionals/whole-seed1", "--grep", r"\bif\b"]) == 0
     assert int(last_column(capsys.readouterr().out)[-1].replace(",", "")) > 100
+    assert main(["study", "conditionals.yaml", "--check"]) == 0
+    assert re.search(r"(?m)^tokenizer +equal", capsys.readouterr().out)
 
 
 @pytest.mark.slow
