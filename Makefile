@@ -6,6 +6,8 @@ PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram
 STAMP := $(VENV)/.installed
 PEERS ?= 4.51.3 5.24.0
 OTHERS := $(PEERS:%=.venv-%)
+# Where it is set, as in many containers, each process compiles core, and rewrites all tests, once more: 4 s.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run quick test test-all test-slow test-faults peers lint docs bench dist dist-check version setup clean
 
@@ -64,6 +66,7 @@ docs: $(STAMP)
 	$(BIN)/python -c "import furo, myst_parser, sphinx" 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[docs]"
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	$(BIN)/python -m docs.generator.links docs/_build/html
 
 # Against transformers, datasets, minicons and, where checkouts are named, nanoGPT and pytorch/examples: 50 minutes,
 # a quarter of an hour with BENCH="--rounds 1 --megabytes 2". make bench NANOGPT=PATH EXAMPLES=PATH BENCH="train --rounds 3"

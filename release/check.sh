@@ -8,6 +8,9 @@ bin=$1
 "$bin/foundry" plugins doctor
 "$bin/foundry" quickstart quickstart
 "$bin/foundry" verify quickstart/runs/lstm
+"$bin/foundry" export quickstart/runs/lstm quickstart/exported --standalone
+HF_HOME=$PWD/quickstart/hub HF_HUB_OFFLINE=1 "$bin/python" -I release/opened.py quickstart/exported
+"$bin/foundry" push quickstart/runs/lstm someone/lstm --licence apache-2.0 --dry-run quickstart/published
 "$bin/foundry" new-plugin released --dir quickstart
 "$bin/foundry" check lstm
 # ruff and mypy, which that test starts, are not among what a user installs.

@@ -37,6 +37,7 @@ def write(root: Path, version: str) -> list[str]:
     places: dict[str, tuple[str, str] | None] = {
         CORE: ('^__version__ = ".+"$', f'__version__ = "{version}"'),
         "CITATION.cff": ("^version: .+$", f"version: {version}"),
+        "docs/project.md": (r"^  version = \{.+\},$", f"  version = {{{version}}},"),
         "plugins/foundry-*/pyproject.toml": ('^version = ".+"$', f'version = "{version}"'),
         **dict.fromkeys(_BOUNDED),
     }

@@ -367,8 +367,8 @@ def test_the_allow_list_leaves_out_whatever_it_does_not_name(
     with pytest.raises(PluginError) as raised:
         get_architecture("gpt2")
     assert str(raised.value) == (
-        "the architecture 'gpt2' is disabled: FOUNDRY_PLUGINS=foundry-rnn,zebra leaves foundry-gpt2 0.1.0 out: "
-        "add it to that variable"
+        f"the architecture 'gpt2' is disabled: FOUNDRY_PLUGINS=foundry-rnn,zebra leaves foundry-gpt2 {__version__} "
+        "out: add it to that variable"
     )
     monkeypatch.setenv("FOUNDRY_PLUGINS_DISABLE", "gru")
     assert available_architectures() == ["lstm", "rnn", "zebra"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from email.parser import Parser
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram")
 DISTRIBUTIONS = ("model-foundry", *PLUGINS)
+VERSION = version.kept(ROOT)
 
 
 def source(name: str) -> Path:
@@ -70,18 +72,18 @@ def test_a_plugin_adds_and_removes_exactly_its_architecture(environment: Any, wh
     environment.install(wheels["foundry-bert"], wheels["foundry-rnn"])
     try:
         assert environment.architectures() == {
-            "bert": "foundry-bert 0.1.0",
-            **dict.fromkeys(("gru", "lstm", "rnn"), "foundry-rnn 0.1.0"),
+            "bert": f"foundry-bert {VERSION}",
+            **dict.fromkeys(("gru", "lstm", "rnn"), f"foundry-rnn {VERSION}"),
         }
         environment.uninstall("foundry-rnn")
-        assert environment.architectures() == {"bert": "foundry-bert 0.1.0"}
+        assert environment.architectures() == {"bert": f"foundry-bert {VERSION}"}
         valid = environment.foundry("validate", path)
         assert (valid.returncode, valid.stderr) == (0, "")
         assert valid.stdout.startswith(f"{path}: valid; bert, masked_lm, ")
 
         environment.install(wheels["foundry-gpt2"])
         environment.uninstall("foundry-bert")
-        assert environment.architectures() == {"gpt2": "foundry-gpt2 0.1.0"}
+        assert environment.architectures() == {"gpt2": f"foundry-gpt2 {VERSION}"}
         refused = environment.foundry("validate", path)
         assert (refused.returncode, refused.stdout) == (2, "")
         line = r".*/bert\.yaml:\d+: model\.architecture: Unknown architecture: 'bert'\. Available: gpt2\.\n"
@@ -143,7 +145,7 @@ def test_a_wheel_holds_its_typed_package_and_nothing_else(name: str, wheels: dic
     package = "foundry_core" if name == "model-foundry" else name.replace("-", "_")
     files = contents(wheels[name])
     assert f"{package}/py.typed" in files
-    assert {file.split("/")[0] for file in files} == {package, f"{name.replace('-', '_')}-0.1.0.dist-info"}
+    assert {file.split("/")[0] for file in files} == {package, f"{name.replace('-', '_')}-{VERSION}.dist-info"}
     here = source(name) / package
     sources = {f"{package}/{path.relative_to(here)}" for path in here.rglob("*") if path.is_file()}
     packed = {file for file in files if file.startswith(f"{package}/")}
@@ -172,14 +174,34 @@ def test_licence_and_readme_are_in_wheel_and_sources(
     assert licence == packed["LICENSE"] == (ROOT / "LICENSE").read_bytes()
     said = metadata(wheels[name])
     assert said["Description-Content-Type"] == ["text/markdown"]
-    assert said["Description"] == [packed["README.md"].decode()]
+    if name != "model-foundry":  # whose links are adapted
+        assert said["Description"] == [packed["README.md"].decode()]
     assert len(said["Summary"]) == len(said["Keywords"]) == 1
 
 
-@each("name", PLUGINS)
+@each("name", DISTRIBUTIONS)
 def test_a_readme_has_no_link_into_the_checkout(name: str, wheels: dict[str, Path]) -> None:
     (readme,) = metadata(wheels[name])["Description"]
+    assert "foundry" in readme.splitlines()[0]
     assert not re.findall(r"\]\((?!https://|#)[^)]*\)", readme)
+
+
+def test_links_of_the_readme_lead_to_an_address_that_is_known(tmp_path: Path) -> None:
+    for file in ("README.md", "LICENSE", "setup.py", "pyproject.toml", "foundry_core/__init__.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    project, address = tmp_path / "pyproject.toml", "https://example.org/foundry"
+    project.write_text(project.read_text().replace("[project.urls]", f'[project.urls]\nSource = "{address}"'))
+    command = [sys.executable, "setup.py", "--quiet", "--long-description"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    version_of_core = version.kept(ROOT)
+    kept = {
+        re.sub(rf"{address}/(blob|raw)/v{re.escape(version_of_core)}/", "", link)
+        for link in re.findall(r"\]\(([^)]*)\)", result.stdout)
+    }
+    assert kept == set(re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text()))
+    assert all((ROOT / link).exists() for link in kept)
+    assert f"]({address}/raw/v{version_of_core}/docs/start/comparison.png)" in result.stdout
 
 
 def test_the_sources_of_core_hold_what_the_tests_read(sdists: dict[str, Path]) -> None:
@@ -203,11 +225,10 @@ def test_a_wheel_links_to_the_page_of_core(name: str, wheels: dict[str, Path]) -
 
 
 def test_the_version_is_the_one_that_core_states(wheels: dict[str, Path], environment: Any) -> None:
-    kept = version.kept(ROOT)
     assert {name: metadata(wheels[name])["Version"] for name in DISTRIBUTIONS} == {
-        name: [kept] for name in DISTRIBUTIONS
+        name: [VERSION] for name in DISTRIBUTIONS
     }
-    assert environment.foundry("--version").stdout == f"model-foundry {kept}\n"
+    assert environment.foundry("--version").stdout == f"model-foundry {VERSION}\n"
 
 
 def test_building_leaves_nothing_in_the_tree(wheels: dict[str, Path]) -> None:
@@ -224,6 +245,7 @@ def test_one_command_writes_the_version_everywhere(sdists: dict[str, Path], tmp_
     assert version.write(tmp_path, kept) == []  # all of it agrees now
     changed = version.write(tmp_path, "1.2.0rc1")
     assert set(changed) >= {"foundry_core/__init__.py", "CITATION.cff", "plugins/README.md", "plugins/STABILITY.md"}
+    assert "version = {1.2.0rc1}" in (tmp_path / "docs" / "project.md").read_text("utf-8")
     for name in PLUGINS:
         project = (tmp_path / "plugins" / name / "pyproject.toml").read_text("utf-8")
         assert 'version = "1.2.0rc1"' in project
