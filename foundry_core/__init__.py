@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from foundry_core.analysis.runs import open_run
+    from foundry_core.cli.common import write_answer
+    from foundry_core.cli.init import starting_yaml
     from foundry_core.config.experiment import ExperimentConfig
     from foundry_core.config.loading import load_config
     from foundry_core.config.sections import TrainingConfig
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "analysis.runs": "open_run",
+    "cli.common": "write_answer",
+    "cli.init": "starting_yaml",
     "config.experiment": "ExperimentConfig",
     "config.loading": "load_config",
     "config.sections": "TrainingConfig",
@@ -143,7 +147,9 @@ __all__ = [
     "register_architecture",
     "register_auto_classes",
     "run",
+    "starting_yaml",
     "train_tokenizer_from_config",
+    "write_answer",
 ]
 
 

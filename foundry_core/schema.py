@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -135,7 +136,7 @@ class Values:
     """The valid values of a section as attributes; reading any other key raises NotValid."""
 
     def __init__(self, section: type[ConfigSection], data: Any):
-        self._fields, self._config = section.model_fields, section.model_config
+        self._section, self._fields = section, section.model_fields
         self._data = data if isinstance(data, Mapping) else {}
 
     def __getattr__(self, name: str) -> Any:
@@ -145,11 +146,18 @@ class Values:
         kind, given = field.annotation, {name: self._data[name]} if name in self._data else {}
         if isinstance(kind, type) and issubclass(kind, ConfigSection) and isinstance(given.get(name), Mapping):
             return Values(kind, given[name])
-        alone: dict[str, Any] = {name: (kind, field)}
         try:
-            return getattr(create_model("Alone", __config__=self._config, **alone).model_validate(given), name)
+            return getattr(_alone(self._section, name).model_validate(given), name)
         except ValidationError:
             raise NotValid(name) from None
+
+
+@lru_cache(1024)
+def _alone(section: type[ConfigSection], name: str) -> type[BaseModel]:
+    """Return a model of one key of a section, which takes 0.4 ms to make: each configuration has them read anew."""
+    field = section.model_fields[name]
+    alone: dict[str, Any] = {name: (field.annotation, field)}
+    return create_model("Alone", __config__=section.model_config, **alone)
 
 
 def broken(rules: Iterable[Callable[..., Iterator[Finding]]], *read: Any) -> Iterator[Finding]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +21,7 @@ import foundry_core
 from docs.generator import facts, keys
 from docs.generator.api import hooks
 from docs.generator.keys import Reader
+from docs.generator.links import broken
 from docs.generator.pages import DOCS, made_pages, relinked, write_pages
 from docs.generator.verbs import below, parser_of
 from foundry_core import ExperimentConfig, load_config
@@ -172,6 +176,8 @@ def broken_links(known: Mapping[str, str]) -> Iterator[str]:
     for place, text in known.items():
         for target, anchor in re.findall(r"\]\(([^)\s:#]*)(?:#([^)\s]*))?\)", re.sub(r"(?ms)^```.*?^```", "", text)):
             page = os.path.normpath(Path(place).parent / target) if target else place
+            if target.endswith(".png") and (DOCS / page).exists():
+                continue
             if page != "llms.txt" and (page not in known or (anchor and anchor not in anchors(known[page]))):
                 yield f"{place}: {target}#{anchor}"
 
@@ -183,6 +189,30 @@ def test_every_link_leads_to_a_page_and_a_heading() -> None:
 def test_a_link_to_nothing_is_found() -> None:
     page = "# A `b`: c\n[v](b.md) [w](#a-b-c) [x](#c) [y](https://example.org)\n```\n[z](c.md)\n```\n"
     assert list(broken_links({"a.md": page})) == ["a.md: b.md#", "a.md: #c"]
+
+
+def test_a_broken_link_of_the_built_site_is_found(tmp_path: Path) -> None:
+    head = '<link href="style.css"><script src="https://example.org/a.js"></script><h1 id="a-b">A</h1>'
+    links = ["#a-b", "#c", "deep/", "deep/index.html#x", "gone.html", "../outside.html", "https://example.org/gone"]
+    (tmp_path / "site" / "deep").mkdir(parents=True)
+    (tmp_path / "outside.html").write_text("")
+    (tmp_path / "site" / "deep" / "index.html").write_text('<a href="../index.html#a-b">up</a>')
+    (tmp_path / "site" / "index.html").write_text(head + "".join(f'<a href="{link}">a</a>' for link in links))
+    wrong = ["#c", "deep/index.html#x", "gone.html", "../outside.html", "style.css", "https://example.org/a.js"]
+    assert list(broken(tmp_path / "site")) == [f"index.html: {link}" for link in wrong]
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list(broken(tmp_path)) == []
+    for place in pages():
+        text = (tmp_path / place).with_suffix(".html").read_text(encoding="utf-8")
+        assert len(re.findall(r"<h1>", text)) == 1, place
+        assert len(re.findall(r'<meta name="description" content="[^"]{12,}"', text)) == 1, place
 
 
 def test_every_page_is_in_the_overview_that_models_read(tmp_path: Path) -> None:
@@ -232,6 +262,8 @@ def test_every_yaml_of_a_page_of_the_site_is_valid(tmp_path: Path, monkeypatch: 
             continue  # pages with tests of their own
         for block in blocks(text, "yaml"):
             given = yaml.safe_load(block)
+            if "architecture: conv" in block:
+                continue  # the tutorial that writes it has a test of its own
             checked += 1
             try:
                 if "grid" in given:
@@ -355,3 +387,53 @@ def test_the_tutorial_of_an_ablation_can_be_followed(
     assert set(last_column(capsys.readouterr().out)) == {"0"}
     assert main(["seen", "studies/conditionals/whole-seed1", "--grep", r"\bif\b"]) == 0
     assert int(last_column(capsys.readouterr().out)[-1].replace(",", "")) > 100
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_ones_own_architecture_can_be_followed(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "first" / "corpus", train_sentences=8_000, test_sentences=300, seed=1)
+    page = pages()["tutorials/own_architecture.md"]
+    model, opening = blocks(page, "python")
+    (tmp_path / "conv.py").write_text(model)
+    (tmp_path / "compare.yaml").write_text(*blocks(page, "yaml"))
+
+    def python(*arguments: str) -> str:
+        result = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    for line in commands(page):
+        if "quickstart" not in line:
+            printed = python("-m", "foundry_core.cli", *shlex.split(line)[1:])
+    assert {"conv", "lstm"} <= {row.split()[0] for row in printed.splitlines() if row}
+    assert python("-c", f"{opening}print(type(model).__name__)") == "ConvLanguageModel\n"
+    (tmp_path / "ahead.py").write_text(model.replace("(convolution.kernel_size[0] - 1, 0)", "(1, 1)"))
+    ahead = [sys.executable, "-m", "foundry_core.cli", "check", "conv", "--plugin", "ahead.py", "--only", "causal-leak"]
+    assert subprocess.run(ahead, cwd=tmp_path, capture_output=True, check=False).returncode == 9
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_reading_times_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("statsmodels.formula.api")
+    monkeypatch.chdir(tmp_path)
+    corpus = write_corpus(Path("first/corpus"), train_sentences=8_000, test_sentences=60, seed=1)
+    page = pages()["tutorials/reading_times.md"]
+    Path("reader.yaml").write_text(*blocks(page, "yaml"))
+    rows = enumerate(corpus.test.read_text().splitlines(), start=1)
+    Path("stimuli.tsv").write_text("item\tsentence\n" + "".join(f"{number}\t{line}\n" for number, line in rows))
+    carry_out("tutorials/reading_times.md", "quickstart")
+    words = pd.read_csv("surprisal.tsv", sep="\t", keep_default_na=False)
+    last, chance = words[words["step"] == 400], random.Random(1)
+    with Path("times.tsv").open("w") as file:
+        file.write("subject\tdocument\tword\ttime\n")
+        for subject in range(6):
+            own = chance.gauss(300, 20)
+            for document, word, bits in zip(last["document"], last["word"], last["surprisal"], strict=True):
+                file.write(f"s{subject}\t{document}\t{word}\t{own + 10 * bits + chance.gauss(0, 3):.1f}\n")
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(block, names)
+    assert names["model"].params["surprisal"] == pytest.approx(10, abs=0.2)
+    assert list(names["gains"]) == [0, 50, 100, 200, 400]
+    assert max(names["gains"], key=names["gains"].get) == 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from email.parser import Parser
@@ -173,14 +174,34 @@ def test_licence_and_readme_are_in_wheel_and_sources(
     assert licence == packed["LICENSE"] == (ROOT / "LICENSE").read_bytes()
     said = metadata(wheels[name])
     assert said["Description-Content-Type"] == ["text/markdown"]
-    assert said["Description"] == [packed["README.md"].decode()]
+    if name != "model-foundry":  # whose links are adapted
+        assert said["Description"] == [packed["README.md"].decode()]
     assert len(said["Summary"]) == len(said["Keywords"]) == 1
 
 
-@each("name", PLUGINS)
+@each("name", DISTRIBUTIONS)
 def test_a_readme_has_no_link_into_the_checkout(name: str, wheels: dict[str, Path]) -> None:
     (readme,) = metadata(wheels[name])["Description"]
+    assert "foundry" in readme.splitlines()[0]
     assert not re.findall(r"\]\((?!https://|#)[^)]*\)", readme)
+
+
+def test_links_of_the_readme_lead_to_an_address_that_is_known(tmp_path: Path) -> None:
+    for file in ("README.md", "LICENSE", "setup.py", "pyproject.toml", "foundry_core/__init__.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    project, address = tmp_path / "pyproject.toml", "https://example.org/foundry"
+    project.write_text(project.read_text().replace("[project.urls]", f'[project.urls]\nSource = "{address}"'))
+    command = [sys.executable, "setup.py", "--quiet", "--long-description"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    version_of_core = version.kept(ROOT)
+    kept = {
+        re.sub(rf"{address}/(blob|raw)/v{re.escape(version_of_core)}/", "", link)
+        for link in re.findall(r"\]\(([^)]*)\)", result.stdout)
+    }
+    assert kept == set(re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text()))
+    assert all((ROOT / link).exists() for link in kept)
+    assert f"]({address}/raw/v{version_of_core}/docs/start/comparison.png)" in result.stdout
 
 
 def test_the_sources_of_core_hold_what_the_tests_read(sdists: dict[str, Path]) -> None:

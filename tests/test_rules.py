@@ -441,11 +441,11 @@ def test_the_name_of_a_test_has_at_most_60_characters() -> None:
     assert names == []
 
 
-def test_the_readme_has_a_line_for_each_package() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_walk_through_the_code_has_a_line_for_each_package() -> None:
+    page = (ROOT / "docs" / "explanation" / "inside.md").read_text()
     rooms = {path.parent.name for path in CORE.glob("*/__init__.py")} | {path.stem for path in CORE.glob("*.py")}
     missing = [
-        each for each in sorted(rooms - SHIMS - {"__init__"}) if not re.search(rf"^  {each}[/. ]", readme, flags=re.M)
+        each for each in sorted(rooms - SHIMS - {"__init__"}) if not re.search(rf"^  {each}[/. ]", page, flags=re.M)
     ]
     assert missing == []
 

@@ -25,7 +25,7 @@ from foundry_core.errors import ConfigError
 from foundry_core.models.cost import parameter_count
 from foundry_core.registry.discovery import installed
 from foundry_core.registry.loading import get_architecture
-from foundry_core.run_folder import WEIGHTS
+from foundry_core.run_folder import LOCK, WEIGHTS
 from foundry_core.storage.lock import RunLock
 from foundry_core.study.definition import Study, StudySection, read_study
 from foundry_core.study.folder import prepare, standing
@@ -457,6 +457,10 @@ def until(process: subprocess.Popen[bytes], place: Path) -> None:
         assert place.exists(), process.communicate()[1].decode()
 
 
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
+
+
 def results(study: Path) -> dict[str, Any]:
     """By cell, the digest of the last weights, and the log of all losses."""
     found = {}
@@ -500,6 +504,32 @@ def test_suites_of_a_study_are_in_its_comparison(
     assert all({"tsv-agreement/near", "tsv-agreement/far"} <= row.keys() for row in found["rows"])
     (difference,) = [each for each in found["differences"] if each["figure"] == "tsv-agreement"]
     assert difference["mean"] == pytest.approx(accuracies["narrow"] - accuracies["wide"])
+
+
+@pytest.mark.long
+def test_only_cells_that_miss_results_are_scored_again(written: Written, pairs: str, one_thread: None) -> None:
+    path = written({"model.rnn.hidden_size": {"narrow": 16, "wide": 32}}, suites=[pairs])
+    study = prepare(read_study(path))
+    for cell in study.cells:
+        run(cell.config, quiet=True)
+        assert main(["evaluate", str(cell.folder), "--suite", pairs, "--all"]) == 0
+
+    def content() -> dict[str, bytes]:
+        return {str(file.relative_to(study.folder)): file.read_bytes() for file in files_below(study.folder)}
+
+    before = content()
+    assert main(["study", str(path)]) == 0
+    assert content() == before  # the log of a cell is written as soon as a process of it is started
+    kept = study.folder / "wide" / "scores" / "checkpoint-2" / "tsv-agreement.tsv"
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert main(["study", str(path)]) == 0
+    after = content()
+    assert after.keys() - before.keys() == {"logs/wide.log"}
+    assert before.items() <= after.items()
+    # Of another suite of that name nothing is there.
+    Path(pairs).write_text(PAIRS + PAIRS.splitlines()[1].replace("dog", "cat"))
+    assert main(["study", str(path)]) == 0
+    assert content().keys() - after.keys() == {"logs/narrow.log"}
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""`run()` is the walk of the data that README describes, and looks everything up once."""
+"""`run()` is the walk of the data that the documentation describes, and looks everything up once."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def test_run_is_the_walk_of_readme_in_under_forty_lines() -> None:
         "trainer.train",
     ]
     assert [body.index(stage) for stage in stages] == sorted(body.index(stage) for stage in stages)
-    readme = (ROOT / "README.md").read_text()
-    walk = readme[readme.index("## The walk of the data") : readme.index("## The files")]
+    page = (ROOT / "docs" / "explanation" / "inside.md").read_text()
+    walk = page[page.index("## The walk of the data") : page.index("## The packages")]
     assert [stage for stage in stages if not re.search(rf"\b{stage}\b", walk)] == []

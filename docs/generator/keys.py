@@ -129,7 +129,7 @@ class Key:
         lines = [
             f"### {code(self.name)}",
             _sentence(self.description),
-            "\n".join(f"* {fact}" for fact in facts if fact),
+            " · ".join(fact for fact in facts if fact),
         ]
         return "\n\n".join(line for line in lines if line)
 
@@ -150,7 +150,7 @@ def flow(value: Any) -> str:
 
 
 def _sentence(text: str) -> str:
-    begins = text[:1].upper() + text[1:] if re.match(r"[a-z]+ ", text) else text  # not a value, as in "auto: ..."
+    begins = text[:1].upper() + text[1:] if re.match(r"[a-z]+,? ", text) else text  # not a value, as in "auto: ..."
     return escaped(begins) + ("" if text.endswith((".", ":")) else ".") if text else ""
 
 

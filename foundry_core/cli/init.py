@@ -66,11 +66,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     from foundry_core.config.loading import load_config
     from foundry_core.config.yaml_source import YamlSource
-    from foundry_core.registry.loading import get_architecture
 
     load_plugins(options)
-    architecture = get_architecture(options.architecture)
-    text = starting_yaml(architecture, options.name or architecture.name)
+    text = starting_yaml(options.architecture, options.name or options.architecture)
     to_fill_in: list[str] = []
     try:
         load_config(YamlSource.parse(text, "configuration").data)
@@ -83,17 +81,38 @@ def execute(options: argparse.Namespace) -> None:
     sys.stderr.write("".join(to_fill_in))
 
 
-def starting_yaml(architecture: Architecture, name: str) -> str:
-    """Return a whole configuration for an architecture: every key of every section, with its meaning."""
-    from foundry_core.config.experiment import ExperimentConfig
+def starting_yaml(
+    architecture: Architecture | str,
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    title: str = "A configuration to start from",
+) -> str:
+    """Return a whole configuration for an architecture as YAML: every key of every section, with its meaning.
 
-    title = f"A configuration to start from: {architecture.name}, {' '.join(architecture.summary.split())}."
+    Args:
+        architecture: What `model.architecture` names.
+        name: The name of the experiment.
+        settings: Keys by their full names, such as `training.train_words`, that get another value than `foundry init`
+            writes; None is the default of the key, as a comment.
+        title: What the comment at the top begins with.
+
+    Raises:
+        PluginError: There is no such architecture.
+    """
+    from foundry_core.config.experiment import ExperimentConfig
+    from foundry_core.registry.loading import get_architecture
+
+    if isinstance(architecture, str):
+        architecture = get_architecture(architecture)
+    values = {**_values(architecture, name), **(settings or {})}
+    values = {key: value for key, value in values.items() if value is not None}
+    title = f"{title}: {architecture.name}, {' '.join(architecture.summary.split())}."
     lines = [
         *textwrap.wrap(title, WIDTH, initial_indent="# ", subsequent_indent="# "),
         "# Keys behind a '# ' show their default: remove the '# ' to set one (and that of its section, if hidden).",
         "# Then: foundry validate FILE, foundry plan FILE, foundry train FILE.",
     ]
-    for entry in _entries(ExperimentConfig, _values(architecture, name)):
+    for entry in _entries(ExperimentConfig, values):
         if entry.depth == 0 and entry.text.endswith(":"):
             lines.append("")
         lines += entry.lines(WIDTH)

@@ -113,19 +113,19 @@ class AdaptedClassifier(AdaptedBody):
 class AdaptedSequenceClassifier(AdaptedClassifier):
     """The adapter of a classifier of texts.
 
-    Its head reads the first real token of a model that sees both sides, and otherwise the last one, which alone has
-    seen all others.
+    Its head reads the last real token, which has seen all others; of a model that sees both sides the mean of all,
+    because in a recurrent one no token is the last that both directions read.
     """
 
     output_class = SequenceClassifierOutput
 
     def chosen(self, hidden_BTD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        first, length = self.model.config.capabilities.bidirectional, hidden_BTD.shape[1]
-        if attention_mask is None:
-            return hidden_BTD[:, 0 if first else -1]
-        real_BT = attention_mask.bool()
-        place_B = real_BT.int().argmax(1) if first else length - 1 - real_BT.flip(1).int().argmax(1)
-        return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), place_B]
+        real_BT = torch.ones_like(hidden_BTD[..., 0]) if attention_mask is None else (attention_mask != 0)
+        if self.model.config.capabilities.bidirectional:
+            real_BT1 = real_BT.unsqueeze(-1).to(hidden_BTD.dtype)
+            return (hidden_BTD * real_BT1).sum(dim=1) / real_BT1.sum(dim=1).clamp(min=1)
+        places_BT = torch.arange(1, real_BT.shape[1] + 1, device=real_BT.device) * real_BT
+        return hidden_BTD[torch.arange(len(real_BT), device=real_BT.device), places_BT.argmax(dim=1)]
 
     def computed_loss(self, logits: torch.Tensor, labels: torch.Tensor, **shared: Any) -> Any:
         return self.loss_function(labels, logits, self.config, **shared)

@@ -106,6 +106,9 @@ def load_architecture(point: Installed) -> Architecture:
 def load_module(point: Installed) -> ModuleType:
     """Import the module that an entry point names. Raises PluginError with the cause and how to fix it."""
     refuse_unfit(point)
+    there = sys.modules.get(point.module)
+    if there is not None:  # nothing of it runs that could change the settings of the process
+        return there
     with _importing(point), isolated():
         return importlib.import_module(point.module)
 

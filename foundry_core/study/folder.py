@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,18 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from foundry_core.config.yaml_source import YamlSource
-from foundry_core.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    Problem,
-    TokenizerError,
-    UsageError,
-    warn,
-    warned_once,
-)
-from foundry_core.registry.hooks import hooks_in
-from foundry_core.registry.loading import plugin_files
+from foundry_core.errors import CheckpointError, ConfigError, TokenizerError, warn, warned_once
 from foundry_core.run_folder import (
     CELL_CONFIGS,
     CELL_LOGS,
@@ -40,6 +28,7 @@ from foundry_core.storage.files import write_file
 from foundry_core.storage.lock import RunLock
 from foundry_core.storage.manifest import parse_json, read_plain_file
 from foundry_core.study.definition import Cell, Study
+from foundry_core.study.suites import check_suites
 
 CELLS_FORMAT = 1
 
@@ -109,7 +98,7 @@ def prepare(study: Study) -> Study:
     Raises:
         ConfigError: A suite is not there, or not what it should be; or there is no width for a cell.
     """
-    _check_suites(study)
+    check_suites(study)
     with RunLock(study.folder, waiting=lambda owner: warn(f"waiting for the study in {study.folder}: {owner}")):
         stored = _stored_cells(study)
         kept = stored is not None and _still_fit(study, stored)
@@ -125,35 +114,6 @@ def prepare(study: Study) -> Study:
 def with_known_widths(study: Study) -> Study:
     """Return the study with the widths that were found for its cells, if that was done."""
     return replace(study, cells=tuple(_stored_cells(study) or study.cells))
-
-
-def _check_suites(study: Study) -> None:
-    """Read the suites of a study as its cells will, which would otherwise fail one by one once they are trained."""
-    if not study.settings.suites:
-        return
-    from foundry_core.evaluation.suites.reading import read_suite
-    from foundry_core.training.suites import check_names
-
-    named = [sys.modules[name] for name in sorted(plugin_files)]
-    active = [[*cell.config.chosen.plugins.modules, *named] for cell in study.cells]
-    offering = [
-        tuple(each for each in dict.fromkeys(modules) if "foundry_suites" in hooks_in(each)) for modules in active
-    ]
-    problems: dict[Problem, None] = {}
-    with warned_once():
-        for modules in dict.fromkeys(offering):
-            suites = []
-            for at, spec in enumerate(study.settings.suites):
-                try:
-                    suites.append(read_suite(spec, modules, installed=True))
-                except (UsageError, DataError) as error:
-                    problems |= dict.fromkeys(study.problem(("suites", at), str(error)).problems)
-            try:
-                check_names(suites)
-            except UsageError as error:
-                problems |= dict.fromkeys(study.problem(("suites",), str(error)).problems)
-    if problems:
-        raise ConfigError(list(problems))
 
 
 def _still_fit(study: Study, cells: Iterable[Cell]) -> bool:

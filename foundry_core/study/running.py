@@ -18,6 +18,7 @@ from foundry_core.storage import files
 from foundry_core.storage.lock import lock_owner, take_lock
 from foundry_core.study.definition import Cell, Study
 from foundry_core.study.folder import cell_log, cell_yaml, share_done, standing
+from foundry_core.study.suites import KeptScores
 from foundry_core.systems import REPEATED_SIGNALS, usable_cores
 from foundry_core.training.progress import working
 from foundry_core.training.signals import StopRequest
@@ -47,6 +48,8 @@ def train_cells(
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train cells to their end, so many at a time; those that are done are skipped, and those begun go on.
+
+    A cell that is trained has a process of its own only if something of its suites is missing.
 
     A cell that another process trains, which may have outlived a study that was killed, is waited for: the others go
     first.
@@ -100,10 +103,12 @@ class _Pool:
     ):
         self.study, self.foundry, self.jobs, self.plugin_files = study, foundry, jobs, plugin_files
         self.report = report
-        self.number, self.waiting = len(cells), deque(cells)
+        kept = KeptScores(study)
+        unfinished = (cell for cell in cells if standing(cell).state != "done" or not kept.complete(cell))
+        self.number, self.waiting = len(cells), deque(unfinished)
         self.running: list[_Running] = []
         self.failed: list[str] = []
-        self.done, self.asked = 0, False
+        self.done, self.asked = self.number - len(self.waiting), False
         self.reported_in_use: set[str] = set()
         self._stop_signal = _stop_signal()  # once this process is asked to stop, it ignores what repeats itself, too
 

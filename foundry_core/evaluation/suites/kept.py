@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from foundry_core.errors import CheckpointError
-from foundry_core.storage.manifest import read_plain_file, unsealed
+from foundry_core.run_folder import MANIFEST, SCORES
+from foundry_core.storage.manifest import file_digest, read_plain_file, unsealed
+
+if TYPE_CHECKING:
+    from foundry_core.evaluation.suites.reading import LoadedSuite
 
 VERSION = 2
 """Of what is stored and of how it is computed: results of another version are computed again."""
@@ -52,3 +57,41 @@ def rows_of(path: Path, suffix: Suffix) -> Iterator[dict[str, str]]:
     next(lines)
     for line in lines:
         yield dict(zip(COLUMNS[suffix], line, strict=True))
+
+
+def result_path(checkpoint: Path, suite: str, measure: str) -> Path:
+    """Return where the averages of a suite are stored."""
+    name = re.sub(r"[^\w.-]+", "_", suite)
+    suffix = "" if measure == "sum" else f".{measure}"
+    return checkpoint.parent / SCORES / checkpoint.name / f"{name}{suffix}.json"
+
+
+def identity(checkpoint: Path, suite: LoadedSuite, measure: str) -> dict[str, Any]:
+    """Return what results depend on."""
+    return {
+        "suite": suite.name,
+        "kind": suite.kind,
+        "suite_digest": suite.digest,
+        "checkpoint_digest": file_digest(checkpoint / MANIFEST),
+        "measure": measure,
+        "version": VERSION,
+    }
+
+
+def stored(checkpoint: Path, suite: LoadedSuite, measure: str) -> dict[str, Any] | None:
+    """Return the results that are kept of a suite; None if there are none, none of what is there now, or not whole."""
+    content = read_whole(result_path(checkpoint, suite.name, measure))
+    known = identity(checkpoint, suite, measure)
+    return content if content is not None and known.items() <= content.items() else None
+
+
+def read_whole(path: Path) -> dict[str, Any] | None:
+    """Return averages without the digests of their tables; None if they or a table that they name are not whole."""
+    try:
+        content = read_averages(path)
+        for suffix, key in DIGESTS.items():
+            if key in content:
+                read_table(path, suffix, content)
+    except CheckpointError:
+        return None
+    return {key: value for key, value in content.items() if key not in DIGESTS.values()}

@@ -8,7 +8,6 @@ measure than `sum` their names begin with <suite>.<measure>.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,15 +17,23 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from foundry_core.checkpoints.state import TrainState, read_state
-from foundry_core.errors import CheckpointError, one_line, warn
+from foundry_core.errors import one_line, warn
 from foundry_core.evaluation.score_table import tsv
-from foundry_core.evaluation.suites.kept import COLUMNS, DIGESTS, VERSION, Suffix, read_averages, read_table
+from foundry_core.evaluation.suites.kept import (
+    COLUMNS,
+    DIGESTS,
+    Suffix,
+    identity,
+    read_whole,
+    result_path,
+    stored,
+)
 from foundry_core.evaluation.suites.reading import LoadedSuite
 from foundry_core.evaluation.suites.scoring import ItemResult, Measure, SuiteScorer, SuiteScores
 from foundry_core.models.base import BaseLanguageModel
-from foundry_core.run_folder import CHECKPOINT, MANIFEST, SCORES
+from foundry_core.run_folder import CHECKPOINT, MANIFEST
 from foundry_core.storage.files import StorageError, remove_tree, write_file
-from foundry_core.storage.manifest import file_digest, sealed
+from foundry_core.storage.manifest import sealed
 
 Opened: TypeAlias = tuple[BaseLanguageModel, PreTrainedTokenizerFast]
 
@@ -121,13 +128,6 @@ def is_checkpoint_of_a_run(folder: Path) -> bool:
     return CHECKPOINT.match(folder.name) is not None and (folder / MANIFEST).is_file()
 
 
-def result_path(checkpoint: Path, suite: str, measure: Measure) -> Path:
-    """Return where the averages of a suite are stored."""
-    name = re.sub(r"[^\w.-]+", "_", suite)
-    suffix = "" if measure == "sum" else f".{measure}"
-    return checkpoint.parent / SCORES / checkpoint.name / f"{name}{suffix}.json"
-
-
 def results_of(
     folder: Path,
     scorer: SuiteScorer,
@@ -162,7 +162,7 @@ def results_of(
 def described(checkpoint: Path, state: TrainState, suite: LoadedSuite, measure: Measure) -> dict[str, Any]:
     """Return what results are of, as their file states it besides the averages."""
     seen = {"step": state.step, "words_seen": state.words_seen, "tokens_seen": state.tokens_seen}
-    return {**_identity(checkpoint, suite, measure), "checkpoint": checkpoint.name, **seen}
+    return {**identity(checkpoint, suite, measure), "checkpoint": checkpoint.name, **seen}
 
 
 def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> None:
@@ -174,7 +174,7 @@ def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> N
         scores: The items for the tables.
     """
     path = result_path(checkpoint, content["suite"], content["measure"])
-    before = _read(path)
+    before = read_whole(path)
     if before is not None and before["suite_digest"] != content["suite_digest"]:
         warn(
             f"{path.parents[1]}: results of another suite called {content['suite']} ({before['items']:,} items) are "
@@ -191,34 +191,3 @@ def keep(checkpoint: Path, content: Mapping[str, Any], scores: SuiteScores) -> N
             remove_tree(path.with_suffix(suffix))
     # The averages come last: where they are, the tables that they name are whole.
     write_file(path, sealed({**content, **digests}))
-
-
-def _identity(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, Any]:
-    """Return what results depend on."""
-    return {
-        "suite": suite.name,
-        "kind": suite.kind,
-        "suite_digest": suite.digest,
-        "checkpoint_digest": file_digest(checkpoint / MANIFEST),
-        "measure": measure,
-        "version": VERSION,
-    }
-
-
-def stored(checkpoint: Path, suite: LoadedSuite, measure: Measure) -> dict[str, Any] | None:
-    """Return the results that are kept of a suite; None if there are none, none of what is there now, or not whole."""
-    content = _read(result_path(checkpoint, suite.name, measure))
-    identity = _identity(checkpoint, suite, measure)
-    return content if content is not None and identity.items() <= content.items() else None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return averages without the digests of their tables; None if they or a table that they name are not whole."""
-    try:
-        content = read_averages(path)
-        for suffix, key in DIGESTS.items():
-            if key in content:
-                read_table(path, suffix, content)
-    except CheckpointError:
-        return None
-    return {key: value for key, value in content.items() if key not in DIGESTS.values()}

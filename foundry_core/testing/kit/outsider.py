@@ -77,7 +77,10 @@ def _otherwise(folder: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     if "AutoModel" in config.auto_map:
         base = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
-        seen["last states"] = base(input_ids=ids).last_hidden_state
+        output = base(input_ids=ids)
+        seen["last states"] = output.last_hidden_state
+        if hasattr(output, "logits"):  # which BabyLM's fine-tuning takes, even None, before the hidden states
+            raise ValueError("what AutoModel returns has logits")
         if seen["last states"].shape[-1] != config.hidden_size:
             width = seen["last states"].shape[-1]
             raise ValueError(f"config.hidden_size is {config.hidden_size}, the last hidden states have {width}")

@@ -44,19 +44,27 @@ class FoundryMambaConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 @dataclass
-class FoundryMambaOutput(ModelOutput):  # type: ignore[misc]
-    """What a model here returns; None stands for what it does not have, or was not asked for.
+class FoundryMambaStates(ModelOutput):  # type: ignore[misc]
+    """What the model without a head returns. It has no `logits`: tools take them wherever there is such an attribute.
 
     Attributes:
-        logits: (B, T, V), of a new head (B, labels) or (B, T, labels).
-        last_hidden_state: The last of the hidden states, (B, T, W), of a model without a head.
-        hidden_states: What the first block reads, and what each block returns, each (B, T, width).
+        last_hidden_state: What the layer onto the vocabulary reads, (B, T, W).
+        hidden_states: What the first block reads, and what each block returns, each (B, T, width). The last of them is
+            `last_hidden_state`, normalised.
         state: The recurrent state after the last real token of each row.
     """
 
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    state: State | None = None
+
+
+@dataclass
+class FoundryMambaOutput(ModelOutput):  # type: ignore[misc]
+    """What a model with a head returns: logits (B, T, V), of a new head (B, labels) or (B, T, labels)."""
+
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     state: State | None = None
 
@@ -203,7 +211,7 @@ class FoundryMambaModel(FoundryMambaPreTrainedModel):
             layers = [_moved(each, back_BT) for each in layers]
         asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden_states = tuple(layers) if asked else None
-        output = FoundryMambaOutput(last_hidden_state=layers[-1], hidden_states=hidden_states, state=tuple(after))
+        output = FoundryMambaStates(last_hidden_state=layers[-1], hidden_states=hidden_states, state=tuple(after))
         return self._answer(output, return_dict)
 
 
@@ -287,7 +295,7 @@ class FoundryMambaForCausalLM(FoundryMambaPreTrainedModel, GenerationMixin):  # 
 
 
 class _Classifier(FoundryMambaPreTrainedModel):
-    """A model with a new linear layer on its states."""
+    """A model with a new linear layer on its last hidden states."""
 
     def __init__(self, config: FoundryMambaConfig):
         super().__init__(config)
@@ -308,15 +316,14 @@ class _Classifier(FoundryMambaPreTrainedModel):
     ) -> Any:
         """Return the logits and the loss of `labels`; without a mask all tokens are real."""
         states = self.model(input_ids, attention_mask, inputs_embeds, None, output_hidden_states, True)
-        read = self._read(states.last_hidden_state, attention_mask)
-        logits = self.score(self.model.dropout(read))
+        logits = self.score(self._read(states.last_hidden_state, attention_mask))
         loss = None if labels is None else self._loss(logits, labels)
         output = FoundryMambaOutput(loss=loss, logits=logits, hidden_states=states.hidden_states)
         return self._answer(output, return_dict)
 
 
 class FoundryMambaForSequenceClassification(_Classifier):
-    """Classifies texts, labels (B,), by the states at their last real tokens."""
+    """Classifies texts, labels (B,), by their last real tokens, which have read all of a text."""
 
     def _read(self, hidden_BTW: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         real_BT = torch.ones_like(hidden_BTW[..., 0]) if attention_mask is None else attention_mask
@@ -334,7 +341,7 @@ class FoundryMambaForSequenceClassification(_Classifier):
 
 
 class FoundryMambaForTokenClassification(_Classifier):
-    """Classifies tokens, labels (B, T), -100 where there is none, by the states there."""
+    """Classifies tokens, labels (B, T), -100 where there is none, by the last hidden states there."""
 
     def _read(self, hidden_BTW: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         return hidden_BTW

@@ -145,7 +145,8 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
 
         Args:
             labels: Like the input, or one column longer: then every token predicts, the last one too.
-            output_hidden_states: Return what the first layer reads and the states of every layer, each (B, T, D).
+            output_hidden_states: Return what the first layer reads and the states of every layer, each (B, T, D). The
+                last of them is what the output layer reads: after dropout and the projection.
             document_ids: The document of each token: the recurrence begins anew with each, from no state.
             inputs_embeds: In place of the ids, vectors (B, T, E) as of the input embeddings. Of a model that reads
                 one-hot vectors, these are what the first layer makes of them.
@@ -171,13 +172,20 @@ class RNNLanguageModel(BaseLanguageModel[RNNModelConfig]):
         if labels is not None and self.training:
             kwargs["auxiliary"] = self._activation_terms(layers[-1], dropped_BTH, real_BT, predicting)
         carried = use_cache and not settings.bidirectional and read == length
+        hidden_BTH = dropped_BTH if self.projection is None else self.projection(dropped_BTH)
+        hidden_states = None
+        if output_hidden_states:
+            # Of one-hot vectors the rows that they choose, which are their `inputs_embeds`.
+            one_hot = settings.embedding_size is None and not looked_up
+            first_BTE = layers[0] @ self.embedding.weight if one_hot else layers[0]
+            hidden_states = (first_BTE, *layers[1:-1], hidden_BTH)
         return self.lm_output(
-            dropped_BTH if self.projection is None else self.projection(dropped_BTH),
+            hidden_BTH,
             self.output_layer,
             labels,
             attention_mask=attention_mask,
             state=state if carried else None,
-            hidden_states=layers if output_hidden_states else None,
+            hidden_states=hidden_states,
             **kwargs,
         )
 

@@ -5,7 +5,8 @@ model computed in training: rows may be padded on either side, padding is not re
 from one generated token to the next. Dropout is that of the model's settings; dropout of words and of recurrent
 weights, and penalties on activations, were for its training.
 
-Shapes: B batch, T tokens, E width of the embeddings, H width of the states (both directions together), V vocabulary.
+Shapes: B batch, T tokens, E width of the embeddings, H width of states (both directions together) or of the last hidden
+states, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
     """Configuration: `settings` is the section `model:` that the model was trained with.
 
     Attributes:
-        hidden_size: Width of the last hidden states, both directions together.
+        hidden_size: Width of the last hidden states, which the layer onto the vocabulary reads.
         embedding_size: Width of the embeddings, that is of `inputs_embeds`.
+        state_size: Width of the states of the last layer, both directions together.
     """
 
     model_type = "foundry_rnn_standalone"
@@ -51,7 +53,8 @@ class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
         # A model without embeddings reads one-hot vectors: its table has the products of its first layer.
         products = ways * size * {"lstm": 4, "gru": 3, "rnn": 1}[self.cell]
         self.embedding_size = rnn.get("embedding_size") or products
-        self.hidden_size = ways * (rnn.get("last_hidden_size") or size)
+        self.state_size = ways * (rnn.get("last_hidden_size") or size)
+        self.hidden_size = self.embedding_size if rnn.get("tie_embeddings") else self.state_size
         self.num_hidden_layers = rnn.get("num_layers", 0)
 
     @property
@@ -61,19 +64,27 @@ class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 @dataclass
-class FoundryRnnOutput(ModelOutput):  # type: ignore[misc]
-    """What a model here returns; None stands for what it does not have, or was not asked for.
+class FoundryRnnStates(ModelOutput):  # type: ignore[misc]
+    """What the model without a head returns. It has no `logits`: tools take them wherever there is such an attribute.
 
     Attributes:
-        logits: (B, T, V), of a new head (B, labels) or (B, T, labels).
-        last_hidden_state: The last of the hidden states, (B, T, H), of a model without a head.
-        hidden_states: What the first layer reads, and what each layer returns, each (B, T, width).
+        last_hidden_state: What the layer onto the vocabulary reads, (B, T, H).
+        hidden_states: What the first layer reads, and what each layer returns, each (B, T, width). The last of them is
+            `last_hidden_state`, after dropout and the projection of tied embeddings of another width.
         state: The recurrent state after the last real token of each row.
     """
 
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    state: State | None = None
+
+
+@dataclass
+class FoundryRnnOutput(ModelOutput):  # type: ignore[misc]
+    """What a model with a head returns: logits (B, T, V), of a new head (B, labels) or (B, T, labels)."""
+
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     state: State | None = None
 
@@ -84,7 +95,7 @@ class FoundryRnnPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     config_class = FoundryRnnConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _keys_to_ignore_on_load_unexpected = [r"output_layer\.", r"projection\."]  # noqa: RUF012 - of the language model
+    _keys_to_ignore_on_load_unexpected = [r"output_layer\."]  # noqa: RUF012 - of the language model
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a layer that the file of the weights does not have, such as a new head."""
@@ -105,7 +116,7 @@ class FoundryRnnPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
 
 class FoundryRnnModel(FoundryRnnPreTrainedModel):
-    """Embeddings and recurrent layers. head: also has the layers onto the vocabulary, for the classes below."""
+    """Embeddings and recurrent layers. head: also has the layer onto the vocabulary, for the classes below."""
 
     def __init__(self, config: FoundryRnnConfig, head: bool = False):
         super().__init__(config)
@@ -121,11 +132,10 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
             for name in ("weight_ih_l0", "weight_ih_l0_reverse")[: 2 if self.both else 1]:
                 delattr(self.recurrent, name)
             self.recurrent._init_flat_weights()
-        if head and rnn["tie_embeddings"] and config.hidden_size != config.embedding_size:
-            self.projection = nn.Linear(config.hidden_size, config.embedding_size)
+        projected = config.state_size != config.hidden_size
+        self.projection = nn.Linear(config.state_size, config.hidden_size) if projected else None
         if head:
-            width = config.embedding_size if rnn["tie_embeddings"] else config.hidden_size
-            self.output_layer = nn.Linear(width, config.vocab_size, bias=rnn["bias"])
+            self.output_layer = nn.Linear(config.hidden_size, config.vocab_size, bias=rnn["bias"])
         self.post_init()
 
     def _new_layers(self, width: int, size: int, number: int) -> nn.RNNBase:
@@ -143,7 +153,7 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return the states of the layers.
+        """Return the hidden states, and the recurrent state.
 
         Args:
             input_ids: (B, T); or instead `inputs_embeds`, (B, T, E).
@@ -174,7 +184,10 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
             after.append(end)
         if real_BT is not None and back_BT is not None:
             layers = [_moved(each, back_BT) * real_BT.unsqueeze(-1) for each in layers]
-        output = FoundryRnnOutput(
+        layers[-1] = self.dropped(layers[-1], "output_dropout")
+        if self.projection is not None:
+            layers[-1] = self.projection(layers[-1])
+        output = FoundryRnnStates(
             last_hidden_state=layers[-1],
             hidden_states=tuple(layers) if self._asked(output_hidden_states) else None,
             state=None if self.both else tuple(after),
@@ -190,8 +203,7 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         share = rnn["dropout"] if rnn[place] is None else rnn[place]
         if not self.training or share == 0:
             return x_BTE
-        locked = rnn["locked_dropout"] and x_BTE.ndim == 3
-        return x_BTE * F.dropout(torch.ones_like(x_BTE[:, :1] if locked else x_BTE), share)
+        return x_BTE * F.dropout(torch.ones_like(x_BTE[:, :1] if rnn["locked_dropout"] else x_BTE), share)
 
     def _each_layer(self) -> Iterator[tuple[nn.RNNBase, int]]:
         yield from ((self.recurrent, layer) for layer in range(self.recurrent.num_layers))
@@ -284,10 +296,7 @@ class _LanguageModel(FoundryRnnPreTrainedModel):
             num_items_in_batch: From transformers' Trainer: the number by which the sum of the losses is divided.
         """
         states = self.model(input_ids, attention_mask, inputs_embeds, state, output_hidden_states, True)
-        hidden_BTH = self.model.dropped(states.last_hidden_state, "output_dropout")
-        if hasattr(self.model, "projection"):
-            hidden_BTH = self.model.projection(hidden_BTH)
-        logits_BTV = self.model.output_layer(hidden_BTH)
+        logits_BTV = self.model.output_layer(states.last_hidden_state)
         loss = None
         if labels is not None:
             ahead = 1 if isinstance(self, GenerationMixin) else 0
@@ -337,7 +346,7 @@ class FoundryRnnForMaskedLM(_LanguageModel):
 
 
 class _Classifier(FoundryRnnPreTrainedModel):
-    """A model with a new linear layer on its states."""
+    """A model with a new linear layer on its last hidden states."""
 
     def __init__(self, config: FoundryRnnConfig):
         super().__init__(config)
@@ -358,25 +367,22 @@ class _Classifier(FoundryRnnPreTrainedModel):
     ) -> Any:
         """Return the logits and the loss of `labels`; without a mask all tokens are real."""
         states = self.model(input_ids, attention_mask, inputs_embeds, None, output_hidden_states, True)
-        read = self._read(states.last_hidden_state, attention_mask)
-        logits = self.score(self.model.dropped(read, "output_dropout"))
+        logits = self.score(self._read(states.last_hidden_state, attention_mask))
         loss = None if labels is None else self._loss(logits, labels)
         output = FoundryRnnOutput(loss=loss, logits=logits, hidden_states=states.hidden_states)
         return self._answer(output, return_dict)
 
 
 class FoundryRnnForSequenceClassification(_Classifier):
-    """Classifies texts, labels (B,), by the state of each direction once it has read all of a text."""
+    """Classifies texts, labels (B,), by the last real token, which has read the text; both directions by the mean."""
 
     def _read(self, hidden_BTH: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        real_BT = torch.ones_like(hidden_BTH[..., 0]) if attention_mask is None else attention_mask
-        places_BT = torch.arange(1, real_BT.shape[1] + 1, device=real_BT.device) * (real_BT != 0)
-        rows = torch.arange(len(real_BT), device=real_BT.device)
-        read_BH = hidden_BTH[rows, places_BT.argmax(dim=1)]
+        real_BT = torch.ones_like(hidden_BTH[..., 0]) if attention_mask is None else (attention_mask != 0)
         if self.model.both:
-            half, first_BH = read_BH.shape[1] // 2, hidden_BTH[rows, (real_BT != 0).int().argmax(dim=1)]
-            read_BH = torch.cat([read_BH[:, :half], first_BH[:, half:]], dim=1)
-        return read_BH
+            real_BT1 = real_BT.unsqueeze(-1).to(hidden_BTH.dtype)
+            return (hidden_BTH * real_BT1).sum(dim=1) / real_BT1.sum(dim=1).clamp(min=1)
+        places_BT = torch.arange(1, real_BT.shape[1] + 1, device=real_BT.device) * real_BT
+        return hidden_BTH[torch.arange(len(real_BT), device=real_BT.device), places_BT.argmax(dim=1)]
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         kind, whole = self.config.problem_type, not labels.dtype.is_floating_point
@@ -388,7 +394,7 @@ class FoundryRnnForSequenceClassification(_Classifier):
 
 
 class FoundryRnnForTokenClassification(_Classifier):
-    """Classifies tokens, labels (B, T), -100 where there is none, by the states there."""
+    """Classifies tokens, labels (B, T), -100 where there is none, by the last hidden states there."""
 
     def _read(self, hidden_BTH: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         return hidden_BTH

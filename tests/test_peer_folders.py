@@ -1,0 +1,67 @@
+"""Other people's programs on checkpoints and exported folders: what they compute is what we do.
+
+FOUNDRY_TEST_TRANSFORMERS names Pythons, `:` between them, of environments without foundry; `make peers` makes two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs.generator.peers import DATA, PAGE, peers_table, with_table
+from tests.peers import CLOSE, OURS, Cases, checkpoints, exported, probed, wrong
+
+OTHERS = os.environ.get("FOUNDRY_TEST_TRANSFORMERS", "").split(":")
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return checkpoints(tmp_path_factory.mktemp("trained"))
+
+
+def check(found: Any) -> None:
+    present = [peer for peer, seen in found["peers"].items() if seen["version"] is not None]
+    if not present:
+        pytest.skip(f"none of {', '.join(found['peers'])} is installed")
+    assert wrong(found) == []
+    assert all(found["peers"][peer]["cases"] for peer in present)
+
+
+@pytest.mark.slow
+def test_programs_of_others_compute_the_same_on_checkpoints(cases: Cases, tmp_path: Path) -> None:
+    check(probed(sys.executable, cases, tmp_path / "probe"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", OTHERS)
+def test_they_do_without_foundry_on_exported_folders(python: str, cases: Cases, tmp_path: Path) -> None:
+    if not python:
+        pytest.skip("FOUNDRY_TEST_TRANSFORMERS names no further Pythons")
+    if not Path(python).exists():
+        pytest.skip(f"{python} of FOUNDRY_TEST_TRANSFORMERS does not exist")
+    check(probed(python, exported(cases, tmp_path / "exported"), tmp_path / "probe", without=OURS))
+
+
+def test_the_table_of_the_page_is_what_was_measured() -> None:
+    data = json.loads(DATA.read_text(encoding="utf-8"))
+    text = PAGE.read_text(encoding="utf-8")
+    assert peers_table(data) in text
+    assert with_table(text, data) == text
+
+
+def test_what_was_measured_covers_both_versions_and_is_close() -> None:
+    environments = json.loads(DATA.read_text(encoding="utf-8"))["environments"]
+    without = {each["transformers"]: each["peers"] for each in environments if each["folders"] != "checkpoint"}
+    assert "4.51.3" in without
+    assert any(version.startswith("5.") for version in without)
+    for peers in without.values():
+        assert set(peers) == {"minicons", "lm-eval", "captum", "nnsight", "TransformerLens"}
+        assert {"gpt2", "bert"} == set(peers["TransformerLens"]["differences"])
+        for peer in ("minicons", "captum", "nnsight"):
+            assert {"gpt2", "bert", "lstm", "mamba"} <= set(peers[peer]["differences"])
+        assert all(value <= CLOSE for seen in peers.values() for value in seen["differences"].values())
