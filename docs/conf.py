@@ -33,6 +33,7 @@ html_extra_path = ["llms.txt"]
 html_static_path = ["_static"]
 html_css_files = ["foundry.css"]
 html_copy_source = True
+html_use_index = False
 html_show_sourcelink = False
 
 
@@ -47,8 +48,9 @@ def _describe(app: Any, page: str, template: str, context: dict[str, Any], doctr
     """Give each page its first sentence as a description, for search engines and previews of links."""
     source = Path(app.srcdir, f"{page}.md")
     if source.exists():
-        sentence = escape(beginning(source)[1].replace("`", ""))
-        context["metatags"] = context.get("metatags", "") + f'<meta name="description" content="{sentence}" />'
+        title, sentence = beginning(source)
+        text = f"A design decision of foundry: {title}" if sentence.startswith("Status") else sentence.replace("`", "")
+        context["metatags"] = context.get("metatags", "") + f'<meta name="description" content="{escape(text)}" />'
 
 
 def setup(app: Any) -> None:

@@ -117,7 +117,7 @@ def _expected(checkpoint: Path, texts: list[str]) -> Case:
 def _products(checkpoint: Path, auto: str, row_BT: torch.Tensor, place: int, token: int) -> torch.Tensor:
     """Return the gradient of a token's log-probability times each input vector, summed over its width, (T,)."""
     model = getattr(transformers, auto).from_pretrained(checkpoint, trust_remote_code=True).eval()
-    vectors_BTE = model.get_input_embeddings()(row_BT).detach().requires_grad_()
+    vectors_BTE: torch.Tensor = model.get_input_embeddings()(row_BT).detach().requires_grad_()
     score = model(inputs_embeds=vectors_BTE).logits[0, place].log_softmax(-1)[token]
     (gradient_BTE,) = torch.autograd.grad(score, vectors_BTE)
     return (gradient_BTE * vectors_BTE).sum(-1)[0].detach()
@@ -127,22 +127,22 @@ def exported(cases: Cases, home: Path) -> Cases:
     """Export each checkpoint for processes without foundry, and return the cases of these folders."""
     found = {}
     for name, case in cases.items():
-        folder = home / name.replace(" ", "-")
-        model, tokenizer = BaseLanguageModel.from_pretrained(case["folder"]), load_tokenizer(case["folder"])
+        folder, checkpoint = home / name.replace(" ", "-"), Path(case["folder"])
+        model, tokenizer = BaseLanguageModel.from_pretrained(checkpoint), load_tokenizer(checkpoint)
         export(model, tokenizer, folder, standalone=True)
         found[name] = {**case, "folder": str(folder)}
     return found
 
 
 def probed(python: str, cases: Cases, home: Path, *, without: Sequence[str] = ()) -> Any:
-    """Return what programs of the environment of a Python read in the folders of the cases.
+    """Return what programs of the environment of a Python, an absolute path, read in the folders of the cases.
 
     without: Packages that the process cannot import.
     """
     home.mkdir()
     (home / "cases.json").write_text(json.dumps({"without": without, "cases": cases}), encoding="utf-8")
     environment = {**os.environ, "HF_HOME": str(home / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [os.path.abspath(python), "-I", str(PROBE), str(home / "cases.json")]  # noqa: PTH100 - a link stays one
+    command = [python, "-I", str(PROBE), str(home / "cases.json")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=home)
     if ended.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {ended.stderr}")
@@ -200,4 +200,4 @@ def measure(pythons: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(measure(sys.argv[1:])) or None)
+    sys.exit("\n".join(measure([os.path.abspath(each) for each in sys.argv[1:]])) or None)  # noqa: PTH100 - links stay

@@ -77,8 +77,8 @@ def by_captum(case: Case) -> Differences:
     place, token = case["target"]
 
     def score(embeds_BTE: torch.Tensor) -> torch.Tensor:
-        logits_BV = model(inputs_embeds=embeds_BTE).logits[:, place]
-        return logits_BV.log_softmax(-1)[:, token]
+        logits_BTV: torch.Tensor = model(inputs_embeds=embeds_BTE).logits
+        return logits_BTV[:, place].log_softmax(-1)[:, token]
 
     embeds_BTE = model.get_input_embeddings()(torch.tensor([case["ids"]])).detach()
     products = attribution.InputXGradient(score).attribute(embeds_BTE.requires_grad_())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import doctest
+import io
+import json
 import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,6 +30,7 @@ from docs.generator.pages import DOCS, made_pages, relinked, write_pages
 from docs.generator.verbs import below, parser_of
 from foundry_core import ExperimentConfig, load_config
 from foundry_core.cli import VERBS, main
+from foundry_core.cli.quickstart import quickstart
 from foundry_core.registry.core_steps import CORE_CORPUS_STEPS
 from foundry_core.registry.loading import available_architectures, get_architecture
 from foundry_core.schema import ConfigSection, NotValid, Values
@@ -231,6 +236,18 @@ def blocks(text: str, *languages: str) -> list[str]:
     return [code for name, code in re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text) if name in languages]
 
 
+def test_examples_with_prompts_print_what_they_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    for place, text in pages().items():
+        examples = blocks(text, "pycon")
+        assert sum(block.count(">>> ") for block in examples) == len(re.findall(r"(?m)^\s*>>> ", text)), place
+        for block in examples:
+            runner.run(parser.get_doctest(block, {}, place, None, None))
+    assert runner.tries > 5
+    assert runner.failures == 0
+
+
 BASE: dict[str, Any] = {
     "experiment_name": "page",
     "data": {"training_corpus": "train.txt"},
@@ -281,7 +298,7 @@ def test_every_yaml_of_a_page_of_the_site_is_valid(tmp_path: Path, monkeypatch: 
 
 def commands(text: str) -> Iterator[str]:
     """Yield the command lines of a page that start foundry."""
-    for block in blocks(text, "", "bash", "console", "text"):
+    for block in blocks(text, "", "bash", "console", "sh", "text"):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             found = re.search(r"(?:^|\| )(foundry [a-z-]+(?: .*)?$)", line.strip())
             if found:
@@ -335,17 +352,93 @@ def test_the_python_of_the_page_on_notebooks_runs(
     assert names["opened"].evaluations()["step"].tolist()[-1] == 200
 
 
+def test_python_that_opens_checkpoints_runs(experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for architecture, page in (("lstm", "start/your_text.md"), ("bert", "plugins/foundry-bert.md")):
+        foundry_core.run(
+            experiment(architecture, tmp_path, training={"output_dir": f"runs/{architecture}"}), quiet=True
+        )
+        (last,) = Path("runs", architecture).glob("checkpoint-*[1-9]*")
+        last.rename(last.with_name("checkpoint-1000"))
+        names: dict[str, Any] = {}
+        (block,) = blocks(pages()[page], "python")
+        exec(block, names)
+        assert names["model"]
+    assert len(names["vectors"]) == 2
+
+
 def test_keys_are_shown_as_they_are_written_in_a_yaml() -> None:
     values = [{"a": [1, 0.5, "10M"]}, "corpora/train.txt", "<eos>", True, None, r"\bif\b"]
     assert [yaml.safe_load(keys.flow(value)) for value in values] == values
 
 
-def carry_out(page: str, *left_out: str) -> None:
-    """Carry out the command lines of a page in the current folder, in their order."""
+def carry_out(page: str, *left_out: str, **further: list[str]) -> None:
+    """Carry out the command lines of a page in the current folder, in their order.
+
+    Args:
+        page: The page.
+        left_out: Verbs, or lines without `foundry`, that are not carried out.
+        further: Settings that are added to the lines of a verb.
+    """
     for line in commands(pages()[page]):
         words = shlex.split(line)[1:]
-        if words[0] not in left_out:
-            assert main(words) == 0, line
+        if words[0] not in left_out and line.removeprefix("foundry ") not in left_out:
+            assert main([*words, *further.get(words[0], [])]) == 0, line
+
+
+@pytest.mark.slow
+def test_the_page_on_the_quickstart_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quickstart("my-first-models", share=0.05)
+    carry_out("start/quickstart.md", "quickstart")
+    assert Path("surprisal.tsv").exists()
+    assert Path("comparison.html").exists()
+    assert json.loads(Path("runs/wider/run.json").read_text())["parameters"] > 300_000
+
+
+@pytest.mark.slow
+def test_the_page_on_your_own_text_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    chance = random.Random(1)
+    syllables = [first + second for first in "bdfgklmnprstvz" for second in "aeiou"]
+    words = ["".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(12_000)]
+    for name, lines in (("train", 4_000), ("dev", 100)):
+        Path("corpora").mkdir(exist_ok=True)
+        text = (" ".join(chance.choices(words, k=10)) for _ in range(lines))
+        Path("corpora", f"{name}.txt").write_text("".join(f"{line}\n" for line in text))
+    Path("blimp/data").mkdir(parents=True)
+    Path("blimp/data/order.jsonl").write_text('{"sentence_good": "ba de fi", "sentence_bad": "fi ba de"}\n')
+    Path("stimuli.txt").write_text("ba de fi\n")
+    (shown,) = map(yaml.safe_load, blocks(pages()["start/your_text.md"], "yaml"))
+    shown["data"]["max_sequence_length"] = 10
+    shown["training"] |= {"epochs": None, "train_steps": 1000}
+    Path("lstm.yaml").write_text(yaml.safe_dump(shown))
+    carry_out("start/your_text.md", "init", "train lstm.yaml --resume")
+    names: dict[str, Any] = {}
+    exec(*blocks(pages()["start/your_text.md"], "python"), names)
+    assert names["model"].config.vocab_size == len(names["tokenizer"]) == 8000
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_gulordavas_lstm_can_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs")
+    corpus = write_corpus(Path("corpora/gulordava"), train_sentences=4_000, test_sentences=300, seed=1)
+    corpus.test.rename("corpora/gulordava/valid.txt")
+    write_corpus(Path("other"), train_sentences=300, test_sentences=9, seed=2).train.rename(corpus.test)
+    header = "pattern\tconstr_id\tsent_id\tcorrect_number\tform\tclass\ttype\tprefix\n"
+    row = "V\t1\t1\tplur\t{}\t{}\t{}\tthe keys\n"
+    items = [("are", "correct"), ("is", "wrong")]
+    rows = [row.format(*item, kind) for kind in ("original", "generated") for item in items]
+    Path("generated.tab").write_text(header + "".join(rows))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the keys to the cabinet are\n")))
+    whole = "train configs/recipes/gulordava-2018.yaml"
+    less = ["training.epochs=2", "training.evaluate_at={milestones: {epochs: [1, 2]}}"]
+    less += ["training.checkpoints={milestones: {epochs: [1]}}"]
+    carry_out("tutorials/gulordava_lstm.md", "plan", whole, train=less)
+    assert "cabinet" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,14 +39,38 @@ def test_programs_of_others_compute_the_same_on_checkpoints(cases: Cases, tmp_pa
     check(probed(sys.executable, cases, tmp_path / "probe"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("python", OTHERS)
-def test_they_do_without_foundry_on_exported_folders(python: str, cases: Cases, tmp_path: Path) -> None:
+def named(python: str) -> str:
     if not python:
         pytest.skip("FOUNDRY_TEST_TRANSFORMERS names no further Pythons")
     if not Path(python).exists():
         pytest.skip(f"{python} of FOUNDRY_TEST_TRANSFORMERS does not exist")
-    check(probed(python, exported(cases, tmp_path / "exported"), tmp_path / "probe", without=OURS))
+    return os.path.abspath(python)  # noqa: PTH100 - a link stays one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", OTHERS)
+def test_they_do_without_foundry_on_exported_folders(python: str, cases: Cases, tmp_path: Path) -> None:
+    folders = exported(cases, tmp_path / "exported")
+    check(probed(named(python), folders, tmp_path / "probe", without=OURS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", [sys.executable, *OTHERS])
+def test_the_page_opens_a_folder_in_transformer_lens(python: str, cases: Cases, tmp_path: Path) -> None:
+    def says(text: str) -> str:
+        command = [named(python), "-I", "-c", text]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.strip()
+
+    distribution = "transformer-lens"
+    found = says(f"import importlib.metadata as m; print(*(d.version for d in m.distributions(name='{distribution}')))")
+    if not found:
+        pytest.skip(f"{distribution} is not installed")
+    exported({"gpt2": cases["gpt2 bpe"]}, tmp_path / "published")
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (example,) = [
+        each for each in blocks if ("TransformerBridge" if int(found[0]) > 2 else "HookedTransformer") in each
+    ]
+    assert says(f"{example}import torch; print(*model(torch.arange(6)[None]).shape)").endswith("1 6 300")
 
 
 def test_the_table_of_the_page_is_what_was_measured() -> None:

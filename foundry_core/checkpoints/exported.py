@@ -1,7 +1,8 @@
 """A checkpoint as a folder for others: without the optimizer and, standalone, for processes without foundry.
 
-The weights are those of the checkpoint, byte for byte. For an architecture that transformers lacks, a standalone folder
-carries the file that its plugin names (`Architecture.standalone`), whose classes stand in `auto_map`.
+The weights are those of the checkpoint, under the names by which transformers 4 reads them, too. For an architecture
+that transformers lacks, a standalone folder carries the file that its plugin names (`Architecture.standalone`), whose
+classes stand in `auto_map`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from foundry_core.errors import PluginError, UsageError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.building import installed_plugin, release
 from foundry_core.models.folder import model_files, stored_tensors
+from foundry_core.models.original import original_names, with_original_settings
 from foundry_core.models.tensor_file import weights_file
 from foundry_core.run_folder import MODEL_CONFIG, MODELING, WEIGHTS
 from foundry_core.storage.files import InPlaceFolder
@@ -34,7 +36,7 @@ _AUTO_CLASSES = {
     "ForTokenClassification": "AutoModelForTokenClassification",
 }
 """How the names of the classes in a standalone file end, as in transformers, and what opens them."""
-_KEPT = ("dtype", "foundry", "max_position_embeddings", "tie_word_embeddings", "vocab_size")
+_KEPT = ("dtype", "foundry", "max_position_embeddings", "tie_word_embeddings", "tokenizer_class", "vocab_size")
 """What config.json has in common with that of a checkpoint, besides the ids of special tokens."""
 
 
@@ -65,13 +67,14 @@ def export(
     files = standalone_files(model) if standalone and model.is_adapted else model_files(model)
     others, named = for_others(model, tokenizer)
     sink = InPlaceFolder(folder)
-    sink.write(WEIGHTS, weights_file(stored_tensors(model)))
+    names = original_names(model)
+    sink.write(WEIGHTS, weights_file({names.get(name, name): each for name, each in stored_tensors(model).items()}))
     for name, content in (*tokenizer_files(others).items(), *files.items()):
         if name != MODEL_CONFIG:
             sink.write(name, content)
-    sink.write(MODEL_CONFIG, files[MODEL_CONFIG])
-    own = model.context.objective.auto_class
-    mapped = json.loads(files[MODEL_CONFIG]).get("auto_map", {})
+    config = with_original_settings(json.loads(files[MODEL_CONFIG]))
+    sink.write(MODEL_CONFIG, _json(config))
+    own, mapped = model.context.objective.auto_class, config.get("auto_map", {})
     further = sorted(name for name in mapped if name not in (own, "AutoConfig"))
     return Exported((own, *further), MODELING in files, named)
 
@@ -111,11 +114,12 @@ def standalone_files(model: BaseLanguageModel) -> dict[str, bytes]:
         "architectures": [classes[own]],
         "auto_map": {auto: f"{module}.{name}" for auto, name in classes.items() if auto not in others},
         "settings": config["foundry"]["experiment"]["model"],
-        # Pipelines of transformers 4 load no tokenizer of a model type that they do not know without it.
-        "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    return {**files, MODELING: source, MODEL_CONFIG: text.encode()}
+    return {**files, MODELING: source, MODEL_CONFIG: _json(content)}
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _classes(source: bytes, name: str) -> tuple[str, dict[str, str]]:
