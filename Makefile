@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram)
+PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram babylm)
 STAMP := $(VENV)/.installed
 # Where it is set, as in many containers, each process compiles core, and rewrites all tests, once more: 4 s.
 export PYTHONDONTWRITEBYTECODE :=

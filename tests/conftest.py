@@ -53,7 +53,10 @@ def install(distribution: Callable[..., Path], tmp_path: Path) -> Install:
 
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram")
+PLUGINS = (
+    *("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram"),
+    "foundry-babylm",
+)
 
 
 def package(name: str) -> str:

@@ -43,7 +43,7 @@ class Results:
         names = list(track.checkpoints)
         if last is not None and last not in names:
             raise FoundryError(
-                f"--last {last}: the track {track.name} has no such checkpoint{did_you_mean(last, names)}"
+                f"--last {last}: the track {track.name} has no such checkpoint.{did_you_mean(last, names)}"
             )
         self.checkpoints = names if last is None else names[: names.index(last) + 1]
         zero_shot = self.folder / _MAIN / "zero_shot"
