@@ -42,7 +42,10 @@ def write_data(folder: Path, seed: int = 0) -> None:
     regular = [row for at, size in enumerate(FAST["entity_tracking"].sizes.values()) for row in [{"numops": at}] * size]
     lines(folder / "entity_tracking_fast" / "regular.jsonl", [row | {"options": ["good", "bad"]} for row in regular])
     for name, size in (("wug_adj_nominalization", 200), ("wug_past_tense", 50)):
-        lines(folder / name / f"{name}.jsonl", [{"ratio": round(draw.random(), 1)} for _ in range(size)])
+        lines(
+            folder / name / f"{name}.jsonl",
+            [{"ratio": round(draw.random(), 1), "sentences": "good\tbad"} for _ in range(size)],
+        )
     (folder / "reading").mkdir()
     with (folder / "reading" / "reading_data.csv").open("w", newline="") as file:
         table = csv.writer(file)
