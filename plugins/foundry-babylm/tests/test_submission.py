@@ -196,7 +196,7 @@ def test_nothing_is_written_while_a_file_is_missing_or_wrong(
         assert collect(tmp_path / "pipeline") == 1, problem
         first, last = capsys.readouterr().err.splitlines()
         assert problem in first
-        assert last.endswith("submission.json is not written: 1 files above")
+        assert last.endswith("submission.json is not written")
         assert not (tmp_path / "pipeline" / "submission.json").exists()
         for path, content in kept.items():
             path.write_bytes(content)
