@@ -296,6 +296,26 @@ def test_every_yaml_of_a_page_of_the_site_is_valid(tmp_path: Path, monkeypatch: 
     assert wrong == []
 
 
+def test_every_key_that_a_page_names_exists() -> None:
+    found = {*all_keys(), *(dotted.rpartition(".")[0] for dotted in all_keys()), "model.architecture"}
+    of_core = ("explanation/reliability.md", "explanation/inside.md")  # which name modules
+    named, wrong = 0, []
+    for place, text in {**pages(), "README.md": (ROOT / "README.md").read_text()}.items():
+        if place in of_core or place.startswith(("reference/", "changelog")):
+            continue
+        for code in re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```", "", text)):
+            key = re.match(r"((?:data|tokenizer|training|logging|model|seeds|match)(?:\.[a-z_]+)+)(?:$|[:=])", code)
+            if (
+                key
+                and not code.endswith((".json", ".py", ".safetensors"))
+                and not code.startswith("model.transformers.")
+            ):
+                named += 1
+                wrong += [f"{place}: {code}"] if key.group(1) not in found else []
+    assert named > 150
+    assert wrong == []
+
+
 def commands(text: str) -> Iterator[str]:
     """Yield the command lines of a page that start foundry."""
     for block in blocks(text, "", "bash", "console", "sh", "text"):
@@ -415,7 +435,7 @@ def test_the_page_on_your_own_text_can_be_followed(tmp_path: Path, monkeypatch: 
     Path("lstm.yaml").write_text(yaml.safe_dump(shown))
     carry_out("start/your_text.md", "init", "train lstm.yaml --resume")
     names: dict[str, Any] = {}
-    exec(*blocks(pages()["start/your_text.md"], "python"), names)
+    exec(blocks(pages()["start/your_text.md"], "python")[0], names)
     assert names["model"].config.vocab_size == len(names["tokenizer"]) == 8000
 
 
@@ -469,17 +489,48 @@ def test_the_tutorial_of_an_ablation_can_be_followed(
     corpus = write_corpus(Path("corpus"), train_sentences=2_000, test_sentences=200, seed=1)
     lines = corpus.train.read_text().splitlines()
     corpus.train.write_text("".join(f"{'if ' if at % 5 == 0 else ''}{line}\n" for at, line in enumerate(lines)))
-    drop, _, study, *_ = map(yaml.safe_load, blocks(pages()["tutorials/corpus_ablation.md"], "yaml"))
+    drop, _, given, study = map(yaml.safe_load, blocks(pages()["tutorials/corpus_ablation.md"], "yaml"))
     base = experiment_with({"training": {"output_dir": "runs/base", "train_steps": 30}})
     base["data"] = {"training_corpus": str(corpus.train), "test_corpus": str(corpus.test), "max_sequence_length": 24}
     base["tokenizer"] = {"tokenizer_type": "word", "vocab_size": 200}
     Path("base.yaml").write_text(yaml.safe_dump(base))
     Path("ablation.yaml").write_text(yaml.safe_dump({**base, "data": base["data"] | drop["data"]}))
     Path("conditionals.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    carry_out("tutorials/corpus_ablation.md")
+    carry_out("tutorials/corpus_ablation.md", "study", "compare", "seen")
+    Path("base.yaml").write_text(yaml.safe_dump({**base, **given}))
+    carry_out("tutorials/corpus_ablation.md", "data", "tokenizer")
     assert set(last_column(capsys.readouterr().out)) == {"0"}
     assert main(["seen", "studies/conditionals/whole-seed1", "--grep", r"\bif\b"]) == 0
     assert int(last_column(capsys.readouterr().out)[-1].replace(",", "")) > 100
+    assert main(["study", "conditionals.yaml", "--check"]) == 0
+    assert re.search(r"(?m)^tokenizer +equal", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_an_entry_to_babylm_can_be_followed(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "toy", train_sentences=125, test_sentences=5, seed=1)
+    for file, place in (corpus.train, "train_10M/toy.train"), (corpus.test, "dev/toy.dev"):
+        (tmp_path / "corpora" / place).parent.mkdir(parents=True)
+        file.rename(tmp_path / "corpora" / place)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for number, block in enumerate(blocks(pages()["tutorials/babylm.md"], "bash")):
+        ended = subprocess.run(
+            ["bash", "-ec", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        if number == 0:  # a ten-thousandth of the words, and a small model
+            path = tmp_path / "lstm.yaml"
+            text = re.sub(r'"?\b(\d+)M\b"?', r"\g<1>00", path.read_text()).replace("sentencepiece", "word")
+            for key, value in {
+                "hidden_size": 8,
+                "embedding_size": 8,
+                "max_sequence_length": 16,
+                "batch_size": 4,
+            }.items():
+                text = re.sub(rf"(?m)^( +{key}:) \d+", rf"\1 {value}", text)
+            path.write_text(text.replace("train_1000/", "train_10M/").replace("train_1000 ", "train_10M "))
+    assert (tmp_path / "entry" / "main" / "lstm" / "modeling_foundry.py").exists()
+    assert len(list((tmp_path / "entry").glob("chck_*/lstm/config.json"))) == 19
 
 
 @pytest.mark.slow

@@ -94,7 +94,9 @@ def _definition(name: str, module: str) -> tuple[ast.stmt, str]:
 def _name(name: str, module: str) -> Iterator[str]:
     node, documentation = _definition(name, module)
     yield f"## {code(name)}"
-    if isinstance(node, ast.ClassDef):
+    if isinstance(node, ast.ClassDef) and module == "config.sections":
+        yield f"A section of a YAML. Its fields are described as [keys](keys.md#{name.lower().removesuffix('config')})."
+    elif isinstance(node, ast.ClassDef):
         yield block("\n".join(_class_head(node)), "python")
         yield docstring(documentation)
         for method in _methods(node, module).values():
