@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram)
+PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram babylm)
 STAMP := $(VENV)/.installed
 PEERS ?= 4.51.3 5.24.0
 OTHERS := $(PEERS:%=.venv-%)

@@ -77,7 +77,7 @@ def model(experiment: Callable[..., Any], letters: Any, tmp_path: Path) -> Calla
 
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = ("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram")
+PLUGINS = tuple(f"foundry-{name}" for name in ("gpt2", "bert", "rnn", "transformers", "mamba", "ngram", "babylm"))
 
 
 def package(name: str) -> str:

@@ -126,8 +126,10 @@ def _products(checkpoint: Path, auto: str, row_BT: torch.Tensor, place: int, tok
 def exported(cases: Cases, home: Path) -> Cases:
     """Export each checkpoint for processes without foundry, and return the cases of these folders."""
     found = {}
-    for name, case in cases.items():
-        folder, checkpoint = home / name.replace(" ", "-"), Path(case["folder"])
+    for number, (name, case) in enumerate(
+        cases.items()
+    ):  # not by name: TransformerLens 2 draws conclusions from a path
+        folder, checkpoint = home / str(number), Path(case["folder"])
         model, tokenizer = BaseLanguageModel.from_pretrained(checkpoint), load_tokenizer(checkpoint)
         export(model, tokenizer, folder, standalone=True)
         found[name] = {**case, "folder": str(folder)}

@@ -122,7 +122,8 @@ def by_transformer_lens(case: Case) -> Differences:
         lens = importlib.import_module("transformer_lens")
         loading = importlib.import_module("transformer_lens.loading_from_pretrained")
         config = loading.get_pretrained_model_config(folder, device="cpu")
-        weights = loading.get_pretrained_state_dict(folder, config)
+        opened_by = transformers.BertForPreTraining if case["masked"] else transformers.AutoModelForCausalLM
+        weights = loading.get_pretrained_state_dict(folder, config, opened_by.from_pretrained(folder))
         hooked = (lens.HookedEncoder if case["masked"] else lens.HookedTransformer)(config)
         if case["masked"]:
             state = "blocks.0.hook_normalized_resid_post"

@@ -507,6 +507,33 @@ def test_the_tutorial_of_an_ablation_can_be_followed(
 
 
 @pytest.mark.slow
+def test_the_tutorial_of_an_entry_to_babylm_can_be_followed(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "toy", train_sentences=125, test_sentences=5, seed=1)
+    for text, place in (corpus.train, "train_10M/toy.train"), (corpus.test, "dev/toy.dev"):
+        (tmp_path / "corpora" / place).parent.mkdir(parents=True)
+        text.rename(tmp_path / "corpora" / place)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for number, block in enumerate(blocks(pages()["tutorials/babylm.md"], "bash")):
+        ended = subprocess.run(
+            ["bash", "-ec", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        if number == 0:  # a ten-thousandth of the words, and a small model
+            path = tmp_path / "lstm.yaml"
+            text = re.sub(r'"?\b(\d+)M\b"?', r"\g<1>00", path.read_text()).replace("sentencepiece", "word")
+            for key, value in {
+                "hidden_size": 8,
+                "embedding_size": 8,
+                "max_sequence_length": 16,
+                "batch_size": 4,
+            }.items():
+                text = re.sub(rf"(?m)^( +{key}:) \d+", rf"\1 {value}", text)
+            path.write_text(text.replace("train_1000/", "train_10M/").replace("train_1000 ", "train_10M "))
+    assert (tmp_path / "entry" / "main" / "lstm" / "modeling_foundry.py").exists()
+    assert len(list((tmp_path / "entry").glob("chck_*/lstm/config.json"))) == 19
+
+
+@pytest.mark.slow
 def test_the_tutorial_of_ones_own_architecture_can_be_followed(tmp_path: Path) -> None:
     write_corpus(tmp_path / "first" / "corpus", train_sentences=8_000, test_sentences=300, seed=1)
     page = pages()["tutorials/own_architecture.md"]

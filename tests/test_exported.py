@@ -339,12 +339,13 @@ def others() -> list[str]:
 def test_folders_are_used_by_other_versions_and_fine_tuned_for_others(
     saved: Callable[..., Path], others: list[str], tmp_path: Path
 ) -> None:
-    """What one version has fine-tuned opens in all of them."""
+    """What one version has fine-tuned opens in all of them, but for rotary positions, whose settings 5 renames."""
     pythons = [sys.executable, *others]
     for number, python in enumerate(pythons):
         home = tmp_path / str(number)
         found = check_use(python, saved, home, {**STANDALONE, **OF_TRANSFORMERS})
         texts = json.dumps(next(iter(found.values()))["texts"])
+        found = {folder: seen for folder, seen in found.items() if Path(folder).name not in ("llama", "gpt-neox")}
         for reader in pythons:
             again = found_by(reader, REOPENED, home / "cache", texts, *found)
             for folder, seen in found.items():

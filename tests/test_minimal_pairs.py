@@ -66,6 +66,7 @@ def score_alone(scored: BaseLanguageModel, tokenizer: Any, text: tuple[int, ...]
 
 
 @each("architecture", (*ARCHITECTURES, "gru", "mamba", "transformers"))
+@pytest.mark.long
 def test_texts_that_begin_alike_score_as_each_does_alone(model, letters, one_thread, architecture):
     texts, scored = alike_texts(300), model(architecture, scale=2.0).eval()
     with torch.no_grad():

@@ -56,21 +56,25 @@ def test_they_do_without_foundry_on_exported_folders(python: str, cases: Cases, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("python", [sys.executable, *OTHERS])
-def test_the_page_opens_a_folder_in_transformer_lens(python: str, cases: Cases, tmp_path: Path) -> None:
+def test_the_page_opens_folders_in_transformer_lens(python: str, cases: Cases, tmp_path: Path) -> None:
     def says(text: str) -> str:
         command = [named(python), "-I", "-c", text]
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.strip()
 
-    distribution = "transformer-lens"
-    found = says(f"import importlib.metadata as m; print(*(d.version for d in m.distributions(name='{distribution}')))")
+    found = says(
+        "import importlib.metadata as m; print(*(d.version for d in m.distributions(name='transformer-lens')))"
+    )
     if not found:
-        pytest.skip(f"{distribution} is not installed")
-    exported({"gpt2": cases["gpt2 bpe"]}, tmp_path / "published")
+        pytest.skip("transformer-lens is not installed")
+    for architecture in ("gpt2", "bert"):
+        exported({architecture: cases[f"{architecture} bpe"]}, tmp_path / architecture)
+        (tmp_path / "published").mkdir(exist_ok=True)
+        (tmp_path / architecture / "0").rename(tmp_path / "published" / architecture)
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    (example,) = [
-        each for each in blocks if ("TransformerBridge" if int(found[0]) > 2 else "HookedTransformer") in each
-    ]
-    assert says(f"{example}import torch; print(*model(torch.arange(6)[None]).shape)").endswith("1 6 300")
+    version = "TransformerBridge" if int(found.split(".")[0]) > 2 else "loading_from_pretrained"
+    (example,) = [each for each in blocks if version in each]
+    shown = "import torch; print(*(str(tuple(each(torch.arange(6)[None]).shape)) for each in (gpt2, bert)))"
+    assert says(example + shown).endswith("(1, 6, 300) (1, 6, 300)")
 
 
 def test_the_table_of_the_page_is_what_was_measured() -> None:

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.long
 CPU = torch.device("cpu")
 DROPOUT: dict[str, Any] = {"layers": 1, "embedding_size": 16, "hidden_size": 16, "intermediate_hidden_size": 32}
 DROPOUT |= {"attention_heads": 2, "dropout": 0.1, "attention_dropout": 0.1}
-SMALL = {"train_steps": 5, "gradient_accumulation_steps": 4, "checkpoints": {"every_steps": 2}}
+SMALL: dict[str, Any] = {"train_steps": 5, "gradient_accumulation_steps": 4, "checkpoints": {"every_steps": 2}}
 
 
 # The sum of a step
@@ -173,7 +173,7 @@ def test_a_run_on_two_processes_has_the_bits_of_one(
     assert "there can be 1, 3" in line
 
 
-def test_two_processes_that_save_in_the_background_have_the_bits_of_one(experiment: Any, tmp_path: Any) -> None:
+def test_saving_in_the_background_on_two_has_the_bits_of_one(experiment: Any, tmp_path: Any) -> None:
     """On a CPU no run saves so by itself: each process makes its trainer here."""
     training = SMALL | {"checkpoints": {"every_steps": 1, "keep_optimizer": "all"}}
 

@@ -16,6 +16,7 @@ CAUSES: dict[str, list[tuple[str, str]]] = {
     "FoundryError": [
         ("`foundry study --check` or `foundry compare` finds conditions that differ", "read the lines `DIFFERS`"),
         ("something is asked of a model that it does not do, or a package is missing", "the line says which"),
+        ("the Hugging Face hub refuses something, or cannot be reached", "[what to do](../evaluation/publishing.md)"),
     ],
     "UsageError": [
         ("a name, a path or an option does not exist", "the line has the nearest name, or the command that lists them"),
@@ -159,7 +160,9 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "COLUMNS": ("the width of tables and help texts where there is no terminal", "100"),
     "LC_ALL": ("the locale; where it is not UTF-8, characters that it lacks are printed with escapes", "C.UTF-8"),
     "CUDA_VISIBLE_DEVICES": ("read by torch: the GPUs that may be used", "0"),
-    "HF_HUB_OFFLINE": ("read by transformers; foundry downloads nothing either way", "1"),
+    "HF_HUB_OFFLINE": ("read by transformers; foundry downloads nothing either way, and `push` needs the hub", "1"),
+    "HF_TOKEN": ("read by `foundry push`: your token on the hub, before the one of `hf auth login`", ""),
+    "HF_ENDPOINT": ("read by `foundry push`: another hub than https://huggingface.co", "https://hub.lab.org"),
 }
 """The effect of each environment variable, and an example."""
 

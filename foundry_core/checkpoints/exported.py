@@ -48,11 +48,13 @@ class Exported:
         auto_classes: The auto classes of transformers that open it, that of its language model first.
         trust: Whether they need `trust_remote_code=True`.
         named: The special tokens that its tokenizer names and the checkpoint's does not, by their roles.
+        names: What weights are called in it, by their names in the checkpoint, if it is anything else.
     """
 
     auto_classes: tuple[str, ...]
     trust: bool
     named: dict[str, str]
+    names: dict[str, str]
 
 
 def export(
@@ -64,19 +66,31 @@ def export(
         UsageError: The model cannot be opened without foundry.
         PluginError: The file that its plugin names is missing, or lacks a class.
     """
+    files, exported = exported_files(model, tokenizer, standalone=standalone)
+    sink = InPlaceFolder(folder)
+    weights = {exported.names.get(name, name): each for name, each in stored_tensors(model).items()}
+    sink.write(WEIGHTS, weights_file(weights))
+    for name, content in sorted(files.items(), key=lambda item: item[0] == MODEL_CONFIG):
+        sink.write(name, content)
+    return exported
+
+
+def exported_files(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, *, standalone: bool
+) -> tuple[dict[str, bytes], Exported]:
+    """Return the files of a folder besides the weights, the same for all checkpoints of a run, and what opens it.
+
+    Raises:
+        UsageError: The model cannot be opened without foundry.
+        PluginError: The file that its plugin names is missing, or lacks a class.
+    """
     files = standalone_files(model) if standalone and model.is_adapted else model_files(model)
     others, named = for_others(model, tokenizer)
-    sink = InPlaceFolder(folder)
-    names = original_names(model)
-    sink.write(WEIGHTS, weights_file({names.get(name, name): each for name, each in stored_tensors(model).items()}))
-    for name, content in (*tokenizer_files(others).items(), *files.items()):
-        if name != MODEL_CONFIG:
-            sink.write(name, content)
     config = with_original_settings(json.loads(files[MODEL_CONFIG]))
-    sink.write(MODEL_CONFIG, _json(config))
     own, mapped = model.context.objective.auto_class, config.get("auto_map", {})
     further = sorted(name for name in mapped if name not in (own, "AutoConfig"))
-    return Exported((own, *further), MODELING in files, named)
+    exported = Exported((own, *further), MODELING in files, named, original_names(model))
+    return tokenizer_files(others) | files | {MODEL_CONFIG: _json(config)}, exported
 
 
 def standalone_files(model: BaseLanguageModel) -> dict[str, bytes]:

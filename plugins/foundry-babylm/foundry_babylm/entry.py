@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-import yaml
 
 from foundry_babylm.tracks import Track
 from foundry_core import FoundryError, load_config, starting_yaml, write_answer
@@ -45,10 +45,13 @@ def entry_yaml(track: Track, architecture: str, name: str) -> tuple[str, list[st
         f"at most {track.seen}M are seen, repetitions included"
     )
     text = starting_yaml(architecture, name, settings, title)
-    try:
-        able = load_config(yaml.safe_load(text)).capabilities
-    except FoundryError as error:
-        return text, str(error).splitlines()
+    with TemporaryDirectory(prefix="foundry-babylm-") as folder:
+        path = Path(folder, "entry.yaml")
+        path.write_text(text, "utf-8")
+        try:
+            able = load_config(path).capabilities
+        except FoundryError as error:
+            return text, str(error).replace(f"{path}:", "line ").splitlines()
     if not able.unbounded_length:
         settings["data.max_sequence_length"] = min(POSITIONS, able.longest_sequence or POSITIONS)
         text = starting_yaml(architecture, name, settings, title)

@@ -152,11 +152,11 @@ def _of_folder(folder: Path, experiment: ExperimentConfig | None, *, exported: b
             f"train with data.max_sequence_length: {POSITIONS}, or with model.transformer.max_positions: {POSITIONS}",
         )
     if tokenizer.get("pad_token") is None:
-        yield Finding("the tokenizer has no pad token, which batches need", "tokenizer.special_tokens: {pad: <pad>}")
+        yield Finding("the tokenizer has no pad token for batches", "tokenizer.special_tokens: {pad_token: <pad>}")
     if tokenizer.get("bos_token") is None and (exported or config.get("bos_token_id") is None):
         yield Finding("the tokenizer has no bos token, and AoA would be NaN", "write it with foundry export")
     if masked and tokenizer.get("mask_token") is None:
-        yield Finding("the tokenizer has no mask token", "tokenizer.special_tokens: {mask: <mask>}")
+        yield Finding("the tokenizer has no mask token", "tokenizer.special_tokens: {mask_token: <mask>}")
     if not masked:
         yield Finding(
             "eval_finetuning.sh classifies by the state of the first token, which has seen nothing of the text",

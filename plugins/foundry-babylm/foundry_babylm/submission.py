@@ -43,7 +43,7 @@ class Results:
         names = list(track.checkpoints)
         if last is not None and last not in names:
             raise FoundryError(
-                f"--last {last}: the track {track.name} has no such checkpoint{did_you_mean(last, names)}"
+                f"--last {last}: the track {track.name} has no such checkpoint.{did_you_mean(last, names)}"
             )
         self.checkpoints = names if last is None else names[: names.index(last) + 1]
         zero_shot = self.folder / _MAIN / "zero_shot"
@@ -73,9 +73,7 @@ class Results:
         if fast_data is not None:
             submission["fast_eval_results"] = self._fast(Path(fast_data))
         if self.problems:
-            raise FoundryError(
-                "\n".join([*self.problems, f"{output} is not written: {len(self.problems)} files above"])
-            )
+            raise FoundryError("\n".join([*self.problems, f"{output} is not written"]))
         write_answer(json.dumps(submission), output)
         print(f"{output}: the predictions of {self.folder} ({self.backend})")
         if fast_data is None:
@@ -99,7 +97,10 @@ class Results:
                 found = self._predictions(_File(self._zero_shot(checkpoint) / fast.place, sizes))
                 if found is None:
                     continue
-                scores[task].append(SCORES[fast.score](found, texts))
+                try:
+                    scores[task].append(SCORES[fast.score](found, texts))
+                except (KeyError, ValueError, OSError) as error:
+                    self._problem(texts, f"these are not the texts of the predictions: {error}")
                 if task == "reading":
                     same = read.setdefault(json.dumps(found), checkpoint)
                     if same != checkpoint:
