@@ -60,6 +60,7 @@ TOPICS = {
     "analysis": "Runs that exist",
     "registry": "Descriptors, hooks and reports of plugins",
     "schema": "Sections of a YAML",
+    "cli": "Commands of packages",
     "errors": "Errors",
 }
 """Titles of groups of names, by the package that they come from."""
