@@ -24,6 +24,7 @@ from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, run
 from foundry_core.cli import main
 from foundry_core.registry.loading import get_architecture
 from foundry_core.testing.kit.case import Suite
+from foundry_core.testing.kit.run import CHECKS  # first, which registers all checks in their order
 from foundry_core.testing.kit.standalone import compare_elsewhere
 from foundry_core.tokenization.encoding import as_trained
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest
@@ -207,7 +208,7 @@ def test_a_model_of_transformers_needs_no_file_of_ours(
     assert torch.allclose(auto.from_pretrained(folder)(IDS).logits, logits, atol=1e-6)
 
 
-def test_names_that_transformers_has_changed_are_written_for_both(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_exported_folder_has_the_names_of_transformers_4(saved: Callable[..., Path], tmp_path: Path) -> None:
     """Of weights and of rotary positions: version 4 draws weights that it does not find, and says so in a warning."""
     written = {}
     for name in ("llama", "gpt-neox"):
@@ -336,7 +337,7 @@ def others() -> list[str]:
 
 
 @pytest.mark.slow
-def test_folders_are_used_by_other_versions_and_fine_tuned_for_others(
+def test_other_versions_open_folders_and_what_others_tuned(
     saved: Callable[..., Path], others: list[str], tmp_path: Path
 ) -> None:
     """What one version has fine-tuned opens in all of them, but for rotary positions, whose settings 5 renames."""
@@ -354,9 +355,8 @@ def test_folders_are_used_by_other_versions_and_fine_tuned_for_others(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["lstm", "gru", "rnn", "mamba"])
-def test_the_kit_compares_standalone_folders_in_other_versions(
-    others: list[str], architecture: str, tmp_path: Path
-) -> None:
+def test_the_kit_compares_standalone_folders_elsewhere(others: list[str], architecture: str, tmp_path: Path) -> None:
+    assert "standalone" in CHECKS
     for python in others:
         suite = Suite.of(architecture)
         compare_elsewhere(

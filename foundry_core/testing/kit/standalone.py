@@ -175,7 +175,8 @@ def _compare_head(
     config, what = adapted_config(model), f"{case}: AutoModelFor{kind} of the standalone folder"
     config.num_labels = outsider.LABELS
     (own_class,) = auto_classes(model.model_type, f"AutoModelFor{kind}")
-    own = own_class(config, deepcopy(model)).eval()
+    own = own_class(config, deepcopy(model))
+    own.eval()
     unknown = own.load_state_dict(weights, strict=False).unexpected_keys
     require(not unknown, f"{what} has the weight {', '.join(unknown[:1])}, the adapter of checkpoints does not")
     expected, real = own(ids, attention_mask=mask).logits, mask.bool() if found.ndim == 3 else ...
