@@ -367,9 +367,9 @@ def test_the_tutorial_of_an_ablation_can_be_followed(
 @pytest.mark.slow
 def test_the_tutorial_of_an_entry_to_babylm_can_be_followed(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "toy", train_sentences=125, test_sentences=5, seed=1)
-    for text, place in (corpus.train, "train_10M/toy.train"), (corpus.test, "dev/toy.dev"):
+    for file, place in (corpus.train, "train_10M/toy.train"), (corpus.test, "dev/toy.dev"):
         (tmp_path / "corpora" / place).parent.mkdir(parents=True)
-        text.rename(tmp_path / "corpora" / place)
+        file.rename(tmp_path / "corpora" / place)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for number, block in enumerate(blocks(pages()["tutorials/babylm.md"], "bash")):
         ended = subprocess.run(
