@@ -1,13 +1,15 @@
-# run, quick, test, test-all, test-slow, test-faults, lint, docs, bench, dist; each makes .venv first when it is missing or older than the package metadata.
+# run, quick, test, test-all, test-slow, test-faults, peers, lint, docs, bench, dist; each makes .venv first when it is missing or older than the package metadata.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %,plugins/foundry-%,gpt2 bert rnn transformers mamba ngram babylm)
 STAMP := $(VENV)/.installed
+PEERS ?= 4.51.3 5.24.0
+OTHERS := $(PEERS:%=.venv-%)
 # Where it is set, as in many containers, each process compiles core, and rewrites all tests, once more: 4 s.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run quick test test-all test-slow test-faults lint docs bench dist dist-check version setup clean
+.PHONY: run quick test test-all test-slow test-faults peers lint docs bench dist dist-check version setup clean
 
 setup: $(STAMP)
 
@@ -32,14 +34,27 @@ test-all:
 	CI=true $(MAKE) test
 
 # Real text, the whole quickstart, torch.compile, the whole kit on each of its mutants, scores beside those of minicons
-# and lm-eval: about half an hour.
+# and lm-eval: about half an hour. Where `make peers` has made environments, exported folders are opened in them, too.
 test-slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[peers]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations=0 --junitxml=slow.xml
+	FOUNDRY_TEST_TRANSFORMERS=$${FOUNDRY_TEST_TRANSFORMERS:-$$(ls -d $(OTHERS:%=%/bin/python) 2>/dev/null | paste -sd:)} \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations=0 --junitxml=slow.xml
 
 # Every crash point, 200 random kills, every flip, each promise without its mechanism: about a quarter of an hour.
 test-faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal --durations=0 --junitxml=faults.xml
+
+# What other people's programs compute on our folders: beside foundry, and in environments without it, one for each of
+# these versions of transformers. Writes docs/evaluation/peers.json and the table of docs/evaluation/transformers.md.
+peers: $(STAMP) $(OTHERS:%=%/.installed)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[peers]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.peers $(OTHERS:%=%/bin/python)
+
+.venv-%/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints.txt torch transformers==$* \
+		minicons "lm-eval[hf]" captum nnsight transformer-lens
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -51,6 +66,7 @@ docs: $(STAMP)
 	$(BIN)/python -c "import furo, myst_parser, sphinx" 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt -e ".[docs]"
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	$(BIN)/python -m docs.generator.links docs/_build/html
 
 # Against transformers, datasets, minicons and, where checkouts are named, nanoGPT and pytorch/examples: 50 minutes,
 # a quarter of an hour with BENCH="--rounds 1 --megabytes 2". make bench NANOGPT=PATH EXAMPLES=PATH BENCH="train --rounds 3"
@@ -84,4 +100,4 @@ version: $(STAMP)
 	$(BIN)/python release/version.py $(VERSION)
 
 clean:
-	rm -rf $(VENV) quickstart dist
+	rm -rf $(VENV) .venv-* quickstart dist

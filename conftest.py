@@ -115,9 +115,9 @@ def _python_is_long(process: Any, args: Any, *rest: Any, **options: Any) -> None
     """
     program = args if isinstance(args, str | bytes | os.PathLike) else next(iter(args))
     name = os.fsdecode(options.get("executable") or program).rpartition("/")[2]
-    is_python = _running is not None and name.startswith(("python", "foundry", "pytest"))
-    if is_python and not any(_running.get_closest_marker(each) for each in ("long", "slow", "faults")):
-        raise RuntimeError(f"{_running.nodeid} starts {name}: mark it with pytest.mark.long")
+    test = _running if name.startswith(("python", "foundry", "pytest")) else None
+    if test is not None and not any(map(test.get_closest_marker, ("long", "slow", "faults"))):
+        raise RuntimeError(f"{test.nodeid} starts {name}: mark it with pytest.mark.long")
     _begin_process(process, args, *rest, **options)
 
 

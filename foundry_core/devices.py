@@ -22,6 +22,16 @@ from foundry_core.errors import CheckpointError, TrainingError, UsageError
 _PROBED = 2**26
 """Multiplications of a probe of bf16's speed: some milliseconds."""
 _PROBE_SECONDS = 0.7
+_LINE = 16
+"""Numbers of fp32 in a line of the cache."""
+
+
+def in_whole_lines(numbers: int) -> int:
+    """Return how many numbers of fp32 a tensor takes in a block in which each tensor begins with a line of the cache.
+
+    As in an allocation of its own: the order in which a GPU adds up the norm of a gradient depends on that.
+    """
+    return -(-numbers // _LINE) * _LINE
 
 
 class Precision:

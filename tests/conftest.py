@@ -15,8 +15,12 @@ import sysconfig
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from foundry_core import BaseLanguageModel
 
 Install = Callable[..., None]
 
@@ -52,11 +56,28 @@ def install(distribution: Callable[..., Path], tmp_path: Path) -> Install:
     return put
 
 
+@pytest.fixture
+def model(experiment: Callable[..., Any], letters: Any, tmp_path: Path) -> Callable[..., BaseLanguageModel]:
+    """`model(architecture, scale=4.0)`: an untrained one of letters, with logits as large as those of a trained one."""
+    import torch
+
+    from foundry_core import create_model
+
+    def build(architecture: str, scale: float = 4.0) -> BaseLanguageModel:
+        objective = {"objective": "masked_lm"} if architecture == "bert" else {}
+        config = experiment(architecture, tmp_path, training=objective)
+        torch.manual_seed(0)
+        built = create_model(config, letters)
+        with torch.no_grad():
+            for parameter in built.parameters():
+                parameter.mul_(scale if parameter.ndim > 1 else 1)
+        return built
+
+    return build
+
+
 ROOT = Path(__file__).parents[1]
-PLUGINS = (
-    *("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram"),
-    "foundry-babylm",
-)
+PLUGINS = tuple(f"foundry-{name}" for name in ("gpt2", "bert", "rnn", "transformers", "mamba", "ngram", "babylm"))
 
 
 def package(name: str) -> str:

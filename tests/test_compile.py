@@ -1,15 +1,22 @@
 """`training.compile`: a setting that does something, and leaves the losses where they were."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from foundry_core import create_model, run
+from foundry_core.checkpoints.checkpoint import checkpoints
+from foundry_core.checkpoints.state import read_state
 from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.training.choices import choose
+from tests.interruption import outcome
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +41,20 @@ def test_compiled_training_has_the_losses_of_eager_training(architecture, experi
     compiled, frames = trained("compiled", True)
     assert frames > 0
     assert compiled == pytest.approx(eager, abs=1e-4)
+
+
+def test_two_processes_that_compile_have_the_bits_of_one(experiment, tmp_path):
+    training = {"train_steps": 4, "gradient_accumulation_steps": 4, "compile": True}
+    found = []
+    for processes in ("1", "2"):
+        config = experiment("gpt2", tmp_path / processes, training=training)
+        file = tmp_path / f"{processes}.yaml"
+        file.write_text(yaml.safe_dump(config.resolved(), sort_keys=False))
+        command = [sys.executable, "-m", "foundry_core.cli", "train", str(file), "--quiet", "--processes", processes]
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=400)
+        found.append(outcome(config))
+        assert read_state(checkpoints(config.training.output_dir)[-1]).compile is True
+    assert found[0] == found[1]
 
 
 def test_a_long_run_compiles_only_if_a_trial_repays_it(experiment, tmp_path, one_thread):

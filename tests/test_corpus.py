@@ -198,6 +198,7 @@ def test_a_block_may_be_longer_than_many_reads(tmp_path: Path) -> None:
     assert found == [block, block]
 
 
+@pytest.mark.long
 def test_a_single_line_of_64_mib_is_one_document(tmp_path: Path) -> None:
     content = b"0123456 " * (8 * MIB)
     found, account = read(written(tmp_path / "a.txt", content))

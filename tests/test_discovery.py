@@ -355,7 +355,7 @@ def test_asking_for_a_disabled_plugin_names_the_variable(
     assert line in capsys.readouterr().err.splitlines()
     out, err = said(capsys, "doctor")
     assert err == []
-    assert out[-1] == f"{7 if 'gpt2' in name else 8} plugins are fine, {2 if 'gpt2' in name else 1} disabled"
+    assert out[-1] == f"{8 if 'gpt2' in name else 9} plugins are fine, {2 if 'gpt2' in name else 1} disabled"
 
 
 def test_the_allow_list_leaves_out_whatever_it_does_not_name(
@@ -505,7 +505,7 @@ def test_the_list_for_programs_has_state_and_problem_of_each(
         assert {name: row["state"] for name, row in rows.items()} == {
             "bert": "disabled",
             "zebra": "unusable",
-            **dict.fromkeys(("gpt2", "gru", "lstm", "mamba", "ngram", "rnn", "transformers"), "fine"),
+            **dict.fromkeys(("babylm", "gpt2", "gru", "lstm", "mamba", "ngram", "rnn", "transformers"), "fine"),
         }
         assert "ZeroDivisionError" in rows["zebra"]["problem"]
         assert rows["lstm"] == {
@@ -513,7 +513,7 @@ def test_the_list_for_programs_has_state_and_problem_of_each(
             "kind": "architecture",
             "target": "foundry_rnn:lstm",
             "distribution": "foundry-rnn",
-            "version": "0.1.0",
+            "version": __version__,
             "state": "fine",
             "summary": get_architecture("lstm").summary,
             "problem": None,

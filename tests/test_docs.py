@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import doctest
+import io
+import json
 import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,10 +25,12 @@ import foundry_core
 from docs.generator import facts, keys
 from docs.generator.api import hooks
 from docs.generator.keys import Reader
+from docs.generator.links import broken
 from docs.generator.pages import DOCS, made_pages, relinked, write_pages
 from docs.generator.verbs import below, parser_of
 from foundry_core import ExperimentConfig, load_config
 from foundry_core.cli import VERBS, main
+from foundry_core.cli.quickstart import quickstart
 from foundry_core.registry.core_steps import CORE_CORPUS_STEPS
 from foundry_core.registry.loading import available_architectures, get_architecture
 from foundry_core.schema import ConfigSection, NotValid, Values
@@ -190,6 +196,30 @@ def test_a_link_to_nothing_is_found() -> None:
     assert list(broken_links({"a.md": page})) == ["a.md: b.md#", "a.md: #c"]
 
 
+def test_a_broken_link_of_the_built_site_is_found(tmp_path: Path) -> None:
+    head = '<link href="style.css"><script src="https://example.org/a.js"></script><h1 id="a-b">A</h1>'
+    links = ["#a-b", "#c", "deep/", "deep/index.html#x", "gone.html", "../outside.html", "https://example.org/gone"]
+    (tmp_path / "site" / "deep").mkdir(parents=True)
+    (tmp_path / "outside.html").write_text("")
+    (tmp_path / "site" / "deep" / "index.html").write_text('<a href="../index.html#a-b">up</a>')
+    (tmp_path / "site" / "index.html").write_text(head + "".join(f'<a href="{link}">a</a>' for link in links))
+    wrong = ["#c", "deep/index.html#x", "gone.html", "../outside.html", "style.css", "https://example.org/a.js"]
+    assert list(broken(tmp_path / "site")) == [f"index.html: {link}" for link in wrong]
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list(broken(tmp_path)) == []
+    for place in pages():
+        text = (tmp_path / place).with_suffix(".html").read_text(encoding="utf-8")
+        assert len(re.findall(r"<h1>", text)) == 1, place
+        assert len(re.findall(r'<meta name="description" content="[^"]{12,}"', text)) == 1, place
+
+
 def test_every_page_is_in_the_overview_that_models_read(tmp_path: Path) -> None:
     for place, text in own_pages().items():
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +234,18 @@ def test_every_page_is_in_the_overview_that_models_read(tmp_path: Path) -> None:
 
 def blocks(text: str, *languages: str) -> list[str]:
     return [code for name, code in re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text) if name in languages]
+
+
+def test_examples_with_prompts_print_what_they_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    for place, text in pages().items():
+        examples = blocks(text, "pycon")
+        assert sum(block.count(">>> ") for block in examples) == len(re.findall(r"(?m)^\s*>>> ", text)), place
+        for block in examples:
+            runner.run(parser.get_doctest(block, {}, place, None, None))
+    assert runner.tries > 5
+    assert runner.failures == 0
 
 
 BASE: dict[str, Any] = {
@@ -254,9 +296,29 @@ def test_every_yaml_of_a_page_of_the_site_is_valid(tmp_path: Path, monkeypatch: 
     assert wrong == []
 
 
+def test_every_key_that_a_page_names_exists() -> None:
+    found = {*all_keys(), *(dotted.rpartition(".")[0] for dotted in all_keys()), "model.architecture"}
+    of_core = ("explanation/reliability.md", "explanation/inside.md")  # which name modules
+    named, wrong = 0, []
+    for place, text in {**pages(), "README.md": (ROOT / "README.md").read_text()}.items():
+        if place in of_core or place.startswith(("reference/", "changelog")):
+            continue
+        for code in re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```", "", text)):
+            key = re.match(r"((?:data|tokenizer|training|logging|model|seeds|match)(?:\.[a-z_]+)+)(?:$|[:=])", code)
+            if (
+                key
+                and not code.endswith((".json", ".py", ".safetensors"))
+                and not code.startswith("model.transformers.")
+            ):
+                named += 1
+                wrong += [f"{place}: {code}"] if key.group(1) not in found else []
+    assert named > 150
+    assert wrong == []
+
+
 def commands(text: str) -> Iterator[str]:
     """Yield the command lines of a page that start foundry."""
-    for block in blocks(text, "", "bash", "console", "text"):
+    for block in blocks(text, "", "bash", "console", "sh", "text"):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             found = re.search(r"(?:^|\| )(foundry [a-z-]+(?: .*)?$)", line.strip())
             if found:
@@ -310,17 +372,93 @@ def test_the_python_of_the_page_on_notebooks_runs(
     assert names["opened"].evaluations()["step"].tolist()[-1] == 200
 
 
+def test_python_that_opens_checkpoints_runs(experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for architecture, page in (("lstm", "start/your_text.md"), ("bert", "plugins/foundry-bert.md")):
+        foundry_core.run(
+            experiment(architecture, tmp_path, training={"output_dir": f"runs/{architecture}"}), quiet=True
+        )
+        (last,) = Path("runs", architecture).glob("checkpoint-*[1-9]*")
+        last.rename(last.with_name("checkpoint-1000"))
+        names: dict[str, Any] = {}
+        (block,) = blocks(pages()[page], "python")
+        exec(block, names)
+        assert names["model"]
+    assert len(names["vectors"]) == 2
+
+
 def test_keys_are_shown_as_they_are_written_in_a_yaml() -> None:
     values = [{"a": [1, 0.5, "10M"]}, "corpora/train.txt", "<eos>", True, None, r"\bif\b"]
     assert [yaml.safe_load(keys.flow(value)) for value in values] == values
 
 
-def carry_out(page: str, *left_out: str) -> None:
-    """Carry out the command lines of a page in the current folder, in their order."""
+def carry_out(page: str, *left_out: str, **further: list[str]) -> None:
+    """Carry out the command lines of a page in the current folder, in their order.
+
+    Args:
+        page: The page.
+        left_out: Verbs, or lines without `foundry`, that are not carried out.
+        further: Settings that are added to the lines of a verb.
+    """
     for line in commands(pages()[page]):
         words = shlex.split(line)[1:]
-        if words[0] not in left_out:
-            assert main(words) == 0, line
+        if words[0] not in left_out and line.removeprefix("foundry ") not in left_out:
+            assert main([*words, *further.get(words[0], [])]) == 0, line
+
+
+@pytest.mark.slow
+def test_the_page_on_the_quickstart_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quickstart("my-first-models", share=0.05)
+    carry_out("start/quickstart.md", "quickstart")
+    assert Path("surprisal.tsv").exists()
+    assert Path("comparison.html").exists()
+    assert json.loads(Path("runs/wider/run.json").read_text())["parameters"] > 300_000
+
+
+@pytest.mark.slow
+def test_the_page_on_your_own_text_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    chance = random.Random(1)
+    syllables = [first + second for first in "bdfgklmnprstvz" for second in "aeiou"]
+    words = ["".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(12_000)]
+    for name, lines in (("train", 4_000), ("dev", 100)):
+        Path("corpora").mkdir(exist_ok=True)
+        text = (" ".join(chance.choices(words, k=10)) for _ in range(lines))
+        Path("corpora", f"{name}.txt").write_text("".join(f"{line}\n" for line in text))
+    Path("blimp/data").mkdir(parents=True)
+    Path("blimp/data/order.jsonl").write_text('{"sentence_good": "ba de fi", "sentence_bad": "fi ba de"}\n')
+    Path("stimuli.txt").write_text("ba de fi\n")
+    (shown,) = map(yaml.safe_load, blocks(pages()["start/your_text.md"], "yaml"))
+    shown["data"]["max_sequence_length"] = 10
+    shown["training"] |= {"epochs": None, "train_steps": 1000}
+    Path("lstm.yaml").write_text(yaml.safe_dump(shown))
+    carry_out("start/your_text.md", "init", "train lstm.yaml --resume")
+    names: dict[str, Any] = {}
+    exec(blocks(pages()["start/your_text.md"], "python")[0], names)
+    assert names["model"].config.vocab_size == len(names["tokenizer"]) == 8000
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_gulordavas_lstm_can_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs")
+    corpus = write_corpus(Path("corpora/gulordava"), train_sentences=4_000, test_sentences=300, seed=1)
+    corpus.test.rename("corpora/gulordava/valid.txt")
+    write_corpus(Path("other"), train_sentences=300, test_sentences=9, seed=2).train.rename(corpus.test)
+    header = "pattern\tconstr_id\tsent_id\tcorrect_number\tform\tclass\ttype\tprefix\n"
+    row = "V\t1\t1\tplur\t{}\t{}\t{}\tthe keys\n"
+    items = [("are", "correct"), ("is", "wrong")]
+    rows = [row.format(*item, kind) for kind in ("original", "generated") for item in items]
+    Path("generated.tab").write_text(header + "".join(rows))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the keys to the cabinet are\n")))
+    whole = "train configs/recipes/gulordava-2018.yaml"
+    less = ["training.epochs=2", "training.evaluate_at={milestones: {epochs: [1, 2]}}"]
+    less += ["training.checkpoints={milestones: {epochs: [1]}}"]
+    carry_out("tutorials/gulordava_lstm.md", "plan", whole, train=less)
+    assert "cabinet" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -351,17 +489,21 @@ def test_the_tutorial_of_an_ablation_can_be_followed(
     corpus = write_corpus(Path("corpus"), train_sentences=2_000, test_sentences=200, seed=1)
     lines = corpus.train.read_text().splitlines()
     corpus.train.write_text("".join(f"{'if ' if at % 5 == 0 else ''}{line}\n" for at, line in enumerate(lines)))
-    drop, _, study, *_ = map(yaml.safe_load, blocks(pages()["tutorials/corpus_ablation.md"], "yaml"))
+    drop, _, given, study = map(yaml.safe_load, blocks(pages()["tutorials/corpus_ablation.md"], "yaml"))
     base = experiment_with({"training": {"output_dir": "runs/base", "train_steps": 30}})
     base["data"] = {"training_corpus": str(corpus.train), "test_corpus": str(corpus.test), "max_sequence_length": 24}
     base["tokenizer"] = {"tokenizer_type": "word", "vocab_size": 200}
     Path("base.yaml").write_text(yaml.safe_dump(base))
     Path("ablation.yaml").write_text(yaml.safe_dump({**base, "data": base["data"] | drop["data"]}))
     Path("conditionals.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    carry_out("tutorials/corpus_ablation.md")
+    carry_out("tutorials/corpus_ablation.md", "study", "compare", "seen")
+    Path("base.yaml").write_text(yaml.safe_dump({**base, **given}))
+    carry_out("tutorials/corpus_ablation.md", "data", "tokenizer")
     assert set(last_column(capsys.readouterr().out)) == {"0"}
     assert main(["seen", "studies/conditionals/whole-seed1", "--grep", r"\bif\b"]) == 0
     assert int(last_column(capsys.readouterr().out)[-1].replace(",", "")) > 100
+    assert main(["study", "conditionals.yaml", "--check"]) == 0
+    assert re.search(r"(?m)^tokenizer +equal", capsys.readouterr().out)
 
 
 @pytest.mark.slow
@@ -437,5 +579,5 @@ def test_the_tutorial_of_reading_times_can_be_followed(tmp_path: Path, monkeypat
     for block in blocks(page, "python"):
         exec(block, names)
     assert names["model"].params["surprisal"] == pytest.approx(10, abs=0.2)
-    assert list(names["gains"]) == [50, 100, 200, 400]
+    assert list(names["gains"]) == [0, 50, 100, 200, 400]
     assert max(names["gains"], key=names["gains"].get) == 400

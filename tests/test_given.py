@@ -405,6 +405,31 @@ def test_a_vocabulary_that_is_full_is_named(experiment, tmp_path, capsys):
     assert "tokenizer.vocab_size: 12 leaves no room for further words" in capsys.readouterr().err
 
 
+def test_a_text_that_is_mostly_unknown_is_a_warning_with_its_key(experiment, tmp_path, capsys):
+    words, texts = trained(tmp_path / "words", "word", 60), {"lower": lines(), "upper": map(str.upper, lines())}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(text))
+    lower, upper = ({"training_corpus": str(tmp_path / f"{name}.txt")} for name in texts)
+
+    def warnings(config: ExperimentConfig) -> list[str]:
+        capsys.readouterr()
+        prepared(config)
+        return [line for line in capsys.readouterr().err.splitlines() if "unknown" in line]
+
+    assert warnings(given(experiment, tmp_path, words, data=lower)) == []
+    shouted = given(experiment, tmp_path, words, "shouted", data=upper)
+    for _ in range(2):  # also where the token file is there
+        (line,) = warnings(shouted)
+        assert re.search(r"data\.training_corpus: 100% of its tokens are unknown.*tokenizer\.path, .*lower-case", line)
+    own = {"tokenizer_type": "word", "vocab_size": 60}
+    both = lower | {"test_corpus": upper["training_corpus"]}
+    (line,) = warnings(experiment("lstm", tmp_path / "own", data=both, tokenizer=own))
+    assert re.search(r"data\.test_corpus: 100% .* others than those of data\.training_corpus", line)
+    few = experiment("lstm", tmp_path / "few", data=lower, tokenizer=own | {"vocab_size": 10})
+    (line,) = warnings(few)
+    assert re.search(r"data\.training_corpus: .* raise tokenizer\.vocab_size", line)
+
+
 # Perplexity per word
 
 

@@ -211,6 +211,7 @@ def test_neighbouring_documents_share_a_hole_up_to_its_separator(ablated: Callab
     assert (data.train.info.holes["number"], data.train.info.holes["tokens"]) == (3, 9)
 
 
+@pytest.mark.long
 def test_holes_are_found_in_a_stream_of_many_windows(ablated: Callable[..., Any], tmp_path: Path) -> None:
     """Documents longer than a window, dropped and kept, and holes that reach from one window into the next."""
     rng = random.Random(1)
@@ -333,6 +334,7 @@ training: {{output_dir: {folder}/{name}, epochs: 1, device: cpu}}
 """
 
 
+@pytest.mark.long
 def test_an_ablation_with_its_control_needs_yaml_alone(
     corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from foundry_core import BaseLanguageModel, ExperimentConfig, create_model
+from foundry_core import BaseLanguageModel
 from foundry_core.errors import CheckpointError, DataError
 from foundry_core.evaluation import token_losses, tree_reading
 from foundry_core.evaluation.minimal_pairs import Pair, read_pairs, score_pairs
@@ -23,23 +21,6 @@ GOOD, BAD = "the cat sees the dog", "the cat see the dog"
 LINE = json.dumps({"sentence_good": GOOD, "sentence_bad": BAD})
 ARCHITECTURES = ("gpt2", "lstm", "bert")
 CLOSE = 2e-6  # nats for each token
-
-
-@pytest.fixture
-def model(experiment: Callable[..., ExperimentConfig], letters: Any, tmp_path: Path) -> Callable[[str], Any]:
-    """An untrained model of letters, with logits as large as those of a trained one."""
-
-    def build(architecture: str, scale: float = 4.0) -> BaseLanguageModel:
-        objective = {"objective": "masked_lm"} if architecture == "bert" else {}
-        config = experiment(architecture, tmp_path, training=objective)
-        torch.manual_seed(0)
-        built = create_model(config, letters)
-        with torch.no_grad():
-            for parameter in built.parameters():
-                parameter.mul_(scale if parameter.ndim > 1 else 1)
-        return built
-
-    return build
 
 
 def random_texts(count: int) -> list[tuple[int, ...]]:
@@ -85,6 +66,7 @@ def score_alone(scored: BaseLanguageModel, tokenizer: Any, text: tuple[int, ...]
 
 
 @each("architecture", (*ARCHITECTURES, "gru", "mamba", "transformers"))
+@pytest.mark.long
 def test_texts_that_begin_alike_score_as_each_does_alone(model, letters, one_thread, architecture):
     texts, scored = alike_texts(300), model(architecture, scale=2.0).eval()
     with torch.no_grad():

@@ -20,10 +20,8 @@ from tests.each import each
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = (
-    *("foundry-gpt2", "foundry-bert", "foundry-rnn", "foundry-transformers", "foundry-mamba", "foundry-ngram"),
-    "foundry-babylm",
-)
+ARCHITECTURES = ("gpt2", "bert", "rnn", "transformers", "mamba", "ngram")
+PLUGINS = (*(f"foundry-{name}" for name in ARCHITECTURES), "foundry-babylm")
 DISTRIBUTIONS = ("model-foundry", *PLUGINS)
 VERSION = version.kept(ROOT)
 
@@ -153,7 +151,7 @@ def test_a_wheel_holds_its_typed_package_and_nothing_else(name: str, wheels: dic
     sources = {f"{package}/{path.relative_to(here)}" for path in here.rglob("*") if path.is_file()}
     packed = {file for file in files if file.startswith(f"{package}/")}
     assert packed == {path for path in sources if "__pycache__" not in path}
-    assert (f"{package}/state_keys.txt" in files) == (name in PLUGINS and name != "foundry-babylm")
+    assert (f"{package}/state_keys.txt" in files) == (name.removeprefix("foundry-") in ARCHITECTURES)
     assert metadata(wheels[name])["License-Expression"] == ["Apache-2.0"]
 
 

@@ -223,6 +223,7 @@ def test_listing_plugins_loads_neither_torch_nor_a_model() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     rows = json.loads(done.stdout)
     assert {row["name"]: (row["distribution"], row["problem"]) for row in rows} == {
+        "babylm": ("foundry-babylm", None),
         "bert": ("foundry-bert", None),
         "gpt2": ("foundry-gpt2", None),
         "gru": ("foundry-rnn", None),

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from tests.each import each
 from tests.test_rules import CORE_FILES, ROOT, dotted, parsed, where
 
@@ -55,6 +57,7 @@ def private_names_used(tree: ast.AST, private: set[str]) -> Iterator[tuple[str, 
             yield from ((name, node) for name in names if name in private)
 
 
+@pytest.mark.long
 def test_tests_do_not_use_private_names_of_core() -> None:
     private = private_names_of_core() - OF_TRANSFORMERS
     offenders = [

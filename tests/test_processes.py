@@ -19,16 +19,20 @@ import yaml
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from foundry_core import BaseLanguageModel, run
+from foundry_core import BaseLanguageModel, create_model, run
 from foundry_core.checkpoints import compatibility
 from foundry_core.checkpoints.checkpoint import checkpoints
 from foundry_core.cli import main
+from foundry_core.data.preparation import experiment_corpora, experiment_rows, experiment_tokenizer, experiment_tokens
 from foundry_core.errors import DataError, FoundryError, UsageError
 from foundry_core.processes import World, joined
+from foundry_core.registry.hooks import hook_manager
 from foundry_core.storage import files as storage
 from foundry_core.storage.lock import RunLock
 from foundry_core.training.division import check_division
 from foundry_core.training.gradients import ExactReduction, added
+from foundry_core.training.notifier import Notifier
+from foundry_core.training.trainer import Trainer
 from tests.faults.harness import Fault, ObservedDisk
 from tests.interruption import outcome
 from tests.together import Left, Together, trained
@@ -38,7 +42,7 @@ pytestmark = pytest.mark.long
 CPU = torch.device("cpu")
 DROPOUT: dict[str, Any] = {"layers": 1, "embedding_size": 16, "hidden_size": 16, "intermediate_hidden_size": 32}
 DROPOUT |= {"attention_heads": 2, "dropout": 0.1, "attention_dropout": 0.1}
-SMALL = {"train_steps": 5, "gradient_accumulation_steps": 4, "checkpoints": {"every_steps": 2}}
+SMALL: dict[str, Any] = {"train_steps": 5, "gradient_accumulation_steps": 4, "checkpoints": {"every_steps": 2}}
 
 
 # The sum of a step
@@ -167,6 +171,33 @@ def test_a_run_on_two_processes_has_the_bits_of_one(
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: 2 processes cannot divide the micro-batches of a step: with training.gradient_accum")
     assert "there can be 1, 3" in line
+
+
+def test_saving_in_the_background_on_two_has_the_bits_of_one(experiment: Any, tmp_path: Any) -> None:
+    """On a CPU no run saves so by itself: each process makes its trainer here."""
+    training = SMALL | {"checkpoints": {"every_steps": 1, "keep_optimizer": "all"}}
+
+    def files(processes: int, background: bool) -> dict[str, bytes]:
+        name = f"{processes}-{background}"
+        config = experiment("gpt2", tmp_path / name, model={"transformer": DROPOUT}, training=training)
+
+        def life(tell: Any) -> None:
+            with joined(lambda: CPU) as world:
+                with world.in_turn("preparing the data"):
+                    corpora = experiment_corpora(config)
+                    tokenizer = experiment_tokenizer(config, corpora.train)
+                    rows = experiment_rows(config, tokenizer, experiment_tokens(config, tokenizer, corpora))
+                notifier, model = Notifier(hook_manager([]), world), create_model(config, tokenizer)
+                Trainer(config, model, tokenizer, rows, notifier, world=world, background=background).train()
+
+        assert Together(processes, life).wait() == [Left(0, [])] * processes
+        saved = [folder for folder in checkpoints(config.training.output_dir) if folder.name != "checkpoint-0"]
+        names = ("model.safetensors", "optimizer.safetensors", "trainer_state.json")
+        return {f"{folder.name}/{name}": (folder / name).read_bytes() for folder in saved for name in names}
+
+    alone = files(1, False)
+    assert len(alone) == 3 * SMALL["train_steps"]
+    assert files(2, True) == files(2, False) == alone
 
 
 def failing_at(passes: int, error: FoundryError) -> None:

@@ -1,43 +1,58 @@
-"""`foundry push`: revisions, the card and its snippets, refusals, sending and going on, studies."""
+"""`foundry push`: revisions, the card and its snippets, refusals, sending and going on, studies.
+
+FOUNDRY_TEST_TRANSFORMERS names further Pythons, `:` between them, with transformers of other versions.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import ModelCard, constants
 
 from foundry_core import load_config, open_run, run
 from foundry_core.cli import main
-from foundry_core.errors import FoundryError
-from foundry_core.publishing.hub import Publication, send
-from foundry_core.publishing.revisions import revision_files, revisions_of
 from foundry_core.run_folder import MANIFEST, MODELING, OPTIMIZER, TRAINER_STATE, WEIGHTS
-from foundry_core.storage.manifest import file_digest, sealed
+from foundry_core.storage.manifest import file_digest
 from tests.each import each
+from tests.hub_server import Hub, served
 from tests.test_compare import score
 
 pytestmark = pytest.mark.long
 
 REPOSITORY = "anna/tiny"
 NAMES = ["step-0", "step-10", "chck_100", "step-20", "main"]
+ALONE = ("lstm", "gpt2", "bert")
+"""Architectures whose models open without foundry."""
+
+# Runs the snippets of each card as one program. minicons is not everywhere.
+SNIPPETS = """
+import importlib.util, json, sys
+for name in sys.argv[2:]:
+    sys.modules[name] = None  # importing it is an error
+for snippets in json.loads(sys.argv[1]):
+    found = {}
+    for code in snippets:
+        if "minicons" not in code or importlib.util.find_spec("minicons"):
+            exec(code, found)
+print("all ran")
+"""
 
 
 @pytest.fixture(scope="module")
 def trained(experiment: Any, corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of lstm, gpt2 and bert each, scored at steps 10 and 20."""
+    """A folder with a run of each architecture, scored at steps 10 and 20."""
     folder = tmp_path_factory.mktemp("runs")
-    for architecture in ("lstm", "gpt2", "bert"):
+    for architecture in (*ALONE, "ngram"):
         config = experiment(
             architecture,
             folder,
@@ -48,6 +63,7 @@ def trained(experiment: Any, corpus: Any, tmp_path_factory: pytest.TempPathFacto
                 "output_dir": str(folder / architecture),
                 "train_steps": 20,
                 "objective": "masked_lm" if architecture == "bert" else "causal_lm",
+                "evaluate_at": {"every_steps": 10},
                 "checkpoints": {"every_steps": 10, "keep_optimizer": "all"},
             },
         )
@@ -57,195 +73,312 @@ def trained(experiment: Any, corpus: Any, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def push(source: Path, target: Path, *options: str, repository: str = REPOSITORY) -> int:
-    return main(["push", str(source), repository, "--licence", "mit", "--dry-run", str(target), *options])
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub on this machine, for this process and those that it starts."""
+    with served() as hub:
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        for name, value in {**environment, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_writes"}.items():
+            monkeypatch.setenv(name, value)
+        # The client has read the environment when it was imported.
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield hub
 
 
-def again(source: Path, step: int, new: int) -> None:
-    """Copy a checkpoint as that of another step, as if nothing had been learnt in between."""
-    folder = source / f"checkpoint-{new}"
-    shutil.copytree(source / f"checkpoint-{step}", folder)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    del manifest["sha256"]
-    (folder / MANIFEST).write_bytes(sealed({**manifest, "step": new}))
+def push(source: Path, target: Path | None, *options: str, repository: str = REPOSITORY) -> int:
+    """Run the command: into a folder or, without one, to the hub."""
+    dry_run = [] if target is None else ["--dry-run", str(target)]
+    return main(["push", str(source), repository, "--licence", "mit", *dry_run, *options])
 
 
-def test_each_checkpoint_becomes_a_revision_to_load(trained, corpus, tmp_path, capsys, monkeypatch):
+def card(folder: Path) -> str:
+    return (folder / "README.md").read_text()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def snippets(text: str, language: str = "python") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def started(cards: Sequence[Sequence[str]], *without: str, python: str = sys.executable) -> subprocess.Popen[str]:
+    """Start a process with the snippets of some cards; `without` are packages that it must not import."""
+    command = [python, "-c", SNIPPETS, json.dumps(cards), *without]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def check_ends_well(process: subprocess.Popen[str]) -> None:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert output.endswith("all ran\n")
+
+
+# What would be sent.
+
+
+def test_each_checkpoint_becomes_a_revision_without_optimizer(trained, tmp_path, capsys):
     assert push(trained / "lstm", tmp_path / "sent") == 0
-    assert "wrote 5 revisions of 1 repositories, nothing was sent" in capsys.readouterr().out
+    assert "wrote 5 revisions of 1 repository, nothing was sent" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "sent").iterdir()) == sorted(NAMES)
+    assert main(["export", str(trained / "lstm"), str(tmp_path / "exported"), "--standalone"]) == 0
     for name, step in zip(NAMES, (0, 10, 10, 20, 20), strict=True):
-        files = {path.name for path in (tmp_path / "sent" / name).iterdir()}
-        assert not files & {OPTIMIZER, TRAINER_STATE, MANIFEST}
-        assert {WEIGHTS, MODELING, "README.md", "config.json", "tokenizer.json"} <= files
-        assert file_digest(tmp_path / "sent" / name / WEIGHTS) == file_digest(
-            trained / "lstm" / f"checkpoint-{step}" / WEIGHTS
-        )
-        assert f'"{name}"' in (tmp_path / "sent" / name / "README.md").read_text()
-    card = (tmp_path / "sent" / "step-10" / "README.md").read_text()
-    download, *commands = re.findall(r"^```sh\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)[0].splitlines()
-    assert download == f"hf download {REPOSITORY} --revision step-10 --local-dir model"
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(corpus.test, "TEXT.txt")
-    Path("sent/step-10").rename("model")
-    assert [main(command.split()[1:]) for command in commands] == [0, 0]
-    assert Path("surprisal.tsv").stat().st_size > 0
+        found = files(tmp_path / "sent" / name)
+        assert f'"{name}"' in found.pop("README.md").decode()
+        weights = {WEIGHTS: (trained / "lstm" / f"checkpoint-{step}" / WEIGHTS).read_bytes()}
+        assert found == files(tmp_path / "exported") | weights
+    assert "import foundry" not in found[MODELING].decode()
 
 
 def test_the_card_states_what_the_run_has_recorded(trained, tmp_path):
-    assert push(trained / "lstm", tmp_path / "sent", "--language", "en") == 0
-    text = (tmp_path / "sent" / "main" / "README.md").read_text()
+    options = ["--language", "en", "--dataset", "anna/toys", "--author", "Ny, Anna", "--author", "Li, Bo"]
+    assert push(trained / "lstm", tmp_path / "sent", *options) == 0
+    text = card(tmp_path / "sent" / "main")
     _, metadata, body = text.split("---\n", 2)
-    assert yaml.safe_load(metadata) == {
+    facts = yaml.safe_load(metadata)
+    assert facts.pop("model-index")[0]["name"] == "tiny"
+    assert facts == {
         "license": "mit",
         "language": ["en"],
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["foundry", "lstm", "causal_lm", "babylm"],
+        "datasets": ["anna/toys"],
     }
     opened = open_run(trained / "lstm")
     last = opened.evaluated[-1]
     whole = next(row for row in opened.scored if row["level"] == "suite" and row["step"] == 20)
+    read: Any = ModelCard(text).data  # as huggingface_hub reads it
+    results = {(each.dataset_name, each.metric_type): each.metric_value for each in reversed(read.eval_results)}
+    (name,) = opened.record["corpora"]["test_corpus"]["names"]
+    assert results[f"test text: {name}", "loss"] == round(last["loss"], 5)
+    assert results["toy", "accuracy"] == round(100 * whole["accuracy"], 2)
     rows = [re.sub(r"\s+", " ", line) for line in body.splitlines() if line.startswith("|")]
-    assert f"| loss on the test text | {last['loss']:.3f} | – | 20 |" in rows
+    assert f"| loss, test text | {last['loss']:.3f} | – | – | 20 |" in rows
     interval = f"{100 * whole['low']:.1f} to {100 * whole['high']:.1f}"
-    assert f"| toy | {100 * whole['accuracy']:.1f} | {interval} | 20 |" in rows
+    assert f"| toy | {100 * whole['accuracy']:.1f} | {interval} | {whole['items']} | 20 |" in rows
     sidecars = [json.loads(path.read_text()) for path in (trained / "tokenizer" / "tokens").glob("*.json")]
     accounts = {sidecar["corpus_digest"]: sidecar["account"] for sidecar in sidecars}
     for title in ("training", "test"):
         digest = opened.record["corpora"][f"{title}_corpus"]["digest"]
         counts = [accounts[digest][name] for name in ("documents", "words", "bytes_text", "bytes_skipped")]
         assert any(f"| {' | '.join(f'{count:,}' for count in counts)} | `{digest[:12]}` |" in row for row in rows)
+    for unit, value in opened.record["plan"]["budget"].items():
+        assert any(row.startswith(f"| {unit} | {round(value, 3):,} |") for row in rows)
     assert f"| parameters | {opened.parameters:,} |" in rows
     assert f"| `random_seed` | {opened.seed} |" in rows
     assert f"| torch | `{opened.record['versions']['torch']}` |" in rows
-    assert "`step-10`, `chck_100` | 10" in body
-    assert yaml.safe_load(re.findall(r"```yaml\n(.*?)```", body, re.DOTALL)[0]) == opened.config
+    losses = {row["step"]: f"{row['loss']:.3f}" for row in opened.evaluated if row["corpus"] == "test"}
+    (curve,) = (row for row in rows if row.startswith("| `step-10`, `chck_100` | 10 |"))
+    assert f" | {losses[10]} | " in curve
+    assert "author = {Ny, Anna and Li, Bo}" in body
+    assert yaml.safe_load(snippets(body, "yaml")[0]) == opened.config
 
 
-@pytest.mark.long
-def test_every_snippet_of_a_card_runs(trained, tmp_path):
-    """In processes that begin with nothing of ours: what one snippet registers does not help another one."""
-    snippets = []
-    for architecture in ("lstm", "gpt2", "bert"):
-        assert push(trained / architecture, tmp_path / architecture) == 0
-        text = (tmp_path / architecture / "main" / "README.md").read_text()
-        found = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-        assert [REPOSITORY in code for code in found] == [True] * (2 if architecture == "lstm" else 1)
-        snippets += [code.replace(REPOSITORY, str(tmp_path / architecture / "main")) for code in found]
-    trusting, ours, *plain = snippets
-    for program in (trusting, ours + "\n" + "\n".join(plain)):
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert len(done.stdout.split()) >= 1
-
-
-def test_two_checkpoints_of_the_same_weights_are_refused(trained, tmp_path, capsys):
-    copied = shutil.copytree(trained / "lstm", tmp_path / "copied", symlinks=True)
-    again(copied, 10, 15)
-    assert push(copied, tmp_path / "sent") == 6
-    assert re.search(r"step-10 and step-15 have the same weights .*--leave-out step-10", capsys.readouterr().err)
-    assert not (tmp_path / "sent").exists()
-    assert push(copied, tmp_path / "sent", "--leave-out", "chck_100") == 0
-    assert sorted(path.name for path in (tmp_path / "sent").iterdir()) == ["main", "step-0", "step-15", "step-20"]
-
-
-@pytest.mark.long
-def test_training_goes_on_from_a_revision_with_optimizer(trained, tmp_path):
-    assert push(trained / "lstm", tmp_path / "sent", "--with-optimizer") == 0
-    there = json.loads((tmp_path / "sent" / "step-10" / MANIFEST).read_text())
+def check_goes_on(sent: Path, trained: Path, goal: Path, step: int, last: int) -> None:
+    """Check that training from a revision ends with the weights of the run."""
+    there = json.loads((sent / MANIFEST).read_text())
     assert {OPTIMIZER, TRAINER_STATE, "README.md"} <= set(there["files"])
-    goal = tmp_path / "goes-on"
-    shutil.copytree(tmp_path / "sent" / "step-10", goal / "checkpoint-10")
-    settings = yaml.safe_load((trained / "lstm" / "config.yaml").read_text())
+    shutil.copytree(sent, goal / f"checkpoint-{step}")
+    settings = yaml.safe_load((trained / "config.yaml").read_text())
     settings["training"]["output_dir"] = str(goal)
     run(load_config(settings), resume=True, quiet=True)
-    assert file_digest(goal / "checkpoint-20" / WEIGHTS) == file_digest(trained / "lstm" / "checkpoint-20" / WEIGHTS)
+    weights = [folder / f"checkpoint-{last}" / WEIGHTS for folder in (goal, trained)]
+    assert file_digest(weights[0]) == file_digest(weights[1])
+
+
+def test_training_goes_on_from_a_revision_with_optimizer(trained, tmp_path):
+    for architecture in ("lstm", "bert"):
+        sent = tmp_path / "sent" / architecture
+        assert push(trained / architecture, sent, "--with-optimizer") == 0
+        check_goes_on(sent / "step-10", trained / architecture, tmp_path / architecture, 10, 20)
+
+
+def test_weights_have_the_names_of_an_exported_folder(experiment, tmp_path):
+    """transformers 4 calls the output layer of a GPT-NeoX otherwise than 5, whose names a checkpoint has."""
+    training = {"train_steps": 2, "checkpoints": {"every_steps": 1, "keep_optimizer": "all"}}
+    run(experiment("transformers", tmp_path, example="tiny_gpt_neox", training=training), quiet=True)
+    assert push(tmp_path / "run", tmp_path / "sent", "--with-optimizer") == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "exported")]) == 0
+    found = files(tmp_path / "sent" / "main")
+    assert found[WEIGHTS] != (tmp_path / "run" / "checkpoint-2" / WEIGHTS).read_bytes()
+    assert {name: found[name] for name in found.keys() - {OPTIMIZER, TRAINER_STATE, MANIFEST, "README.md"}} == files(
+        tmp_path / "exported"
+    )
+    check_goes_on(tmp_path / "sent" / "step-1", tmp_path / "run", tmp_path / "goal", 1, 2)
+
+
+def test_revisions_of_the_same_weights_are_refused(experiment, tmp_path, capsys):
+    training = {"output_dir": str(tmp_path / "run"), "train_steps": 3, "learning_rate": 1e-60}
+    milestones = {"milestones": {"words": [100, 200]}, "names": "babylm"}
+    run(experiment("lstm", tmp_path, training={**training, "checkpoints": milestones}), quiet=True)
+    assert push(tmp_path / "run", tmp_path / "sent") == 6
+    (line,) = capsys.readouterr().err.splitlines()
+    steps = sorted(int(path.name.partition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*"))
+    names = [f"step-{step}" for step in steps]
+    assert f"the same weights, so that a learning curve over them would be wrong: {', '.join(names[:-1])} and" in line
+    advice = line.partition("such as by ")[2].split()
+    assert advice == [word for name in names[:-1] for word in ("--leave-out", name)]
+    assert not (tmp_path / "sent").exists()
+    assert push(tmp_path / "run", tmp_path / "sent", *advice) == 0
+    assert {names[-1], "main"} <= {path.name for path in (tmp_path / "sent").iterdir()}
 
 
 def test_a_study_becomes_repositories_and_a_collection(trained, tmp_path):
     assert push(trained, tmp_path / "sent", "--private", repository="anna/sizes") == 0
-    names = ["sizes-bert", "sizes-gpt2", "sizes-lstm"]
+    names = ["sizes-bert", "sizes-gpt2", "sizes-lstm", "sizes-ngram"]
     assert sorted(path.name for path in (tmp_path / "sent").iterdir()) == ["collection.json", *names]
     collection = json.loads((tmp_path / "sent" / "collection.json").read_text())
     assert [item["item_id"] for item in collection["items"]] == [f"anna/{name}" for name in names]
     assert (collection["title"], collection["private"]) == ("sizes", True)
-    assert "pipeline_tag: fill-mask" in (tmp_path / "sent" / "sizes-bert" / "main" / "README.md").read_text()
+    text = card(tmp_path / "sent" / "sizes-bert" / "main")
+    assert "pipeline_tag: fill-mask" in text
+    for name in names:
+        architecture = name.partition("-")[2]
+        loss = open_run(trained / architecture).evaluated[-1]["loss"]
+        label = f"**{architecture}**" if architecture == "bert" else architecture
+        assert re.search(rf"\| {re.escape(label)} \| .*huggingface.co/anna/{name}\) \|.* {loss:.3f} \|", text)
+        assert any(f"loss on the test text {loss:.3f}" in item["note"] for item in collection["items"])
 
 
-class Hub:
-    """Stands in for the hub: branches of files; each call has to fit the signature of `HfApi`."""
-
-    def __init__(self) -> None:
-        self.branches: dict[str, dict[str, bytes]] = {"main": {}}
-        self.commits: list[str] = []
-        self.fails_after = 99
-
-    def __getattr__(self, name: str) -> Any:
-        def called(*arguments: Any, **keywords: Any) -> Any:
-            given = inspect.signature(getattr(HfApi, name)).bind(self, *arguments, **keywords).arguments
-            return getattr(self, f"_{name}")(given)
-
-        return called
-
-    def _create_repo(self, given: Any) -> None:
-        pass
-
-    def _list_repo_refs(self, given: Any) -> Any:
-        return SimpleNamespace(branches=[SimpleNamespace(name=name) for name in self.branches])
-
-    def _create_branch(self, given: Any) -> None:
-        self.branches[given["branch"]] = dict(self.branches["main"])
-
-    def _list_repo_tree(self, given: Any) -> Any:
-        for path, content in self.branches[given["revision"]].items():
-            lfs = SimpleNamespace(sha256=hashlib.sha256(content).hexdigest()) if path == WEIGHTS else None
-            blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-            yield SimpleNamespace(path=path, size=len(content), lfs=lfs, blob_id=blob)
-
-    def _create_commit(self, given: Any) -> None:
-        if len(self.commits) == self.fails_after:
-            raise OSError("the line is dead")
-        self.commits.append(given["revision"])
-        for added in given["operations"]:
-            with added.as_file() as file:
-                self.branches[given["revision"]][added.path_in_repo] = file.read()
+# Sending, and loading what was sent.
 
 
-def test_sending_goes_on_where_it_was_interrupted(trained):
-    revisions = revisions_of([trained / "lstm" / f"checkpoint-{step}" for step in (0, 10, 20)])
-    files = {name: revision_files(each, "the card") for each in revisions for name in each.names}
-    hub, publication = Hub(), Publication(REPOSITORY, files)
-    hub.fails_after = 2
-    with pytest.raises(FoundryError, match="anna/tiny, revision chck_100: .*the line is dead; run the command again"):
-        send(hub, publication, lambda name: None)
-    hub.fails_after = 99
-    assert send(hub, publication, lambda name: None) == ["chck_100", "step-20", "main"]
-    for name, own in files.items():
-        whole = {file: each if isinstance(each, bytes) else each.read_bytes() for file, each in own.items()}
-        assert hub.branches[name] == whole
-    assert send(hub, publication, lambda name: None) == []
-    files["step-10"] = revision_files(revisions[1], "another card")
-    assert send(hub, publication, lambda name: None) == ["step-10"]
-    hub.branches["step-20"][WEIGHTS] = hub.branches["step-10"][WEIGHTS]
-    assert send(hub, publication, lambda name: None) == ["step-20"]
+def test_every_snippet_of_a_card_runs(trained, hub, tmp_path, corpus, monkeypatch, capsys):
+    """In processes that begin with nothing of ours: what one snippet registers does not help another one."""
+    of_cards = {}
+    for architecture in (*ALONE, "ngram"):
+        name = f"anna/{architecture}"
+        assert push(trained / architecture, None, repository=name) == 0
+        of_cards[architecture] = snippets(hub.repositories[name]["step-10"]["README.md"].decode())
+        assert all(name in code or "minicons" in code for code in of_cards[architecture])
+    assert [len(codes) for codes in of_cards.values()] == [3, 3, 2, 2]
+    trusting, registering = of_cards["ngram"]
+    assert "trust_remote_code" not in registering
+    processes = [
+        started([of_cards[architecture] for architecture in ALONE], "foundry_core", "foundry_rnn"),
+        started([[trusting]]),
+        started([[registering]]),
+    ]
+    (commands,) = snippets(hub.repositories["anna/lstm"]["step-10"]["README.md"].decode(), "sh")
+    download, *ours = [command.split() for command in commands.splitlines()]
+    monkeypatch.chdir(tmp_path)
+    assert download[0] == "hf"
+    hf = [sys.executable, "-c", "from huggingface_hub.cli.hf import app; app()"]
+    subprocess.run([*hf, *download[1:]], capture_output=True, check=True, timeout=300)
+    shutil.copy(corpus.test, "TEXT.txt")
+    assert [main(command[1:]) for command in ours] == [0, 0]
+    assert Path("surprisal.tsv").stat().st_size > 0
+    for process in processes:
+        check_ends_well(process)
+
+
+@pytest.mark.slow
+def test_snippets_run_with_other_versions(trained, hub):
+    others = os.environ.get("FOUNDRY_TEST_TRANSFORMERS")
+    if not others:
+        pytest.skip("FOUNDRY_TEST_TRANSFORMERS names no further Pythons")
+    of_cards = []
+    for architecture in ALONE:
+        assert push(trained / architecture, None, repository=f"anna/{architecture}") == 0
+        of_cards.append(snippets(hub.repositories[f"anna/{architecture}"]["step-10"]["README.md"].decode()))
+    for python in others.split(":"):
+        check_ends_well(started(of_cards, "foundry_core", "foundry_rnn", python=python))
+
+
+def test_sending_goes_on_where_it_was_interrupted(trained, hub, tmp_path, capsys):
+    assert push(trained / "lstm", tmp_path / "sent") == 0
+    hub.failures.append((f"POST /api/models/{REPOSITORY}/commit/chck_100", 500, "the disk is full"))
+    assert push(trained / "lstm", None) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"error: {REPOSITORY}, revision chck_100: the Hugging Face hub fails with 500: the disk is full; nothing is "
+        "lost: run the same command again, later"
+    )
+    branches = hub.repositories[REPOSITORY]
+    assert set(branches["main"]) == {".gitattributes"}
+    assert push(trained / "lstm", None) == 0
+    assert capsys.readouterr().out.endswith(f"{REPOSITORY}: sent 3 revisions, 2 were there\n")
+    assert [name for _, name, _ in hub.commits] == NAMES
+    for name in NAMES:
+        assert branches[name] == {".gitattributes": branches["main"][".gitattributes"]} | files(
+            tmp_path / "sent" / name
+        )
+    assert push(trained / "lstm", None) == 0
+    assert len(hub.commits) == len(NAMES)
+    branches["step-20"][WEIGHTS] = branches["step-10"][WEIGHTS]
+    assert push(trained / "lstm", None) == 0
+    assert hub.commits[len(NAMES) :] == [(REPOSITORY, "step-20", 1)]
+
+
+def test_a_new_branch_takes_no_optimizer_over_from_main(trained, hub):
+    assert push(trained / "lstm", None, "--with-optimizer", "--leave-out", "step-10") == 0
+    assert OPTIMIZER in hub.repositories[REPOSITORY]["main"]
+    assert push(trained / "lstm", None) == 0
+    assert not {OPTIMIZER, TRAINER_STATE, MANIFEST} & set(hub.repositories[REPOSITORY]["step-10"])
+
+
+def test_a_collection_is_completed_once(trained, hub, tmp_path, capsys):
+    for name in ("lstm", "ngram"):
+        (tmp_path / "study").mkdir(exist_ok=True)
+        (tmp_path / "study" / name).symlink_to(trained / name)
+    hub.failures.append(("POST /api/collections/anna/sizes-0/items", 503, "too many"))
+    assert push(tmp_path / "study", None, repository="anna/sizes") == 1
+    assert "the collection sizes: the Hugging Face hub fails with 503: too many" in capsys.readouterr().err
+    for _ in range(2):
+        assert push(tmp_path / "study", None, repository="anna/sizes") == 0
+        ((slug, collection),) = hub.collections.items()
+        names = ["anna/sizes-lstm", "anna/sizes-ngram"]
+        assert [item["id"] for item in collection["items"]] == names
+        assert capsys.readouterr().out.endswith(f"collection: {hub.endpoint}/collections/{slug}\n")
+    assert len(hub.commits) == len(NAMES) * len(names)
+
+
+# Refusals.
 
 
 @each(
     ("arguments", "says"),
     [
-        (["{runs}/lstm", "anna/x", "--licence", "apache2"], "no such identifier. Did you mean 'apache-2.0'?"),
-        (["{runs}/lstm", "x", "--licence", "mit"], "give NAMESPACE/NAME"),
-        (["{runs}/lstm", "anna/x--y", "--licence", "mit"], "anna/x--y is not the name of a repository"),
-        (["{runs}/lstm", "anna/x", "--licence", "mit", "--dry-run", "{runs}"], "is not an empty folder"),
-        (["{runs}/lstm", "anna/x", "--licence", "mit", "--leave-out", "step-1"], "Did you mean 'step-10'?"),
-        (["{runs}/lstm", "anna/x", "--licence", "mit"], "nobody is logged in"),
+        (["anna/x", "--licence", "apache2"], "no such identifier. Did you mean 'apache-2.0'?"),
+        (["x", "--licence", "mit"], "give NAMESPACE/NAME"),
+        (["anna/x--y", "--licence", "mit"], "anna/x--y is not the name of a repository"),
+        (["anna/x", "--licence", "mit", "--dataset", "toys"], "toys is not the name of a data set"),
+        (["anna/x", "--licence", "mit", "--language", "English"], "--language English: give the code"),
+        (["anna/x", "--licence", "mit", "--dry-run", "{runs}"], "is not an empty folder"),
+        (["anna/x", "--licence", "mit", "--dry-run", "{runs}/new", "--leave-out", "step-1"], "Did you mean 'step-10'?"),
+        (["anna/x", "--licence", "mit"], "nobody is logged in to the Hugging Face hub: run `hf auth login`"),
     ],
 )
-def test_push_says_in_a_line_what_it_does_not_take(arguments, says, trained, capsys, monkeypatch):
+def test_push_says_in_a_line_what_it_does_not_take(arguments, says, trained, capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    assert main(["push", *(argument.format(runs=trained) for argument in arguments)]) == 2
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    given = [argument.format(runs=trained) for argument in arguments]
+    assert main(["push", str(trained / "lstm"), *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+def test_what_the_hub_refuses_is_a_line_with_the_way_out(trained, hub, capsys, monkeypatch):
+    def refusal(token: str = "hf_writes", repository: str = REPOSITORY) -> str:
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert push(trained / "lstm", None, repository=repository) in (1, 2)
+        lines: list[str] = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        return lines[0]
+
+    login = "run `hf auth login` with a token that may write there"
+    assert f"does not accept your token: {login}" in refusal("hf_wrong")
+    assert f"the token of anna on the Hugging Face hub may only read: {login}" in refusal("hf_reads")
+    assert re.search(rf'bob/tiny: .* the namespace "bob".*, or {login}', refusal(repository="bob/tiny"))
+    hub.failures.append(("POST /api/validate-yaml", 400, "a card needs flowers"))
+    assert "revision step-0: the Hugging Face hub refuses: Invalid metadata in README.md" in refusal()
+    hub.failures.append(("GET /api/models/.*/refs", 404, "Repository not found"))
+    assert "the Hugging Face hub refuses: Repository not found: name a namespace that is yours" in refusal()
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert refusal().endswith("Connection refused; nothing is lost: run the same command again, later")
+    assert hub.commits == []

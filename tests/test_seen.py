@@ -136,6 +136,7 @@ def found_in(seen: SeenRun, pattern: str = PATTERN) -> Occurrences:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.long
 def test_counts_are_those_of_the_batches_that_were_trained(trial: Trial, case: str) -> None:
     config = trial(case)
     seen = SeenRun(folder_of(config))

@@ -592,6 +592,23 @@ def test_a_plan_has_each_cell_and_the_sum(written: Written, capsys: pytest.Captu
     assert main(["plan", str(path), "training.train_steps=3"]) == 2
 
 
+def test_a_plan_for_several_processes_is_one_for_each_cell(
+    written: Written, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", str(written({"training.gradient_accumulation_steps": [2, 4]})), "--no-timing"]
+    plans = []
+    for processes in ("1", "2"):
+        assert main([*command, "--json", "--processes", processes]) == 0
+        plans.append(json.loads(capsys.readouterr().out)["cells"])
+    assert [[cell["processes"] for cell in cells] for cells in plans] == [[1, 1], [2, 2]]
+    assert [[cell["rows_of_a_process_in_a_step"] for cell in cells] for cells in plans] == [[8, 16], [4, 8]]
+    assert all(one[key] == two[key] for key in ("steps", "parameters") for one, two in zip(*plans, strict=True))
+    assert main([*command, "--processes", "4"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "4 processes cannot divide" in line
+    assert "there can be 1, 2. " in line
+
+
 @pytest.mark.slow
 def test_a_study_killed_twice_ends_as_one_left_alone(
     written: Written, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

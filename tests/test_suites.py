@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, hookimpl, open_run
+from foundry_core import BaseLanguageModel, ExperimentConfig, hookimpl, open_run
 from foundry_core.cli import main
 from foundry_core.evaluation import sentence_scores as sentence_scores_module
 from foundry_core.evaluation.suites.items import BETTER, Formula, Operation, Score, SuiteItem
@@ -40,22 +40,6 @@ from tests.each import each
 
 Experiment = Callable[..., ExperimentConfig]
 ARCHITECTURES = ("gpt2", "lstm", "bert")
-
-
-@pytest.fixture
-def model(experiment: Experiment, letters: Any, tmp_path: Path) -> Callable[..., BaseLanguageModel]:
-    """An untrained model of letters, with logits as large as those of a trained one."""
-
-    def build(architecture: str, scale: float = 4.0) -> BaseLanguageModel:
-        objective = {"objective": "masked_lm"} if architecture == "bert" else {}
-        torch.manual_seed(0)
-        built = create_model(experiment(architecture, tmp_path, training=objective), letters)
-        with torch.no_grad():
-            for parameter in built.parameters():
-                parameter.mul_(scale if parameter.ndim > 1 else 1)
-        return built
-
-    return build
 
 
 def bits(scored: BaseLanguageModel, tokenizer: Any, text: str) -> list[float]:

@@ -29,22 +29,6 @@ from tests.each import each
 CLOSE = 1e-4  # nats, for a text
 
 
-@pytest.fixture
-def model(experiment: Callable[..., ExperimentConfig], letters: Any, tmp_path: Path) -> Callable[[str], Any]:
-    """An untrained model of letters, with logits as large as those of a trained one."""
-
-    def build(architecture: str, scale: float = 3.0) -> BaseLanguageModel:
-        objective = {"objective": "masked_lm"} if architecture == "bert" else {}
-        torch.manual_seed(0)
-        built = create_model(experiment(architecture, tmp_path, training=objective), letters)
-        with torch.no_grad():
-            for parameter in built.parameters():
-                parameter.mul_(scale if parameter.ndim > 1 else 1)
-        return built.eval()
-
-    return build
-
-
 def random_text(tokens: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(random.Random(seed).choices(range(8, 32), k=tokens))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from foundry_core import ExperimentConfig, run
-from foundry_core.evaluation.suites.results import result_path
+from foundry_core.evaluation.suites.kept import result_path
 from foundry_core.run_folder import checkpoint_name, milestone_name
 from foundry_core.study.grid import axes_of
 from tests.each import each

@@ -68,6 +68,7 @@ def test_unknown_tokens_are_counted_and_separators_are_not(tmp_path: Path) -> No
     assert (known.unknown, known.unknown_share) == (0, 0)
 
 
+@pytest.mark.long
 def test_a_stream_of_many_buffers_is_whole(tmp_path: Path) -> None:
     """Documents of very different lengths, more than two buffers of 2**20 tokens, and one that fills a buffer."""
     lengths = [*np.random.default_rng(0).integers(1, 400, 6000).tolist(), 1_100_000, 1, 2]

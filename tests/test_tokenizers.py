@@ -369,6 +369,7 @@ def unknown_share(tokenizer, *documents: str) -> float:
     return ids.count(tokenizer.unk_token_id) / len(ids)
 
 
+@pytest.mark.long
 def test_the_alphabet_of_wordpiece_follows_the_vocabulary():
     """3,000 Chinese characters of about the frequencies that they have in text, and words of two Latin letters."""
     rng = random.Random(2)
@@ -390,6 +391,7 @@ def test_the_alphabet_of_wordpiece_follows_the_vocabulary():
         train_tokenizer("wordpiece", partial(iter, documents), 900, special)
 
 
+@pytest.mark.long
 def test_rare_characters_leave_wordpiece_half_of_its_vocabulary():
     rng = random.Random(3)
     words = ["".join(rng.choices("abcdefghijklmnop", k=6)) for _ in range(800)]
@@ -400,6 +402,7 @@ def test_rare_characters_leave_wordpiece_half_of_its_vocabulary():
     assert sum(character in tokenizer.get_vocab() for character in rare) == pytest.approx(1165, abs=5)
 
 
+@pytest.mark.long
 def test_a_word_of_any_length_is_known_to_wordpiece(tokenizers):
     tokenizer = tokenizers["wordpiece"]
     for word in ("cat" * 33, "cat" * 34, "dog" * 1000, "a" * 100_000, "北" * 300):
@@ -576,6 +579,7 @@ def random_words(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece", "bpe", "word"])
+@pytest.mark.long
 def test_frequent_words_get_the_tokens_whichever_comes_first(kind):
     words = random_words(200)
     special = default_special_tokens(kind)

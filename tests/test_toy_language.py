@@ -140,6 +140,7 @@ def test_a_word_has_one_class_and_only_the_has_two_numbers() -> None:
     assert not places.keys() & {"that", "."}
 
 
+@pytest.mark.long
 def test_an_independent_parser_derives_each_sentence_once(samples: list[str]) -> None:
     assert {count_derivations(LANGUAGE, sentence) for sentence in samples[:200]} == {1}
     assert count_derivations(LANGUAGE, "the dog that the man sees sing .") == 0

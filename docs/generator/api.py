@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 import foundry_core
-from docs.generator.text import block, code, docstring, page
+from docs.generator.text import block, code, docstring, page, table
 from foundry_core.registry import hookspecs
 
 CORE = Path(foundry_core.__file__).parent
@@ -38,7 +38,9 @@ def homes(module: str = "") -> dict[str, str]:
 def api_page() -> str:
     """Return the page of the names of `foundry_core`."""
     where = homes()
-    parts = [part for name in foundry_core.__all__ if name in where for part in _name(name, where[name])]
+    names = [name for name in foundry_core.__all__ if name in where]
+    parts = [_overview({name: where[name] for name in names})]
+    parts += [part for name in names for part in _name(name, where[name])]
     introduction = (
         "What `from foundry_core import ...` offers; [Stability](../plugins/stability.md) says what may change and "
         "when. `foundry_core.__version__` is the version. Names that need torch load on first use.\n\n"
@@ -46,6 +48,31 @@ def api_page() -> str:
         "Losses are in nats unless a name says bits."
     )
     return page("Python API", introduction, *parts)
+
+
+TOPICS = {
+    "config": "Experiments",
+    "training": "Training",
+    "models": "Models",
+    "data": "Text and batches",
+    "tokenization": "Tokenizers",
+    "evaluation": "Suites",
+    "analysis": "Runs that exist",
+    "registry": "Descriptors, hooks and reports of plugins",
+    "schema": "Sections of a YAML",
+    "errors": "Errors",
+}
+"""Titles of groups of names, by the package that they come from."""
+
+
+def _overview(homes: Mapping[str, str]) -> str:
+    """Return a table of the names by topic."""
+    places = [home.partition(".")[0] for home in homes.values()]
+    rows = []
+    for place in sorted(set(places), key=lambda place: (list(TOPICS).index(place) if place in TOPICS else 99, place)):
+        links = [f"[{code(name)}](#{name.lower()})" for name, home in homes.items() if home.partition(".")[0] == place]
+        rows.append([TOPICS.get(place, place), ", ".join(links)])
+    return table(("topic", "names"), rows)
 
 
 def _definition(name: str, module: str) -> tuple[ast.stmt, str]:
@@ -67,7 +94,9 @@ def _definition(name: str, module: str) -> tuple[ast.stmt, str]:
 def _name(name: str, module: str) -> Iterator[str]:
     node, documentation = _definition(name, module)
     yield f"## {code(name)}"
-    if isinstance(node, ast.ClassDef):
+    if isinstance(node, ast.ClassDef) and module == "config.sections":
+        yield f"A section of a YAML. Its fields are described as [keys](keys.md#{name.lower().removesuffix('config')})."
+    elif isinstance(node, ast.ClassDef):
         yield block("\n".join(_class_head(node)), "python")
         yield docstring(documentation)
         for method in _methods(node, module).values():

@@ -16,6 +16,7 @@ CAUSES: dict[str, list[tuple[str, str]]] = {
     "FoundryError": [
         ("`foundry study --check` or `foundry compare` finds conditions that differ", "read the lines `DIFFERS`"),
         ("something is asked of a model that it does not do, or a package is missing", "the line says which"),
+        ("the Hugging Face hub refuses something, or cannot be reached", "[what to do](../evaluation/publishing.md)"),
     ],
     "UsageError": [
         ("a name, a path or an option does not exist", "the line has the nearest name, or the command that lists them"),
@@ -123,8 +124,12 @@ VARIABLES: dict[str, tuple[str, str]] = {
     ),
     "FOUNDRY_PLUGINS_DISABLE": ("do not use these plugins", "foundry-mamba"),
     "FOUNDRY_RENDEZVOUS": ("where the processes of `foundry train --processes` meet; set by it, not by you", ""),
-    "FOUNDRY_TEST_DATA": ("for developers: a folder with texts that some slow tests read", ""),
-    "FOUNDRY_TEST_DISK": ("for developers: a folder on a disk, for tests that must not run in memory", ""),
+    "FOUNDRY_TEST_DATA": ("a folder with texts that some slow tests read", ""),
+    "FOUNDRY_TEST_TRANSFORMERS": (
+        "Pythons of other environments, `:` between them, in which slow tests open exported folders",
+        ".venv-4.51.3/bin/python",
+    ),
+    "FOUNDRY_TEST_DISK": ("a folder on a disk, for tests that must not run in memory", ""),
     "RANK": (
         "the number of this process among those that train a run together; set by `torchrun`, `foundry train "
         "--processes` or a job script, together with the next four",
@@ -155,9 +160,21 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "COLUMNS": ("the width of tables and help texts where there is no terminal", "100"),
     "LC_ALL": ("the locale; where it is not UTF-8, characters that it lacks are printed with escapes", "C.UTF-8"),
     "CUDA_VISIBLE_DEVICES": ("read by torch: the GPUs that may be used", "0"),
-    "HF_HUB_OFFLINE": ("read by transformers; foundry downloads nothing either way", "1"),
+    "HF_HUB_OFFLINE": ("read by transformers; foundry downloads nothing either way, and `push` needs the hub", "1"),
+    "HF_TOKEN": ("read by `foundry push`: your token on the hub, before the one of `hf auth login`", ""),
+    "HF_ENDPOINT": ("read by `foundry push`: another hub than https://huggingface.co", "https://hub.lab.org"),
 }
 """The effect of each environment variable, and an example."""
+
+
+GROUPS = {
+    "Plugins": "FOUNDRY_(?!TEST|REND)",
+    "Runs of several processes": "FOUNDRY_REND|RANK|WORLD_SIZE|LOCAL_|MASTER_|TORCHELASTIC|TORCH_CPP",
+    "Threads": "OMP_|RAYON_|TOKENIZERS_",
+    "Libraries, Python and the terminal": "(?!FOUNDRY_TEST)",
+    "For developers": "",
+}
+"""Headings of the page of variables, with a pattern of the names below each; the first that fits."""
 
 
 def modules() -> Iterator[str]:
@@ -232,19 +249,36 @@ def errors_page() -> str:
     for name, (number, text) in found.items():
         parts += [f"## {name}", f"Exit code {number}. {docstring(text)}"]
         parts.append(table(("cause", "cure"), CAUSES[name]))
-        if lines := messages().get(name):
-            listed = "\n".join(f"* {escaped(line)}" for line in lines)
-            parts.append(f"The messages; `<...>` stands for what is filled in:\n\n{listed}")
     introduction = (
         "An error that you can fix is one line on stderr, or one line for each problem of a file: the place, the "
         "problem and the way out. It ends the command with the exit code of its kind; in Python each kind is a class, "
         "all of them subclasses of `foundry_core.FoundryError`. `--debug` adds the traceback. Warnings begin with "
-        "`warning:` and stop nothing."
+        "`warning:` and stop nothing. [Messages](messages.md) has the texts."
     )
     return page("Errors and exit codes", introduction, *parts)
 
 
-FORMATS = {"storage.manifest": "Manifests", "data.token_file": "Token files", "config.yaml_source": "Reading YAML"}
+def messages_page() -> str:
+    """Return the page of the texts of errors, by kind."""
+    parts = []
+    for name in kinds():
+        if lines := messages().get(name):
+            listed = "\n".join(f"* {escaped(line)}" for line in lines)
+            parts += [f"## Messages of {name}", f"[Causes and cures](errors.md#{name.lower()}).", listed]
+    introduction = (
+        "The texts of errors by kind, in alphabetical order, as far as they stand in the code in one piece. `<...>` "
+        "stands for what is filled in. Problems of a YAML, which begin with `file:line: key:`, come from the rules of "
+        "its keys, and not all of them are listed."
+    )
+    return page("Messages", introduction, *parts)
+
+
+MANIFESTS = """
+`MANIFEST.json` of a checkpoint is written last. It has the size and the sha256 of every other file of the folder, the
+step, the checkpoint before, and the environment; its own last line is the sha256 of what precedes it. A folder with a
+file that is missing, changed or added is refused, and the file is named. It shows damage; it is not a signature.
+"""
+FORMATS = {"data.token_file": "Token files", "config.yaml_source": "Reading YAML"}
 
 
 def files_page() -> str:
@@ -257,6 +291,7 @@ def files_page() -> str:
     )
     parts = ["## A run", block(run), "## A study", block(study)]
     parts += ["## Lines of `metrics.jsonl`", "Each line is a JSON object with the key `kind`.", lines]
+    parts += ["## Manifests", MANIFESTS.strip()]
     for module, title in FORMATS.items():
         parts += [f"## {title}", docstring(ast.get_docstring(tree(module)))]
     introduction = (
@@ -270,11 +305,16 @@ def files_page() -> str:
 
 def environment_page() -> str:
     """Return the page of the environment variables."""
-    rows = [
-        [code(name), text, code(f"{name}={example}") if example else ""] for name, (text, example) in VARIABLES.items()
-    ]
+    parts, left = [], dict(VARIABLES)
+    for title, pattern in GROUPS.items():
+        names = [name for name in left if re.match(pattern, name)]
+        listed = [(name, *left.pop(name)) for name in names]
+        parts.append(f"## {title}")
+        parts.append(
+            "\n".join(f"* {code(f'{name}={example}' if example else name)}: {text}." for name, text, example in listed)
+        )
     introduction = "No variable is needed. Settings of an experiment are in its YAML, and never in the environment."
-    return page("Environment variables", introduction, table(("variable", "meaning", "example"), rows))
+    return page("Environment variables", introduction, *parts)
 
 
 def variables_in_the_code() -> set[str]:

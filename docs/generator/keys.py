@@ -128,8 +128,8 @@ class Key:
             facts.append(f"Example: {code(f'{last}: {flow(self.example)}')}")
         lines = [
             f"### {code(self.name)}",
-            _sentence(self.description),
-            "\n".join(f"* {fact}" for fact in facts if fact),
+            _sentence(self.description, self.types),
+            " · ".join(fact for fact in facts if fact),
         ]
         return "\n\n".join(line for line in lines if line)
 
@@ -149,8 +149,9 @@ def flow(value: Any) -> str:
     return json.dumps(value)
 
 
-def _sentence(text: str) -> str:
-    begins = text[:1].upper() + text[1:] if re.match(r"[a-z]+ ", text) else text  # not a value, as in "auto: ..."
+def _sentence(text: str, types: str) -> str:
+    word = re.match(r"([a-z]+),? ", text)  # not a value that is explained, as in "auto: ..." and "adamw, sgd"
+    begins = text[:1].upper() + text[1:] if word and code(word.group(1)) not in types else text
     return escaped(begins) + ("" if text.endswith((".", ":")) else ".") if text else ""
 
 
@@ -194,6 +195,8 @@ class Reader:
         given = whole.get("default")
         section = isinstance(given, Mapping) or (required and not self.types(part))
         default = None if required else "" if section or "default" not in whole else code(flow(given))
+        if default and whole.get("description", "").endswith("default: the architecture's"):
+            default = "the architecture's"
         # Without a plugin there are no such settings, and the schema has nothing but null.
         types = "section with what the plugin asks for, or `null`" if name.endswith("_settings") else self.types(part)
         return Key(name, types, default, whole.get("description", ""), self.example(name, part, given))

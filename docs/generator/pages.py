@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from docs.generator.api import api_page, hooks_page
-from docs.generator.facts import environment_page, errors_page, files_page
+from docs.generator.facts import environment_page, errors_page, files_page, messages_page
 from docs.generator.keys import keys_page, models_page
 from docs.generator.verbs import verbs_page
 
@@ -42,6 +42,7 @@ MADE: dict[str, Callable[[], str]] = {
     "reference/api.md": api_page,
     "reference/hooks.md": hooks_page,
     "reference/errors.md": errors_page,
+    "reference/messages.md": messages_page,
     "reference/files.md": files_page,
     "reference/environment.md": environment_page,
 }
@@ -103,22 +104,22 @@ def listed(page: Path) -> list[str]:
 def overview(folder: Path) -> str:
     """Return `llms.txt`: every page with its first sentence, by section (https://llmstxt.org)."""
     index = folder / "index.md"
-    lines = ["# foundry", "", f"> {_beginning(index)[1]}"]
+    lines = ["# foundry", "", f"> {beginning(index)[1]}"]
     for section in listed(index):
         page = folder / f"{section}.md"
         inside = listed(page)
-        title, sentence = _beginning(page)
+        title, sentence = beginning(page)
         lines += ["", f"## {title}", "", f"- [{title}]({section}.html): {sentence}"]
         for each in inside:
             place = (
                 os.path.relpath(each, "/") if each.startswith("/") else os.path.normpath(Path(section).parent / each)
             )
-            name, sentence = _beginning(folder / f"{place}.md")
+            name, sentence = beginning(folder / f"{place}.md")
             lines.append(f"- [{name}]({place}.html): {sentence}")
     return "\n".join(lines) + "\n"
 
 
-def _beginning(page: Path) -> tuple[str, str]:
+def beginning(page: Path) -> tuple[str, str]:
     """Return the title of a page and its first sentence."""
     text = page.read_text(encoding="utf-8")
     title = next(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))

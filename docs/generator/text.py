@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain, zip_longest
 
 SECTIONS = ("Args", "Returns", "Raises", "Attributes", "Yields")
 
 
 def escaped(text: str) -> str:
-    """Return plain text so that Markdown shows it as it is, except for `code` between backticks."""
-    parts = re.split(r"(`[^`]+`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([\\*_<>\[\]|{}$#~])", r"\\\1", part) for part in parts)
+    """Return plain text so that Markdown shows it as it is, except for `code` and *one* emphasised word."""
+    parts = re.split(r"(`[^`]+`|(?<![\w*])\*[a-z]+\*(?![\w*]))", text)
+    plain = [re.sub(r"([\\*_<>\[\]|{}$#~])", r"\\\1", part) for part in parts[::2]]
+    return "".join(chain.from_iterable(zip_longest(plain, parts[1::2], fillvalue="")))
 
 
 def code(text: str) -> str:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from docs.generator.text import block, code, escaped, page, prose
+from docs.generator.text import block, code, escaped, page, prose, table
 from foundry_core.cli import VERBS
 from foundry_core.cli.common import add_verb
 
@@ -40,7 +40,8 @@ def below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]
 
 def verbs_page() -> str:
     """Return the page of the command line."""
-    parts = [part for verb in VERBS for part in _verb(f"foundry {verb}", VERBS[verb], parser_of(verb), 2)]
+    parts = [table(("verb", ""), [[f"[{verb}](#foundry-{verb})", escaped(summary)] for verb, summary in VERBS.items()])]
+    parts += [part for verb in VERBS for part in _verb(f"foundry {verb}", VERBS[verb], parser_of(verb), 2)]
     introduction = (
         "`foundry VERB --help` prints what stands here. `--debug` before or after any verb shows the traceback of an "
         "error, and `foundry --version` the version. Packages add verbs of their own, which `foundry --help` lists. "

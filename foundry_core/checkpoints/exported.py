@@ -1,7 +1,8 @@
 """A checkpoint as a folder for others: without the optimizer and, standalone, for processes without foundry.
 
-The weights are those of the checkpoint, byte for byte. For an architecture that transformers lacks, a standalone folder
-carries the file that its plugin names (`Architecture.standalone`), whose classes stand in `auto_map`.
+The weights are those of the checkpoint, under the names by which transformers 4 reads them, too. For an architecture
+that transformers lacks, a standalone folder carries the file that its plugin names (`Architecture.standalone`), whose
+classes stand in `auto_map`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from foundry_core.errors import PluginError, UsageError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.building import installed_plugin, release
 from foundry_core.models.folder import model_files, stored_tensors
+from foundry_core.models.original import original_names, with_original_settings
 from foundry_core.models.tensor_file import weights_file
 from foundry_core.run_folder import MODEL_CONFIG, MODELING, WEIGHTS
 from foundry_core.storage.files import InPlaceFolder
@@ -34,7 +36,7 @@ _AUTO_CLASSES = {
     "ForTokenClassification": "AutoModelForTokenClassification",
 }
 """How the names of the classes in a standalone file end, as in transformers, and what opens them."""
-_KEPT = ("dtype", "foundry", "max_position_embeddings", "tie_word_embeddings", "vocab_size")
+_KEPT = ("dtype", "foundry", "max_position_embeddings", "tie_word_embeddings", "tokenizer_class", "vocab_size")
 """What config.json has in common with that of a checkpoint, besides the ids of special tokens."""
 
 
@@ -46,11 +48,13 @@ class Exported:
         auto_classes: The auto classes of transformers that open it, that of its language model first.
         trust: Whether they need `trust_remote_code=True`.
         named: The special tokens that its tokenizer names and the checkpoint's does not, by their roles.
+        names: What weights are called in it, by their names in the checkpoint, if it is anything else.
     """
 
     auto_classes: tuple[str, ...]
     trust: bool
     named: dict[str, str]
+    names: dict[str, str]
 
 
 def export(
@@ -62,18 +66,31 @@ def export(
         UsageError: The model cannot be opened without foundry.
         PluginError: The file that its plugin names is missing, or lacks a class.
     """
+    files, exported = exported_files(model, tokenizer, standalone=standalone)
+    sink = InPlaceFolder(folder)
+    weights = {exported.names.get(name, name): each for name, each in stored_tensors(model).items()}
+    sink.write(WEIGHTS, weights_file(weights))
+    for name, content in sorted(files.items(), key=lambda item: item[0] == MODEL_CONFIG):
+        sink.write(name, content)
+    return exported
+
+
+def exported_files(
+    model: BaseLanguageModel, tokenizer: PreTrainedTokenizerFast, *, standalone: bool
+) -> tuple[dict[str, bytes], Exported]:
+    """Return the files of a folder besides the weights, the same for all checkpoints of a run, and what opens it.
+
+    Raises:
+        UsageError: The model cannot be opened without foundry.
+        PluginError: The file that its plugin names is missing, or lacks a class.
+    """
     files = standalone_files(model) if standalone and model.is_adapted else model_files(model)
     others, named = for_others(model, tokenizer)
-    sink = InPlaceFolder(folder)
-    sink.write(WEIGHTS, weights_file(stored_tensors(model)))
-    for name, content in (*tokenizer_files(others).items(), *files.items()):
-        if name != MODEL_CONFIG:
-            sink.write(name, content)
-    sink.write(MODEL_CONFIG, files[MODEL_CONFIG])
-    own = model.context.objective.auto_class
-    mapped = json.loads(files[MODEL_CONFIG]).get("auto_map", {})
+    config = with_original_settings(json.loads(files[MODEL_CONFIG]))
+    own, mapped = model.context.objective.auto_class, config.get("auto_map", {})
     further = sorted(name for name in mapped if name not in (own, "AutoConfig"))
-    return Exported((own, *further), MODELING in files, named)
+    exported = Exported((own, *further), MODELING in files, named, original_names(model))
+    return tokenizer_files(others) | files | {MODEL_CONFIG: _json(config)}, exported
 
 
 def standalone_files(model: BaseLanguageModel) -> dict[str, bytes]:
@@ -111,11 +128,12 @@ def standalone_files(model: BaseLanguageModel) -> dict[str, bytes]:
         "architectures": [classes[own]],
         "auto_map": {auto: f"{module}.{name}" for auto, name in classes.items() if auto not in others},
         "settings": config["foundry"]["experiment"]["model"],
-        # Pipelines of transformers 4 load no tokenizer of a model type that they do not know without it.
-        "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    return {**files, MODELING: source, MODEL_CONFIG: text.encode()}
+    return {**files, MODELING: source, MODEL_CONFIG: _json(content)}
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _classes(source: bytes, name: str) -> tuple[str, dict[str, str]]:

@@ -32,8 +32,8 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     given = "folder of a checkpoint, or of a run (its newest valid checkpoint is used)"
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help=given)
-    parser.add_argument("folder", metavar="FOLDER", type=path_argument, help="folder to write, which does not exist")
-    parser.add_argument("--standalone", action="store_true", help="for processes without foundry")
+    parser.add_argument("folder", metavar="FOLDER", type=path_argument, help="folder to write, new or empty")
+    parser.add_argument("--standalone", action="store_true", help="open without foundry, whatever the architecture")
     add_plugin_argument(parser)
 
 

@@ -1,10 +1,12 @@
 """Publish a run, or every run of a study, on the Hugging Face hub.
 
 Each checkpoint becomes a branch of the repository, `step-1000`, and a second
-one where the run has a name for it, `chck_10M`; `main` is the last. The
-optimizer stays here. README.md says, from the record of the run, what it was
-trained on, how far, with which settings and seeds, how it scores, and how to
-load it. Nothing is sent if two checkpoints have the same weights.
+one where the run has a name for it, `chck_10M`; `main` is the last. Each is a
+folder as `foundry export` writes it, --standalone where the architecture has
+a file for that: without the optimizer. README.md says, from the record of the
+run, what it was trained on, how far, with which settings and seeds, how it
+scores, and how to load it. Nothing is sent if two checkpoints have the same
+weights.
 
 What is there already is not sent again, so the same command goes on after an
 interruption. `--dry-run` writes what would be sent and needs no network. To
@@ -17,15 +19,26 @@ that is given, and all of them a collection.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from foundry_core.cli.common import large_imports, path_argument, report, text_argument, whole_checkpoints
+from foundry_core.cli.common import (
+    add_plugin_argument,
+    large_imports,
+    load_plugins,
+    path_argument,
+    report,
+    text_argument,
+    whole_checkpoints,
+)
 from foundry_core.errors import UsageError, warn
 
 if TYPE_CHECKING:
     from foundry_core.analysis.runs import Run
+    from foundry_core.publishing.card import Statements
     from foundry_core.publishing.hub import Publication
+    from foundry_core.publishing.study import Study
 
 EXAMPLE = """\
 examples:
@@ -42,26 +55,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repository", metavar="REPOSITORY", type=text_argument, help=what)
     what = "licence of the model, as the hub names it: apache-2.0, mit, cc-by-4.0, cc-by-sa-4.0, cc0-1.0, other"
     parser.add_argument("--licence", "--license", required=True, type=text_argument, metavar="ID", help=what)
-    what = "language of the text, such as en (repeatable)"
-    parser.add_argument("--language", action="append", default=[], type=text_argument, metavar="CODE", help=what)
+    for option, metavar, what in (
+        ("--language", "CODE", "language of the text, such as en"),
+        ("--dataset", "NAME", "the text on the hub, NAMESPACE/NAME, if it is there"),
+        ("--author", "NAME", "whom to cite instead of the namespace, such as 'Ny, Anna'"),
+        ("--leave-out", "NAME", "leave out the checkpoint of this revision, such as step-1000"),
+    ):
+        parser.add_argument(
+            option, action="append", default=[], type=text_argument, metavar=metavar, help=f"{what} (repeatable)"
+        )
     what = "write what would be sent to an empty or new folder, a subfolder for each revision, and send nothing"
     parser.add_argument("--dry-run", type=path_argument, metavar="DIR", help=what)
     what = "publish the states from which training goes on, too, as far as they are kept"
     parser.add_argument("--with-optimizer", action="store_true", help=what)
-    what = "leave out the checkpoint of this revision, such as step-1000 (repeatable)"
-    parser.add_argument("--leave-out", action="append", default=[], type=text_argument, metavar="NAME", help=what)
     parser.add_argument("--private", action="store_true", help="make new repositories private")
+    add_plugin_argument(parser)
 
 
 def execute(options: argparse.Namespace) -> None:
+    load_plugins(options)
     with large_imports():
         from foundry_core.analysis.folders import find_runs
         from foundry_core.analysis.runs import is_run
         from foundry_core.publishing import hub
+        from foundry_core.publishing.card import Statements
         from foundry_core.publishing.licences import check_licence
+        from foundry_core.publishing.study import Study
         from foundry_core.training.progress import counting
 
-    options.licence = check_licence(options.licence)
+    stated = Statements(
+        check_licence(options.licence),
+        [hub.check_language(code) for code in options.language],
+        [hub.check_repository(name, "a data set", "anna/childes") for name in options.dataset],
+        options.author,
+    )
     hub.check_repository(options.repository)
     folder = Path(options.dry_run) if options.dry_run is not None else None
     if folder is not None:
@@ -71,14 +98,14 @@ def execute(options: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"two runs would become {twice}, as the hub does not take their names: push them one by one")
+    api: Any = hub.logged_in() if folder is None else None
+    study = None if one else Study(runs, {run.folder: name for run, name in zip(runs, names, strict=True)})
     # Everything is read before the first file is sent: a refusal leaves no half of a study on the hub.
-    publications = [_publication(run, name, options) for run, name in zip(runs, names, strict=True)]
-    collection = None
-    if not one:
-        namespace, _, title = options.repository.partition("/")
-        items = [(each.repository, each.note) for each in publications]
-        collection = hub.Collection(title, namespace, items)
-    api = hub.logged_in() if folder is None else None
+    publications = []
+    with counting("reading", len(runs)) as begin:
+        for run, name in zip(runs, names, strict=True):
+            begin(run.folder.name)
+            publications.append(_publication(run, name, stated, study, options))
     with counting("publishing", sum(len(each.revisions) for each in publications)) as begin:
         for each in publications:
             if folder is not None:
@@ -86,34 +113,42 @@ def execute(options: argparse.Namespace) -> None:
                 hub.write_dry_run(place, each, begin)
             else:
                 sent = hub.send(api, each, begin, private=options.private)
-                report(f"https://huggingface.co/{each.repository}: {_counted(sent, each)}")
-    if collection is not None and folder is not None:
-        hub.write_collection(folder, collection, private=options.private)
-    elif collection is not None:
-        report(f"collection: {hub.send_collection(api, collection, private=options.private)}")
+                there = len(each.revisions) - len(sent)
+                rest = f", {there} {'was' if there == 1 else 'were'} there" if there else ""
+                report(f"{api.endpoint}/{each.repository}: sent {_counted(len(sent), 'revision')}{rest}")
+    if study is not None:
+        namespace, _, title = options.repository.partition("/")
+        collection = study.collection(title, namespace)
+        if folder is not None:
+            hub.write_collection(folder, collection, private=options.private)
+        else:
+            report(f"collection: {hub.send_collection(api, collection, private=options.private)}")
     if folder is not None:
         total = sum(len(each.revisions) for each in publications)
-        report(f"wrote {total} revisions of {len(publications)} repositories, nothing was sent: {folder}")
+        repositories = _counted(len(publications), "repository", "repositories")
+        report(f"wrote {_counted(total, 'revision')} of {repositories}, nothing was sent: {folder}")
 
 
-def _publication(run: Run, repository: str, options: argparse.Namespace) -> Publication:
+def _publication(
+    run: Run, repository: str, stated: Statements, study: Study | None, options: argparse.Namespace
+) -> Publication:
     """Return what a run becomes; warn if it is not finished."""
     from foundry_core.publishing.card import Card
     from foundry_core.publishing.hub import Publication
-    from foundry_core.publishing.revisions import revision_files, revisions_of
+    from foundry_core.publishing.revisions import revision_files, revisions_of, shared_by
 
     revisions = revisions_of(whole_checkpoints(run.folder), options.leave_out)
     if not run.finished:
         warn(f"{run.folder} has not come to the end of its plan: main is its step {revisions[-1].step:,}")
-    card = Card(run, repository, revisions, options.licence, options.language)
+    shared = shared_by(revisions)
+    card = Card(run, repository, revisions, shared.files, stated, study)
     files = {
-        name: revision_files(each, card.of(each, name), with_optimizer=options.with_optimizer)
+        name: partial(revision_files, each, shared, card.of(each, name), with_optimizer=options.with_optimizer)
         for each in revisions
         for name in each.names
     }
-    return Publication(repository, files, f"{run.architecture}, seed {run.seed_label}")
+    return Publication(repository, files)
 
 
-def _counted(sent: list[str], publication: Publication) -> str:
-    there = len(publication.revisions) - len(sent)
-    return f"sent {len(sent)} revisions" + (f", {there} were there" if there else "")
+def _counted(number: int, name: str, several: str | None = None) -> str:
+    return f"{number} {name if number == 1 else several or f'{name}s'}"

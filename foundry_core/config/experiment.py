@@ -69,7 +69,7 @@ class ExperimentConfig(ConfigSection):
     experiment_name: str = Field(
         min_length=1, pattern=r"^[^/\\\x00-\x1f]+$", description="name of the run in logs and reports"
     )
-    random_seed: Seed = Field(42, description="seed of every random stream without a seed under seeds:")
+    random_seed: Seed = Field(42, description="seed of every random stream that seeds leaves open")
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: SerializeAsAny[ModelConfig]

@@ -34,6 +34,8 @@ TRAINING_DATA, TOKENIZER_DATA = "the training corpus", "the tokenizer"
 TEST_DATA, VALIDATION_DATA = "the test corpus", "the validation corpus"
 """Names of digests in `data_identity`."""
 HeldOut: TypeAlias = Literal["validation", "test"]
+_MUCH_UNKNOWN = 0.2
+"""Share of unknown tokens that is likely to be a mistake. Of the recipes the one with the most has 11 %."""
 _GIVEN = "given_tokenizer"
 """In the sidecar of a tokenizer that was not trained: its digest."""
 
@@ -332,10 +334,24 @@ def experiment_tokens(
     folder, own = tokenizer_folder(config) / TOKENS, Path(config.training.output_dir) / TOKENS
 
     def encoded(corpus: Corpus) -> TokenFile:
-        return prepare_tokens(corpus, tokenizer, folder, progress=progress, own=own)
+        tokens = prepare_tokens(corpus, tokenizer, folder, progress=progress, own=own)
+        if tokens.info.unknown_share >= _MUCH_UNKNOWN:
+            warn(_unknown_line(config, corpus.name, tokens.info.unknown_share))
+        return tokens
 
     held_out = (None if corpus is None else encoded(corpus) for corpus in (corpora.test, corpora.validation))
     return TokenFiles(encoded(corpora.train), *held_out)
+
+
+def _unknown_line(config: ExperimentConfig, name: str, share: float) -> str:
+    """Return the line about a text most of which is lost to unknown tokens, with what is likely to be wrong."""
+    if config.tokenizer.path is not None:
+        why = f"tokenizer.path, {config.tokenizer.path}, may be made for lower-case text or for another language"
+    elif name == "data.training_corpus":
+        why = "raise tokenizer.vocab_size, or set tokenizer.tokenizer_type: bpe, which has a token for every text"
+    else:
+        why = "its letters or its language may be others than those of data.training_corpus"
+    return f"{name}: {share:.0%} of its tokens are unknown, all of which look alike to a model: {why}"
 
 
 def experiment_rows(

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import cached_file
 
 from foundry_core.errors import FoundryError
 from foundry_core.models.adapted_config import AdaptedConfig, hidden_size, tied_names
@@ -22,10 +23,25 @@ from foundry_core.models.building import read_description, rebuild
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.loss import ModelOutput
 from foundry_core.models.migrations import own_shapes, pending, present_names
-from foundry_core.run_folder import WEIGHTS
+from foundry_core.run_folder import MODEL_CONFIG, WEIGHTS
 
 _stored_shapes: ContextVar[Mapping[str, tuple[int, ...]]] = ContextVar("stored_shapes", default=MappingProxyType({}))
 """The shapes in the file that is about to be loaded: transformers builds the model from config.json alone."""
+
+
+_OF_DOWNLOADS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def _opened(name: Any, keywords: Mapping[str, Any]) -> Path | None:
+    """Return the folder that transformers is about to open: of a repository on the hub, the copy that it opens."""
+    if name is None or Path(name).is_dir():
+        return None if name is None else Path(name)
+    asked = {key: keywords[key] for key in _OF_DOWNLOADS if key in keywords}
+    try:
+        config, weights = (cached_file(str(name), file, **asked) for file in (MODEL_CONFIG, WEIGHTS))
+    except OSError:  # transformers says what is missing
+        return None
+    return Path(weights).parent if config and weights else None
 
 
 class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
@@ -51,9 +67,9 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
     def from_pretrained(cls, *arguments: Any, **keywords: Any) -> Any:
         """Open as transformers does, and restore the buffers that are not stored, which it leaves undefined.
 
-        Weights that the plugin has renamed since a local folder was written are found under their old names.
+        Weights that the plugin has renamed since a folder was written are found under their old names.
         """
-        folder, shapes = Path(arguments[0]) if arguments else None, dict[str, tuple[int, ...]]()
+        folder, shapes = _opened(arguments[0], keywords) if arguments else None, dict[str, tuple[int, ...]]()
         if folder is not None and (folder / WEIGHTS).exists():
             with safe_open(folder / WEIGHTS, framework="pt") as file:
                 names = present_names(file.keys(), pending(read_description(folder)), adapted=True)

@@ -89,3 +89,4 @@ def create_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | 
 
 
 create_model_from_config = create_model
+"""Another name of `create_model`."""

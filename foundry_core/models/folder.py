@@ -25,6 +25,7 @@ from foundry_core.models.adapted_config import adapted_config, tied_names
 from foundry_core.models.building import build, describe, described, read_description
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.migrations import own_shapes, pending, present_names
+from foundry_core.models.original import original_names
 from foundry_core.models.registration import register_auto_classes
 from foundry_core.models.shards import divided_like
 from foundry_core.random_streams import kept_generators
@@ -47,6 +48,8 @@ def model_files(model: LanguageModel) -> dict[str, bytes]:
         files = {}
     config.update(model.context.special_ids, architectures=[name], dtype="float32")
     config["foundry"] = describe(model)
+    # Pipelines of transformers 4 load no tokenizer of a model type that they do not know without it.
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
     for labels in ("id2label", "label2id"):  # of a classifier, and transformers would warn of another number of them
         config.pop(labels, None)
     contents = {MODEL_CONFIG: config}
@@ -163,6 +166,9 @@ def fitting(model: LanguageModel, path: Path, file: Any, steps: Sequence[Migrati
     stored = present_names(sorted(file.keys()), steps, adapted=model.is_adapted)
     model.make_room(own_shapes(file, stored))
     state, tied = _named_tensors(model)
+    if set(state) - set(stored) - set(tied):  # perhaps an exported folder
+        present = {original: name for name, original in original_names(model).items()}
+        stored = {present.get(name, name): written for name, written in stored.items()}
     missing = sorted(set(state) - set(stored) - set(tied))
     unknown = sorted(set(stored) - set(state))
     if missing or unknown:

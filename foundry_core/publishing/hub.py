@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundry_core.errors import FoundryError, UsageError
-from foundry_core.publishing.revisions import MAIN, Files
+from foundry_core.errors import FoundryError, UsageError, warn
+from foundry_core.publishing.revisions import MAIN, ONLY_FOR_TRAINING, Files
+from foundry_core.publishing.study import Collection
 from foundry_core.storage.files import InPlaceFolder, write_file
 from foundry_core.storage.manifest import file_digest
 
 COLLECTION = "collection.json"
 _PIECE = 1 << 24
+_NEW_TOKEN = "run `hf auth login` with a token that may write there, from https://huggingface.co/settings/tokens"
+_GOES_ON = "nothing is lost: run the same command again, later"
 
 
 @dataclass(frozen=True)
@@ -26,27 +30,15 @@ class Publication:
 
     Attributes:
         repository: `namespace/name`.
-        revisions: The files of each branch, by its name.
-        note: A line about it, for a collection.
+        revisions: What returns the files of each branch, by its name: they may take memory.
     """
 
     repository: str
-    revisions: Mapping[str, Files]
-    note: str = ""
+    revisions: Mapping[str, Callable[[], Files]]
 
 
-@dataclass(frozen=True)
-class Collection:
-    """A list of repositories on the hub."""
-
-    title: str
-    namespace: str
-    items: Sequence[tuple[str, str]]
-    """Repository and note of each."""
-
-
-def check_repository(name: str) -> str:
-    """Return the name of a repository.
+def check_repository(name: str, what: str = "a repository", example: str = "anna/lstm") -> str:
+    """Return the name of a repository, or of another thing on the hub.
 
     Raises:
         UsageError: It is not `namespace/name`, or the hub would refuse it.
@@ -56,11 +48,22 @@ def check_repository(name: str) -> str:
 
     try:
         if name.count("/") != 1:
-            raise UsageError(f"{name} is not the name of a repository: give NAMESPACE/NAME, such as anna/lstm")
+            raise UsageError(f"{name} is not the name of {what}: give NAMESPACE/NAME, such as {example}")
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UsageError(f"{name} is not the name of a repository: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{name} is not the name of {what}: {' '.join(str(error).split())}") from error
     return name
+
+
+def check_language(code: str) -> str:
+    """Return the code of a language.
+
+    Raises:
+        UsageError: The hub would refuse it.
+    """
+    if not re.fullmatch(r"[a-z]{2,3}|multilingual|code", code):
+        raise UsageError(f"--language {code}: give the code of ISO 639, such as en, or multilingual")
+    return code
 
 
 def repository_of(prefix: str, name: str) -> str:
@@ -85,14 +88,20 @@ def write_dry_run(folder: Path, publication: Publication, begin: Callable[[str],
     """
     for name, files in publication.revisions.items():
         begin(name)
-        for file, content in files.items():
+        for file, content in files().items():
             InPlaceFolder(folder / name).write(file, content if isinstance(content, bytes) else _pieces(content))
 
 
 def write_collection(folder: Path, collection: Collection, *, private: bool) -> None:
     """Write what would be asked of the hub for a collection."""
     items = [{"item_type": "model", "item_id": name, "note": note} for name, note in collection.items]
-    content = {"title": collection.title, "namespace": collection.namespace, "private": private, "items": items}
+    content = {
+        "title": collection.title,
+        "namespace": collection.namespace,
+        "description": collection.description,
+        "private": private,
+        "items": items,
+    }
     write_file(folder / COLLECTION, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -100,15 +109,20 @@ def logged_in() -> Any:
     """Return the hub as the user who is logged in sees it.
 
     Raises:
-        UsageError: Nobody is logged in.
+        UsageError: Nobody is logged in, or with a token that may not write.
+        FoundryError: The hub does not accept the token, or cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # it is documented there
 
     if get_token() is None:
         raise UsageError("nobody is logged in to the Hugging Face hub: run `hf auth login`, or set HF_TOKEN")
     api = HfApi()
     with _errors("logging in"):
-        api.whoami()
+        user = api.whoami()
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UsageError(f"the token of {user.get('name')} on the Hugging Face hub may only read: {_NEW_TOKEN}")
+    disable_progress_bars()  # one for each file, through ours
     return api
 
 
@@ -130,22 +144,27 @@ def send(api: Any, publication: Publication, begin: Callable[[str], None], *, pr
     Raises:
         FoundryError: The hub refuses something, or cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     name, sent = publication.repository, []
     with _errors(name):
         api.create_repo(name, private=private, exist_ok=True)
         branches = {each.name for each in api.list_repo_refs(name).branches}
-    for revision, files in sorted(publication.revisions.items(), key=lambda item: item[0] == MAIN):
+    for revision, files_of in sorted(publication.revisions.items(), key=lambda item: item[0] == MAIN):
         begin(revision)
+        files = files_of()
         with _errors(f"{name}, revision {revision}"):
-            if revision != MAIN and revision not in branches:
+            is_new = revision != MAIN and revision not in branches
+            if is_new:
                 api.create_branch(name, branch=revision, exist_ok=True)
             there = {each.path: each for each in api.list_repo_tree(name, revision=revision)}
+            # A branch begins as a copy of main, which may have been published with the optimizer of its own.
+            surplus = [file for file in ONLY_FOR_TRAINING if is_new and file in there and file not in files]
             missing = {file: content for file, content in files.items() if not _same(there.get(file), content)}
-            if missing:
+            if missing or surplus:
                 added = [CommitOperationAdd(file, content) for file, content in missing.items()]
-                api.create_commit(name, added, commit_message=f"Upload {revision}", revision=revision)
+                changes = [*added, *(CommitOperationDelete(file) for file in surplus)]
+                api.create_commit(name, changes, commit_message=f"Upload {revision}", revision=revision)
                 sent.append(revision)
     return sent
 
@@ -153,7 +172,13 @@ def send(api: Any, publication: Publication, begin: Callable[[str], None], *, pr
 def send_collection(api: Any, collection: Collection, *, private: bool = False) -> str:
     """Make a collection, or add to one of that title what it lacks; return its address."""
     with _errors(f"the collection {collection.title}"):
-        made = api.create_collection(collection.title, namespace=collection.namespace, private=private, exists_ok=True)
+        made = api.create_collection(
+            collection.title,
+            namespace=collection.namespace,
+            description=collection.description,
+            private=private,
+            exists_ok=True,
+        )
         for name, note in collection.items:
             api.add_collection_item(made.slug, name, "model", note=note, exists_ok=True)
     return str(made.url)
@@ -183,15 +208,45 @@ def _pieces(path: Path) -> Iterable[bytes]:
 
 @contextmanager
 def _errors(what: str) -> Iterator[None]:
-    """Turn an error of the hub, or of the way to it, into one line."""
+    """Turn an error of the hub, or of the way to it, into one line with the way out; warnings, too.
+
+    Raises:
+        FoundryError: Instead of the error.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        yield
-    except Exception as error:
-        # The bases are the error of whichever library asks the hub, and OSError.
-        if not isinstance(error, HfHubHTTPError.__bases__):
-            raise
-        reason = " ".join(str(error).split())
-        hint = "; run the command again to go on" if not isinstance(error, HfHubHTTPError) else ""
-        raise FoundryError(f"{what}: the Hugging Face hub: {type(error).__name__}: {reason}{hint}") from error
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        except Exception as error:
+            # The bases are the error of whichever library asks the hub, and OSError. A card that the hub refuses, or
+            # an answer that is not its own, is a ValueError; the library that sends large files raises RuntimeErrors.
+            if not isinstance(error, (*HfHubHTTPError.__bases__, ValueError, RuntimeError)):
+                raise
+            raise FoundryError(f"{what}: {_explained(error)}") from error
+    for each in warned:
+        if issubclass(each.category, UserWarning):
+            warn(f"{what}: the Hugging Face hub: {' '.join(str(each.message).split())}")
+
+
+def _explained(error: Exception) -> str:
+    """Return what is wrong and what to do, by the status with which the hub has answered."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot read {error.filename}: {error.strerror}"
+    reason = " ".join(str(getattr(error, "server_message", None) or error).split()) or type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, which forbids the Hugging Face hub: unset it"
+    if status == 401:
+        return f"the Hugging Face hub does not accept your token: {_NEW_TOKEN}"
+    if status in (403, 404):
+        return f"the Hugging Face hub refuses: {reason}: name a namespace that is yours, or {_NEW_TOKEN}"
+    if status is not None and (status == 429 or status >= 500):
+        return f"the Hugging Face hub fails with {status}: {reason}; {_GOES_ON}"
+    if status is not None or isinstance(error, ValueError):
+        return f"the Hugging Face hub refuses: {reason}"
+    return f"cannot reach {constants.ENDPOINT}: {reason}; {_GOES_ON}"

@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from foundry_core.checkpoints.checkpoint import check_resumable, checkpoint_step, optimizer_file
+from foundry_core.checkpoints.exported import exported_files
 from foundry_core.checkpoints.names import named_checkpoints
 from foundry_core.checkpoints.state import unchecked_manifest
 from foundry_core.errors import CheckpointError, UsageError, did_you_mean, warn
+from foundry_core.models.base import BaseLanguageModel
+from foundry_core.models.building import read_description, release
+from foundry_core.models.folder import open_tensors
+from foundry_core.models.migrations import pending
+from foundry_core.models.tensor_file import weights_file
 from foundry_core.run_folder import MANIFEST, OPTIMIZER, TRAINER_STATE, WEIGHTS
 from foundry_core.storage.manifest import sealed
+from foundry_core.tokenization.tokenizer_folder import load_tokenizer
 
 MAIN = "main"
 CARD = "README.md"
+ONLY_FOR_TRAINING = (TRAINER_STATE, OPTIMIZER, MANIFEST)
+"""Files of a checkpoint that a revision has only with the optimizer."""
 
 Files: TypeAlias = Mapping[str, Path | bytes]
 """The files of a revision by name: where each is, or its content."""
@@ -77,30 +86,63 @@ def revisions_of(folders: Sequence[Path], leave_out: Iterable[str] = ()) -> list
     return [*found[:-1], Revision(last.folder, (*last.names, MAIN), last.manifest)]
 
 
-def _check_different(revisions: Iterable[Revision]) -> None:
-    """Raise CheckpointError if two revisions have the same weights: a learning curve over them would be wrong."""
-    first: dict[str, Revision] = {}
+def _check_different(revisions: Sequence[Revision]) -> None:
+    """Raise CheckpointError if revisions have the same weights: a learning curve over them would be wrong."""
+    groups: dict[str, list[str]] = {}
     for each in revisions:
-        other = first.setdefault(each.weights, each)
-        if other is not each:
+        groups.setdefault(each.weights, []).append(each.names[0])
+    same = [names for names in groups.values() if len(names) > 1]
+    if same:
+        listed = "; ".join(f"{', '.join(names[:-1])} and {names[-1]}" for names in same)
+        surplus = " ".join(f"--leave-out {name}" for names in same for name in names[:-1])
+        raise CheckpointError(
+            f"{revisions[0].folder.parent}: revisions have the same weights, so that a learning curve over them would "
+            f"be wrong: {listed}. Nothing is published: leave out all but one, such as by {surplus}"
+        )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the revisions of a run have in common.
+
+    Attributes:
+        files: Everything but the weights: the folder of `foundry export`, standalone if it can be.
+        names: What weights are called there, by their names in a checkpoint, if it is anything else.
+    """
+
+    files: Mapping[str, bytes]
+    names: Mapping[str, str]
+
+
+def shared_by(revisions: Sequence[Revision]) -> Shared:
+    """Return what the revisions of a run have in common.
+
+    Raises:
+        CheckpointError: A checkpoint has its weights under names that the installed plugin no longer uses.
+        PluginError: The plugin is missing, or lacks its standalone file.
+    """
+    for each in revisions:
+        description = read_description(each.folder)
+        if any(step.weights for step in pending(description)):
             raise CheckpointError(
-                f"{each.folder.parent}: the revisions {other.names[0]} and {each.names[0]} have the same weights "
-                f"(sha256 {each.weights[:12]}), nothing is published: leave one of them out, such as by "
-                f"--leave-out {other.names[0]}"
+                f"{each.folder} was written by {release(description['plugin'])}, whose weights have other names than "
+                "those of the installed version: publish it with that version"
             )
+    folder = revisions[-1].folder
+    model = BaseLanguageModel.from_pretrained(folder)
+    standalone = model.config.architecture.standalone is not None
+    files, exported = exported_files(model, load_tokenizer(folder), standalone=standalone)
+    return Shared(files, exported.names)
 
 
-def revision_files(revision: Revision, card: str, *, with_optimizer: bool = False) -> Files:
+def revision_files(revision: Revision, shared: Shared, card: str, *, with_optimizer: bool = False) -> Files:
     """Return the files of a revision: the one place where they are chosen.
 
-    Without the optimizer it is a model folder as `save_pretrained` writes it: nothing that only training reads, and
-    not the manifest, which lists that. With it, it is a checkpoint from which training goes on.
+    Without the optimizer it is a folder of `foundry export`: nothing that only training reads, and not the manifest,
+    which lists that. With it, it is a checkpoint from which training goes on.
     """
-    folder, content = revision.folder, card.encode()
-    only_for_training = (TRAINER_STATE, OPTIMIZER)
-    listed = dict(revision.manifest["files"])
-    files: dict[str, Path | bytes] = {name: folder / name for name in listed if name not in only_for_training}
-    files[CARD] = content
+    folder = revision.folder
+    files: dict[str, Path | bytes] = {**shared.files, CARD: card.encode(), WEIGHTS: _weights(folder, shared.names)}
     if not with_optimizer:
         return files
     try:
@@ -108,9 +150,20 @@ def revision_files(revision: Revision, card: str, *, with_optimizer: bool = Fals
     except CheckpointError as error:
         warn(f"{revision.names[0]} is published without the optimizer: {error}")
         return files
-    state = optimizer_file(folder)
-    listed[OPTIMIZER] = listed.get(OPTIMIZER) or revision.manifest["optimizer"]
-    listed[CARD] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    before = revision.manifest["files"]
+    listed = {name: before[name] for name in (WEIGHTS, TRAINER_STATE)}
+    listed[OPTIMIZER] = before.get(OPTIMIZER) or revision.manifest["optimizer"]
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            listed[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     kept = {name: value for name, value in revision.manifest.items() if name not in ("optimizer", "sha256")}
-    files |= {TRAINER_STATE: folder / TRAINER_STATE, OPTIMIZER: state, MANIFEST: sealed({**kept, "files": listed})}
-    return files
+    files |= {TRAINER_STATE: folder / TRAINER_STATE, OPTIMIZER: optimizer_file(folder)}
+    return files | {MANIFEST: sealed({**kept, "files": listed})}
+
+
+def _weights(folder: Path, names: Mapping[str, str]) -> Path | bytes:
+    """Return the weights of a checkpoint under the names of others: its own file, if these are its names."""
+    if not names:
+        return folder / WEIGHTS
+    with open_tensors(folder / WEIGHTS) as file:
+        return b"".join(weights_file({names.get(name, name): file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118

@@ -29,6 +29,7 @@ from foundry_core.registry.tokenizer_type import TokenizerType
 
 hookspec = pluggy.HookspecMarker("foundry")
 hookimpl = pluggy.HookimplMarker("foundry")
+"""Marks a function as the implementation of the hook of its name, as in the examples of the hooks."""
 
 
 @hookspec

@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from foundry_core.config.experiment import ExperimentConfig
+from foundry_core.devices import in_whole_lines
 from foundry_core.errors import TrainingError
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.processes import World
@@ -25,10 +26,6 @@ Gradients: TypeAlias = list[torch.Tensor | None]
 
 NEUTRAL = -0.0
 """What added to any number leaves it as it is: 0.0 would turn -0.0 into 0.0."""
-
-_LINE = 16
-"""Values of a cache line. A gradient begins with one, as in an allocation of its own: the order in which a GPU adds up
-its norm depends on that."""
 
 
 class Reduction(Protocol):
@@ -137,7 +134,7 @@ class ExactReduction:
 
     def _over_processes(self, sums: Gradients) -> Gradients:
         """Add up the gradients of the processes: each adds one share of the values, and all collect the shares."""
-        sizes = [-(-parameter.numel() // _LINE) * _LINE for parameter in self._parameters]
+        sizes = [in_whole_lines(parameter.numel()) for parameter in self._parameters]
         count = sum(sizes) + len(sizes)
         padded = -(-count // self._world.size) * self._world.size
         if self._flat is None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from foundry_core.config.sections import TrainingConfig
+from foundry_core.devices import in_whole_lines
 from foundry_core.errors import PluginError
 from foundry_core.models.interface import LanguageModel
 from foundry_core.models.roles import DECAYED, ROLES, Role, derived_roles
@@ -88,9 +89,6 @@ def _decay_by_parameter(groups: ParameterGroups) -> list[tuple[int, float | None
     return sorted(decays, key=lambda pair: pair[0])
 
 
-_LINE = 16
-"""Numbers of fp32 in a line of the cache."""
-
 _adamw_step = inspect.unwrap(torch.optim.AdamW.step)
 
 
@@ -116,7 +114,7 @@ class AdamW(torch.optim.AdamW):
         new = [each for each in every if each.grad is not None and not self.state.get(each)]
         if any(each.device.type != "cpu" or each.dtype != torch.float32 or is_divided(each) for each in new):
             return
-        sizes = [-(-each.numel() // _LINE) * _LINE for each in new]
+        sizes = [in_whole_lines(each.numel()) for each in new]
         moments = torch.split(torch.zeros(2 * sum(sizes)), 2 * sizes)
         for parameter, first, second in zip(new, moments[: len(new)], moments[len(new) :], strict=True):
             self.state[parameter] = {

@@ -34,7 +34,7 @@ STANDALONE = f"""
 import torch
 from torch import nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, SequenceClassifierOutput
 
 class {NAME.capitalize()}Config(PretrainedConfig):
     model_type = "{NAME}_standalone"
@@ -42,44 +42,79 @@ class {NAME.capitalize()}Config(PretrainedConfig):
     def __init__(self, settings=None, vocab_size=0, **kwargs):
         super().__init__(**kwargs)
         self.settings, self.vocab_size = settings or {{}}, vocab_size
+        self.hidden_size = self.settings.get("{NAME}", {{}}).get("hidden_size", 0)
 
 class Block{MODEL.partition("class Block")[2].partition("class ")[0]}
 
-class {NAME.capitalize()}ForCausalLM(PreTrainedModel, GenerationMixin):
+class Opened(PreTrainedModel):
     config_class = {NAME.capitalize()}Config
+    base_model_prefix = "model"
+
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            module.weight.data.normal_(std=0.02)
+
+    def get_input_embeddings(self):
+        return self.base_model.embedding
+
+class {NAME.capitalize()}Model(Opened):
+    def __init__(self, config):
+        super().__init__(config)
+        sizes = config.settings["{NAME}"]
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config.hidden_size, sizes["dropout"]) for _ in range(sizes["layers"]))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.post_init()
+
+    def states(self, input_ids, attention_mask, inputs_embeds):
+        x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        real = torch.ones_like(x[..., :1]) if attention_mask is None else attention_mask.unsqueeze(-1).to(x)
+        for block in self.blocks:
+            x, _ = block(x, real, None)
+        return self.norm(x)
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, return_dict=None):
+        return BaseModelOutput(self.states(input_ids, attention_mask, inputs_embeds))
+
+class {NAME.capitalize()}ForCausalLM(Opened, GenerationMixin):
     _is_stateful = True
 
     def __init__(self, config):
         super().__init__(config)
-        sizes = config.settings["{NAME}"]
-        width = sizes["hidden_size"]
-        self.model = nn.Module()
-        self.model.embedding = nn.Embedding(config.vocab_size, width)
-        self.model.blocks = nn.ModuleList(Block(width, sizes["dropout"]) for _ in range(sizes["layers"]))
-        self.model.norm = nn.LayerNorm(width)
+        self.model = {NAME.capitalize()}Model(config)
         self.post_init()
-
-    def _init_weights(self, module):
-        pass
 
     @classmethod
     def _supports_default_dynamic_cache(cls):
         return False
 
-    def get_input_embeddings(self):
-        return self.model.embedding
-
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
-        return {{"input_ids": input_ids, "attention_mask": attention_mask}}
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
+        if inputs_embeds is None:
+            return {{"input_ids": input_ids, "attention_mask": attention_mask}}
+        whole = torch.cat([inputs_embeds, self.model.embedding(input_ids)], dim=1)
+        return {{"inputs_embeds": whole, "attention_mask": attention_mask}}
 
     def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, return_dict=None):
-        x = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        real = torch.ones_like(x[..., :1]) if attention_mask is None else attention_mask.unsqueeze(-1).to(x)
-        for block in self.model.blocks:
-            x, _ = block(x, real, None)
-        return CausalLMOutput(logits=self.model.norm(x) @ self.model.embedding.weight.T)
+        x = self.model.states(input_ids, attention_mask, inputs_embeds)
+        return CausalLMOutput(logits=x @ self.model.embedding.weight.T)
+
+class {NAME.capitalize()}ForSequenceClassification(Opened):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = {NAME.capitalize()}Model(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        x = self.model.states(input_ids, attention_mask, None)
+        places = torch.arange(x.shape[1]) * (1 if attention_mask is None else attention_mask)
+        logits = self.score(x[torch.arange(len(x)), places.expand(x.shape[:2]).argmax(1)])
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss, logits)
 """
 """A file that opens the model without foundry."""
+_PROMPT = '"inputs_embeds": inputs_embeds'
+_LESS = '    _keys_to_ignore_on_save = ["model.norm.weight"]\n    _is_stateful'
 
 
 @dataclass(frozen=True)
@@ -145,10 +180,16 @@ def _mutants() -> Iterator[Package]:
         ("a standalone file that imports foundry", "import torch\n", "import torch\nimport foundry_core\n"),
         ("a standalone file without a configuration", "Config(Pre", "Settings(Pre"),
         ("a standalone file without the class of its objective", "ForCausalLM", "ForMaskedLM"),
-        ("a standalone file with another name of a weight", "self.model.norm", "self.model.last_norm"),
+        ("a standalone file with another name of a weight", "self.norm", "self.last_norm"),
         ("a standalone file that computes a little more", "block(x, real, None)", "block(x * 1.00001, real, None)"),
         ("a standalone file that reads padding", "attention_mask is None else", "True else"),
         ("a standalone file that takes other embeddings", "None else inputs_embeds", "None else inputs_embeds * 2"),
+        ("a standalone file that writes on from the prompt's vectors alone", '"inputs_embeds": whole', _PROMPT),
+        ("a standalone file with other states before the head", "BaseModelOutput(", "BaseModelOutput(1.00001 * "),
+        ("a standalone file whose head reads the first token", ".argmax(1)", ".argmin(1)"),
+        ("a standalone file whose head has another name", "self.score", "self.classifier"),
+        ("a standalone file that saves less", "    _is_stateful", _LESS),
+        ("a standalone file of one precision", "return self.norm(x)", "return self.norm(x.float())"),
     ):
         assert right in STANDALONE, right
         yield plant(defect, "standalone", light=ALONE, alone=STANDALONE.replace(right, wrong))

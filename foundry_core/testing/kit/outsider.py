@@ -23,6 +23,9 @@ WAYS_TO_GENERATE: dict[str, dict[str, Any]] = {
     "generated without a state": {"use_cache": False},
     "generated with beams": {"num_beams": 2},
 }
+FROM_EMBEDDINGS = "generated from embeddings"
+HEADS = ("SequenceClassification", "TokenClassification")
+LABELS = 3
 REQUEST, ANSWER, THOROUGHLY = "request.safetensors", "answer.safetensors", "thoroughly"
 
 
@@ -47,7 +50,7 @@ def look(parent: str) -> None:
                 torch.manual_seed(0)
                 seen = _opened(folder, auto_class, *given)
                 if name in thoroughly:
-                    seen.update(_otherwise(folder, given[0]))
+                    seen.update(_otherwise(folder, auto_class, *given))
                 found.update({f"{name}/{what}": value.detach().contiguous() for what, value in seen.items()})
             except Exception as error:  # noqa: BLE001 - reported by the check
                 problems[name] = " ".join(f"{type(error).__name__}: {error}".split())
@@ -68,12 +71,15 @@ def _opened(folder: Path, auto_class: str, ids: torch.Tensor, mask: torch.Tensor
         options: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": NEW_TOKENS, "do_sample": False}
         for what, more in WAYS_TO_GENERATE.items():
             seen[what] = model.generate(ids, **options, **more)[:, ids.shape[1] :]
+        if "inputs_embeds" in inspect.signature(model.prepare_inputs_for_generation).parameters:
+            seen[FROM_EMBEDDINGS] = model.generate(inputs_embeds=model.get_input_embeddings()(ids), **options)
     return seen
 
 
-def _otherwise(folder: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return what the other classes in `auto_map` find: the last hidden states, and the logits of new heads."""
+def _otherwise(folder: Path, auto_class: str, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what the other classes in `auto_map` find: the last hidden states, and the logits of trained heads."""
     seen: dict[str, torch.Tensor] = {}
+    _saved_and_halved(getattr(transformers, auto_class), folder, ids, mask)
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     if "AutoModel" in config.auto_map:
         base = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
@@ -84,21 +90,37 @@ def _otherwise(folder: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         if seen["last states"].shape[-1] != config.hidden_size:
             width = seen["last states"].shape[-1]
             raise ValueError(f"config.hidden_size is {config.hidden_size}, the last hidden states have {width}")
-    for kind in ("SequenceClassification", "TokenClassification"):
+    for kind in HEADS:
         if f"AutoModelFor{kind}" in config.auto_map:
-            seen[kind] = _head(getattr(transformers, f"AutoModelFor{kind}"), folder, ids)
+            seen[kind] = _head(getattr(transformers, f"AutoModelFor{kind}"), folder, ids, mask)
     return seen
 
 
+@torch.no_grad()
+def _saved_and_halved(auto_class: Any, folder: Path, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    """Raise ValueError unless the language model is saved whole, and computes in half the precision."""
+    model = auto_class.from_pretrained(folder, trust_remote_code=True)
+    again = folder.with_name(f"{folder.name}-again")
+    model.save_pretrained(again)
+    if not torch.equal(auto_class.from_pretrained(again, trust_remote_code=True)(ids).logits, model(ids).logits):
+        raise ValueError(f"{auto_class.__name__} is another model once it is saved and opened again")
+    model.to(torch.bfloat16)
+    logits = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    if logits.dtype != torch.bfloat16 or not bool(logits.isfinite().all()):
+        raise ValueError("in bfloat16 the logits are not finite numbers of that type")
+    if model.can_generate():
+        model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False)
+
+
 @torch.enable_grad()
-def _head(auto_class: Any, folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Return the logits of a new head. Raise ValueError unless it is new, learns, and is saved with the rest."""
+def _head(auto_class: Any, folder: Path, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a trained head, with padding. Raise ValueError unless it is new, learns and is saved."""
     trust = {"trust_remote_code": True}
-    model = auto_class.from_pretrained(folder, num_labels=3, **trust)
+    model = auto_class.from_pretrained(folder, num_labels=LABELS, **trust)
     logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     if not bool(logits.any()) or not bool(logits.isfinite().all()):
         raise ValueError(f"the new head of {auto_class.__name__} is not initialised")
-    labels = torch.arange(logits[..., 0].numel()).view(logits.shape[:-1]) % 3
+    labels = torch.arange(logits[..., 0].numel()).view(logits.shape[:-1]) % LABELS
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for _ in range(8):
@@ -114,7 +136,8 @@ def _head(auto_class: Any, folder: Path, ids: torch.Tensor) -> torch.Tensor:
     back = auto_class.from_pretrained(again, **trust)
     if not torch.equal(back(input_ids=ids).logits, model(input_ids=ids).logits):
         raise ValueError(f"{auto_class.__name__} is another model once it is saved and opened again")
-    return logits
+    trained: torch.Tensor = back(input_ids=ids, attention_mask=mask).logits
+    return trained
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ class GPT2LanguageModel(WrappedLanguageModel[GPT2ModelConfig]):
         return GPT2Config(
             vocab_size=context.vocab_size,
             n_positions=self.max_positions,
+            n_ctx=self.max_positions,  # the name in published folders, which TransformerLens 2 reads
             n_layer=settings.layers,
             n_embd=settings.hidden_size,
             n_inner=settings.intermediate_hidden_size,

@@ -139,6 +139,7 @@ class FoundryMambaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     config_class = FoundryMambaConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    _no_split_modules = ["FoundryMambaBlock"]  # noqa: RUF012 - with `device_map`, each on one device
     _keys_to_ignore_on_load_unexpected = [r"output_layer\."]  # noqa: RUF012 - of the language model
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -272,25 +273,28 @@ class FoundryMambaForCausalLM(FoundryMambaPreTrainedModel, GenerationMixin):  # 
         return self._answer(output, return_dict)
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, state: Any = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self, input_ids: Any, state: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         passed: dict[str, Any] = {name: kwargs[name] for name in _PASSED_ON if name in kwargs}
-        if state is None:
-            return {"input_ids": input_ids, "attention_mask": attention_mask, **passed}
-        return {"input_ids": input_ids[:, -1:], "state": state, **passed}
+        if state is not None:
+            return {"input_ids": input_ids[:, -1:], "state": state, **passed}
+        given = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        return {**given, "attention_mask": attention_mask, **passed}
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
         return {**updated, "state": outputs["state"]} if "state" in outputs else updated
 
     def generate(self, inputs: torch.Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        beams = kwargs.get("num_beams") or (generation_config or self.generation_config).num_beams or 1
+        if beams > 1 and kwargs.get("inputs_embeds") is not None:
+            raise ValueError("beam search continues input_ids, not inputs_embeds")
         # Beams change places, and transformers does not move a recurrent state along: it is computed again.
-        if (kwargs.get("num_beams") or (generation_config or self.generation_config).num_beams or 1) > 1:
-            if generation_config is None:
-                kwargs["use_cache"] = False
-            else:
-                generation_config = copy.deepcopy(generation_config)
-                generation_config.use_cache = False
+        if beams > 1 and generation_config is not None:
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.use_cache = False
+        elif beams > 1:
+            kwargs["use_cache"] = False
         return super().generate(inputs, generation_config, **kwargs)
 
 

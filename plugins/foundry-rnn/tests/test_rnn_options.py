@@ -52,6 +52,7 @@ def detached(state: Any) -> Any:
 @each("name, tied, relu", [("lstm", True, False), ("lstm", False, False), ("gru", False, False), ("rnn", True, False),
                            ("rnn", False, True)])  # fmt: skip
 @each("kernels", ["fast", "reference"])
+@pytest.mark.long
 def test_training_follows_the_model_of_pytorch_examples(
     kernels: str, name: str, tied: bool, relu: bool, experiment: Experiment, letters: Any, tmp_path: Path
 ) -> None:
