@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = _Verbs(verbs)
 
     init = add("init", "write a configuration for a track", _INIT, "init strict --architecture gpt2", _init)
-    init.add_argument("track", choices=TRACKS, metavar="TRACK", help=f"one of {', '.join(TRACKS)}")
+    init.add_argument("track", choices=list(TRACKS), metavar="TRACK", help=f"one of {', '.join(TRACKS)}")
     init.add_argument("--architecture", required=True, metavar="NAME", help="an installed architecture")
     init.add_argument("--name", metavar="TEXT", help="name of the experiment (default: architecture and track)")
     init.add_argument("-o", "--output", metavar="FILE", help="write to this new file instead of stdout")
@@ -50,13 +50,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check = add("check", "say what the official pipeline will stumble over", _CHECK, "check runs/lstm", _check)
     check.add_argument("run", metavar="RUN", help="the folder of a run, or one that foundry export wrote")
     what = "track of the entry (default: the smallest that the text fits into)"
-    check.add_argument("--track", choices=TRACKS, metavar="TRACK", help=what)
+    check.add_argument("--track", choices=list(TRACKS), metavar="TRACK", help=what)
 
     example = "collect results/lstm --track strict-small -o submission.json"
     collect = add("collect", "collect predictions into a submission", _COLLECT, example, _collect)
     collect.add_argument("results", metavar="RESULTS", help="the pipeline's folder for a model: results/NAME")
     collect.add_argument("-o", "--output", required=True, metavar="FILE", help="the submission, a new JSON file")
-    collect.add_argument("--track", choices=TRACKS, required=True, metavar="TRACK", help="track of the entry")
+    collect.add_argument("--track", choices=list(TRACKS), required=True, metavar="TRACK", help="track of the entry")
     what = "causal, mlm or mntp, as the pipeline was called with (default: the one that has results)"
     collect.add_argument("--backend", metavar="NAME", help=what)
     collect.add_argument("--fast-data", metavar="FOLDER", help="the pipeline's evaluation_data/fast_eval")
