@@ -183,6 +183,8 @@ def summary(found: Any, folders: str) -> dict[str, Any]:
 
 def measure(pythons: list[str]) -> list[str]:
     """Write what is measured into the documentation, unless something differs, and return what does."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="foundry-peers-") as place:
         home = Path(place)
         os.environ.update(HF_HOME=str(home / "cache"), HF_HUB_OFFLINE="1")
