@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+import foundry_core.testing.kit.run  # noqa: F401 - registers all checks, in their order
 from foundry_core import BaseLanguageModel, ExperimentConfig, create_model, run
 from foundry_core.cli import main
 from foundry_core.registry.loading import get_architecture
 from foundry_core.testing.kit.case import Suite
-from foundry_core.testing.kit.run import CHECKS  # first, which registers all checks in their order
+from foundry_core.testing.kit.check import CHECKS
 from foundry_core.testing.kit.standalone import compare_elsewhere
 from foundry_core.tokenization.encoding import as_trained
 from foundry_core.tokenization.tokenizer_folder import load_tokenizer, save_tokenizer, tokenizer_digest

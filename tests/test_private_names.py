@@ -17,8 +17,8 @@ from tests.test_rules import CORE_FILES, ROOT, dotted, parsed, where
 TEST_FILES = sorted({*(ROOT / "tests").rglob("*.py"), *ROOT.glob("plugins/*/tests/**/*.py"), ROOT / "conftest.py"})
 TEST_FILES.remove(Path(__file__))  # it holds examples of what it forbids
 PRIVATE = re.compile(r"_(?!_)\w+")
-OF_TRANSFORMERS = {"_is_stateful"}
-"""Private names that core defines, too, because transformers looks for them."""
+OF_OTHERS = {"_is_stateful", "_module"}
+"""Private names of transformers and nnsight that core defines, too."""
 
 
 def private_names_of_core() -> set[str]:
@@ -59,7 +59,7 @@ def private_names_used(tree: ast.AST, private: set[str]) -> Iterator[tuple[str, 
 
 @pytest.mark.long
 def test_tests_do_not_use_private_names_of_core() -> None:
-    private = private_names_of_core() - OF_TRANSFORMERS
+    private = private_names_of_core() - OF_OTHERS
     offenders = [
         f"{where(path, node)}: {name}"
         for path in TEST_FILES
