@@ -134,10 +134,10 @@ def _of_folder(folder: Path, experiment: ExperimentConfig | None, *, exported: b
     mapped, masked = config.get("auto_map"), "MaskedLM" in str(config.get("architectures"))
     if mapped is not None and _imports_foundry(folder):
         without = f"{PINNED}, which the pipeline pins, cannot open a folder that imports foundry"
-        if exported:
-            yield Finding(without, "write it with foundry export --standalone")
-        elif experiment is not None and experiment.architecture.standalone is None:
+        if experiment is not None and experiment.architecture.standalone is None:
             yield Finding(f"{without}, and there is no standalone file of {experiment.architecture.name}", _ANOTHER)
+        elif exported:
+            yield Finding(without, "write it with foundry export --standalone")
         else:
             yield Finding(without, "foundry export CHECKPOINT FOLDER --standalone for each checkpoint", stops=False)
     lacking = [name for name in _OPENED if mapped is not None and name not in mapped]
