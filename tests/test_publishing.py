@@ -322,6 +322,14 @@ def test_a_new_branch_takes_no_optimizer_over_from_main(trained, hub):
     assert not {OPTIMIZER, TRAINER_STATE, MANIFEST} & set(hub.repositories[REPOSITORY]["step-10"])
 
 
+def test_a_state_is_removed_once_its_manifest_is_out_of_date(trained, hub):
+    """The card of main lists one revision more, the files of step-20 are the same."""
+    assert push(trained / "lstm", None, "--with-optimizer", "--leave-out", "step-10") == 0
+    assert push(trained / "lstm", None) == 0
+    assert not {OPTIMIZER, TRAINER_STATE, MANIFEST} & set(hub.repositories[REPOSITORY]["main"])
+    assert {OPTIMIZER, TRAINER_STATE, MANIFEST} <= set(hub.repositories[REPOSITORY]["step-20"])
+
+
 def test_a_collection_is_completed_once(trained, hub, tmp_path, capsys):
     for name in ("lstm", "ngram"):
         (tmp_path / "study").mkdir(exist_ok=True)
