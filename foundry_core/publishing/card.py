@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,17 @@ class Card:
         facts["tags"] = ["foundry", self.run.architecture, self.run.objective, *(["babylm"] if milestones else [])]
         if self.stated.datasets:
             facts["datasets"] = list(self.stated.datasets)
-        if name == MAIN and (results := Scores(self.run).model_index(self._name, task)):
+        if name == MAIN and (results := self._scores.model_index(self._name, task)):
             facts["model-index"] = results
         return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
 
     @property
     def _name(self) -> str:
         return self.repository.partition("/")[2]
+
+    @cached_property
+    def _scores(self) -> Scores:
+        return Scores(self.run)
 
     def _short(self, revision: Revision, name: str) -> Iterator[str]:
         yield f"# {plain(self._name)}, revision {name}"
@@ -125,7 +130,7 @@ class Card:
         if not self.run.finished:
             yield f"The run has not come to the end of its plan: it is at step {self.run.step:,}."
         yield f"## How to load it\n\n{self._loading(MAIN)}"
-        yield f"## Scores\n\n{Scores(self.run).text()}"
+        yield f"## Scores\n\n{self._scores.text()}"
         if self.study is not None:
             yield f"## Published with it\n\n{self.study.text(self.run)}"
         yield f"## Revisions\n\n{self._revisions()}"
@@ -142,11 +147,12 @@ class Card:
     def _introduction(self) -> str:
         run = self.run
         kind = _KINDS.get(run.objective, f"language model with the objective `{run.objective}`")
-        size = f", {run.parameters:,} parameters" if run.parameters is not None else ""
+        size = f", {run.parameters:,} parameters" if run.parameters else ""
         begun = "from scratch" if run.config["training"].get("start_from") is None else "from weights that were there"
         epoch = dict(run.record.get("plan") or {}).get("words_per_epoch")
-        passes = f" ({run.words / epoch:.3g} passes over {epoch:,})" if epoch and run.words else ""
-        scores = Scores(run).summary()
+        times = f"{run.words / epoch:.3g}" if epoch and run.words else ""
+        passes = f" ({times} {'pass' if times == '1' else 'passes'} over {epoch:,})" if times else ""
+        scores = self._scores.summary()
         return (
             f"A {kind} (`{run.architecture}`{size}), trained {begun} on {run.words:,} words{passes} by "
             f"[foundry](https://pypi.org/project/model-foundry/){f'; {plain(scores)}' if scores else ''}. This text is "
@@ -167,7 +173,7 @@ class Card:
         return loading_text(self.files, self.repository, name, others if name == MAIN else "")
 
     def _revisions(self) -> str:
-        curve, rows = Scores(self.run).by_step(), []
+        curve, rows = self._scores.by_step(), []
         steps = {each.step for each in self.revisions}
         curve = {title: values for title, values in curve.items() if len(steps & set(values)) > 1}
         for each in self.revisions:
@@ -221,7 +227,7 @@ class Card:
         sentences = [f"Asked for: `training.{asked[0]}: {asked[1]:,}`."] if asked else []
         if run.seconds:
             flops = f", {run.flops:.2e} floating-point operations" if run.flops else ""
-            time = f"{run.seconds:,.0f} seconds" if run.seconds < 3600 else f"{run.seconds / 3600:,.1f} hours"
+            time = f"{run.seconds:,.0f} s" if run.seconds < 3600 else f"{run.seconds / 3600:,.1f} h"
             sentences.append(f"Training took {time}{flops}.")
         rows = [[unit, number(planned.get(unit)), number(trained.get(unit))] for unit in units]
         return "\n\n".join([*filter(None, [" ".join(sentences)]), table(["unit", "planned", "trained"], rows)])
