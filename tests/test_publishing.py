@@ -179,6 +179,17 @@ def test_the_card_states_what_the_run_has_recorded(trained, tmp_path):
     assert yaml.safe_load(snippets(body, "yaml")[0]) == opened.config
 
 
+def test_the_card_says_when_main_is_not_the_end_of_the_run(trained, tmp_path):
+    """Whose scores and words are then not those of its weights."""
+    assert push(trained / "lstm", tmp_path / "whole") == 0
+    assert push(trained / "lstm", tmp_path / "earlier", "--leave-out", "step-20") == 0
+    (words,) = (row["words_seen"] for row in open_run(trained / "lstm").saved if row["step"] == 10)
+    whole, earlier = (card(tmp_path / name / "main") for name in ("whole", "earlier"))
+    line = f"**`main` is the model after 10 steps of training, {words:,} words.**"
+    assert (line in whole, line in earlier) == (False, True)
+    assert ("model-index" in whole, "model-index" in earlier) == (True, False)
+
+
 def check_goes_on(sent: Path, trained: Path, goal: Path, step: int, last: int) -> None:
     """Check that training from a revision ends with the weights of the run."""
     there = json.loads((sent / MANIFEST).read_text())
@@ -324,7 +335,7 @@ def test_a_new_branch_takes_no_optimizer_over_from_main(trained, hub):
 
 def test_a_state_is_removed_once_its_manifest_is_out_of_date(trained, hub):
     """The card of main lists one revision more, the files of step-20 are the same."""
-    assert push(trained / "lstm", None, "--with-optimizer", "--leave-out", "step-10") == 0
+    assert push(trained / "lstm", None, "--with-optimizer", "--leave-out", "step-0") == 0
     assert push(trained / "lstm", None) == 0
     assert not {OPTIMIZER, TRAINER_STATE, MANIFEST} & set(hub.repositories[REPOSITORY]["main"])
     assert {OPTIMIZER, TRAINER_STATE, MANIFEST} <= set(hub.repositories[REPOSITORY]["step-20"])

@@ -102,7 +102,8 @@ class Card:
         facts["tags"] = ["foundry", self.run.architecture, self.run.objective, *(["babylm"] if milestones else [])]
         if self.stated.datasets:
             facts["datasets"] = list(self.stated.datasets)
-        if name == MAIN and (results := self._scores.model_index(self._name, task)):
+        # The scores of a run are of its last step: those of other weights would be wrong in the hub's lists.
+        if name == MAIN and not self._is_earlier and (results := self._scores.model_index(self._name, task)):
             facts["model-index"] = results
         return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
 
@@ -114,21 +115,31 @@ class Card:
     def _scores(self) -> Scores:
         return Scores(self.run)
 
+    @property
+    def _is_earlier(self) -> bool:
+        """Whether the last revision is not the model at the end of the run, because that was not saved or left out."""
+        return self.revisions[-1].step != self.run.step
+
     def _short(self, revision: Revision, name: str) -> Iterator[str]:
         yield f"# {plain(self._name)}, revision {name}"
-        seen = self._seen(revision)
-        amount = f", {seen['words_seen']:,} words" if seen.get("words_seen") is not None else ""
         yield (
-            f"The model after {revision.step:,} steps of training{amount}. The main branch of {link(self.repository)} "
-            "describes the whole run and its scores."
+            f"The model after {self._amount(revision)}. The main branch of {link(self.repository)} describes the whole "
+            "run and its scores."
         )
         yield self._loading(name)
+
+    def _amount(self, revision: Revision) -> str:
+        words = self._seen(revision).get("words_seen")
+        return f"{revision.step:,} steps of training" + (f", {words:,} words" if words is not None else "")
 
     def _whole(self) -> Iterator[str]:
         yield f"# {plain(self._name)}"
         yield self._introduction()
         if not self.run.finished:
             yield f"The run has not come to the end of its plan: it is at step {self.run.step:,}."
+        if self._is_earlier:
+            amount = self._amount(self.revisions[-1])
+            yield f"**`main` is the model after {amount}.** All else on this page is about the whole run."
         yield f"## How to load it\n\n{self._loading(MAIN)}"
         yield f"## Scores\n\n{self._scores.text()}"
         if self.study is not None:
