@@ -124,7 +124,8 @@ def _of_names(path: Path, track: Track, saved: Mapping[str, Mapping[str, Any]], 
     if due:
         yield Finding(
             "the pipeline ignores the revision of a local folder, and would score one model under every name",
-            f"foundry push, or foundry export each into a folder of its own, such as entry/{due[0]}/{path.name}",
+            "foundry push, or foundry export each into a folder of its own, such as "
+            f"entry/{due[0]}/{path.resolve().name}",
             stops=False,
         )
 
