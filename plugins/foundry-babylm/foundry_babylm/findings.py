@@ -194,7 +194,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise FoundryError(f"{path} cannot be read: {error}") from error
+        raise FoundryError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(content, dict):
         raise FoundryError(f"{path} is not an object of JSON")
     return content

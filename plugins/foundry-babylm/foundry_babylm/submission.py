@@ -154,7 +154,7 @@ class Results:
         try:
             content = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            return self._problem(path, f"cannot be read: {error}")
+            return self._problem(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
         return content if isinstance(content, dict) else self._problem(path, "is not an object of JSON")
 
     def _problem(self, path: Path, what: str) -> None:
