@@ -102,8 +102,8 @@ class Card:
         facts["tags"] = ["foundry", self.run.architecture, self.run.objective, *(["babylm"] if milestones else [])]
         if self.stated.datasets:
             facts["datasets"] = list(self.stated.datasets)
-        # The scores of a run are of its last step: those of other weights would be wrong in the hub's lists.
-        if name == MAIN and not self._is_earlier and (results := self._scores.model_index(self._name, task)):
+        # The last scores are not those of other weights, as which the hub would list them.
+        if name == MAIN and not self._is_of_another_step and (results := self._scores.model_index(self._name, task)):
             facts["model-index"] = results
         return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
 
@@ -116,8 +116,8 @@ class Card:
         return Scores(self.run)
 
     @property
-    def _is_earlier(self) -> bool:
-        """Whether the last revision is not the model at the end of the run, because that was not saved or left out."""
+    def _is_of_another_step(self) -> bool:
+        """Whether the last revision is not of the last step that the run has reported, such as after a kill."""
         return self.revisions[-1].step != self.run.step
 
     def _short(self, revision: Revision, name: str) -> Iterator[str]:
@@ -137,7 +137,7 @@ class Card:
         yield self._introduction()
         if not self.run.finished:
             yield f"The run has not come to the end of its plan: it is at step {self.run.step:,}."
-        if self._is_earlier:
+        if self._is_of_another_step:
             amount = self._amount(self.revisions[-1])
             yield f"**`main` is the model after {amount}.** All else on this page is about the whole run."
         yield f"## How to load it\n\n{self._loading(MAIN)}"
@@ -151,7 +151,7 @@ class Card:
         yield f"## Training\n\n{self._training()}"
         yield f"## Conditions\n\n{self._conditions()}"
         licence = self.stated.licence
-        yield f"## Licence\n\n{LICENCES[licence]} (`{licence}`). The training text has licences of its own."
+        yield f"## Licence\n\n{LICENCES[licence]} (`{licence}`). The training text is licensed separately."
         yield f"## Citation\n\n{self._citation()}"
         yield f"## Configuration\n\n{self._configuration()}"
 
