@@ -239,6 +239,15 @@ def test_revisions_of_the_same_weights_are_refused(experiment, tmp_path, capsys)
     assert {names[-1], "main"} <= {path.name for path in (tmp_path / "sent").iterdir()}
 
 
+def test_of_two_names_of_one_checkpoint_the_last_is_published(trained, tmp_path, capsys):
+    shutil.copytree(trained / "lstm", tmp_path / "run", symlinks=True)
+    (tmp_path / "run" / "chck_90").symlink_to("checkpoint-10")
+    assert push(tmp_path / "run", tmp_path / "sent") == 0
+    assert sorted(path.name for path in (tmp_path / "sent").iterdir()) == sorted(NAMES)
+    line = "warning: chck_90 is not published: it is the same model as chck_100, checkpoint-10\n"
+    assert line in capsys.readouterr().err
+
+
 def test_a_study_becomes_repositories_and_a_collection(trained, tmp_path):
     assert push(trained, tmp_path / "sent", "--private", repository="anna/sizes") == 0
     names = ["sizes-bert", "sizes-gpt2", "sizes-lstm", "sizes-ngram"]
