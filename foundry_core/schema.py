@@ -154,7 +154,7 @@ class Values:
 
 @lru_cache(1024)
 def _alone(section: type[ConfigSection], name: str) -> type[BaseModel]:
-    """Return a model of one key of a section, which takes 0.4 ms to make: each configuration has them read anew."""
+    """Return a model of one key of a section, which takes 0.4 ms to make: each configuration reads them again."""
     field = section.model_fields[name]
     alone: dict[str, Any] = {name: (field.annotation, field)}
     return create_model("Alone", __config__=section.model_config, **alone)

@@ -179,6 +179,17 @@ def test_the_card_states_what_the_run_has_recorded(trained, tmp_path):
     assert yaml.safe_load(snippets(body, "yaml")[0]) == opened.config
 
 
+def test_the_card_says_when_main_is_not_the_end_of_the_run(trained, tmp_path):
+    """Whose scores and words are then not those of its weights."""
+    assert push(trained / "lstm", tmp_path / "whole") == 0
+    assert push(trained / "lstm", tmp_path / "earlier", "--leave-out", "step-20") == 0
+    (words,) = (row["words_seen"] for row in open_run(trained / "lstm").saved if row["step"] == 10)
+    whole, earlier = (card(tmp_path / name / "main") for name in ("whole", "earlier"))
+    line = f"**`main` is the model after 10 steps of training, {words:,} words.**"
+    assert (line in whole, line in earlier) == (False, True)
+    assert ("model-index" in whole, "model-index" in earlier) == (True, False)
+
+
 def check_goes_on(sent: Path, trained: Path, goal: Path, step: int, last: int) -> None:
     """Check that training from a revision ends with the weights of the run."""
     there = json.loads((sent / MANIFEST).read_text())
@@ -226,6 +237,15 @@ def test_revisions_of_the_same_weights_are_refused(experiment, tmp_path, capsys)
     assert not (tmp_path / "sent").exists()
     assert push(tmp_path / "run", tmp_path / "sent", *advice) == 0
     assert {names[-1], "main"} <= {path.name for path in (tmp_path / "sent").iterdir()}
+
+
+def test_of_two_names_of_one_checkpoint_the_last_is_published(trained, tmp_path, capsys):
+    shutil.copytree(trained / "lstm", tmp_path / "run", symlinks=True)
+    (tmp_path / "run" / "chck_90").symlink_to("checkpoint-10")
+    assert push(tmp_path / "run", tmp_path / "sent") == 0
+    assert sorted(path.name for path in (tmp_path / "sent").iterdir()) == sorted(NAMES)
+    line = "warning: chck_90 is not published: it is the same model as chck_100, checkpoint-10\n"
+    assert line in capsys.readouterr().err
 
 
 def test_a_study_becomes_repositories_and_a_collection(trained, tmp_path):
@@ -320,6 +340,14 @@ def test_a_new_branch_takes_no_optimizer_over_from_main(trained, hub):
     assert OPTIMIZER in hub.repositories[REPOSITORY]["main"]
     assert push(trained / "lstm", None) == 0
     assert not {OPTIMIZER, TRAINER_STATE, MANIFEST} & set(hub.repositories[REPOSITORY]["step-10"])
+
+
+def test_a_state_is_removed_once_its_manifest_is_out_of_date(trained, hub):
+    """The card of main lists one revision more, the files of step-20 are the same."""
+    assert push(trained / "lstm", None, "--with-optimizer", "--leave-out", "step-0") == 0
+    assert push(trained / "lstm", None) == 0
+    assert not {OPTIMIZER, TRAINER_STATE, MANIFEST} & set(hub.repositories[REPOSITORY]["main"])
+    assert {OPTIMIZER, TRAINER_STATE, MANIFEST} <= set(hub.repositories[REPOSITORY]["step-20"])
 
 
 def test_a_collection_is_completed_once(trained, hub, tmp_path, capsys):

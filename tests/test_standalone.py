@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -128,6 +129,16 @@ def test_new_heads_read_the_same_in_the_checkpoint_and_alone(opened: Opened, nam
             real = mask.bool() if mask is not None and auto is TOKENS else ...
             assert expected.std() > 0.01
             close(found[real], expected[real])
+
+
+@each("name", ("lstm", "mamba"))
+@torch.no_grad()
+def test_the_last_token_of_a_long_text_is_read_in_bfloat16(opened: Opened, name: str) -> None:
+    """Places beyond 256 are not numbers of that type; without a mask as with one."""
+    ids = torch.randint(0, 26, (2, 512), generator=torch.Generator().manual_seed(0))
+    for model in opened(name, TEXTS):
+        half = deepcopy(model).to(torch.bfloat16).eval()
+        assert torch.equal(half(ids).logits, half(ids, attention_mask=torch.ones_like(ids)).logits)
 
 
 @each("name", [name for name, (_, section) in SETTINGS.items() if section["dropout"]])

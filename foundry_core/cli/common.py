@@ -233,7 +233,7 @@ def whole_checkpoints(run: str | Path) -> list[Path]:
         else:
             found.append(folder)
     if not found:
-        raise CheckpointError(no_checkpoints(Path(run), "is not a run with a valid checkpoint, which --all needs"))
+        raise CheckpointError(no_checkpoints(Path(run), "is not a run with a valid checkpoint"))
     return found
 
 

@@ -32,7 +32,7 @@ from foundry_core.cli.common import (
     text_argument,
     whole_checkpoints,
 )
-from foundry_core.errors import UsageError, warn
+from foundry_core.errors import UsageError, warn, warned_once
 
 if TYPE_CHECKING:
     from foundry_core.analysis.runs import Run
@@ -106,7 +106,8 @@ def execute(options: argparse.Namespace) -> None:
         for run, name in zip(runs, names, strict=True):
             begin(run.folder.name)
             publications.append(_publication(run, name, stated, study, options))
-    with counting("publishing", sum(len(each.revisions) for each in publications)) as begin:
+    total = sum(len(each.revisions) for each in publications)
+    with warned_once(), counting("publishing", total) as begin:  # a checkpoint may have several names
         for each in publications:
             if folder is not None:
                 place = folder if one else folder / each.repository.partition("/")[2]
@@ -124,7 +125,6 @@ def execute(options: argparse.Namespace) -> None:
         else:
             report(f"collection: {hub.send_collection(api, collection, private=options.private)}")
     if folder is not None:
-        total = sum(len(each.revisions) for each in publications)
         repositories = _counted(len(publications), "repository", "repositories")
         report(f"wrote {_counted(total, 'revision')} of {repositories}, nothing was sent: {folder}")
 

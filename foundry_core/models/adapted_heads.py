@@ -120,7 +120,9 @@ class AdaptedSequenceClassifier(AdaptedClassifier):
     output_class = SequenceClassifierOutput
 
     def chosen(self, hidden_BTD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        real_BT = torch.ones_like(hidden_BTD[..., 0]) if attention_mask is None else (attention_mask != 0)
+        # Not of the type of the states: bfloat16 cannot tell places beyond 256 apart.
+        every_BT = hidden_BTD.new_ones(hidden_BTD.shape[:2], dtype=torch.bool)
+        real_BT = every_BT if attention_mask is None else attention_mask != 0
         if self.model.config.capabilities.bidirectional:
             real_BT1 = real_BT.unsqueeze(-1).to(hidden_BTD.dtype)
             return (hidden_BTD * real_BT1).sum(dim=1) / real_BT1.sum(dim=1).clamp(min=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ class Card:
         facts["tags"] = ["foundry", self.run.architecture, self.run.objective, *(["babylm"] if milestones else [])]
         if self.stated.datasets:
             facts["datasets"] = list(self.stated.datasets)
-        if name == MAIN and (results := Scores(self.run).model_index(self._name, task)):
+        # The last scores are not those of other weights, as which the hub would list them.
+        if name == MAIN and not self._is_of_another_step and (results := self._scores.model_index(self._name, task)):
             facts["model-index"] = results
         return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
 
@@ -109,23 +111,37 @@ class Card:
     def _name(self) -> str:
         return self.repository.partition("/")[2]
 
+    @cached_property
+    def _scores(self) -> Scores:
+        return Scores(self.run)
+
+    @property
+    def _is_of_another_step(self) -> bool:
+        """Whether the last revision is not of the last step that the run has reported, such as after a kill."""
+        return self.revisions[-1].step != self.run.step
+
     def _short(self, revision: Revision, name: str) -> Iterator[str]:
         yield f"# {plain(self._name)}, revision {name}"
-        seen = self._seen(revision)
-        amount = f", {seen['words_seen']:,} words" if seen.get("words_seen") is not None else ""
         yield (
-            f"The model after {revision.step:,} steps of training{amount}. The main branch of {link(self.repository)} "
-            "describes the whole run and its scores."
+            f"The model after {self._amount(revision)}. The main branch of {link(self.repository)} describes the whole "
+            "run and its scores."
         )
         yield self._loading(name)
+
+    def _amount(self, revision: Revision) -> str:
+        words = self._seen(revision).get("words_seen")
+        return f"{revision.step:,} steps of training" + (f", {words:,} words" if words is not None else "")
 
     def _whole(self) -> Iterator[str]:
         yield f"# {plain(self._name)}"
         yield self._introduction()
         if not self.run.finished:
             yield f"The run has not come to the end of its plan: it is at step {self.run.step:,}."
+        if self._is_of_another_step:
+            amount = self._amount(self.revisions[-1])
+            yield f"**`main` is the model after {amount}.** All else on this page is about the whole run."
         yield f"## How to load it\n\n{self._loading(MAIN)}"
-        yield f"## Scores\n\n{Scores(self.run).text()}"
+        yield f"## Scores\n\n{self._scores.text()}"
         if self.study is not None:
             yield f"## Published with it\n\n{self.study.text(self.run)}"
         yield f"## Revisions\n\n{self._revisions()}"
@@ -135,18 +151,19 @@ class Card:
         yield f"## Training\n\n{self._training()}"
         yield f"## Conditions\n\n{self._conditions()}"
         licence = self.stated.licence
-        yield f"## Licence\n\n{LICENCES[licence]} (`{licence}`). The training text has licences of its own."
+        yield f"## Licence\n\n{LICENCES[licence]} (`{licence}`). The training text is licensed separately."
         yield f"## Citation\n\n{self._citation()}"
         yield f"## Configuration\n\n{self._configuration()}"
 
     def _introduction(self) -> str:
         run = self.run
         kind = _KINDS.get(run.objective, f"language model with the objective `{run.objective}`")
-        size = f", {run.parameters:,} parameters" if run.parameters is not None else ""
+        size = f", {run.parameters:,} parameters" if run.parameters else ""
         begun = "from scratch" if run.config["training"].get("start_from") is None else "from weights that were there"
         epoch = dict(run.record.get("plan") or {}).get("words_per_epoch")
-        passes = f" ({run.words / epoch:.3g} passes over {epoch:,})" if epoch and run.words else ""
-        scores = Scores(run).summary()
+        times = f"{run.words / epoch:.3g}" if epoch and run.words else ""
+        passes = f" ({times} {'pass' if times == '1' else 'passes'} over {epoch:,})" if times else ""
+        scores = self._scores.summary()
         return (
             f"A {kind} (`{run.architecture}`{size}), trained {begun} on {run.words:,} words{passes} by "
             f"[foundry](https://pypi.org/project/model-foundry/){f'; {plain(scores)}' if scores else ''}. This text is "
@@ -167,7 +184,7 @@ class Card:
         return loading_text(self.files, self.repository, name, others if name == MAIN else "")
 
     def _revisions(self) -> str:
-        curve, rows = Scores(self.run).by_step(), []
+        curve, rows = self._scores.by_step(), []
         steps = {each.step for each in self.revisions}
         curve = {title: values for title, values in curve.items() if len(steps & set(values)) > 1}
         for each in self.revisions:
@@ -221,7 +238,7 @@ class Card:
         sentences = [f"Asked for: `training.{asked[0]}: {asked[1]:,}`."] if asked else []
         if run.seconds:
             flops = f", {run.flops:.2e} floating-point operations" if run.flops else ""
-            time = f"{run.seconds:,.0f} seconds" if run.seconds < 3600 else f"{run.seconds / 3600:,.1f} hours"
+            time = f"{run.seconds:,.0f} s" if run.seconds < 3600 else f"{run.seconds / 3600:,.1f} h"
             sentences.append(f"Training took {time}{flops}.")
         rows = [[unit, number(planned.get(unit)), number(trained.get(unit))] for unit in units]
         return "\n\n".join([*filter(None, [" ".join(sentences)]), table(["unit", "planned", "trained"], rows)])

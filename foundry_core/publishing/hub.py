@@ -129,8 +129,9 @@ def logged_in() -> Any:
 def send(api: Any, publication: Publication, begin: Callable[[str], None], *, private: bool = False) -> list[str]:
     """Send the files of each revision that the hub does not have yet, `main` last.
 
-    A branch whose files are all there is left alone, so that an upload that was interrupted goes on. Other files that
-    are there, and a repository that is public or private already, stay so.
+    A branch whose files are all there is left alone, so that an upload that was interrupted goes on. Of one that
+    changes, a state to go on from that is not sent again is removed. Other files that are there, and a repository that
+    is public or private already, stay so.
 
     Args:
         api: An `HfApi`.
@@ -158,13 +159,15 @@ def send(api: Any, publication: Publication, begin: Callable[[str], None], *, pr
             if is_new:
                 api.create_branch(name, branch=revision, exist_ok=True)
             there = {each.path: each for each in api.list_repo_tree(name, revision=revision)}
-            # A branch begins as a copy of main, which may have been published with the optimizer of its own.
-            surplus = [file for file in ONLY_FOR_TRAINING if is_new and file in there and file not in files]
             missing = {file: content for file, content in files.items() if not _same(there.get(file), content)}
+            # A branch begins as a copy of main. There, too, a state to go on from does not outlive the files that its
+            # manifest lists: with it a download would be taken for a damaged checkpoint.
+            changes = is_new or bool(missing)
+            surplus = [file for file in ONLY_FOR_TRAINING if changes and file in there and file not in files]
             if missing or surplus:
                 added = [CommitOperationAdd(file, content) for file, content in missing.items()]
-                changes = [*added, *(CommitOperationDelete(file) for file in surplus)]
-                api.create_commit(name, changes, commit_message=f"Upload {revision}", revision=revision)
+                operations = [*added, *(CommitOperationDelete(file) for file in surplus)]
+                api.create_commit(name, operations, commit_message=f"Upload {revision}", revision=revision)
                 sent.append(revision)
     return sent
 

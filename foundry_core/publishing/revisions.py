@@ -67,7 +67,7 @@ def revisions_of(folders: Sequence[Path], leave_out: Iterable[str] = ()) -> list
         UsageError: A name to leave out does not exist, or nothing remains.
         CheckpointError: Two checkpoints have the same weights.
     """
-    links = {target: link.name for link, target in named_checkpoints(folders[-1].parent).items()}
+    links = _names(folders[-1].parent)
     found = []
     for folder in folders:
         manifest = unchecked_manifest(folder)
@@ -84,6 +84,16 @@ def revisions_of(folders: Sequence[Path], leave_out: Iterable[str] = ()) -> list
     _check_different(found)
     last = found[-1]
     return [*found[:-1], Revision(last.folder, (*last.names, MAIN), last.manifest)]
+
+
+def _names(run: Path) -> dict[str, str]:
+    """Return the name of each checkpoint that has one, by its folder's; of several, which are one model, the last."""
+    links: dict[str, str] = {}
+    for link, target in named_checkpoints(run).items():
+        if target in links:
+            warn(f"{links[target]} is not published: it is the same model as {link.name}, {target}")
+        links[target] = link.name
+    return links
 
 
 def _check_different(revisions: Sequence[Revision]) -> None:

@@ -18,7 +18,7 @@ def write_yaml(track: Track, architecture: str, name: str | None, output: str | 
     """Print the configuration of an entry, or write it to a new file.
 
     Raises:
-        FoundryError: There is no such architecture, or the file exists.
+        FoundryError: There is no such architecture, the name is not one of an experiment, or the file exists.
     """
     text, to_fill_in = entry_yaml(track, architecture, name or f"{architecture}-{track.name}")
     write_answer(text, output)
@@ -26,7 +26,11 @@ def write_yaml(track: Track, architecture: str, name: str | None, output: str | 
 
 
 def entry_yaml(track: Track, architecture: str, name: str) -> tuple[str, list[str]]:
-    """Return the configuration as YAML, and a line for each key that has to be filled in."""
+    """Return the configuration as YAML, and a line for each key that has to be filled in.
+
+    Raises:
+        FoundryError: There is no such architecture, or the name is not one of an experiment.
+    """
     settings: dict[str, Any] = {
         "data.training_corpus": f"corpora/train_{track.corpus}M",
         "data.test_corpus": "corpora/dev",
@@ -51,7 +55,11 @@ def entry_yaml(track: Track, architecture: str, name: str) -> tuple[str, list[st
         try:
             able = load_config(path).capabilities
         except FoundryError as error:
-            return text, str(error).replace(f"{path}:", "line ").splitlines()
+            problems = str(error).replace(f"{path}:", "line ").splitlines()
+            for problem in problems:
+                if of_name := problem.partition(": experiment_name: ")[2]:
+                    raise FoundryError(f"--name: {of_name}") from error
+            return text, problems
     if not able.unbounded_length:
         settings["data.max_sequence_length"] = min(POSITIONS, able.longest_sequence or POSITIONS)
         text = starting_yaml(architecture, name, settings, title)

@@ -124,7 +124,8 @@ def _of_names(path: Path, track: Track, saved: Mapping[str, Mapping[str, Any]], 
     if due:
         yield Finding(
             "the pipeline ignores the revision of a local folder, and would score one model under every name",
-            f"foundry push, or foundry export each into a folder of its own, such as entry/{due[0]}/{path.name}",
+            "foundry push, or foundry export each into a folder of its own, such as "
+            f"entry/{due[0]}/{path.resolve().name}",
             stops=False,
         )
 
@@ -134,10 +135,10 @@ def _of_folder(folder: Path, experiment: ExperimentConfig | None, *, exported: b
     mapped, masked = config.get("auto_map"), "MaskedLM" in str(config.get("architectures"))
     if mapped is not None and _imports_foundry(folder):
         without = f"{PINNED}, which the pipeline pins, cannot open a folder that imports foundry"
-        if exported:
-            yield Finding(without, "write it with foundry export --standalone")
-        elif experiment is not None and experiment.architecture.standalone is None:
+        if experiment is not None and experiment.architecture.standalone is None:
             yield Finding(f"{without}, and there is no standalone file of {experiment.architecture.name}", _ANOTHER)
+        elif exported:
+            yield Finding(without, "write it with foundry export --standalone")
         else:
             yield Finding(without, "foundry export CHECKPOINT FOLDER --standalone for each checkpoint", stops=False)
     lacking = [name for name in _OPENED if mapped is not None and name not in mapped]
@@ -193,7 +194,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise FoundryError(f"{path} cannot be read: {error}") from error
+        raise FoundryError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(content, dict):
         raise FoundryError(f"{path} is not an object of JSON")
     return content

@@ -37,7 +37,7 @@ class Results:
         """Find the folder of the backend.
 
         Raises:
-            FoundryError: There are no results, those of several backends, or no such last checkpoint.
+            FoundryError: There are no results of the backend, those of several, or no such last checkpoint.
         """
         self.folder, self.problems = Path(folder), list[str]()
         names = list(track.checkpoints)
@@ -55,13 +55,19 @@ class Results:
                 else f"{zero_shot}: there is no such folder with results; name results/NAME of the pipeline"
             )
         self.backend = backend or found[0]
+        if self.backend not in found:
+            there = f"{zero_shot} has results of {', '.join(found)}" if found else "name results/NAME of the pipeline"
+            raise FoundryError(f"{zero_shot / self.backend}: there is no such folder with results; {there}")
 
     def write(self, output: str, fast_data: str | None) -> None:
         """Write the submission; fast_data: the folder that the pipeline scored the checkpoints on.
 
         Raises:
-            FoundryError: Predictions are missing or wrong, a line for each file; or the output exists.
+            FoundryError: Predictions are missing or wrong, a line for each file; fast_data is another folder; or the
+                output exists.
         """
+        if fast_data is not None and not any(Path(fast_data, each.data).exists() for each in FAST.values()):
+            raise FoundryError(f"--fast-data {fast_data}: it is not evaluation_data/fast_eval of the pipeline")
         submission: dict[str, Any] = {}
         for task, (place, sizes) in FULL.items():
             submission[task] = self._predictions(_File(self._zero_shot(_MAIN) / place, sizes))
@@ -148,7 +154,7 @@ class Results:
         try:
             content = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            return self._problem(path, f"cannot be read: {error}")
+            return self._problem(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
         return content if isinstance(content, dict) else self._problem(path, "is not an object of JSON")
 
     def _problem(self, path: Path, what: str) -> None:

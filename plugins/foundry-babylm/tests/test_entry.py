@@ -55,6 +55,14 @@ def test_an_entry_has_the_limits_and_the_names_of_its_track(
         assert "exists and is not overwritten" in capsys.readouterr().err
 
 
+def test_a_name_that_is_not_one_is_a_line_and_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["strict", "--architecture", "lstm", "--name", "a/b", "-o", str(tmp_path / "entry.yaml")]
+    assert main(["babylm", "init", *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --name: ")
+    assert not (tmp_path / "entry.yaml").exists()
+
+
 def trained(architecture: str, folder: Path, **changes: Any) -> Path:
     """Train the entry of an architecture with a ten-thousandth of the words of its track, and return its run."""
     corpus = write_corpus(folder / "corpus", train_sentences=125, test_sentences=5, seed=1)

@@ -207,7 +207,8 @@ def test_nothing_is_written_while_a_file_is_missing_or_wrong(
     "arguments,problem",
     [
         (["--last", "chck_3"], "--last chck_3: the track strict-small has no such checkpoint. Did you mean 'chck_3M'?"),
-        (["--backend", "mlm"], "zero_shot/mlm"),
+        (["--backend", "mlm"], "zero_shot/mlm: there is no such folder with results; "),
+        (["--fast-data", "nothere"], "--fast-data nothere: it is not evaluation_data/fast_eval of the pipeline"),
         ([], "results/lstm/main/zero_shot: there is no such folder"),
     ],
 )
@@ -217,4 +218,5 @@ def test_what_cannot_be_collected_is_one_line(
     results = model / "results" / "lstm" if arguments else tmp_path / "results" / "lstm"
     options = ["--track", "strict-small", "-o", str(tmp_path / "submission.json")]
     assert main(["babylm", "collect", str(results), *options, *arguments]) == 1
-    assert problem in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert problem in line

@@ -381,7 +381,9 @@ class FoundryRnnForSequenceClassification(_Classifier):
     """Classifies texts, labels (B,), by the last real token, which has read the text; both directions by the mean."""
 
     def _read(self, hidden_BTH: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        real_BT = torch.ones_like(hidden_BTH[..., 0]) if attention_mask is None else (attention_mask != 0)
+        # Not of the type of the states: bfloat16 cannot tell places beyond 256 apart.
+        every_BT = hidden_BTH.new_ones(hidden_BTH.shape[:2], dtype=torch.bool)
+        real_BT = every_BT if attention_mask is None else attention_mask != 0
         if self.model.both:
             real_BT1 = real_BT.unsqueeze(-1).to(hidden_BTH.dtype)
             return (hidden_BTH * real_BT1).sum(dim=1) / real_BT1.sum(dim=1).clamp(min=1)
