@@ -47,7 +47,7 @@ def finished(experiment: Callable[..., ExperimentConfig], tmp_path_factory: pyte
         "lstm",
         folder,
         data={"training_corpus": str(folder / "train.txt"), "max_sequence_length": 8},
-        tokenizer={"vocab_size": 9, "output_dir": str(folder / "tokenizer")},
+        tokenizer={"vocab_size": 10, "output_dir": str(folder / "tokenizer")},
         model={"rnn": {"embedding_size": 4, "hidden_size": 4, "num_layers": 1}},
         training={"train_steps": 4, "checkpoints": {"every_steps": 2, "keep_optimizer": "all"}},
     )

@@ -730,6 +730,7 @@ def test_commands_are_looked_at_without_being_imported(
     distribution("foundry-gone", {"foundry.commands": {"gone": "foundry_gone_command"}})
     way_out = "Upgrade or remove it: pip uninstall foundry-"
     assert states(capsys, verb) == {
+        "foundry-babylm": ("fine", None),
         "foundry-say": ("fine", None),
         "foundry-verb": (
             "unusable",
