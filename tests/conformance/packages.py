@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -221,6 +222,8 @@ def installed(package: Package, site: Path) -> Iterator[None]:
 
 
 def _write_modules(site: Path, package: Package) -> None:
+    # Python takes bytecode for that of a file that has the same size and was written in the same second.
+    shutil.rmtree(site / PACKAGE / "__pycache__", ignore_errors=True)
     (site / PACKAGE).mkdir(exist_ok=True)
     (site / PACKAGE / "__init__.py").write_text(package.light)
     (site / PACKAGE / "model.py").write_text(package.model)
