@@ -37,12 +37,12 @@ _AUTO_CLASSES = {
 }
 """How the names of the classes in a standalone file end, as in transformers, and what opens them."""
 _KEPT = ("dtype", "foundry", "max_position_embeddings", "tie_word_embeddings", "tokenizer_class", "vocab_size")
-"""What config.json has in common with that of a checkpoint, besides the ids of special tokens."""
+"""Keys that config.json shares with that of a checkpoint, besides the ids of special tokens."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What a folder was written with.
+    """Describes a folder that was written.
 
     Attributes:
         auto_classes: The auto classes of transformers that open it, that of its language model first.

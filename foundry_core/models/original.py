@@ -1,4 +1,4 @@
-"""What transformers 4 calls the weights and settings of a model that transformers 5 has renamed.
+"""Names in transformers 4 for weights and settings that transformers 5 has renamed.
 
 transformers 5 reads both, and its own `save_pretrained` writes the names of version 4, too.
 """

@@ -51,7 +51,7 @@ _KINDS = {"causal_lm": "causal language model", "masked_lm": "masked language mo
 
 @dataclass(frozen=True)
 class Statements:
-    """What whoever publishes states, since no run has recorded it.
+    """Holds what the publisher states, because no run has recorded it.
 
     Attributes:
         licence: An identifier of `LICENCES`.
@@ -117,7 +117,7 @@ class Card:
 
     @property
     def _is_of_another_step(self) -> bool:
-        """Whether the last revision is not of the last step that the run has reported, such as after a kill."""
+        """Check whether the last revision is older than the last step that the run has reported, as after a kill."""
         return self.revisions[-1].step != self.run.step
 
     def _short(self, revision: Revision, name: str) -> Iterator[str]:

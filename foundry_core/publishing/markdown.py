@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NONE = "–"
-"""What a cell shows for a value that there is not."""
+"""The mark for a missing value in a cell."""
 
 
 def table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:

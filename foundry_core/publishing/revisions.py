@@ -1,4 +1,4 @@
-"""What of a run is published: a revision for each checkpoint, the names that it gets, and its files."""
+"""The published parts of a run: a revision for each checkpoint, with its names and its files."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from foundry_core.evaluation.suites.reading import LoadedSuite
 
 VERSION = 2
-"""Of what is stored and of how it is computed: results of another version are computed again."""
+"""The version of the files and of the computation: results of another version are computed again."""
 
 Suffix: TypeAlias = Literal[".tsv", ".regions.tsv"]
 COLUMNS: Mapping[Suffix, Sequence[str]] = {
