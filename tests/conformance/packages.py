@@ -54,6 +54,8 @@ class Opened(PreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):
             module.weight.data.normal_(std=0.02)
+            if module.bias is not None:
+                module.bias.data.zero_()
 
     def get_input_embeddings(self):
         return self.base_model.embedding
@@ -189,6 +191,7 @@ def _mutants() -> Iterator[Package]:
         ("a standalone file with other states before the head", "BaseModelOutput(", "BaseModelOutput(1.00001 * "),
         ("a standalone file whose head reads the first token", ".argmax(1)", ".argmin(1)"),
         ("a standalone file whose head has another name", "self.score", "self.classifier"),
+        ("a standalone file whose head has a bias that nobody initialises", "module.bias.data.zero_()", "pass"),
         ("a standalone file that saves less", "    _is_stateful", _LESS),
         ("a standalone file of one precision", "return self.norm(x)", "return self.norm(x.float())"),
     ):

@@ -39,6 +39,7 @@ def look(parent: str) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # what nobody initialises is NaN, not what memory had
     found: dict[str, torch.Tensor] = {}
     problems: dict[str, str] = {}
     with safe_open(str(Path(parent) / REQUEST), framework="pt") as file:
