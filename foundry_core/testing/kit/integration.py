@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.cost import plain_rows, saved_bytes
 from foundry_core.models.loss import language_loss
+from foundry_core.random_streams import seed_generators
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import (
     NonconformanceError,
@@ -62,7 +63,7 @@ def gradient_checkpointing(case: Case) -> None:
         if recomputing:
             model.gradient_checkpointing_enable()
         kept.append(saved_bytes(model, plain_rows(model, 4, case.length)))
-        torch.manual_seed(1)
+        seed_generators(1)
         model(ids, attention_mask=mask, labels=case.labels(ids, mask)).loss.backward()
         gradients.append(named_gradients(model))
     require_same_gradients(gradients[1], gradients[0], "with activations recomputed")
