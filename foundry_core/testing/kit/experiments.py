@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import string
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import rich.progress  # noqa: F401 - a run shows its progress; imported before forking, not in each child
+import numpy.ma  # noqa: F401 - numpy imports it for `unique`; like the next, before forking, not in each child
+import rich.progress  # noqa: F401 - a run shows its progress
 import torch
 from safetensors.torch import load
 from torch import nn
@@ -28,7 +30,7 @@ from foundry_core.storage.files import write_file
 from foundry_core.systems import RENDEZVOUS
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import NonconformanceError, check, listed, require, unless_counting
-from foundry_core.testing.kit.processes import die, forked, killed, within_this_machine
+from foundry_core.testing.kit.processes import forked, within_this_machine
 from foundry_core.training.run import run
 
 _STEPS, _KILLED_AFTER, _MICRO_BATCHES = 12, 5, 2
@@ -46,16 +48,17 @@ _DIVIDED_STEPS, _DIVIDED_MICRO_BATCHES = 3, 4
     "counters, caches or generators on the model.",
 )
 def exact_resume(case: Case) -> None:
-    """A run of 12 steps with dropout that is killed after the fifth and resumed ends with the same weights, optimizer
-    state, losses and ledger as an uninterrupted run, bit for bit.
+    """A run of 12 steps with dropout that is resumed from what a kill after the fifth leaves ends with the same
+    weights, optimizer state, losses and ledger as an uninterrupted run, bit for bit.
     """
     with TemporaryDirectory(dir=case.folder) as folder:
-        alone, resumed = (
-            _experiment(case, Path(folder), name, _STEPS, _MICRO_BATCHES, checkpoints={"steps": [_KILLED_AFTER - 1]})
-            for name in ("alone", "resumed")
+        alone = _experiment(
+            case, Path(folder), "alone", _STEPS, _MICRO_BATCHES, checkpoints={"steps": [_KILLED_AFTER - 1]}
         )
-        killed(lambda: _run_until_killed(resumed))
-        forked(lambda: _run(alone), lambda: _run(resumed, resume=True))
+        place = alone.training.model_copy(update={"output_dir": str(Path(folder) / "resumed")})
+        resumed = alone.model_copy(update={"training": place})
+        forked(lambda: _run_and_keep(alone, resumed))
+        forked(lambda: _run(resumed, resume=True))
         expected, found = _left_by(alone), _left_by(resumed)
     for what in expected:
         require(found[what] == expected[what], f"after a kill, {what} differ from those of an uninterrupted run")
@@ -68,7 +71,7 @@ def _experiment(
     lines = random.Random(0)
     text = "".join(f"{''.join(lines.choices(string.ascii_lowercase, k=30))}\n" for _ in range(30))
     write_file(case.folder / "train.txt", text.encode())
-    write_file(case.folder / "test.txt", text[::-1][: len(text) // 5].encode())
+    write_file(case.folder / "test.txt", text[::-1][: len(text) // 10].encode())
     return case.config_with(
         model=case.settings_with_dropout(0.2).model_dump(),
         data={
@@ -89,17 +92,19 @@ def _experiment(
     )
 
 
-def _run_until_killed(config: ExperimentConfig) -> None:
+def _run_and_keep(config: ExperimentConfig, other: ExperimentConfig) -> bytes:
+    """Carry out a run, and copy the files that a kill in the middle of the sixth step would leave, for the other."""
     passes = 0
 
     def count(module: nn.Module, inputs: Any) -> None:
         nonlocal passes
         passes += isinstance(module, BaseLanguageModel) and module.training
-        if passes == _KILLED_AFTER * _MICRO_BATCHES + 2:  # in the middle of a step
-            die()
+        if passes == _KILLED_AFTER * _MICRO_BATCHES + 2:
+            passes += 1
+            shutil.copytree(config.training.output_dir, other.training.output_dir)
 
     register_module_forward_pre_hook(count)
-    run(config, quiet=True)
+    return _run(config)
 
 
 def _run(config: ExperimentConfig, *, resume: bool = False) -> bytes:
