@@ -30,6 +30,7 @@ from foundry_core.testing.kit.check import (
     NonconformanceError,
     check,
     declared,
+    first_of_kinds,
     listed,
     named_gradients,
     not_looked_at,
@@ -145,8 +146,8 @@ def compiled(suite: Suite) -> None:
     """Compiled, the model gives the same loss and gradients for a padded batch, within 1e-4, without dropout."""
     # One model of each kind, with one layer: capturing and differentiating the graph takes seconds, and the code
     # generation of the default backend minutes.
-    kinds = {(case.objective.name, case.sees_right): case for case in suite.cases if case.capabilities.compile}
-    for case in (each.with_one_layer() for each in kinds.values()):
+    last = first_of_kinds([case for case in reversed(suite.cases) if case.capabilities.compile])
+    for case in (each.with_one_layer() for each in last):
         (ids, mask), losses, gradients = _padded(case), [], []
         torch._dynamo.reset()
         # Asking the mask whether a batch is padded breaks the graph, which torch would report.
