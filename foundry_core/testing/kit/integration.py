@@ -154,7 +154,7 @@ def compiled(suite: Suite) -> None:
         logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         for compiling in (False, True):
             model = case.stirred(dropout=0.0).train()
-            forward = torch.compile(model, backend="aot_eager") if compiling else model
+            forward = torch.compile(model, backend="aot_eager_default_partitioner") if compiling else model
             labels = case.labels(ids, mask)
             with _without_extras():
                 output = forward(ids, attention_mask=mask, labels=labels, reduction="sum", return_logits=False)
