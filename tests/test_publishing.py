@@ -391,6 +391,25 @@ def test_push_says_in_a_line_what_it_does_not_take(arguments, says, trained, cap
     assert says in line
 
 
+@each(
+    "arguments",
+    [
+        ["export", "{checkpoint}", "{checkpoint}/alone"],
+        ["push", "{checkpoint}/..", "anna/x", "--licence", "mit", "--dry-run", "{checkpoint}/look/here"],
+        ["surprisal", "{checkpoint}", "{text}", "--output", "{checkpoint}/bits.tsv"],
+        ["init", "lstm", "--output", "{checkpoint}/lstm.yaml"],
+    ],
+)
+def test_no_command_writes_into_a_checkpoint(arguments, trained, corpus, capsys):
+    """It would count as damaged from then on."""
+    checkpoint = trained / "lstm" / "checkpoint-20"
+    before = files(checkpoint)
+    assert main([each.format(checkpoint=checkpoint, text=corpus.test) for each in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"would be in the checkpoint {checkpoint}, which nothing is added to" in line
+    assert files(checkpoint) == before
+
+
 def test_what_the_hub_refuses_is_a_line_with_the_way_out(trained, hub, capsys, monkeypatch):
     def refusal(token: str = "hf_writes", repository: str = REPOSITORY) -> str:
         monkeypatch.setenv("HF_TOKEN", token)
