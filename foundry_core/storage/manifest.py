@@ -72,9 +72,11 @@ def refuse_added(folder: Path, listed: Collection[str]) -> None:
 
 def refuse_inside(path: Path) -> None:
     """Raise UsageError if a new file or folder would lie in a published folder, which would then count as damaged."""
-    for parent in Path(os.path.abspath(path)).parents:
+    for parent in path.resolve().parents:
         if (parent / MANIFEST).is_file():
-            raise UsageError(f"{path} would be in the checkpoint {parent}, which nothing is added to: name another place")
+            raise UsageError(
+                f"{path} would be in the checkpoint {parent}, which nothing is added to: name another place"
+            )
 
 
 def refuse_outside(folder: Path, name: str) -> None:
