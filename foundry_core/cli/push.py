@@ -111,9 +111,9 @@ def execute(options: argparse.Namespace) -> None:
             candidates.append(candidates_of(whole_checkpoints(run.folder)))
     check_known(options.leave_out, candidates, several=not one)
     with counting("describing", len(runs)) as begin:
-        for run, name, each in zip(runs, names, candidates, strict=True):
+        for run, name, found in zip(runs, names, candidates, strict=True):
             begin(run.folder.name)
-            publications.append(_publication(run, name, each, stated, study, options))
+            publications.append(_publication(run, name, found, stated, study, options))
     total = sum(len(each.revisions) for each in publications)
     with warned_once(), counting("publishing", total) as begin:  # a checkpoint may have several names
         for each in publications:
