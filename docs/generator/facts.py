@@ -53,7 +53,7 @@ CAUSES: dict[str, list[tuple[str, str]]] = {
         ("a given tokenizer lacks a special token", "name it under `tokenizer.special_tokens`"),
         (
             "a given tokenizer may lose text, or is not deterministic",
-            "use another one: [given tokenizers](../training/given.md)",
+            "use another one: [tokenizers](../training/given.md)",
         ),
         ("the folder has a tokenizer of other settings or other text", "choose another `tokenizer.output_dir`"),
     ],

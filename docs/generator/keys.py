@@ -114,8 +114,8 @@ EXAMPLES: dict[str, Any] = {
 GUIDES = {
     "data": "[corpora](../how-to/corpora.md), [batching](../training/batching.md), [steps](../training/steps.md)",
     "tokenizer": "[tokenizers](../training/given.md)",
-    "training": "[budgets, checkpoints and evaluations](../training/budgets.md), [schedules]"
-    "(../training/schedules.md), [several GPUs](../how-to/several_gpus.md), [performance](../explanation/performance.md)",
+    "training": "[budgets, checkpoints, evaluations](../training/budgets.md), [schedules](../training/schedules.md), "
+    "[GPUs](../how-to/several_gpus.md), [performance](../explanation/performance.md)",
     "logging": "[Weights & Biases and TensorBoard](../how-to/wandb.md)",
     "seeds": "[the order of the data](../explanation/order.md)",
 }
@@ -353,9 +353,9 @@ def models_page() -> str:
                 "explains. `foundry init transformers` writes those of a Llama, `foundry schema` has all of them."
             )
     introduction = (
-        "The keys under `model` of the architectures that foundry ships; [models](../training/models.md) has the settings "
-        "of published ones. Sizes have no default. Each example is what `foundry init` writes; `foundry plugins show "
-        "NAME` prints the same for an architecture of another package."
+        "The keys under `model` of the architectures that foundry ships; [models](../training/models.md) has the "
+        "settings of published ones. Sizes have no default. Each example is what `foundry init` writes; `foundry "
+        "plugins show NAME` prints the same for an architecture of another package."
     )
     return page("Keys of the models", introduction, *parts)
 
