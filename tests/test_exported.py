@@ -116,6 +116,22 @@ for folder in folders:
 print(json.dumps(found))
 """
 
+# A process without foundry: more texts at a time than the model has layers.
+BATCHES = """
+import json, sys
+for name in ("foundry_core", "foundry_rnn", "foundry_mamba"):
+    sys.modules[name] = None
+from transformers import AutoModel, pipeline
+texts = ["abc", "a", "defgh", "ij"]
+read = pipeline("feature-extraction", model=sys.argv[1], trust_remote_code=True)
+together = read(texts, batch_size=4)
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+ids = read.tokenizer("abc", return_tensors="pt")["input_ids"]
+states = [model(ids, use_cache=asked).state is not None for asked in (None, False, True)]
+pairs = list(zip(together, map(read, texts)))
+print(json.dumps([states, max(abs(a - b) for x, y in pairs for u, v in zip(x[0], y[0]) for a, b in zip(u, v))]))
+"""
+
 # What a process of another version finds in the folders that USER has fine-tuned.
 REOPENED = """
 import json, sys
@@ -327,6 +343,14 @@ def check_use(
 @pytest.mark.long
 def test_a_standalone_folder_is_fine_tuned_and_used_in_pipelines(saved: Callable[..., Path], tmp_path: Path) -> None:
     check_use(sys.executable, saved, tmp_path)
+
+
+@each("name", ["mamba"])
+def test_a_pipeline_takes_more_texts_than_layers(saved: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    assert main(["export", str(saved(*STANDALONE[name])), str(tmp_path / name), "--standalone"]) == 0
+    states, difference = found_by(sys.executable, BATCHES, tmp_path / "cache", str(tmp_path / name))
+    assert states == [False, False, True]
+    assert difference < 1e-5
 
 
 @pytest.fixture

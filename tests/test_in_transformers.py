@@ -209,6 +209,15 @@ def test_a_pipeline_takes_what_any_tokenizer_returns(
         assert len(pipe(f"th{letters.mask_token}")) == 5
 
 
+@each("name", ["gru-masked", "lstm-both", "bert"])
+def test_a_pipeline_takes_more_texts_than_layers(opened: Open, letters: Any, name: str) -> None:
+    """It takes every output, such as a recurrent state, for a row for each text."""
+    pipe: Any = transformers.pipeline("fill-mask", model=opened(name), tokenizer=letters, top_k=1)
+    texts = [f"{text}{letters.mask_token}" for text in ("th", "a", "xyz", "ab")]
+    together = [each[0]["token"] for each in pipe(texts, batch_size=4)]
+    assert together == [pipe(text)[0]["token"] for text in texts]
+
+
 # What else one may ask for.
 
 
