@@ -71,8 +71,12 @@ def _overview(homes: Mapping[str, str]) -> str:
     """Return a table of the names by topic."""
     places = [home.partition(".")[0] for home in homes.values()]
     rows = []
+    anchors = dict[str, str]()
+    for name in homes:  # `Dropout` and `dropout` are two headings
+        again = sum(each.lower() == name.lower() for each in anchors)
+        anchors[name] = f"{name.lower()}-{again}" if again else name.lower()
     for place in sorted(set(places), key=lambda place: (list(TOPICS).index(place) if place in TOPICS else 99, place)):
-        links = [f"[{code(name)}](#{name.lower()})" for name, home in homes.items() if home.partition(".")[0] == place]
+        links = [f"[{code(name)}](#{anchors[name]})" for name, home in homes.items() if home.partition(".")[0] == place]
         rows.append([TOPICS.get(place, place), ", ".join(links)])
     return table(("topic", "names"), rows)
 
