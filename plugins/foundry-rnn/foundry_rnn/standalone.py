@@ -12,7 +12,7 @@ states, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,6 @@ from transformers.utils import ModelOutput
 
 State = tuple[tuple[torch.Tensor, ...], ...]
 """For each layer its hidden state and, of an LSTM, its cell state, each (directions, B, H / directions)."""
-
-_LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-
-_PASSED_ON = ("use_cache", "output_hidden_states")
-"""Arguments of `generate` that reach `forward`."""
 
 
 class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
@@ -46,8 +41,7 @@ class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
 
     def __init__(self, settings: dict[str, Any] | None = None, vocab_size: int = 0, **kwargs: Any):
         super().__init__(**kwargs)
-        self.settings = settings or {}
-        self.vocab_size = vocab_size
+        self.settings, self.vocab_size = settings or {}, vocab_size
         rnn = self.settings.get("rnn", {})
         size, ways = rnn.get("hidden_size", 0), 2 if rnn.get("bidirectional") else 1
         # A model without embeddings reads one-hot vectors: its table has the products of its first layer.
@@ -139,10 +133,10 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
             self.output_layer = nn.Linear(config.hidden_size, config.vocab_size, bias=rnn["bias"])
         self.post_init()
 
-    def _new_layers(self, width: int, size: int, number: int) -> nn.RNNBase:
+    def _new_layers(self, width: int, size: int, number: int) -> Any:
         rnn, cell = self.config.settings["rnn"], str(self.config.cell)
         kind = {"nonlinearity": rnn["nonlinearity"]} if cell == "rnn" else {}
-        return _LAYERS[cell](width, size, number, bias=rnn["bias"], bidirectional=self.both, **kind)
+        return getattr(nn, cell.upper())(width, size, number, bias=rnn["bias"], bidirectional=self.both, **kind)
 
     def forward(
         self,
@@ -188,15 +182,13 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         layers[-1] = self.dropped(layers[-1], "output_dropout")
         if self.projection is not None:
             layers[-1] = self.projection(layers[-1])
+        asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output = FoundryRnnStates(
             last_hidden_state=layers[-1],
-            hidden_states=tuple(layers) if self._asked(output_hidden_states) else None,
+            hidden_states=tuple(layers) if asked else None,
             state=None if self.both else tuple(after),
         )
         return self._answer(output, return_dict)
-
-    def _asked(self, output_hidden_states: bool | None) -> bool:
-        return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
     def dropped(self, x_BTE: torch.Tensor, place: str) -> torch.Tensor:
         """Apply the dropout of a place in training; if it is locked, the same to all tokens of a row."""
@@ -217,10 +209,9 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         passes_on: The layer's input is its products with one-hot vectors, so that its input weights are an identity.
         """
         found = []
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
         identities = iter(torch.eye(self.config.embedding_size).to(self.embedding.weight).chunk(2 if self.both else 1))
         for way in ("", "_reverse") if self.both else ("",):
-            for name in names:
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]:
                 given = passes_on and name == "weight_ih"
                 found.append(next(identities) if given else getattr(module, f"{name}_l{layer}{way}"))
         return found
@@ -322,7 +313,7 @@ class FoundryRnnForCausalLM(_LanguageModel, GenerationMixin):  # type: ignore[mi
     def prepare_inputs_for_generation(
         self, input_ids: Any, state: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        passed: dict[str, Any] = {name: kwargs[name] for name in _PASSED_ON if name in kwargs}
+        passed: dict[str, Any] = {key: kwargs[key] for key in ("use_cache", "output_hidden_states") if key in kwargs}
         if state is not None:
             return {"input_ids": input_ids[:, -1:], "state": state, **passed}
         given = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
@@ -373,8 +364,7 @@ class _Classifier(FoundryRnnPreTrainedModel):
         states = self.model(input_ids, attention_mask, inputs_embeds, None, output_hidden_states, True)
         logits = self.score(self._read(states.last_hidden_state, attention_mask))
         loss = None if labels is None else self._loss(logits, labels)
-        output = FoundryRnnOutput(loss=loss, logits=logits, hidden_states=states.hidden_states)
-        return self._answer(output, return_dict)
+        return self._answer(FoundryRnnOutput(loss=loss, logits=logits, hidden_states=states.hidden_states), return_dict)
 
 
 class FoundryRnnForSequenceClassification(_Classifier):
