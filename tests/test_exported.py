@@ -345,7 +345,7 @@ def test_a_standalone_folder_is_fine_tuned_and_used_in_pipelines(saved: Callable
     check_use(sys.executable, saved, tmp_path)
 
 
-@each("name", ["mamba"])
+@each("name", ["mamba", "lstm"])
 def test_a_pipeline_takes_more_texts_than_layers(saved: Callable[..., Path], tmp_path: Path, name: str) -> None:
     assert main(["export", str(saved(*STANDALONE[name])), str(tmp_path / name), "--standalone"]) == 0
     states, difference = found_by(sys.executable, BATCHES, tmp_path / "cache", str(tmp_path / name))

@@ -65,7 +65,7 @@ class FoundryRnnStates(ModelOutput):  # type: ignore[misc]
         last_hidden_state: What the layer onto the vocabulary reads, (B, T, H).
         hidden_states: What the first layer reads, and what each layer returns, each (B, T, width). The last of them is
             `last_hidden_state`, after dropout and the projection of tied embeddings of another width.
-        state: The recurrent state after the last real token of each row.
+        state: With `use_cache=True` the recurrent state after the last real token of each row.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -146,14 +146,16 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         state: State | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return the hidden states, and the recurrent state.
+        """Return the hidden states.
 
         Args:
             input_ids: (B, T); or instead `inputs_embeds`, (B, T, E).
             attention_mask: 1 for real tokens, (B, T), or wider: it may also cover the tokens before `state`.
             state: What the model returned after the tokens that come before.
+            use_cache: Return the state, too; not by default, for pipelines take every output for a row for each text.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -183,12 +185,9 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         if self.projection is not None:
             layers[-1] = self.projection(layers[-1])
         asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = FoundryRnnStates(
-            last_hidden_state=layers[-1],
-            hidden_states=tuple(layers) if asked else None,
-            state=None if self.both else tuple(after),
-        )
-        return self._answer(output, return_dict)
+        hidden_states = tuple(layers) if asked else None
+        carried = tuple(after) if use_cache and not self.both else None
+        return self._answer(FoundryRnnStates(layers[-1], hidden_states, carried), return_dict)
 
     def dropped(self, x_BTE: torch.Tensor, place: str) -> torch.Tensor:
         """Apply the dropout of a place in training; if it is locked, the same to all tokens of a row."""
@@ -287,7 +286,8 @@ class _LanguageModel(FoundryRnnPreTrainedModel):
             labels: For the causal model the input ids: they are shifted here.
             num_items_in_batch: From transformers' Trainer: the number by which the sum of the losses is divided.
         """
-        states = self.model(input_ids, attention_mask, inputs_embeds, state, output_hidden_states, True)
+        carries = isinstance(self, GenerationMixin) if use_cache is None else use_cache
+        states = self.model(input_ids, attention_mask, inputs_embeds, state, output_hidden_states, True, carries)
         logits_BTV = self.model.output_layer(states.last_hidden_state)
         loss = None
         if labels is not None:
@@ -296,8 +296,7 @@ class _LanguageModel(FoundryRnnPreTrainedModel):
             targets = labels[:, ahead:].flatten().to(predictions.device)
             loss = F.cross_entropy(predictions, targets, reduction="mean" if num_items_in_batch is None else "sum")
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
-        carried = None if use_cache is False else states.state
-        output = FoundryRnnOutput(loss=loss, logits=logits_BTV, hidden_states=states.hidden_states, state=carried)
+        output = FoundryRnnOutput(loss=loss, logits=logits_BTV, hidden_states=states.hidden_states, state=states.state)
         return self._answer(output, return_dict)
 
 
