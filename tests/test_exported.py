@@ -107,6 +107,10 @@ for folder in folders:
         loss.backward()
         optimizer.step()
     logits = model.eval()(**batch).logits
+    # As PEFT and others call any classifier.
+    asked = dict.fromkeys(["inputs_embeds", "labels", "output_attentions", "output_hidden_states", "return_dict"])
+    if "rnn" not in config.model_type:
+        assert torch.equal(model(**batch, **asked).logits, logits)
     seen["right"] = float((logits.argmax(-1) == labels).float().mean())
     model.save_pretrained(folder + "-tuned")
     tokenizer.save_pretrained(folder + "-tuned")

@@ -322,10 +322,14 @@ class _Classifier(FoundryMambaPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> Any:
-        """Return the logits and the loss of `labels`; without a mask all tokens are real."""
+        """Return the logits and the loss of `labels`; without a mask all tokens are real.
+
+        `output_attentions` and `token_type_ids` are what PEFT and tokenizers pass to any classifier.
+        """
         states = self.model(input_ids, attention_mask, inputs_embeds, None, output_hidden_states, True)
         logits = self.score(self._read(states.last_hidden_state, attention_mask))
         loss = None if labels is None else self._loss(logits, labels)
