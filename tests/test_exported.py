@@ -77,7 +77,8 @@ for folder in folders:
     tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
     masked = config.architectures[0].endswith("ForMaskedLM")
     auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
-    seen["logits"] = auto.from_pretrained(folder, **trust)(torch.tensor(ids)).logits.tolist()
+    output = auto.from_pretrained(folder, **trust)(torch.tensor(ids), labels=torch.tensor(ids))
+    seen["logits"], seen["loss"] = output.logits.tolist(), float(output.loss)
     states = pipeline("feature-extraction", model=folder, **trust)("abc")
     assert len(states[0][0]) == config.hidden_size
     if masked:
@@ -109,8 +110,7 @@ for folder in folders:
     logits = model.eval()(**batch).logits
     # As PEFT and others call any classifier.
     asked = dict.fromkeys(["inputs_embeds", "labels", "output_attentions", "output_hidden_states", "return_dict"])
-    if "rnn" not in config.model_type:
-        assert torch.equal(model(**batch, **asked).logits, logits)
+    assert torch.equal(model(**batch, **asked).logits, logits)
     seen["right"] = float((logits.argmax(-1) == labels).float().mean())
     model.save_pretrained(folder + "-tuned")
     tokenizer.save_pretrained(folder + "-tuned")
@@ -337,7 +337,9 @@ def check_use(
         seen = found[str(folder)]
         assert seen["right"] == 1, (name, seen)
         with torch.no_grad():
-            expected = BaseLanguageModel.from_pretrained(folder)(IDS).logits
+            output = BaseLanguageModel.from_pretrained(folder)(IDS, labels=IDS)
+            expected = output.logits
+        assert abs(seen["loss"] - float(output.loss)) < 1e-5, name
         torch.testing.assert_close(
             torch.tensor(seen["logits"]), expected, rtol=0, atol=1e-6, msg=f"{name}: {{}}".format
         )

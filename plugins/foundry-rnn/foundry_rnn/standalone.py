@@ -89,7 +89,7 @@ class FoundryRnnPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     config_class = FoundryRnnConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _no_split_modules = ["LSTM", "GRU", "RNN"]  # noqa: RUF012 - with `device_map`, each on one device
+    _no_split_modules = ["FoundryRnnModel"]  # noqa: RUF012 - with `device_map`, on one device: layers are not called
     _keys_to_ignore_on_load_unexpected = [r"output_layer\."]  # noqa: RUF012 - of the language model
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -286,12 +286,12 @@ class _LanguageModel(FoundryRnnPreTrainedModel):
             labels: For the causal model the input ids: they are shifted here.
             num_items_in_batch: From transformers' Trainer: the number by which the sum of the losses is divided.
         """
-        carries = isinstance(self, GenerationMixin) if use_cache is None else use_cache
+        carries = self._is_stateful if use_cache is None else use_cache
         states = self.model(input_ids, attention_mask, inputs_embeds, state, output_hidden_states, True, carries)
         logits_BTV = self.model.output_layer(states.last_hidden_state)
         loss = None
         if labels is not None:
-            ahead = 1 if isinstance(self, GenerationMixin) else 0
+            ahead = 1 if self._is_stateful else 0  # in transformers 4 every model is a GenerationMixin
             predictions = logits_BTV[:, : logits_BTV.shape[1] - ahead].flatten(0, 1).float()
             targets = labels[:, ahead:].flatten().to(predictions.device)
             loss = F.cross_entropy(predictions, targets, reduction="mean" if num_items_in_batch is None else "sum")
@@ -356,6 +356,7 @@ class _Classifier(FoundryRnnPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> Any:
