@@ -190,14 +190,21 @@ def experiment(corpus: ToyCorpus) -> Callable[..., ExperimentConfig]:
 
 @pytest.fixture(autouse=True)
 def _no_registration_stays() -> Iterator[None]:
-    """An architecture that a test registers is gone after it: other tests say which ones there are."""
+    """An architecture that a test registers is gone after it, and so is a file that it loads as `--plugin` does.
+
+    Other tests say which architectures there are, and start processes that load the files again.
+    """
     from foundry_core.registry.architecture import registered_architectures
+    from foundry_core.registry.loading import plugin_files
 
     registered = registered_architectures()
-    before = dict(registered)
+    before, files = dict(registered), set(plugin_files)
     yield
     registered.clear()
     registered.update(before)
+    for name in plugin_files - files:
+        sys.modules.pop(name, None)
+    plugin_files.intersection_update(files)
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def bf16_gain(tokens: int, outputs: int, inputs: int) -> float:
             least[bf16] = min(least[bf16], time.process_time() - start)
         if round_ >= 2 and time.perf_counter() - begun > _PROBE_SECONDS:
             break
-    return least[False] / least[True]
+    return least[False] / least[True] if least[True] else 1.0  # a clock of 16 ms, that of Windows, may not advance
 
 
 def choose_device(asked: str, setting: str = "training.device") -> torch.device:

@@ -142,7 +142,7 @@ assert items.step.unique().tolist() == [20] and items.right.sum() == 26 + 21
 assert (run.architecture, run.seed, run.step, run.finished) == ("lstm", 1, 20, True)
 """
     (example,) = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    program += example.replace("runs/gpt2", str(trained / "gpt2-1")).replace("blimp", "toy")
+    program += example.replace("runs/gpt2", str(trained / "gpt2-1")).replace("blimp-data", "toy")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -248,6 +248,21 @@ def test_examples_with_prompts_print_what_they_show(monkeypatch: pytest.MonkeyPa
     assert runner.failures == 0
 
 
+def test_the_python_of_every_page_is_valid() -> None:
+    checked, wrong = 0, []
+    for place, text in pages().items():
+        for block in blocks(text, "python"):
+            if place == "reference/api.md" or re.fullmatch(r"def \w+\(.*\) -> .*[^:]\n", block):
+                continue  # signatures without bodies
+            checked += 1
+            try:
+                compile(block, place, "exec")
+            except SyntaxError as error:
+                wrong.append(f"{place}: {error}")
+    assert checked > 40
+    assert wrong == []
+
+
 BASE: dict[str, Any] = {
     "experiment_name": "page",
     "data": {"training_corpus": "train.txt"},

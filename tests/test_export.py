@@ -375,6 +375,7 @@ def test_a_config_json_that_is_not_ours_is_refused(copied: Callable[[str], Path]
         path.write_text(content)
         assert refusal(folder).startswith(f"{path} ")
         assert "is damaged" in refusal(folder)
+        assert ("minicons" in refusal(folder)) == (content in ("{}", '{"model_type": "gpt2"}'))
 
 
 def test_a_config_json_whose_facts_are_damaged_is_refused(copied: Callable[[str], Path]) -> None:

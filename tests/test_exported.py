@@ -77,7 +77,8 @@ for folder in folders:
     tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
     masked = config.architectures[0].endswith("ForMaskedLM")
     auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
-    seen["logits"] = auto.from_pretrained(folder, **trust)(torch.tensor(ids)).logits.tolist()
+    output = auto.from_pretrained(folder, **trust)(torch.tensor(ids), labels=torch.tensor(ids))
+    seen["logits"], seen["loss"] = output.logits.tolist(), float(output.loss)
     states = pipeline("feature-extraction", model=folder, **trust)("abc")
     assert len(states[0][0]) == config.hidden_size
     if masked:
@@ -107,6 +108,9 @@ for folder in folders:
         loss.backward()
         optimizer.step()
     logits = model.eval()(**batch).logits
+    # As PEFT and others call any classifier.
+    asked = dict.fromkeys(["inputs_embeds", "labels", "output_attentions", "output_hidden_states", "return_dict"])
+    assert torch.equal(model(**batch, **asked).logits, logits)
     seen["right"] = float((logits.argmax(-1) == labels).float().mean())
     model.save_pretrained(folder + "-tuned")
     tokenizer.save_pretrained(folder + "-tuned")
@@ -114,6 +118,22 @@ for folder in folders:
     assert [each["label"] for each in classified] == [f"LABEL_{label}" for label in logits.argmax(-1).tolist()]
     seen["texts"], seen["scores"] = texts, logits.tolist()
 print(json.dumps(found))
+"""
+
+# A process without foundry: more texts at a time than the model has layers.
+BATCHES = """
+import json, sys
+for name in ("foundry_core", "foundry_rnn", "foundry_mamba"):
+    sys.modules[name] = None
+from transformers import AutoModel, pipeline
+texts = ["abc", "a", "defgh", "ij"]
+read = pipeline("feature-extraction", model=sys.argv[1], trust_remote_code=True)
+together = read(texts, batch_size=4)
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+ids = read.tokenizer("abc", return_tensors="pt")["input_ids"]
+states = [model(ids, use_cache=asked).state is not None for asked in (None, False, True)]
+pairs = list(zip(together, map(read, texts)))
+print(json.dumps([states, max(abs(a - b) for x, y in pairs for u, v in zip(x[0], y[0]) for a, b in zip(u, v))]))
 """
 
 # What a process of another version finds in the folders that USER has fine-tuned.
@@ -317,7 +337,9 @@ def check_use(
         seen = found[str(folder)]
         assert seen["right"] == 1, (name, seen)
         with torch.no_grad():
-            expected = BaseLanguageModel.from_pretrained(folder)(IDS).logits
+            output = BaseLanguageModel.from_pretrained(folder)(IDS, labels=IDS)
+            expected = output.logits
+        assert abs(seen["loss"] - float(output.loss)) < 1e-5, name
         torch.testing.assert_close(
             torch.tensor(seen["logits"]), expected, rtol=0, atol=1e-6, msg=f"{name}: {{}}".format
         )
@@ -327,6 +349,14 @@ def check_use(
 @pytest.mark.long
 def test_a_standalone_folder_is_fine_tuned_and_used_in_pipelines(saved: Callable[..., Path], tmp_path: Path) -> None:
     check_use(sys.executable, saved, tmp_path)
+
+
+@each("name", ["mamba", "lstm"])
+def test_a_pipeline_takes_more_texts_than_layers(saved: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    assert main(["export", str(saved(*STANDALONE[name])), str(tmp_path / name), "--standalone"]) == 0
+    states, difference = found_by(sys.executable, BATCHES, tmp_path / "cache", str(tmp_path / name))
+    assert states == [False, False, True]
+    assert difference < 1e-5
 
 
 @pytest.fixture

@@ -91,6 +91,17 @@ def refusal(model: Any, ids: torch.Tensor | None, **asked: Any) -> str:
 # Loading and training.
 
 
+@each("name", ["lstm-tied", "mamba"])
+def test_a_device_map_leaves_a_plugin_s_model_whole(opened: Open, name: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = opened(name)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    given = {0: size // 2, 1: 2 * size, "cpu": 2 * size}
+    found = accelerate.infer_auto_device_map(model, given, no_split_module_classes=list(model._no_split_modules))
+    assert len(set(found.values())) == 1
+    assert torch.equal(opened(name, device_map="auto")(IDS).logits, model(IDS).logits)
+
+
 @each("name", MODELS)
 @pytest.mark.long
 def test_it_opens_in_another_dtype_and_is_saved_in_it(opened: Open, tmp_path: Path, name: str) -> None:
@@ -207,6 +218,15 @@ def test_a_pipeline_takes_what_any_tokenizer_returns(
     else:
         pipe = transformers.pipeline("fill-mask", model=opened(name), tokenizer=letters)
         assert len(pipe(f"th{letters.mask_token}")) == 5
+
+
+@each("name", ["gru-masked", "lstm-both", "bert"])
+def test_a_pipeline_takes_more_texts_than_layers(opened: Open, letters: Any, name: str) -> None:
+    """It takes every output, such as a recurrent state, for a row for each text."""
+    pipe: Any = transformers.pipeline("fill-mask", model=opened(name), tokenizer=letters, top_k=1)
+    texts = [f"{text}{letters.mask_token}" for text in ("th", "a", "xyz", "ab")]
+    together = [each[0]["token"] for each in pipe(texts, batch_size=4)]
+    assert together == [pipe(text)[0]["token"] for text in texts]
 
 
 # What else one may ask for.

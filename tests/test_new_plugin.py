@@ -26,7 +26,6 @@ from foundry_core.cli import main
 from foundry_core.cli.new_plugin import KINDS, core_versions, plugin_files
 from foundry_core.registry.doctor import examine
 from foundry_core.registry.loading import get_architecture, load_plugin_file
-from foundry_core.registry.loading import plugin_files as plugin_files_loaded
 from tests.each import each
 
 Install = Callable[..., None]
@@ -249,16 +248,12 @@ def test_each_kind_passes_its_checks_and_its_own_tests(
     assert " 0 failed, 0 expected, " in capsys.readouterr().out
     assert [(each.state, each.problem) for each in examine(deep=True) if each.point.name == "mine"] == [("fine", None)]
     test = load_plugin_file(folder / "tests" / "test_mine.py")
-    try:
-        assert test.test_conformance
-        own = [value for name, value in vars(test).items() if name.startswith("test_") and name != "test_conformance"]
-        assert own
-        for function in own:
-            fixtures = {"tmp_path": tmp_path, "capsys": capsys}
-            function(**{name: fixtures[name] for name in inspect.signature(function).parameters})
-    finally:
-        plugin_files_loaded.discard("test_mine")
-        del sys.modules["test_mine"]
+    assert test.test_conformance
+    own = [value for name, value in vars(test).items() if name.startswith("test_") and name != "test_conformance"]
+    assert own
+    for function in own:
+        fixtures = {"tmp_path": tmp_path, "capsys": capsys}
+        function(**{name: fixtures[name] for name in inspect.signature(function).parameters})
 
 
 Build = Callable[..., BaseLanguageModel]

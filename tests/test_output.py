@@ -63,9 +63,12 @@ def test_an_unprintable_result_warns_but_a_text_is_an_error(written):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("arguments", "code"), [("schema", 0), ("--help", 0), ("check lstm", 8)], ids=["a text", "help", "work"]
+    ("arguments", "code"),
+    [("schema", 0), ("--help", 0), ("compare run --json", 0), ("seen run --step 3", 0), ("check lstm", 8)],
 )
 def test_a_closed_reader_is_success_only_for_plain_text(written, arguments, code):
+    if " run " in arguments:
+        shell(f"{FOUNDRY} train x.yaml --quiet", written)
     done = shell(f"{FOUNDRY} {arguments} | true; exit ${{PIPESTATUS[0]}}", written)
     assert done.returncode == code
     assert done.stderr == ("error: cannot write the output: Broken pipe\n" if code else "")

@@ -27,7 +27,6 @@ from foundry_core.registry.loading import (
     get_architecture,
     import_string,
     load_plugin_file,
-    plugin_files,
 )
 from foundry_core.schema import ModelConfig
 from tests.each import each
@@ -55,14 +54,12 @@ SIZES = {
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    """Return what a test imports is gone after it."""
-    modules, files = set(sys.modules), set(plugin_files)
+    """What a test imports is gone after it."""
+    modules = set(sys.modules)
     yield
     for name in set(sys.modules) - modules:
         if not name.startswith(("foundry_core", "torch", "transformers", "numpy")):
             del sys.modules[name]
-    plugin_files.clear()
-    plugin_files.update(files)
 
 
 @pytest.fixture

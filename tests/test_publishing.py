@@ -265,6 +265,37 @@ def test_a_study_becomes_repositories_and_a_collection(trained, tmp_path):
         assert any(f"loss on the test text {loss:.3f}" in item["note"] for item in collection["items"])
 
 
+@each(
+    "name, left",
+    [("lstm/step-10", {"gpt2"}), ("step-10", set()), ("chck_90", {"gpt2"}), ("gpt2/chck_100", {"lstm"})],
+)
+def test_a_study_leaves_a_revision_out_where_it_is(name, left, trained, tmp_path):
+    for architecture in ("lstm", "gpt2"):
+        shutil.copytree(trained / architecture, tmp_path / "runs" / architecture, symlinks=True)
+    (tmp_path / "runs" / "lstm" / "chck_100").rename(tmp_path / "runs" / "lstm" / "chck_90")
+    assert push(tmp_path / "runs", tmp_path / "sent", "--leave-out", name, repository="anna/x") == 0
+    there = {path.parent.name.removeprefix("x-") for path in (tmp_path / "sent").glob("*/step-10")}
+    assert there == left
+    names = {path.name for path in (tmp_path / "sent" / "x-gpt2").iterdir()}
+    assert ("chck_100" in names) == ("gpt2" in left)
+
+
+def test_equal_weights_in_a_study_are_left_out_of_one_run(experiment, trained, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    shutil.copytree(trained / "lstm", runs / "a", symlinks=True)
+    training = {"output_dir": str(runs / "b"), "train_steps": 10, "learning_rate": 1e-60}
+    run(experiment("lstm", tmp_path, training={**training, "checkpoints": {"every_steps": 5}}), quiet=True)
+    capsys.readouterr()
+    assert push(runs, tmp_path / "sent", repository="anna/x") == 6
+    (line,) = capsys.readouterr().err.splitlines()
+    advice = line.partition("such as by ")[2].split()
+    assert advice == ["--leave-out", "b/step-0", "--leave-out", "b/step-5"]
+    assert push(runs, tmp_path / "sent", *advice, repository="anna/x") == 0
+    assert {path.parent.name for path in (tmp_path / "sent").glob("*/step-0")} == {"x-a"}
+    assert push(runs, tmp_path / "new", "--leave-out", "a/step-1", repository="anna/x") == 2
+    assert "--leave-out a/step-1: there is no such revision. Did you mean" in capsys.readouterr().err
+
+
 # Sending, and loading what was sent.
 
 
@@ -389,6 +420,25 @@ def test_push_says_in_a_line_what_it_does_not_take(arguments, says, trained, cap
     assert main(["push", str(trained / "lstm"), *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+@each(
+    "arguments",
+    [
+        ["export", "{checkpoint}", "{checkpoint}/alone"],
+        ["push", "{checkpoint}/..", "anna/x", "--licence", "mit", "--dry-run", "{checkpoint}/look/here"],
+        ["surprisal", "{checkpoint}", "{text}", "--output", "{checkpoint}/bits.tsv"],
+        ["init", "lstm", "--output", "{checkpoint}/lstm.yaml"],
+    ],
+)
+def test_no_command_writes_into_a_checkpoint(arguments, trained, corpus, capsys):
+    """It would count as damaged from then on."""
+    checkpoint = trained / "lstm" / "checkpoint-20"
+    before = files(checkpoint)
+    assert main([each.format(checkpoint=checkpoint, text=corpus.test) for each in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"would be in the checkpoint {checkpoint}, which nothing is added to" in line
+    assert files(checkpoint) == before
 
 
 def test_what_the_hub_refuses_is_a_line_with_the_way_out(trained, hub, capsys, monkeypatch):

@@ -238,7 +238,7 @@ def test_a_process_that_cannot_be_started_is_one_line(monkeypatch: pytest.Monkey
 
 
 NOT_SENT = (
-    r"a process that is started anew cannot load what makes the batches \(.*\): "
+    r"a new process cannot load what makes the batches \(.*\): "
     r"define the collator at the top of a module or of a --plugin file, or set training.num_workers to 0"
 )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -64,14 +64,19 @@ TOPICS = {
     "errors": "Errors",
 }
 """Titles of groups of names, by the package that they come from."""
+BASES_WITHOUT_METHODS = ("ConfigSection", "ModelConfig", "TransformerConfig")
 
 
 def _overview(homes: Mapping[str, str]) -> str:
     """Return a table of the names by topic."""
     places = [home.partition(".")[0] for home in homes.values()]
     rows = []
+    anchors = dict[str, str]()
+    for name in homes:  # `Dropout` and `dropout` are two headings
+        again = sum(each.lower() == name.lower() for each in anchors)
+        anchors[name] = f"{name.lower()}-{again}" if again else name.lower()
     for place in sorted(set(places), key=lambda place: (list(TOPICS).index(place) if place in TOPICS else 99, place)):
-        links = [f"[{code(name)}](#{name.lower()})" for name, home in homes.items() if home.partition(".")[0] == place]
+        links = [f"[{code(name)}](#{anchors[name]})" for name, home in homes.items() if home.partition(".")[0] == place]
         rows.append([TOPICS.get(place, place), ", ".join(links)])
     return table(("topic", "names"), rows)
 
@@ -100,6 +105,7 @@ def _name(name: str, module: str) -> Iterator[str]:
     elif isinstance(node, ast.ClassDef):
         yield block("\n".join(_class_head(node)), "python")
         yield docstring(documentation)
+        yield from (f"It also has the methods of [{code(base)}](#{base.lower()})." for base in _documented_bases(node))
         for method in _methods(node, module).values():
             yield f"### {code(f'{name}.{method.name}')}"
             yield block(_signature(method), "python")
@@ -123,11 +129,20 @@ def _class_head(node: ast.ClassDef) -> Iterator[str]:
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and not each.target.id.startswith("_"):
             yield "    " + ast.unparse(each)
         elif isinstance(each, Function) and each.name == "__init__":
-            yield "    " + _signature(each)
+            yield textwrap.indent(_signature(each), "    ")
+
+
+def _documented_bases(node: ast.ClassDef) -> list[str]:
+    """Return the bases of a class whose methods the page has already."""
+    names = [ast.unparse(base).partition("[")[0] for base in node.bases]
+    return [name for name in names if name in foundry_core.__all__ and name not in BASES_WITHOUT_METHODS]
 
 
 def _methods(node: ast.ClassDef, module: str) -> dict[str, Function]:
-    """Return the public methods and properties of a class that have documentation, its own and those of its bases."""
+    """Return the public methods and properties of a class that have documentation.
+
+    Those of its bases are among them, except of bases that have a place on the page themselves.
+    """
     found = {
         each.name: each
         for each in node.body
@@ -135,6 +150,8 @@ def _methods(node: ast.ClassDef, module: str) -> dict[str, Function]:
     }
     for base in node.bases:
         name = ast.unparse(base).partition("[")[0]
+        if name in _documented_bases(node):
+            continue
         local = any(isinstance(each, ast.ClassDef) and each.name == name for each in tree(module).body)
         place = module if local else homes(module).get(name)
         if place is not None:
@@ -187,7 +204,10 @@ def hooks_page() -> str:
         before, *files = re.split(r"(?m)^# ([\w/]+\.(?:py|yaml))\n", documentation)
         parts += [f"## {code(name)}", block(_signature(node), "python"), docstring(before)]
         for path, text in zip(files[::2], files[1::2], strict=True):
-            parts += [f"{code(path)}:", block(inspect.cleandoc(text), path.rpartition(".")[2].replace("py", "python"))]
+            parts += [
+                f"{code(path)}:",
+                block(textwrap.dedent(text).strip(), path.rpartition(".")[2].replace("py", "python")),
+            ]
     introduction = docstring(hookspecs.__doc__)
     more = "[Write a plugin](../plugins/guide.md) leads from nothing to a published package."
     return page("Hooks", introduction, more, *parts)

@@ -53,7 +53,7 @@ CAUSES: dict[str, list[tuple[str, str]]] = {
         ("a given tokenizer lacks a special token", "name it under `tokenizer.special_tokens`"),
         (
             "a given tokenizer may lose text, or is not deterministic",
-            "use another one: [given tokenizers](../training/given.md)",
+            "use another one: [tokenizers](../training/given.md)",
         ),
         ("the folder has a tokenizer of other settings or other text", "choose another `tokenizer.output_dir`"),
     ],
@@ -281,6 +281,12 @@ file that is missing, changed or added is refused, and the file is named. It sho
 FORMATS = {"data.token_file": "Token files", "config.yaml_source": "Reading YAML"}
 
 
+READ = (
+    "Each line is a JSON object with the key `kind`. [`open_run`](../evaluation/comparing.md#in-python-with-pandas) "
+    "reads them into data frames."
+)
+
+
 def files_page() -> str:
     """Return the page of what a run and a study write."""
     rest = inspect.cleandoc(run_folder.__doc__ or "").partition("\n")[2]
@@ -290,7 +296,7 @@ def files_page() -> str:
         ("kind", "further fields"), [[code(kind), f"[{name}](api.md#{name.lower()})"] for kind, name in kinds_of_line]
     )
     parts = ["## A run", block(run), "## A study", block(study)]
-    parts += ["## Lines of `metrics.jsonl`", "Each line is a JSON object with the key `kind`.", lines]
+    parts += ["## Lines of `metrics.jsonl`", READ, lines]
     parts += ["## Manifests", MANIFESTS.strip()]
     for module, title in FORMATS.items():
         parts += [f"## {title}", docstring(ast.get_docstring(tree(module)))]
@@ -298,7 +304,7 @@ def files_page() -> str:
         "Every file and folder name that a run writes, with what it holds. JSON is UTF-8; checkpoints are ordinary "
         "transformers folders, and contain no pickle. Names that begin with `.` and contain `.foundry-` are files that "
         "are being written. [A decision](../decisions/0006-manifest-protocol.md) explains "
-        "the order in which a checkpoint is written."
+        "the order in which a checkpoint is written. Names in capitals are constants of `foundry_core/run_folder.py`."
     )
     return page("Files", introduction, *parts)
 

@@ -111,6 +111,17 @@ EXAMPLES: dict[str, Any] = {
 """Examples for keys without a default, by the key or by what it ends with."""
 
 
+GUIDES = {
+    "data": "[corpora](../how-to/corpora.md), [batching](../training/batching.md), [steps](../training/steps.md)",
+    "tokenizer": "[tokenizers](../training/given.md)",
+    "training": "[budgets, checkpoints, evaluations](../training/budgets.md), [schedules](../training/schedules.md), "
+    "[GPUs](../how-to/several_gpus.md), [performance](../explanation/performance.md)",
+    "logging": "[Weights & Biases and TensorBoard](../how-to/wandb.md)",
+    "seeds": "[the order of the data](../explanation/order.md)",
+}
+"""Pages that explain the keys of a section."""
+
+
 @dataclass(frozen=True)
 class Key:
     """A key of the YAML. name: with dots. types: what it takes, in Markdown. default: None if it is required."""
@@ -150,8 +161,9 @@ def flow(value: Any) -> str:
 
 
 def _sentence(text: str, types: str) -> str:
-    word = re.match(r"([a-z]+),? ", text)  # not a value that is explained, as in "auto: ..." and "adamw, sgd"
-    begins = text[:1].upper() + text[1:] if word and code(word.group(1)) not in types else text
+    # Not a value that is explained, as in "auto: ..." and "adamw, sgd".
+    word = re.match(r"([a-z]+),? |(?:budget|instead):|(?:warm-up|dropout)\b", text)
+    begins = text[:1].upper() + text[1:] if word and code(word.group(1) or "") not in types else text
     return escaped(begins) + ("" if text.endswith((".", ":")) else ".") if text else ""
 
 
@@ -284,7 +296,7 @@ def keys_page() -> str:
     parts += [reader.key(name, top[name], name in required).markdown() for name in plain]
     for name in top:
         if name not in plain and name != "model":
-            parts.append(f"## {code(name)}")
+            parts += [f"## {code(name)}", f"Explained in {GUIDES[name]}." if name in GUIDES else ""]
             parts += [key.markdown() for key in reader.keys(reader.resolved(top[name]), name)]
     parts += _steps(reader)
     parts += ["## Keys of a study", "The YAML of `foundry study`: see [studies](../evaluation/studies.md)."]
@@ -315,28 +327,35 @@ def models_page() -> str:
     for each in architectures:
         by_class.setdefault(each.config_class, []).append(each)
     variants = {each["title"]: each for each in reader.variants(reader.schema["properties"]["model"])}
-    parts, shown = [], set[str]()
+    choice = {
+        "description": next(iter(variants.values()))["properties"]["architecture"]["description"],
+        "enum": list(variants),
+    }
+    parts = ["## Architecture", reader.key("model.architecture", choice, required=True).markdown()]
+    shown = {"model.architecture"}
     for group in by_class.values():
         names = [each.name for each in group]
         parts.append("## " + ", ".join(map(code, names)))
         parts.append("\n".join(f"* {code(each.name)}: {escaped(each.summary)}" for each in group))
         example = {"model": variants[names[0]]["examples"][0]}
         parts.append(block("\n".join(_yaml(example)), "yaml"))
-        of_libraries = []
-        for key in reader.keys(variants[names[0]], "model"):
-            if not key.description:
-                of_libraries.append(key.name.rpartition(".")[2])
-            elif key.name not in shown and key.types:
+        keys = list(reader.keys(variants[names[0]], "model"))
+        again = [key.name.rpartition(".")[2] for key in keys if key.name in shown and key.name.count(".") > 1]
+        if again:
+            parts.append(f"Explained above: {', '.join(map(code, again))}.")
+        for key in keys:
+            if key.description and key.types and key.name not in shown:
                 parts.append(key.markdown())
                 shown.add(key.name)
-            elif key.types and key.name.count(".") > 1:
-                parts.append(f"{code(key.name)}: as above.")
-        if of_libraries:
-            parts.append("Settings of the library, as its documentation of each model type explains them:")
-            parts.append(", ".join(map(code, of_libraries)) + ".")
+        if not all(key.description for key in keys):
+            parts.append(
+                "All other keys are fields of the library's configuration class of that type, which its documentation "
+                "explains. `foundry init transformers` writes those of a Llama, `foundry schema` has all of them."
+            )
     introduction = (
-        "The keys under `model` of the architectures that foundry ships. Sizes have no default. Each example is what "
-        "`foundry init` writes; `foundry plugins show NAME` prints the same for an architecture of another package."
+        "The keys under `model` of the architectures that foundry ships; [models](../training/models.md) has the "
+        "settings of published ones. Sizes have no default. Each example is what `foundry init` writes; `foundry "
+        "plugins show NAME` prints the same for an architecture of another package."
     )
     return page("Keys of the models", introduction, *parts)
 

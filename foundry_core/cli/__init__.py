@@ -57,9 +57,10 @@ VERBS = {
 }
 
 _PRINTING = {
-    *("init", "validate", "plan", "evaluate", "surprisal", "seen", "generate", "migrate", "schema", "plugins"),
+    *("init", "validate", "plan", "evaluate", "surprisal", "seen", "generate"),
+    *("compare", "migrate", "schema", "plugins"),
 }
-"""Verbs that only print: they are done when the reader of their output has gone."""
+"""Verbs that print last: they are done when the reader of their output has gone."""
 
 _NO_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 """Errors of writing to stdout, which have no file name. Errors of files have one."""

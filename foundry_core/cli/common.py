@@ -317,6 +317,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_answer(text: str, output: str | None) -> None:
     """Print a text, or write it to a file that must not exist yet."""
     from foundry_core.storage.files import write_file
+    from foundry_core.storage.manifest import refuse_inside
 
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):  # a YAML is UTF-8 in every locale
@@ -325,6 +326,7 @@ def write_answer(text: str, output: str | None) -> None:
     elif os.path.lexists(output):
         raise UsageError(f"{output} exists and is not overwritten: name another file, or remove it")
     else:
+        refuse_inside(Path(output))
         write_file(output, text.encode())
 
 

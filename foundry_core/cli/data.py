@@ -1,7 +1,4 @@
-"""Encode the corpora of a YAML into token files, and print what they contain.
-
-foundry train does the same when it starts.
-"""
+"""Encode the corpora of a YAML, or compare the training texts of two."""
 
 from __future__ import annotations
 
@@ -29,7 +26,11 @@ from foundry_core.errors import one_line
 if TYPE_CHECKING:
     from foundry_core.corpus.difference import Difference
 
-EXAMPLE = "example:\n  foundry data prepare configs/gpt2.yaml data.training_corpus=big.txt.gz"
+EXAMPLE = "examples:\n  foundry data prepare configs/gpt2.yaml\n  foundry data diff base.yaml ablation.yaml"
+_PREPARE = """Encode the corpora of a YAML into token files, and print what they contain.
+
+foundry train does the same when it starts."""
+_PREPARE_EXAMPLE = "example:\n  foundry data prepare configs/gpt2.yaml data.training_corpus=big.txt.gz"
 _DIFF = """Show how the training texts of two experiments differ, after the steps of each
 (data.steps): counts, what each step does, and examples. With one YAML: how its
 steps change its corpus. Nothing is encoded or written.
@@ -44,7 +45,7 @@ _DIFF_EXAMPLE = (
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     summary = "encode the corpora that have changed or are new"
-    add_config_arguments(add_verb(verbs, "prepare", summary, __doc__, EXAMPLE, execute))
+    add_config_arguments(add_verb(verbs, "prepare", summary, _PREPARE, _PREPARE_EXAMPLE, execute))
     diff = add_verb(verbs, "diff", "show how two training texts differ", _DIFF, _DIFF_EXAMPLE, show_difference)
     diff.add_argument("first", metavar="A.yaml", type=path_argument, help="an experiment")
     diff.add_argument("second", metavar="B.yaml", type=path_argument, nargs="?", help="another one")

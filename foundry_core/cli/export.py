@@ -22,6 +22,7 @@ from foundry_core.cli.common import (
     report,
 )
 from foundry_core.errors import UsageError
+from foundry_core.storage.manifest import refuse_inside
 
 EXAMPLE = """\
 examples:
@@ -41,6 +42,7 @@ def execute(options: argparse.Namespace) -> None:
     folder = Path(options.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not overwritten: name another folder, or remove it")
+    refuse_inside(folder)
     load_plugins(options)
     source = checkpoint_folder(options.checkpoint)
     with large_imports():

@@ -19,6 +19,7 @@ that is given, and all of them a collection.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from foundry_core.analysis.runs import Run
     from foundry_core.publishing.card import Statements
     from foundry_core.publishing.hub import Publication
+    from foundry_core.publishing.revisions import Revision
     from foundry_core.publishing.study import Study
 
 EXAMPLE = """\
@@ -59,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("--language", "CODE", "language of the text, such as en"),
         ("--dataset", "NAME", "the text on the hub, NAMESPACE/NAME, if it is there"),
         ("--author", "NAME", "whom to cite instead of the namespace, such as 'Ny, Anna'"),
-        ("--leave-out", "NAME", "leave out the checkpoint of this revision, such as step-1000"),
+        ("--leave-out", "NAME", "leave out the checkpoint of this revision, such as step-1000, or CELL/step-1000"),
     ):
         parser.add_argument(
             option, action="append", default=[], type=text_argument, metavar=metavar, help=f"{what} (repeatable)"
@@ -80,6 +82,7 @@ def execute(options: argparse.Namespace) -> None:
         from foundry_core.publishing import hub
         from foundry_core.publishing.card import Statements
         from foundry_core.publishing.licences import check_licence
+        from foundry_core.publishing.revisions import candidates_of, check_known
         from foundry_core.publishing.study import Study
         from foundry_core.training.progress import counting
 
@@ -101,11 +104,16 @@ def execute(options: argparse.Namespace) -> None:
     api: Any = hub.logged_in() if folder is None else None
     study = None if one else Study(runs, {run.folder: name for run, name in zip(runs, names, strict=True)})
     # Everything is read before the first file is sent: a refusal leaves no half of a study on the hub.
-    publications = []
+    candidates, publications = [], []
     with counting("reading", len(runs)) as begin:
-        for run, name in zip(runs, names, strict=True):
+        for run in runs:
             begin(run.folder.name)
-            publications.append(_publication(run, name, stated, study, options))
+            candidates.append(candidates_of(whole_checkpoints(run.folder)))
+    check_known(options.leave_out, candidates, several=not one)
+    with counting("describing", len(runs)) as begin:
+        for run, name, found in zip(runs, names, candidates, strict=True):
+            begin(run.folder.name)
+            publications.append(_publication(run, name, found, stated, study, options))
     total = sum(len(each.revisions) for each in publications)
     with warned_once(), counting("publishing", total) as begin:  # a checkpoint may have several names
         for each in publications:
@@ -130,14 +138,19 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def _publication(
-    run: Run, repository: str, stated: Statements, study: Study | None, options: argparse.Namespace
+    run: Run,
+    repository: str,
+    candidates: Sequence[Revision],
+    stated: Statements,
+    study: Study | None,
+    options: argparse.Namespace,
 ) -> Publication:
     """Return what a run becomes; warn if it is not finished."""
     from foundry_core.publishing.card import Card
     from foundry_core.publishing.hub import Publication
     from foundry_core.publishing.revisions import revision_files, revisions_of, shared_by
 
-    revisions = revisions_of(whole_checkpoints(run.folder), options.leave_out)
+    revisions = revisions_of(candidates, options.leave_out, f"{run.folder.name}/" if study is not None else "")
     if not run.finished:
         warn(f"{run.folder} has not come to the end of its plan: main is its step {revisions[-1].step:,}")
     shared = shared_by(revisions)

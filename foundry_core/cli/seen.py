@@ -25,7 +25,6 @@ from foundry_core.cli.common import (
     load_plugins,
     number,
     path_argument,
-    report,
     table,
     text_argument,
 )
@@ -119,7 +118,7 @@ def _print_rows(options: argparse.Namespace, rows: Sequence[SeenRow]) -> None:
     elif options.tsv:
         _print_tsv([{"step": options.step, **asdict(row)} for row in rows])
     else:
-        report("\n".join(_shown(row) for row in rows))
+        print("\n".join(_shown(row) for row in rows))
 
 
 def _shown(row: SeenRow) -> str:
@@ -149,9 +148,9 @@ def _print_counts(options: argparse.Namespace, exposures: Sequence[Exposure], ro
                 ]
                 for each in exposures
             ]
-        report(table(header, body))
+        print(table(header, body))
         if rows:
-            report("\n" + "\n".join(map(_shown, rows)))
+            print("\n" + "\n".join(map(_shown, rows)))
 
 
 def _lines_of(exposure: Exposure) -> list[dict[str, Any]]:

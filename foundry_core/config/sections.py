@@ -230,7 +230,7 @@ class CheckpointConfig(StepSchedule):
         None, gt=0, description="crash safety: save every N minutes, keep the newest"
     )
     names: Literal["babylm"] | None = Field(
-        None, description="links to the milestones in words; babylm: chck_1M, chck_10M, ..."
+        None, description="names for the checkpoints at milestones of words; babylm: chck_1M, chck_10M, ..."
     )
 
 
@@ -289,7 +289,9 @@ class TrainingConfig(_Counting):
         "or more dimensions, embeddings too; all: on every parameter",
     )
     asgd_nonmonotonic_interval: int | None = Field(
-        None, ge=1, description="asgd: average from when an evaluation misses the best but the last N; null: at once"
+        None,
+        ge=1,
+        description="asgd: average once an evaluation is worse than the best before the last N; null: at once",
     )
     lr_scheduler: str = Field(
         "linear",
@@ -318,7 +320,7 @@ class TrainingConfig(_Counting):
         description="go back to the weights of the best evaluation: at the end, or also when plateau lowers the rate",
     )
     loss_sum_over: Literal["tokens", "rows"] = Field(
-        "tokens", description="a step's gradient is of its summed loss over the number of tokens, or of rows"
+        "tokens", description="divide the summed loss of a step by its number of tokens, or of rows"
     )
     start_from: PathText | None = Field(
         None, description="checkpoint whose weights training starts from, with the same tokenizer"

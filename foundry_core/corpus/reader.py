@@ -223,7 +223,8 @@ class Corpus:
                     yield from _whole_file(path, stamp, account)
                 case _, DocumentDelimiter(delimiter=delimiter):
                     delimiters += yield from _delimited(path, stamp, account, delimiter)
-        of = f"{self.name}: {shown(self.files[0])} ({len(self.files)} files)"
+        several = f" ({len(self.files)} files)" if len(self.files) > 1 else ""
+        of = f"{self.name}: {shown(self.files[0])}{several}"
         if account.documents == documents_before:
             raise DataError(f"{of}: only white space, no text.")
         if isinstance(self.unit, DocumentDelimiter) and not delimiters and "text" in map(kind_of, self.files):

@@ -146,7 +146,7 @@ class _Sent(Dataset[Batch]):
             yield
         except Exception as error:  # whatever the parts of a collator raise
             raise DataError(
-                f"a process that is started anew cannot load what makes the batches ({cause(error)}): define the "
+                f"a new process cannot load what makes the batches ({cause(error)}): define the "
                 "collator at the top of a module or of a --plugin file, or set training.num_workers to 0"
             ) from error
 

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from foundry_core.errors import UsageError
 from foundry_core.storage.files import Writer, write_file, write_file_with
+from foundry_core.storage.manifest import refuse_inside
 
 if TYPE_CHECKING:
     from foundry_core.evaluation.words import Columns
@@ -35,6 +36,7 @@ def check_output(output: str) -> None:
         raise UsageError(f"{output}: the name of a table ends with .tsv or .parquet")
     if os.path.lexists(output):
         raise UsageError(f"{output} exists and is not overwritten: name another file, or remove it")
+    refuse_inside(Path(output))
     if suffix == ".parquet":
         _parquet()
 

@@ -58,6 +58,8 @@ class AdaptedModel(PreTrainedModel):  # type: ignore[misc]
         config.hidden_size = hidden_size(self.model)  # the first checkpoints lack it
         self.finish()
         self._tied_weights_keys = tied_names(self)
+        # On one device of a `device_map`: inputs are moved where a layer is called, and a plugin may only read weights.
+        self._no_split_modules = [type(self.model).__name__]
         self.post_init()
 
     def finish(self) -> None:

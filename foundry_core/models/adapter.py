@@ -81,7 +81,9 @@ class AdaptedLanguageModel(AdaptedModel):
         )
         if shared:
             outputs.loss = outputs.loss / num_items_in_batch
-        if use_cache is False and "state" in outputs:
+        # Pipelines take every output for a row for each text: a masked model returns a state only if it is asked to.
+        carries = isinstance(self, GenerationMixin) if use_cache is None else use_cache
+        if not carries and "state" in outputs:
             outputs = type(outputs)(**{key: value for key, value in outputs.items() if key != "state"})
         return outputs.to_tuple() if self._asked("return_dict", return_dict) is False else outputs
 

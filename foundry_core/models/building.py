@@ -123,6 +123,10 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise CheckpointError(f"{folder} is not a model folder: it has no {MODEL_CONFIG}")
     content = parse_json(path, read_plain_file(path))
+    if isinstance(content, dict) and "foundry" not in content:
+        raise CheckpointError(
+            f"{path} was not written by foundry, or is damaged: minicons and lm-eval score other models"
+        )
     try:
         description: dict[str, Any] = content["foundry"]
         if description["format"] != 1 or not all(isinstance(description[key], kind) for key, kind in _PARTS.items()):

@@ -323,7 +323,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     def _isolated(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, document_ids: torch.Tensor
     ) -> torch.Tensor:
-        """Return the last hidden states of tokens that attend to their own document, where positions begin anew."""
+        """Return the last hidden states of tokens that attend to their own document, where positions begin again."""
         real_BT = self.real_tokens(input_ids, attention_mask)
         mask = document_mask(document_ids, real_BT, causal=self.context.objective.causal)
         positions = document_positions(document_ids)

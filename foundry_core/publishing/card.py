@@ -203,7 +203,7 @@ class Card:
         for key, facts in dict(self.run.record.get("corpora") or {}).items():
             title, digest_name = _CORPORA.get(key, (key, ""))
             account = self._account(digest_name)
-            names = ", ".join(f"`{plain(str(Path(name).name))}`" for name in list(facts.get("names") or ())[:5])
+            names = ", ".join(setting(Path(name).name) for name in list(facts.get("names") or ())[:5])
             files = f"{facts.get('files', 0):,}: {names}" + (" ..." if facts.get("files", 0) > 5 else "")
             counts = [number(account.get(name)) for name in ("documents", "words", "bytes_text", "bytes_skipped")]
             rows.append([title, files, *counts, f"`{str(facts.get('digest'))[:12]}`"])

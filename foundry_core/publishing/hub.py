@@ -16,7 +16,7 @@ from foundry_core.errors import FoundryError, UsageError, warn
 from foundry_core.publishing.revisions import MAIN, ONLY_FOR_TRAINING, Files
 from foundry_core.publishing.study import Collection
 from foundry_core.storage.files import InPlaceFolder, write_file
-from foundry_core.storage.manifest import file_digest
+from foundry_core.storage.manifest import file_digest, refuse_inside
 
 COLLECTION = "collection.json"
 _PIECE = 1 << 24
@@ -73,9 +73,13 @@ def repository_of(prefix: str, name: str) -> str:
 
 
 def check_empty(folder: Path) -> None:
-    """Raise UsageError if a folder to be written contains something: it would be taken for part of what is sent."""
+    """Raise UsageError if a folder to be written contains something, or lies in a checkpoint.
+
+    What it contains would be taken for part of what is sent.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"--dry-run {folder}: it is there and is not an empty folder: name another one")
+    refuse_inside(folder)
 
 
 def write_dry_run(folder: Path, publication: Publication, begin: Callable[[str], None]) -> None:

@@ -56,16 +56,11 @@ class Revision:
         return str(self.manifest["files"][WEIGHTS]["sha256"])
 
 
-def revisions_of(folders: Sequence[Path], leave_out: Iterable[str] = ()) -> list[Revision]:
-    """Return the revisions of a run by step; temporary checkpoints are left out, unless it is the last one.
+def candidates_of(folders: Sequence[Path]) -> list[Revision]:
+    """Return what can be published of a run, by step: temporary checkpoints cannot, unless it is the last one.
 
     Args:
         folders: The checkpoints of the run that are whole, by step.
-        leave_out: Names of revisions, any of which leaves out the checkpoint with all its names.
-
-    Raises:
-        UsageError: A name to leave out does not exist, or nothing remains.
-        CheckpointError: Two checkpoints have the same weights.
     """
     links = _names(folders[-1].parent)
     found = []
@@ -74,14 +69,42 @@ def revisions_of(folders: Sequence[Path], leave_out: Iterable[str] = ()) -> list
         if not manifest.get("ephemeral") or folder == folders[-1]:
             names = (f"step-{checkpoint_step(folder)}", *filter(None, [links.get(folder.name)]))
             found.append(Revision(folder, names, manifest))
-    known = [name for each in found for name in each.names]
+    return found
+
+
+def check_known(leave_out: Iterable[str], candidates: Iterable[Sequence[Revision]], *, several: bool) -> None:
+    """Raise UsageError if a name to leave out is not that of a revision of any run.
+
+    Args:
+        leave_out: The names.
+        candidates: What can be published of each run.
+        several: A name may have that of its run before it, `RUN/step-10`.
+    """
+    known = [name for run in candidates for each in run for name in each.names]
+    if several:
+        known += [f"{each.folder.parent.name}/{name}" for run in candidates for each in run for name in each.names]
     for name in leave_out:
         if name not in known:
             raise UsageError(f"--leave-out {name}: there is no such revision.{did_you_mean(name, known)}")
-    found = [each for each in found if not set(leave_out) & set(each.names)]
+
+
+def revisions_of(candidates: Sequence[Revision], leave_out: Iterable[str] = (), before: str = "") -> list[Revision]:
+    """Return the revisions of a run by step.
+
+    Args:
+        candidates: What can be published.
+        leave_out: Names of revisions, any of which leaves out the checkpoint with all its names.
+        before: What names may have before them, `RUN/` where there are several runs.
+
+    Raises:
+        UsageError: Nothing remains.
+        CheckpointError: Two checkpoints have the same weights.
+    """
+    given = set(leave_out)
+    found = [each for each in candidates if not given & {*each.names, *(f"{before}{name}" for name in each.names)}]
     if not found:
-        raise UsageError("--leave-out leaves nothing to publish")
-    _check_different(found)
+        raise UsageError(f"--leave-out leaves nothing of {candidates[0].folder.parent} to publish")
+    _check_different(found, before)
     last = found[-1]
     return [*found[:-1], Revision(last.folder, (*last.names, MAIN), last.manifest)]
 
@@ -96,7 +119,7 @@ def _names(run: Path) -> dict[str, str]:
     return links
 
 
-def _check_different(revisions: Sequence[Revision]) -> None:
+def _check_different(revisions: Sequence[Revision], before: str) -> None:
     """Raise CheckpointError if revisions have the same weights: a learning curve over them would be wrong."""
     groups: dict[str, list[str]] = {}
     for each in revisions:
@@ -104,7 +127,7 @@ def _check_different(revisions: Sequence[Revision]) -> None:
     same = [names for names in groups.values() if len(names) > 1]
     if same:
         listed = "; ".join(f"{', '.join(names[:-1])} and {names[-1]}" for names in same)
-        surplus = " ".join(f"--leave-out {name}" for names in same for name in names[:-1])
+        surplus = " ".join(f"--leave-out {before}{name}" for names in same for name in names[:-1])
         raise CheckpointError(
             f"{revisions[0].folder.parent}: revisions have the same weights, so that a learning curve over them would "
             f"be wrong: {listed}. Nothing is published: leave out all but one, such as by {surplus}"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from foundry_core.errors import CheckpointError
+from foundry_core.errors import CheckpointError, UsageError
 from foundry_core.run_folder import MANIFEST
 
 MANIFEST_FORMAT = 1
@@ -68,6 +68,15 @@ def refuse_added(folder: Path, listed: Collection[str]) -> None:
     added = sorted({p.name for p in folder.iterdir() if not p.name.startswith(".")} - {*listed, MANIFEST})
     if added:
         raise CheckpointError(f"{folder / added[0]} is not in the manifest: it was added later")
+
+
+def refuse_inside(path: Path) -> None:
+    """Raise UsageError if a new file or folder would lie in a published folder, which would then count as damaged."""
+    for parent in path.resolve().parents:
+        if (parent / MANIFEST).is_file():
+            raise UsageError(
+                f"{path} would be in the checkpoint {parent}, which nothing is added to: name another place"
+            )
 
 
 def refuse_outside(folder: Path, name: str) -> None:

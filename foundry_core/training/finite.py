@@ -10,7 +10,7 @@ from torch import nn
 
 from foundry_core.errors import TrainingError
 
-_CALMER = "Lower training.learning_rate, lengthen the warm-up, or use fp32"
+_CALMER = "Lower training.learning_rate or lengthen the warm-up; in place of fp16, use bf16 or fp32"
 
 
 def not_finite_update(model: nn.Module, step: int, loss: float, norm: float, samples: range) -> TrainingError:

@@ -61,7 +61,8 @@ def run(
         config: The experiment.
         resume: Continue from the newest valid checkpoint; "auto": where there are any. False refuses such a folder.
         allowed_changes: Configuration keys that may differ from those of the checkpoint, also of `training.start_from`.
-        extra_observers: Objects with hook implementations. quiet: Print nothing but warnings.
+        extra_observers: Objects with hook implementations.
+        quiet: Print nothing but warnings.
         profile: Profile that many steps, and write a trace and a table.
 
     Raises:

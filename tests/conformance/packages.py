@@ -97,9 +97,11 @@ class {NAME.capitalize()}ForCausalLM(Opened, GenerationMixin):
         whole = torch.cat([inputs_embeds, self.model.embedding(input_ids)], dim=1)
         return {{"inputs_embeds": whole, "attention_mask": attention_mask}}
 
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, return_dict=None):
-        x = self.model.states(input_ids, attention_mask, inputs_embeds)
-        return CausalLMOutput(logits=x @ self.model.embedding.weight.T)
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, return_dict=None):
+        logits = self.model.states(input_ids, attention_mask, inputs_embeds) @ self.model.embedding.weight.T
+        if labels is not None:
+            return CausalLMOutput(nn.functional.cross_entropy(logits[:, :-1].mT, labels[:, 1:]), logits)
+        return CausalLMOutput(logits=logits)
 
 class {NAME.capitalize()}ForSequenceClassification(Opened):
     def __init__(self, config):
@@ -185,6 +187,7 @@ def _mutants() -> Iterator[Package]:
         ("a standalone file without the class of its objective", "ForCausalLM", "ForMaskedLM"),
         ("a standalone file with another name of a weight", "self.norm", "self.last_norm"),
         ("a standalone file that computes a little more", "block(x, real, None)", "block(x * 1.00001, real, None)"),
+        ("a standalone file whose loss is of what it has read", "labels[:, 1:]", "labels[:, :-1]"),
         ("a standalone file that reads padding", "attention_mask is None else", "True else"),
         ("a standalone file that takes other embeddings", "None else inputs_embeds", "None else inputs_embeds * 2"),
         ("a standalone file that writes on from the prompt's vectors alone", '"inputs_embeds": whole', _PROMPT),

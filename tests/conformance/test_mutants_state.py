@@ -60,7 +60,7 @@ def surroundings() -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    """Return what a mutant does to the process that builds it, the kit has undone."""
+    """What a mutant does to the process that builds it, the kit has undone."""
     before = surroundings()
     yield
     (Path(tempfile.gettempdir()) / "foundry-mutant").unlink(missing_ok=True)

@@ -57,7 +57,7 @@ def carried_rows(case: Case) -> None:
     needs=declared("isolates_documents"),
     after=("right-padding",),
     fix="Take `document_ids` (B, T) in `forward`. Attend only to tokens with the same number, count positions from the "
-    "first token of a document, and begin a recurrence anew there. Or remove the capability `isolates_documents`.",
+    "first token of a document, and restart a recurrence there. Or remove the capability `isolates_documents`.",
 )
 def isolation(case: Case) -> None:
     """With `document_ids`, the logits of a document and its losses are those of the document alone, within 1e-5, beside

@@ -78,6 +78,8 @@ def _opened(folder: Path, auto_class: str, ids: torch.Tensor, mask: torch.Tensor
     model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
     seen = {"logits": model(input_ids=ids).logits, "masked": model(input_ids=ids, attention_mask=mask).logits}
     taken = inspect.signature(model.forward).parameters
+    if "labels" in taken:
+        seen["loss"] = model(input_ids=ids, labels=ids).loss
     if "inputs_embeds" in taken:
         seen["embedded"] = model(inputs_embeds=model.get_input_embeddings()(ids)).logits
     if "output_hidden_states" in taken:

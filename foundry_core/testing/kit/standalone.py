@@ -53,9 +53,9 @@ def _names_a_file(case: Case) -> str | None:
 )
 def standalone(suite: Suite) -> None:
     """A standalone folder opens in a fresh process that cannot import foundry or the plugin. Logits, also of a padded
-    batch, and hidden states are the model's within 1e-6, and generated text is the same; `inputs_embeds` give what
-    ids give, new heads learn, what they have learned the adapter of checkpoints reads in the same way, a model that is
-    saved opens again, and one in bfloat16 computes and writes.
+    batch, the loss and hidden states are the model's within 1e-6, and generated text is the same; `inputs_embeds` give
+    what ids give, new heads learn, what they have learned the adapter of checkpoints reads in the same way, a model
+    that is saved opens again, and one in bfloat16 computes and writes.
     """
     compare_elsewhere(suite, lambda program, *arguments: Warm.of(suite.folder).run(program, *arguments))
 
@@ -133,6 +133,8 @@ def _compare(
     real = mask.bool()
     found["masked"], masked = found["masked"][real], model(ids, attention_mask=mask).logits[real]
     close("masked", masked)
+    if "loss" in found:
+        close("loss", model(ids, labels=ids).loss)
     if "embedded" in found:
         close("embedded", model(ids).logits)
     if "states/0" in found and "output_hidden_states" in inspect.signature(model.forward).parameters:

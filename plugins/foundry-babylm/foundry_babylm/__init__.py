@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     init.add_argument("--name", metavar="TEXT", help="name of the experiment (default: architecture and track)")
     init.add_argument("-o", "--output", metavar="FILE", help="write to this new file instead of stdout")
 
-    check = add("check", "say what the official pipeline will stumble over", _CHECK, "check runs/lstm", _check)
+    check = add("check", "list what the official pipeline will stumble over", _CHECK, "check runs/lstm", _check)
     check.add_argument("run", metavar="RUN", help="the folder of a run, or one that foundry export wrote")
     what = "track of the entry (default: the smallest that the text fits into)"
     check.add_argument("--track", choices=list(TRACKS), metavar="TRACK", help=what)

@@ -51,7 +51,7 @@ class FoundryMambaStates(ModelOutput):  # type: ignore[misc]
         last_hidden_state: What the layer onto the vocabulary reads, (B, T, W).
         hidden_states: What the first block reads, and what each block returns, each (B, T, width). The last of them is
             `last_hidden_state`, normalised.
-        state: The recurrent state after the last real token of each row.
+        state: With `use_cache=True` the recurrent state after the last real token of each row.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -182,14 +182,18 @@ class FoundryMambaModel(FoundryMambaPreTrainedModel):
         state: State | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return the hidden states: the residual stream before each block, and after the last one normalised.
+
+        Pipelines take every output for a row for each text, or for hidden states: the state has to be asked for.
 
         Args:
             input_ids: (B, T); or instead `inputs_embeds`, (B, T, W).
             attention_mask: 1 for real tokens, (B, T), or wider: it may also cover the tokens before `state`.
             state: What the model returned after the tokens that come before.
+            use_cache: Return the state after these tokens, too.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -212,7 +216,8 @@ class FoundryMambaModel(FoundryMambaPreTrainedModel):
             layers = [_moved(each, back_BT) for each in layers]
         asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden_states = tuple(layers) if asked else None
-        output = FoundryMambaStates(last_hidden_state=layers[-1], hidden_states=hidden_states, state=tuple(after))
+        carried = tuple(after) if use_cache else None
+        output = FoundryMambaStates(last_hidden_state=layers[-1], hidden_states=hidden_states, state=carried)
         return self._answer(output, return_dict)
 
 
@@ -260,7 +265,8 @@ class FoundryMambaForCausalLM(FoundryMambaPreTrainedModel, GenerationMixin):  # 
             labels: The input ids: they are shifted here.
             num_items_in_batch: From transformers' Trainer: the number by which the sum of the losses is divided.
         """
-        states = self.model(input_ids, attention_mask, inputs_embeds, state, output_hidden_states, True)
+        carries = use_cache is not False
+        states = self.model(input_ids, attention_mask, inputs_embeds, state, output_hidden_states, True, carries)
         logits_BTV = self.model.output_layer(states.last_hidden_state)
         loss = None
         if labels is not None:
@@ -268,8 +274,9 @@ class FoundryMambaForCausalLM(FoundryMambaPreTrainedModel, GenerationMixin):  # 
             how = "mean" if num_items_in_batch is None else "sum"
             loss = F.cross_entropy(predictions, targets.to(predictions.device), reduction=how)
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
-        carried = None if use_cache is False else states.state
-        output = FoundryMambaOutput(loss=loss, logits=logits_BTV, hidden_states=states.hidden_states, state=carried)
+        output = FoundryMambaOutput(
+            loss=loss, logits=logits_BTV, hidden_states=states.hidden_states, state=states.state
+        )
         return self._answer(output, return_dict)
 
     def prepare_inputs_for_generation(
@@ -315,10 +322,14 @@ class _Classifier(FoundryMambaPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> Any:
-        """Return the logits and the loss of `labels`; without a mask all tokens are real."""
+        """Return the logits and the loss of `labels`; without a mask all tokens are real.
+
+        `output_attentions` and `token_type_ids` are what PEFT and tokenizers pass to any classifier.
+        """
         states = self.model(input_ids, attention_mask, inputs_embeds, None, output_hidden_states, True)
         logits = self.score(self._read(states.last_hidden_state, attention_mask))
         loss = None if labels is None else self._loss(logits, labels)

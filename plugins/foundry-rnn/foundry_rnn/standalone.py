@@ -12,7 +12,7 @@ states, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,6 @@ from transformers.utils import ModelOutput
 
 State = tuple[tuple[torch.Tensor, ...], ...]
 """For each layer its hidden state and, of an LSTM, its cell state, each (directions, B, H / directions)."""
-
-_LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-
-_PASSED_ON = ("use_cache", "output_hidden_states")
-"""Arguments of `generate` that reach `forward`."""
 
 
 class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
@@ -46,8 +41,7 @@ class FoundryRnnConfig(PretrainedConfig):  # type: ignore[misc]
 
     def __init__(self, settings: dict[str, Any] | None = None, vocab_size: int = 0, **kwargs: Any):
         super().__init__(**kwargs)
-        self.settings = settings or {}
-        self.vocab_size = vocab_size
+        self.settings, self.vocab_size = settings or {}, vocab_size
         rnn = self.settings.get("rnn", {})
         size, ways = rnn.get("hidden_size", 0), 2 if rnn.get("bidirectional") else 1
         # A model without embeddings reads one-hot vectors: its table has the products of its first layer.
@@ -71,7 +65,7 @@ class FoundryRnnStates(ModelOutput):  # type: ignore[misc]
         last_hidden_state: What the layer onto the vocabulary reads, (B, T, H).
         hidden_states: What the first layer reads, and what each layer returns, each (B, T, width). The last of them is
             `last_hidden_state`, after dropout and the projection of tied embeddings of another width.
-        state: The recurrent state after the last real token of each row.
+        state: With `use_cache=True` the recurrent state after the last real token of each row.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -95,7 +89,7 @@ class FoundryRnnPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     config_class = FoundryRnnConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _no_split_modules = ["LSTM", "GRU", "RNN"]  # noqa: RUF012 - with `device_map`, each on one device
+    _no_split_modules = ["FoundryRnnModel"]  # noqa: RUF012 - with `device_map`, on one device: layers are not called
     _keys_to_ignore_on_load_unexpected = [r"output_layer\."]  # noqa: RUF012 - of the language model
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -139,10 +133,10 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
             self.output_layer = nn.Linear(config.hidden_size, config.vocab_size, bias=rnn["bias"])
         self.post_init()
 
-    def _new_layers(self, width: int, size: int, number: int) -> nn.RNNBase:
+    def _new_layers(self, width: int, size: int, number: int) -> Any:
         rnn, cell = self.config.settings["rnn"], str(self.config.cell)
         kind = {"nonlinearity": rnn["nonlinearity"]} if cell == "rnn" else {}
-        return _LAYERS[cell](width, size, number, bias=rnn["bias"], bidirectional=self.both, **kind)
+        return getattr(nn, cell.upper())(width, size, number, bias=rnn["bias"], bidirectional=self.both, **kind)
 
     def forward(
         self,
@@ -152,14 +146,16 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         state: State | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return the hidden states, and the recurrent state.
+        """Return the hidden states.
 
         Args:
             input_ids: (B, T); or instead `inputs_embeds`, (B, T, E).
             attention_mask: 1 for real tokens, (B, T), or wider: it may also cover the tokens before `state`.
             state: What the model returned after the tokens that come before.
+            use_cache: Return the state, too; not by default, for pipelines take every output for a row for each text.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -188,15 +184,10 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         layers[-1] = self.dropped(layers[-1], "output_dropout")
         if self.projection is not None:
             layers[-1] = self.projection(layers[-1])
-        output = FoundryRnnStates(
-            last_hidden_state=layers[-1],
-            hidden_states=tuple(layers) if self._asked(output_hidden_states) else None,
-            state=None if self.both else tuple(after),
-        )
-        return self._answer(output, return_dict)
-
-    def _asked(self, output_hidden_states: bool | None) -> bool:
-        return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = tuple(layers) if asked else None
+        carried = tuple(after) if use_cache and not self.both else None
+        return self._answer(FoundryRnnStates(layers[-1], hidden_states, carried), return_dict)
 
     def dropped(self, x_BTE: torch.Tensor, place: str) -> torch.Tensor:
         """Apply the dropout of a place in training; if it is locked, the same to all tokens of a row."""
@@ -217,10 +208,9 @@ class FoundryRnnModel(FoundryRnnPreTrainedModel):
         passes_on: The layer's input is its products with one-hot vectors, so that its input weights are an identity.
         """
         found = []
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
         identities = iter(torch.eye(self.config.embedding_size).to(self.embedding.weight).chunk(2 if self.both else 1))
         for way in ("", "_reverse") if self.both else ("",):
-            for name in names:
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]:
                 given = passes_on and name == "weight_ih"
                 found.append(next(identities) if given else getattr(module, f"{name}_l{layer}{way}"))
         return found
@@ -296,17 +286,17 @@ class _LanguageModel(FoundryRnnPreTrainedModel):
             labels: For the causal model the input ids: they are shifted here.
             num_items_in_batch: From transformers' Trainer: the number by which the sum of the losses is divided.
         """
-        states = self.model(input_ids, attention_mask, inputs_embeds, state, output_hidden_states, True)
+        carries = self._is_stateful if use_cache is None else use_cache
+        states = self.model(input_ids, attention_mask, inputs_embeds, state, output_hidden_states, True, carries)
         logits_BTV = self.model.output_layer(states.last_hidden_state)
         loss = None
         if labels is not None:
-            ahead = 1 if isinstance(self, GenerationMixin) else 0
+            ahead = 1 if self._is_stateful else 0  # in transformers 4 every model is a GenerationMixin
             predictions = logits_BTV[:, : logits_BTV.shape[1] - ahead].flatten(0, 1).float()
             targets = labels[:, ahead:].flatten().to(predictions.device)
             loss = F.cross_entropy(predictions, targets, reduction="mean" if num_items_in_batch is None else "sum")
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
-        carried = None if use_cache is False else states.state
-        output = FoundryRnnOutput(loss=loss, logits=logits_BTV, hidden_states=states.hidden_states, state=carried)
+        output = FoundryRnnOutput(loss=loss, logits=logits_BTV, hidden_states=states.hidden_states, state=states.state)
         return self._answer(output, return_dict)
 
 
@@ -322,7 +312,7 @@ class FoundryRnnForCausalLM(_LanguageModel, GenerationMixin):  # type: ignore[mi
     def prepare_inputs_for_generation(
         self, input_ids: Any, state: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        passed: dict[str, Any] = {name: kwargs[name] for name in _PASSED_ON if name in kwargs}
+        passed: dict[str, Any] = {key: kwargs[key] for key in ("use_cache", "output_hidden_states") if key in kwargs}
         if state is not None:
             return {"input_ids": input_ids[:, -1:], "state": state, **passed}
         given = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
@@ -366,6 +356,7 @@ class _Classifier(FoundryRnnPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> Any:
@@ -373,8 +364,7 @@ class _Classifier(FoundryRnnPreTrainedModel):
         states = self.model(input_ids, attention_mask, inputs_embeds, None, output_hidden_states, True)
         logits = self.score(self._read(states.last_hidden_state, attention_mask))
         loss = None if labels is None else self._loss(logits, labels)
-        output = FoundryRnnOutput(loss=loss, logits=logits, hidden_states=states.hidden_states)
-        return self._answer(output, return_dict)
+        return self._answer(FoundryRnnOutput(loss=loss, logits=logits, hidden_states=states.hidden_states), return_dict)
 
 
 class FoundryRnnForSequenceClassification(_Classifier):
