@@ -286,7 +286,6 @@ WRITES_BY_ITSELF = {
         "models.adapted_config",
         "save_pretrained",
     ): "transformers' own, for those who call it; a run saves through `storage`",
-    ("testing.kit.experiments", "copytree"): "what a kill would leave of a run, for a run that ends with the check",
     ("testing.kit.outsider", "save_file"): "runs where there is no foundry, and no `storage` of it",
     ("testing.kit.outsider", "save_pretrained"): "transformers' own, there: what is checked is that it can be opened",
     ("testing.kit.reopened", "save_pretrained"): "our own, through `storage`: what is checked is that it can be opened",

@@ -12,8 +12,6 @@ import torch
 from foundry_core import Capabilities, Objective, hookimpl
 from foundry_core.data.collators import causal_lm_collator, get_data_collator
 from foundry_core.data.workers import Batch
-from foundry_core.testing.kit.case import Suite
-from foundry_core.testing.kit.check import first_of_kinds
 from foundry_core.testing.kit.learning import knowable
 from foundry_core.testing.kit.run import chosen_checks, run_check
 
@@ -84,10 +82,6 @@ class SecondHalfWithoutShift(NoShiftInAttention):
     capabilities = Capabilities(objectives=("second_half",))
 
 
-class BothToTheLeft(AttentionModel):
-    capabilities = Capabilities(objectives=("causal_lm", "masked_lm"))
-
-
 @pytest.mark.parametrize(
     ("model_class", "skipped"),
     [
@@ -115,10 +109,3 @@ def test_what_is_readable_counts_as_known_on_random_tokens() -> None:
 def test_a_missing_shift_is_found_with_noise_from_the_collator() -> None:
     (result,) = failures(SecondHalfWithoutShift, "noise-floor")
     assert result.reason.startswith("tiny, second_half: the loss on random tokens is ")
-
-
-def test_each_objective_and_each_direction_is_looked_at() -> None:
-    kinds = [(case.objective.name, case.sees_right) for case in first_of_kinds(Suite.of("lstm").cases)]
-    assert kinds == [("causal_lm", False), ("masked_lm", True)]
-    to_the_left = first_of_kinds(suite_of(BothToTheLeft).cases)
-    assert [case.objective.name for case in to_the_left] == ["causal_lm", "masked_lm"]

@@ -40,8 +40,8 @@ class Check:
         name: Its name in `expected_failures` and `--only`.
         invariant: The first paragraph of the function's docstring.
         fix: What usually causes a failure, and how to fix it.
-        scope: "variant" runs the check for every case, "objective" for the first case of each kind, "architecture"
-            once, with the whole suite.
+        scope: "variant" runs the check for every case, "objective" for the first case of each objective and
+            direction, "architecture" once, with the whole suite.
         after: Checks whose failure makes this one fail too, besides ROOTS.
         realistic: The check is also run with realistic sizes.
     """
@@ -115,25 +115,10 @@ def subjects(one: Check, suite: Suite) -> tuple[list[Case | Suite], str]:
     if one.scope == "architecture":
         return [suite], ""
     if one.scope == "objective":
-        cases = first_of_kinds(cases)
+        first = {(case.objective.name, case.sees_right): case for case in reversed(cases)}
+        cases = [case for case in cases if case in first.values()]
     large = [case for case in suite.realistic if one.realistic and one.needs(case) is None]
     return [*cases, *large], ""
-
-
-def first_of_kinds(cases: Sequence[Case]) -> list[Case]:
-    """Return the first case of each kind, which is an objective and a direction.
-
-    A kind is left out if others have its objective and its direction: what a model that sees only to its left computes
-    does not depend on its objective, and the checks of scope "variant" look at the losses of both.
-    """
-    kinds: dict[tuple[str, bool], Case] = {}
-    for case in cases:
-        kinds.setdefault((case.objective.name, case.sees_right), case)
-    for kind in list(kinds):
-        others = kinds.keys() - {kind}
-        if all(any(other[part] == kind[part] for other in others) for part in (0, 1)):
-            del kinds[kind]
-    return list(kinds.values())
 
 
 def declared(capability: str) -> Needs:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import string
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,10 +29,10 @@ from foundry_core.storage.files import write_file
 from foundry_core.systems import RENDEZVOUS
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import NonconformanceError, check, listed, require, unless_counting
-from foundry_core.testing.kit.processes import forked, within_this_machine
+from foundry_core.testing.kit.processes import die, forked, killed, within_this_machine
 from foundry_core.training.run import run
 
-_STEPS, _KILLED_AFTER, _MICRO_BATCHES = 12, 5, 2
+_STEPS, _KILLED_AFTER, _MICRO_BATCHES = 8, 4, 2
 _DIVIDED_STEPS, _DIVIDED_MICRO_BATCHES = 3, 4
 """Of a step, so that each of two processes has one after another."""
 
@@ -48,17 +47,16 @@ _DIVIDED_STEPS, _DIVIDED_MICRO_BATCHES = 3, 4
     "counters, caches or generators on the model.",
 )
 def exact_resume(case: Case) -> None:
-    """A run of 12 steps with dropout that is resumed from what a kill after the fifth leaves ends with the same
-    weights, optimizer state, losses and ledger as an uninterrupted run, bit for bit.
+    """A run of 8 steps with dropout that is killed after the fourth and resumed ends with the same weights, optimizer
+    state, losses and ledger as an uninterrupted run, bit for bit.
     """
     with TemporaryDirectory(dir=case.folder) as folder:
-        alone = _experiment(
-            case, Path(folder), "alone", _STEPS, _MICRO_BATCHES, checkpoints={"steps": [_KILLED_AFTER - 1]}
+        alone, resumed = (
+            _experiment(case, Path(folder), name, _STEPS, _MICRO_BATCHES, checkpoints={"steps": [_KILLED_AFTER - 1]})
+            for name in ("alone", "resumed")
         )
-        place = alone.training.model_copy(update={"output_dir": str(Path(folder) / "resumed")})
-        resumed = alone.model_copy(update={"training": place})
-        forked(lambda: _run_and_keep(alone, resumed))
-        forked(lambda: _run(resumed, resume=True))
+        killed(lambda: _run_until_killed(resumed))
+        forked(lambda: _run(alone), lambda: _run(resumed, resume=True))
         expected, found = _left_by(alone), _left_by(resumed)
     for what in expected:
         require(found[what] == expected[what], f"after a kill, {what} differ from those of an uninterrupted run")
@@ -92,19 +90,17 @@ def _experiment(
     )
 
 
-def _run_and_keep(config: ExperimentConfig, other: ExperimentConfig) -> bytes:
-    """Carry out a run, and copy the files that a kill in the middle of the sixth step would leave, for the other."""
+def _run_until_killed(config: ExperimentConfig) -> None:
     passes = 0
 
     def count(module: nn.Module, inputs: Any) -> None:
         nonlocal passes
         passes += isinstance(module, BaseLanguageModel) and module.training
-        if passes == _KILLED_AFTER * _MICRO_BATCHES + 2:
-            passes += 1
-            shutil.copytree(config.training.output_dir, other.training.output_dir)
+        if passes == _KILLED_AFTER * _MICRO_BATCHES + 2:  # in the middle of a step
+            die()
 
     register_module_forward_pre_hook(count)
-    return _run(config)
+    run(config, quiet=True)
 
 
 def _run(config: ExperimentConfig, *, resume: bool = False) -> bytes:

@@ -15,7 +15,6 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import dynamic_module_utils
 
 NEW_TOKENS = 6
 """The length of generated continuations."""
@@ -39,7 +38,6 @@ def look(parent: str) -> None:
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    _parse_once()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)  # what nobody initialises is NaN, not what memory had
     found: dict[str, torch.Tensor] = {}
@@ -58,19 +56,6 @@ def look(parent: str) -> None:
             except Exception as error:  # noqa: BLE001 - reported by the check
                 problems[name] = " ".join(f"{type(error).__name__}: {error}".split())
     save_file(found, str(Path(parent) / ANSWER), metadata={"problems": json.dumps(problems)})
-
-
-def _parse_once() -> None:
-    """Let transformers parse a module once, not for each class that it takes from it: two fifths of the time."""
-    imports, parse = dict[bytes, list[str]](), dynamic_module_utils.get_imports
-
-    def get_imports(filename: str) -> list[str]:
-        content = Path(filename).read_bytes()
-        if content not in imports:
-            imports[content] = parse(filename)
-        return imports[content]
-
-    dynamic_module_utils.get_imports = get_imports
 
 
 @torch.no_grad()

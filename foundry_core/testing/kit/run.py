@@ -16,10 +16,10 @@ import torch
 from transformers.utils import logging
 
 from foundry_core.errors import UsageError, did_you_mean, traced
-
-# Each registers its checks when it is imported.
 from foundry_core.random_streams import seed_generators
 from foundry_core.registry.isolation import last_line_in
+
+# Each registers its checks when it is imported.
 from foundry_core.testing.kit import (  # noqa: F401
     cost,
     counting,
