@@ -37,6 +37,16 @@ def uniform(bits: np.ndarray) -> np.ndarray:
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
+def seed_generators(seed: int) -> None:
+    """Seed whatever torch draws from by default.
+
+    Where there is no GPU, torch.manual_seed notes three times where it was called from: 0.2 to 1 ms instead of 2 us.
+    """
+    import torch
+
+    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(seed)
+
+
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Restore the random generators of torch (GPUs included), numpy and Python at the end. Takes 0.1 ms."""

@@ -14,7 +14,7 @@ from foundry_core.models.building import build, build_context
 from foundry_core.models.folder import load_model, model_files, stored_tensors
 from foundry_core.models.interface import LanguageModel, Settings_co
 from foundry_core.models.tensor_file import weights_file
-from foundry_core.random_streams import derive, kept_generators
+from foundry_core.random_streams import derive, kept_generators, seed_generators
 from foundry_core.run_folder import WEIGHTS
 from foundry_core.storage.files import InPlaceFolder
 
@@ -82,7 +82,7 @@ def create_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | 
     """
     context = build_context(config, tokenizer)
     with model_memory_watched(), kept_generators():
-        torch.manual_seed(derive(config.seed("initialisation"), "initialisation"))
+        seed_generators(derive(config.seed("initialisation"), "initialisation"))
         model = build(config, context)
     assert isinstance(model, BaseLanguageModel)
     return model

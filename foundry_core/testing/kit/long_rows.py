@@ -11,6 +11,7 @@ import torch
 
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED, language_loss
+from foundry_core.random_streams import seed_generators
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import (
     NonconformanceError,
@@ -191,7 +192,7 @@ def _errors(
         """Return a number for each row, computed from the tokens that see the moved vectors."""
         with torch.no_grad():
             moved.copy_(distance * moving[..., None] * direction)
-        torch.manual_seed(0)
+        seed_generators(0)
         logits: torch.Tensor = model(ids).logits
         return ((logits.double() @ readout) * reading).sum(dim=1)
 

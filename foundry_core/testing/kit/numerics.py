@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from foundry_core.models.base import BaseLanguageModel
+from foundry_core.random_streams import seed_generators
 from foundry_core.testing.kit.case import DEFAULTS, ODD_SIZES, RECIPE, Case
 from foundry_core.testing.kit.check import (
     check,
@@ -277,7 +278,7 @@ def _three_steps(case: Case, number: int) -> tuple[dict[str, torch.Tensor], byte
     """Train a new model for three steps with dropout; return its tensors and the state of the generator."""
     model = case.model(dropout=0.2).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    torch.manual_seed(number)
+    seed_generators(number)
     for step in range(3):
         ids = case.ids(4, case.length, seed=step)
         optimizer.zero_grad()

@@ -24,6 +24,7 @@ from foundry_core.errors import ConfigError, did_you_mean
 from foundry_core.models.base import create_model
 from foundry_core.models.building import build, build_context
 from foundry_core.models.interface import LanguageModel
+from foundry_core.random_streams import seed_generators
 from foundry_core.registry import hookspecs
 from foundry_core.registry.architecture import PLUGIN_API_VERSION
 from foundry_core.registry.discovery import Installed, installed
@@ -317,7 +318,7 @@ def _used_twice(case: Case) -> bytes:
         before, states = settings(), []
         with watched() as seen:
             for seed in (1, 2):
-                torch.manual_seed(seed)
+                seed_generators(seed)
                 use()
                 states.append(torch.random.get_rng_state())
         touched = changed(before, settings())

@@ -1,7 +1,9 @@
-"""Other processes for the checks: forked children of this process, and fresh Python processes."""
+"""Other processes for the checks: forked children of this process, fresh Python processes, and forks of such a one."""
 
 from __future__ import annotations
 
+import atexit
+import json
 import multiprocessing
 import os
 import signal
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from foundry_core.testing.kit.check import NonconformanceError
 
@@ -136,3 +139,85 @@ def fresh(code: str, *arguments: str, seconds: float = 120, hash_seed: str = "ra
         last = next(reversed(ended.stderr.strip().splitlines()), f"exit code {ended.returncode}")
         raise NonconformanceError(f"in a fresh process: {last}")
     return ended.stdout
+
+
+_SERVER = """
+import gc, json, os, signal, sys, traceback
+gc.disable()
+import safetensors.torch, torch
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+gc.freeze()
+for line in sys.stdin:
+    code, sys.argv[1:], errors, seconds = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.alarm(seconds)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os.dup2(2, 1)
+        code_of_exit = 1
+        try:
+            exec(code, {"__name__": "__main__"})
+            code_of_exit = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code_of_exit)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Warm:
+    """A fresh process that has imported torch and transformers, and nothing of foundry or a plugin.
+
+    Programs run in forks of it, each of which starts with that state. The two that a check of an architecture needs
+    have one import of torch and transformers, which takes longer than all that they do.
+    """
+
+    _current: Warm | None = None
+
+    def __init__(self, folder: Path, hash_seed: str):
+        self.folder, self.hash_seed = folder, hash_seed
+        command, environment = fresh_command(_SERVER)
+        environment |= {"PYTHONHASHSEED": hash_seed, "HF_MODULES_CACHE": str(folder / "modules")}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        atexit.register(self.close)
+
+    @classmethod
+    def of(cls, folder: Path, hash_seed: str | None = None) -> Warm:
+        """Return the process for a folder, the running one if it is that and has the hash seed.
+
+        Args:
+            folder: Of the suite; what is written for the process lies in it.
+            hash_seed: The PYTHONHASHSEED; None for any.
+        """
+        now = cls._current
+        if now is None or now.folder != folder or hash_seed not in (None, now.hash_seed):
+            if now is not None:
+                now.close()
+            cls._current = now = cls(folder, hash_seed or "random")
+        return now
+
+    def run(self, code: str, *arguments: str, seconds: int = 120) -> None:
+        """Run a program in a fork.
+
+        Raises:
+            NonconformanceError: The program failed; the message is the last line of its standard error.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        errors = self.folder / "errors"
+        print(json.dumps([code, arguments, str(errors), seconds]), file=self._process.stdin, flush=True)
+        ended = self._process.stdout.readline().strip()
+        if ended != "0":
+            said = errors.read_text(errors="replace") if ended else self._process.communicate()[1]
+            last = next(reversed(said.strip().splitlines()), f"exit code {ended or self._process.returncode}")
+            raise NonconformanceError(f"in a fresh process: {last}")
+
+    def close(self) -> None:
+        """End the process."""
+        atexit.unregister(self.close)
+        self._process.communicate()

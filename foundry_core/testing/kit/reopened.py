@@ -25,15 +25,14 @@ from foundry_core.models.base import BaseLanguageModel
 from foundry_core.registry.loading import shipped_by
 from foundry_core.storage.files import write_file
 from foundry_core.testing.kit.case import Case, Suite
-from foundry_core.testing.kit.processes import forked, fresh, hash_seed_that_reverses
+from foundry_core.testing.kit.processes import Warm, forked, hash_seed_that_reverses
 from foundry_core.testing.kit.surroundings import changed, settings, watched
 
 _REQUEST, _ANSWER = "request.safetensors", "answer.safetensors"
 _PROGRAM = """
-import gc, sys
+import sys
 from foundry_core.testing.kit.reopened import open_all
 open_all(*sys.argv[1:])
-gc.freeze()
 """
 _OTHER_SEED = 99
 
@@ -92,8 +91,8 @@ def elsewhere(suite: Suite) -> Elsewhere:
     write_file(parent / _REQUEST, save(ids, metadata=auto_classes))
     target = suite.architecture.model_class
     if isinstance(target, str):
-        hash_seed = hash_seed_that_reverses(_neighbours(suite))
-        fresh(_PROGRAM, str(parent), suite.architecture.name, target.partition(":")[0], hash_seed=hash_seed)
+        elsewhere = Warm.of(suite.folder, hash_seed_that_reverses(_neighbours(suite)))
+        elsewhere.run(_PROGRAM, str(parent), suite.architecture.name, target.partition(":")[0])
     else:  # a class defined in this process: a forked child has the class
         forked(lambda: open_all(str(parent)))
     with safe_open(str(parent / _ANSWER), framework="pt") as file:

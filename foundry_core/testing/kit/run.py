@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging
 
 from foundry_core.errors import UsageError, did_you_mean, traced
+from foundry_core.random_streams import seed_generators
 from foundry_core.registry.isolation import last_line_in
 
 # Each registers its checks when it is imported.
@@ -156,7 +157,7 @@ def fixed_conditions() -> Iterator[None]:
         with kept_surroundings():
             warnings.simplefilter("ignore")
             torch.set_num_threads(1)
-            torch.manual_seed(0)
+            seed_generators(0)
             yield
     finally:
         gc.set_threshold(*thresholds)

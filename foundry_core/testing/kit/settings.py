@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from foundry_core.random_streams import seed_generators
 from foundry_core.schema import Activation
 from foundry_core.testing.kit.case import ODD_SIZES, Case, Suite
 from foundry_core.testing.kit.check import check, differentiated, listed, named_gradients, not_looked_at, require
@@ -205,7 +206,7 @@ class _Built:
         labels = case.labels(ids, mask)
         with watching:
             for training in (False, True):
-                torch.manual_seed(0)
+                seed_generators(0)
                 output = model.train(training)(ids, attention_mask=mask, labels=labels)
                 found += [output.logits.detach(), output.loss.detach()]
             differentiated(case, output.loss)

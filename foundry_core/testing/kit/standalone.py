@@ -27,7 +27,7 @@ from foundry_core.storage.files import write_file
 from foundry_core.testing.kit import outsider
 from foundry_core.testing.kit.case import Case, Suite
 from foundry_core.testing.kit.check import NonconformanceError, check, require, require_close, require_equal
-from foundry_core.testing.kit.processes import fresh
+from foundry_core.testing.kit.processes import Warm
 
 _WITHOUT = """
 import os, sys
@@ -57,7 +57,7 @@ def standalone(suite: Suite) -> None:
     what ids give, new heads learn, what they have learned the adapter of checkpoints reads in the same way, a model
     that is saved opens again, and one in bfloat16 computes and writes.
     """
-    compare_elsewhere(suite, fresh)
+    compare_elsewhere(suite, lambda program, *arguments: Warm.of(suite.folder).run(program, *arguments))
 
 
 def compare_elsewhere(suite: Suite, run: Callable[..., object], *, beams: bool = True) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from foundry_core.models.base import BaseLanguageModel
 from foundry_core.models.loss import IGNORED, language_loss
+from foundry_core.random_streams import seed_generators
 from foundry_core.testing.kit.case import Case
 from foundry_core.testing.kit.check import (
     NonconformanceError,
@@ -120,7 +121,7 @@ def derivative(case: Case) -> None:
 
 def exact_loss(model: BaseLanguageModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean loss in float64; core's fp32 loss is not precise enough."""
-    torch.manual_seed(0)
+    seed_generators(0)
     logits = model(ids).logits.double()
     if model.context.objective.causal:
         logits, labels = logits[:, :-1], labels[:, 1:]

@@ -18,6 +18,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 
+def _views(*sequences_TB: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Return for each step the views (B, ...) of all sequences (T, B, ...)."""
+    return list(zip(*(each.unbind() for each in sequences_TB), strict=True))
+
+
 class _Layer(torch.autograd.Function):
     """One layer in one direction: states (T, B, H) after each step, given input products (T, B, G) and a state."""
 
@@ -39,18 +44,24 @@ class _Layer(torch.autograd.Function):
         open_TBG = torch.empty_like(products_TBG) if ctx.gru else None
         share_TBH = products_TBG.new_empty(length, batch, width) if ctx.gru else None
         product_BG = products_TBG.new_empty(batch, gates)
-        transposed = weight_GH.t()
-        for t in range(length):
-            torch.addmm(bias_G, states[t], transposed, out=product_BG)
-            if open_TBG is None or share_TBH is None:
-                product_BG.add_(products_TBG[t])
-                torch.clamp(product_BG, min=0, out=states[t + 1]) if relu else torch.tanh(product_BG, out=states[t + 1])
-                continue
-            both, candidate = open_TBG[t, :, : 2 * width], open_TBG[t, :, 2 * width :]
-            torch.add(products_TBG[t, :, : 2 * width], product_BG[:, : 2 * width], out=both).sigmoid_()
-            share_TBH[t] = product_BG[:, 2 * width :]
-            torch.addcmul(products_TBG[t, :, 2 * width :], both[:, :width], share_TBH[t], out=candidate).tanh_()
-            torch.lerp(candidate, states[t], both[:, width:], out=states[t + 1])
+        transposed, steps = weight_GH.t(), states.unbind()
+        # Views of all steps are taken at once: to index a tensor takes as long as to compute with a few rows.
+        if open_TBG is None or share_TBH is None:
+            for given_BG, before, after in zip(products_TBG.unbind(), steps[:-1], steps[1:], strict=True):
+                torch.addmm(bias_G, before, transposed, out=product_BG).add_(given_BG)
+                torch.clamp(product_BG, min=0, out=after) if relu else torch.tanh(product_BG, out=after)
+        else:
+            both_BG, candidate_BH = torch.split(product_BG, [2 * width, width], dim=1)
+            given = (*torch.split(products_TBG, [2 * width, width], dim=2), open_TBG[..., : 2 * width])
+            views = _views(*given, *torch.split(open_TBG, width, dim=2), share_TBH)
+            for (of_both, of_candidate, both, reset, update, candidate, share), before, after in zip(
+                views, steps[:-1], steps[1:], strict=True
+            ):
+                torch.addmm(bias_G, before, transposed, out=product_BG)
+                torch.add(of_both, both_BG, out=both).sigmoid_()
+                share.copy_(candidate_BH)
+                torch.addcmul(of_candidate, reset, share, out=candidate).tanh_()
+                torch.lerp(candidate, before, update, out=after)
         ctx.save_for_backward(states, weight_GH, open_TBG, share_TBH)
         return states[1:]
 
@@ -62,25 +73,33 @@ class _Layer(torch.autograd.Function):
         of_input_TBG = states.new_empty(length, batch, len(weight_GH))
         of_state_TBG = torch.empty_like(of_input_TBG) if ctx.gru else of_input_TBG
         carried = torch.zeros_like(states[0])
-        for t in reversed(range(length)):
-            carried += gradients_TBH[t]
-            if not ctx.gru:
+        if not ctx.gru:
+            for gradient, after, of_input in reversed(_views(gradients_TBH, states[1:], of_input_TBG)):
+                carried += gradient
                 if ctx.relu:
-                    torch.mul(carried, states[t + 1] > 0, out=of_input_TBG[t])
+                    torch.mul(carried, after > 0, out=of_input)
                 else:
-                    torch.ops.aten.tanh_backward(carried, states[t + 1], grad_input=of_input_TBG[t])
-                torch.mm(of_input_TBG[t], weight_GH, out=carried)
-                continue
-            reset, update, candidate = open_TBG[t].split(width, dim=1)
-            of_reset, of_update, of_candidate = of_input_TBG[t].split(width, dim=1)
-            through_update = carried * update
-            torch.mul(carried - through_update, 1 - candidate * candidate, out=of_candidate)
-            torch.mul(through_update, (states[t] - candidate).mul_(1 - update), out=of_update)
-            through_reset = of_candidate * reset
-            torch.mul(through_reset * share_TBH[t], 1 - reset, out=of_reset)
-            of_state_TBG[t, :, : 2 * width] = of_input_TBG[t, :, : 2 * width]
-            of_state_TBG[t, :, 2 * width :] = through_reset
-            carried = torch.addmm(through_update, of_state_TBG[t], weight_GH)
+                    torch.ops.aten.tanh_backward(carried, after, grad_input=of_input)
+                torch.mm(of_input, weight_GH, out=carried)
+        else:
+            reset, update, candidate = open_TBG.split(width, dim=2)
+            # What needs no gradient is computed for all steps at once.
+            slope, way = 1 - candidate * candidate, (states[:-1] - candidate).mul_(1 - update)
+            known = _views(gradients_TBH, reset, 1 - reset, update, slope, way, share_TBH)
+            of_gates = _views(*of_input_TBG.split(width, dim=2), of_input_TBG[..., : 2 * width])
+            of_products = _views(of_state_TBG[..., : 2 * width], of_state_TBG[..., 2 * width :], of_state_TBG)
+            for t in reversed(range(length)):
+                gradient, reset, shut, update, slope, way, share = known[t]
+                of_reset, of_update, of_candidate, of_both = of_gates[t]
+                both, through_reset, of_state = of_products[t]
+                carried += gradient
+                through_update = carried * update
+                torch.mul(carried - through_update, slope, out=of_candidate)
+                torch.mul(through_update, way, out=of_update)
+                torch.mul(of_candidate, reset, out=through_reset)
+                torch.mul(through_reset * share, shut, out=of_reset)
+                both.copy_(of_both)
+                carried = torch.addmm(through_update, of_state, weight_GH)
         flat = of_state_TBG.flatten(0, 1)
         return of_input_TBG, carried, flat.t() @ states[:-1].flatten(0, 1), flat.sum(dim=0), None
 
