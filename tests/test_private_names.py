@@ -17,7 +17,7 @@ from tests.test_rules import CORE_FILES, ROOT, dotted, parsed, where
 TEST_FILES = sorted({*(ROOT / "tests").rglob("*.py"), *ROOT.glob("plugins/*/tests/**/*.py"), ROOT / "conftest.py"})
 TEST_FILES.remove(Path(__file__))  # it holds examples of what it forbids
 PRIVATE = re.compile(r"_(?!_)\w+")
-OF_OTHERS = {"_is_stateful", "_module"}
+OF_OTHERS = {"_is_stateful", "_module", "_no_split_modules"}
 """Private names of transformers and nnsight that core defines, too."""
 
 

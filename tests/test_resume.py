@@ -230,6 +230,7 @@ def test_a_killed_data_worker_ends_a_run_that_resumes_exactly(experiment, tmp_pa
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_says_how_to_go_on_and_a_later_run_does(experiment, tmp_path):
     config = experiment("lstm", tmp_path, training={"train_steps": 100_000, "checkpoints": {"steps": [2]}})
     path = tmp_path / "x.yaml"

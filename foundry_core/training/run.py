@@ -58,7 +58,6 @@ def run(
     """Carry out an experiment, from the corpus to the last checkpoint; return where training stands at the end.
 
     Args:
-        config: The experiment.
         resume: Continue from the newest valid checkpoint; "auto": where there are any. False refuses such a folder.
         allowed_changes: Configuration keys that may differ from those of the checkpoint, also of `training.start_from`.
         extra_observers: Objects with hook implementations.
