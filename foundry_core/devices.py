@@ -204,3 +204,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     too_large = ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed")
     texts = (*too_large, "MPS backend out of memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
+
+
+def backend_of(device: torch.device, processes: int) -> str:
+    """Return what processes communicate by; on GPUs, take the one of this process."""
+    if device.type == "mps" and processes > 1:
+        raise UsageError("training.device: a Mac has one GPU, for one process; use cpu")
+    if device.type != "cuda":
+        return "gloo"
+    local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if (here := max(local + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))) > there:  # srun does not set the size
+        raise UsageError(f"{here} processes need as many GPUs, and torch finds {there}")
+    torch.cuda.set_device(local)
+    return "cpu:gloo,cuda:nccl"

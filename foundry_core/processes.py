@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from hashlib import sha256
 from itertools import count
@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from foundry_core.devices import backend_of
 from foundry_core.errors import EndedElsewhereError, FoundryError, TrainingError, UsageError, warnings_silenced
 from foundry_core.systems import RENDEZVOUS, started_together
 
@@ -34,8 +35,7 @@ _ANSWER_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 _INTERRUPTED = 130
 _runs = count()
-# Under its name since torch 2.13, and before.
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # before torch 2.13
 
 
 class World:
@@ -266,16 +266,28 @@ class World:
             f"process {which} of {self.size} was killed or lost; go on from the last checkpoint with --resume"
         )
 
-    def answer(self) -> None:
-        """Answer the question who is still there, once it is asked; for a thread of its own.
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answer the question who is still there in a thread of its own: the main one may be waiting for a process.
 
-        The main thread may be waiting in an operation with a process that is there, and notice nothing.
+        It ends with the run: Python aborts a process that ends while a thread is in the store, one run in some hundred.
         """
-        assert self._store is not None
-        with suppress(RuntimeError):  # the store has gone, and the run with it
-            while not self._has("asked"):
-                time.sleep(_ANSWER_SECONDS)
-            self._store.set(f"alive/{self.rank}", "")
+        ended = threading.Event()
+
+        def answer() -> None:
+            with suppress(RuntimeError):  # the store has gone, and the run with it
+                while not self._has("asked"):
+                    if ended.wait(_ANSWER_SECONDS):
+                        return
+                self._store.set(f"alive/{self.rank}", "")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(_GONE_SECONDS)
 
     def ended_with(self, error: BaseException) -> BaseException:
         """Record that this process ends; return what to end with, a silent error if another one reports the same."""
@@ -358,39 +370,27 @@ def joined(choose_device: Callable[[], torch.device]) -> Iterator[World]:
         return
     (store, rank, size), run = _store_of_run(), next(_runs)
     world = World(rank, size, _part(store, f"foundry/{run}"))
-    try:
-        backend = _backend(choose_device(), size)
-        world.find_others()
-        threading.Thread(target=world.answer, daemon=True).start()
-        with world.watched():  # another process may end while this one still connects to it
-            own = _part(store, f"torch/{run}")
-            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
-        if RENDEZVOUS in os.environ:
-            threading.Thread(target=_stop_with_launcher, daemon=True).start()
-        with warnings_silenced(not world.first):
-            yield world
-    except BaseException as error:
-        ended = world.ended_with(error)
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        _stay(world)
-        if ended is error:
-            raise
-        raise ended from error
-    dist.destroy_process_group()
-
-
-def _backend(device: torch.device, processes: int) -> str:
-    """Return what processes communicate by; on GPUs, take the one of this process."""
-    if device.type == "mps" and processes > 1:
-        raise UsageError("training.device: a Mac has one GPU, for one process; use cpu")
-    if device.type != "cuda":
-        return "gloo"
-    local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if (here := max(local + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))) > there:  # srun does not set the size
-        raise UsageError(f"{here} processes need as many GPUs, and torch finds {there}")
-    torch.cuda.set_device(local)
-    return "cpu:gloo,cuda:nccl"
+    with ExitStack() as held:
+        try:
+            backend = backend_of(choose_device(), size)
+            world.find_others()
+            held.enter_context(world.answering())
+            with world.watched():  # another process may end while this one still connects to it
+                own = _part(store, f"torch/{run}")
+                dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
+            if RENDEZVOUS in os.environ:
+                threading.Thread(target=_stop_with_launcher, daemon=True).start()
+            with warnings_silenced(not world.first):
+                yield world
+        except BaseException as error:
+            ended = world.ended_with(error)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            _stay(world)
+            if ended is error:
+                raise
+            raise ended from error
+        dist.destroy_process_group()
 
 
 def _stop_with_launcher() -> None:

@@ -29,7 +29,7 @@ PLUGIN_FILES = sorted(
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "sentencepiece", "safetensors", "rich", "matplotlib", "pandas"}
 
 LAYERS = (
-    "errors random_streams run_folder systems < storage < schema devices processes < registry < config < corpus "
+    "errors random_streams run_folder systems < storage < schema devices < processes < registry < config < corpus "
     "< tokenization < models < data < checkpoints < evaluation < training < analysis < study < publishing < testing "
     "< cli"
 )
