@@ -57,7 +57,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process prepares, writes, saves and reports; the others only compute."""
+        """Check whether this process prepares, writes, saves and reports; the others only compute."""
         return self.rank == 0
 
     def part(self, count: int) -> range:

@@ -293,7 +293,7 @@ def test_equal_weights_in_a_study_are_left_out_of_one_run(experiment, trained, t
     assert push(runs, tmp_path / "sent", *advice, repository="anna/x") == 0
     assert {path.parent.name for path in (tmp_path / "sent").glob("*/step-0")} == {"x-a"}
     assert push(runs, tmp_path / "new", "--leave-out", "a/step-1", repository="anna/x") == 2
-    assert "--leave-out a/step-1: there is no such revision. Did you mean" in capsys.readouterr().err
+    assert "--leave-out a/step-1: this is not a revision of a run here. Did you mean" in capsys.readouterr().err
 
 
 # Sending, and loading what was sent.

@@ -36,7 +36,7 @@ Batch: TypeAlias = dict[str, torch.Tensor]
 
 
 _CHILDREN_SIGNAL = hasattr(signal, "SIGCHLD")
-"""Whether the system tells a process that a child has ended; Windows does not."""
+"""Set where the system reports the end of a child to its parent; not on Windows."""
 
 
 class _DiedError(BaseException):

@@ -53,7 +53,7 @@ class WrappedLanguageModel(BaseLanguageModel[Settings_co]):
     """
 
     branches: ClassVar[bool] = False
-    """Whether only an attention mask (B, 1, T, T) and `position_ids` say what a token continues: rows can be shared."""
+    """Check whether only an attention mask (B, 1, T, T) and `position_ids` decide what a token continues."""
 
     model: Any
     arguments: AbstractSet[str]

@@ -85,7 +85,7 @@ def check_known(leave_out: Iterable[str], candidates: Iterable[Sequence[Revision
         known += [f"{each.folder.parent.name}/{name}" for run in candidates for each in run for name in each.names]
     for name in leave_out:
         if name not in known:
-            raise UsageError(f"--leave-out {name}: there is no such revision.{did_you_mean(name, known)}")
+            raise UsageError(f"--leave-out {name}: this is not a revision of a run here.{did_you_mean(name, known)}")
 
 
 def revisions_of(candidates: Sequence[Revision], leave_out: Iterable[str] = (), before: str = "") -> list[Revision]:
@@ -136,7 +136,7 @@ def _check_different(revisions: Sequence[Revision], before: str) -> None:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the revisions of a run have in common.
+    """Hold what the revisions of a run have in common.
 
     Attributes:
         files: Everything but the weights: the folder of `foundry export`, standalone if it can be.

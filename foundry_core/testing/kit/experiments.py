@@ -34,7 +34,7 @@ from foundry_core.training.run import run
 
 _STEPS, _KILLED_AFTER, _MICRO_BATCHES = 8, 4, 2
 _DIVIDED_STEPS, _DIVIDED_MICRO_BATCHES = 3, 4
-"""Of a step, so that each of two processes has one after another."""
+"""Divide a step so that each of two processes has one after another."""
 
 
 @check(

@@ -1,4 +1,4 @@
-"""What a process without foundry finds in exported folders. Its source runs there, in transformers 4.46 to 5.x.
+"""Open exported folders in a process without foundry. This source runs there, in transformers 4.46 to 5.x.
 
 Imports torch, transformers and safetensors, and nothing of foundry.
 

@@ -45,7 +45,7 @@ class FoundryMambaConfig(PretrainedConfig):  # type: ignore[misc]
 
 @dataclass
 class FoundryMambaStates(ModelOutput):  # type: ignore[misc]
-    """What the model without a head returns. It has no `logits`: tools take them wherever there is such an attribute.
+    """Hold what the model without a head returns. It has no `logits`: tools take them wherever they exist.
 
     Attributes:
         last_hidden_state: What the layer onto the vocabulary reads, (B, T, W).
@@ -61,7 +61,7 @@ class FoundryMambaStates(ModelOutput):  # type: ignore[misc]
 
 @dataclass
 class FoundryMambaOutput(ModelOutput):  # type: ignore[misc]
-    """What a model with a head returns: logits (B, T, V), of a new head (B, labels) or (B, T, labels)."""
+    """Hold what a model with a head returns: logits (B, T, V), of a new head (B, labels) or (B, T, labels)."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
